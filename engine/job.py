@@ -1,0 +1,297 @@
+"""The wire contract: every value that crosses a process boundary.
+
+Knows how a value looks and how large it may be; knows nothing of NATS, torch, SQL or Discord. Everything here is frozen,
+tagged (`type`), versioned (`v`), strict (unknown fields are refused), and every string, list and number is bounded: what
+comes from another process is untrusted until it has passed `decode`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+VERSION = 1
+MAX_STEPS = 1000
+MAX_COUNT = 4
+MAX_CONCEPTS = 8
+MAX_FRAME_BYTES = 256 * 1024
+MAX_RUNGS = 48
+
+Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]  # a ULID (github.com/ulid/spec)
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in a NATS subject token and a file name
+Text = Annotated[str, Meta(max_length=2000)]
+Sentence = Annotated[str, Meta(max_length=500)]
+Index = Annotated[int, Meta(ge=0, lt=MAX_COUNT)]
+Step = Annotated[int, Meta(ge=0, le=MAX_STEPS)]
+Seed = Annotated[int, Meta(ge=0, lt=2**32)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Side = Annotated[int, Meta(ge=16, le=4096)]
+Epoch = Annotated[int, Meta(ge=0)]
+Account = Annotated[str, Meta(max_length=64)]
+Version = Annotated[int, Meta(ge=1, le=VERSION)]
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Sampler = Literal["ddpm", "ddim", "euler", "dpmpp_2m"]
+Blame = Literal["member", "model", "worker", "us"]
+
+
+class _Value(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    v: Version = VERSION
+
+
+class Concept(Struct, frozen=True, forbid_unknown_fields=True):
+    """One weighted part of a prompt; a negative weight steers away (Liu et al. 2022, composable diffusion)."""
+
+    text: Text
+    weight: Annotated[float, Meta(ge=-10, le=10)] = 1.0
+
+
+class Ancestor(Struct, frozen=True, forbid_unknown_fields=True):
+    """A noise stream that a variation started from; `strength` is how far the next generation moved away from it."""
+
+    seed: Seed
+    index: Index
+    strength: Annotated[float, Meta(ge=0, le=1)]
+
+
+class Recipe(_Value, frozen=True, kw_only=True):
+    """Everything that decides pixels, and nothing else.
+
+    What warm-up measured (`dtype`, default `steps`) is frozen here when the recipe is made, so load never changes pixels.
+    Image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would. `lineage` lists
+    the noise streams of a variation's ancestors, oldest first: every draw (initial and per step) is the spherical
+    interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch shape (`exact` mode).
+    """
+
+    concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
+    negative: Text = ""
+    model: Name
+    revision: Annotated[str, Meta(max_length=64)] = ""
+    sampler: Sampler
+    steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+    eta: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    seed: Seed
+    guidance: Annotated[float, Meta(ge=1, le=30)]
+    width: Side
+    height: Side
+    count: Annotated[int, Meta(ge=1, le=MAX_COUNT)] = 4
+    dtype: Dtype
+    bucket: Annotated[int, Meta(ge=1, le=256)] | None = None
+    lineage: Annotated[tuple[Ancestor, ...], Meta(max_length=8)] = ()
+
+
+class Enlarge(_Value, frozen=True, kw_only=True):
+    """Enlarge one finished picture, named by its SHA-256 in the blob bucket."""
+
+    source: Sha256
+    factor: Annotated[int, Meta(ge=2, le=8)] = 4
+    method: Literal["lanczos"] = "lanczos"
+
+
+Task = Recipe | Enlarge
+
+
+class Share(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who a job's cost is charged to; the same four fields decide the fair order in the queue and in the batch."""
+
+    tier: Account
+    guild: Account
+    user: Account
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+
+
+class Job(_Value, frozen=True, kw_only=True):
+    """A task with an id and an owner. `cost` is in calibrated device-seconds; `deadline` in seconds since 1970."""
+
+    id: Id
+    task: Task
+    share: Share
+    cost: Seconds
+    pool: Name = "default"
+    attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    deadline: Annotated[float, Meta(ge=0)]
+    ladder: bool = True
+
+
+class Frame(_Value, frozen=True, kw_only=True):
+    """A live preview of one image: the model's estimate of the finished picture (x0) at step `step` of `of`."""
+
+    job: Id
+    image: Index
+    epoch: Epoch
+    step: Step
+    of: Step
+    picture: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]  # JPEG
+    seconds_left: Seconds
+
+
+class Picture(_Value, frozen=True, kw_only=True):
+    """One finished output, one message each; its bytes lie in the blob bucket under `sha256`."""
+
+    job: Id
+    image: Index
+    epoch: Epoch
+    kind: Literal["image", "ladder"]
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=1, le=256 * 1024 * 1024)]
+    width: Side
+    height: Side
+
+
+class Started(_Value, frozen=True, kw_only=True):
+    """A worker claimed the job and begins (or goes on) at `step`. The epoch is the claim's revision."""
+
+    job: Id
+    epoch: Epoch
+    worker: Name
+    step: Step = 0
+
+
+class Finished(_Value, frozen=True, kw_only=True):
+    """Every picture of the job was published before this. `cost` is what was really spent, in device-seconds."""
+
+    job: Id
+    epoch: Epoch
+    cost: Seconds
+    seconds: Seconds
+    ms_per_step: Annotated[float, Meta(ge=0)]
+
+
+class Failed(_Value, frozen=True, kw_only=True):
+    """`blame` decides the refund and the sentence: only a member's fault is charged."""
+
+    job: Id
+    epoch: Epoch
+    reason: Sentence
+    blame: Blame
+    retry: bool = False  # True: the worker could not, another may
+
+
+class Cancelled(_Value, frozen=True, kw_only=True):
+    """The rows are free; `steps` were run and are charged."""
+
+    job: Id
+    epoch: Epoch
+    steps: Step
+    cost: Seconds
+
+
+Result = Started | Picture | Finished | Failed | Cancelled
+
+
+class Rung(Struct, frozen=True, forbid_unknown_fields=True):
+    """One x0 thumbnail of the ladder (WebP) and, at every fourth rung, the latent to go on from (fp32, C-order)."""
+
+    step: Step
+    thumbnail: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]
+    latent: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
+    history: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
+
+
+class Ladder(_Value, frozen=True, kw_only=True):
+    """How one image came to be: at most 48 rungs, evenly spaced in log-SNR; deterministic, part of the result."""
+
+    job: Id
+    image: Index
+    of: Step
+    shape: Annotated[tuple[int, ...], Meta(max_length=4)]
+    rungs: Annotated[tuple[Rung, ...], Meta(max_length=MAX_RUNGS)]
+
+
+class Snapshot(_Value, frozen=True, kw_only=True):
+    """One image midway, enough to go on elsewhere: the next step `k`, latents `x`, history `h` (fp32, C-order).
+
+    Noise needs no state here: it is a function of the recipe and the step. `rungs` holds the x0 latents (fp32) that the
+    ladder has gathered so far, each with its step.
+    """
+
+    job: Id
+    image: Index
+    epoch: Epoch
+    k: Step
+    shape: Annotated[tuple[int, ...], Meta(max_length=4)]
+    x: Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
+    h: Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
+    rungs: Annotated[tuple[tuple[Step, bytes], ...], Meta(max_length=MAX_RUNGS)] = ()
+
+
+class Warm(Struct, frozen=True, forbid_unknown_fields=True):
+    """One model a worker has ready, with what calibration measured of it on that device."""
+
+    name: Name
+    revision: Annotated[str, Meta(max_length=64)]
+    dtype: Dtype
+    size: Side  # native width and height in pixels
+    multiple: Annotated[int, Meta(ge=1, le=256)]  # sides must be multiples of this
+    max_pixels: Annotated[int, Meta(ge=256, le=4096 * 4096)]
+    tokens: Annotated[int, Meta(ge=1, le=4096)]  # the text encoder reads this many
+    steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]  # default, by calibration
+    sampler: Sampler  # default
+    guidance: Annotated[float, Meta(ge=1, le=30)]  # default
+    row_ms: Annotated[float, Meta(ge=0)]  # milliseconds a row-step at native size, at the calibrated row cap
+    encode_ms: Annotated[float, Meta(ge=0)]
+    decode_ms: Annotated[float, Meta(ge=0)]
+
+
+class Presence(_Value, frozen=True, kw_only=True):
+    """What a live worker says of itself every few seconds."""
+
+    worker: Name
+    pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
+    models: Annotated[tuple[Warm, ...], Meta(max_length=64)]
+    device: Annotated[str, Meta(max_length=128)]
+    rows: Annotated[int, Meta(ge=0, le=100_000)]  # rows it takes at once
+    free: Annotated[int, Meta(ge=0, le=100_000)]  # of these, still free
+    build: Annotated[str, Meta(max_length=128)]
+
+
+class EmbedRequest(_Value, frozen=True, kw_only=True):
+    texts: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=64)]
+
+
+class EmbedReply(_Value, frozen=True, kw_only=True):
+    """Unit vectors, one a text (mean-pooled, L2-normalised), or the reason why there are none."""
+
+    vectors: Annotated[tuple[tuple[float, ...], ...], Meta(max_length=64)] = ()
+    error: Sentence = ""
+
+
+class Malformed(ValueError):
+    """Bytes from outside that are not what the contract says; the text names the first thing that is wrong."""
+
+
+T = TypeVar("T")
+
+
+def encode(value: object) -> bytes:
+    """A contract value as MessagePack."""
+    return msgspec.msgpack.encode(value)
+
+
+def decode(payload: bytes, kind: type[T]) -> T:
+    """Bytes as a value of `kind` (a struct or a union of them). Raises `Malformed`, never anything else."""
+    try:
+        return msgspec.msgpack.decode(payload, type=kind, strict=True)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise Malformed(str(error)) from error
+
+
+def rows(recipe: Recipe) -> int:
+    """Network rows a step: per image one for each concept, one for a negative prompt's or the empty guidance row.
+
+    A single concept with weight 1 at guidance 1 and no negative needs no unconditional row.
+    """
+    plain = recipe.guidance == 1.0 and not recipe.negative and recipe.concepts[0].weight == 1.0
+    free = len(recipe.concepts) == 1 and plain
+    return recipe.count * (len(recipe.concepts) + (0 if free else 1))
+
+
+def cost(recipe: Recipe, warm: Warm) -> float:
+    """Calibrated device-seconds: rows × steps × time a row-step at this size + encode + decode (`Recipe`, `Warm`)."""
+    area = recipe.width * recipe.height / (warm.size * warm.size)
+    texts = len(recipe.concepts) + 1
+    ms = rows(recipe) * recipe.steps * warm.row_ms * area + texts * warm.encode_ms + recipe.count * warm.decode_ms * area
+    return ms / 1000.0
