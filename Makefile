@@ -1,0 +1,55 @@
+# make demo   sets up .venv and opens the chatroom      make test   sets up .venv and checks everything
+PYTHON ?= python3
+PORT ?= 8189
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test lint types imports tests format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/.all ## set up what is missing, then open the chatroom
+	$(BIN)/darkroom up --port $(PORT) --open
+
+test: lint types imports tests ## set up what is missing, then check everything
+
+lint: .venv/.dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev ## basedpyright
+	$(BIN)/basedpyright
+
+imports: .venv/.dev ## import-linter: who may import whom
+	$(BIN)/lint-imports
+
+tests: .venv/.dev ## pytest
+	$(BIN)/python -m pytest
+
+format: .venv/.dev ## let ruff put things in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was set up and built
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Stamps: each is newer than what it was made from, so set-up happens once. The pinned wheels come first, by hash.
+.venv/.new:
+	$(PYTHON) -c 'import sys; sys.exit("Darkroom needs Python 3.11 or newer: make PYTHON=python3.11 …" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.pinned: pinned.txt .venv/.new
+	$(PIP) install --quiet --require-hashes --no-deps -r pinned.txt
+	touch $@
+
+.venv/.all: pyproject.toml constraints.txt .venv/.pinned
+	$(PIP) install --quiet -c constraints.txt -e '.[all]'
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt .venv/.pinned
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

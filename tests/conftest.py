@@ -1,0 +1,68 @@
+"""What every test shares: skips that fail in CI, a watch on the event loop, a free port. Knows no part of the house."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+REQUIRE_ALL = os.environ.get("REQUIRE_ALL", "") not in ("", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests' networks are too small for more
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn after every fork
+
+
+def _fail_if_skipped(report: Any) -> None:
+    """In CI nothing may be left out: a skip becomes a failure that says what was missing."""
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"REQUIRE_ALL is set, and this was left out: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, Any]:
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def needs() -> Callable[..., str]:
+    """`needs("chromium", "chromium-browser")`: the path of the first program that is here, or a skip that names it."""
+
+    def find(*programs: str) -> str:
+        for program in programs:
+            if path := shutil.which(program):
+                return path
+        pytest.skip(f"{programs[0]} is not installed on this machine")
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def event_loop_stays_free(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
+    """A blocking call that our code makes on a running event loop fails the test (`@pytest.mark.may_block` lets it)."""
+    if "asyncio" not in request.keywords or "may_block" in request.keywords:
+        yield None
+        return
+    with blockbuster_ctx(["bot", "engine"]) as watch:
+        yield watch
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
