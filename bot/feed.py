@@ -1,0 +1,148 @@
+"""In-process fan-out of what happens to jobs: queue places, live frames, ends. Newest only; never blocks a publisher.
+
+A subscriber that is slow loses old values, never the newest one and never an end: values coalesce per job (frames per image),
+an end replaces everything of its job and goes out before any preview. Knows nothing of NATS, SQL or front ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+from bot.states import State
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A waiting job's place: `place` jobs start before it; `eta` seconds until it is done, None if nobody can say."""
+
+    job: str
+    place: int
+    eta: float | None
+
+
+@dataclass(frozen=True)
+class Developing:
+    """A running job at `step` of `of`. `frames`: image index → newest JPEG, only those not yet given to this subscriber."""
+
+    job: str
+    step: int
+    of: int
+    seconds_left: float
+    frames: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The end of a job, published after it was stored. `reason` is a sentence for the member, or empty."""
+
+    job: str
+    state: State
+    reason: str
+
+
+Moment = Queued | Developing | Settled
+
+
+def merge(old: Moment | None, new: Moment) -> Moment:
+    """What a subscriber that has not yet read `old` should read once `new` has come."""
+    if isinstance(old, Developing) and isinstance(new, Developing):
+        return replace(new, step=max(old.step, new.step), frames=old.frames | new.frames)
+    return new
+
+
+class Subscription:
+    """One reader: `async with feed.subscribe() as moments: async for moment in moments`. Ends when the feed closes."""
+
+    def __init__(self, feed: Feed, job: str | None, previews: bool) -> None:
+        self.job = job
+        self.previews = previews
+        self._feed = feed
+        self._pending: dict[str, Moment] = {}
+        self._ended: dict[str, Settled] = {}
+        self._woken = asyncio.Event()
+        self._closed = False
+
+    def offer(self, moment: Moment) -> None:
+        """Take a moment if it is of interest; replaces what was not yet read of the same job."""
+        if self._closed or (self.job is not None and self.job != moment.job):
+            return
+        if isinstance(moment, Settled):
+            self._pending.pop(moment.job, None)
+            self._ended[moment.job] = moment
+        else:
+            self._pending[moment.job] = merge(self._pending.get(moment.job), moment)
+        self._woken.set()
+
+    def close(self) -> None:
+        """End the iteration after what is pending; idempotent."""
+        self._closed = True
+        self._woken.set()
+        self._feed.leave(self)
+
+    def __aiter__(self) -> AsyncIterator[Moment]:
+        return self
+
+    async def __anext__(self) -> Moment:
+        while not (self._ended or self._pending):
+            if self._closed:
+                raise StopAsyncIteration
+            self._woken.clear()
+            await self._woken.wait()
+        source: dict[str, Settled] | dict[str, Moment] = self._ended or self._pending
+        return source.pop(next(iter(source)))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Feed:
+    """The fan-out. All calls on the event loop's thread; `publish` and `subscribe` never wait."""
+
+    def __init__(self) -> None:
+        self._subscriptions: set[Subscription] = set()
+        self._newest: dict[str, Moment] = {}  # of jobs that are not over
+        self.joined = asyncio.Event()  # set when somebody subscribes; whoever renews `want` clears it
+
+    def publish(self, moment: Moment) -> None:
+        """Give a moment to everyone who listens, and keep it for who comes later, until the job is over."""
+        if isinstance(moment, Settled):
+            self._newest.pop(moment.job, None)
+        else:
+            self._newest[moment.job] = merge(self._newest.get(moment.job), moment)
+        for subscription in tuple(self._subscriptions):
+            subscription.offer(moment)
+
+    def subscribe(self, job: str | None = None, *, previews: bool = True) -> Subscription:
+        """Listen to one job or to all. Starts with the newest moment of each job that is not over.
+
+        A job that is already over says nothing more: subscribe first, then read its view. With `previews` False the
+        subscription does not ask the workers for live frames.
+        """
+        subscription = Subscription(self, job, previews)
+        self._subscriptions.add(subscription)
+        for moment in self._newest.values():
+            subscription.offer(moment)
+        self.joined.set()
+        return subscription
+
+    def leave(self, subscription: Subscription) -> None:
+        """Stop giving to this subscription; idempotent."""
+        self._subscriptions.discard(subscription)
+
+    def watched(self, job: str) -> bool:
+        """True while somebody wants to see this job's live frames."""
+        return any(one.previews and one.job in (None, job) for one in self._subscriptions)
+
+    def close(self) -> None:
+        """End every subscription (at shutdown)."""
+        for subscription in tuple(self._subscriptions):
+            subscription.close()

@@ -1,0 +1,101 @@
+"""What a front end gives to the studio and gets from it: members, places, tickets, views.
+
+Frozen values only. Knows the wire contract; knows nothing of SQL, NATS, Discord or HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bot.states import State
+from engine.job import Enlarge, Recipe
+
+Action = Literal["imagine", "vary", "reroll", "upscale"]
+PlaceKind = Literal["discord", "web", "terminal"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Who asks. `id` is unique over all front ends; `tier` decides the weight in the fair order."""
+
+    id: str
+    name: str
+    guild: str
+    tier: str = "standard"
+    moderator: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is shown; `where` belongs to the front end (for Discord: guild, channel, message, token, …)."""
+
+    kind: PlaceKind
+    where: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An accepted job. `ahead`: jobs that start before it; `eta`: seconds until it is done, None if nobody can say.
+
+    `worker` is False while no live worker can run it: say so at once. `cost` is in calibrated device-seconds.
+    """
+
+    job: str
+    ahead: int
+    eta: float | None
+    worker: bool
+    notes: tuple[str, ...]
+    prompt: str
+    steps: int
+    sampler: str
+    seed: int
+    count: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One finished image of a job; its PNG is `Studio.picture(job, index)`."""
+
+    index: int
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A job as a member may see it.
+
+    Times are seconds since 1970. `ahead` is None unless it waits; `eta` is the seconds until it is done, None when over or
+    unknown. `step` of `of` is the newest step that was seen (live frames only come while somebody watches). `ladders` are
+    the image indices that have a ladder (film and slider). `parent` is the job and the image index it was made from.
+    """
+
+    id: str
+    state: State
+    prompt: str
+    recipe: Recipe | Enlarge
+    member_id: str
+    member_name: str
+    guild: str
+    created: float
+    started: float | None
+    finished: float | None
+    seconds: float | None
+    ms_per_step: float | None
+    ahead: int | None
+    eta: float | None
+    reason: str
+    step: int
+    of: int
+    pictures: tuple[Shot, ...]
+    ladders: tuple[int, ...]
+    parent: tuple[str, int] | None
+    action: Action
+    notes: tuple[str, ...] = ()
+    cost: float = 0.0
+    cancelling: bool = False
+    worker: bool = True
+    why: str = ""
