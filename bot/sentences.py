@@ -1,0 +1,159 @@
+"""The sentences that every front end says alike, and what makes a member's words safe to repeat.
+
+Knows English, Discord's markdown and its mentions as text; knows nothing of the discord library, HTML or a terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.job import Blame, Recipe
+
+SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}
+NO_WORKER = "No worker is online. The job waits, and starts when one comes."
+BLAMED = {
+    "member": "This one counts against your limit.",
+    "model": "The model's fault: it costs you nothing.",
+    "worker": "The worker's fault: it costs you nothing.",
+    "us": "Our fault: it costs you nothing.",
+}
+
+_JOINERS = "\u200c\u200d"  # needed inside Persian and Indic words and between emoji; a disguise anywhere else
+_INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that draw nothing
+_SPECIAL = frozenset("\\*_~`|<>#-[](){}/")
+_LIST = re.compile(r"[0-9]+(?=[.)] )")
+
+
+def plain(text: str) -> str:
+    """`text` on one line: no control, bidi, zero-width, private or unpaired character, single spaces, trimmed."""
+    kept = (_kept(text, place) for place in range(len(text)))
+    return " ".join("".join(kept).split())
+
+
+def _kept(text: str, place: int) -> str:
+    character = text[place]
+    if character in _JOINERS:
+        around = text[max(0, place - 1) : place] + text[place + 1 : place + 2]
+        return character if len(around) == 2 and all(_joinable(one) for one in around) else ""
+    if character in _INVISIBLE:
+        return ""
+    category = unicodedata.category(character)
+    if category in ("Cf", "Cs", "Co", "Cn"):
+        return ""
+    return " " if category in ("Cc", "Zl", "Zp", "Zs") else character
+
+
+def _joinable(character: str) -> bool:
+    return not character.isascii() and unicodedata.category(character)[0] in "LMS"
+
+
+def quoted(text: str, limit: int = 1000) -> str:
+    """`text` for a Discord message, at most `limit` characters: it pings nobody, links nowhere, formats nothing.
+
+    Mentions are broken by a zero-width space after `@`, since a backslash there is not reliably read; all else (markdown,
+    `<#…>`, `<t:…>`, addresses and invites that would unfold into an embed) by backslashes. The cut, marked by an
+    ellipsis, never falls inside an escape.
+    """
+    text = plain(text)
+    numbered = _LIST.match(text)
+    pieces: list[str] = []
+    left = limit
+    for place, character in enumerate(text):
+        piece = _escaped(character) if not (numbered and place == numbered.end()) else "\\" + character
+        rest = len(text) - place - 1
+        if len(piece) > left - (1 if rest else 0):
+            return "".join(pieces) + "…"[:left]
+        pieces.append(piece)
+        left -= len(piece)
+    return "".join(pieces)
+
+
+def _escaped(character: str) -> str:
+    if character == "@":
+        return "@\u200b"
+    return "\\" + character if character in _SPECIAL else character
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """`text` on one line and cut with an ellipsis to `limit` characters; for quoting a value inside a sentence."""
+    text = plain(text[: 4 * limit])
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def duration(seconds: float) -> str:
+    """`0.4` → "1 s", `80` → "1 min 20 s", `7300` → "2 h 2 min", `2e5` → "2 d 8 h". Rounded up: never promises too soon."""
+    whole = max(1, math.ceil(min(seconds, 1e9)))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return _two(whole, 60, "min", 1, "s")
+    return _two(whole, 3600, "h", 60, "min") if whole < 86400 else _two(whole, 86400, "d", 3600, "h")
+
+
+def _two(whole: int, big: int, big_name: str, small: int, small_name: str) -> str:
+    first, rest = divmod(math.ceil(whole / small) * small, big)
+    return f"{first} {big_name}" + (f" {rest // small} {small_name}" if rest else "")
+
+
+def jobs(count: int) -> str:
+    """ "1 job", "3 jobs"."""
+    return f"{count} job" if count == 1 else f"{count} jobs"
+
+
+def waiting(ahead: int, eta: float | None, *, worker: bool = True) -> str:
+    """Where a queued job stands: how many jobs start before it, and the seconds until it is done, where known."""
+    if not worker:
+        return NO_WORKER
+    place = "Next in line" if ahead <= 0 else f"{jobs(ahead)} ahead of it"
+    return f"{place}." if eta is None else f"{place}, done in about {duration(eta)}."
+
+
+def percent(step: int, of: int) -> int:
+    """Whole percent done, 100 only when it is done."""
+    if of <= 0:
+        return 0
+    return max(0, min(100, step * 100 // of))
+
+
+def bar(step: int, of: int, width: int = 20) -> str:
+    """A bar of `width` blocks, filled as far as the job is."""
+    filled = percent(step, of) * width // 100
+    return "█" * filled + "░" * (width - filled)
+
+
+def progress(step: int, of: int, seconds_left: float | None) -> str:
+    """ "██░░ 42 % · step 420 of 1000 · 12 s left"."""
+    left = "" if seconds_left is None else f" · {duration(seconds_left)} left"
+    return f"{bar(step, of)} {percent(step, of)} % · step {step} of {of}{left}"
+
+
+def footer(recipe: Recipe, seconds: float | None = None, ms_per_step: float | None = None) -> str:
+    """What made these pictures, in one line: enough to make them again with the same prompt."""
+    parts = [f"{recipe.steps} steps of {SAMPLERS[recipe.sampler]}", f"seed {recipe.seed}"]
+    parts += [f"guidance {recipe.guidance:g}", f"{recipe.width}×{recipe.height}", recipe.model]
+    if seconds is not None:
+        parts.append(duration(seconds))
+    if ms_per_step:
+        parts.append(f"{ms_per_step:.1f} ms a step")
+    return " · ".join(parts)
+
+
+def failed(reason: str, blame: Blame) -> str:
+    """Why a job ended without a picture, and who pays for it."""
+    return f"{shortened(reason, 400).rstrip('.')}. {BLAMED[blame]}"
+
+
+def cancelled(step: int, of: int) -> str:
+    """A cancelled job, and what of it is charged."""
+    if step <= 0:
+        return "Cancelled before it began: it costs you nothing."
+    return f"Cancelled at step {step} of {of}: only these steps are charged."
+
+
+def enlarged(factor: int, width: int, height: int) -> str:
+    """Says how a single picture was enlarged, plainly."""
+    return f"Enlarged ×{factor} to {width}×{height} by Lanczos resampling: larger, but with no detail added."
