@@ -24,7 +24,7 @@ BLAMED = {
 
 _JOINERS = "\u200c\u200d"  # needed inside Persian and Indic words and between emoji; a disguise anywhere else
 _INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that draw nothing
-_SPECIAL = frozenset("\\*_~`|<>#-[](){}/")
+_SPECIAL = frozenset("\\*_~`|<>#[]/")
 _LIST = re.compile(r"[0-9]+(?=[.)] )")
 
 
@@ -54,16 +54,17 @@ def _joinable(character: str) -> bool:
 def quoted(text: str, limit: int = 1000) -> str:
     """`text` for a Discord message, at most `limit` characters: it pings nobody, links nowhere, formats nothing.
 
-    Mentions are broken by a zero-width space after `@`, since a backslash there is not reliably read; all else (markdown,
-    `<#…>`, `<t:…>`, addresses and invites that would unfold into an embed) by backslashes. The cut, marked by an
-    ellipsis, never falls inside an escape.
+    Mentions are broken by a zero-width space after `@`, since a backslash there is not reliably read; all else by
+    backslashes: markdown, `<#…>`, `<t:…>`, addresses and invites that would unfold into an embed. The cut, marked by
+    an ellipsis, never falls inside an escape.
     """
     text = plain(text)
     numbered = _LIST.match(text)
     pieces: list[str] = []
     left = limit
     for place, character in enumerate(text):
-        piece = _escaped(character) if not (numbered and place == numbered.end()) else "\\" + character
+        listed = place == numbered.end() if numbered else place == 0 and character == "-"
+        piece = "\\" + character if listed else _escaped(character)
         rest = len(text) - place - 1
         if len(piece) > left - (1 if rest else 0):
             return "".join(pieces) + "…"[:left]
@@ -85,7 +86,7 @@ def shortened(text: str, limit: int = 60) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.4` → "1 s", `80` → "1 min 20 s", `7300` → "2 h 2 min", `2e5` → "2 d 8 h". Rounded up: never promises too soon."""
+    """`0.4` → "1 s", `80` → "1 min 20 s", `7300` → "2 h 2 min", `2e5` → "2 d 8 h". Rounded up."""
     whole = max(1, math.ceil(min(seconds, 1e9)))
     if whole < 60:
         return f"{whole} s"

@@ -1,0 +1,117 @@
+"""The flags of a prompt: which there are, what values they take, and where they stand in the text.
+
+Knows our own flags and those of Midjourney, which people paste: the latter are taken with their values, ignored and
+named. Knows nothing of models, machines or what a flag does.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from rapidfuzz import fuzz, process
+
+from bot.refused import Refused
+from bot.sentences import shortened
+
+Takes = Literal["nothing", "number", "word", "words"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One of our own flags. `range` is what it takes, in words, for help, autocomplete and refusals."""
+
+    name: str
+    takes: Takes
+    range: str
+    about: str
+
+
+OURS = {
+    flag.name: flag
+    for flag in (
+        Flag("steps", "word", "1 to 1000", "how many sampler steps"),
+        Flag("seed", "word", "0 to 4294967295", "the noise to start from; the same seed gives the same picture"),
+        Flag("guidance", "word", "1 to 30", "how closely to follow the words"),
+        Flag("ar", "word", "W:H, from 1:4 to 4:1", "the shape of the picture"),
+        Flag("no", "words", "words, as in --no fog, text", "what to steer away from"),
+        Flag("model", "word", "the name of a model", "which model draws"),
+        Flag("sampler", "word", "ddpm, ddim, euler or dpmpp_2m", "how the steps are taken"),
+        Flag("count", "word", "1 to 4", "how many pictures"),
+        Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M"),
+    )
+}
+ALIASES = {"aspect": "ar", "negative": "no", "cfg": "guidance"}
+
+# Midjourney's, by what they take: ignored here. "number" and "word" may also stand without a value.
+THEIRS: dict[str, Takes] = {
+    **dict.fromkeys(("tile", "video", "relax", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
+    **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop", "raw"), "nothing"),
+    **dict.fromkeys(("version", "v", "stylize", "s", "quality", "q", "chaos", "c", "niji", "weird", "w"), "number"),
+    **dict.fromkeys(("iw", "cw", "sw", "ow", "stop", "repeat", "r", "exp", "sv", "sameseed", "bs", "hq"), "number"),
+    **dict.fromkeys(("style", "motion", "end"), "word"),
+    **dict.fromkeys(("sref", "cref", "oref", "p", "profile"), "words"),
+}
+
+# An em or en dash is what a telephone makes of two hyphens. A flag begins a word, or follows a weight's `::` at once.
+_START = re.compile(r"(?:(?<=\s)|(?<=::)|^)(?:-{2,3}|-?[–—―]{1,2})([A-Za-z][A-Za-z0-9_-]*)=?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A flag as it was written: our own or Midjourney's name for it, and its value ("" where it has none)."""
+
+    name: str
+    value: str
+
+    @property
+    def written(self) -> str:
+        """For a note or a refusal: `--v 6`."""
+        return f"--{self.name} {shortened(self.value, 40)}".rstrip()
+
+
+def split(text: str) -> tuple[str, tuple[Given, ...]]:
+    """The words of `text`, and its flags in order. What follows a flag's value belongs to the words again.
+
+    Raises `Refused` for a flag that nobody knows, naming the nearest one.
+    """
+    starts = list(_START.finditer(text))
+    words = [text[: starts[0].start()] if starts else text]
+    flags: list[Given] = []
+    ends = [start.start() for start in starts[1:]] + [len(text)]
+    for start, end in zip(starts, ends, strict=False):
+        name = _known(start[1])
+        takes = OURS[name].takes if name in OURS else THEIRS[name]
+        value, rest = _value(takes, text[start.end() : end])
+        flags.append(Given(name, value))
+        words.append(rest)
+    return " ".join(" ".join(words).split()), tuple(flags)
+
+
+def _value(takes: Takes, text: str) -> tuple[str, str]:
+    if takes == "nothing":
+        return "", text
+    if takes == "words":
+        return " ".join(text.split()), ""
+    first, _, rest = text.strip().partition(" ")
+    if takes == "number" and not _NUMBER.fullmatch(first):
+        return "", text
+    return first.rstrip(","), rest
+
+
+def _known(written: str) -> str:
+    name = written.lower()
+    name = ALIASES.get(name, name)
+    if name in OURS or name in THEIRS:
+        return name
+    names = sorted({*OURS, *ALIASES, *(theirs for theirs in THEIRS if len(theirs) > 2)})
+    nearest = process.extractOne(name[:40], names, scorer=fuzz.ratio)[0]
+    hint = "without effect here" if nearest in THEIRS else about(nearest)
+    raise Refused(f"There is no flag --{shortened(written, 40)}; the nearest is --{nearest} ({hint}).")
+
+
+def about(name: str) -> str:
+    """What one of our flags takes, in words."""
+    return OURS[ALIASES.get(name, name)].range

@@ -1,0 +1,92 @@
+"""The prompt grammar: `terrier, looking up --ar 16:9 --seed 7`, `a::2 b::-1`, `{x,y}`. Parse it or refuse it; pure.
+
+Knows how a prompt is written; knows nothing of members, limits, or how a picture is made. Its parts: `concepts` cleans
+and weighs the words, `permutations` expands braces, `flags` finds flags, `values` reads them, `request` is the outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bot.concepts import clean, concepts
+from bot.flags import OURS, THEIRS, split
+from bot.permutations import expand
+from bot.refused import Refused
+from bot.request import Request, recipe, remarks
+from bot.sentences import jobs, shortened
+from bot.values import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from bot.flags import Given
+    from engine.job import Concept, Warm
+
+__all__ = ["Parsed", "Request", "parse", "recipe", "remarks"]
+
+FIELDS = {"no": "negative"}  # where a Request calls a flag's value otherwise
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One request for each permutation, in order, and what the member should know before they queue."""
+
+    requests: tuple[Request, ...]
+    notes: tuple[str, ...]
+
+
+def parse(
+    text: str, defaults: Warm | None, *, models: Sequence[str] = (), options: Mapping[str, object] | None = None
+) -> Parsed:
+    """`text` as requests. `defaults`: the model that is used where none is named, None when no worker is online.
+
+    `options` are a front end's own fields, by the names of Request (`steps`, `ar` as "16:9" or a pair, `negative`, …):
+    they win over flags; None, "" and False count as absent. Raises `Refused` with one sentence about the first thing that is wrong.
+    """
+    prompts = expand(clean(text))
+    notes = [f"The braces make {jobs(len(prompts))}."] if len(prompts) > 1 else []
+    requests = []
+    for prompt in prompts:
+        request, said = _request(prompt, models, options or {})
+        requests.append(request)
+        notes += said
+        if defaults is not None and request.model in (None, defaults.name):
+            notes += remarks(request, defaults)
+    return Parsed(tuple(requests), tuple(dict.fromkeys(notes)))
+
+
+def _request(prompt: str, models: Sequence[str], options: Mapping[str, object]) -> tuple[Request, list[str]]:
+    words, flags = split(prompt)
+    ours = {given.name: given for given in flags if given.name in OURS}
+    values: dict[str, Any] = {FIELDS.get(name, name): read(name, given.value, models) for name, given in ours.items()}
+    values |= _read_options(options, models)
+    if not words and values.get("negative"):
+        raise Refused("This only says what not to draw: put what should be drawn before --no.")
+    parts = concepts(words)
+    return Request(concepts=parts, text=prompt, words=words, **values), list(_notes(words, flags, parts))
+
+
+def _read_options(options: Mapping[str, object], models: Sequence[str]) -> dict[str, Any]:
+    names = {FIELDS.get(name, name): name for name in OURS}
+    given = {field: value for field, value in options.items() if value not in (None, "") and value is not False}
+    for field in given:
+        if field not in names:
+            raise Refused(f"There is no option {shortened(field, 40)}.", 400)
+    return {field: read(names[field], value, models) for field, value in given.items()}
+
+
+def _notes(words: str, flags: tuple[Given, ...], parts: tuple[Concept, ...]) -> Iterator[str]:
+    ignored = [given.written for given in flags if given.name in THEIRS]
+    if ignored:
+        yield f"Taken, but without effect here: {shortened(', '.join(dict.fromkeys(ignored)), 200)}."
+    names = [given.name for given in flags if given.name in OURS]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"--{name} stands more than once: the last one counts."
+    for part in parts:
+        if not part.weight:
+            yield f"“{shortened(part.text, 40)}” has the weight 0: it is left out."
+    if len(parts) == 1 and parts[0].weight != 1:
+        yield "Weights are relative to each other: a single one changes nothing."
+    if "://" in words:
+        yield "An address in the prompt is read as words: pictures at it are not looked at."

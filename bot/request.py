@@ -1,0 +1,136 @@
+"""A Request: what one prompt asks for; and the Recipe that it becomes on a model that is warm.
+
+Knows ranges, shapes and the model's measured defaults; knows nothing of how a prompt is written.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bot.concepts import balanced
+from bot.refused import Refused
+from engine.job import MAX_COUNT, MAX_STEPS, Concept, Recipe, Sampler, Warm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FAST_STEPS = 30
+FAST_SAMPLER: Sampler = "dpmpp_2m"
+MAX_RATIO = 4
+SIDES = (16, 4096)  # pixels, as `engine.job.Side`
+TOKENS_A_WORD = 1.3  # of English, for a word-piece tokenizer; the true one is the engine's
+
+_PIECE = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, parsed and in range. None means: the model's default, or for the seed, a random one.
+
+    `concepts` carry the weights as written; `ar` is width : height. `text` is what was typed for this job, cleaned,
+    with its flags; `words` the same without them. `bucket` is not the member's business.
+    """
+
+    concepts: tuple[Concept, ...]
+    negative: str = ""
+    steps: int | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    ar: tuple[int, int] | None = None
+    model: str | None = None
+    sampler: Sampler | None = None
+    count: int | None = None
+    fast: bool = False
+    eta: float = 0.0
+    text: str = ""
+    words: str = ""
+
+
+def recipe(request: Request, warm: Warm, seed: int, *, bucket: int | None = None) -> Recipe:
+    """Everything that decides pixels, frozen. `seed` is used where the request names none.
+
+    Raises `Refused` where the shape does not fit the model.
+    """
+    width, height = fit(request.ar or (1, 1), warm)
+    return Recipe(
+        concepts=balanced(request.concepts),
+        negative=request.negative,
+        model=warm.name,
+        revision=warm.revision,
+        sampler=request.sampler or (FAST_SAMPLER if request.fast else warm.sampler),
+        steps=request.steps or (FAST_STEPS if request.fast else warm.steps),
+        eta=request.eta,
+        seed=seed if request.seed is None else request.seed,
+        guidance=warm.guidance if request.guidance is None else request.guidance,
+        width=width,
+        height=height,
+        count=MAX_COUNT if request.count is None else request.count,
+        dtype=warm.dtype,
+        bucket=bucket,
+    )
+
+
+def fit(ar: tuple[int, int], warm: Warm) -> tuple[int, int]:
+    """Width and height in pixels near `ar`, near the model's native area, in its multiples and within its pixels.
+
+    Raises `Refused` where no such size exists.
+    """
+    if ar[0] == ar[1] and not warm.size % warm.multiple and warm.size**2 <= warm.max_pixels:
+        return warm.size, warm.size
+    ratio = ar[0] / ar[1]
+    sizes = [(_misfit(w, h, ratio, warm.size), w, h) for w, h in _sizes(ratio, warm)]
+    if not sizes:
+        raise Refused(f"{warm.name} cannot draw in the shape --ar {ar[0]}:{ar[1]}.")
+    _, width, height = min(sizes)
+    return width, height
+
+
+def _sizes(ratio: float, warm: Warm) -> Iterator[tuple[int, int]]:
+    """For each width in the model's multiples, the height nearest to the ratio."""
+    unit = warm.multiple
+    least = math.ceil(SIDES[0] / unit) * unit
+    for width in range(least, min(SIDES[1], 4 * warm.size) + 1, unit):
+        height = max(least, round(width / ratio / unit) * unit)
+        if height <= SIDES[1] and width * height <= warm.max_pixels:
+            yield width, height
+
+
+def _misfit(width: int, height: int, ratio: float, size: int) -> float:
+    """Deviation in shape and area, in octaves, so that half and double weigh the same; the shape was asked for: twice."""
+    return 2 * abs(math.log2(width / height / ratio)) + abs(math.log2(width * height / size**2))
+
+
+def remarks(request: Request, warm: Warm) -> tuple[str, ...]:
+    """What to know before the job runs: fewer steps than the full course, weak shapes, words that are not read."""
+    said: list[str] = []
+    if request.steps is None and not request.fast and warm.steps < MAX_STEPS:
+        said.append(
+            f"Without --steps, {warm.name} takes {warm.steps} steps on this machine, so that a grid of four is done in "
+            f"about a minute. --steps {MAX_STEPS} asks for the full course."
+        )
+    if request.ar and request.ar[0] != request.ar[1] and warm.size <= 64:
+        said.append(f"{warm.name} was trained on squares of {warm.size} px: other shapes come out weaker.")
+    said += (_cut(part.text, warm, "prompt") for part in request.concepts)
+    said.append(_cut(request.negative, warm, "--no text"))
+    return tuple(one for one in said if one)
+
+
+def _cut(text: str, warm: Warm, what: str) -> str:
+    """Says about where `warm`'s encoder stops reading, by an estimate; "" if it reads all. Two tokens mark the ends."""
+    read = 0.0
+    for piece in _PIECE.finditer(text):
+        read += TOKENS_A_WORD if piece[0][0].isalnum() else 1.0
+        if read > warm.tokens - 2:
+            return (
+                f"{warm.name} reads about {warm.tokens} tokens, and this {what} is likely longer: "
+                f"it may stop near “{_near(text, piece.start())}”."
+            )
+    return ""
+
+
+def _near(text: str, place: int) -> str:
+    before = text[:place].split()[-3:]
+    return " ".join(before)[-60:] + " …"

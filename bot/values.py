@@ -1,0 +1,118 @@
+"""The values of our flags: from text, or from a front end's options, to what a Request holds; out of range is refused.
+
+Knows ranges and what a model may be called; knows nothing of a prompt's words or of what a machine can do.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, get_args
+
+from rapidfuzz import fuzz, process
+
+from bot.concepts import MAX_CHARACTERS
+from bot.flags import about
+from bot.refused import Refused
+from bot.request import MAX_RATIO
+from bot.sentences import plain, shortened
+from engine.job import MAX_COUNT, MAX_STEPS, Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
+_SHAPE = re.compile(r"([0-9]{1,5})[:x×/]([0-9]{1,5})")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.job.Name`
+
+_DASHES = str.maketrans("–—−", "---")
+
+
+def read(name: str, value: object, models: Sequence[str]) -> object:
+    """The value of our flag `name` as a Request holds it. `value` is text, or already a number, a pair or a bool.
+
+    `models` are the names that are known; where there are none, any well-formed name is taken. Raises `Refused`, naming
+    flag, value and range.
+    """
+    if name == "model":
+        return _model(str(value), models)
+    return READERS[name](value)
+
+
+def _out_of_range(name: str, value: object) -> Refused:
+    written = shortened(str(value), 40)
+    missing = f"--{name} needs a value" if not written else f"--{name} {written} is not possible"
+    return Refused(f"{missing}: it takes {about(name)}.")
+
+
+def _whole(name: str, least: int, most: int) -> Callable[[object], int]:
+    def reader(value: object) -> int:
+        text = str(value).translate(_DASHES)
+        if isinstance(value, bool) or not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
+            raise _out_of_range(name, value)
+        return int(text)
+
+    return reader
+
+
+def _guidance(value: object) -> float:
+    text = repr(value) if isinstance(value, float) else str(value).translate(_DASHES)
+    if not _DECIMAL.fullmatch(text) or not 1 <= float(text) <= 30:
+        raise _out_of_range("guidance", value)
+    return float(text)
+
+
+def _shape(value: object) -> tuple[int, int]:
+    text = ":".join(str(side) for side in value) if isinstance(value, tuple | list) else str(value)
+    found = _SHAPE.fullmatch(text)
+    sides = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not min(sides) or max(sides) > MAX_RATIO * min(sides):
+        raise _out_of_range("ar", text)
+    return sides
+
+
+def _sampler(value: object) -> Sampler:
+    wanted = str(value).lower().replace("+", "p").replace("_", "").replace("-", "").replace(" ", "")
+    for sampler in get_args(Sampler):
+        if sampler.replace("_", "") == wanted:
+            return sampler
+    raise _out_of_range("sampler", value)
+
+
+def _negative(value: object) -> str:
+    text = plain(str(value)).strip(" ,")
+    if not text:
+        raise _out_of_range("no", "")
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(f"--no takes up to {MAX_CHARACTERS} characters; this has {len(text)}.")
+    return text
+
+
+def _fast(value: object) -> bool:
+    if not isinstance(value, bool) and value != "":
+        raise _out_of_range("fast", value)
+    return value is not False
+
+
+def _model(value: str, models: Sequence[str]) -> str:
+    names = {name.lower(): name for name in models}
+    if value.lower() in names:
+        return names[value.lower()]
+    if not _NAME.fullmatch(value):
+        raise _out_of_range("model", value)
+    if not models:
+        return value
+    nearest = process.extractOne(value.lower(), sorted(names), scorer=fuzz.ratio)
+    raise Refused(f"There is no model {shortened(value, 40)}; the nearest is {names[nearest[0]]}.")
+
+
+READERS: dict[str, Callable[[object], object]] = {
+    "steps": _whole("steps", 1, MAX_STEPS),
+    "seed": _whole("seed", 0, 2**32 - 1),
+    "count": _whole("count", 1, MAX_COUNT),
+    "guidance": _guidance,
+    "ar": _shape,
+    "sampler": _sampler,
+    "no": _negative,
+    "fast": _fast,
+}
