@@ -57,7 +57,7 @@ def _concept(text: str, written: str | None) -> Concept:
     if not text:
         raise Refused(f"There are no words before ::{written or ''} for it to weigh.")
     if abs(weight) > MAX_WEIGHT:
-        raise Refused(f"“{shortened(text, 40)}” has the weight {weight:g}; it may go from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}.")
+        raise Refused(f"The weight {weight:g} of “{shortened(text, 40)}” is not within ±{MAX_WEIGHT:g}.")
     return Concept(text, weight)
 
 

@@ -42,7 +42,7 @@ def parse(
     """`text` as requests. `defaults`: the model that is used where none is named, None when no worker is online.
 
     `options` are a front end's own fields, by the names of Request (`steps`, `ar` as "16:9" or a pair, `negative`, …):
-    they win over flags; None, "" and False count as absent. Raises `Refused` with one sentence about the first thing that is wrong.
+    they win over flags; None, "" and False count as absent. Raises `Refused`: one sentence about the first mistake.
     """
     prompts = expand(clean(text))
     notes = [f"The braces make {jobs(len(prompts))}."] if len(prompts) > 1 else []

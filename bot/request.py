@@ -99,7 +99,7 @@ def _sizes(ratio: float, warm: Warm) -> Iterator[tuple[int, int]]:
 
 
 def _misfit(width: int, height: int, ratio: float, size: int) -> float:
-    """Deviation in shape and area, in octaves, so that half and double weigh the same; the shape was asked for: twice."""
+    """Deviation in shape and area, in octaves, so that half and double weigh the same; shape counts twice."""
     return 2 * abs(math.log2(width / height / ratio)) + abs(math.log2(width * height / size**2))
 
 
