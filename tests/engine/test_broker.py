@@ -1,0 +1,111 @@
+"""The embedded broker, with the real server: closed to strangers, back after a crash, alone in its folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.broker import Broker, BrokerError
+from engine.bus import Bus, Unreachable
+
+
+async def until(true: object, seconds: float = 10.0) -> None:
+    assert callable(true)
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - what is awaited happens in other processes
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.asyncio
+async def test_it_answers_and_asks_for_the_token(tmp_path: Path) -> None:
+    async with Broker(tmp_path) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        assert bus.client.max_payload == 8 * 1024 * 1024
+        await bus.close()
+        with pytest.raises(Unreachable, match="Authorization"):
+            await Bus.connect(broker.url, "wrong", patience=1.0)
+        with pytest.raises(Unreachable):
+            await Bus.connect(broker.url, "", patience=1.0)
+
+
+@pytest.mark.asyncio
+async def test_what_it_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
+    async with Broker(tmp_path / "nats") as broker:
+        config = tmp_path / "nats" / "nats.conf"
+        assert stat.S_IMODE(config.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "nats").stat().st_mode) == 0o700
+        text = await asyncio.to_thread(config.read_text)
+        assert "sync_interval: always" in text
+        assert 'host: "127.0.0.1"' in text
+        assert broker.token in text
+        assert broker.token not in " ".join(await asyncio.to_thread(_command_line, broker.pid))
+
+
+def _command_line(pid: int | None) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+@pytest.mark.asyncio
+async def test_a_killed_server_comes_back_with_its_store(tmp_path: Path) -> None:
+    async with Broker(tmp_path) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        sha = await bus.put_blob(b"kept through a crash")
+        first = broker.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: broker.restarts == 1 and broker.pid != first)
+        await until(lambda: bus.connected)
+        assert await bus.get_blob(sha, 100) == b"kept through a crash"
+        await bus.close()
+
+
+@pytest.mark.asyncio
+async def test_a_folder_has_one_broker(tmp_path: Path) -> None:
+    async with Broker(tmp_path):
+        with pytest.raises(BrokerError, match="already running"):
+            await Broker(tmp_path).__aenter__()
+    async with Broker(tmp_path) as again:
+        assert again.pid is not None
+
+
+@pytest.mark.asyncio
+async def test_the_server_of_a_killed_parent_is_ended_first(tmp_path: Path) -> None:
+    broker = Broker(tmp_path)
+    await asyncio.to_thread(broker._prepare)
+    orphan = await asyncio.create_subprocess_exec(str(broker._server), "-c", str(broker.folder / "nats.conf"))
+    await until((tmp_path / "nats.pid").exists)
+    assert broker._lock is not None
+    os.close(broker._lock)
+    async with Broker(tmp_path, port=broker.port) as heir:
+        assert orphan.returncode is not None or await asyncio.wait_for(orphan.wait(), 5) is not None
+        assert heir.pid != orphan.pid
+
+
+@pytest.mark.asyncio
+async def test_a_stranger_with_the_old_number_is_left_alone(tmp_path: Path) -> None:
+    stranger = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
+    try:
+        (tmp_path / "nats.pid").write_text(str(stranger.pid))
+        async with Broker(tmp_path):
+            assert stranger.returncode is None
+    finally:
+        stranger.kill()
+        await stranger.wait()
+
+
+@pytest.mark.asyncio
+async def test_a_port_in_use_is_said_in_one_line(tmp_path: Path) -> None:
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(BrokerError, match="address already in use"):
+        await Broker(tmp_path, port=port).__aenter__()
+    server.close()
+    await server.wait_closed()
