@@ -1,0 +1,159 @@
+"""The `darkroom` command. Reads the command line and the environment, and opens what a command needs; nothing more.
+
+Every import that costs time stands inside its command: `darkroom --help` is quick, `darkroom bot` never loads torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bot.refused import Refused
+
+if TYPE_CHECKING:
+    from bot.config import Settings
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="A picture bot of your own: `darkroom up` opens the chatroom, `darkroom imagine` draws in the terminal.",
+)
+
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on (DARKROOM_HOST, else 127.0.0.1).")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
+Nats = Annotated[str | None, typer.Option(metavar="URL", help="A broker of your own (DARKROOM_NATS).")]
+Model = Annotated[list[str] | None, typer.Option(help="Model folder or name; may be given more than once.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")
+]
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command()
+def up(
+    port: Port = None,
+    host: Host = None,
+    data: Data = None,
+    nats: Nats = None,
+    model: Model = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
+    from bot.up import run
+
+    run(_settings(port=port, host=host, data=data, nats=nats), models=tuple(model or ("embedded",)), show=show)
+
+
+@app.command()
+def bot(port: Port = None, host: Host = None, data: Data = None, nats: Nats = None) -> None:
+    """The bot alone: chatroom and Discord, beside a broker and engines that run elsewhere."""
+    from bot.up import run
+
+    settings = _settings(port=port, host=host, data=data, nats=nats)
+    if not settings.nats:
+        raise Refused("Name the broker with --nats or DARKROOM_NATS; `darkroom up` brings one of its own.")
+    run(settings, models=(), show=False)
+
+
+@app.command()
+def imagine(
+    prompt: Annotated[str, typer.Argument(help="What to draw; flags may stand in it as in Discord.")],
+    steps: Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, euler or dpmpp_2m.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the words, 1 to 30.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")] = None,
+    ar: Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")] = None,
+    no: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M.")] = False,
+    model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path(),
+    film: Annotated[bool, typer.Option("--film", help="Also write how they came to be, as an animation.")] = False,
+    as_json: AsJson = False,
+    data: Data = None,
+) -> None:
+    """Draw one prompt here: in the `darkroom up` that is running, else with an engine of its own."""
+    from bot.terminal import Wish, run
+
+    options: dict[str, object] = {"steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "count": count, "ar": ar}
+    options |= {"negative": no, "fast": fast or None, "model": model}
+    wish = Wish(prompt, {name: value for name, value in options.items() if value is not None}, out, film, as_json)
+    raise typer.Exit(run(wish, _settings(data=data)))
+
+
+@app.command()
+def doctor(port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, as_json: AsJson = False) -> None:
+    """What works on this machine and what doesn't, one line each, with the mend."""
+    from bot.doctor import examine, report
+
+    findings = []
+    for finding in examine(_settings(port=port, host=host, data=data, nats=nats)):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        typer.echo(report(findings))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@app.command(context_settings=PASSED_ON)
+def engine(context: typer.Context) -> None:
+    """One worker: takes jobs from a broker (--nats URL), develops pictures on this machine's device."""
+    _of_the_engine("engine.__main__", ["serve", *context.args])
+
+
+@app.command(context_settings=PASSED_ON)
+def bench(context: typer.Context) -> None:
+    """Measures what this machine does, against diffusers as it runs by default."""
+    _of_the_engine("engine.bench.__main__", context.args)
+
+
+def _of_the_engine(module: str, args: list[str]) -> None:
+    """Runs the engine's own command line in this process; without torch it says so in one sentence."""
+    from importlib import import_module
+
+    try:
+        main: Callable[[list[str]], Any] = import_module(module).main
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("bot", "engine"):
+            raise
+        raise Refused(f"This needs the engine ({error.name} is missing): pip install 'darkroom-bot[all]'.") from error
+    raise typer.Exit(main(args) or 0)
+
+
+def _settings(**given: Any) -> Settings:
+    """The environment's settings, and above them what the command line gave."""
+    from bot.config import load
+
+    return load(**{name: value for name, value in given.items() if value is not None})
+
+
+def main() -> None:
+    """The entry point. What is the caller's business ends in one sentence and exit code 2, never in a traceback."""
+    try:
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except Refused as refused:
+        _leave(refused.sentence, 2)
+    except typer.TyperException as error:
+        _leave(error.format_message(), error.exit_code or 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave("Stopped.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+        sys.exit(1)
+
+
+def _leave(sentence: str, code: int) -> None:
+    typer.echo(f"darkroom: {' '.join(sentence.split())}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

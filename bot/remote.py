@@ -1,0 +1,134 @@
+"""A job in a running Darkroom, over its HTTP API: asked for, watched, fetched. Knows the API, nothing of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+
+from bot.developed import Developed, Undeveloped
+from bot.refused import Refused
+from bot.screen import Screen
+
+GLANCE = aiohttp.ClientTimeout(total=3)
+ANSWER = aiohttp.ClientTimeout(total=30)
+STREAM = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
+LINE = 4 * 1024 * 1024  # four previews in one event, base64
+ENDS = ("finished", "failed", "cancelled")
+
+
+async def answers(url: str) -> bool:
+    """Whether a Darkroom answers there."""
+    try:
+        async with aiohttp.ClientSession(timeout=GLANCE) as session, session.get(f"{url}/healthz") as answer:
+            return answer.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
+async def develop(
+    url: str, key: str, prompt: str, options: Mapping[str, object], *, film: bool, screen: Screen
+) -> Developed:
+    """Runs one job there. Raises `Refused`, or `Undeveloped` when it fails. Cancelled, it cancels the job as well."""
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(url, headers=headers, timeout=ANSWER, read_bufsize=LINE) as session:
+        ticket = await _json(session, "POST", "/api/jobs", {**options, "prompt": prompt, "exact": True})
+        for note in ticket["notes"]:
+            screen.say(note)
+        if not ticket["worker"]:
+            screen.say("No worker is online: the job waits until one comes.")
+        job = str(ticket["id"])
+        try:
+            end = await _watch(session, job, screen)
+        except asyncio.CancelledError:
+            await _json(session, "DELETE", f"/api/jobs/{job}", None)
+            raise
+        return await _fetch(session, end, film=film, frames=screen.frames)
+
+
+async def _json(session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    try:
+        async with session.request(method, path, json=body) as answer:
+            found: dict[str, Any] = await answer.json()
+            if answer.status >= 400:
+                raise _refusal(answer.status, str(found.get("error", answer.reason)))
+            return found
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise Undeveloped(f"The running Darkroom did not answer: {str(error) or type(error).__name__}.") from error
+
+
+def _refusal(status: int, sentence: str) -> Exception:
+    """400–499 is the member's business; all else is that house's trouble."""
+    return Refused(sentence) if status < 500 else Undeveloped(f"The running Darkroom failed: {sentence}")
+
+
+async def _watch(session: aiohttp.ClientSession, job: str, screen: Screen) -> dict[str, Any]:
+    """The job's end, as its event stream tells it; a stream that breaks is opened again while the house lives."""
+    for attempt in range(5):
+        await asyncio.sleep(attempt)
+        try:
+            async for event, value in _events(session, f"/api/jobs/{job}/events"):
+                if event in ENDS:
+                    return value
+                _show(event, value, screen)
+        except (aiohttp.ClientError, TimeoutError):
+            continue
+    raise Undeveloped(f"The running Darkroom went away. Job {job} goes on when it is back.")
+
+
+def _show(event: str, value: dict[str, Any], screen: Screen) -> None:
+    if event == "queued":
+        screen.wait(int(value["place"] or 0), value["eta"])
+    elif event == "frame":
+        screen.step(int(value["step"]), int(value["of"]), float(value["seconds_left"]))
+        for number, jpeg in value["frames"].items():
+            screen.frame(int(number) - 1, base64.b64decode(jpeg))
+
+
+async def _events(session: aiohttp.ClientSession, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Server-sent events: name and JSON (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    async with session.get(path, headers={"Accept": "text/event-stream"}, timeout=STREAM) as answer:
+        answer.raise_for_status()
+        name, lines = "message", list[str]()
+        async for raw in answer.content:
+            line = raw.decode().rstrip("\r\n")
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                lines.append(value)
+            elif not line:
+                if lines:
+                    yield name, json.loads("\n".join(lines))
+                name, lines = "message", []
+
+
+async def _fetch(session: aiohttp.ClientSession, end: dict[str, Any], *, film: bool, frames: int) -> Developed:
+    if end["state"] != "finished":
+        raise Undeveloped(end["reason"] or f"The job was {end['state']}.")
+    pictures = [await _bytes(session, shot["url"]) for shot in end["pictures"]]
+    return Developed(
+        id=end["id"],
+        seed=end["seed"],
+        steps=end["steps"],
+        sampler=end["sampler"],
+        pictures=tuple(pictures),
+        film=await _bytes(session, end["film"]) if film and end["film"] else None,
+        frames=frames,
+        seconds=end["seconds"] or 0.0,
+        ms_per_step=end["ms_per_step"] or 0.0,
+    )
+
+
+async def _bytes(session: aiohttp.ClientSession, path: str) -> bytes:
+    try:
+        async with session.get(path) as answer:
+            answer.raise_for_status()
+            return await answer.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise Undeveloped(f"A finished picture could not be fetched: {str(error) or type(error).__name__}.") from error

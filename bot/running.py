@@ -1,0 +1,87 @@
+"""Which `darkroom up` lives on a data folder: a lock that dies with its process, and an address for others to find.
+
+Knows the data folder; knows nothing of what runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bot.refused import Refused
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where a running house answers (`http://127.0.0.1:PORT`), and its process."""
+
+    url: str
+    pid: int
+
+
+def find(data: Path) -> Running | None:
+    """What `announce` left in this folder, or None. It may be stale: ask its /healthz before you trust it."""
+    try:
+        found = json.loads((data / "running.json").read_text())
+        return Running(url=str(found["url"]), pid=int(found["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def announce(data: Path, running: Running) -> None:
+    """Writes `running.json` at once and whole, for its owner's eyes only."""
+    draft = data / f"running.{os.getpid()}.json"
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(running), file)
+    draft.replace(data / "running.json")
+
+
+def withdraw(data: Path) -> None:
+    (data / "running.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(data: Path) -> Iterator[None]:
+    """Holds the folder. Raises `Refused` when another process holds it, or when it cannot be written."""
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(data / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise Refused(f"The data folder {data} cannot be used: {(error.strerror or str(error)).lower()}.") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            other = find(data)
+            where = f" at {other.url} (process {other.pid})" if other else ""
+            raise Refused(f"Darkroom already runs on {data}{where}: stop it first, or name another --data.") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises `Refused` when nobody could listen there now."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        raise Refused(_why_not(host, port, error)) from error
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} is taken on {host}: choose another with --port."
+    if error.errno == errno.EACCES:
+        return f"Port {port} needs more rights than you have: choose one above 1023 with --port."
+    return f"Nobody can listen on {host}:{port}: {(error.strerror or str(error)).lower()}."

@@ -1,0 +1,92 @@
+"""`darkroom imagine`: one prompt, developed where a Darkroom runs already, else by an engine in this process.
+
+Knows where a job can run and what is printed: standard output carries the result alone, standard error all else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bot import remote
+from bot.developed import Developed, Undeveloped, as_json, check_folder, save
+from bot.prompt import parse
+from bot.refused import Refused
+from bot.running import find
+from bot.screen import Screen
+from bot.web.auth import terminal_key
+from engine.job import MAX_COUNT
+
+if TYPE_CHECKING:
+    from bot.config import Settings
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asked for. `options` are named as in `bot.prompt.parse` and win over flags."""
+
+    prompt: str
+    options: dict[str, object]
+    out: Path
+    film: bool
+    as_json: bool
+
+
+def run(wish: Wish, settings: Settings) -> int:
+    """Develops, writes and prints; the exit code. Raises `Refused` for what is the caller's business."""
+    console = Console(file=sys.stderr if wish.as_json or not sys.stdout.isatty() else sys.stdout)
+    count = _count(wish)
+    check_folder(wish.out)
+    try:
+        with Screen(console, count) as screen:
+            developed = _develop(wish, settings, screen)
+    except Undeveloped as error:
+        sys.stderr.write(f"darkroom: {error}\n")
+        return 1
+    pictures, film = save(developed, wish.out)
+    if wish.as_json:
+        sys.stdout.write(json.dumps(as_json(developed, pictures, film)) + "\n")
+        return 0
+    screen.show(list(developed.pictures))
+    _say(developed, [*pictures, *([film] if film else [])])
+    return 0
+
+
+def _count(wish: Wish) -> int:
+    """How many pictures the grammar reads in it. Refuses what the grammar refuses, and more than one job."""
+    first, *others = parse(wish.prompt, None, options=wish.options).requests
+    if others:
+        raise Refused(f"The braces make {1 + len(others)} jobs, and a terminal develops one at a time: choose one.")
+    return first.count or MAX_COUNT
+
+
+def _develop(wish: Wish, settings: Settings, screen: Screen) -> Developed:
+    """Where a house runs on this data folder it does the work: its engine is warm, and the job joins its batch."""
+    running = find(settings.data)
+    if running is not None:
+        found = asyncio.run(_in_the_house(running.url, wish, settings.data, screen))
+        if found is not None:
+            return found
+    from bot.own import develop  # torch comes with it
+
+    return develop(wish.prompt, wish.options, settings.data, film=wish.film, screen=screen)
+
+
+async def _in_the_house(url: str, wish: Wish, data: Path, screen: Screen) -> Developed | None:
+    if not await remote.answers(url):
+        return None  # what running.json names is gone
+    key = await asyncio.to_thread(terminal_key, data)
+    return await remote.develop(url, key, wish.prompt, wish.options, film=wish.film, screen=screen)
+
+
+def _say(developed: Developed, paths: list[Path]) -> None:
+    lines = [str(path) for path in paths]
+    said = f"{developed.steps} steps of {developed.sampler}, seed {developed.seed}, {developed.seconds:.1f} s"
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stderr.write(f"{said}, {developed.ms_per_step:.1f} ms a step\n")

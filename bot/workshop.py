@@ -1,0 +1,95 @@
+"""The engine as a child process: started, brought back with growing pauses when it dies, stopped in order.
+
+Knows a command line and a log file; knows nothing of jobs, models or NATS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 30.0
+HEALTHY_SECONDS = 60.0  # having lived this long, the next restart is immediate again
+PATIENCE = 3.0  # for a worker that hands over its jobs
+LOG_BYTES = 8 * 1024 * 1024
+
+
+class Workshop:
+    """An async context manager; inside it the child lives. `restarts` counts how often it had to be brought back."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log_file: Path) -> None:
+        self.command = tuple(command)
+        self.env = dict(env)
+        self.log_file = log_file
+        self.restarts = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    async def __aenter__(self) -> Workshop:
+        await self._start()
+        self._keeper = asyncio.create_task(self._keep(), name="workshop")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._end()
+
+    async def _start(self) -> None:
+        output = await asyncio.to_thread(self._open_log)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.command, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,  # Ctrl-C is for us: we tell the child when it is its turn
+            )  # fmt: skip
+        finally:
+            os.close(output)
+
+    def _open_log(self) -> int:
+        """The log to append to; an overfull one is put aside first."""
+        if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
+            self.log_file.replace(self.log_file.with_suffix(".old.log"))
+        return os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    async def _keep(self) -> None:
+        pause, loop = 0.2, asyncio.get_running_loop()
+        while True:
+            assert self._process is not None
+            born = loop.time()
+            code = await self._process.wait()
+            if loop.time() - born > HEALTHY_SECONDS:
+                pause = 0.2
+            self.restarts += 1
+            log.error("the engine ended with %s, starting it again in %.1f s; its log: %s", code, pause, self.log_file)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+            await self._start()
+
+    async def _end(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await process.wait()
+        except TimeoutError:
+            log.warning("the engine did not stop in %.0f s and was ended", PATIENCE)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

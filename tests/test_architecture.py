@@ -1,0 +1,210 @@
+"""The rules of the house, held by machine: who may import whom, what is loaded, how long things may be, how named."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(path for part in ("bot", "engine") for path in (ROOT / part).rglob("*.py"))
+
+MAX_LINES = 250
+MAX_FUNCTION = 40
+LONG_FILES = {
+    "engine/job.py": "the whole wire contract in one place, most of it declarations",
+}
+LONG_FUNCTIONS = {
+    "bot/__main__.py:imagine": "one line for each option",
+    "bot/migrations/versions/0001_first_light.py:_jobs": "one line for each column",
+}
+VAGUE = {
+    "utils",
+    "util",
+    "helpers",
+    "helper",
+    "manager",
+    "handler",
+    "handlers",
+    "data",
+    "info",
+    "common",
+    "misc",
+    "base",
+    "process",
+}
+PURE = [
+    "bot.concepts", "bot.fair", "bot.film", "bot.flags", "bot.grid", "bot.limits", "bot.permutations", "bot.prompt",
+    "bot.refused", "bot.request", "bot.sentences", "bot.states", "bot.values", "bot.views",
+    "engine.job", "engine.ladder", "engine.plan", "engine.scheduler",
+]  # fmt: skip
+IO = {
+    "aiohttp",
+    "asyncio",
+    "nats",
+    "obstore",
+    "os",
+    "pathlib",
+    "requests",
+    "shutil",
+    "socket",
+    "sqlalchemy",
+    "sqlite3",
+    "subprocess",
+    "tempfile",
+    "urllib",
+}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _module(path: Path) -> str:
+    return _name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _imports(path: Path, *, typing_too: bool = False) -> set[str]:
+    """Every module that a file imports, at its top or inside; what only a type checker reads is left out."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and not typing_too and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def _under(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def test_import_contracts_hold() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Contracts:" in done.stdout
+
+
+def test_the_bot_never_loads_torch() -> None:
+    """Every module of the bot is imported in a fresh process, as `darkroom bot` would at the most."""
+    modules = [_module(path) for path in SOURCES if _name(path).startswith("bot/") and "migrations" not in path.parts]
+    modules = [module for module in modules if module not in EDGES]
+    code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+    code += "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+    code += "print(sorted(loaded & {'torch', 'torchvision', 'diffusers', 'transformers'}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+EDGES = {
+    "bot.own": "`darkroom imagine` without a running house is an engine in this process",
+}
+
+
+def test_what_the_bot_knows_of_the_engine() -> None:
+    """The wire contract and the bus; more only at the edges that start an engine, inside a function."""
+    allowed = {"engine.job", "engine.bus"}
+    starters = {
+        "bot.up": {"engine.broker"},
+        "bot.doctor": {"engine.broker", "engine.check"},
+        **{edge: {"engine"} for edge in EDGES},
+    }
+    wrong = []
+    for path in SOURCES:
+        if not _name(path).startswith("bot/"):
+            continue
+        may = allowed | starters.get(_module(path), set())
+        for found in sorted(_imports(path)):
+            if _under(found, "engine") and found != "engine" and not any(_under(found, one) for one in may):
+                wrong.append(f"{_name(path)} imports {found}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [
+        ("discord", ("bot.chat",)),
+        ("sqlalchemy", ("bot.store", "bot.migrations")),
+        ("alembic", ("bot.store", "bot.migrations")),
+        ("aiohttp.web", ("bot.web",)),
+        ("torch", ("engine",)),
+        ("nats", ("engine",)),
+    ],
+)
+def test_each_library_has_its_home(package: str, homes: tuple[str, ...]) -> None:
+    strangers = [
+        _name(path)
+        for path in SOURCES
+        if any(_under(found, package) for found in _imports(path))
+        and not any(_under(_module(path), home) for home in homes)
+    ]
+    assert strangers == []
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_do_no_io(module: str) -> None:
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    touched = {found for found in _imports(path) if found.partition(".")[0] in IO}
+    assert touched == set()
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert calls.isdisjoint({"open", "print", "input", "exec", "eval"})
+
+
+def test_files_are_short() -> None:
+    long = {_name(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: lines for name, lines in long.items() if lines > MAX_LINES and name not in LONG_FILES} == {}
+    assert [name for name in LONG_FILES if long.get(name, 0) <= MAX_LINES] == [], "no exception is needed any more"
+
+
+def test_functions_are_short() -> None:
+    long: dict[str, int] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+                long[f"{_name(path)}:{node.name}"] = node.end_lineno - node.lineno + 1
+    assert {name: lines for name, lines in long.items() if lines > MAX_FUNCTION and name not in LONG_FUNCTIONS} == {}
+    assert [name for name in LONG_FUNCTIONS if long.get(name, 0) <= MAX_FUNCTION] == [], (
+        "no exception is needed any more"
+    )
+
+
+def test_names_say_what_they_mean() -> None:
+    vague = []
+    for path in SOURCES:
+        if path.stem in VAGUE:
+            vague.append(_name(path))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any(
+                node.name.lower().endswith(word) for word in ("manager", "handler", "helper", "utils", "info")
+            ):
+                vague.append(f"{_name(path)}:{node.name}")
+    assert vague == []
+
+
+def test_every_module_says_what_it_does() -> None:
+    texts = {_name(path): path.read_text() for path in SOURCES}
+    assert [name for name, text in texts.items() if text and not ast.get_docstring(ast.parse(text))] == []
+
+
+def test_nothing_is_left_unfinished() -> None:
+    marks = ("TODO", "FIXME", "XXX", "NotImplementedError")
+    assert [_name(path) for path in SOURCES if any(mark in path.read_text() for mark in marks)] == []
