@@ -1,7 +1,7 @@
 """In-process fan-out of what happens to jobs: queue places, live frames, ends. Newest only; never blocks a publisher.
 
-A subscriber that is slow loses old values, never the newest one and never an end: values coalesce per job (frames per image),
-an end replaces everything of its job and goes out before any preview. Knows nothing of NATS, SQL or front ends.
+A subscriber that is slow loses old values, never the newest one and never an end: values coalesce per job (frames per
+image), an end replaces everything of its job and goes out before any preview. Knows nothing of NATS, SQL or front ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Developing:
-    """A running job at `step` of `of`. `frames`: image index → newest JPEG, only those not yet given to this subscriber."""
+    """A running job at `step` of `of`. `frames`: image index → newest JPEG that this subscriber had not yet."""
 
     job: str
     step: int

@@ -1,7 +1,7 @@
 """The states of a job and the one table of allowed transitions. Pure; the store enforces it in SQL.
 
-A job is `queued` (only SQL knows it), `sent` (the broker has it), `running` (a worker claimed it) and ends in exactly one
-of `finished`, `failed`, `cancelled`. Nothing leaves an end state.
+A job is `queued` (only SQL knows it), `sent` (the broker has it), `running` (a worker claimed it) and ends in exactly
+one of `finished`, `failed`, `cancelled`. Nothing leaves an end state.
 """
 
 from __future__ import annotations

@@ -68,9 +68,9 @@ class Shot:
 class View:
     """A job as a member may see it.
 
-    Times are seconds since 1970. `ahead` is None unless it waits; `eta` is the seconds until it is done, None when over or
-    unknown. `step` of `of` is the newest step that was seen (live frames only come while somebody watches). `ladders` are
-    the image indices that have a ladder (film and slider). `parent` is the job and the image index it was made from.
+    Times are seconds since 1970. `ahead` is None unless it waits; `eta` is the seconds until it is done, None if
+    over or unknown. `step` of `of` is the newest step seen (live frames only come while somebody watches). `ladders`
+    are the images that have a ladder (film and slider). `parent` is the job and the image index it was made from.
     """
 
     id: str

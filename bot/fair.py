@@ -1,0 +1,116 @@
+"""The fair order: pool → tier → guild → user by virtual time (start-time fair queueing, Goyal et al. 1996). Pure.
+
+Each account has a virtual time: the cost it has had, divided by its weight. The next job comes from the account with
+the lowest one, level by level, and within a user in order of arrival. An account that was idle starts at the virtual
+time served now (its parent's `floor`), so idling saves up nothing, and a flood only queues behind itself. The store
+does the same in SQL; `order` here says what it will do, for places in the queue, and the tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
+
+from engine.job import Share
+
+
+@dataclass(frozen=True)
+class Account:
+    """One node of the tree. `weight` says how much of its parent's time it gets beside its siblings."""
+
+    path: str
+    parent: str
+    virtual: float
+    floor: float
+    weight: float
+    queued: int
+    active: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job that waits, as far as the order is concerned. `account` is the user's path."""
+
+    job: str
+    account: str
+    cost: float
+
+
+def paths(pool: str, share: Share) -> tuple[str, str, str, str]:
+    """The accounts that a job is charged to, from its pool down to its user."""
+    parts = [quote(part, safe="") for part in (pool, share.tier, share.guild, share.user)]
+    return (parts[0], "/".join(parts[:2]), "/".join(parts[:3]), "/".join(parts))
+
+
+def ancestry(path: str) -> tuple[str, ...]:
+    """A path's accounts from the pool down to itself."""
+    parts = path.split("/")
+    return tuple("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+
+
+def parent(path: str) -> str:
+    """The account above, or an empty string above a pool."""
+    return path.rpartition("/")[0]
+
+
+def user(path: str) -> str:
+    """The user's id at the end of a path."""
+    return unquote(path.rpartition("/")[2])
+
+
+def entry(virtual: float, floor: float) -> float:
+    """Where an account with nothing queued comes in."""
+    return max(virtual, floor)
+
+
+def charge(virtual: float, cost: float, weight: float) -> float:
+    """An account's virtual time after `cost` device-seconds (negative: given back)."""
+    return virtual + cost / weight
+
+
+@dataclass
+class _Node:
+    path: str
+    weight: float
+    children: list[tuple[float, str]] = field(default_factory=list)  # a heap of (virtual time, path)
+    jobs: list[tuple[str, float]] = field(default_factory=list)  # newest first, so that pop() takes the oldest
+
+
+def _tree(accounts: Mapping[str, Account], waiting: Iterable[Waiting]) -> dict[str, _Node]:
+    nodes: dict[str, _Node] = {"": _Node("", 1.0)}
+    for one in sorted(waiting, key=lambda one: one.job, reverse=True):
+        for path in ancestry(one.account):
+            if path not in nodes:
+                nodes[path] = _Node(path, accounts[path].weight)
+                nodes[parent(path)].children.append((accounts[path].virtual, path))
+        nodes[one.account].jobs.append((one.job, one.cost))
+    for node in nodes.values():
+        heapq.heapify(node.children)
+    return nodes
+
+
+def _take(nodes: dict[str, _Node], node: _Node) -> tuple[str, float]:
+    """Remove and return the next job below `node`; charges every account on the way."""
+    if node.jobs:
+        return node.jobs.pop()
+    virtual, path = node.children[0]
+    child = nodes[path]
+    job, cost = _take(nodes, child)
+    if child.jobs or child.children:
+        heapq.heapreplace(node.children, (charge(virtual, cost, child.weight), path))
+    else:
+        heapq.heappop(node.children)
+    return job, cost
+
+
+def order(accounts: Mapping[str, Account], waiting: Iterable[Waiting]) -> Iterator[str]:
+    """Job ids in the order in which they will be sent if nothing else comes. O(log n) a job.
+
+    Pools are served side by side, not one after another: give it the jobs of one pool.
+    """
+    nodes = _tree(accounts, waiting)
+    root = nodes[""]
+    while root.children:
+        yield _take(nodes, root)[0]

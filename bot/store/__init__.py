@@ -1,0 +1,150 @@
+"""The store: the record of every job, owner, charge and place. All SQL of the house lives in this package.
+
+SQLite in WAL with `synchronous=FULL`: what was committed survives a power cut. One transaction for each transition. The
+transactions are plain functions of a connection (`moves`, `reads`), each run as a whole on a thread of the store's own:
+a hop between event loop and driver at every statement would cost more than the statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Concatenate, ParamSpec, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import OperationalError
+
+from bot.limits import Usage
+from bot.states import Move
+from bot.store import moves, reads, writes
+from bot.store.accounts import Wish
+from bot.store.engines import engines
+from bot.store.records import Draft, Moved, Record, Stored
+from engine.job import Warm
+
+__all__ = ["Draft", "Moved", "Record", "Store", "Stored", "Unavailable", "Wish"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+WEIGHTS: Mapping[str, float] = MappingProxyType({})
+READERS = 2
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+
+
+class Unavailable(ConnectionError):
+    """The database is full, locked or away: nothing was written, and it may work later."""
+
+
+class Store:
+    """Open it by `Store.open`, close it by `close`. `version` grows with every change that can move the queue.
+
+    `weights`: account path → weight in the fair order, for accounts that are not 1.
+    """
+
+    def __init__(self, writer: Engine, reader: Engine, weights: Mapping[str, float] = WEIGHTS) -> None:
+        self._writer, self._reader, self._weights = writer, reader, weights
+        self._writes = ThreadPoolExecutor(1, "store-writer")  # SQLite has one writer: they take turns here
+        self._reads = ThreadPoolExecutor(READERS, "store-reader")
+        self.version = 0
+
+    @classmethod
+    async def open(cls, url: str, weights: Mapping[str, float] = WEIGHTS) -> Store:
+        """Open the database at a SQLAlchemy URL and bring its tables up to date."""
+        store = cls(*engines(url, READERS), weights)
+        await store.write(_upgrade)
+        return store
+
+    async def close(self) -> None:
+        """Finish what has begun, then close every connection."""
+        for threads in (self._writes, self._reads):
+            await asyncio.to_thread(threads.shutdown)
+        self._writer.dispose()
+        self._reader.dispose()
+
+    async def write(self, act: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
+        """Run `act` in one transaction that may write; it commits when `act` returns."""
+        done = await _on(self._writes, partial(_transaction, self._writer, act, args, options))
+        self.version += 1
+        return done
+
+    async def ask(self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
+        """Ask one of `bot.store.reads`: `await store.ask(reads.newest, guild, 50)`. One look at the tables."""
+        return await _on(self._reads, partial(_transaction, self._reader, question, args, options))
+
+    async def admit(
+        self, drafts: Sequence[Draft], key: str | None, decide: Callable[[Usage], None], now: float
+    ) -> tuple[list[Record], bool]:
+        """Usage is read, `decide` raises `Refused` or not, and all drafts with their places are written, or none.
+
+        A known `key` gives the jobs that it made; True if they were made now. `decide` runs on the store's thread.
+        """
+        return await self.write(moves.admit, drafts, key, decide, self._weights, now)
+
+    async def pick(self, wish: Wish, rows: int, overbook: float, now: float) -> Moved | None:
+        """Send the next job in fair order that the pool's `rows` have room for; None if there is none."""
+        return await self.write(moves.pick, wish, rows, overbook, now)
+
+    async def start(self, job: str, epoch: int, worker: str, step: int, now: float) -> Moved | None:
+        """A worker began or went on at `step`."""
+        return await self.write(moves.start, job, epoch, worker, step, now)
+
+    async def requeue(self, job: str, now: float, *, step: int, why: str, epoch: int | None = None) -> Moved | None:
+        """Back into the queue as the next attempt."""
+        return await self.write(moves.requeue, job, now, step=step, why=why, epoch=epoch)
+
+    async def end(
+        self, kind: Move, job: str, now: float, spent: float | None, *,
+        epoch: int | None = None, why: str = "", **values: object,
+    ) -> Moved | None:  # fmt: skip
+        """Finish, fail or cancel; the charge is settled to `spent` in the same transaction."""
+        return await self.write(moves.end, kind, job, now, spent, epoch=epoch, why=why, **values)
+
+    async def cancelling(self, job: str) -> Record | None:
+        """Note that a job is to be cancelled; None if it is over or unknown."""
+        return await self.write(writes.cancelling, job)
+
+    async def keep(self, one: Stored, epoch: int) -> bool:
+        """Note a finished picture. False: the job is unknown or over, or a newer epoch has it."""
+        return await self.write(writes.keep, one, epoch)
+
+    async def moved(self, job: str, where: Mapping[str, str]) -> None:
+        """Merge what a front end learnt of a job's place."""
+        await self.write(writes.moved, job, where)
+
+    async def delivered(self, job: str, now: float) -> None:
+        """The last word about a job was shown."""
+        await self.write(writes.delivered, job, now)
+
+    async def remember(self, warm: Warm, pool: str, now: float) -> None:
+        """Keep a model's profile for times when no worker is alive."""
+        await self.write(writes.remember, warm, pool, now)
+
+    async def record(self, job: str) -> Record | None:
+        """One job."""
+        return (await self.ask(reads.some, [job])).get(job)
+
+
+async def _on(threads: ThreadPoolExecutor, act: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, act)
+
+
+def _transaction(engine: Engine, act: Callable[..., T], args: Sequence[object], options: Mapping[str, object]) -> T:
+    try:
+        with engine.begin() as connection:
+            return act(connection, *args, **options)
+    except OperationalError as error:
+        raise Unavailable(f"The database cannot be used now: {error.orig}.") from error
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

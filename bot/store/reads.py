@@ -1,0 +1,119 @@
+"""Questions to the store: jobs, pictures, places, usage, accounts. Each works inside its caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection, Select, func, select
+
+from bot.fair import Account, Waiting
+from bot.limits import WINDOW, Charge, Usage
+from bot.states import ACTIVE, OPEN
+from bot.store.records import Record, Stored, record
+from bot.store.tables import accounts, jobs, models, pictures, places
+from bot.views import Place, PlaceKind
+from engine.job import Warm, decode
+
+
+def records(connection: Connection, asked: Select[*tuple[Any, ...]]) -> list[Record]:
+    """Rows of `jobs` as values."""
+    return [record(row) for row in connection.execute(asked).mappings()]
+
+
+def of_key(connection: Connection, key: str) -> list[Record]:
+    """The jobs that an idempotency key made, in their order."""
+    return records(connection, select(jobs).where(jobs.c.key == key).order_by(jobs.c.ordinal))
+
+
+def usage(connection: Connection, member: str, guild: str, now: float) -> Usage:
+    """What a member has running, waiting and spent. Charges count from when the job was asked for."""
+    counted = select(jobs.c.state, func.count().label("jobs")).where(jobs.c.member == member, jobs.c.state.in_(OPEN))
+    by = {row.state: int(row.jobs) for row in connection.execute(counted.group_by(jobs.c.state))}
+    recent = select(jobs.c.created, jobs.c.charged).where(
+        jobs.c.member == member, jobs.c.created > now - WINDOW, jobs.c.charged > 0
+    )
+    charges = tuple(Charge(row.created, row.charged) for row in connection.execute(recent))
+    waiting = select(func.count()).select_from(jobs).where(jobs.c.guild == guild, jobs.c.state == "queued")
+    return Usage(
+        running=sum(by.get(state, 0) for state in ACTIVE),
+        queued=by.get("queued", 0),
+        charges=charges,
+        guild_queued=int(connection.execute(waiting).scalar_one()),
+    )
+
+
+def newest(connection: Connection, guild: str | None, limit: int) -> list[Record]:
+    """The newest jobs first, over or not."""
+    asked = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+    return records(connection, asked if guild is None else asked.where(jobs.c.guild == guild))
+
+
+def active(connection: Connection) -> list[Record]:
+    """Everything that was sent or runs, oldest first."""
+    return records(connection, select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.id))
+
+
+def some(connection: Connection, ids: Sequence[str]) -> dict[str, Record]:
+    """These jobs, as far as they exist."""
+    found = records(connection, select(jobs).where(jobs.c.id.in_(ids)))
+    return {one.id: one for one in found}
+
+
+def overdue(connection: Connection, now: float) -> list[Record]:
+    """Jobs that are not over though their deadline has passed; a hundred at a time."""
+    late = select(jobs).where(jobs.c.state.in_(OPEN), jobs.c.deadline <= now)
+    return records(connection, late.order_by(jobs.c.id).limit(100))
+
+
+def waiting(connection: Connection, most: int) -> tuple[list[Waiting], dict[str, Account]] | None:
+    """Every waiting job with the accounts above it; None when there are more than `most`."""
+    asked = (
+        select(jobs.c.id, jobs.c.account, jobs.c.cost, jobs.c.billed).where(jobs.c.state == "queued").limit(most + 1)
+    )
+    rows = connection.execute(asked).all()
+    if len(rows) > most:
+        return None
+    found = connection.execute(select(accounts).where(accounts.c.queued > 0))
+    tree = {row["path"]: Account(**dict(row)) for row in found.mappings()}
+    return [Waiting(row.id, row.account, max(0.0, row.cost - row.billed)) for row in rows], tree
+
+
+def before(connection: Connection, one: Record) -> tuple[int, float]:
+    """An estimate for queues too long to lay out: jobs ahead and their cost, if users of a pool are served in turn."""
+    mine = select(func.count()).select_from(jobs)
+    mine = mine.where(jobs.c.account == one.account, jobs.c.state == "queued", jobs.c.id < one.id)
+    turn = int(connection.execute(mine).scalar_one())
+    waits = (jobs.c.state == "queued", jobs.c.pool == one.pool)
+    each = select(func.count().label("n"), func.avg(jobs.c.cost).label("cost")).where(*waits).group_by(jobs.c.account)
+    users = each.subquery()
+    share = func.min(users.c.n, turn + 1) if connection.dialect.name == "sqlite" else func.least(users.c.n, turn + 1)
+    total = select(func.coalesce(func.sum(share), 1), func.coalesce(func.sum(share * users.c.cost), 0.0))
+    ahead, cost = connection.execute(total).one()
+    return max(0, int(ahead) - 1), max(0.0, float(cost) - one.cost)
+
+
+def stored(connection: Connection, ids: Sequence[str]) -> list[Stored]:
+    """The pictures and ladders of these jobs, by job and image."""
+    asked = select(pictures).where(pictures.c.job.in_(ids)).order_by(pictures.c.job, pictures.c.image)
+    return [Stored(**row) for row in connection.execute(asked).mappings()]
+
+
+def place(connection: Connection, job: str) -> Place | None:
+    """Where a job is shown."""
+    row = connection.execute(select(places).where(places.c.job == job)).mappings().first()
+    return None if row is None else Place(cast(PlaceKind, row["kind"]), dict(row["where"]))
+
+
+def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, Place]]:
+    """Jobs of one kind of place whose last word was not yet shown, oldest first; over or not."""
+    asked = select(places.c.job, places.c.where).where(places.c.kind == kind, places.c.delivered.is_(None))
+    where = {row.job: dict(row.where) for row in connection.execute(asked.order_by(places.c.job))}
+    found = some(connection, list(where))
+    return [(found[job], Place(kind, place)) for job, place in where.items()]
+
+
+def known_models(connection: Connection) -> list[tuple[Warm, str]]:
+    """Every model that a worker ever had ready, the last seen first, with its pool."""
+    rows = connection.execute(select(models).order_by(models.c.seen.desc(), models.c.name))
+    return [(decode(row.warm, Warm), row.pool) for row in rows]

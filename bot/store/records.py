@@ -1,0 +1,169 @@
+"""What the store gives and takes: frozen rows. Knows the wire contract; does no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import RowMapping
+
+from bot.fair import paths
+from bot.states import State
+from bot.views import Action, Member, Place
+from engine.job import Blame, Enlarge, Job, Recipe, Share, Task, decode, encode, rows
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A job that was not admitted yet. `cost` in device-seconds, `created` and `deadline` in seconds since 1970."""
+
+    id: str
+    action: Action
+    prompt: str
+    notes: tuple[str, ...]
+    task: Task
+    member: Member
+    place: Place
+    pool: str
+    model: str
+    cost: float
+    created: float
+    deadline: float
+    weight: float = 1.0
+    parent: tuple[str, int] | None = None
+
+    def values(self, key: str | None, ordinal: int) -> dict[str, object]:
+        """The row of the table `jobs` that this becomes."""
+        share = Share(tier=self.member.tier, guild=self.member.guild, user=self.member.id, weight=self.weight)
+        recipe = self.task if isinstance(self.task, Recipe) else None
+        return {
+            "id": self.id,
+            "key": key,
+            "ordinal": ordinal,
+            "state": "queued",
+            "action": self.action,
+            "parent": self.parent[0] if self.parent else None,
+            "parent_index": self.parent[1] if self.parent else None,
+            "prompt": self.prompt,
+            "notes": list(self.notes),
+            "task": encode(self.task),
+            "member": self.member.id,
+            "member_name": self.member.name,
+            "guild": self.member.guild,
+            "tier": self.member.tier,
+            "weight": self.weight,
+            "pool": self.pool,
+            "model": self.model,
+            "account": paths(self.pool, share)[-1],
+            "rows": rows(recipe) if recipe else 1,
+            "cost": self.cost,
+            "charged": self.cost,
+            "billed": 0.0,
+            "attempt": 1,
+            "barren": 0,
+            "step": 0,
+            "epoch": 0,
+            "worker": "",
+            "cancelling": False,
+            "created": self.created,
+            "deadline": self.deadline,
+            "reason": "",
+            "blame": "",
+        }
+
+
+@dataclass(frozen=True)
+class Record:
+    """A job's row. The columns are explained in `bot.store.tables`."""
+
+    id: str
+    key: str | None
+    ordinal: int
+    state: State
+    action: Action
+    parent: tuple[str, int] | None
+    prompt: str
+    notes: tuple[str, ...]
+    task: Task
+    member: str
+    member_name: str
+    guild: str
+    tier: str
+    weight: float
+    pool: str
+    model: str
+    account: str
+    rows: int
+    cost: float
+    charged: float
+    billed: float
+    attempt: int
+    barren: int
+    step: int
+    epoch: int
+    worker: str
+    cancelling: bool
+    created: float
+    deadline: float
+    sent: float | None
+    started: float | None
+    ended: float | None
+    seconds: float | None
+    ms_per_step: float | None
+    reason: str
+    blame: Blame | None
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps of the whole job; an enlargement counts as one."""
+        return self.task.steps if isinstance(self.task, Recipe) else 1
+
+    @property
+    def images(self) -> int:
+        """How many pictures it makes."""
+        return self.task.count if isinstance(self.task, Recipe) else 1
+
+    def job(self) -> Job:
+        """The wire value of this attempt."""
+        share = Share(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
+        return Job(
+            id=self.id,
+            task=self.task,
+            share=share,
+            cost=self.cost,
+            pool=self.pool,
+            attempt=self.attempt,
+            deadline=self.deadline,
+        )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One picture or ladder of a job, by its content."""
+
+    job: str
+    image: int
+    kind: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A transition that happened: the row after it and the state before it."""
+
+    record: Record
+    source: State
+
+
+def record(row: RowMapping) -> Record:
+    """A row of the table `jobs` as a value. Raises `Malformed` if its task is not what the contract says."""
+    values: dict[str, Any] = {str(name): value for name, value in row.items()}
+    parent, index = values.pop("parent"), values.pop("parent_index")
+    values["parent"] = None if parent is None else (cast(str, parent), cast(int, index))
+    values["notes"] = tuple(values["notes"])
+    values["task"] = decode(values["task"], cast("type[Task]", Recipe | Enlarge))
+    values["blame"] = values["blame"] or None
+    return Record(**values)
