@@ -1,8 +1,8 @@
 """The wire contract: every value that crosses a process boundary.
 
-Knows how a value looks and how large it may be; knows nothing of NATS, torch, SQL or Discord. Everything here is frozen,
-tagged (`type`), versioned (`v`), strict (unknown fields are refused), and every string, list and number is bounded: what
-comes from another process is untrusted until it has passed `decode`.
+Knows how a value looks and how large it may be; knows nothing of NATS, torch, SQL or Discord. Everything here is
+frozen, tagged (`type`), versioned (`v`), strict (unknown fields are refused), and every string, list and number is
+bounded: what comes from another process is untrusted until it has passed `decode`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,26 @@ MAX_CONCEPTS = 8
 MAX_FRAME_BYTES = 256 * 1024
 MAX_RUNGS = 48
 
-Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}$")]  # a ULID (github.com/ulid/spec)
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # safe in a NATS subject token and a file name
+# \Z, not $: that would let a trailing newline through, into a subject or a file name.
+Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Name = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+]  # safe as a file name; `subjects.token`
 Text = Annotated[str, Meta(max_length=2000)]
 Sentence = Annotated[str, Meta(max_length=500)]
 Index = Annotated[int, Meta(ge=0, lt=MAX_COUNT)]
 Step = Annotated[int, Meta(ge=0, le=MAX_STEPS)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
+# A lower bound refuses NaN, an upper one infinity: so every float here has both.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
+Moment = Annotated[float, Meta(ge=0, le=1e12)]  # seconds since 1970
+Coordinate = Annotated[float, Meta(ge=-1.01, le=1.01)]  # of a unit vector
+Latent = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
+Extent = Annotated[int, Meta(ge=1, le=65_536)]  # one dimension of a tensor
 Side = Annotated[int, Meta(ge=16, le=4096)]
-Epoch = Annotated[int, Meta(ge=0)]
+Epoch = Annotated[int, Meta(ge=0, le=2**62)]
 Account = Annotated[str, Meta(max_length=64)]
 Version = Annotated[int, Meta(ge=1, le=VERSION)]
 
@@ -60,7 +69,7 @@ class Ancestor(Struct, frozen=True, forbid_unknown_fields=True):
 class Recipe(_Value, frozen=True, kw_only=True):
     """Everything that decides pixels, and nothing else.
 
-    What warm-up measured (`dtype`, default `steps`) is frozen here when the recipe is made, so load never changes pixels.
+    What warm-up measured (`dtype`, default `steps`) is frozen here when the recipe is made: load never changes pixels.
     Image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would. `lineage` lists
     the noise streams of a variation's ancestors, oldest first: every draw (initial and per step) is the spherical
     interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch shape (`exact` mode).
@@ -112,7 +121,7 @@ class Job(_Value, frozen=True, kw_only=True):
     cost: Seconds
     pool: Name = "default"
     attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
-    deadline: Annotated[float, Meta(ge=0)]
+    deadline: Moment
     ladder: bool = True
 
 
@@ -157,7 +166,7 @@ class Finished(_Value, frozen=True, kw_only=True):
     epoch: Epoch
     cost: Seconds
     seconds: Seconds
-    ms_per_step: Annotated[float, Meta(ge=0)]
+    ms_per_step: Milliseconds
 
 
 class Failed(_Value, frozen=True, kw_only=True):
@@ -197,7 +206,7 @@ class Ladder(_Value, frozen=True, kw_only=True):
     job: Id
     image: Index
     of: Step
-    shape: Annotated[tuple[int, ...], Meta(max_length=4)]
+    shape: Annotated[tuple[Extent, ...], Meta(max_length=4)]
     rungs: Annotated[tuple[Rung, ...], Meta(max_length=MAX_RUNGS)]
 
 
@@ -212,10 +221,10 @@ class Snapshot(_Value, frozen=True, kw_only=True):
     image: Index
     epoch: Epoch
     k: Step
-    shape: Annotated[tuple[int, ...], Meta(max_length=4)]
-    x: Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
-    h: Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
-    rungs: Annotated[tuple[tuple[Step, bytes], ...], Meta(max_length=MAX_RUNGS)] = ()
+    shape: Annotated[tuple[Extent, ...], Meta(max_length=4)]
+    x: Latent
+    h: Latent
+    rungs: Annotated[tuple[tuple[Step, Latent], ...], Meta(max_length=MAX_RUNGS)] = ()
 
 
 class Warm(Struct, frozen=True, forbid_unknown_fields=True):
@@ -231,9 +240,9 @@ class Warm(Struct, frozen=True, forbid_unknown_fields=True):
     steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]  # default, by calibration
     sampler: Sampler  # default
     guidance: Annotated[float, Meta(ge=1, le=30)]  # default
-    row_ms: Annotated[float, Meta(ge=0)]  # milliseconds a row-step at native size, at the calibrated row cap
-    encode_ms: Annotated[float, Meta(ge=0)]
-    decode_ms: Annotated[float, Meta(ge=0)]
+    row_ms: Milliseconds  # milliseconds a row-step at native size, at the calibrated row cap
+    encode_ms: Milliseconds
+    decode_ms: Milliseconds
 
 
 class Presence(_Value, frozen=True, kw_only=True):
@@ -255,7 +264,7 @@ class EmbedRequest(_Value, frozen=True, kw_only=True):
 class EmbedReply(_Value, frozen=True, kw_only=True):
     """Unit vectors, one a text (mean-pooled, L2-normalised), or the reason why there are none."""
 
-    vectors: Annotated[tuple[tuple[float, ...], ...], Meta(max_length=64)] = ()
+    vectors: Annotated[tuple[Annotated[tuple[Coordinate, ...], Meta(max_length=4096)], ...], Meta(max_length=64)] = ()
     error: Sentence = ""
 
 
@@ -292,6 +301,6 @@ def rows(recipe: Recipe) -> int:
 def cost(recipe: Recipe, warm: Warm) -> float:
     """Calibrated device-seconds: rows × steps × time a row-step at this size + encode + decode (`Recipe`, `Warm`)."""
     area = recipe.width * recipe.height / (warm.size * warm.size)
-    texts = len(recipe.concepts) + 1
-    ms = rows(recipe) * recipe.steps * warm.row_ms * area + texts * warm.encode_ms + recipe.count * warm.decode_ms * area
-    return ms / 1000.0
+    steps = rows(recipe) * recipe.steps * warm.row_ms * area
+    texts = (len(recipe.concepts) + 1) * warm.encode_ms
+    return (steps + texts + recipe.count * warm.decode_ms * area) / 1000.0

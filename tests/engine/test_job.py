@@ -1,0 +1,209 @@
+"""The wire contract, value by value: what is allowed survives the wire, and nothing else gets in or crashes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import inspect
+
+from engine import job as contract
+from engine.job import Concept, Enlarge, Frame, Job, Malformed, Recipe, Result, Share, Warm, cost, decode, encode, rows
+
+KINDS = [
+    contract.Recipe, contract.Enlarge, contract.Job, contract.Frame, contract.Picture, contract.Started,
+    contract.Finished, contract.Failed, contract.Cancelled, contract.Ladder, contract.Snapshot, contract.Presence,
+    contract.EmbedRequest, contract.EmbedReply,
+]  # fmt: skip
+ANY = st.sampled_from(KINDS)
+
+
+def values(kind: Any) -> st.SearchStrategy[Any]:
+    """Every value of the contract's type, derived from its own declaration, bounds included."""
+    match kind:
+        case inspect.StructType(cls=cls, fields=fields):
+            return st.builds(cls, **{field.name: values(field.type) for field in fields})
+        case inspect.UnionType(types=types):
+            return st.one_of([values(each) for each in types])
+        case inspect.LiteralType(values=allowed):
+            return st.sampled_from(list(allowed))
+        case inspect.VarTupleType(item_type=item, min_length=least, max_length=most):
+            return st.lists(values(item), min_size=least or 0, max_size=min(most or 0, 3)).map(tuple)
+        case inspect.TupleType(item_types=items):
+            return st.tuples(*(values(item) for item in items))
+        case inspect.StrType(pattern=str(pattern)):
+            return st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
+        case inspect.StrType(max_length=most):
+            return st.text(max_size=min(most or 0, 50))
+        case inspect.BytesType(max_length=most):
+            return st.binary(max_size=min(most or 0, 100))
+        case inspect.IntType(ge=least, le=most, lt=below):
+            return st.integers(least, most if most is not None else (below or 0) - 1)
+        case inspect.FloatType(ge=least, gt=above, le=most):
+            return st.floats(least if least is not None else above, most, exclude_min=above is not None)
+        case inspect.BoolType():
+            return st.booleans()
+        case inspect.NoneType():
+            return st.none()
+    raise AssertionError(f"the contract has a type that this test doesn't know: {kind}")
+
+
+def any_value(kind: type) -> st.SearchStrategy[Any]:
+    return values(inspect.type_info(kind))
+
+
+EVERY = ANY.flatmap(any_value)
+
+
+@given(EVERY)
+@settings(max_examples=300, deadline=None)
+def test_every_value_survives_the_wire(value: Any) -> None:
+    assert decode(encode(value), type(value)) == value
+
+
+@given(st.binary(max_size=300), ANY)
+@settings(max_examples=300, deadline=None)
+def test_garbage_is_malformed_and_nothing_else(payload: bytes, kind: type) -> None:
+    with pytest.raises(Malformed):
+        decode(payload, kind)
+
+
+@given(EVERY, st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_value_is_malformed_or_still_within_its_bounds(value: Any, data: st.DataObject) -> None:
+    payload = bytearray(encode(value))
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        survivor = decode(bytes(payload), type(value))
+    except Malformed:
+        return
+    assert decode(encode(survivor), type(value)) == survivor
+
+
+def floats_replaced(plain: Any, by: float) -> Iterator[Any]:
+    """One copy for every float in a nested plain value, with that float replaced."""
+    if isinstance(plain, float):
+        yield by
+    elif isinstance(plain, dict):
+        for key, inner in plain.items():
+            yield from ({**plain, key: other} for other in floats_replaced(inner, by))
+    elif isinstance(plain, list):
+        for at, inner in enumerate(plain):
+            yield from ([*plain[:at], other, *plain[at + 1 :]] for other in floats_replaced(inner, by))
+
+
+@given(EVERY, st.sampled_from([math.nan, math.inf, -math.inf]))
+@settings(max_examples=200, deadline=None)
+def test_no_float_is_infinite_or_not_a_number(value: Any, bad: float) -> None:
+    for plain in floats_replaced(msgspec.msgpack.decode(encode(value)), bad):
+        with pytest.raises(Malformed):
+            decode(msgspec.msgpack.encode(plain), type(value))
+
+
+def unbounded(kind: Any, path: str) -> Iterator[str]:
+    """The places in a declaration where a string, list or number has no bound."""
+    match kind:
+        case inspect.StructType(cls=cls, fields=fields):
+            if not kind.forbid_unknown_fields or not cls.__struct_config__.frozen:
+                yield f"{path} is open or mutable"
+            for field in fields:
+                yield from unbounded(field.type, f"{path}.{field.name}")
+        case inspect.UnionType(types=types):
+            for each in types:
+                yield from unbounded(each, path)
+        case inspect.VarTupleType(item_type=item, max_length=most):
+            if most is None:
+                yield path
+            yield from unbounded(item, f"{path}[]")
+        case inspect.TupleType(item_types=items):
+            for item in items:
+                yield from unbounded(item, f"{path}[]")
+        case inspect.StrType(pattern=pattern, max_length=most) if pattern is None and most is None:
+            yield path
+        case inspect.BytesType(max_length=None):
+            yield path
+        case inspect.IntType() | inspect.FloatType():
+            if (kind.ge is None and kind.gt is None) or (kind.le is None and kind.lt is None):
+                yield path
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_string_list_and_number_is_bounded(kind: type) -> None:
+    assert list(unbounded(inspect.type_info(kind), kind.__name__)) == []
+
+
+def recipe(**changes: Any) -> Recipe:
+    plain: dict[str, Any] = {
+        "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 10, "seed": 1,
+        "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
+    }  # fmt: skip
+    return Recipe(**{**plain, **changes})
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", " ", ".", "*", ">"])
+def test_ids_cannot_smuggle_anything_into_a_subject(ending: str) -> None:
+    """Python's `$` would accept a trailing newline."""
+    frame = Frame(job="0" * 26 + ending, image=0, epoch=1, step=1, of=2, picture=b"", seconds_left=0)
+    with pytest.raises(Malformed, match="job"):
+        decode(encode(frame), Frame)
+    with pytest.raises(Malformed, match="source"):
+        decode(encode(Enlarge(source="a" * 64 + ending)), Enlarge)
+    if ending != ".":
+        with pytest.raises(Malformed, match="model"):
+            decode(encode(recipe(model="m" + ending)), Recipe)
+
+
+def test_what_another_version_says_is_refused_not_guessed() -> None:
+    plain = msgspec.msgpack.decode(encode(recipe()))
+    for changes in ({"v": 2}, {"v": 0}, {"lora": "x"}, {"type": "Enlarge"}):
+        with pytest.raises(Malformed):
+            decode(msgspec.msgpack.encode({**plain, **changes}), Recipe)
+
+
+def test_a_deeply_nested_bomb_is_malformed() -> None:
+    for bomb in (b"\x91" * 100_000, b"\x81\xa4task" * 20_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
+        with pytest.raises(Malformed):
+            decode(bomb, Job)
+
+
+def test_a_result_is_told_apart_by_its_tag() -> None:
+    finished = contract.Finished(job="0" * 26, epoch=3, cost=1.0, seconds=2.0, ms_per_step=5.0)
+    kind: Any = Result
+    assert decode(encode(finished), kind) == finished
+    with pytest.raises(Malformed):
+        decode(encode(recipe()), kind)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 8),
+        ({"count": 1}, 2),
+        ({"guidance": 1.0}, 4),
+        ({"guidance": 1.0, "negative": "blur"}, 8),
+        ({"guidance": 1.0, "concepts": (Concept("a", 0.5),)}, 8),
+        ({"concepts": (Concept("a"), Concept("b"), Concept("c", -1.0))}, 16),
+    ],
+)
+def test_rows_a_step(changes: dict[str, Any], expected: int) -> None:
+    assert rows(recipe(**changes)) == expected
+
+
+def test_cost_is_steps_and_texts_and_decodes() -> None:
+    warm = Warm(
+        name="embedded", revision="", dtype="float32", size=64, multiple=8, max_pixels=65536, tokens=64, steps=50,
+        sampler="ddim", guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
+    )  # fmt: skip
+    assert cost(recipe(), warm) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert cost(recipe(width=128), warm) == pytest.approx((2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000)
+
+
+def test_an_owner_needs_a_weight_above_zero() -> None:
+    with pytest.raises(Malformed, match="weight"):
+        decode(encode(Share(tier="a", guild="b", user="c", weight=0.0)), Share)
