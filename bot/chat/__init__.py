@@ -1,0 +1,1 @@
+"""The Discord front end: an adapter over `Studio`. Nothing outside this package imports discord."""

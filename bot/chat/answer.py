@@ -1,0 +1,141 @@
+"""The first answer to an interaction: within three seconds, from a request to its card, or to a refusal.
+
+The studio records the job before anything is sent; the answer's message id is recorded right after. If that fails or
+comes late, the courier finds the message by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import discord
+
+from bot.chat import presenter
+from bot.refused import Refused
+from bot.views import Member, Place, Ticket
+
+if TYPE_CHECKING:
+    from bot.chat.client import DarkroomClient
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+log = logging.getLogger(__name__)
+
+Ask = Callable[[Member, Place], Awaitable[Sequence[Ticket]]]
+
+SOON = 1.5  # seconds until we tell Discord that the answer takes longer: it waits three
+TOKEN_LIVES = 14 * 60.0  # of the fifteen minutes that Discord gives a token
+NEEDED = ("view_channel", "attach_files")
+BROKEN = "Something broke on our side. It is logged; please try again."
+
+
+def member_of(interaction: Interaction) -> Member:
+    """Who pressed or typed. Moderators are those who may manage messages where they are."""
+    guild, user = interaction.guild_id, interaction.user
+    moderator = guild is not None and interaction.permissions.manage_messages
+    return Member(f"discord:{user.id}", user.display_name, guild_of(interaction), moderator=moderator)
+
+
+def guild_of(interaction: Interaction) -> str:
+    """The server; each direct conversation is one of its own."""
+    return f"discord:{interaction.guild_id}" if interaction.guild_id else f"discord:dm:{interaction.user.id}"
+
+
+def place_of(interaction: Interaction, now: float) -> Place:
+    """Where the answer will stand, and what it can be edited with."""
+    return Place(
+        "discord",
+        {
+            "guild": str(interaction.guild_id or ""),
+            "channel": str(interaction.channel_id or ""),
+            "user": str(interaction.user.id),
+            "application": str(interaction.application_id),
+            "token": interaction.token,
+            "token_until": str(now + TOKEN_LIVES),
+            "limit": str(interaction.filesize_limit),
+        },
+    )
+
+
+async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> None:
+    """Ask the studio and answer with a card for each job; `again`: a slip of the finger gets a link to the first."""
+    try:
+        _check_permissions(interaction)
+        tickets = await _in_time(interaction, ask(member_of(interaction), place_of(interaction, time.time())))
+    except Refused as refused:
+        await refuse(interaction, refused.sentence)
+        return
+    if again:
+        link = await _link(interaction, tickets[0].job)
+        await _say(interaction, presenter.already(link))
+        return
+    for number, ticket in enumerate(tickets):
+        try:
+            message = await _show(interaction, ticket, first=number == 0)
+            await interaction.client.studio.moved(ticket.job, message=str(message))
+        except discord.HTTPException as error:
+            log.warning("job %s: its first answer could not be sent: %s", ticket.job, error)
+
+
+async def refuse(interaction: Interaction, sentence: str) -> None:
+    """Tell the member alone."""
+    await _say(interaction, presenter.refusal(sentence))
+
+
+async def sorry(interaction: Interaction) -> None:
+    """After an error of ours, already logged: the member must not look at a spinner."""
+    try:
+        await _say(interaction, BROKEN)
+    except discord.HTTPException as error:
+        log.warning("an apology could not be sent: %s", error)
+
+
+def _check_permissions(interaction: Interaction) -> None:
+    """At submit, not when the picture is done and cannot be shown."""
+    if interaction.guild_id is None:
+        return
+    lacking = [name for name in NEEDED if not getattr(interaction.app_permissions, name)]
+    if lacking:
+        names = " and ".join(name.replace("_", " ").title() for name in lacking)
+        raise Refused(f"I may not show pictures here: I need the permission {names} in this channel.", 403)
+
+
+async def _in_time(interaction: Interaction, asked: Awaitable[Sequence[Ticket]]) -> Sequence[Ticket]:
+    task = asyncio.ensure_future(asked)
+    done, _ = await asyncio.wait({task}, timeout=SOON)
+    if not done:
+        await interaction.response.defer(thinking=True)
+    return await task
+
+
+async def _show(interaction: Interaction, ticket: Ticket, *, first: bool) -> int:
+    """Send the card of `ticket`; returns the id of its message."""
+    card = presenter.accepted(ticket, interaction.user.display_name, time.time())
+    view, quiet = interaction.client.controls(card) or discord.utils.MISSING, discord.AllowedMentions.none()
+    if not first:
+        return (await interaction.followup.send(card.content, view=view, allowed_mentions=quiet, wait=True)).id
+    if interaction.response.is_done():
+        return (await interaction.edit_original_response(content=card.content, view=view, allowed_mentions=quiet)).id
+    sent = await interaction.response.send_message(card.content, view=view, allowed_mentions=quiet)
+    return sent.message_id or (await interaction.original_response()).id
+
+
+async def _say(interaction: Interaction, text: str) -> None:
+    """A sentence for the member alone, also where the answer was announced as public and late."""
+    quiet = discord.AllowedMentions.none()
+    if not interaction.response.is_done():
+        await interaction.response.send_message(text, ephemeral=True, allowed_mentions=quiet)
+        return
+    await interaction.delete_original_response()
+    await interaction.followup.send(text, ephemeral=True, allowed_mentions=quiet)
+
+
+async def _link(interaction: Interaction, job: str) -> str:
+    where = (await interaction.client.studio.place_of(job)).where
+    if not where.get("message"):
+        return ""
+    return f"https://discord.com/channels/{where.get('guild') or '@me'}/{where['channel']}/{where['message']}"

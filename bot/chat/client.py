@@ -1,0 +1,136 @@
+"""The connection to Discord: which events we ask for, which commands we register, and how the parts come together.
+
+Knows settings and the studio; does nothing at import. The courier starts before the bot, so that it misses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import discord
+import yarl
+from discord import app_commands
+from discord.gateway import DiscordWebSocket
+from discord.http import Route
+
+from bot.chat.answer import sorry
+from bot.chat.buttons import JobButton, Presses, controls
+from bot.chat.courier import Courier
+from bot.chat.headers import trace
+from bot.chat.imagine import COMMANDS
+from bot.chat.mail import Mail
+
+if TYPE_CHECKING:
+    from bot.chat.edits import Edits
+    from bot.config import Settings
+    from bot.studio import Studio
+
+log = logging.getLogger(__name__)
+
+SYNCED = "discord-commands.sha256"  # in the data folder: the tree that Discord has
+RETRY = 15.0  # seconds until the next attempt to reach Discord at start
+
+
+class Tree(app_commands.CommandTree["DarkroomClient"]):
+    """The commands; an error of ours is logged, and told as such to the member."""
+
+    async def on_error(
+        self, interaction: discord.Interaction[DarkroomClient], error: app_commands.AppCommandError, /
+    ) -> None:
+        name = interaction.command.name if interaction.command else "a command"
+        log.error("%s failed", name, exc_info=error)
+        if interaction.type is discord.InteractionType.application_command:
+            await sorry(interaction)
+
+
+class DarkroomClient(discord.AutoShardedClient):
+    """Discord, over one studio. No privileged intents: interactions bring all that we need."""
+
+    def __init__(self, studio: Studio, synced: Path, **options: Any) -> None:
+        super().__init__(
+            intents=discord.Intents(guilds=True),
+            allowed_mentions=discord.AllowedMentions.none(),
+            member_cache_flags=discord.MemberCacheFlags.none(),
+            max_messages=None,
+            max_ratelimit_timeout=30.0,
+            **options,
+        )
+        self.studio = studio
+        self.presses = Presses()
+        self.controls = controls
+        self.tree = Tree(self)
+        self.opened = asyncio.Event()  # logged in: messages can be sent
+        self._synced = synced
+
+    async def setup_hook(self) -> None:
+        self.add_dynamic_items(JobButton)
+        for command in COMMANDS:
+            self.tree.add_command(command)
+        await self._sync()
+        self.opened.set()
+
+    async def on_ready(self) -> None:
+        log.info("Discord: %s is in %d servers", self.user, len(self.guilds))
+
+    async def _sync(self) -> None:
+        """Register the commands if they changed: at each start it would burn the day's quota in a crash loop."""
+        tree = [command.to_dict(self.tree) for command in self.tree.get_commands()]
+        mark = hashlib.sha256(json.dumps([self.application_id, tree], sort_keys=True).encode()).hexdigest()
+        if await asyncio.to_thread(_read, self._synced) == mark:
+            return
+        await self.tree.sync()
+        await asyncio.to_thread(self._synced.write_text, mark)
+
+
+def open_client(settings: Settings, studio: Studio, edits: Edits[Any] | None = None) -> DarkroomClient:
+    """A client that is not connected yet; `edits` learns Discord's limits from the headers of its answers."""
+    if settings.discord_api:
+        Route.BASE = str(settings.discord_api).rstrip("/")
+    if settings.discord_gateway:
+        DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(str(settings.discord_gateway))
+    options = {} if edits is None else {"http_trace": trace(edits, time.monotonic)}
+    return DarkroomClient(studio, Path(settings.data) / SYNCED, **options)
+
+
+async def serve(settings: Settings, studio: Studio) -> None:
+    """Discord until cancelled. A token that Discord refuses is said once, and the rest of the house goes on without."""
+    if settings.discord_token is None:
+        return
+    token = settings.discord_token.get_secret_value()
+    while True:
+        try:
+            await _connected(settings, studio, token)
+        except discord.LoginFailure:
+            log.error("Discord refused DISCORD_TOKEN: copy it anew from discord.com/developers, and start again")
+            return
+        except (aiohttp.ClientError, OSError, discord.DiscordServerError) as error:
+            log.warning("Discord cannot be reached, next attempt in %.0f s: %s", RETRY, error)
+        await asyncio.sleep(RETRY)
+
+
+async def _connected(settings: Settings, studio: Studio, token: str) -> None:
+    """One connection until it ends, with its courier beside it; what ends one of them ends both."""
+    edits = Courier.policy()
+    client = open_client(settings, studio, edits)
+    async with client:
+        tasks = [asyncio.create_task(Courier(studio, Mail(client), edits).run())]
+        tasks.append(asyncio.create_task(client.start(token)))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

@@ -1,0 +1,107 @@
+"""The commands: `/imagine`, `/queue`, `/help`, and what is suggested while one types.
+
+Nothing in here waits for the engine: the studio takes the request, the answer goes out, the courier does the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord import app_commands
+from discord.app_commands import Choice, Range
+
+from bot.chat import presenter
+from bot.chat.answer import answer, guild_of, member_of
+from bot.sentences import SAMPLERS
+from engine.job import MAX_COUNT, MAX_STEPS
+
+if TYPE_CHECKING:
+    from bot.chat.client import DarkroomClient
+    from bot.views import Member, Place, Ticket
+
+OFFERED, CHOICE = 25, 100  # Discord's limits: choices, and characters in one
+ADVICE = {"ddpm": "the full chain", "dpmpp_2m": "good in 30 steps", "ddim": "even steps", "euler": "quick"}
+
+
+@app_commands.command(description="Turn words into pictures while you watch")
+@app_commands.describe(
+    prompt="What to show. Flags like --ar 3:2 work here too",
+    steps="More steps, finer and slower",
+    seed="The same seed gives the same pictures",
+    guidance="How closely to follow the words",
+    sampler="How noise becomes a picture",
+    model="Which model",
+    count="How many pictures",
+    aspect="Width to height, like 3:2",
+    negative="What to steer away from",
+    fast="Few steps of a quick sampler",
+)
+@app_commands.guild_install()
+@app_commands.allowed_contexts(guilds=True, dms=True, private_channels=False)
+async def imagine(
+    interaction: discord.Interaction[DarkroomClient],
+    prompt: Range[str, 1, 2000],
+    steps: Range[int, 1, MAX_STEPS] | None = None,
+    seed: Range[int, 0, 2**32 - 1] | None = None,
+    guidance: Range[float, 1, 30] | None = None,
+    sampler: str | None = None,
+    model: str | None = None,
+    count: Range[int, 1, MAX_COUNT] | None = None,
+    aspect: Range[str, 3, 16] | None = None,
+    negative: Range[str, 1, 1000] | None = None,
+    fast: bool | None = None,
+) -> None:
+    named = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
+    named |= {"ar": aspect, "negative": negative, "fast": fast}
+    options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+
+    async def ask(member: Member, place: Place) -> list[Ticket]:
+        key = f"imagine:{interaction.id}"
+        return await interaction.client.studio.imagine(prompt, member, place, key=key, **options)
+
+    await answer(interaction, ask)
+
+
+@imagine.autocomplete("prompt")
+async def recent_prompts(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+    """The member's own latest prompts in this server."""
+    me, seen = member_of(interaction).id, dict[str, None]()
+    for view in await interaction.client.studio.recent(guild_of(interaction)):
+        if view.member_id == me and view.action == "imagine" and len(view.prompt) <= CHOICE:
+            seen[view.prompt] = None
+    return [Choice(name=each, value=each) for each in seen if typed.casefold() in each.casefold()][:OFFERED]
+
+
+@imagine.autocomplete("model")
+async def models(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+    """What the workers have ready now."""
+    names = dict.fromkeys(warm.name for warm in interaction.client.studio.models())
+    return [Choice(name=name, value=name) for name in names if typed.casefold() in name.casefold()][:OFFERED]
+
+
+@imagine.autocomplete("sampler")
+async def samplers(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+    shown = {name: f"{title}: {ADVICE[name]}" for name, title in SAMPLERS.items()}
+    wanted = typed.casefold()
+    return [Choice(name=text, value=name) for name, text in shown.items() if wanted in f"{name} {text}".casefold()]
+
+
+@app_commands.command(description="Who is before you, and why")
+@app_commands.guild_install()
+@app_commands.allowed_contexts(guilds=True, dms=True, private_channels=False)
+async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
+    views = await interaction.client.studio.queue(guild_of(interaction))  # of this server: prompts are its own business
+    text = presenter.queue(views, time.time())
+    await interaction.response.send_message(text, ephemeral=True, allowed_mentions=discord.AllowedMentions.none())
+
+
+@app_commands.command(name="help", description="What this bot does, and how to ask for it")
+@app_commands.guild_install()
+@app_commands.allowed_contexts(guilds=True, dms=True, private_channels=False)
+async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
+    await interaction.response.send_message(presenter.HELP, ephemeral=True)
+
+
+COMMANDS = (imagine, queue, show_help)

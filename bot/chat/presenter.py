@@ -1,0 +1,167 @@
+"""What a message says: jobs as cards, made of text and buttons.
+
+Pure: values in, values out; the time of day is an argument. Knows Discord's limits and its markdown, not its library:
+every text can be read and tested without one. Whatever a member wrote goes through `sentences.quoted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bot import sentences
+from bot.sentences import quoted
+from bot.views import Ticket, View
+from engine.job import Recipe
+
+CONTENT, ALT, LISTED = 2000, 1024, 12
+AGAIN_SIGN = "🔄"
+Press = Literal["up", "vary", "reroll", "cancel"]
+
+HELP = """**Darkroom** turns words into pictures while you watch.
+`/imagine` with a prompt: four pictures develop here. Options, or flags inside the prompt:
+`--steps 40` `--seed 7` `--guidance 5` `--ar 3:2` `--no text` `--sampler euler` `--model …` `--count 1` `--fast`
+`red apple:: blue::-0.5` weighs parts of a prompt, `{red, green} apple` asks for each of them.
+**U1–U4** enlarge a picture, **V1–V4** vary it, **🔄** asks again with a new seed, **Cancel** stops your own job.
+`/queue` shows who is before you, and why."""
+
+
+@dataclass(frozen=True)
+class Button:
+    """All that a press needs lies in its id: it works after any restart."""
+
+    press: Press
+    job: str
+    label: str
+    index: int | None = None
+
+    @property
+    def id(self) -> str:
+        tail = "" if self.index is None else f":{self.index}"
+        return f"{self.press}:{self.job}{tail}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One message: its text, its rows of buttons, and what the picture says to those who cannot see it."""
+
+    content: str
+    rows: tuple[tuple[Button, ...], ...] = ()
+    alt: str = ""
+
+
+def accepted(ticket: Ticket, member: str, now: float) -> Card:
+    """The first answer to a request: its place in the queue, or what it waits for."""
+    state = _waiting(ticket.ahead, ticket.eta, ticket.worker, now)
+    return Card(_text(ticket.prompt, member, [f"⏳ {state}"], ticket.notes), _cancel(ticket.job))
+
+
+def waiting(view: View, ahead: int, eta: float | None, now: float) -> Card:
+    """A job that has not begun."""
+    state = _waiting(ahead, eta, view.worker, now)
+    return Card(_text(view.prompt, view.member_name, [f"⏳ {state}"], view.notes), _cancel(view.id))
+
+
+def developing(view: View, step: int, of: int, seconds_left: float, now: float) -> Card:
+    """A job under way, at `step` of `of`."""
+    done = f"{sentences.bar(step, of, 12)} {sentences.percent(step, of)} % · step {step} of {of}"
+    lines = [f"{done} · done {_moment(now + seconds_left)}"]
+    return Card(_text(view.prompt, view.member_name, lines, view.notes), _cancel(view.id), _alt(view))
+
+
+def ended(view: View) -> Card:
+    """A job that is over, whichever way."""
+    if view.state == "finished":
+        return Card(_text(view.prompt, view.member_name, [_footer(view)], view.notes), _actions(view), _alt(view))
+    sign = "⏹️" if view.state == "cancelled" else "❌"
+    reason = quoted(view.reason, 500) or ("Cancelled." if view.state == "cancelled" else "It failed.")
+    again = () if view.action == "upscale" else ((_reroll(view.id),),)
+    return Card(_text(view.prompt, view.member_name, [f"{sign} {reason}"], ()), again)
+
+
+def unshown(card: Card) -> Card:
+    """A finished job whose picture is larger than this server takes."""
+    said = "-# The picture is too large for this server; U1–U4 show each one."
+    return replace(card, content=_fit([card.content, said], CONTENT))
+
+
+def queue(views: Sequence[View], now: float) -> str:
+    """The running jobs, then the waiting ones in the order in which they will start, with the reason."""
+    if not views:
+        return "Nothing is running and nothing waits: a job starts at once."
+    lines = [_line(number, view, now) for number, view in enumerate(views[:LISTED], 1)]
+    if len(views) > LISTED:
+        lines.append(f"… and {sentences.jobs(len(views) - LISTED)} more.")
+    return _fit(lines, CONTENT)
+
+
+def refusal(sentence: str) -> str:
+    """A refusal as it is shown: the sentence may quote the member."""
+    return f"🚫 {quoted(sentence, CONTENT - 2)}"
+
+
+def already(link: str) -> str:
+    """A button that was pressed twice."""
+    return f"That is already on its way: {link}" if link else "That is already on its way."
+
+
+def _line(number: int, view: View, now: float) -> str:
+    who = f"`{number}.` {quoted(view.prompt, 60)} · {quoted(view.member_name, 32)}"
+    done = "" if view.eta is None else f" · done {_moment(now + view.eta)}"
+    if view.state != "queued":
+        return f"{who} · ▶️ {sentences.percent(view.step, view.of)} %{done}"
+    return f"{who} · ⏳ {quoted(view.why, 120) or _waiting(view.ahead or 0, None, view.worker, now)}{done}"
+
+
+def _waiting(ahead: int, eta: float | None, worker: bool, now: float) -> str:
+    text = sentences.waiting(ahead, None, worker=worker)
+    return text if eta is None or not worker else f"{text[:-1]}, done {_moment(now + eta)}."
+
+
+def _moment(at: float) -> str:
+    """A moment that every reader's own client counts down to, without an edit."""
+    return f"<t:{round(at)}:R>"
+
+
+def _text(prompt: str, member: str, lines: Sequence[str], notes: Sequence[str]) -> str:
+    said = [f"**{quoted(prompt, 900)}** · {quoted(member, 64)}", *lines, *(f"-# {quoted(note, 240)}" for note in notes)]
+    return _fit(said, CONTENT)
+
+
+def _fit(lines: Sequence[str], limit: int) -> str:
+    """The lines that fit, whole: a cut inside one could break its escapes."""
+    kept: list[str] = []
+    for line in lines:
+        if sum(map(len, kept)) + len(kept) + len(line) > limit:
+            break
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def _footer(view: View) -> str:
+    if isinstance(view.recipe, Recipe):
+        return sentences.footer(view.recipe, view.seconds, view.ms_per_step)
+    shot = view.pictures[0]
+    return sentences.enlarged(view.recipe.factor, shot.width, shot.height)
+
+
+def _alt(view: View) -> str:
+    return sentences.shortened(view.prompt, ALT)
+
+
+def _cancel(job: str) -> tuple[tuple[Button, ...], ...]:
+    return ((Button("cancel", job, "Cancel"),),)
+
+
+def _reroll(job: str) -> Button:
+    return Button("reroll", job, AGAIN_SIGN)
+
+
+def _actions(view: View) -> tuple[tuple[Button, ...], ...]:
+    """U and V for each picture and a re-roll; under an enlarged picture, V for the one it was made from."""
+    if not isinstance(view.recipe, Recipe):
+        return ((Button("vary", view.parent[0], f"V{view.parent[1] + 1}", view.parent[1]),),) if view.parent else ()
+    ups = tuple(Button("up", view.id, f"U{shot.index + 1}", shot.index) for shot in view.pictures)
+    varies = tuple(Button("vary", view.id, f"V{shot.index + 1}", shot.index) for shot in view.pictures)
+    return (*ups, _reroll(view.id)), varies

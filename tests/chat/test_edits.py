@@ -1,0 +1,244 @@
+"""The edit policy under a simulated clock: whatever is offered and however requests end, its promises hold."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.chat.edits import Edit, Edits, Kind, Pace
+
+
+def edit(job: str, kind: Kind, content: int, now: float = 0.0, bucket: str = "c") -> Edit[int]:
+    return Edit(job, bucket, kind, content, now)
+
+
+@dataclass
+class World:
+    """Discord as the policy sees it: requests that take a while and sometimes fail, under a clock that we turn."""
+
+    edits: Edits[int]
+    now: float = 0.0
+    under_way: list[tuple[float, bool, Edit[int]]] = field(default_factory=list)
+    spans: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    newest: dict[str, Edit[int]] = field(default_factory=dict)
+    begun: list[tuple[float, Edit[int]]] = field(default_factory=list)
+
+    def offer(self, one: Edit[int], due: float = math.inf) -> None:
+        if self.edits.offer(one, due):
+            self.newest[one.job] = one
+
+    def send(self, took: float, good: bool) -> Edit[int] | None:
+        one = self.edits.take(self.now)
+        if one is None:
+            return None
+        self._check(one)
+        self.under_way.append((self.now + took, good, one))
+        self.spans[one.bucket].append((self.now, self.now + took))
+        self.begun.append((self.now, one))
+        return one
+
+    def _check(self, one: Edit[int]) -> None:
+        assert one.bucket not in {each.bucket for _, _, each in self.under_way}, "two under way in one bucket"
+        assert one.content == self.newest[one.job].content, "an old frame was sent"
+        if one.kind != "final":
+            finals = [job for job, each in self.newest.items() if each.kind == "final" and each.bucket == one.bucket]
+            waiting = [job for job in finals if job in self.edits._waiting]
+            held = [job for job in waiting if self.edits._not_before.get(job, -math.inf) > self.now]
+            assert waiting == held, "a preview went before a final"
+
+    def end_one(self) -> None:
+        self.under_way.sort(key=lambda each: each[0])
+        at, good, one = self.under_way.pop(0)
+        self.now = max(self.now, at)
+        if good:
+            self.edits.sent(one, self.now)
+        else:
+            self.edits.failed(one, self.now, after=1.0)
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["offer", "offer", "final", "take", "take", "end", "sleep"]),
+        st.integers(0, 7),  # job
+        st.floats(0.01, 3.0, allow_nan=False),  # how long a request or a sleep takes
+        st.booleans(),
+    ),
+    max_size=200,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps)
+def test_promises_hold_whatever_comes(script: list[tuple[str, int, float, bool]]) -> None:
+    world, count = World(Edits()), itertools.count()
+    for what, number, took, good in script:
+        job, bucket = f"job{number}", f"c{number % 3}"
+        if what == "offer":
+            world.offer(edit(job, "preview", next(count), world.now, bucket), world.now + 10 * took)
+        elif what == "final":
+            world.offer(edit(job, "final", next(count), world.now, bucket))
+        elif what == "take":
+            world.send(took, good)
+        elif what == "end" and world.under_way:
+            world.end_one()
+        else:
+            world.now += took
+    pace = world.edits.pace
+    for spans in world.spans.values():
+        for early, late in zip(spans, spans[pace.limit :], strict=False):
+            # not even if every request arrives at the other side at the worst moment of its span
+            assert late[0] >= early[1] + pace.window - 1e-9, "more than the budget in one window"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.lists(st.tuples(st.floats(0.02, 1.5), st.booleans()), min_size=1, max_size=20),
+)
+def test_every_final_arrives_once_and_no_bucket_starves(
+    jobs: int, buckets: int, nature: list[tuple[float, bool]]
+) -> None:
+    world, natures = World(Edits()), itertools.chain(nature, itertools.repeat((0.1, True)))
+    for number in range(jobs):
+        world.offer(edit(f"job{number}", "preview", 0, 0.0, f"c{number % buckets}"))
+        world.offer(edit(f"job{number}", "final", 1, 0.0, f"c{number % buckets}"))
+    for _ in range(5000):
+        took, good = next(natures)
+        if world.send(took, good):
+            continue
+        if world.under_way:
+            world.end_one()
+        elif math.isfinite(wake := world.edits.wake(world.now)):
+            assert wake > world.now
+            world.now = wake
+        else:
+            break
+    ended = [one.job for _, one in world.begun if one.kind == "final"]
+    assert set(ended) == {f"job{number}" for number in range(jobs)}
+    assert math.isinf(world.edits.wake(world.now)), "something still waits"
+
+
+def play(world: World, jobs: int, seconds: float, buckets: int, finals: str | None = None) -> None:
+    """Frames of every job ten times a second; each request takes 0.15 s; `finals`: a bucket that gets one a second."""
+    sequence = itertools.count()
+    for tick in range(round(seconds * 20)):
+        world.now = tick / 20
+        while world.under_way and min(at for at, _, _ in world.under_way) <= world.now:
+            world.end_one()
+        if tick % 2 == 0:
+            for number in range(jobs):
+                world.offer(edit(f"job{number}", "preview", next(sequence), world.now, f"c{number % buckets}"))
+        if finals and tick % 20 == 0:
+            world.offer(edit(f"end{tick}", "final", next(sequence), world.now, finals))
+        while world.send(0.15, True):
+            pass
+
+
+def test_a_busy_channel_does_not_starve_the_others_nor_its_own_jobs() -> None:
+    world = World(Edits())
+    play(world, jobs=9, seconds=40, buckets=3)
+    served = defaultdict(list)
+    for at, one in world.begun:
+        served[one.job].append(at)
+    assert len(served) == 9
+    counts = [len(times) for times in served.values()]
+    assert max(counts) - min(counts) <= 1, "three jobs of one channel share it evenly"
+    assert max(b - a for times in served.values() for a, b in itertools.pairwise(times)) < 6
+
+
+def test_finals_of_one_channel_leave_another_channels_previews_alone() -> None:
+    alone, beside = World(Edits()), World(Edits())
+    play(alone, jobs=1, seconds=20, buckets=1)
+    play(beside, jobs=1, seconds=20, buckets=1, finals="other")
+    mine = [one for _, one in beside.begun if one.bucket == "c0"]
+    assert len(mine) == len(alone.begun) >= 14
+
+
+def test_ten_seconds_of_one_job_show_at_least_six_previews_the_first_at_once() -> None:
+    world = World(Edits())
+    play(world, jobs=3, seconds=10, buckets=3)
+    for number in range(3):
+        times = [at for at, one in world.begun if one.job == f"job{number}"]
+        assert len(times) >= 6
+        assert times[0] == 0.0
+
+
+def test_intervals_widen_with_the_jobs_in_a_bucket_and_in_all() -> None:
+    edits: Edits[int] = Edits()
+    edits.offer(edit("a", "preview", 0))
+    one = edits.interval("c")
+    for number in range(3):
+        edits.offer(edit(f"b{number}", "preview", 0))
+    assert edits.interval("c") > one
+    for number in range(400):
+        edits.offer(edit(f"far{number}", "preview", 0, bucket=f"c{number}"))
+    assert edits.interval("c399") >= 400 / edits.pace.previews_a_second
+    edits.offer(edit("far399", "final", 0, bucket="c399"))
+    for number in range(400):
+        edits.drop(f"far{number}")
+    assert edits.interval("c399") == edits.pace.preview
+
+
+def test_a_late_frame_never_covers_a_final() -> None:
+    edits: Edits[int] = Edits()
+    edits.offer(edit("a", "preview", 0))
+    under_way = edits.take(0.0)
+    assert under_way
+    edits.offer(edit("a", "final", 1))
+    assert edits.take(0.1) is None, "one at a time"
+    edits.failed(under_way, 0.2)
+    final = edits.take(0.2)
+    assert final
+    assert (final.kind, final.content) == ("final", 1)
+    edits.sent(final, 0.3)
+    assert not edits.offer(edit("a", "preview", 2))
+    assert edits.take(60.0) is None
+
+
+def test_no_preview_starts_just_before_a_final_is_due() -> None:
+    edits: Edits[int] = Edits(Pace(lead=0.5))
+    edits.offer(edit("a", "preview", 0), due=10.0)
+    assert edits.take(9.7) is None
+    assert edits.wake(9.7) == 10.0
+    assert edits.take(10.0), "the final did not come: previews go on"
+
+
+def test_a_place_moves_at_most_every_half_minute() -> None:
+    edits: Edits[int] = Edits()
+    edits.offer(edit("a", "place", 0))
+    first = edits.take(0.0)
+    assert first
+    edits.sent(first, 0.1)
+    edits.offer(edit("a", "place", 1, 1.0))
+    assert edits.take(29.0) is None
+    edits.offer(edit("a", "preview", 2, 2.0))
+    assert edits.take(29.0), "but the first frame is shown at once"
+
+
+@pytest.mark.parametrize("kind", ["preview", "final"])
+def test_discords_word_is_law(kind: Kind) -> None:
+    edits: Edits[int] = Edits()
+    edits.learn("c", limit=2, remaining=0, resets=7.0)
+    edits.offer(edit("a", kind, 0))
+    assert edits.take(6.9) is None
+    assert edits.wake(6.9) == 7.0
+    assert edits.take(7.0)
+
+
+def test_buckets_of_past_interactions_are_forgotten() -> None:
+    edits: Edits[int] = Edits()
+    for number in range(800):
+        now = float(number)
+        edits.offer(edit(f"a{number}", "final", 0, now, f"token{number}"))
+        one = edits.take(now)
+        assert one
+        edits.sent(one, now)
+    assert len(edits._buckets) < 300
+    assert not edits._started
