@@ -1,0 +1,495 @@
+"""The bus against the real server: nothing is lost, nothing is doubled, and whoever is out of date is kept out."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from engine.broker import Broker
+from engine.bus import Bus, Fenced, Kept, NoBlob, NobodyAnswers, Unreachable
+from engine.job import (
+    Concept,
+    Frame,
+    Job,
+    Picture,
+    Presence,
+    Recipe,
+    Share,
+    Snapshot,
+    Started,
+    encode,
+)  # fmt: skip
+from engine.streams import streams
+
+LEASE = 1.0
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+OTHER = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
+
+
+def a_job(job: str = JOB, **changes: Any) -> Job:
+    task = Recipe(
+        concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
+        height=64, dtype="float32",
+    )  # fmt: skip
+    plain = {"id": job, "task": task, "share": Share("standard", "guild", "ann"), "cost": 1.0, "deadline": 2e9}
+    return Job(**{**plain, **changes})
+
+
+def a_snapshot(epoch: int, image: int = 0, k: int = 1, size: int = 16) -> Snapshot:
+    return Snapshot(job=JOB, image=image, epoch=epoch, k=k, shape=(1, 4), x=b"x" * size, h=b"")
+
+
+@pytest_asyncio.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    async with Broker(tmp_path / "nats") as broker:
+        yield broker
+
+
+@pytest_asyncio.fixture
+async def join(broker: Broker) -> AsyncIterator[Callable[[], Any]]:
+    """Makes as many connections as a test wants, each declared."""
+    joined: list[Bus] = []
+
+    async def connect() -> Bus:
+        bus = await Bus.connect(broker.url, broker.token, kept=Kept(lease=LEASE))
+        joined.append(bus)
+        await bus.declare()
+        return bus
+
+    yield connect
+    for bus in joined:
+        await bus.close()
+
+
+async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - what is awaited happens in another process
+            await asyncio.sleep(0.02)
+
+
+async def take(source: AsyncIterator[Any], count: int, seconds: float = 10.0) -> list[Any]:
+    """The first values of an iterator, which is closed again."""
+    found: list[Any] = []
+    async with asyncio.timeout(seconds):
+        while len(found) < count:
+            found.append(await anext(source))
+    await source.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+    return found
+
+
+@pytest.mark.asyncio
+async def test_a_dispatch_repeated_is_one_message(join: Any) -> None:
+    bus: Bus = await join()
+    assert await bus.dispatch(a_job()) is True
+    assert await bus.dispatch(a_job()) is False
+    assert await bus.dispatch(a_job(attempt=2)) is True
+    assert [(await bus.pull(["default"])).value.attempt for _ in range(2)] == [1, 2]
+    assert await bus.pull(["default"], timeout=0.2) is None
+
+
+@pytest.mark.asyncio
+async def test_a_waiting_worker_has_the_job_at_once_and_only_one_has_it(join: Any) -> None:
+    bot, one, two = await join(), await join(), await join()
+    waiting = [asyncio.create_task(bus.pull(["default"], timeout=3.0)) for bus in (one, two)]
+    await asyncio.sleep(0.3)
+    await bot.dispatch(a_job())
+    await bot.dispatch(a_job(OTHER))
+    got = [task.value.id for task in await asyncio.gather(*waiting) if task]
+    assert sorted(got) == [JOB, OTHER]
+
+
+@pytest.mark.asyncio
+async def test_an_unanswered_job_comes_back_after_the_lease_and_beats_hold_it(join: Any) -> None:
+    bot, one, two = await join(), await join(), await join()
+    await bot.dispatch(a_job())
+    mine = await one.pull(["default"])
+    for _ in range(4):
+        await asyncio.sleep(LEASE * 0.4)
+        await mine.in_progress()
+        assert await two.pull(["default"], timeout=0.05) is None
+    again = await two.pull(["default"], timeout=LEASE * 3)
+    assert (again.value, again.tries) == (a_job(), 2)
+    await again.ack()
+    assert await one.pull(["default"], timeout=LEASE * 1.5) is None
+
+
+@pytest.mark.asyncio
+async def test_handed_back_it_comes_again_at_once(join: Any) -> None:
+    bus: Bus = await join()
+    await bus.dispatch(a_job())
+    first = await bus.pull(["default"])
+    assert first is not None
+    await first.nak()
+    again = await bus.pull(["default"], timeout=LEASE / 2)
+    assert again is not None
+    assert again.tries == 2
+
+
+@pytest.mark.asyncio
+async def test_who_stops_pulling_keeps_nothing_back(join: Any) -> None:
+    bot, one, two = await join(), await join(), await join()
+    await one.pull(["default"], timeout=0.01)  # leaves a request behind that has not lapsed yet
+    pull = asyncio.create_task(one.pull(["default"], timeout=5.0))
+    await asyncio.sleep(0.1)
+    pull.cancel()
+    await one.stop_pulling()
+    await bot.dispatch(a_job())
+    assert (await two.pull(["default"], timeout=LEASE / 2)).value == a_job()
+
+
+@pytest.mark.asyncio
+async def test_pools_are_apart_even_with_dots_in_their_names(join: Any) -> None:
+    bus: Bus = await join()
+    await bus.dispatch(a_job(pool="gpu.large"))
+    assert await bus.pull(["gpu"], timeout=0.2) is None
+    found = await bus.pull(["gpu", "gpu.large"], timeout=1.0)
+    assert found is not None
+    assert found.value.pool == "gpu.large"
+
+
+@pytest.mark.asyncio
+async def test_settling_takes_the_message_out_wherever_it_is(join: Any) -> None:
+    bus: Bus = await join()
+    for attempt in (1, 2):
+        await bus.dispatch(a_job(attempt=attempt))
+    await bus.dispatch(a_job(OTHER))
+    await bus.settle(a_job(attempt=1))
+    delivered = await bus.pull(["default"])
+    assert delivered is not None
+    assert delivered.value.attempt == 2
+    await bus.settle(a_job(), every_attempt=True)
+    await bus.settle(a_job(), every_attempt=True)
+    left = await bus.pull(["default"], timeout=LEASE * 2)
+    assert left is not None
+    assert left.value.id == OTHER
+    assert await bus.pull(["default"], timeout=0.1) is None
+
+
+@pytest.mark.asyncio
+async def test_a_claim_has_one_holder_and_one_epoch_through_renewals(join: Any) -> None:
+    bus: Bus = await join()
+    claim = await bus.claim(JOB, "one.local")
+    assert claim is not None
+    epoch = claim.epoch
+    for _ in range(5):
+        await asyncio.sleep(LEASE * 0.4)
+        assert await bus.renew(claim)
+        assert await bus.claim(JOB, "two") is None
+    holder = await bus.holder(JOB)
+    assert holder is not None
+    assert (holder.worker, holder.epoch, claim.epoch) == ("one.local", epoch, epoch)
+    await bus.release(claim)
+    assert await bus.holder(JOB) is None
+    heir = await bus.claim(JOB, "two")
+    assert heir is not None
+    assert heir.epoch > epoch
+    assert await bus.renew(claim) is False
+    await bus.release(claim)  # a late goodbye takes nothing from the heir
+    assert await bus.renew(heir)
+
+
+@pytest.mark.asyncio
+async def test_of_many_that_claim_at_once_one_wins(join: Any) -> None:
+    buses = [await join() for _ in range(4)]
+    claims = await asyncio.gather(*(bus.claim(JOB, f"w{at}") for at, bus in enumerate(buses)))
+    assert sum(claim is not None for claim in claims) == 1
+
+
+@pytest.mark.asyncio
+async def test_an_unrenewed_claim_lapses(join: Any) -> None:
+    bus: Bus = await join()
+    claim = await bus.claim(JOB, "one")
+    assert claim is not None
+    await asyncio.sleep(LEASE * 1.7)
+    assert await bus.renew(claim) is False
+    assert await bus.claim(JOB, "two") is not None
+
+
+@pytest.mark.asyncio
+async def test_a_renewal_whose_answer_got_lost_is_no_lost_claim(join: Any) -> None:
+    bus: Bus = await join()
+    claim = await bus.claim(JOB, "one")
+    assert claim is not None
+    before = claim.revision
+    assert await bus.renew(claim)
+    claim.revision = before  # as if the answer had never come
+    assert await bus.renew(claim)
+    assert claim.revision > before + 1
+
+
+@pytest.mark.asyncio
+async def test_epochs_grow_even_when_the_store_is_lost(join: Any, broker: Broker) -> None:
+    bus: Bus = await join()
+    claim = await bus.claim(JOB, "one")
+    assert claim is not None
+    await asyncio.to_thread(lose_the_store, broker)
+    await until(lambda: broker.restarts == 1)
+    await until(lambda: bus.connected)
+    await asyncio.sleep(0.5)
+    assert await bus.renew(claim) is False
+    heir = await bus.claim(JOB, "two")
+    assert heir is not None
+    assert heir.epoch > claim.epoch
+
+
+def lose_the_store(broker: Broker) -> None:
+    """The server dies and its folder is gone when it comes back."""
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGKILL)
+    shutil.rmtree(broker.folder / "store")
+
+
+@pytest.mark.asyncio
+async def test_both_sides_go_on_when_the_store_is_lost(join: Any, broker: Broker) -> None:
+    bot, worker = await join(), await join()
+    results = bot.results()
+    first = asyncio.create_task(anext(results))
+    assert await worker.pull(["default"], timeout=0.1) is None
+    published = asyncio.Event()
+
+    async def republish() -> None:
+        await bot.dispatch(a_job())
+        published.set()
+
+    bot.on_return(republish)
+    await asyncio.to_thread(lose_the_store, broker)
+    await asyncio.wait_for(published.wait(), 15)
+    async with asyncio.timeout(10):
+        while (delivered := await patient_pull(worker)) is None:
+            pass
+    assert delivered.value == a_job()
+    await worker.publish_result("one", Started(job=JOB, epoch=1, worker="one"))
+    assert (await asyncio.wait_for(first, 15)).value.job == JOB
+    await results.aclose()
+
+
+async def patient_pull(bus: Bus) -> Any:
+    try:
+        return await bus.pull(["default"], timeout=0.5)
+    except Unreachable:
+        await asyncio.sleep(0.1)
+        return None
+
+
+@pytest.mark.asyncio
+async def test_two_stores_never_start_their_epochs_alike() -> None:
+    def first(now: float) -> int:
+        return next(config.first_seq or 0 for config in streams(Kept(), now) if config.name == "KV_claims")
+
+    assert first(1000.002) > first(1000.0)
+
+
+@pytest.mark.asyncio
+async def test_results_wait_for_the_bot_in_order_and_leave_when_acknowledged(join: Any) -> None:
+    worker, bot = await join(), await join()
+    sent = [Started(job=JOB, epoch=1, worker="one")] + [
+        Picture(job=JOB, image=at, epoch=1, kind="image", sha256="a" * 64, bytes=9, width=64, height=64)
+        for at in range(4)
+    ]
+    for result in sent:
+        await worker.publish_result("one.local", result)
+    got = await take(bot.results(), 5)
+    assert [delivered.value for delivered in got] == sent
+    for delivered in got[:4]:
+        await delivered.ack()
+    await got[4].nak()
+    again = await take(bot.results(), 1)
+    assert (again[0].value, again[0].tries) == (sent[4], 2)
+    await again[0].ack()
+    assert (await bot.js.stream_info("results")).state.messages == 0
+
+
+@pytest.mark.asyncio
+async def test_what_nobody_can_read_is_laid_aside_and_stops_nothing(join: Any) -> None:
+    bus: Bus = await join()
+    await bus.js.publish(f"results.one.{JOB}", b"\xff garbage")
+    await bus.js.publish(f"work.default.{JOB}.1", encode(a_job().task))
+    await bus.client.publish(f"frames.{JOB}", b"no frame")
+    await bus.dispatch(a_job(OTHER))
+    await bus.publish_result("one", Started(job=JOB, epoch=1, worker="one"))
+    result = (await take(bus.results(), 1))[0]
+    delivered = await bus.pull(["default"])
+    assert delivered is not None
+    assert (result.value.job, delivered.value.id) == (JOB, OTHER)
+    assert bus.dead.count == {"results": 1, "work": 1}
+    kept = [await bus.js.get_msg("dead", seq=seq) for seq in (1, 2)]
+    assert [message.subject for message in kept] == [f"dead.results.one.{JOB}", f"dead.work.default.{JOB}.1"]
+    assert kept[0].data == b"\xff garbage"
+    assert (kept[1].headers or {})["Reason"]
+    await delivered.lay_aside("three tries\nwere enough")
+    await asyncio.sleep(LEASE * 1.3)
+    assert await bus.pull(["default"], timeout=0.2) is None
+
+
+@pytest.mark.asyncio
+async def test_a_slow_reader_of_previews_gets_the_newest(join: Any) -> None:
+    worker, bot = await join(), await join()
+    frames = bot.frames()
+    first = asyncio.create_task(anext(frames))
+    await asyncio.sleep(0.1)
+    await worker.client.publish(f"frames.{JOB}", b"no frame")
+    for step in range(200):
+        for image in (0, 1):
+            await worker.publish_frame(
+                Frame(job=JOB, image=image, epoch=1, step=step, of=200, picture=b"j" * 1000, seconds_left=1.0)
+            )
+    await worker.client.flush()
+    await first
+    await asyncio.sleep(0.3)
+    latest = await take(frames, 2)
+    assert {(frame.image, frame.step) for frame in latest} == {(0, 199), (1, 199)}
+    assert bot.dead.count == {"frames": 1}
+
+
+@pytest.mark.asyncio
+async def test_snapshots_are_kept_by_epoch(join: Any) -> None:
+    one, two = await join(), await join()
+    await one.put_snapshot(a_snapshot(5, k=1))
+    await one.put_snapshot(a_snapshot(5, image=1, k=1))
+    await one.put_snapshot(a_snapshot(5, k=2))
+    assert [(s.image, s.k) for s in await two.get_snapshots(JOB)] == [(0, 2), (1, 1)]
+    await two.put_snapshot(a_snapshot(9, k=3))
+    with pytest.raises(Fenced):
+        await one.put_snapshot(a_snapshot(5, k=99))
+    assert [(s.image, s.k) for s in await one.get_snapshots(JOB)] == [(0, 3), (1, 1)]
+    await two.drop_snapshots(JOB)
+    assert await one.get_snapshots(JOB) == []
+    assert await two.get_snapshots(OTHER) == []
+
+
+@pytest.mark.asyncio
+async def test_a_snapshot_larger_than_a_message_goes_through_and_leaves_no_blobs_behind(join: Any) -> None:
+    one, two = await join(), await join()
+    big = 7 * 1024 * 1024
+    await one.put_snapshot(a_snapshot(5, size=big))
+    await one.put_snapshot(a_snapshot(5, k=2, size=big))
+    assert [(s.k, len(s.x)) for s in await two.get_snapshots(JOB)] == [(2, big)]
+    await one.drop_snapshots(JOB)
+    assert (await one.js.stream_info("OBJ_blobs")).state.bytes < big
+
+
+@pytest.mark.asyncio
+async def test_an_unreadable_snapshot_is_left_out_and_may_be_overwritten(join: Any) -> None:
+    bus: Bus = await join()
+    await bus.js.publish(f"$KV.snapshots.{JOB}.0", b"garbage")
+    assert await bus.get_snapshots(JOB) == []
+    await bus.put_snapshot(a_snapshot(1))
+    assert await bus.get_snapshots(JOB) == [a_snapshot(1)]
+
+
+@pytest.mark.asyncio
+async def test_blobs_are_named_by_their_bytes(join: Any) -> None:
+    one, two = await join(), await join()
+    for content in (b"small", os.urandom(3 * 1024 * 1024 + 7)):
+        sha = await one.put_blob(content)
+        assert sha == hashlib.sha256(content).hexdigest()
+        assert await one.put_blob(content) == sha
+        assert await two.get_blob(sha, len(content)) == content
+        with pytest.raises(NoBlob, match="larger"):
+            await two.get_blob(sha, len(content) - 1)
+    with pytest.raises(NoBlob, match="no blob"):
+        await two.get_blob("f" * 64, 10)
+
+
+@pytest.mark.asyncio
+async def test_a_damaged_blob_is_refused(join: Any) -> None:
+    bus: Bus = await join()
+    await bus.blobs._store.put("a" * 64, b"not what the name says")
+    with pytest.raises(NoBlob, match="damaged"):
+        await bus.get_blob("a" * 64, 100)
+
+
+@pytest.mark.asyncio
+async def test_a_tombstone_is_read_later_and_heard_at_once(join: Any) -> None:
+    bot, worker = await join(), await join()
+    heard = worker.watch_cancelled()
+    first = asyncio.create_task(anext(heard))
+    await asyncio.sleep(0.1)
+    assert await worker.is_cancelled(JOB) is False
+    await bot.cancel(JOB)
+    assert await asyncio.wait_for(first, 1.0) == JOB
+    assert await worker.is_cancelled(JOB) is True
+    assert await worker.is_cancelled(OTHER) is False
+    await heard.aclose()
+
+
+@pytest.mark.asyncio
+async def test_wants_are_heard(join: Any) -> None:
+    bot, worker = await join(), await join()
+    wants = worker.wants()
+    first = asyncio.create_task(anext(wants))
+    await asyncio.sleep(0.1)
+    await bot.want(JOB)
+    assert await asyncio.wait_for(first, 1.0) == JOB
+    await wants.aclose()
+
+
+def a_presence(worker: str, free: int = 8) -> Presence:
+    return Presence(worker=worker, pools=("default",), models=(), device="cpu", rows=8, free=free, build="test")
+
+
+@pytest.mark.asyncio
+async def test_workers_come_change_leave_and_lapse(join: Any) -> None:
+    bot, one = await join(), await join()
+    changes: list[int] = []
+    await one.announce(a_presence("one.local"))
+    await bot.watch_workers(lambda: changes.append(1))
+    assert bot.workers == {"one.local": a_presence("one.local")}
+    await one.announce(a_presence("one.local", free=2))
+    await one.announce(a_presence("two"))
+    await until(lambda: len(bot.workers) == 2)
+    assert bot.workers["one.local"].free == 2
+    seen = len(changes)
+    await one.announce(a_presence("two"))
+    await one.depart("one.local")
+    await until(lambda: list(bot.workers) == ["two"])
+    assert len(changes) == seen + 1
+    await until(lambda: bot.workers == {}, LEASE * 3)
+
+
+@pytest.mark.asyncio
+async def test_texts_become_vectors_by_any_worker_that_can(join: Any) -> None:
+    bot, worker = await join(), await join()
+    with pytest.raises(NobodyAnswers, match="No worker"):
+        await bot.embed(["a cat"])
+
+    async def embed(texts: Any) -> list[list[float]]:
+        if "boom" in texts:
+            raise RuntimeError("secret detail")
+        return [[1.0, 0.0] for _ in texts]
+
+    await worker.serve_embed(embed)
+    await worker.client.flush()
+    assert await bot.embed(["a", "b"]) == ((1.0, 0.0), (1.0, 0.0))
+    with pytest.raises(NobodyAnswers, match="failed") as failed:
+        await bot.embed(["boom"])
+    assert "secret" not in str(failed.value)
+    answer = await bot.client.request("embed", b"garbage", timeout=2)
+    assert b"malformed" in answer.data
+    assert await bot.embed(["still here"]) == ((1.0, 0.0),)
+
+
+@pytest.mark.asyncio
+async def test_a_broker_that_is_away_is_an_error_in_bounded_time_and_comes_back(join: Any, broker: Broker) -> None:
+    bus: Bus = await join()
+    await bus.dispatch(a_job())
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        bus.js._timeout = 0.5
+        for attempt in (bus.dispatch(a_job(OTHER)), bus.claim(JOB, "one"), bus.is_cancelled(JOB)):
+            with pytest.raises(Unreachable):
+                await asyncio.wait_for(attempt, 8)
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+        bus.js._timeout = 5
+    assert (await bus.pull(["default"], timeout=5)) is not None
