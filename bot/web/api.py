@@ -1,0 +1,229 @@
+"""The HTTP API: ask for pictures, follow them, fetch them. Every error is one sentence with the right status.
+
+Knows JSON bodies and addresses; every decision about a job is the studio's. Pictures count from 1, as on the buttons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from bot import grid
+from bot.refused import Refused
+from bot.states import over
+from bot.views import Place, Ticket, View
+from bot.web import shown
+from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
+from bot.web.live import STUDIO, visible
+from engine.job import MAX_COUNT
+
+FOREVER = "private, max-age=31536000, immutable"  # what is finished never changes
+CELL = 512  # pixels a picture has at least in a grid's long side
+
+
+class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/jobs`. The options say the same as the prompt's flags, and override them."""
+
+    prompt: str
+    steps: int | None = None
+    seed: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    model: str | None = None
+    count: int | None = None
+    ar: str | None = None
+    fast: bool | None = None
+    negative: str | None = None
+    exact: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Only what was said."""
+        said = msgspec.structs.asdict(self)
+        return {name: value for name, value in said.items() if name not in {"prompt", "exact"} and value is not None}
+
+
+def routes() -> list[web.RouteDef]:
+    """The addresses of the API."""
+    job = "/api/jobs/{id}"
+    return [
+        web.get("/healthz", healthz),
+        web.get("/api/room", room),
+        web.post("/api/invitations", invite),
+        web.get("/api/jobs", jobs),
+        web.post("/api/jobs", imagine),
+        web.get(job, one),
+        web.delete(job, cancel),
+        web.post(job + "/vary/{n}", vary),
+        web.post(job + "/upscale/{n}", upscale),
+        web.post(job + "/reroll", reroll),
+        web.get(job + "/pictures/{n}.png", picture),
+        web.get(job + "/grid.png", whole_grid),
+        web.get(job + "/film.webp", film),
+        web.get(job + "/rungs", rungs),
+        web.get(job + "/rungs/{n}.webp", rung),
+    ]
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """Whether the room is open, and how many workers are."""
+    workers = request.app[STUDIO].workers()
+    return web.json_response({"status": "ok", "workers": len(workers), "app": "darkroom"})
+
+
+async def room(request: web.Request) -> web.Response:
+    """Who is at work."""
+    return web.json_response(shown.room(request.app[STUDIO].workers()))
+
+
+async def invite(request: web.Request) -> web.Response:
+    """A one-time address for one more visitor, who comes as a guest."""
+    if request.app[DOOR].open:
+        raise Refused("This room is for this computer only; there is nobody to invite.", 422)
+    if not request[VISITOR].owner:
+        raise Refused("Only whoever runs this room may invite.", 403)
+    token = request.app[GATE].invite()
+    return web.json_response({"path": f"/?token={token}"}, status=201)
+
+
+async def jobs(request: web.Request) -> web.Response:
+    """What runs, what waits in its order, and what was made last."""
+    studio, reader = request.app[STUDIO], member_of(request).id
+    queue, recent = await studio.queue(GUILD), await studio.recent(GUILD)
+    waiting = {view.id for view in queue}
+    done = [view for view in recent if view.id not in waiting]
+    return web.json_response({"jobs": [shown.job(view, reader) for view in [*queue, *done]]})
+
+
+async def imagine(request: web.Request) -> web.Response:
+    """A prompt becomes one job, or several where it holds permutations."""
+    order = await _order(request)
+    tickets = await request.app[STUDIO].imagine(
+        order.prompt, member_of(request), _place(request), key=_key(request), exact=order.exact, **order.options()
+    )
+    answer = shown.accepted(tickets)
+    return web.json_response(answer, status=201, headers={"Location": answer["url"]})
+
+
+async def _order(request: web.Request) -> Order:
+    body = await request.read()
+    try:
+        return msgspec.json.decode(body, type=Order)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(f"The request can't be read: {error}.", 400) from error
+
+
+async def one(request: web.Request) -> web.Response:
+    """A job as it stands."""
+    return web.json_response(shown.job(await visible(request), member_of(request).id))
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """Stops a job of one's own."""
+    view = await visible(request)
+    sentence = await request.app[STUDIO].cancel(view.id, member_of(request))
+    return web.json_response({"id": view.id, "sentence": sentence})
+
+
+async def vary(request: web.Request) -> web.Response:
+    """V1 to V4: new pictures near this one."""
+    view, index = await visible(request), _index(request)
+    made = await request.app[STUDIO].vary(view.id, index, member_of(request), _place(request), key=_key(request))
+    return _made(made)
+
+
+async def upscale(request: web.Request) -> web.Response:
+    """U1 to U4: this picture, larger."""
+    view, index = await visible(request), _index(request)
+    made = await request.app[STUDIO].upscale(view.id, index, member_of(request), _place(request), key=_key(request))
+    return _made(made)
+
+
+async def reroll(request: web.Request) -> web.Response:
+    """The same prompt with another seed."""
+    view = await visible(request)
+    made = await request.app[STUDIO].reroll(view.id, member_of(request), _place(request), key=_key(request))
+    return _made(made)
+
+
+async def picture(request: web.Request) -> web.Response:
+    """One finished picture, as it was made."""
+    view, index = await visible(request), _index(request)
+    return _file(await request.app[STUDIO].picture(view.id, index), "image/png", f"{view.id}-{index + 1}.png")
+
+
+async def whole_grid(request: web.Request) -> web.Response:
+    """The pictures of a job as one."""
+    view = _finished(await visible(request))
+    pictures = [await request.app[STUDIO].picture(view.id, shot.index) for shot in view.pictures]
+    composed = await asyncio.to_thread(grid.compose, pictures, CELL)
+    return _file(composed, "image/png", f"{view.id}.png")
+
+
+async def film(request: web.Request) -> web.Response:
+    """How the pictures came out of noise, as an animation."""
+    view = _finished(await visible(request))
+    return _file(await request.app[STUDIO].film(view.id), "image/webp", f"{view.id}.webp")
+
+
+async def rungs(request: web.Request) -> web.Response:
+    """The steps at which the film has an image, and where each lies."""
+    view = _finished(await visible(request))
+    steps = await request.app[STUDIO].rungs(view.id)
+    base = f"{shown.address(view.id)}/rungs"
+    return web.json_response({"rungs": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
+
+
+async def rung(request: web.Request) -> web.Response:
+    """One image of the film; the first is 0."""
+    view, number = _finished(await visible(request)), _number(request)
+    return _file(await request.app[STUDIO].rung(view.id, number), "image/webp", f"{view.id}-{number}.webp")
+
+
+def _finished(view: View) -> View:
+    if view.state == "finished":
+        return view
+    raise Refused(f"This job {'ended without a picture' if over(view.state) else 'is not finished yet'}.", 404)
+
+
+def _number(request: web.Request) -> int:
+    text = request.match_info["n"]
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
+        raise Refused("There is nothing with this number.", 404)
+    return int(text)
+
+
+def _index(request: web.Request) -> int:
+    """The picture that the address names, counted from 0 as the studio does."""
+    number = _number(request)
+    if not 1 <= number <= MAX_COUNT:
+        raise Refused(f"Pictures are numbered from 1 to {MAX_COUNT}.", 404)
+    return number - 1
+
+
+def _file(content: bytes, kind: str, name: str) -> web.Response:
+    headers = {"Cache-Control": FOREVER, "Content-Disposition": f'inline; filename="{name}"'}
+    return web.Response(body=content, content_type=kind, headers=headers)
+
+
+def _place(request: web.Request) -> Place:
+    return Place("terminal" if request.headers.get("X-Darkroom") == "terminal" else "web")
+
+
+def _key(request: web.Request) -> str | None:
+    """The studio's key for an Idempotency-Key: the same visitor, address and key are the same wish."""
+    sent = request.headers.get("Idempotency-Key")
+    if sent is None:
+        return None
+    if not (1 <= len(sent) <= 200 and sent.isprintable()):
+        raise Refused("An Idempotency-Key has 1 to 200 printable characters.", 400)
+    wish = "\n".join([member_of(request).id, request.method, request.path, sent])
+    return "web:" + hashlib.sha256(wish.encode()).hexdigest()[:40]
+
+
+def _made(made: Ticket) -> web.Response:
+    answer = shown.accepted([made])
+    return web.json_response(answer, status=201, headers={"Location": answer["url"]})

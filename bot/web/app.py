@@ -1,0 +1,92 @@
+"""The chatroom as one aiohttp application, and the server that it runs in.
+
+Knows how the parts hang together; each rule lives in its own module. Nothing is opened before `open_chatroom`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp_jinja2
+import jinja2
+from aiohttp import web
+
+from bot.config import Settings
+from bot.studio import Studio
+from bot.web import api, door, live, views
+from bot.web.auth import Door, Gate, key_of
+
+HERE = Path(__file__).parent
+MOST_BYTES = 64 * 1024  # of a request's body
+TEMPLATES = ("room.html", "discord.html", "enter.html", "sentence.html")
+
+
+def open_chatroom(settings: Settings, studio: Studio) -> web.Application:
+    """The chatroom over this studio. Creates the room's key in the data folder at the first start."""
+    app = web.Application(middlewares=[door.errors, door.entrance], client_max_size=MOST_BYTES)
+    app[live.STUDIO] = studio
+    app[live.CLOSING] = asyncio.Event()
+    app[live.STREAMS] = set()
+    app[door.DOOR] = Door.of(settings.host, settings.public_url, settings.allowed_hosts)
+    app[door.GATE] = Gate(key_of(settings.data))
+    app[door.SECURE] = settings.public_url.startswith("https://")
+    app[views.IN_DISCORD] = settings.discord_token is not None
+    _furnish(app)
+    app.add_routes([*views.routes(), *api.routes(), *live.routes()])
+    app.router.add_static("/static", HERE / "static")
+    app.on_response_prepare.append(door.dress)
+    app.on_shutdown.append(_close)
+    return app
+
+
+def _furnish(app: web.Application) -> None:
+    """Templates, read now: no request waits for the disk."""
+    loader = jinja2.FileSystemLoader(HERE / "templates")
+    room = aiohttp_jinja2.setup(
+        app, loader=loader, autoescape=True, auto_reload=False, undefined=jinja2.StrictUndefined
+    )
+    for name in TEMPLATES:
+        room.get_template(name)
+
+
+async def _close(app: web.Application) -> None:
+    app[live.CLOSING].set()
+
+
+def address(settings: Settings, app: web.Application, port: int) -> str:
+    """The address to print: where to come in; with a one-time token where others than this computer can reach it."""
+    base = settings.public_url.rstrip("/") or f"http://{_reachable(settings.host)}:{port}"
+    if app[door.DOOR].open:
+        return f"{base}/"
+    return f"{base}/?token={app[door.GATE].invite(owner=True)}"
+
+
+def _reachable(host: str) -> str:
+    bare = host.strip("[]")
+    if bare in {"", "0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{bare}]" if ":" in bare else bare
+
+
+@asynccontextmanager
+async def opened(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """The room open for visitors; yields the port (a free one for 0). Raises OSError where it can't be bound."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=3, max_line_size=16384)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host.strip("[]"), port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def serve(app: web.Application, host: str, port: int, opened_at: Callable[[int], None] | None = None) -> None:
+    """Serves until it is cancelled; says the port once the room is open."""
+    async with opened(app, host, port) as real:
+        if opened_at is not None:
+            opened_at(real)
+        await asyncio.Event().wait()

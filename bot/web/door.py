@@ -1,0 +1,128 @@
+"""The door of the chatroom: every request passes here first, every answer leaves with its safety headers.
+
+Knows requests, cookies and status codes; the rules themselves are in `auth`. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import aiohttp_jinja2
+from aiohttp import web
+
+from bot.refused import Refused
+from bot.views import Member
+from bot.web.auth import COOKIE, Door, Gate, Visitor
+
+log = logging.getLogger(__name__)
+
+DOOR = web.AppKey("door", Door)
+GATE = web.AppKey("gate", Gate)
+SECURE = web.AppKey("secure", bool)
+VISITOR = web.RequestKey("visitor", Visitor)
+
+GUILD = "local"
+TERMINAL = "terminal"  # the visitor without a cookie
+YEAR = 365 * 24 * 3600
+FREE = ("/healthz", "/static/")  # no secret behind these: a stranger may see them
+SENTENCES = {
+    404: "There is nothing at this address.",
+    413: "That is too large: a request may have 64 KiB.",
+}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Server": "darkroom",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+# aiohttp passes it by the name `handler`
+Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def dress(request: web.Request, response: web.StreamResponse) -> None:
+    """Before any answer goes out: the safety headers, and no caching unless the answer allows it."""
+    for name, value in HEADERS.items():
+        response.headers[name] = value
+    response.headers.setdefault("Cache-Control", "no-cache")
+
+
+def give_cookie(request: web.Request, response: web.StreamResponse, visitor: Visitor) -> None:
+    """Lets the browser come in again: HttpOnly, SameSite=Strict, and Secure where the public address is https."""
+    secure = request.secure or request.app[SECURE]
+    value = request.app[GATE].seal(visitor)
+    response.set_cookie(COOKIE, value, max_age=YEAR, httponly=True, samesite="Strict", secure=secure)
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Next) -> web.StreamResponse:
+    """Every refusal and mistake becomes one sentence with the right status."""
+    try:
+        return await handler(request)
+    except Refused as refused:
+        return said(request, refused.status, refused.sentence)
+    except web.HTTPMethodNotAllowed as error:
+        methods = ", ".join(sorted(error.allowed_methods))
+        answer = said(request, 405, f"{request.method} does not go here, only {methods}.")
+        answer.headers["Allow"] = methods
+        return answer
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return said(request, error.status, SENTENCES.get(error.status, error.reason))
+    except ConnectionResetError:
+        raise
+    except Exception:
+        log.exception("a request failed: %s %s", request.method, request.rel_url.raw_path)
+        return said(request, 500, "Something went wrong here. It is in the log.")
+
+
+@web.middleware
+async def entrance(request: web.Request, handler: Next) -> web.StreamResponse:
+    """Host and Origin first, then who it is; a newcomer to an open room gets a cookie."""
+    app = request.app
+    app[DOOR].check(request.method, request.headers)
+    known = app[GATE].unseal(request.cookies.get(COOKIE, ""))
+    visitor = known or _stranger(request)
+    if visitor is not None:
+        request[VISITOR] = visitor
+    elif not _is_free(request):
+        raise Refused("This room asks for its one-time address: it was printed where it was started.", 403)
+    answer = await handler(request)
+    if visitor is not None and known is None and visitor.id != TERMINAL:
+        give_cookie(request, answer, visitor)
+    return answer
+
+
+def _stranger(request: web.Request) -> Visitor | None:
+    """Who comes without a cookie: the terminal by its key, or anyone where only this computer can come."""
+    gate = request.app[GATE]
+    if not request.app[DOOR].open and not gate.is_terminal(request.headers.get("Authorization", "")):
+        return None
+    return gate.greet(owner=True) if request.path == "/" else Visitor(TERMINAL, owner=True)
+
+
+def _is_free(request: web.Request) -> bool:
+    return request.path.startswith(FREE) or (request.path == "/" and "token" in request.query)
+
+
+def said(request: web.Request, status: int, sentence: str) -> web.Response:
+    """One sentence: as JSON under `/api`, else as a page."""
+    if request.path.startswith("/api/") or request.path == "/healthz":
+        return web.json_response({"error": sentence}, status=status)
+    context = {"status": status, "sentence": sentence}
+    return aiohttp_jinja2.render_template("sentence.html", request, context, status=status)
+
+
+def member_of(request: web.Request) -> Member:
+    """The visitor as the studio's member. Owners are moderators here; guests are only themselves."""
+    visitor = request[VISITOR]
+    name = "Terminal" if visitor.id == TERMINAL else f"Visitor {visitor.id[:4]}"
+    return Member(id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, moderator=visitor.owner)

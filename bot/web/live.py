@@ -1,0 +1,198 @@
+"""The live streams (server-sent events): one for the whole page, one for a single job.
+
+Knows the studio's feed and how a stream ends; knows nothing of how a job runs. Each client reads at its own pace: the
+feed's subscription coalesces what it has not read yet, so a slow client skips frames and never holds anybody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse, sse_response
+
+from bot.feed import Developing, Moment, Queued, Settled, Subscription
+from bot.refused import Refused
+from bot.states import over
+from bot.studio import Studio
+from bot.views import View
+from bot.web import shown
+from bot.web.door import GUILD, VISITOR, member_of
+
+log = logging.getLogger(__name__)
+
+STUDIO = web.AppKey("studio", Studio)
+CLOSING = web.AppKey("closing", asyncio.Event)
+STREAMS = web.AppKey("streams", set)
+
+MOST_STREAMS = 200
+PACE = 0.03  # seconds between two events of a stream: about as often as eyes notice
+GLANCE = 1.0  # seconds between two looks at who is at work
+RECENT = 30  # jobs that the page starts with
+UNREAD = 64 * 1024  # bytes that may wait in the kernel for a slow client
+END = "end"  # the id of a job's last event: a browser that comes back with it is told to stop
+
+
+def routes() -> list[web.RouteDef]:
+    """The addresses of the streams."""
+    return [web.get("/api/events", events), web.get("/api/jobs/{id}/events", job_events)]
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """Everything the page shows: `room`, `jobs`, then `job`, `queued`, `frame` as things happen."""
+    async with _stream(request) as stream, request.app[STUDIO].feed.subscribe() as moments:
+        page = Page(request, stream)
+        await _first_of(page.follow(moments), page.watch_room(), _gone(request))
+    return stream
+
+
+class Page:
+    """One open page: what it was told of the room, and which jobs it may see."""
+
+    def __init__(self, request: web.Request, stream: EventSourceResponse) -> None:
+        self._studio = request.app[STUDIO]
+        self._reader = member_of(request).id
+        self._stream = stream
+        self._seen: dict[str, bool] = {}  # job → shown here
+
+    async def follow(self, moments: Subscription) -> None:
+        """First the jobs as they are, then each moment as it comes."""
+        queue, recent = await self._studio.queue(GUILD), await self._studio.recent(GUILD, RECENT)
+        views = {view.id: view for view in [*recent, *queue]}
+        self._seen.update(dict.fromkeys(views, True))
+        ordered = sorted(views.values(), key=lambda view: (view.created, view.id))
+        await self._tell("jobs", {"jobs": [shown.job(view, self._reader) for view in ordered]})
+        async for moment in moments:
+            await self._pass_on(moment)
+            await asyncio.sleep(PACE)
+
+    async def _pass_on(self, moment: Moment) -> None:
+        if moment.job not in self._seen or isinstance(moment, Settled):
+            await self._show(moment.job)
+        if isinstance(moment, Settled):
+            self._seen.pop(moment.job, None)
+        elif self._seen.get(moment.job):
+            await self._tell(*_spoken(moment))
+
+    async def _show(self, job: str) -> None:
+        """The whole job: when it is new to the page, and when it is over."""
+        with contextlib.suppress(Refused):  # unknown to the studio: not for this page either
+            view = await self._studio.view(job)
+            self._seen[job] = view.guild == GUILD
+            if self._seen[job]:
+                await self._tell("job", shown.job(view, self._reader))
+
+    async def watch_room(self) -> None:
+        """Tells who is at work, at once and whenever it changes."""
+        told: dict[str, Any] | None = None
+        while True:
+            room = shown.room(self._studio.workers())
+            if room != told:
+                await self._tell("room", room)
+                told = room
+            await asyncio.sleep(GLANCE)
+
+    async def _tell(self, event: str, value: dict[str, Any]) -> None:
+        await self._stream.send(json.dumps(value), event=event)
+
+
+async def job_events(request: web.Request) -> web.StreamResponse:
+    """One job: `queued` first unless it is over, `frame` as it develops, and its end, after which the stream closes."""
+    studio = request.app[STUDIO]
+    view = await visible(request)
+    if request.headers.get("Last-Event-ID") == END:
+        return web.Response(status=204)  # an EventSource stops at this
+    async with _stream(request) as stream, studio.feed.subscribe(view.id) as moments:
+        await _first_of(_follow_job(request, stream, moments), _gone(request))
+    return stream
+
+
+async def _follow_job(request: web.Request, stream: EventSourceResponse, moments: Subscription) -> None:
+    view = await visible(request)
+    if over(view.state):
+        return await _tell_end(request, stream)
+    place = {"id": view.id, "state": view.state, "place": view.ahead or 0, "eta": view.eta}
+    await stream.send(json.dumps(place), event="queued")
+    async for moment in moments:
+        if isinstance(moment, Settled):
+            return await _tell_end(request, stream)
+        event, value = _spoken(moment)
+        await stream.send(json.dumps(value), event=event)
+        await asyncio.sleep(PACE)
+
+
+async def _tell_end(request: web.Request, stream: EventSourceResponse) -> None:
+    view = await visible(request)
+    value = shown.job(view, member_of(request).id)
+    await stream.send(json.dumps(value), event=view.state, id=END)
+
+
+def _spoken(moment: Queued | Developing) -> tuple[str, dict[str, Any]]:
+    if isinstance(moment, Developing):
+        return "frame", shown.frame(moment)
+    return "queued", {"id": moment.job, "state": "queued", "place": moment.place, "eta": moment.eta}
+
+
+async def visible(request: web.Request) -> View:
+    """The job that the address names, if this visitor may see it: a guest sees only this room's. Refuses with 404."""
+    view = await request.app[STUDIO].view(request.match_info["id"])
+    if view.guild != GUILD and not request[VISITOR].owner:
+        raise Refused("There is no such job.", 404)
+    return view
+
+
+@contextlib.asynccontextmanager
+async def _stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
+    """A stream that is counted while it lasts. What breaks it ends it, and the client comes back for another."""
+    streams = request.app[STREAMS]
+    if len(streams) >= MOST_STREAMS:
+        raise Refused("Too many pages are open here at once. Close one and try again.", 429)
+    streams.add(one := object())
+    try:
+        _keep_little(request)
+        async with sse_response(request, send_timeout=30, ping_interval=10) as stream:
+            yield stream
+    except ConnectionError:
+        raise
+    except Exception as error:
+        log.exception("a live stream broke")
+        raise ConnectionResetError from error
+    finally:
+        streams.discard(one)
+
+
+def _keep_little(request: web.Request) -> None:
+    """Small buffers, or a slow client would see megabytes of old frames before a new one."""
+    if request.transport is None:
+        return
+    request.transport.set_write_buffer_limits(high=UNREAD)  # type: ignore[attr-defined]
+    number = request.transport.get_extra_info("socket")
+    if number is not None:
+        number.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)
+
+
+async def _gone(request: web.Request) -> None:
+    """Returns when the client has gone or the house closes."""
+    while request.transport is not None and not request.transport.is_closing():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(request.app[CLOSING].wait(), GLANCE)
+            return
+
+
+async def _first_of(*routines: Coroutine[Any, Any, None]) -> None:
+    """Runs all until one ends, then ends the others; raises what that one raised."""
+    tasks = [asyncio.ensure_future(routine) for routine in routines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,151 @@
+"""What the page and the API show of the studio's values: plain JSON, pictures counted from 1 as on U1 to U4.
+
+Knows the addresses of pictures; knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bot import sentences
+from bot.feed import Developing
+from bot.views import Ticket, View
+from engine.job import Enlarge, Presence, Recipe
+
+
+def address(job: str) -> str:
+    """Where a job lies in the API."""
+    return f"/api/jobs/{job}"
+
+
+def ticket(one: Ticket) -> dict[str, Any]:
+    """An accepted job, as the answer to whoever asked for it."""
+    return {
+        "id": one.job,
+        "prompt": one.prompt,
+        "place": one.ahead,
+        "eta": one.eta,
+        "worker": one.worker,
+        "notes": list(one.notes),
+        "steps": one.steps,
+        "sampler": one.sampler,
+        "seed": one.seed,
+        "count": one.count,
+        "cost": one.cost,
+        "url": address(one.job),
+    }
+
+
+def accepted(tickets: Iterable[Ticket]) -> dict[str, Any]:
+    """The first ticket with the ids of all (permutations make several) and every note once."""
+    shown = [ticket(one) for one in tickets]
+    notes = list(dict.fromkeys(note for one in shown for note in one["notes"]))
+    return {**shown[0], "ids": [one["id"] for one in shown], "jobs": shown, "notes": notes}
+
+
+def job(view: View, reader: str) -> dict[str, Any]:
+    """A job as `reader` (a member's id) sees it."""
+    return {
+        "id": view.id,
+        "state": view.state,
+        "action": view.action,
+        "prompt": view.prompt,
+        "author": {"name": view.member_name, "you": view.member_id == reader},
+        "created": view.created,
+        "started": view.started,
+        "finished": view.finished,
+        "seconds": view.seconds,
+        "ms_per_step": view.ms_per_step,
+        "place": view.ahead,
+        "eta": view.eta,
+        "step": view.step,
+        "of": view.of,
+        "percent": 100 if view.state == "finished" else sentences.percent(view.step, view.of),
+        "cost": view.cost,
+        "worker": view.worker,
+        "cancelling": view.cancelling,
+        "reason": view.reason,
+        "why": view.why,
+        "notes": list(view.notes),
+        "parent": None if view.parent is None else {"id": view.parent[0], "picture": view.parent[1] + 1},
+        **_task(view),
+        **_results(view),
+    }
+
+
+def _task(view: View) -> dict[str, Any]:
+    task = view.recipe
+    if isinstance(task, Enlarge):
+        return {"task": "enlarge", "count": 1, "factor": task.factor, "method": task.method, "footer": ""}
+    footer = sentences.footer(task, view.seconds, view.ms_per_step)
+    return {"task": "develop", **_recipe(task), "footer": footer}
+
+
+def _recipe(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "model": recipe.model,
+        "sampler": recipe.sampler,
+        "steps": recipe.steps,
+        "seed": recipe.seed,
+        "guidance": recipe.guidance,
+        "negative": recipe.negative,
+        "width": recipe.width,
+        "height": recipe.height,
+        "count": recipe.count,
+        "exact": recipe.bucket is not None,
+    }
+
+
+def _results(view: View) -> dict[str, Any]:
+    base = address(view.id)
+    shots = [
+        {
+            "n": shot.index + 1,
+            "url": f"{base}/pictures/{shot.index + 1}.png",
+            "sha256": shot.sha256,
+            "width": shot.width,
+            "height": shot.height,
+        }
+        for shot in view.pictures
+    ]
+    complete = view.state == "finished"
+    return {
+        "pictures": shots,
+        "grid": f"{base}/grid.png" if complete and shots else None,
+        "film": f"{base}/film.webp" if complete and view.ladders else None,
+        "rungs": f"{base}/rungs" if complete and view.ladders else None,
+    }
+
+
+def frame(moment: Developing) -> dict[str, Any]:
+    """Live previews: image number → JPEG in base64, only the images that changed.
+
+    Inside the event and not behind an address: a frame is a few kilobytes; an address would cost another request each
+    on a browser's six connections, and could arrive after its picture is finished.
+    """
+    return {
+        "id": moment.job,
+        "step": moment.step,
+        "of": moment.of,
+        "percent": sentences.percent(moment.step, moment.of),
+        "seconds_left": moment.seconds_left,
+        "frames": {str(index + 1): base64.b64encode(jpeg).decode() for index, jpeg in sorted(moment.frames.items())},
+    }
+
+
+def room(workers: Mapping[str, Presence]) -> dict[str, Any]:
+    """Who is at work: every live worker with its device and its models."""
+    shown = [
+        {
+            "name": one.worker,
+            "device": one.device,
+            "rows": one.rows,
+            "free": one.free,
+            "models": [{"name": warm.name, "size": warm.size, "steps": warm.steps} for warm in one.models],
+        }
+        for one in sorted(workers.values(), key=lambda one: one.worker)
+    ]
+    models = sorted({model["name"] for one in shown for model in one["models"]})
+    return {"online": bool(shown), "workers": shown, "models": models, "sentence": "" if shown else sentences.NO_WORKER}

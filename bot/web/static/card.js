@@ -1,0 +1,189 @@
+// One job as one message: waiting, developing, and done with its pictures, its film and its buttons.
+// All text that people wrote goes in by textContent.
+
+import { Film } from "/static/film.js";
+import { clock, deed, left, waiting } from "/static/words.js";
+
+const pattern = document.getElementById("card");
+const OVER = new Set(["finished", "failed", "cancelled"]);
+
+export class Card {
+  // `act(method, address)` asks the server for something and resolves to whether it agreed.
+  constructor(job, act) {
+    this.act = act;
+    this.element = pattern.content.firstElementChild.cloneNode(true);
+    this.element.id = `job-${job.id}`;
+    this.part = (name) => this.element.querySelector(`.${name}`);
+    this.part("cancel").addEventListener("click", (event) => this.press(event.currentTarget, "DELETE", this.address));
+    this.address = `/api/jobs/${job.id}`;
+    this.introduce(job);
+    this.lay(job);
+    this.update(job);
+  }
+
+  introduce(job) {
+    this.part("who").textContent = job.author.you ? "You" : job.author.name;
+    this.part("deed").textContent = deed(job);
+    const time = this.element.querySelector("time");
+    time.dateTime = new Date(job.created * 1000).toISOString();
+    time.textContent = clock(job.created);
+    this.part("prompt").textContent = job.prompt;
+    this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt}`);
+  }
+
+  lay(job) {
+    const tray = this.part("tray");
+    tray.dataset.count = job.count;
+    if (job.width) tray.style.setProperty("--aspect", `${job.width} / ${job.height}`);
+    this.prints = Array.from({ length: job.count }, (_, index) => {
+      const print = document.createElement("a");
+      print.className = "print";
+      print.append(Object.assign(document.createElement("img"), { alt: "", draggable: false }));
+      print.dataset.n = index + 1;
+      tray.append(print);
+      return print;
+    });
+  }
+
+  get over() {
+    return OVER.has(this.job.state);
+  }
+
+  update(job) {
+    this.job = job;
+    this.element.dataset.state = job.state;
+    this.element.setAttribute("aria-busy", String(!this.over));
+    this.note(job.notes);
+    this.say(job.footer);
+    if (this.over) return this.end(job);
+    if (job.state === "running") this.progress(job.percent, job.eta);
+    else this.queued(job);
+    this.part("cancel").disabled = job.cancelling;
+  }
+
+  queued({ place, eta, worker = true, why = "" }) {
+    if (this.over) return;
+    this.part("tray").classList.toggle("aside", place > 0 || !worker); // small until its turn comes
+    this.part("percent").textContent = "";
+    const text = place == null ? "Being handed to a worker" : waiting(place, eta, worker);
+    this.part("left").textContent = [text, why].filter(Boolean).join(" · ");
+    this.element.querySelector("progress").removeAttribute("value");
+    this.label(text);
+  }
+
+  frame({ step, of, percent, seconds_left, frames }) {
+    if (this.over) return;
+    this.element.dataset.state = "running";
+    this.progress(percent, seconds_left);
+    this.part("left").title = `step ${step} of ${of}`;
+    for (const [n, jpeg] of Object.entries(frames)) {
+      const print = this.prints[Number(n) - 1];
+      if (!print) continue;
+      print.classList.add("wet");
+      print.firstElementChild.src = `data:image/jpeg;base64,${jpeg}`;
+    }
+  }
+
+  progress(percent, seconds) {
+    this.part("tray").classList.remove("aside");
+    this.element.querySelector("progress").value = percent;
+    this.part("percent").textContent = `${percent} %`;
+    this.part("left").textContent = seconds == null ? "developing" : left(seconds);
+    this.part("tray").style.setProperty("--dark", String(1 - percent / 100));
+    this.label(`${percent} percent developed`);
+  }
+
+  label(text) {
+    this.element.querySelector("progress").setAttribute("aria-label", text);
+  }
+
+  end(job) {
+    this.part("tray").style.setProperty("--dark", "0");
+    this.part("tray").classList.remove("aside");
+    for (const picture of job.pictures) this.hang(picture, job);
+    this.part("work").hidden = true;
+    if (job.state !== "finished") this.say(job.reason || `This job was ${job.state}.`);
+    if (job.state !== "finished" || this.done) return;
+    this.done = true;
+    if (job.rungs) this.film = new Film(this.part("film"), this.part("tray"), job);
+    this.offer(job);
+  }
+
+  hang(picture, job) {
+    const print = this.prints[picture.n - 1];
+    const image = print.firstElementChild;
+    print.classList.add("dry");
+    print.href = picture.url;
+    print.target = "_blank";
+    if (!job.width) this.part("tray").style.setProperty("--aspect", `${picture.width} / ${picture.height}`);
+    image.src = picture.url;
+    image.alt = `Picture ${picture.n} of ${job.count}: ${job.prompt}`;
+  }
+
+  offer(job) {
+    const deeds = this.part("deeds");
+    const more = group("", "More");
+    if (job.task === "develop") {
+      deeds.append(this.row(job, "U", "upscale", "Enlarge"), this.row(job, "V", "vary", "Vary"));
+      more.append(this.button("Re-roll", "Re-roll: the same prompt with another seed", `${this.address}/reroll`));
+    }
+    const single = job.pictures.length === 1;
+    more.append(download(single ? "Picture" : "Pictures", single ? job.pictures[0].url : job.grid, `${job.id}.png`));
+    if (job.film) more.append(download("Film", job.film, `${job.id}.webp`));
+    deeds.append(more);
+    deeds.hidden = false;
+  }
+
+  row(job, letter, verb, title) {
+    const row = group(title, `${title} a picture`);
+    for (const { n } of job.pictures) {
+      const button = this.button(`${letter}${n}`, `${title} picture ${n}`, `${this.address}/${verb}/${n}`);
+      const light = (on) => () => this.prints[n - 1].classList.toggle("lit", on);
+      for (const kind of ["pointerenter", "focus"]) button.addEventListener(kind, light(true));
+      for (const kind of ["pointerleave", "blur"]) button.addEventListener(kind, light(false));
+      row.append(button);
+    }
+    return row;
+  }
+
+  button(text, label, address) {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", textContent: text, title: label });
+    button.setAttribute("aria-label", label);
+    button.addEventListener("click", () => this.press(button, "POST", address));
+    return button;
+  }
+
+  async press(button, method, address) {
+    button.disabled = true;
+    const agreed = await this.act(method, address);
+    button.disabled = method === "DELETE" && agreed;
+    if (method !== "DELETE" && agreed) button.classList.add("used");
+  }
+
+  say(sentence) {
+    this.part("said").textContent = sentence;
+  }
+
+  note(notes) {
+    this.part("notes").replaceChildren(
+      ...notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })),
+    );
+  }
+}
+
+function group(title, label) {
+  const row = document.createElement("div");
+  row.className = title ? "row titled" : "row";
+  row.setAttribute("role", "group");
+  row.setAttribute("aria-label", label);
+  if (title) row.append(Object.assign(document.createElement("span"), { className: "title", textContent: title }));
+  return row;
+}
+
+function download(text, address, name) {
+  const link = document.createElement("a");
+  Object.assign(link, { href: address, download: `darkroom-${name}`, textContent: `↓ ${text}` });
+  link.setAttribute("aria-label", `Download: ${text.toLowerCase()}`);
+  return link;
+}

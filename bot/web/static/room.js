@@ -1,0 +1,163 @@
+// The chatroom: prompts go out by the form, everything that happens comes in by the one event stream.
+
+import { Card } from "/static/card.js";
+import { ask, follow } from "/static/wire.js";
+import { status as sentence } from "/static/words.js";
+
+const at = (id) => document.getElementById(id);
+const [log, list, prompt, notice, newest] = ["log", "jobs", "prompt", "notice", "newest"].map(at);
+const MOST = 60; // cards; older ones that are over leave the page
+const cards = new Map();
+const past = []; // prompts of this visit, for the up arrow
+let online = true; // whether any worker is
+let stuck = true; // to the newest message
+
+// --- what comes in
+
+function show(job) {
+  const known = cards.get(job.id);
+  if (known) return known.update(job);
+  const card = new Card(job, act);
+  cards.set(job.id, card);
+  list.append(card.element);
+  document.body.classList.add("peopled");
+  if (job.author.you && !card.over) stick();
+  else if (!stuck) newest.hidden = false;
+  thin();
+}
+
+function thin() {
+  for (const [id, card] of cards) {
+    if (cards.size <= MOST) return;
+    if (!card.over || card.element.contains(document.activeElement)) continue;
+    card.element.remove();
+    cards.delete(id);
+  }
+}
+
+function light(room) {
+  const text = sentence(room);
+  online = room.online;
+  document.body.classList.remove("lost");
+  at("lamp").classList.toggle("lit", room.online);
+  if (at("status").textContent !== text) at("status").textContent = text;
+}
+
+function title() {
+  const running = [...cards.values()].filter((card) => card.element.dataset.state === "running");
+  at("lamp").classList.toggle("busy", running.length > 0);
+  const percent = running[0]?.part("percent").textContent;
+  document.title = percent ? `${percent} · Darkroom` : "Darkroom";
+}
+
+const heard = {
+  room: light,
+  jobs: ({ jobs }) => (jobs.forEach(show), title()),
+  job: (job) => (show(job), title()),
+  queued: (place) => cards.get(place.id)?.queued({ ...place, worker: online }),
+  frame: (frame) => (cards.get(frame.id)?.frame(frame), title()),
+};
+
+function lost() {
+  document.body.classList.add("lost");
+  at("lamp").classList.remove("lit", "busy");
+  at("status").textContent = "Connection lost. Coming back by itself …";
+}
+
+function shut(reason) {
+  at("status").textContent = reason;
+}
+
+// --- what goes out
+
+function complain(text) {
+  notice.textContent = text;
+  notice.hidden = !text;
+}
+
+async function act(method, address, body) {
+  try {
+    await ask(method, address, body);
+    complain("");
+    return true;
+  } catch (error) {
+    complain(error.message);
+    return false;
+  }
+}
+
+async function send() {
+  const text = prompt.value.trim();
+  const button = at("ask").querySelector("button");
+  if (button.disabled) return;
+  if (!text) return complain("Say what you would like to see, or take one of the examples.");
+  button.disabled = true;
+  const agreed = await act("POST", "/api/jobs", { prompt: text });
+  button.disabled = false;
+  if (!agreed) return prompt.focus();
+  if (past.at(-1) !== text) past.push(text);
+  if (prompt.value.trim() === text) write("");
+}
+
+function write(text) {
+  prompt.value = text;
+  fit();
+}
+
+function fit() {
+  prompt.style.height = "auto";
+  prompt.style.height = `${prompt.scrollHeight}px`;
+}
+
+at("ask").addEventListener("submit", (event) => (event.preventDefault(), send()));
+prompt.addEventListener("input", () => (fit(), complain("")));
+prompt.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    send();
+  } else if (event.key === "ArrowUp" && !prompt.value && past.length) {
+    event.preventDefault();
+    write(past.at(-1));
+  }
+});
+
+for (const example of document.querySelectorAll(".example")) {
+  example.addEventListener("click", () => (write(example.textContent), prompt.focus()));
+}
+for (const flag of document.querySelectorAll(".flag")) {
+  flag.addEventListener("click", () => {
+    const text = flag.dataset.text;
+    write(text ?? `${prompt.value.trimEnd()} ${flag.textContent} `.trimStart());
+    prompt.focus();
+  });
+}
+
+at("invite")?.addEventListener("click", async () => {
+  try {
+    const { path } = await ask("POST", "/api/invitations");
+    at("invited-address").value = new URL(path, location.href).href;
+    at("invited").showModal();
+    at("invited-address").select();
+  } catch (error) {
+    complain(error.message);
+  }
+});
+
+// --- keeping the newest message in sight, unless someone reads further up
+
+function stick() {
+  stuck = true;
+  newest.hidden = true;
+  log.scrollTop = log.scrollHeight;
+}
+
+log.addEventListener("scroll", () => {
+  stuck = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  if (stuck) newest.hidden = true;
+});
+newest.addEventListener("click", stick);
+new ResizeObserver(() => stuck && stick()).observe(list);
+new ResizeObserver(() => stuck && stick()).observe(log);
+
+follow(heard, lost, shut);
+if (matchMedia("(pointer: fine)").matches) prompt.focus();

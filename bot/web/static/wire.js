@@ -1,0 +1,53 @@
+// Talks to the server: one event stream for the whole page, and requests that answer with a sentence when refused.
+
+export class Refused extends Error {}
+
+export async function ask(method, address, body) {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": key() };
+  let answer;
+  try {
+    answer = await fetch(address, { method, headers, body: body && JSON.stringify(body) });
+  } catch {
+    throw new Refused("The darkroom can’t be reached just now. It will be tried again by itself; send once it is back.");
+  }
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Refused(said.error ?? `The darkroom answered with ${answer.status}.`);
+  return said;
+}
+
+// Not crypto.randomUUID: browsers keep that to secure addresses.
+function key() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// Follows /api/events for as long as the page is open. `heard[event](value)`; `lost()` and `shut(sentence)` say why not.
+export function follow(heard, lost, shut) {
+  let pause = 500;
+  const open = () => {
+    const stream = new EventSource("/api/events");
+    for (const [name, hear] of Object.entries(heard)) {
+      stream.addEventListener(name, (event) => {
+        pause = 500;
+        hear(JSON.parse(event.data));
+      });
+    }
+    stream.onerror = async () => {
+      stream.close();
+      lost();
+      const refusal = await whyNot();
+      if (refusal) return shut(refusal);
+      setTimeout(open, pause);
+      pause = Math.min(pause * 2, 8000);
+    };
+  };
+  open();
+}
+
+async function whyNot() {
+  try {
+    const answer = await fetch("/api/room");
+    return answer.status === 403 ? (await answer.json()).error : null;
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,35 @@
+// The sentences of the page. Knows English; knows nothing of the document.
+
+export function duration(seconds) {
+  const whole = Math.max(1, Math.ceil(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
+  const minutes = Math.ceil(whole / 60);
+  return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
+}
+
+export function waiting(place, eta, worker) {
+  if (!worker) return "No worker is online: it waits here until one comes.";
+  const ahead = place > 0 ? `${place} ahead of you` : "Next in line";
+  return eta == null ? ahead : `${ahead}, about ${duration(eta)}`;
+}
+
+export function left(seconds) {
+  return seconds > 0 ? `about ${duration(seconds)} left` : "almost there";
+}
+
+export function deed(job) {
+  const one = job.parent?.picture;
+  return { vary: `varied picture ${one} of`, upscale: `enlarged picture ${one} of`, reroll: "once more:" }[job.action] ?? "";
+}
+
+export function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+}
+
+export function status(room) {
+  if (!room.online) return "No worker is online. Prompts wait here until one comes.";
+  const devices = [...new Set(room.workers.map((one) => one.device))];
+  const crew = room.workers.length > 1 ? `${room.workers.length} workers · ` : "";
+  return `${crew}${room.models.join(", ")} on ${devices.join(", ")}`;
+}
