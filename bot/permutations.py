@@ -40,22 +40,22 @@ def expand(text: str) -> tuple[str, ...]:
 def _parsed(text: str) -> list[str | _Choice]:
     parts: list[str | _Choice] = []
     inside: list[tuple[_Choice, list[str | _Choice]]] = []  # open choices, outermost first, and what each stands in
-    for token in _TOKEN.findall(text):
-        if token == "{":
+    for part in _TOKEN.findall(text):
+        if part == "{":
             choice = _Choice()
             parts.append(choice)
             inside.append((choice, parts))
             parts = choice.options[0]
             _check_depth(len(inside))
-        elif token == "}":
+        elif part == "}":
             if not inside:
                 raise Refused("There is a } without its {. Write \\} for a plain brace.")
             _, parts = inside.pop()
-        elif token == "," and inside:
+        elif part == "," and inside:
             parts = []
             inside[-1][0].options.append(parts)
         else:
-            parts.append(token[1:] if len(token) == 2 and token[0] == "\\" else token)
+            parts.append(part[1:] if len(part) == 2 and part[0] == "\\" else part)
     if inside:
         raise Refused("There is a { without its }. Write \\{ for a plain brace.")
     return parts

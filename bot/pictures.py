@@ -39,7 +39,7 @@ class Pictures:
         if isinstance(place, str) and "://" in place and not place.startswith("file://"):
             self._store = from_url(place)
             return
-        self._folder = Path(str(place).removeprefix("file://")).resolve()
+        self._folder = Path(str(place).removeprefix("file://")).absolute()
         self._store = LocalStore(self._folder, mkdir=True)
 
     async def put(self, payload: bytes) -> str:

@@ -46,7 +46,7 @@ def parse(
     """
     prompts = expand(clean(text))
     notes = [f"The braces make {jobs(len(prompts))}."] if len(prompts) > 1 else []
-    requests = []
+    requests: list[Request] = []
     for prompt in prompts:
         request, said = _request(prompt, models, options or {})
         requests.append(request)

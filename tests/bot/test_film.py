@@ -1,0 +1,120 @@
+"""Films: every rung in order, the last one held, within a limit; and ladders that are not what the contract says."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bot.film import FRAME_MS, HOLD_MS, TooLarge, film, rung, steps
+from bot.grid import GAP
+from bot.pixels import Unreadable
+from engine.job import Ladder, Rung, encode
+
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+def thumbnail(grey: int, size: tuple[int, int] = (64, 64)) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", size, grey).convert("RGB").save(out, "WEBP", lossless=True)
+    return out.getvalue()
+
+
+def busy(seed: int) -> bytes:
+    """A thumbnail that does not compress."""
+    out = io.BytesIO()
+    state, values = seed + 1, bytearray()
+    for _ in range(64 * 64 * 3):
+        state = state * 1103515245 + 12345 & 0x7FFFFFFF
+        values.append(state >> 16 & 255)
+    Image.frombytes("RGB", (64, 64), bytes(values)).save(out, "WEBP", lossless=True)
+    return out.getvalue()
+
+
+def ladder(image: int = 0, count: int = 6, first: int = 0, pictures: list[bytes] | None = None) -> bytes:
+    pictures = pictures or [thumbnail(first + 20 * place) for place in range(count)]
+    rungs = tuple(Rung(step=place * 10, thumbnail=one) for place, one in enumerate(pictures))
+    return encode(Ladder(job=JOB, image=image, of=1000, shape=(16, 8, 8), rungs=rungs))
+
+
+def frames(payload: bytes) -> list[tuple[Image.Image, int]]:
+    found = []
+    with Image.open(io.BytesIO(payload)) as opened:
+        assert opened.format == "WEBP"
+        for place in range(getattr(opened, "n_frames", 1)):
+            opened.seek(place)
+            opened.load()
+            found.append((opened.convert("RGB"), opened.info.get("duration", 0)))
+    return found
+
+
+def grey(picture: Image.Image, at: tuple[int, int]) -> int:
+    value = picture.getpixel(at)
+    assert isinstance(value, tuple)
+    return int(value[0])
+
+
+def test_a_film_shows_every_rung_and_holds_the_last() -> None:
+    shown = frames(film([ladder()]))
+    assert [round(grey(one, (128, 128)) / 20) for one, _ in shown] == [0, 1, 2, 3, 4, 5]
+    assert [duration for _, duration in shown] == [FRAME_MS] * 5 + [HOLD_MS]
+    assert shown[0][0].size == (256, 256)
+
+
+def test_images_stand_by_their_number_whatever_the_order() -> None:
+    ladders = [ladder(2, first=100), ladder(0), ladder(1, first=50)]
+    last = frames(film(ladders))[-1][0]
+    assert last.size == (512 + GAP, 512 + GAP)
+    assert grey(last, (100, 100)) == pytest.approx(100, abs=4)
+    assert grey(last, (400, 100)) == pytest.approx(150, abs=4)
+    assert grey(last, (100, 400)) == pytest.approx(200, abs=4)
+    assert film(ladders) == film(ladders[::-1])
+
+
+def test_a_shorter_ladder_waits_at_its_end() -> None:
+    ladders = [ladder(0, 6), ladder(1, 3, first=100)]
+    last = frames(film(ladders))[-1][0]
+    assert (grey(last, (100, 100)), grey(last, (400, 100))) == (pytest.approx(100, abs=4), pytest.approx(140, abs=4))
+    assert steps(ladders) == [0, 10, 20, 30, 40, 50]
+
+
+def test_a_single_rung_is_a_still_grid() -> None:
+    ladders = [ladder(0), ladder(1, first=100)]
+    ((still, _),) = frames(rung(ladders, 2))
+    assert still.size == (512 + GAP, 256)
+    assert (grey(still, (100, 100)), grey(still, (400, 100))) == (pytest.approx(40, abs=4), pytest.approx(140, abs=4))
+    for outside in (-1, 6):
+        with pytest.raises(IndexError):
+            rung(ladders, outside)
+
+
+def test_a_film_keeps_to_its_limit() -> None:
+    ladders = [ladder(image, pictures=[busy(image * 10 + place) for place in range(5)]) for image in range(4)]
+    whole = film(ladders)
+    small = film(ladders, limit=len(whole) // 4)
+    assert len(small) <= len(whole) // 4
+    assert frames(small)[-1][1] == HOLD_MS
+    with pytest.raises(TooLarge):
+        film(ladders, limit=100)
+
+
+def test_what_is_no_ladder_is_refused() -> None:
+    oversized = ladder(pictures=[thumbnail(9, (1100, 1000))])
+    for wrong in (b"", b"\x00nonsense", ladder(count=6)[:-9], ladder(pictures=[b"no picture"]), oversized):
+        with pytest.raises(Unreadable):
+            film([wrong])
+    with pytest.raises(Unreadable, match="without rungs"):
+        film([encode(Ladder(job=JOB, image=0, of=10, shape=(1,), rungs=()))])
+    for number in (0, 5):
+        with pytest.raises(ValueError, match="1 to 4"):
+            film([ladder()] * number)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=4))
+def test_any_ladders_make_a_film_as_long_as_the_longest(counts: list[int]) -> None:
+    ladders = [ladder(image, count) for image, count in enumerate(counts)]
+    assert len(frames(film(ladders, 64))) == max(counts) == len(steps(ladders))

@@ -1,0 +1,83 @@
+"""The picture store: what is put comes back, checked; nothing outside its folder is ever named."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.pictures import Missing, Pictures, Spoiled
+
+ABC = hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.asyncio
+async def test_what_is_put_lies_under_its_hash(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path / "deep" / "pictures")
+    assert not await pictures.has(ABC)
+    assert await pictures.put(b"abc") == ABC
+    assert await pictures.put(b"abc") == ABC
+    assert await pictures.has(ABC)
+    assert await pictures.get(ABC) == b"abc"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == [tmp_path / "deep" / "pictures" / "sha256" / ABC[:2] / ABC[2:4] / ABC]
+
+
+@pytest.mark.asyncio
+async def test_another_process_finds_it(tmp_path: Path) -> None:
+    await Pictures(tmp_path).put(b"abc")
+    assert await Pictures(f"file://{tmp_path}").get(ABC) == b"abc"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["0" * 64, "", "../../etc/passwd", ABC.upper(), ABC + "\n", "sha256/" + ABC[:57]])
+async def test_what_is_not_there_is_missing(tmp_path: Path, name: str) -> None:
+    pictures = Pictures(tmp_path)
+    await pictures.put(b"abc")
+    assert not await pictures.has(name)
+    with pytest.raises(Missing):
+        await pictures.get(name)
+
+
+@pytest.mark.asyncio
+async def test_a_torn_file_is_noticed_and_mended(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path)
+    await pictures.put(b"abc")
+    (tmp_path / "sha256" / ABC[:2] / ABC[2:4] / ABC).write_bytes(b"ab")
+    with pytest.raises(Spoiled):
+        await pictures.get(ABC)
+    await pictures.put(b"abc")
+    assert await pictures.get(ABC) == b"abc"
+
+
+@pytest.mark.asyncio
+async def test_dropped_is_gone_and_dropping_twice_is_no_error(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path)
+    await pictures.put(b"abc")
+    await pictures.drop(ABC)
+    await pictures.drop(ABC)
+    assert not await pictures.has(ABC)
+
+
+@pytest.mark.asyncio
+async def test_many_at_once(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path)
+    payloads = [bytes([n]) * 10_000 for n in range(30)] + [b"same"] * 10
+    names = await asyncio.gather(*(pictures.put(payload) for payload in payloads))
+    assert [await pictures.get(name) for name in names] == payloads
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.binary(max_size=2000))
+def test_any_bytes_come_back_from_a_store_by_address(payload: bytes) -> None:
+    async def there_and_back() -> None:
+        pictures = Pictures("memory:///")
+        name = await pictures.put(payload)
+        assert name == hashlib.sha256(payload).hexdigest()
+        assert await pictures.get(name) == payload
+
+    asyncio.run(there_and_back())

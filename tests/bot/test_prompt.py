@@ -1,0 +1,311 @@
+"""The grammar: what each form means, that whatever else is refused with one sentence, and that nothing takes long."""
+
+from __future__ import annotations
+
+import string
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bot.flags import OURS, THEIRS
+from bot.permutations import MAX_JOBS, expand
+from bot.prompt import Parsed, parse, recipe, remarks
+from bot.refused import Refused
+from bot.request import fit
+from engine.job import Recipe, Warm, decode, encode
+
+WARM = Warm(
+    name="embedded",
+    revision="1",
+    dtype="bfloat16",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=24,
+    steps=1000,
+    sampler="ddpm",
+    guidance=4.0,
+    row_ms=3.0,
+    encode_ms=5.0,
+    decode_ms=5.0,
+)
+LARGE = msgspec.structs.replace(WARM, name="large", size=1024, multiple=64, max_pixels=1536 * 1024, tokens=77)
+
+quick = settings(deadline=None, max_examples=150)
+words = st.text(string.ascii_letters, min_size=1, max_size=12)
+plain_prompts = st.lists(words, min_size=1, max_size=6).map(" ".join)
+
+
+def read(text: str, **options: object) -> Parsed:
+    return parse(text, WARM, models=["embedded", "large"], options=options)
+
+
+def only(text: str, **options: object):
+    (request,) = read(text, **options).requests
+    return request
+
+
+def answer(text: str) -> Parsed | Refused:
+    try:
+        return read(text)
+    except Refused as refused:
+        return refused
+
+
+def refusal(text: str, **options: object) -> str:
+    with pytest.raises(Refused) as caught:
+        read(text, **options)
+    assert caught.value.sentence.count("\n") == 0
+    return caught.value.sentence
+
+
+def test_a_plain_prompt_is_one_concept_and_has_nothing_to_say() -> None:
+    parsed = read("terrier, looking up, cute, white background")
+    (request,) = parsed.requests
+    assert [(part.text, part.weight) for part in request.concepts] == [
+        ("terrier, looking up, cute, white background", 1.0)
+    ]
+    assert parsed.notes == ()
+    made = recipe(request, WARM, 7)
+    assert (made.steps, made.sampler, made.seed, made.guidance, made.count) == (1000, "ddpm", 7, 4.0, 4)
+    assert (made.width, made.height, made.dtype, made.model, made.revision) == (64, 64, "bfloat16", "embedded", "1")
+
+
+def test_every_flag_is_read() -> None:
+    request = only(
+        "red fox --steps 40 --seed 4294967295 --guidance 7.5 --ar 3:2 "
+        "--no fog, text --model LARGE --sampler euler --count 2"
+    )
+    assert request.words == "red fox"
+    assert (request.steps, request.seed, request.guidance, request.ar) == (40, 4294967295, 7.5, (3, 2))
+    assert (request.negative, request.model, request.sampler, request.count) == ("fog, text", "large", "euler", 2)
+
+
+def test_fast_is_thirty_steps_of_dpm_unless_told_otherwise() -> None:
+    fast = recipe(only("fox --fast"), WARM, 0)
+    assert (fast.steps, fast.sampler) == (30, "dpmpp_2m")
+    told = recipe(only("fox --fast --steps 12 --sampler ddim"), WARM, 0)
+    assert (told.steps, told.sampler) == (12, "ddim")
+
+
+@pytest.mark.parametrize("dash", ["--", "—", "–", "––", "―", "-—"])
+def test_any_dash_a_keyboard_makes_begins_a_flag(dash: str) -> None:
+    assert only(f"red fox {dash}seed 7 {dash}ar 16:9").seed == 7
+
+
+@pytest.mark.parametrize(
+    "text", ["a dog -- looking up", "a dog — looking up", "mother--in-law", "1990–1995", "pages 5 –7", "well-known"]
+)
+def test_a_dash_in_prose_stays_prose(text: str) -> None:
+    assert only(text).words == text
+
+
+def test_weights_stand_after_their_words() -> None:
+    request = only("red apple:: blue::-0.5")
+    assert [(part.text, part.weight) for part in request.concepts] == [("red apple", 1.0), ("blue", -0.5)]
+    assert [part.weight for part in recipe(request, WARM, 0).concepts] == [1.0, -0.5]
+    assert [part.weight for part in only("hot::2 dog::.5 bun").concepts] == [2.0, 0.5, 1.0]
+    assert [part.weight for part in only("sky::2 sea::−1 --seed 1").concepts] == [2.0, -1.0]  # a typographic minus
+    assert only("space::2nd moon").concepts[1].text == "2nd moon"
+    assert only("cat::--ar 3:2").ar == (3, 2)
+
+
+@quick
+@given(st.lists(st.tuples(words, st.integers(1, 20)), min_size=1, max_size=8), st.integers(2, 5))
+def test_only_the_ratio_of_weights_counts(parts: list[tuple[str, int]], factor: int) -> None:
+    once = recipe(only(" ".join(f"{text}::{weight}" for text, weight in parts)), WARM, 0)
+    more = recipe(only(" ".join(f"{text}::{weight * factor}" for text, weight in parts)), WARM, 0)
+    assert [part.weight for part in once.concepts] == pytest.approx([part.weight for part in more.concepts])
+    assert sum(part.weight for part in once.concepts) == pytest.approx(1.0)
+
+
+@quick
+@given(st.lists(st.tuples(words, st.integers(-100, 100)), min_size=1, max_size=8))
+def test_weights_fit_the_contract_or_are_refused_for_their_sum(parts: list[tuple[str, int]]) -> None:
+    text = " ".join(f"{text}::{weight}" for text, weight in parts)
+    if sum(weight for _, weight in parts) <= 0:
+        assert "add up to" in refusal(text)
+        return
+    made = recipe(only(text), WARM, 0)
+    assert len(made.concepts) == sum(1 for _, weight in parts if weight)
+    assert decode(encode(made), Recipe) == made
+
+
+def test_permutations_nest_and_escape() -> None:
+    assert expand("a {red, blue} cat") == ("a red cat", "a  blue cat")
+    assert expand("{a,b{c,d}}{x,y}") == ("ax", "ay", "bcx", "bcy", "bdx", "bdy")
+    assert expand(r"{a\,b,c} \{d\}") == ("a,b {d}", "c {d}")
+    assert expand("{,red} apple, pear") == (" apple, pear", "red apple, pear")
+    parsed = read("fox --steps {20, 40} {red,blue}")
+    assert [(one.steps, one.words) for one in parsed.requests] == [
+        (20, "fox red"),
+        (20, "fox blue"),
+        (40, "fox red"),
+        (40, "fox blue"),
+    ]
+    assert parsed.notes[0] == "The braces make 4 jobs."
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{a,b,c,d} {e,f,g}", "12 jobs; at most 10"),
+        ("{a,b}" * 300, "more than 1000 jobs; at most 10"),
+        ("{" * 400 + "}" * 400, "8 deep"),
+        ("a {b", "without its }"),
+        ("a b}", "without its {"),
+        ("", "empty"),
+        (" \u200b\t\n ", "empty"),
+        ("--seed 7", "empty"),
+        ("--no fog", "only says what not to draw"),
+        ("fog::-1", "add up to -1"),
+        ("a::1 b::-1", "add up to 0"),
+        ("::2 cat", "no words before ::2"),
+        ("a::101", "within ±100"),
+        ("a:: b:: c:: d:: e:: f:: g:: h:: i", "8 weighted parts; this one has 9"),
+        ("x" * 2001, "2000 characters; this one has 2001"),
+        ("fox --step 3", "no flag --step; the nearest is --steps"),
+        ("fox --guidence 3", "the nearest is --guidance (1 to 30)"),
+        ("fox —sede 3", "the nearest is --seed"),
+        ("fox --stylise 3", "the nearest is --stylize (without effect here)"),
+        ("fox --ar16:9", "the nearest is --ar"),
+        ("fox --model embeded", "no model embeded; the nearest is embedded"),
+    ],
+)
+def test_refusals_say_what_is_wrong(text: str, says: str) -> None:
+    assert says in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("flag", "bad"),
+    [
+        ("steps", ["0", "1001", "4.5", "many", "", "-3", "9" * 30]),
+        ("seed", ["-1", "4294967296", "", "1e3"]),
+        ("guidance", ["0.5", "31", "nan", "inf", "1e1", ""]),
+        ("ar", ["16", "0:1", "1:0", "9:1", "1:9", "a:b", "16:9:4", ""]),
+        ("sampler", ["plms", ""]),
+        ("count", ["0", "5", "two", ""]),
+        ("no", [""]),
+        ("model", ["", "../secret"]),
+    ],
+)
+def test_a_value_out_of_range_names_flag_value_and_range(flag: str, bad: list[str]) -> None:
+    for value in bad:
+        sentence = refusal(f"fox --{flag} {value}")
+        assert f"--{flag}" in sentence
+        assert value[:20] in sentence
+        assert OURS[flag].range in sentence
+
+
+def test_midjourney_flags_are_taken_ignored_and_named() -> None:
+    parsed = read("a red fox --v 6.1 --stylize 750 --tile --q .5 --style raw --sref https://x.y/a.png 12 --seed 7 --hd")
+    (request,) = parsed.requests
+    assert (request.words, request.seed) == ("a red fox", 7)
+    (note,) = parsed.notes
+    assert "without effect here: --v 6.1, --stylize 750, --tile, --q .5, --style raw, --sref" in note
+    assert only("fox --niji cub").words == "fox cub"  # no number: not its value
+
+
+@pytest.mark.parametrize("name", sorted(THEIRS))
+def test_each_of_theirs_may_stand_last_and_alone(name: str) -> None:
+    assert only(f"red fox --{name}").words == "red fox"
+
+
+def test_the_last_of_a_repeated_flag_counts_and_is_noted() -> None:
+    parsed = read("fox --seed 1 --seed 2")
+    assert parsed.requests[0].seed == 2
+    assert parsed.notes == ("--seed stands more than once: the last one counts.",)
+
+
+def test_an_option_wins_over_a_flag() -> None:
+    request = only("fox --steps 40 --no fog", steps=20, ar=(3, 2), guidance=2.5, negative="rain", seed=None, fast=True)
+    assert (request.steps, request.ar, request.guidance) == (20, (3, 2), 2.5)
+    assert (request.negative, request.fast) == ("rain", True)
+    assert "--count 9" in refusal("fox", count=9)
+    assert "--steps True" in refusal("fox", steps=True)
+    assert "no option shoes" in refusal("fox", shoes=1)
+
+
+def test_what_was_typed_is_mended_first() -> None:
+    assert only("caf\u00c3\u00a9 \u202eau\u200b lait\x1b[31m\ud800").words.startswith("café au lait")
+    assert only("a\ncat\u2028on\ta mat").words == "a cat on a mat"
+    assert only("family 👨\u200d👩\u200d👧").words == "family 👨\u200d👩\u200d👧"
+
+
+def test_remarks_are_honest() -> None:
+    slow = msgspec.structs.replace(WARM, steps=400)
+    (note,) = remarks(only("fox"), slow)
+    assert "takes 400 steps on this machine" in note
+    assert "--steps 1000" in note
+    assert remarks(only("fox --steps 9"), slow) == remarks(only("fox --fast"), slow) == ()
+    (note,) = read("fox --ar 3:2").notes
+    assert "trained on squares of 64 px" in note
+    assert remarks(only("fox --ar 3:2"), LARGE) == ()
+    (note,) = read(" ".join(f"word{n}" for n in range(40))).notes
+    assert "about 24 tokens" in note
+    assert "near “word13 word14 word15 …”" in note
+    assert remarks(only(" ".join(["word"] * 40)), LARGE) == ()
+
+
+def test_without_a_worker_any_well_named_model_is_taken() -> None:
+    parsed = parse("fox --model someday-2.1", None)
+    assert parsed.requests[0].model == "someday-2.1"
+
+
+@quick
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([WARM, LARGE]))
+def test_sizes_fit_the_model(width: int, height: int, warm: Warm) -> None:
+    if max(width, height) > 4 * min(width, height):
+        return
+    made = fit((width, height), warm)
+    assert all(side % warm.multiple == 0 and 16 <= side <= 4096 for side in made)
+    assert made[0] * made[1] <= warm.max_pixels
+    assert 0.5 <= made[0] * made[1] / warm.size**2 <= 2
+    assert made[::-1] == fit((height, width), warm) or abs(made[0] * made[1] - warm.size**2) < warm.size**2 / 2
+    assert 0.6 <= (made[0] / made[1]) / (width / height) <= 1.6
+
+
+pieces = st.sampled_from(
+    ["{", "}", ",", "\\", "::", "::2", "::-1", "--", "—", "--no ", " --ar ", " --seed ", "7", ":", " ", "fox", "\u200b"]
+)
+
+
+@quick
+@given(st.one_of(st.text(max_size=300), st.lists(pieces, max_size=60).map("".join)))
+@example("{}")
+@example("a::0")
+@example("-" * 50)
+def test_anything_parses_or_is_refused_with_one_sentence(text: str) -> None:
+    parsed = answer(text)
+    if isinstance(parsed, Refused):
+        assert 0 < len(parsed.sentence) <= 500
+        assert parsed.status == 422
+        assert parsed.sentence.isprintable()
+        return
+    assert 1 <= len(parsed.requests) <= MAX_JOBS
+    for request in parsed.requests:
+        made = recipe(request, WARM, 5)
+        assert decode(encode(made), Recipe) == made  # what parses is within the contract
+    assert all(0 < len(note) <= 500 for note in parsed.notes)
+    assert read(text) == parsed
+
+
+@quick
+@given(plain_prompts)
+def test_words_without_grammar_are_kept_as_they_are(text: str) -> None:
+    request = only(text)
+    assert request.words == request.text == request.concepts[0].text == text
+
+
+HOSTILE = ["::", "--", "{", "\\", "{a,", " --a", "-—", "a::", "&#", "Ã", "0", "::-.", "--no ", "--seed 1 ", "\u0301"]
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("piece", [*HOSTILE, "{,,,,}", "{a,b}", " \u200b", "::1", "-" * 500 + " "])
+def test_no_prompt_of_the_allowed_length_hangs(piece: str) -> None:
+    text = (piece * 2000)[:2000]
+    for whole in (text, text[:-1] + "x", "fox " + text[:1996]):
+        found = answer(whole)
+        assert isinstance(found, Refused) or len(found.requests) <= MAX_JOBS

@@ -1,0 +1,146 @@
+"""Shared sentences, and that no member's words can ping, format, link or hide anything when they are repeated."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import discord
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bot.sentences import (
+    bar,
+    cancelled,
+    duration,
+    failed,
+    footer,
+    percent,
+    plain,
+    progress,
+    quoted,
+    shortened,
+    waiting,
+)
+from engine.job import Concept, Recipe
+
+quick = settings(deadline=None, max_examples=300)
+SIGNS = ["**", "_", "~~", "||", "`", "[a](b)", "# ", "- ", "1. ", "> ", "\n", "\\", "\u200b", "\u202e", " fox ", "é"]
+hostile = st.lists(
+    st.sampled_from(
+        [
+            "@everyone",
+            "@here",
+            "<@1>",
+            "<@&2>",
+            "<#3>",
+            "<t:1:R>",
+            "</imagine:4>",
+            "https://x.y/z",
+            "discord.gg/a",
+            *SIGNS,
+        ]
+    ),
+    max_size=30,
+).map("".join)
+
+
+def rendered(escaped: str) -> str:
+    """What a reader sees: escapes taken away."""
+    return re.sub(r"\\([^A-Za-z0-9\s])", r"\1", escaped).replace("@\u200b", "@")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "1 s"), (0.4, "1 s"), (59.2, "1 min"), (80, "1 min 20 s"), (3599.5, "1 h"), (7300, "2 h 2 min")],
+)
+def test_durations_read_well(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@quick
+@given(st.floats(0, 1e9))
+def test_durations_never_promise_too_soon(seconds: float) -> None:
+    units = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+    said = duration(seconds).split()
+    assert sum(int(number) * units[unit] for number, unit in zip(said[::2], said[1::2], strict=True)) >= seconds
+
+
+def test_places_and_progress() -> None:
+    assert waiting(0, None) == "Next in line."
+    assert waiting(1, 80) == "1 job ahead of it, done in about 1 min 20 s."
+    assert waiting(3, None) == "3 jobs ahead of it."
+    assert waiting(3, 10, worker=False) == "No worker is online. The job waits, and starts when one comes."
+    assert progress(420, 1000, 12.3) == "████████░░░░░░░░░░░░ 42 % · step 420 of 1000 · 13 s left"
+    assert (percent(999, 1000), percent(0, 0), percent(5, 4)) == (99, 0, 100)
+    assert failed("the model gave numbers that are not finite", "model").endswith("it costs you nothing.")
+    assert cancelled(0, 1000) == "Cancelled before it began: it costs you nothing."
+    assert cancelled(7, 1000) == "Cancelled at step 7 of 1000: only these steps are charged."
+
+
+def test_the_footer_is_enough_to_repeat_it() -> None:
+    made = Recipe(
+        concepts=(Concept("fox"),),
+        model="embedded",
+        sampler="dpmpp_2m",
+        steps=30,
+        seed=7,
+        guidance=4.0,
+        width=64,
+        height=48,
+        dtype="float32",
+    )
+    assert footer(made, 2.2, 12.34) == (
+        "30 steps of DPM++ 2M · seed 7 · guidance 4 · 64×48 · embedded · 3 s · 12.3 ms a step"
+    )
+
+
+@quick
+@given(st.integers(0, 1000), st.integers(1, 1000), st.integers(1, 40))
+def test_a_bar_keeps_its_width(step: int, of: int, width: int) -> None:
+    assert len(bar(step, of, width)) == width
+
+
+@quick
+@given(st.one_of(st.text(), hostile))
+@example("e\u200dvil \u2800 \U000e0041")
+def test_plain_text_hides_nothing(text: str) -> None:
+    shown = plain(text)
+    assert plain(shown) == shown
+    assert "\u200b" not in shown
+    shown.encode()  # raises for a lone surrogate
+    for character in shown.replace("\u200c", "").replace("\u200d", ""):
+        assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    assert not re.search(r"[\x00-\x7f][\u200c\u200d]|[\u200c\u200d][\x00-\x7f]", shown)
+
+
+@quick
+@given(st.one_of(st.text(), hostile))
+@example("1. a list")
+@example("- a list")
+def test_a_quoted_prompt_does_nothing_but_be_read(text: str) -> None:
+    safe = quoted(text, 4000)
+    assert rendered(safe) == rendered(plain(text)) or "\\" in text or len(safe) >= 3999
+    bare = re.sub(r"\\[^A-Za-z0-9\s]", "·", safe)  # what is left to be interpreted
+    assert not re.search(r"@(everyone|here|[!&]?\d)|<[@#:t/a]|://|\.gg/|[*_~`|>\[\]#]", bare)
+    assert not re.match(r"\s*(-|\d+[.)]) ", bare)
+    assert "\n" not in safe
+
+
+@quick
+@given(hostile, st.integers(1, 60))
+def test_a_cut_falls_between_escapes(text: str, limit: int) -> None:
+    cut = quoted(text, limit)
+    assert len(cut) <= limit
+    body = cut.removesuffix("…")
+    assert (len(body) - len(body.rstrip("\\"))) % 2 == 0
+    assert quoted(text, 100_000).startswith(body)
+    assert len(shortened(text, limit)) <= limit
+
+
+@quick
+@given(hostile)
+def test_discords_own_patterns_find_no_mention(text: str) -> None:
+    safe = quoted(text)
+    assert discord.utils.escape_mentions(safe) == safe
