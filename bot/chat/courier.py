@@ -10,19 +10,16 @@ import asyncio
 import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bot.chat import delivery, presenter
+from bot.chat.cases import Case, Cases
 from bot.chat.delivery import UPLOAD, Picture
 from bot.chat.edits import Edit, Edits, Kind
 from bot.chat.mail import Gone, Later, Mail, TooLarge, bucket
-from bot.feed import Developing, Moment, Queued, Settled, Subscription
-from bot.refused import Refused
+from bot.feed import Developing, Moment, Queued, Settled
 from bot.states import over
-from bot.views import Place, View
 
 if TYPE_CHECKING:
     from bot.studio import Studio
@@ -33,22 +30,6 @@ Content = Moment
 GRACE = 6.0  # seconds that an answer may take until its message id is known; then we look for it
 NO_TOKEN = {"token_until": "0"}  # a new message belongs to no interaction
 TRIES = 3  # of an unexpected error with one message
-STRANGERS = 4096  # jobs of other front ends that we remember not to ask about again
-
-
-@dataclass
-class _Case:
-    """A job whose message we keep up to date."""
-
-    view: View
-    place: Place
-    since: float
-    watch: Subscription | None = None
-    frames: dict[int, bytes] = field(default_factory=dict)
-    fresh: bool = False  # frames came that were not yet shown
-    lost: bool = False  # the message is gone: no previews, the final goes into a new one
-    limit: int = 1 << 30  # bytes that Discord turned out to take
-    troubles: int = 0
 
 
 class Courier:
@@ -68,8 +49,7 @@ class Courier:
         self._mail = mail
         self._clock = clock
         self._wall = wall
-        self._cases: dict[str, _Case] = {}
-        self._strangers: OrderedDict[str, None] = OrderedDict()
+        self._cases = Cases(studio, clock)
         self._changed = asyncio.Event()
 
     @staticmethod
@@ -89,13 +69,13 @@ class Courier:
 
     async def _sweep(self) -> None:
         for view, place in await self._studio.undelivered("discord"):
-            self._open(view, place)
+            self._cases.open(view, place)
             if over(view.state):
                 self._offer("final", Settled(view.id, view.state, view.reason))
 
     async def _take_in(self, moment: Moment) -> None:
         try:
-            case = await self._case(moment.job)
+            case = await self._cases.find(moment.job)
         except Exception:
             log.exception("job %s: a moment of it was not taken in", moment.job)
             return
@@ -107,32 +87,6 @@ class Courier:
             self._offer("preview", moment, self._clock() + moment.seconds_left)
         else:
             self._offer("final" if isinstance(moment, Settled) else "place", moment)
-
-    async def _case(self, job: str) -> _Case | None:
-        """The job's case; None if another front end shows it."""
-        if job in self._cases or job in self._strangers:
-            return self._cases.get(job)
-        try:
-            place = await self._studio.place_of(job)
-        except Refused:
-            place = None
-        if place is not None and place.kind == "discord":
-            return self._open(await self._studio.view(job), place)
-        self._strangers[job] = None
-        if len(self._strangers) > STRANGERS:
-            self._strangers.popitem(last=False)
-        return None
-
-    def _open(self, view: View, place: Place) -> _Case:
-        watch = self._studio.feed.subscribe(view.id)  # asks the workers for frames; we read them in `run`
-        case = self._cases[view.id] = _Case(view, place, self._clock(), watch)
-        return case
-
-    def _close(self, job: str) -> None:
-        case = self._cases.pop(job, None)
-        if case and case.watch:
-            case.watch.close()
-        self._strangers[job] = None  # late frames open no new case
 
     def _offer(self, kind: Kind, moment: Moment, due: float = math.inf) -> None:
         case = self._cases[moment.job]
@@ -156,30 +110,39 @@ class Courier:
                 continue
 
     async def _send(self, edit: Edit[Content]) -> None:
-        """One request, with whatever may become of it."""
+        """One request, with whatever may become of it: no trouble with it reaches the other messages."""
         case = self._cases[edit.job]
         try:
-            case.place = await self._studio.place_of(edit.job)
-            await self._deliver(edit, case)
+            await self._attempt(edit, case)
         except Later as later:
             log.info("job %s: its message waits %.1f s: %s", edit.job, later.seconds, later)
-            self._again(edit, later.seconds, later.limited)
-        except TooLarge as large:
-            log.info("job %s: its picture is too large here: %s", edit.job, large)
-            case.limit = min(case.limit, int(case.place.where.get("limit") or UPLOAD)) // 2
-            self._again(edit, 0.0, False)
-        except Gone as gone:
-            log.warning("job %s: its message is gone: %s", edit.job, gone)
-            await self._lose(edit, case, gone)
+            self._again(edit, case, later.seconds)
+            if later.limited:
+                self.edits.hold(edit.bucket, self._clock() + later.seconds)
         except Exception:
-            await self._stumble(edit, case)
+            self._stumble(edit, case)
         else:
-            self.edits.sent(edit, self._clock())
-            if edit.kind == "final":
-                self._close(edit.job)
+            self._done(edit)
         self._changed.set()
 
-    async def _deliver(self, edit: Edit[Content], case: _Case) -> None:
+    async def _attempt(self, edit: Edit[Content], case: Case) -> None:
+        case.place = await self._studio.place_of(edit.job)
+        try:
+            await self._deliver(edit, case)
+        except TooLarge as large:
+            case.limit = min(case.limit, int(case.place.where.get("limit") or UPLOAD)) // 2
+            raise Later(0.0, f"its picture is too large here: {large}") from large
+        except Gone as gone:
+            if edit.kind == "final" and case.lost:  # neither the message nor its channel
+                log.warning("job %s: it cannot be delivered: %s", edit.job, gone)
+                await self._studio.delivered(edit.job)
+                return
+            log.warning("job %s: its message is gone: %s", edit.job, gone)
+            case.lost = True
+            if edit.kind == "final":
+                raise Later(0.0, "it is posted anew") from gone
+
+    async def _deliver(self, edit: Edit[Content], case: Case) -> None:
         if not case.place.where.get("message") and not case.lost:
             await self._find(edit.job, case)
         if edit.kind == "final":
@@ -188,7 +151,7 @@ class Courier:
             card, picture = await self._progress(edit.content, case)
             await self._mail.edit(case.place.where, card, picture, self._wall())
 
-    async def _finish(self, job: str, case: _Case) -> None:
+    async def _finish(self, job: str, case: Case) -> None:
         """The last edit, then the note that it was made: a crash between the two makes the same edit once more."""
         where, case.view = case.place.where, await self._studio.view(job)
         limit = min(case.limit, int(where.get("limit") or UPLOAD))
@@ -202,9 +165,10 @@ class Courier:
             await self._mail.edit(where, card, picture, self._wall())
         await self._studio.delivered(job)
 
-    async def _progress(self, moment: Content, case: _Case) -> tuple[presenter.Card, Picture | None]:
+    async def _progress(self, moment: Content, case: Case) -> tuple[presenter.Card, Picture | None]:
         now = self._wall()
         if isinstance(moment, Queued):
+            case.view = await self._studio.view(moment.job)
             return presenter.waiting(case.view, moment.place, moment.eta, now), None
         assert isinstance(moment, Developing)
         card = presenter.developing(case.view, moment.step, moment.of, moment.seconds_left, now)
@@ -213,7 +177,7 @@ class Courier:
         case.fresh = False
         return card, await delivery.preview(case.view, case.frames)
 
-    async def _find(self, job: str, case: _Case) -> None:
+    async def _find(self, job: str, case: Case) -> None:
         """The message id is not known: the answer is still under way, or the bot died between answer and note."""
         if self._clock() - case.since < GRACE and case.view.created > self._wall() - 60:
             raise Later(0.3, "its first answer is still under way")
@@ -224,30 +188,21 @@ class Courier:
         await self._studio.moved(job, message=str(found))
         case.place = await self._studio.place_of(job)
 
-    async def _lose(self, edit: Edit[Content], case: _Case, gone: Gone) -> None:
-        """The message vanished: no more previews; the final is posted anew, and if that fails too, given up."""
-        if edit.kind != "final" or not case.lost:
-            case.lost = True
-            self.edits.failed(edit, self._clock())  # a preview among them finds the case lost, and ends there
-            return
-        log.warning("job %s: it cannot be delivered: %s", edit.job, gone)
-        self.edits.sent(edit, self._clock())
-        await self._studio.delivered(edit.job)
-        self._close(edit.job)
-
-    async def _stumble(self, edit: Edit[Content], case: _Case) -> None:
-        """An error that nobody foresaw: contained here. A final is tried again, at last by the next start's sweep."""
-        case.troubles += edit.kind == "final"
-        log.exception("job %s: its message was not edited", edit.job)
-        if edit.kind == "final" and case.troubles < TRIES:
-            self._again(edit, 2.0**case.troubles, False)
-            return
+    def _done(self, edit: Edit[Content]) -> None:
         self.edits.sent(edit, self._clock())
         if edit.kind == "final":
-            self._close(edit.job)
+            self._cases.close(edit.job)
+            self.edits.drop(edit.job)
 
-    def _again(self, edit: Edit[Content], seconds: float, limited: bool) -> None:
-        now = self._clock()
-        self.edits.failed(edit, now, seconds)
-        if limited:
-            self.edits.hold(edit.bucket, now + seconds)
+    def _again(self, edit: Edit[Content], case: Case, seconds: float) -> None:
+        case.fresh = bool(case.frames)
+        self.edits.failed(edit, self._clock(), seconds)
+
+    def _stumble(self, edit: Edit[Content], case: Case) -> None:
+        """An error that nobody foresaw. A final is tried again, at last by the next start's sweep."""
+        log.exception("job %s: its message was not edited", edit.job)
+        case.troubles += edit.kind == "final"
+        if edit.kind == "final" and case.troubles < TRIES:
+            self._again(edit, case, 2.0**case.troubles)
+        else:
+            self._done(edit)

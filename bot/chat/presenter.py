@@ -15,7 +15,7 @@ from bot.sentences import quoted
 from bot.views import Ticket, View
 from engine.job import Recipe
 
-CONTENT, ALT, LISTED = 2000, 1024, 12
+CONTENT, ALT = 2000, 1024
 AGAIN_SIGN = "🔄"
 Press = Literal["up", "vary", "reroll", "cancel"]
 
@@ -74,10 +74,10 @@ def ended(view: View) -> Card:
     """A job that is over, whichever way."""
     if view.state == "finished":
         return Card(_text(view.prompt, view.member_name, [_footer(view)], view.notes), _actions(view), _alt(view))
-    sign = "⏹️" if view.state == "cancelled" else "❌"
-    reason = quoted(view.reason, 500) or ("Cancelled." if view.state == "cancelled" else "It failed.")
+    cancelled = view.state == "cancelled"
+    said = view.reason or (sentences.cancelled(view.step, view.of) if cancelled else "It failed.")
     again = () if view.action == "upscale" else ((_reroll(view.id),),)
-    return Card(_text(view.prompt, view.member_name, [f"{sign} {reason}"], ()), again)
+    return Card(_text(view.prompt, view.member_name, [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"], ()), again)
 
 
 def unshown(card: Card) -> Card:
@@ -90,10 +90,9 @@ def queue(views: Sequence[View], now: float) -> str:
     """The running jobs, then the waiting ones in the order in which they will start, with the reason."""
     if not views:
         return "Nothing is running and nothing waits: a job starts at once."
-    lines = [_line(number, view, now) for number, view in enumerate(views[:LISTED], 1)]
-    if len(views) > LISTED:
-        lines.append(f"… and {sentences.jobs(len(views) - LISTED)} more.")
-    return _fit(lines, CONTENT)
+    shown = _fit([_line(number, view, now) for number, view in enumerate(views, 1)], CONTENT - 40)
+    left = len(views) - shown.count("\n") - 1
+    return f"{shown}\n… and {sentences.jobs(left)} more." if left else shown
 
 
 def refusal(sentence: str) -> str:

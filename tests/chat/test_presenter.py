@@ -1,0 +1,136 @@
+"""What members read: every card within Discord's limits, and nothing in it that a member could abuse."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.chat import presenter
+from bot.chat.presenter import Card
+from bot.views import Shot, Ticket, View
+from engine.job import Concept, Enlarge, Recipe
+
+JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
+NOW = 1_800_000_000.0
+
+
+def a_recipe(count: int = 4) -> Recipe:
+    return Recipe(
+        concepts=(Concept("terrier"),), model="embedded", sampler="ddpm", steps=1000, seed=7, guidance=3.0,
+        width=64, height=64, count=count, dtype="float32",
+    )  # fmt: skip
+
+
+def a_view(**changes: object) -> View:
+    count = changes.pop("count", 4)
+    assert isinstance(count, int)
+    view = View(
+        id=JOB, state="finished", prompt="terrier, looking up", recipe=a_recipe(count), member_id="discord:1",
+        member_name="Alice", guild="discord:2", created=NOW, started=NOW, finished=NOW, seconds=12.3, ms_per_step=8.5,
+        ahead=None, eta=None, reason="", step=1000, of=1000, ladders=(), parent=None, action="imagine",
+        pictures=tuple(Shot(index, "0" * 64, 64, 64) for index in range(count)),
+    )  # fmt: skip
+    return replace(view, **changes)
+
+
+def a_ticket(**changes: object) -> Ticket:
+    ticket = Ticket(
+        job=JOB, ahead=2, eta=90.0, worker=True, notes=(), prompt="terrier", steps=1000, sampler="ddpm", seed=7,
+        count=4, cost=10.0,
+    )  # fmt: skip
+    return replace(ticket, **changes)
+
+
+def cards(prompt: str, name: str, note: str) -> list[Card]:
+    view = a_view(prompt=prompt, member_name=name, notes=(note, note), reason=note)
+    return [
+        presenter.accepted(a_ticket(prompt=prompt, notes=(note,)), name, NOW),
+        presenter.waiting(view, 3, 20.0, NOW),
+        presenter.developing(view, 3, 1000, 20.0, NOW),
+        presenter.ended(view),
+        presenter.ended(replace(view, state="failed")),
+        presenter.ended(replace(view, state="cancelled")),
+        presenter.unshown(presenter.ended(view)),
+    ]
+
+
+words = st.text(max_size=2000) | st.text(alphabet="@everyone<>&#`*_~|\\[]()/:t123 \n\u200b\u202e", max_size=2000)
+
+
+@settings(max_examples=100, deadline=None)
+@given(words, words, words)
+def test_every_card_fits_and_no_words_of_a_member_do_harm(prompt: str, name: str, note: str) -> None:
+    for card in cards(prompt, name[:100], note):
+        assert 0 < len(card.content) <= presenter.CONTENT
+        assert len(card.alt) <= presenter.ALT
+        assert "@everyone" not in card.content
+        assert "@here" not in card.content
+        assert not re.search(r"(?<!\\)<(?!t:\d+:R>)", card.content), "only our own timestamps have angle brackets"
+        ids = [button.id for row in card.rows for button in row]
+        assert len(ids) == len(set(ids))
+        assert all(len(each) <= 100 for each in ids)
+        assert len(card.rows) <= 5
+        assert all(len(row) <= 5 for row in card.rows)
+
+
+def test_the_first_answer_names_the_place_and_when_it_is_done() -> None:
+    card = presenter.accepted(a_ticket(), "Alice", NOW)
+    assert "2 jobs ahead of it" in card.content
+    assert f"<t:{round(NOW + 90)}:R>" in card.content
+    assert [button.id for row in card.rows for button in row] == [f"cancel:{JOB}"]
+
+
+def test_no_worker_online_is_said_at_once() -> None:
+    card = presenter.accepted(a_ticket(worker=False, eta=None), "Alice", NOW)
+    assert "No worker is online" in card.content
+    assert "starts when one comes" in card.content
+
+
+def test_a_running_job_shows_percent_and_a_clock_that_runs_by_itself() -> None:
+    card = presenter.developing(a_view(state="running"), 420, 1000, 33.0, NOW)
+    assert "42 %" in card.content
+    assert "step 420 of 1000" in card.content
+    assert f"<t:{round(NOW + 33)}:R>" in card.content
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_finished_job_has_a_button_for_each_picture(count: int) -> None:
+    card = presenter.ended(a_view(count=count))
+    ups, varies = card.rows
+    assert [button.label for button in ups] == [*(f"U{n + 1}" for n in range(count)), "🔄"]
+    assert [button.id for button in varies] == [f"vary:{JOB}:{n}" for n in range(count)]
+    assert "seed 7" in card.content
+    assert card.alt == "terrier, looking up"
+
+
+def test_an_enlarged_picture_says_how_it_was_made() -> None:
+    view = a_view(
+        recipe=Enlarge(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=(Shot(0, "0" * 64, 256, 256),)
+    )
+    card = presenter.ended(view)
+    assert "nlarged ×4" in card.content
+    assert "by Lanczos" in card.content
+    assert [button.id for row in card.rows for button in row] == [f"vary:{PARENT}:2"]
+
+
+def test_the_queue_says_why_and_never_overflows() -> None:
+    assert "starts at once" in presenter.queue([], NOW)
+    running = a_view(state="running", step=500, eta=10.0)
+    waiting = a_view(state="queued", ahead=1, eta=50.0, why="Bob has had less of the machine today")
+    text = presenter.queue([running, waiting], NOW)
+    assert "50 %" in text
+    assert "Bob has had less" in text
+    assert f"<t:{round(NOW + 50)}:R>" in text
+    many = presenter.queue([replace(waiting, prompt="*" * 500, why="_" * 500)] * 40, NOW)
+    assert len(many) <= presenter.CONTENT
+    assert re.search(r"… and \d+ jobs more\.$", many)
+
+
+def test_a_refusal_quotes_the_member_without_harm() -> None:
+    said = presenter.refusal("There is no --weird; did you mean @everyone?")
+    assert "@everyone" not in said
+    assert len(presenter.refusal("*" * 5000)) <= presenter.CONTENT
