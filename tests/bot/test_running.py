@@ -1,0 +1,98 @@
+"""One house on a data folder, and how others find it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bot.refused import Refused
+from bot.running import Running, announce, check_port, find, only_one, withdraw
+
+
+def test_what_is_announced_is_found_and_withdrawn(tmp_path: Path) -> None:
+    here = Running("http://127.0.0.1:8189", 42)
+    announce(tmp_path, here)
+    assert find(tmp_path) == here
+    assert json.loads((tmp_path / "running.json").read_text()) == {"url": here.url, "pid": 42}
+    assert stat.S_IMODE((tmp_path / "running.json").stat().st_mode) == 0o600
+    withdraw(tmp_path)
+    assert find(tmp_path) is None
+    withdraw(tmp_path)  # twice is no error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '"x"', "{}", '{"url": "http://x"}', '{"url": "x", "pid": "y"}']
+)
+def test_a_damaged_announcement_is_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "running.json").write_text(text)
+    assert find(tmp_path) is None
+
+
+def test_a_second_house_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    announce(tmp_path, Running("http://127.0.0.1:9", 42))
+    with only_one(tmp_path):
+        with (
+            pytest.raises(Refused, match=r"already runs on .* at http://127.0.0.1:9 \(process 42\)"),
+            only_one(tmp_path),
+        ):
+            pass
+        with pytest.raises(Refused), only_one(tmp_path):
+            pass
+    with only_one(tmp_path):  # free again
+        pass
+
+
+def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
+    code = f"""
+import os, sys; from pathlib import Path; from bot.running import only_one
+with only_one(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(Refused), only_one(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with only_one(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="cannot be used"), only_one(tmp_path / "file" / "inside"):
+        pass
+
+
+def test_the_data_folder_is_ours_alone(tmp_path: Path) -> None:
+    with only_one(tmp_path / "new"):
+        assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+def test_a_taken_port_is_said_in_one_sentence(free_port: int) -> None:
+    check_port("127.0.0.1", free_port)
+    with socket.create_server(("127.0.0.1", free_port)):
+        with pytest.raises(Refused) as caught:
+            check_port("127.0.0.1", free_port)
+        assert caught.value.sentence == f"Port {free_port} is taken on 127.0.0.1: choose another with --port."
+    check_port("127.0.0.1", free_port)
+
+
+def test_a_foreign_address_is_refused(free_port: int) -> None:
+    with pytest.raises(Refused, match="Nobody can listen"):
+        check_port("192.0.2.1", free_port)  # TEST-NET-1 is nobody's (RFC 5737)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named ports are a matter of this system")
+def test_a_name_that_is_no_host_is_refused() -> None:
+    with pytest.raises(Refused, match="Nobody can listen"):
+        check_port("no such host", 8189)

