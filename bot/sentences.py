@@ -105,6 +105,11 @@ def jobs(count: int) -> str:
     return f"{count} job" if count == 1 else f"{count} jobs"
 
 
+def priced(count: int, cost: float) -> str:
+    """What was just queued, and what it costs, in device-seconds as `engine.job.cost` has it."""
+    return f"{jobs(count)}, about {duration(cost)} of device time{'' if count == 1 else ' in all'}."
+
+
 def waiting(ahead: int, eta: float | None, *, worker: bool = True) -> str:
     """Where a queued job stands: how many jobs start before it, and the seconds until it is done, where known."""
     if not worker:

@@ -18,6 +18,7 @@ from bot.sentences import (
     footer,
     percent,
     plain,
+    priced,
     progress,
     quoted,
     shortened,
@@ -72,6 +73,8 @@ def test_places_and_progress() -> None:
     assert waiting(1, 80) == "1 job ahead of it, done in about 1 min 20 s."
     assert waiting(3, None) == "3 jobs ahead of it."
     assert waiting(3, 10, worker=False) == "No worker is online. The job waits, and starts when one comes."
+    assert priced(4, 119.2) == "4 jobs, about 2 min of device time in all."
+    assert priced(1, 30.0) == "1 job, about 30 s of device time."
     assert progress(420, 1000, 12.3) == "████████░░░░░░░░░░░░ 42 % · step 420 of 1000 · 13 s left"
     assert (percent(999, 1000), percent(0, 0), percent(5, 4)) == (99, 0, 100)
     assert failed("the model gave numbers that are not finite", "model").endswith("it costs you nothing.")
