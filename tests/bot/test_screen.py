@@ -1,0 +1,77 @@
+"""A job in a terminal: what is drawn where there is one, and the silence where there is none."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from bot.screen import Screen
+
+
+def _jpeg(colour: str, size: int = 64) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(out, "JPEG")
+    return out.getvalue()
+
+
+def _console(*, terminal: bool) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, force_terminal=terminal, width=80, color_system="truecolor"), text
+
+
+def test_a_pipe_gets_sentences_only() -> None:
+    console, text = _console(terminal=False)
+    with Screen(console, 4) as screen:
+        screen.wait(2, 30.0)
+        screen.say("Taken, but without effect here: --v 6.")
+        screen.step(3, 10, 4.0)
+        screen.frame(0, _jpeg("red"))
+        screen.show([_jpeg("red")])
+    assert text.getvalue() == "Taken, but without effect here: --v 6.\n"
+    assert screen.frames == 1
+
+
+def test_a_terminal_sees_the_queue_the_steps_and_the_picture() -> None:
+    console, text = _console(terminal=True)
+    with Screen(console, 4) as screen:
+        screen.wait(2, 30.0)
+        screen._live.refresh()
+        assert "2 ahead in the queue" in text.getvalue()
+        screen.step(370, 1000, 12.4)
+        screen._live.refresh()
+        assert "step 370 of 1000, 12 s left" in text.getvalue()
+        before = len(text.getvalue())
+        screen.frame(1, _jpeg("red"))
+        screen._live.refresh()
+        assert len(text.getvalue()) > before + 200  # a picture takes some characters
+    assert screen.frames == 1
+
+
+def test_what_stays_is_the_picture() -> None:
+    console, text = _console(terminal=True)
+    with Screen(console, 1) as screen:
+        pass
+    before = len(text.getvalue())
+    screen.show([_jpeg("blue")])
+    assert text.getvalue()[before:].count("\n") >= 5
+    assert screen.frames == 0
+
+
+@pytest.mark.parametrize("payload", [b"", b"not a picture", _jpeg("red")[:80]])
+def test_a_broken_preview_is_left_out(payload: bytes) -> None:
+    console, _ = _console(terminal=True)
+    with Screen(console, 4) as screen:
+        screen.frame(0, payload)
+        screen.frame(7, _jpeg("red"))
+        screen._live.refresh()
+    assert screen.frames == 2
+
+
+def test_words_of_others_are_no_markup() -> None:
+    console, text = _console(terminal=False)
+    with Screen(console, 1) as screen:
+        screen.say("[bold]a[/bold] [link=http://x]b")
+    assert text.getvalue() == "[bold]a[/bold] [link=http://x]b\n"
