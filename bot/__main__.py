@@ -25,7 +25,9 @@ app = typer.Typer(
     help="A picture bot of your own: `darkroom up` opens the chatroom, `darkroom imagine` draws in the terminal.",
 )
 
-Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")
+]
 Host = Annotated[str | None, typer.Option(help="Address to listen on (DARKROOM_HOST, else 127.0.0.1).")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
 Nats = Annotated[str | None, typer.Option(metavar="URL", help="A broker of your own (DARKROOM_NATS).")]
@@ -82,7 +84,14 @@ def imagine(
     """Draw one prompt here: in the `darkroom up` that is running, else with an engine of its own."""
     from bot.terminal import Wish, run
 
-    options: dict[str, object] = {"steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "count": count, "ar": ar}
+    options: dict[str, object] = {
+        "steps": steps,
+        "sampler": sampler,
+        "seed": seed,
+        "guidance": guidance,
+        "count": count,
+        "ar": ar,
+    }
     options |= {"negative": no, "fast": fast or None, "model": model}
     wish = Wish(prompt, {name: value for name, value in options.items() if value is not None}, out, film, as_json)
     raise typer.Exit(run(wish, _settings(data=data)))
