@@ -1,0 +1,120 @@
+"""The whole program as its users meet it, measured from outside: `darkroom up`, a watched job, `darkroom imagine`.
+
+Knows the command line and the HTTP API; imports neither the bot nor the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.bench.row import Row
+
+PATIENCE = 90.0  # seconds before a start is called failed
+DARKROOM = (sys.executable, "-m", "bot")
+BUSY = (sys.executable, "-c", "while True: pass")
+PROMPT = "terrier, looking up, cute, white background"
+
+
+def service_rows() -> list[Row]:
+    """Starts and stops a `darkroom up` of its own in a temporary data folder, then draws twice without one."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        with _up(data) as (process, answered, address):
+            resident = _resident(process.pid)  # before the first job: idle
+            torch = int(b"libtorch" in Path(f"/proc/{process.pid}/maps").read_bytes())
+            first = _first_frame(address)
+        rows = [
+            Row("up answers /healthz after", answered, "≤ 10", "s"),
+            Row("first frame after a job was posted", first, "≤ 2", "s"),
+            Row("idle bot process, resident", resident, "≤ 200", "MB"),
+            Row("torch in the bot process", torch, "= 0", "mapped"),
+        ]
+        return [*rows, Row("the same seed gives the same bytes, also under load", _same_bytes(data), "= 1", "yes")]
+
+
+@contextmanager
+def _up(data: Path) -> Iterator[tuple[subprocess.Popen[bytes], float, str]]:
+    """A running house with a warm worker: (process, seconds to its first /healthz, address)."""
+    begun = time.perf_counter()
+    command = [*DARKROOM, "up", "--port", "0", "--data", str(data)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        running = data / "running.json"
+        _wait_for(running.exists)
+        address = str(json.loads(running.read_text())["url"])
+        _wait_for(lambda: bool(_get(f"{address}/healthz")))
+        answered = time.perf_counter() - begun
+        _wait_for(lambda: _get(f"{address}/healthz").get("workers", 0) > 0)
+        yield process, answered, address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _first_frame(address: str) -> float:
+    """Seconds from posting a prompt to an idle house until its watcher has the first frame."""
+    body = json.dumps({"prompt": PROMPT, "seed": 7}).encode()
+    begun = time.perf_counter()
+    request = urllib.request.Request(f"{address}/api/jobs", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        job = json.load(answer)["id"]
+    with urllib.request.urlopen(f"{address}/api/jobs/{job}/events", timeout=PATIENCE) as events:
+        for line in events:
+            if line.startswith(b"event: frame"):
+                return time.perf_counter() - begun
+    raise RuntimeError("the job ended without a frame")
+
+
+def _same_bytes(data: Path) -> int:
+    """1 where two runs of one seed wrote the same files, the second beside a process that takes every core it gets."""
+    quiet = _draw(data)
+    loads = [subprocess.Popen(BUSY) for _ in range(os.cpu_count() or 1)]
+    try:
+        return int(_draw(data) == quiet)
+    finally:
+        for load in loads:
+            load.kill()
+            load.wait()
+
+
+def _draw(data: Path) -> list[str]:
+    with tempfile.TemporaryDirectory() as out:
+        command = [*DARKROOM, "imagine", PROMPT, "--steps", "60", "--seed", "7", "--out", out, "--json"]
+        env = os.environ | {"DARKROOM_DATA": str(data)}
+        done = subprocess.run(command, env=env, capture_output=True, check=True)
+        pictures = json.loads(done.stdout)["pictures"]
+        return [hashlib.sha256(Path(picture).read_bytes()).hexdigest() for picture in pictures]
+
+
+def _resident(pid: int) -> float:
+    """Resident memory in MB, as the kernel counts it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def _get(address: str) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return dict(json.load(answer))
+    except (urllib.error.URLError, ConnectionError):
+        return {}
+
+
+def _wait_for(ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not ready():
+        if time.monotonic() > end:
+            raise RuntimeError("darkroom up did not get ready in time")
+        time.sleep(0.05)
