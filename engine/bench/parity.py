@@ -1,4 +1,4 @@
-"""How far our pictures are from the unmodified diffusers pipeline's: samplers as tables, latents, and other batch shapes."""
+"""How far our pictures are from those of the unmodified diffusers pipeline: samplers, latents, other batch shapes."""
 
 from __future__ import annotations
 

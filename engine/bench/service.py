@@ -67,10 +67,9 @@ def _first_frame(address: str) -> float:
     """Seconds from posting a prompt to an idle house until its watcher has the first frame."""
     body = json.dumps({"prompt": PROMPT, "seed": 7}).encode()
     begun = time.perf_counter()
-    request = urllib.request.Request(f"{address}/api/jobs", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+    with _open(f"{address}/api/jobs", body) as answer:
         job = json.load(answer)["id"]
-    with urllib.request.urlopen(f"{address}/api/jobs/{job}/events", timeout=PATIENCE) as events:
+    with _open(f"{address}/api/jobs/{job}/events") as events:
         for line in events:
             if line.startswith(b"event: frame"):
                 return time.perf_counter() - begun
@@ -104,9 +103,14 @@ def _resident(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
+def _open(address: str, body: bytes | None = None) -> Any:
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310 - our own server
+    return urllib.request.urlopen(request, timeout=PATIENCE)  # noqa: S310 - the same
+
+
 def _get(address: str) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
+        with _open(address) as answer:
             return dict(json.load(answer))
     except (urllib.error.URLError, ConnectionError):
         return {}
