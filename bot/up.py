@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bot.config import Settings
     from bot.studio import Studio
 
+HERE = "here"  # the name of the worker that we start
 GLANCE = 0.25  # seconds between two looks for the engine, until it is warm
 NOT_THE_ENGINES = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")  # secrets that a worker has no use for
 
@@ -125,7 +126,7 @@ async def _bus(parts: AsyncExitStack, url: str, token: str) -> Bus:
 
 
 def _workshop(settings: Settings, models: Sequence[str], url: str, token: str) -> Workshop:
-    command = [sys.executable, "-m", "engine", "serve", "--nats", url, "--name", "here", "--data", str(settings.data)]
+    command = [sys.executable, "-m", "engine", "serve", "--nats", url, "--name", HERE, "--data", str(settings.data)]
     for model in models:
         command += ["--model", model]
     env = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
@@ -179,15 +180,14 @@ def _welcome(settings: Settings, models: Sequence[str], page: str) -> str:
 
 async def _say_when_warm(studio: Studio, workshop: Workshop) -> None:
     """One line once the engine can draw, or the first time it can't even start."""
-    while not studio.models():
+    while (presence := studio.workers().get(HERE)) is None or not presence.models:
         if workshop.restarts:
-            _say(f"  The engine stopped while it started: see {workshop.log_file}\n")
+            _say(f"  The engine stopped while it started; its log: {workshop.log_file}\n")
             return
         await asyncio.sleep(GLANCE)
-    for presence in studio.workers().values():
-        for warm in presence.models:
-            speed = f"{warm.row_ms:.1f} ms a picture and step, {warm.steps} steps by default"
-            _say(f"  {warm.name} is warm: {presence.device}, {warm.dtype}, {speed}\n")
+    for warm in presence.models:
+        speed = f"{warm.row_ms:.1f} ms a row and step, {warm.steps} steps by default"
+        _say(f"  {warm.name} is warm: {presence.device}, {warm.dtype}, {speed}.\n")
 
 
 def _say(text: str) -> None:

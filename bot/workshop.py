@@ -65,6 +65,13 @@ class Workshop:
             self.log_file.replace(self.log_file.with_suffix(".old.log"))
         return os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
+    def _last_words(self) -> str:
+        """The end of the log's last line; the whole of it is in the file."""
+        with self.log_file.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "it left no word")
+
     async def _keep(self) -> None:
         pause, loop = 0.2, asyncio.get_running_loop()
         while True:
@@ -74,7 +81,8 @@ class Workshop:
             if loop.time() - born > HEALTHY_SECONDS:
                 pause = 0.2
             self.restarts += 1
-            log.error("the engine ended with %s, starting it again in %.1f s; its log: %s", code, pause, self.log_file)
+            words = await asyncio.to_thread(self._last_words)
+            log.error("the engine ended with %s (%s), starting it again in %.1f s", code, words, pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
             await self._start()

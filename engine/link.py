@@ -48,7 +48,8 @@ async def connect(url: str, token: str, name: str, patience: float, on_return: C
         log.log(logging.WARNING if client.is_connected else logging.DEBUG, "broker: %s", error)
 
     async def on_loss() -> None:
-        log.warning("broker: connection lost, reconnecting")
+        if not client.is_closed:  # we left by ourselves
+            log.warning("broker: connection lost, reconnecting")
 
     async def on_reconnect() -> None:
         log.info("broker: connected again")

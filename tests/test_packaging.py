@@ -111,7 +111,7 @@ def test_no_dependency_is_idle() -> None:
 @pytest.mark.parametrize("name", DIRECT)
 def test_every_direct_dependency_has_its_licence_written_down(name: str) -> None:
     rows = [row for row in (ROOT / "THIRD_PARTY.md").read_text().splitlines() if row.startswith("| ")]
-    cells = {canonicalize_name(row.split("|")[1].strip()): row.split("|")[2:4] for row in rows}
+    cells = {str(canonicalize_name(row.split("|")[1].strip())): row.split("|")[2:4] for row in rows}
     assert name in cells
     licence, purpose = (cell.strip() for cell in cells[name])
     assert licence
