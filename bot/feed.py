@@ -138,6 +138,11 @@ class Feed:
         """Stop giving to this subscription; idempotent."""
         self._subscriptions.discard(subscription)
 
+    @property
+    def heard(self) -> bool:
+        """True while anybody listens."""
+        return bool(self._subscriptions)
+
     def watched(self, job: str) -> bool:
         """True while somebody wants to see this job's live frames."""
         return any(one.previews and one.job in (None, job) for one in self._subscriptions)

@@ -1,58 +1,237 @@
-"""The use cases: what a member may do. Front ends are adapters over this one class."""
+"""The use cases: what a member may do. Front ends are adapters over this one class.
+
+Knows policy (prompt, limits), the store and the feed; knows nothing of Discord, HTTP or how a picture is made. Every
+refusal is a `Refused` with one sentence for the member.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from ulid import ULID
+
+from bot.board import Board
+from bot.cancelling import Cancelling
 from bot.feed import Feed
+from bot.gallery import Gallery
+from bot.limits import Limits, Usage, check
+from bot.models import Models, Profile
+from bot.prompt import parse, recipe
+from bot.recipes import enlarged, enlarging_cost, pinned, rerolled, varied
+from bot.refused import Refused
+from bot.register import Register
+from bot.store import Draft, Record, Store, reads
 from bot.views import Action, Member, Place, PlaceKind, Shot, Ticket, View
-from engine.job import Presence, Warm
+from engine.job import MAX_COUNT, Enlarge, Presence, Recipe, Task, Warm, cost
 
 __all__ = ["Action", "Member", "Place", "PlaceKind", "Shot", "Studio", "Ticket", "View"]
 
+SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
+NAME_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job that somebody asks for, before it has an id. `cost` in device-seconds."""
+
+    action: Action
+    prompt: str
+    notes: tuple[str, ...]
+    task: Task
+    pool: str
+    cost: float
+    parent: tuple[str, int] | None = None
+
+    @property
+    def model(self) -> str:
+        """The model that its worker must have ready; any worker enlarges."""
+        return self.task.model if isinstance(self.task, Recipe) else ""
+
 
 class Studio:
-    feed: Feed
+    """Made by `bot.house`. `woken` is called when a job was taken. `fresh` draws a seed."""
+
+    def __init__(
+        self, store: Store, feed: Feed, board: Board, models: Models, register: Register, gallery: Gallery,
+        cancelling: Cancelling, workers: Callable[[], Mapping[str, Presence]], *, limits: Limits, max_age: float,
+        woken: Callable[[], None], clock: Callable[[], float] = time.time,
+        fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
+    ) -> None:  # fmt: skip
+        self.feed = feed
+        self._store, self._board, self._models, self._register = store, board, models, register
+        self._gallery, self._cancelling, self._workers = gallery, cancelling, workers
+        self._limits, self._max_age, self._woken, self._clock, self._fresh = limits, max_age, woken, clock, fresh
+
+    # Making
 
     async def imagine(
-        self, text: str, member: Member, place: Place, *, key: str | None = None, exact: bool = False, **options: Any
+        self, text: str, member: Member, place: Place, *, key: str | None = None, exact: bool = False, **options: object
     ) -> list[Ticket]:
-        """options: steps, seed, guidance, sampler, model, count, ar, fast, negative; they override the text's flags."""
-        ...
+        """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
+
+        `options` override the flags in the text: steps, seed, guidance, sampler, model, count, ar, fast, negative.
+        `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice gives the same jobs.
+        """
+        profiles = {profile.warm.name: profile for profile in self._models.profiles()}
+        default = self._models.profile(None)
+        parsed = parse(text, default.warm, models=list(profiles), options=options)
+        orders: list[Order] = []
+        for request in parsed.requests:
+            profile = profiles[request.model] if request.model else default
+            made = recipe(request, profile.warm, self._fresh())
+            made = pinned(made) if exact else made
+            notes = parsed.notes if profile.live else (*parsed.notes, _assumed(profile))
+            orders.append(Order("imagine", request.text, notes, made, profile.pool, cost(made, profile.warm)))
+        return await self._take(orders, member, place, key)
 
     async def vary(
         self, job: str, index: int, member: Member, place: Place, *, key: str | None = None, strength: float = 0.3
-    ) -> Ticket: ...
+    ) -> Ticket:
+        """Variations of one finished image; of an enlarged one, of its original. Raises `Refused`."""
+        record = await self._register.record(job)
+        while isinstance(record.task, Enlarge) and record.parent:
+            index, record = record.parent[1], await self._register.record(record.parent[0])
+        await self._gallery.stored(record.id, index)
+        if not isinstance(record.task, Recipe) or not 0 < strength <= 1:
+            raise Refused("This picture cannot be varied.")
+        made = varied(record.task, index, strength, self._fresh())
+        return await self._again("vary", record, index, made, member, place, key)
 
-    async def reroll(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket: ...
+    async def reroll(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+        """The same recipe with another seed. Raises `Refused`."""
+        record = await self._register.record(job)
+        if not isinstance(record.task, Recipe):
+            raise Refused("An enlarged picture cannot be rolled again: roll its original.")
+        return await self._again("reroll", record, 0, rerolled(record.task, self._fresh()), member, place, key)
 
-    async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket: ...
+    async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+        """One finished image, enlarged. Raises `Refused`."""
+        record = await self._register.record(job)
+        source = await self._gallery.stored(job, index)
+        task = enlarged(source.sha256, source.width, source.height)
+        price = enlarging_cost(task, source.width, source.height)
+        pool = self._models.any_pool(record.pool)
+        order = Order("upscale", record.prompt, (), task, pool, price, (job, index))
+        return (await self._take([order], member, place, key))[0]
 
-    async def cancel(self, job: str, member: Member) -> str: ...
+    async def _again(
+        self, action: Action, record: Record, index: int, made: Recipe, member: Member, place: Place, key: str | None
+    ) -> Ticket:
+        """A job from another one's recipe, on whatever pool has its model now."""
+        try:
+            profile = self._models.profile(made.model)
+        except KeyError:
+            order = Order(action, record.prompt, (), made, record.pool, record.cost, (record.id, index))
+        else:
+            price = cost(made, profile.warm)
+            order = Order(action, record.prompt, (), made, profile.pool, price, (record.id, index))
+        return (await self._take([order], member, place, key))[0]
 
-    async def view(self, job: str) -> View: ...
+    async def _take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
+        now = self._clock()
+        drafts = [self._draft(order, member, place, now) for order in orders]
+        price, frees = sum(order.cost for order in orders), await self._next_free(member, now)
 
-    async def queue(self, guild: str | None = None) -> list[View]: ...
+        def decide(usage: Usage) -> None:
+            check(self._limits, replace(usage, next_free=frees), price, now, count=len(drafts))
 
-    async def recent(self, guild: str | None = None, limit: int = 50) -> list[View]: ...
+        records, new = await self._store.admit(drafts, _scoped(key, member), decide, now)
+        if new:
+            self._woken()
+        return [await self._register.ticket(record) for record in records]
 
-    async def picture(self, job: str, index: int) -> bytes: ...
+    def _draft(self, order: Order, member: Member, place: Place, now: float) -> Draft:
+        named = replace(member, name=member.name[:NAME_LENGTH])
+        return Draft(
+            id=str(ULID()), action=order.action, prompt=order.prompt, notes=order.notes, task=order.task, member=named,
+            place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
+            deadline=now + self._max_age, parent=order.parent,
+        )  # fmt: skip
 
-    async def film(self, job: str) -> bytes: ...
+    async def _next_free(self, member: Member, now: float) -> float | None:
+        """When the first of a member's running jobs ends, for the sentence of a refusal; None if nobody can say."""
+        runs = [run for run in self._board.runs.values() if run.record.member == member.id]
+        ends = [left for run in runs if (left := self._register.eta(run.record)) is not None]
+        return now + min(ends) if ends else None
 
-    async def rungs(self, job: str) -> list[int]: ...
+    async def cancel(self, job: str, member: Member) -> str:
+        """Cancel an own job, or as a moderator one of the own guild; says what happened. Raises `Refused`."""
+        record = await self._register.record(job)
+        if record.member != member.id and not (member.moderator and member.guild == record.guild):
+            raise Refused(f"Only {record.member_name} or a moderator can cancel this job.", 403)
+        return await self._cancelling.cancel(job)
 
-    async def rung(self, job: str, n: int) -> bytes: ...
+    # Looking
 
-    def workers(self) -> Mapping[str, Presence]: ...
+    async def view(self, job: str) -> View:
+        """A job as it stands. Raises `Refused` (404)."""
+        return (await self._register.views([await self._register.record(job)]))[0]
 
-    def models(self) -> list[Warm]: ...
+    async def queue(self, guild: str | None = None) -> list[View]:
+        """What runs, then what waits in fair order."""
+        return await self._register.queue(guild)
 
-    async def place_of(self, job: str) -> Place: ...
+    async def recent(self, guild: str | None = None, limit: int = 50) -> list[View]:
+        """The newest jobs first."""
+        return await self._register.recent(guild, limit)
 
-    async def moved(self, job: str, **where: str) -> None: ...
+    async def picture(self, job: str, index: int) -> bytes:
+        """A finished image as PNG. Raises `Refused` (404)."""
+        return await self._gallery.picture(job, index)
 
-    async def undelivered(self, kind: PlaceKind) -> list[tuple[View, Place]]: ...
+    async def film(self, job: str) -> bytes:
+        """How a job's images came to be, as an animated WebP. Raises `Refused` (404)."""
+        return await self._gallery.film(job)
 
-    async def delivered(self, job: str) -> None: ...
+    async def rungs(self, job: str) -> list[int]:
+        """The step at each rung of a job's film. Raises `Refused` (404)."""
+        return await self._gallery.rungs(job)
+
+    async def rung(self, job: str, n: int) -> bytes:
+        """The grid at rung `n`, counted from 0, as WebP. Raises `Refused` (404)."""
+        return await self._gallery.rung(job, n)
+
+    def workers(self) -> Mapping[str, Presence]:
+        """The live workers by name."""
+        return self._workers()
+
+    def models(self) -> list[Warm]:
+        """The models that can be asked for, those of live workers first."""
+        return [profile.warm for profile in self._models.profiles()]
+
+    # Showing
+
+    async def place_of(self, job: str) -> Place:
+        """Where a job is shown. Raises `Refused` (404)."""
+        place = await self._store.ask(reads.place, job)
+        if place is None:
+            raise Refused("There is no such job.", 404)
+        return place
+
+    async def moved(self, job: str, **where: str) -> None:
+        """Note what a front end learnt of a job's place (its message, a new token, …)."""
+        await self._store.moved(job, where)
+
+    async def undelivered(self, kind: PlaceKind) -> list[tuple[View, Place]]:
+        """Jobs of a kind of place, over or not, whose last word was not yet shown; oldest first."""
+        return await self._register.undelivered(kind)
+
+    async def delivered(self, job: str) -> None:
+        """A job's last word was shown."""
+        await self._store.delivered(job, self._clock())
+
+
+def _assumed(profile: Profile) -> str:
+    return (
+        f"No worker is online: {profile.warm.name} is taken with its last known defaults, "
+        f"{profile.warm.steps} steps in {profile.warm.dtype}."
+    )
+
+
+def _scoped(key: str | None, member: Member) -> str | None:
+    """A front end's key belongs to its member: nobody gets another's ticket by guessing. Any length fits."""
+    return None if key is None else hashlib.sha256(f"{member.id}\0{key}".encode()).hexdigest()

@@ -57,7 +57,7 @@ class Store:
     @classmethod
     async def open(cls, url: str, weights: Mapping[str, float] = WEIGHTS) -> Store:
         """Open the database at a SQLAlchemy URL and bring its tables up to date."""
-        store = cls(*engines(url, READERS), weights)
+        store = cls(*await asyncio.to_thread(engines, url, READERS), weights)
         await store.write(_upgrade)
         return store
 
@@ -92,12 +92,14 @@ class Store:
         return await self.write(moves.pick, wish, rows, overbook, now)
 
     async def start(self, job: str, epoch: int, worker: str, step: int, now: float) -> Moved | None:
-        """A worker began or went on at `step`."""
+        """A worker began or went on at `step`; failed after too many attempts without progress (see the record)."""
         return await self.write(moves.start, job, epoch, worker, step, now)
 
-    async def requeue(self, job: str, now: float, *, step: int, why: str, epoch: int | None = None) -> Moved | None:
-        """Back into the queue as the next attempt."""
-        return await self.write(moves.requeue, job, now, step=step, why=why, epoch=epoch)
+    async def requeue(
+        self, job: str, now: float, *, step: int, why: str, reason: str = "", epoch: int | None = None
+    ) -> Moved | None:
+        """Back into the queue as the next attempt, or failed after too many without progress (see the record)."""
+        return await self.write(moves.requeue, job, now, step=step, why=why, reason=reason, epoch=epoch)
 
     async def end(
         self, kind: Move, job: str, now: float, spent: float | None, *,
@@ -106,9 +108,9 @@ class Store:
         """Finish, fail or cancel; the charge is settled to `spent` in the same transaction."""
         return await self.write(moves.end, kind, job, now, spent, epoch=epoch, why=why, **values)
 
-    async def cancelling(self, job: str) -> Record | None:
-        """Note that a job is to be cancelled; None if it is over or unknown."""
-        return await self.write(writes.cancelling, job)
+    async def wish(self, job: str, now: float) -> tuple[Record | None, Moved | None]:
+        """Cancel a waiting job, or note the wish on one that was sent; the job now, and the transition."""
+        return await self.write(moves.wish, job, now)
 
     async def keep(self, one: Stored, epoch: int) -> bool:
         """Note a finished picture. False: the job is unknown or over, or a newer epoch has it."""

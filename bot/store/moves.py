@@ -17,6 +17,7 @@ from bot.store.reads import of_key, usage
 from bot.store.records import Draft, Moved, Record, record
 from bot.store.tables import jobs, moves, places
 
+POISON = 3  # attempts without progress
 OVERRUN = 10.0  # a worker may bill this many times the estimate against the fair order, not more
 
 
@@ -53,7 +54,7 @@ def move(
 ) -> Moved | None:  # fmt: skip
     """One transition. None: there is no such job, its state does not allow it, or a newer epoch has it."""
     rule = TRANSITIONS[kind]
-    before = connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
+    before = _locked(connection, job)
     if before is None:
         return None
     moving = update(jobs).where(jobs.c.id == job, jobs.c.state.in_(rule.sources))
@@ -122,30 +123,77 @@ def _send(connection: Connection, row: RowMapping, now: float) -> Moved | None:
 
 
 def start(connection: Connection, job: str, epoch: int, worker: str, step: int, now: float) -> Moved | None:
-    """A worker claimed it. Counts the attempt as barren if the one before it brought no progress."""
-    before = connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
+    """A worker claimed it at `step`; after too many attempts without progress it fails instead (see the record)."""
+    before = _locked(connection, job)
     if before is None:
         return None
     again = before["epoch"] not in (0, epoch)
-    barren = before["barren"] + 1 if again else before["barren"]
+    barren = _barren(before, step, again)
+    if barren >= POISON and before["epoch"] <= epoch:
+        return _poisoned(connection, before, now, f"again on {worker}")
     return move(
         connection, "start", job, now, epoch=epoch, why=worker, worker=worker, step=max(step, before["step"]),
-        barren=0 if step > before["step"] else barren, started=before["started"] or now,
+        barren=barren, started=before["started"] or now,
     )  # fmt: skip
 
 
 def requeue(
-    connection: Connection, job: str, now: float, *, step: int, why: str, epoch: int | None = None
+    connection: Connection, job: str, now: float, *, step: int, why: str, reason: str = "", epoch: int | None = None
 ) -> Moved | None:
-    """Back into the queue as the next attempt. `step`: as far as it is known to have come."""
-    before = connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
+    """Back into the queue as the next attempt, or failed after too many without progress (see the record).
+
+    `step`: as far as it is known to have come. `reason`: the sentence for the member if it fails.
+    """
+    before = _locked(connection, job)
     if before is None:
         return None
-    progress = step > before["step"]
+    if before["cancelling"]:
+        return end(connection, "cancel", job, now, before["cost"] * _share(before, step), epoch=epoch, why=why)
+    barren = _barren(before, step, True)
+    if barren >= POISON:
+        return _poisoned(connection, before, now, why, reason, epoch)
     return move(
         connection, "requeue", job, now, epoch=epoch, why=why, attempt=before["attempt"] + 1, worker="",
-        step=max(step, before["step"]), barren=0 if progress else before["barren"] + 1,
+        step=max(step, before["step"]), barren=barren,
     )  # fmt: skip
+
+
+def wish(connection: Connection, job: str, now: float) -> tuple[Record | None, Moved | None]:
+    """A member wants it cancelled: over at once while it waits, else noted for its worker."""
+    before = _locked(connection, job)
+    if before is None:
+        return None, None
+    if before["state"] == "queued":
+        moved = end(connection, "cancel", job, now, before["cost"] * _share(before, 0), why="wished")
+        return (moved.record if moved else None), moved
+    if before["state"] in ACTIVE:
+        noted = update(jobs).where(jobs.c.id == job).values(cancelling=True).returning(jobs)
+        return record(connection.execute(noted).mappings().one()), None
+    return record(before), None
+
+
+def _barren(before: RowMapping, step: int, again: bool) -> int:
+    """Attempts without progress so far: any progress forgives them all."""
+    return 0 if step > before["step"] else before["barren"] + int(again)
+
+
+def _poisoned(
+    connection: Connection, before: RowMapping, now: float, why: str, reason: str = "", epoch: int | None = None
+) -> Moved | None:
+    said = reason or f"It was tried {POISON} times and never got further."
+    return end(
+        connection, "fail", before["id"], now, 0.0, epoch=epoch, why=f"poison: {why}", reason=said, blame="worker",
+        barren=POISON,
+    )  # fmt: skip
+
+
+def _share(before: RowMapping, step: int) -> float:
+    """How much of a job is known to have been run."""
+    return min(1.0, max(step, before["step"]) / record(before).steps)
+
+
+def _locked(connection: Connection, job: str) -> RowMapping | None:
+    return connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
 
 
 def _count(connection: Connection, account: str, source: State, target: State) -> None:

@@ -60,23 +60,27 @@ def some(connection: Connection, ids: Sequence[str]) -> dict[str, Record]:
     return {one.id: one for one in found}
 
 
+def queued(connection: Connection, guild: str | None, limit: int) -> list[Record]:
+    """The jobs that have waited longest."""
+    asked = select(jobs).where(jobs.c.state == "queued").order_by(jobs.c.id).limit(limit)
+    return records(connection, asked if guild is None else asked.where(jobs.c.guild == guild))
+
+
 def overdue(connection: Connection, now: float) -> list[Record]:
     """Jobs that are not over though their deadline has passed; a hundred at a time."""
     late = select(jobs).where(jobs.c.state.in_(OPEN), jobs.c.deadline <= now)
     return records(connection, late.order_by(jobs.c.id).limit(100))
 
 
-def waiting(connection: Connection, most: int) -> tuple[list[Waiting], dict[str, Account]] | None:
-    """Every waiting job with the accounts above it; None when there are more than `most`."""
-    asked = (
-        select(jobs.c.id, jobs.c.account, jobs.c.cost, jobs.c.billed).where(jobs.c.state == "queued").limit(most + 1)
-    )
-    rows = connection.execute(asked).all()
+def waiting(connection: Connection, most: int) -> tuple[list[tuple[Waiting, str]], dict[str, Account]] | None:
+    """Every waiting job and its model, and the accounts above them; None when there are more than `most`."""
+    asked = select(jobs.c.id, jobs.c.account, jobs.c.cost, jobs.c.billed, jobs.c.model).where(jobs.c.state == "queued")
+    rows = connection.execute(asked.limit(most + 1)).all()
     if len(rows) > most:
         return None
     found = connection.execute(select(accounts).where(accounts.c.queued > 0))
     tree = {row["path"]: Account(**dict(row)) for row in found.mappings()}
-    return [Waiting(row.id, row.account, max(0.0, row.cost - row.billed)) for row in rows], tree
+    return [(Waiting(row.id, row.account, max(0.0, row.cost - row.billed)), row.model) for row in rows], tree
 
 
 def before(connection: Connection, one: Record) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""What is written beside the transitions: pictures, places, cancel wishes, model profiles. One transaction each."""
+"""What is written beside the transitions: pictures, places, model profiles. One transaction each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from sqlalchemy import Connection, select, update
 
 from bot.states import OPEN
 from bot.store import reads
-from bot.store.records import Record, Stored
+from bot.store.records import Stored
 from bot.store.tables import jobs, models, pictures, places
 from engine.job import Warm, encode
-
-
-def cancelling(connection: Connection, job: str) -> Record | None:
-    """Note the wish on a job that is not over."""
-    asked = update(jobs).where(jobs.c.id == job, jobs.c.state.in_(OPEN)).values(cancelling=True)
-    changed = connection.execute(asked.returning(jobs.c.id)).first()
-    return reads.some(connection, [job]).get(job) if changed else None
 
 
 def keep(connection: Connection, one: Stored, epoch: int) -> bool:

@@ -1,0 +1,79 @@
+"""Pictures and ladders on their way in: fetched from the broker, checked, copied into the picture store, noted in SQL.
+
+What a worker says of a picture is believed only after a look at it. Knows PNG headers and ladders; decides no states.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from bot.pictures import Pictures
+from bot.states import over
+from bot.store import Record, Store, Stored, reads
+from engine.bus import Bus
+from engine.job import Enlarge, Ladder, Picture, Recipe, decode
+
+PNG = b"\x89PNG\r\n\x1a\n"
+LIMITS = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
+
+
+class Incomplete(Exception):
+    """A job was reported done before all of its pictures were here."""
+
+
+class Wrong(ValueError):
+    """A picture is not what its worker said, or not what the job asked for."""
+
+
+class Arrivals:
+    """Where pictures come in."""
+
+    def __init__(self, store: Store, bus: Bus, pictures: Pictures) -> None:
+        self._store, self._bus, self._pictures = store, bus, pictures
+
+    async def keep(self, value: Picture) -> bool:
+        """Store a picture. False: nobody waits for it any more. Raises `Wrong`, `NoBlob`, `Malformed`."""
+        record = await self._store.record(value.job)
+        if record is None or over(record.state) or value.epoch < record.epoch:
+            return False
+        _expected(value, record)
+        content = await self._bus.get_blob(value.sha256, LIMITS[value.kind])
+        check(value, content)
+        await self._pictures.put(content)
+        one = Stored(value.job, value.image, value.kind, value.sha256, len(content), value.width, value.height)
+        return await self._store.keep(one, value.epoch)
+
+    async def missing(self, record: Record) -> list[int]:
+        """The images of a job that have not come in."""
+        kept = await self._store.ask(reads.stored, [record.id])
+        here = {one.image for one in kept if one.kind == "image"}
+        return [image for image in range(record.images) if image not in here]
+
+
+def _expected(value: Picture, record: Record) -> None:
+    if value.image >= record.images or (value.kind == "ladder" and isinstance(record.task, Enlarge)):
+        raise Wrong(f"nobody asked for {value.kind} {value.image}")
+    if value.kind == "image" and isinstance(record.task, Recipe):
+        asked = (record.task.width, record.task.height)
+        if (value.width, value.height) != asked:
+            raise Wrong(f"the picture is {value.width} × {value.height}, not {asked[0]} × {asked[1]}")
+
+
+def check(value: Picture, content: bytes) -> None:
+    """Raises `Wrong` or `Malformed` if the bytes are not the PNG or the ladder that they should be."""
+    if len(content) != value.bytes:
+        raise Wrong(f"{len(content)} bytes came, not {value.bytes}")
+    if value.kind == "ladder":
+        ladder = decode(content, Ladder)
+        if (ladder.job, ladder.image) != (value.job, value.image):
+            raise Wrong("the ladder is of another picture")
+    elif size(content) != (value.width, value.height):
+        raise Wrong("the picture is not the PNG that was announced")
+
+
+def size(png: bytes) -> tuple[int, int] | None:
+    """Width and height as a PNG's header has them (PNG specification, 11.2.2 IHDR); None if it is none."""
+    if len(png) < 33 or not png.startswith(PNG) or png[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack(">II", png[16:24])
+    return int(width), int(height)

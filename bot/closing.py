@@ -1,0 +1,98 @@
+"""How a job leaves the board: ended, or queued again. SQL first; then the board, the feed, and the broker's leftovers.
+
+Knows the store, the bus and the feed; decides nothing. The feed hears of an end after it was committed, and once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from bot.board import Board
+from bot.feed import Feed, Settled
+from bot.states import over
+from bot.store import Moved, Record, Store, reads
+from engine.bus import Bus, Unreachable
+from engine.job import Blame
+
+log = logging.getLogger(__name__)
+
+
+class Closing:
+    """Every method returns what happened, or None if the job was over, unknown, or of a newer epoch."""
+
+    def __init__(
+        self, store: Store, bus: Bus, board: Board, feed: Feed, *,
+        clock: Callable[[], float] = time.time, freed: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._store, self._bus, self._board, self._feed, self._clock = store, bus, board, feed, clock
+        self.freed = freed  # called whenever there may be room
+
+    async def reload(self) -> list[Record]:
+        """Fill the board from SQL; what was sent or runs, oldest first."""
+        records = await self._store.ask(reads.active)
+        for record in records:
+            if record.id not in self._board.runs:
+                self._board.put(record, self._clock())
+        return records
+
+    async def finish(
+        self, job: str, epoch: int, spent: float, seconds: float, ms_per_step: float, steps: int
+    ) -> Moved | None:
+        """Done: every picture is stored."""
+        values = {"seconds": seconds, "ms_per_step": ms_per_step, "step": steps}
+        return await self._over(await self._store.end("finish", job, self._clock(), spent, epoch=epoch, **values))
+
+    async def fail(self, job: str, reason: str, blame: Blame, *, epoch: int | None = None) -> Moved | None:
+        """Failed; all of the reserved cost is given back unless the member is to blame."""
+        spent = None if blame == "member" else 0.0
+        moved = await self._store.end(
+            "fail", job, self._clock(), spent, epoch=epoch, why=blame, reason=reason, blame=blame
+        )
+        return await self._over(moved)
+
+    async def cancel(self, job: str, spent: float, *, epoch: int | None = None, why: str = "") -> Moved | None:
+        """Cancelled; charged for what was run."""
+        return await self._over(await self._store.end("cancel", job, self._clock(), spent, epoch=epoch, why=why))
+
+    async def wish(self, job: str) -> Record | None:
+        """A member wants it cancelled: done at once while it waits, else noted. The job now, None if unknown."""
+        record, moved = await self._store.wish(job, self._clock())
+        await self._over(moved)
+        return record
+
+    async def again(self, job: str, *, step: int, why: str, reason: str = "", epoch: int | None = None) -> Moved | None:
+        """Into the queue once more, unless it was tried too often without progress: then it fails."""
+        moved = await self._store.requeue(job, self._clock(), step=step, why=why, reason=reason, epoch=epoch)
+        if moved is None or over(moved.record.state):
+            return await self._over(moved)
+        self._board.drop(job)
+        self.freed()
+        log.warning("job %s: queued again as attempt %d: %s", job, moved.record.attempt, why)
+        await self.clear(moved.record)
+        return moved
+
+    async def _over(self, moved: Moved | None) -> Moved | None:
+        if moved is None:
+            return None
+        self.tell(moved)
+        await self.clear(moved.record)
+        return moved
+
+    def tell(self, moved: Moved) -> None:
+        """A job is over, and SQL has it: say so to everyone in the house."""
+        record = moved.record
+        self._board.drop(record.id)
+        self._feed.publish(Settled(record.id, record.state, record.reason))
+        self.freed()
+        log.info("job %s: %s %s", record.id, record.state, record.reason)
+
+    async def clear(self, record: Record, *, tombstone: bool = False) -> None:
+        """Take what the broker may still hold out of the way; a worker that runs it stops at a tombstone."""
+        try:
+            if tombstone:
+                await self._bus.cancel(record.id)
+            await self._bus.settle(record.job(), every_attempt=True)
+        except Unreachable as error:
+            log.warning("job %s: %s", record.id, error)

@@ -1,0 +1,121 @@
+"""Settings from the environment, read once, checked, frozen, passed down. A bad value stops the start with one line.
+
+Secrets are `SecretStr`, so that no log and no error text shows them. Opens nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from bot.limits import Limits
+from bot.refused import Refused
+
+DISCORD_API = "https://discord.com/api/v10"
+DAY = 86_400.0
+
+
+def default_data() -> Path:
+    """`$XDG_DATA_HOME/darkroom`, else `~/.local/share/darkroom`."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "darkroom"
+
+
+class Settings(BaseSettings):
+    """Every setting, with the name that it has in the environment. Make it by `load`."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True, extra="forbid")
+
+    discord_token: SecretStr | None = Field(None, validation_alias="DISCORD_TOKEN")
+    discord_api: str = Field(DISCORD_API, validation_alias="DISCORD_API")
+    discord_gateway: str = Field("", validation_alias="DISCORD_GATEWAY")
+    data: Path = Field(default_factory=default_data, validation_alias="DARKROOM_DATA")
+    nats: str = Field("", validation_alias="DARKROOM_NATS")
+    nats_token: SecretStr | None = Field(None, validation_alias="DARKROOM_NATS_TOKEN")
+    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
+    pictures_url: SecretStr | None = Field(None, validation_alias="PICTURES_URL")
+    public_url: str = Field("", validation_alias="PUBLIC_URL")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="ALLOWED_HOSTS")
+    host: str = Field("127.0.0.1", min_length=1, validation_alias="DARKROOM_HOST")
+    port: int = Field(8189, ge=0, le=65535, validation_alias="DARKROOM_PORT")
+    running: int = Field(3, ge=1, le=1000, validation_alias="DARKROOM_RUNNING")
+    queued: int = Field(7, ge=0, le=100_000, validation_alias="DARKROOM_QUEUED")
+    cost_day: float = Field(1800.0, gt=0, le=1e9, validation_alias="DARKROOM_COST_DAY")
+    max_age: float = Field(DAY, ge=60, le=30 * DAY, validation_alias="DARKROOM_MAX_AGE")
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("discord_api", "public_url")
+    @classmethod
+    def _web(cls, value: str) -> str:
+        return _with_scheme(value, "http://", "https://")
+
+    @field_validator("discord_gateway")
+    @classmethod
+    def _socket(cls, value: str) -> str:
+        return _with_scheme(value, "ws://", "wss://")
+
+    @field_validator("nats")
+    @classmethod
+    def _broker(cls, value: str) -> str:
+        return _with_scheme(value, "nats://", "tls://")
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("sqlite://", "sqlite+aiosqlite://")):
+            raise ValueError("only SQLite serves in this version: sqlite:///FILE")
+        return value
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL of the store; a file in the data folder by default."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data / 'darkroom.sqlite'}"
+
+    @property
+    def pictures(self) -> str:
+        """Where finished pictures go: a folder or an obstore URL; in the data folder by default."""
+        return str(self.data / "pictures") if self.pictures_url is None else self.pictures_url.get_secret_value()
+
+    @property
+    def limits(self) -> Limits:
+        """What one member may ask for."""
+        return Limits(running=self.running, queued=self.queued, cost_day=self.cost_day)
+
+
+def load(**given: Any) -> Settings:
+    """The environment's settings, and above them what the command line gave (by field). Raises `Refused` (400)."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise Refused(_sentence(error), 400) from None  # the cause would show the value
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, by its name in the environment."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "the settings"
+    field = Settings.model_fields.get(name)
+    shown = str(field.validation_alias) if field is not None else name
+    said = str(first["msg"]).removeprefix("Value error, ")
+    return f"{shown} is not valid: {said[:1].lower()}{said[1:]}."
+
+
+def _with_scheme(value: str, *schemes: str) -> str:
+    if value and not value.startswith(schemes):
+        raise ValueError(f"it must begin with {' or '.join(schemes)}")
+    return value

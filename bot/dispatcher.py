@@ -1,0 +1,130 @@
+"""The only publisher of work: hands jobs to the broker in fair order, no more than live workers have room for.
+
+It sleeps until it is poked (a job came, one ended, a worker changed). Recorded first, submitted after: what the broker
+does not have, SQL knows, and `republish` brings it back. Knows the store and the bus; nothing of front ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from bot.board import Board
+from bot.closing import Closing
+from bot.feed import Feed, Queued
+from bot.forecast import Forecast
+from bot.limits import Limits
+from bot.models import Models, crews
+from bot.pictures import Missing, Pictures
+from bot.store import Record, Store, Unavailable, Wish
+from engine.bus import Bus, Unreachable
+from engine.job import Enlarge
+
+log = logging.getLogger(__name__)
+
+OVERBOOK = 1.0
+NAP_SECONDS = 1.0  # when nobody pokes
+TELL_SECONDS = 1.0  # queue places are told at most this often
+
+
+class Dispatcher:
+    """Run `run` as a task. `overbook`: how far newcomers may go beyond the rows of the workers, as a share of them."""
+
+    def __init__(
+        self, store: Store, bus: Bus, board: Board, feed: Feed, forecast: Forecast, models: Models, pictures: Pictures,
+        closing: Closing, *, limits: Limits, clock: Callable[[], float] = time.time, overbook: float = OVERBOOK,
+    ) -> None:  # fmt: skip
+        self._store, self._bus, self._board, self._feed = store, bus, board, feed
+        self._forecast, self._models, self._pictures, self._closing = forecast, models, pictures, closing
+        self._limits, self._clock, self._overbook = limits, clock, overbook
+        self._poked = asyncio.Event()
+        self._lost = True  # the broker may lack what SQL says it has
+        self._told: dict[str, tuple[int, float | None]] = {}
+        self._told_at = 0.0
+
+    def poke(self) -> None:
+        """Something changed: look at once."""
+        self._poked.set()
+
+    async def lost(self) -> None:
+        """The broker was away: publish everything again."""
+        self._lost = True
+        self.poke()
+
+    async def prepare(self) -> None:
+        """Know what is under way and who is there, before anyone asks. Raises `Unreachable` and `Unavailable`."""
+        await self._models.load()
+        await self._closing.reload()
+        self._bus.on_return(self.lost)
+        await self._bus.watch_workers(self.poke)
+
+    async def run(self) -> None:
+        """Dispatch until cancelled. An outage of broker or database is waited out."""
+        while True:
+            self._poked.clear()
+            try:
+                await self.round()
+            except (Unreachable, Unavailable) as error:
+                log.warning("dispatch: %s", error)
+                self._lost = True
+                await asyncio.sleep(NAP_SECONDS)
+            try:
+                async with asyncio.timeout(NAP_SECONDS):
+                    await self._poked.wait()
+            except TimeoutError:
+                continue
+
+    async def round(self) -> None:
+        """Everything that is to be done now. Raises `Unreachable` and `Unavailable`."""
+        if self._lost:
+            await self.republish()
+            self._lost = False
+        await self._models.refresh()
+        for crew in crews(self._bus.workers).values():
+            wish = Wish(crew.pool, crew.models, self._limits.running)
+            while moved := await self._store.pick(wish, crew.rows, self._overbook, self._clock()):
+                self._board.put(moved.record, self._clock())
+                await self.submit(moved.record)
+        await self._tell()
+
+    async def republish(self) -> None:
+        """Give the broker every admitted, unfinished job again; those that it has are not doubled."""
+        for record in await self._closing.reload():
+            if not record.cancelling:
+                await self.submit(record)
+
+    async def submit(self, record: Record) -> None:
+        """Publish this attempt, with the picture that it starts from. Idempotent. Raises `Unreachable`."""
+        if isinstance(record.task, Enlarge):
+            try:
+                await self._bus.put_blob(await self._pictures.get(record.task.source))
+            except Missing:
+                await self._closing.fail(record.id, "The picture to enlarge is not there any more.", "us")
+                return
+        await self._bus.dispatch(record.job())
+        if self._feed.watched(record.id):
+            await self._bus.want(record.id)
+        log.info("job %s: sent, attempt %d", record.id, record.attempt)
+
+    async def _tell(self) -> None:
+        """Tell who listens where each waiting job stands, if that changed."""
+        now = self._clock()
+        if not self._feed.heard or now - self._told_at < TELL_SECONDS:
+            return
+        self._told_at = now
+        outlook = await self._forecast.outlook()
+        told = {job: (spot.ahead, self._forecast.wait(spot)) for job, spot in outlook.spots.items()}
+        for job, (ahead, eta) in told.items():
+            if not _alike(self._told.get(job), (ahead, eta)):
+                self._feed.publish(Queued(job, ahead, eta))
+        self._told = told
+
+
+def _alike(old: tuple[int, float | None] | None, new: tuple[int, float | None]) -> bool:
+    """True if a member would see no difference: the same place, and the end within a tenth of what was said."""
+    if old is None or old[0] != new[0]:
+        return False
+    before, after = old[1], new[1]
+    return before == after or (before is not None and after is not None and abs(before - after) <= 0.1 * before)

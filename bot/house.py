@@ -1,0 +1,106 @@
+"""The house: opens the store, the pictures and everything that works between them, and runs its tasks until it closes.
+
+Knows which parts there are and in what order they open; knows nothing of what they do, nor of front ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from bot.arrivals import Arrivals
+from bot.board import Board
+from bot.cancelling import Cancelling
+from bot.closing import Closing
+from bot.config import Settings
+from bot.dispatcher import Dispatcher
+from bot.feed import Feed
+from bot.forecast import Forecast
+from bot.gallery import Gallery
+from bot.models import Models
+from bot.patrol import Patrol
+from bot.pictures import Pictures
+from bot.previews import Previews
+from bot.register import Register
+from bot.settle import Settle
+from bot.store import Store
+from bot.studio import Studio
+from engine.bus import Bus
+
+
+@dataclass(frozen=True)
+class House:
+    """What front ends get, and the parts that tests look into."""
+
+    studio: Studio
+    feed: Feed
+    store: Store
+    pictures: Pictures
+    board: Board
+    dispatcher: Dispatcher
+    patrol: Patrol
+    settle: Settle
+    previews: Previews
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What must run while the house is open."""
+        return {
+            "settle": self.settle.run(),
+            "dispatcher": self.dispatcher.run(),
+            "patrol": self.patrol.run(),
+            "previews": self.previews.show(),
+            "wants": self.previews.want(),
+        }
+
+
+def build(
+    settings: Settings, bus: Bus, store: Store, pictures: Pictures, *, clock: Callable[[], float] = time.time
+) -> House:
+    """The parts, put together; nothing runs yet."""
+    board, feed, limits = Board(), Feed(), settings.limits
+
+    def workers() -> dict[str, Any]:
+        return bus.workers
+
+    closing = Closing(store, bus, board, feed, clock=clock)
+    models = Models(store, workers, clock)
+    forecast = Forecast(store, board, workers)
+    dispatcher = Dispatcher(
+        store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock
+    )  # fmt: skip
+    closing.freed = dispatcher.poke
+    register = Register(store, board, forecast, limits=limits, clock=clock)
+    studio = Studio(
+        store, feed, board, models, register, Gallery(store, pictures),
+        Cancelling(store, bus, board, closing, workers), workers,
+        limits=limits, max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
+    )  # fmt: skip
+    settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, pictures), clock=clock)
+    patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
+    previews = Previews(bus, board, feed, clock=clock)
+    return House(studio, feed, store, pictures, board, dispatcher, patrol, settle, previews)
+
+
+@asynccontextmanager
+async def open_house(settings: Settings, bus: Bus, *, clock: Callable[[], float] = time.time) -> AsyncIterator[House]:
+    """The open house. Its tasks run beside the body; what one of them raises ends the body too."""
+    await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
+    pictures = await asyncio.to_thread(Pictures, settings.pictures)
+    store = await Store.open(settings.database)
+    try:
+        house = build(settings, bus, store, pictures, clock=clock)
+        await house.dispatcher.prepare()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(task, name=name) for name, task in house.tasks().items()]
+            try:
+                yield house
+            finally:
+                house.feed.close()
+                for task in tasks:
+                    task.cancel()
+    finally:
+        await store.close()

@@ -1,0 +1,107 @@
+"""Which models there are and what each needs: from live workers, else as last seen, else as shipped.
+
+Knows presences and the store; knows nothing of prompts or jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bot.store import Store, reads
+from engine.job import Presence, Warm
+
+DEFAULT_POOL = "default"
+
+# What the embedded model is taken for until a worker has said better: its full course, as measured on two slow cores.
+SHIPPED = Warm(
+    name="embedded",
+    revision="",
+    dtype="float32",
+    size=64,
+    multiple=8,
+    max_pixels=128 * 128,
+    tokens=24,
+    steps=1000,
+    sampler="ddpm",
+    guidance=4.0,
+    row_ms=4.0,
+    encode_ms=10.0,
+    decode_ms=20.0,
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A model, the pool whose workers run it, and whether one of them is alive."""
+
+    warm: Warm
+    pool: str
+    live: bool
+
+
+class Models:
+    """Call `refresh` when workers come or go; it keeps new profiles in the store."""
+
+    def __init__(self, store: Store, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float]) -> None:
+        self._store, self._workers, self._clock = store, workers, clock
+        self._known: dict[str, tuple[Warm, str]] = {}
+
+    async def load(self) -> None:
+        """Read what earlier workers had."""
+        self._known = {warm.name: (warm, pool) for warm, pool in await self._store.ask(reads.known_models)}
+
+    async def refresh(self) -> None:
+        """Remember every profile that is new or has changed."""
+        for name, profile in self._live().items():
+            if self._known.get(name) != (profile.warm, profile.pool):
+                self._known[name] = (profile.warm, profile.pool)
+                await self._store.remember(profile.warm, profile.pool, self._clock())
+
+    def profiles(self) -> list[Profile]:
+        """Every model once, live ones first; never empty: where none was ever seen, the shipped one."""
+        live = self._live()
+        known = [Profile(warm, pool, False) for name, (warm, pool) in self._known.items() if name not in live]
+        return [*live.values(), *known] or [Profile(SHIPPED, DEFAULT_POOL, False)]
+
+    def profile(self, name: str | None) -> Profile:
+        """This model, or the default one. Raises KeyError if nobody ever had it."""
+        profiles = self.profiles()
+        if name is None:
+            return next((one for one in profiles if one.warm.name == SHIPPED.name), profiles[0])
+        return {one.warm.name: one for one in profiles}[name]
+
+    def any_pool(self, liked: str) -> str:
+        """A pool that somebody serves now, `liked` if it is one; else `liked`, to wait in."""
+        live = crews(self._workers())
+        return liked if liked in live or not live else min(live)
+
+    def _live(self) -> dict[str, Profile]:
+        """Of two workers with the same model, the one whose name is first speaks for it: recipes shall not flutter."""
+        found: dict[str, Profile] = {}
+        for _, presence in sorted(self._workers().items()):
+            for warm in presence.models:
+                found.setdefault(warm.name, Profile(warm, presence.pools[0], True))
+        return found
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The live workers of one pool together: the rows that they take at once, and the models that they have ready."""
+
+    pool: str
+    workers: int
+    rows: int
+    free: int
+    models: frozenset[str]
+
+
+def crews(workers: Mapping[str, Presence]) -> dict[str, Crew]:
+    """The pools that live workers serve. A worker of two pools counts fully in each."""
+    found: dict[str, Crew] = {}
+    for presence in workers.values():
+        for pool in presence.pools:
+            old = found.get(pool, Crew(pool, 0, 0, 0, frozenset()))
+            models = old.models | {warm.name for warm in presence.models}
+            found[pool] = Crew(pool, old.workers + 1, old.rows + presence.rows, old.free + presence.free, models)
+    return found

@@ -1,0 +1,105 @@
+"""The patrol: finds jobs that nobody works on any more, that wait too long, or whose cancelling was never answered.
+
+Knows the board, the claims on the bus, and time; every verdict is a transition by `Closing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from bot.board import Board, Run
+from bot.closing import Closing
+from bot.models import crews
+from bot.store import Record, Store, Unavailable, reads
+from engine.bus import Bus, Unreachable
+
+log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 1.0
+TOO_LONG = "It waited too long for a worker; nothing was charged."
+
+
+class Patrol:
+    """Run `run` as a task. `lease`: how long a claim lives without renewal, in seconds."""
+
+    def __init__(
+        self, store: Store, bus: Bus, board: Board, closing: Closing, submit: Callable[[Record], Awaitable[None]], *,
+        lease: float = 10.0, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._bus, self._board, self._closing, self._submit = store, bus, board, closing, submit
+        self._lease, self._clock = lease, clock
+        self._asked: dict[str, float] = {}  # when a silent job's claim was last looked up
+        self._orphaned: dict[str, float] = {}  # since when a job has had no claim
+
+    async def run(self) -> None:
+        """Walk the rounds until cancelled. An outage of broker or database is waited out."""
+        while True:
+            await asyncio.sleep(min(EVERY_SECONDS, self._lease / 4))
+            try:
+                await self.round()
+            except (Unreachable, Unavailable) as error:
+                log.warning("patrol: %s", error)
+                self._orphaned.clear()  # nobody could renew a claim meanwhile
+
+    async def round(self) -> None:
+        """One look at everything. Raises `Unreachable` and `Unavailable`."""
+        for record in await self._store.ask(reads.overdue, self._clock()):
+            await self._expire(record)
+        for run in list(self._board.runs.values()):
+            if self._silent(run):
+                await self._look(run)
+        for known in (self._asked, self._orphaned):
+            for job in [job for job in known if job not in self._board.runs]:
+                del known[job]
+
+    async def _expire(self, record: Record) -> None:
+        if await self._closing.fail(record.id, TOO_LONG, "us"):
+            await self._closing.clear(record, tombstone=True)
+
+    def _silent(self, run: Run) -> bool:
+        """True if it is time to ask who holds it: often while it is being cancelled or orphaned, else once a lease."""
+        job, now = run.record.id, self._clock()
+        pause = self._lease / 4 if run.record.cancelling or job in self._orphaned else self._lease
+        return now - max(run.beat, self._asked.get(job, 0.0)) >= pause
+
+    async def _look(self, run: Run) -> None:
+        job, now = run.record.id, self._clock()
+        self._asked[job] = now
+        if await self._bus.holder(job) is not None:
+            run.beat = now
+            self._orphaned.pop(job, None)
+            if run.record.cancelling:
+                await self._bus.cancel(job)
+            return
+        alone = now - self._orphaned.setdefault(job, now)
+        if run.record.cancelling:
+            if alone >= self._lease / 4:
+                await self._closing.cancel(job, spent(run), why="nobody runs it")
+        elif run.claimed:
+            await self._claim_lost(run, alone)
+        else:
+            await self._unclaimed(run, alone)
+
+    async def _claim_lost(self, run: Run, alone: float) -> None:
+        """The broker redelivers to another worker within a lease; when nobody took it in three, something is wrong."""
+        crew = crews(self._bus.workers).get(run.record.pool)
+        if alone >= 3 * self._lease and crew is not None and crew.free > 0:
+            await self._closing.again(run.record.id, step=run.step, why=f"{run.record.worker} lost it")
+
+    async def _unclaimed(self, run: Run, alone: float) -> None:
+        """Sent, not begun: normal while workers are busy. Published again in case the broker lost it, then retried."""
+        crew = crews(self._bus.workers).get(run.record.pool)
+        if crew is None or crew.free <= 0:
+            self._orphaned[run.record.id] = self._clock()
+        elif alone >= 6 * self._lease:
+            await self._closing.again(run.record.id, step=run.step, why="no worker took it")
+        elif alone >= self._lease:
+            await self._submit(run.record)
+
+
+def spent(run: Run) -> float:
+    """What a run has cost, by the steps that were seen."""
+    return max(0.0, run.record.cost - run.cost_left)

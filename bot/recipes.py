@@ -1,0 +1,48 @@
+"""What a button makes of a recipe: a variation, another roll, an enlargement; and exact mode's pinned batch. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bot.refused import Refused
+from engine.job import Ancestor, Enlarge, Recipe, rows
+
+ANCESTORS = 8
+MAX_SIDE = 4096
+FACTORS = (4, 3, 2)
+ENLARGE_SECONDS = 0.05  # a megapixel of the enlarged picture, by Lanczos; with as much again for the way
+
+
+def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
+    """The same words near image `index`: its noise stream joins the lineage, and a fresh seed leads away from it.
+
+    The chain keeps eight ancestors. A ninth generation drops the oldest: its noise then starts from the second-oldest
+    stream, so that generation is less alike to its parent than `strength` says; the drift is that of one step.
+    """
+    ancestor = Ancestor(seed=recipe.seed, index=index, strength=strength)
+    lineage = (*recipe.lineage, ancestor)[-ANCESTORS:]
+    return msgspec.structs.replace(recipe, seed=seed, lineage=lineage)
+
+
+def rerolled(recipe: Recipe, seed: int) -> Recipe:
+    """The same words from other noise."""
+    return msgspec.structs.replace(recipe, seed=seed)
+
+
+def pinned(recipe: Recipe) -> Recipe:
+    """The recipe in exact mode: its batch shape is the power of two that holds its rows, whoever shares the machine."""
+    return msgspec.structs.replace(recipe, bucket=1 << (rows(recipe) - 1).bit_length())
+
+
+def enlarged(sha256: str, width: int, height: int) -> Enlarge:
+    """The largest enlargement that fits. Raises `Refused` if none does."""
+    for factor in FACTORS:
+        if max(width, height) * factor <= MAX_SIDE:
+            return Enlarge(source=sha256, factor=factor)
+    raise Refused(f"At {width} × {height} pixels this picture is as large as it gets.")
+
+
+def enlarging_cost(task: Enlarge, width: int, height: int) -> float:
+    """Device-seconds that an enlargement is taken for."""
+    megapixels = width * height * task.factor**2 / 1e6
+    return ENLARGE_SECONDS * (1.0 + megapixels)

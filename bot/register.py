@@ -1,0 +1,118 @@
+"""Jobs as members see them: tickets and views, from records, the board and the forecast. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from bot.board import Board
+from bot.forecast import Forecast, Spot
+from bot.limits import Limits
+from bot.refused import Refused
+from bot.states import over
+from bot.store import Record, Store, Stored, reads
+from bot.views import Place, PlaceKind, Shot, Ticket, View
+from engine.job import Recipe
+
+MOST_SHOWN = 100  # jobs of the waiting queue
+
+
+class Register:
+    """Reads for front ends."""
+
+    def __init__(
+        self, store: Store, board: Board, forecast: Forecast, *,
+        limits: Limits, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._board, self._forecast = store, board, forecast
+        self._limits, self._clock = limits, clock
+
+    async def record(self, job: str) -> Record:
+        """A job's row. Raises `Refused` (404)."""
+        found = await self._store.record(job)
+        if found is None:
+            raise Refused("There is no such job.", 404)
+        return found
+
+    def eta(self, record: Record) -> float | None:
+        """Seconds until a job that was sent is done; None if nobody can say."""
+        return self._forecast.eta(record, None, self._clock())
+
+    async def ticket(self, record: Record) -> Ticket:
+        """What is said to a member whose job was taken."""
+        task, spot = record.task, await self._forecast.spot(record)
+        recipe = task if isinstance(task, Recipe) else None
+        return Ticket(
+            job=record.id,
+            ahead=spot.ahead if spot else 0,
+            eta=self._forecast.eta(record, spot, self._clock()),
+            worker=self._forecast.worker(record.pool, record.model),
+            notes=record.notes,
+            prompt=record.prompt,
+            steps=record.steps,
+            sampler=recipe.sampler if recipe else "lanczos",
+            seed=recipe.seed if recipe else 0,
+            count=record.images,
+            cost=record.cost,
+        )
+
+    async def views(self, records: Sequence[Record]) -> list[View]:
+        """Views in the order of the records."""
+        kept: dict[str, list[Stored]] = {}
+        for one in await self._store.ask(reads.stored, [record.id for record in records]):
+            kept.setdefault(one.job, []).append(one)
+        return [self._view(record, await self._forecast.spot(record), kept.get(record.id, [])) for record in records]
+
+    def _view(self, record: Record, spot: Spot | None, kept: Sequence[Stored]) -> View:
+        images = [one for one in kept if one.kind == "image"]
+        run = self._board.runs.get(record.id)
+        return View(
+            id=record.id,
+            state=record.state,
+            prompt=record.prompt,
+            recipe=record.task,
+            member_id=record.member,
+            member_name=record.member_name,
+            guild=record.guild,
+            created=record.created,
+            started=record.started,
+            finished=record.ended,
+            seconds=record.seconds,
+            ms_per_step=record.ms_per_step,
+            ahead=spot.ahead if spot else None,
+            eta=None if over(record.state) else self._forecast.eta(record, spot, self._clock()),
+            reason=record.reason,
+            step=max(record.step, run.step) if run else record.step,
+            of=record.steps,
+            pictures=tuple(Shot(one.image, one.sha256, one.width, one.height) for one in images),
+            ladders=tuple(one.image for one in kept if one.kind == "ladder"),
+            parent=record.parent,
+            action=record.action,
+            notes=record.notes,
+            cost=record.charged,
+            cancelling=record.cancelling,
+            worker=self._forecast.worker(record.pool, record.model),
+            why=self._forecast.why(record, spot, self._limits.running),
+        )
+
+    async def queue(self, guild: str | None) -> list[View]:
+        """What runs or was sent, oldest first, then what waits, in fair order; at most a hundred of these."""
+        active = await self._store.ask(reads.active)
+        outlook = await self._forecast.outlook()
+        if outlook.complete:
+            found = await self._store.ask(reads.some, list(outlook.spots))
+            waiting = [found[job] for job in outlook.spots if job in found and found[job].state == "queued"]
+        else:
+            waiting = await self._store.ask(reads.queued, guild, MOST_SHOWN)
+        shown = [one for one in (*active, *waiting) if guild in (None, one.guild)]
+        return await self.views(shown[: len(active) + MOST_SHOWN])
+
+    async def recent(self, guild: str | None, limit: int) -> list[View]:
+        """The newest jobs first."""
+        return await self.views(await self._store.ask(reads.newest, guild, limit))
+
+    async def undelivered(self, kind: PlaceKind) -> list[tuple[View, Place]]:
+        """Jobs of a kind of place whose last word was not yet shown."""
+        found = await self._store.ask(reads.undelivered, kind)
+        views = await self.views([record for record, _ in found])
+        return [(view, place) for view, (_, place) in zip(views, found, strict=True)]

@@ -1,0 +1,144 @@
+"""Takes in what workers report: stores it, tells the feed, and only then acknowledges.
+
+Jobs side by side, the reports of one job one after another. What is wrong with one report stays with it: handed back
+twice, then laid aside. An outage of database or disk is no fault of a report: it is handed back until it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from bot.arrivals import Arrivals, Incomplete
+from bot.board import Board
+from bot.closing import Closing
+from bot.feed import Developing, Feed
+from bot.states import over
+from bot.store import Store, Unavailable
+from engine.bus import Bus, Delivered, Unreachable
+from engine.job import Cancelled, Failed, Finished, Picture, Result, Started
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+AT_ONCE = 8
+PAUSE = 0.25  # seconds before a report comes again, times its tries
+OUTAGE_PAUSE = 2.0
+
+
+class Settle:
+    """Run `run` as a task."""
+
+    def __init__(
+        self, store: Store, bus: Bus, board: Board, feed: Feed, closing: Closing, arrivals: Arrivals, *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._bus, self._board, self._feed = store, bus, board, feed
+        self._closing, self._arrivals, self._clock = closing, arrivals, clock
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._last: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Settle until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            async for delivered in self._bus.results():
+                job = delivered.value.job
+                task = group.create_task(self._in_turn(self._last.get(job), delivered), name=f"settle {job}")
+                self._last[job] = task
+                task.add_done_callback(lambda done, job=job: self._forget(job, done))
+
+    def _forget(self, job: str, done: asyncio.Task[None]) -> None:
+        if self._last.get(job) is done:
+            del self._last[job]
+
+    async def _in_turn(self, before: asyncio.Task[None] | None, delivered: Delivered[Result]) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        async with self._slots:
+            await self.settle(delivered)
+
+    async def settle(self, delivered: Delivered[Result]) -> None:
+        """One report, contained: whatever goes wrong with it is logged and answered for."""
+        try:
+            try:
+                await self.take(delivered.value, last=delivered.tries >= TRIES)
+            except (Unreachable, Unavailable, OSError) as error:
+                log.warning("job %s: %s waits: %s", delivered.value.job, _kind(delivered), error)
+                await delivered.nak(OUTAGE_PAUSE)
+            except Exception as error:
+                await self._wrong(delivered, error)
+            else:
+                await delivered.ack()
+        except Unreachable as error:
+            log.warning("job %s: %s comes again: %s", delivered.value.job, _kind(delivered), error)
+
+    async def _wrong(self, delivered: Delivered[Result], error: Exception) -> None:
+        log.error("job %s: %s, try %d", delivered.value.job, _kind(delivered), delivered.tries, exc_info=error)
+        if delivered.tries < TRIES:
+            await delivered.nak(PAUSE * delivered.tries)
+        else:
+            await delivered.lay_aside(f"{type(error).__name__}: {error}")
+
+    async def take(self, value: Result, *, last: bool = False) -> None:
+        """Store what a report says. Doubled, late and stale ones change nothing. `last`: it will not come again."""
+        match value:
+            case Started():
+                await self._started(value)
+            case Picture():
+                await self._arrivals.keep(value)
+            case Finished():
+                await self._finished(value, last)
+            case Failed():
+                await self._failed(value)
+            case Cancelled():
+                await self._closing.cancel(value.job, value.cost, epoch=value.epoch, why=f"after {value.steps} steps")
+
+    async def _started(self, value: Started) -> None:
+        moved = await self._store.start(value.job, value.epoch, value.worker, value.step, self._clock())
+        if moved is None:
+            await self._stray(value)
+        elif over(moved.record.state):
+            self._closing.tell(moved)
+            await self._closing.clear(moved.record, tombstone=True)
+        else:
+            run = self._board.put(moved.record, self._clock())
+            self._feed.publish(Developing(value.job, run.step, moved.record.steps, run.cost_left))
+            if moved.record.cancelling:
+                await self._bus.cancel(value.job)
+            if self._feed.watched(value.job):
+                await self._bus.want(value.job)
+
+    async def _stray(self, value: Started) -> None:
+        """A worker began what is over (the broker gave it out twice): it may stop. A stale epoch fences itself."""
+        record = await self._store.record(value.job)
+        if record is not None and over(record.state):
+            log.warning("job %s: %s began it though it is %s", value.job, value.worker, record.state)
+            await self._closing.clear(record, tombstone=True)
+
+    async def _finished(self, value: Finished, last: bool) -> None:
+        record = await self._store.record(value.job)
+        if record is None or over(record.state) or value.epoch < record.epoch:
+            return
+        missing = await self._arrivals.missing(record)
+        if not missing:
+            spent = (value.cost, value.seconds, value.ms_per_step)
+            await self._closing.finish(value.job, value.epoch, *spent, steps=record.steps)
+        elif last:
+            said = f"A worker reported it done without {len(missing)} of its pictures."
+            await self._closing.again(value.job, step=record.step, why=said, reason=said, epoch=value.epoch)
+        else:
+            raise Incomplete(f"pictures {missing} of job {value.job} are not here yet")
+
+    async def _failed(self, value: Failed) -> None:
+        if value.retry:
+            run = self._board.runs.get(value.job)
+            step = run.step if run else 0
+            await self._closing.again(value.job, step=step, why=value.reason, reason=value.reason, epoch=value.epoch)
+        else:
+            await self._closing.fail(value.job, value.reason, value.blame, epoch=value.epoch)
+
+
+def _kind(delivered: Delivered[Result]) -> str:
+    return type(delivered.value).__name__

@@ -1,0 +1,240 @@
+"""A real store, a real broker, the open house over both, and a small worker that speaks the real wire contract."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from bot.config import Settings, load
+from bot.house import House, open_house
+from bot.store import Store
+from bot.views import Member, Place
+from engine.broker import Broker
+from engine.bus import Bus, Kept
+from engine.job import (
+    Cancelled,
+    Failed,
+    Finished,
+    Frame,
+    Job,
+    Ladder,
+    Picture,
+    Presence,
+    Recipe,
+    Rung,
+    Started,
+    Warm,
+    encode,
+)
+
+LEASE = 1.0
+JPEG = b"\xff\xd8\xff\xe0 a small picture"
+
+
+def png(width: int, height: int, shade: int = 128) -> bytes:
+    """A grey PNG (PNG specification, chapter 5)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = (b"\0" + bytes([shade]) * width) * height
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def warm(name: str = "embedded") -> Warm:
+    return Warm(
+        name=name, revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
+        sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+    )  # fmt: skip
+
+
+class Apprentice:
+    """A worker without a network: it claims, reports and announces as the contract says; `way` decides how it works."""
+
+    def __init__(self, bus: Bus, name: str = "apprentice", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
+        self.bus, self.name, self.rows = bus, name, rows
+        self.models = models
+        self.begun: list[str] = []
+        self.go = asyncio.Event()  # set: jobs run through; clear: they wait in the middle
+        self.go.set()
+        self.way: Callable[[Job, int], object] | None = None  # (job, epoch) → a result in place of pictures
+        self.held: dict[str, asyncio.Task[None]] = {}
+
+    async def announce(self) -> None:
+        presence = Presence(
+            worker=self.name, pools=("default",), models=tuple(warm(model) for model in self.models), device="none",
+            rows=self.rows, free=max(0, self.rows - 8 * len(self.held)), build="test",
+        )  # fmt: skip
+        await self.bus.announce(presence)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._announcing())
+            group.create_task(self._cancelling())
+            while True:
+                delivered = await self.bus.pull(["default"], timeout=0.5)
+                if delivered is not None:
+                    self.held[delivered.value.id] = group.create_task(self._one(delivered))
+
+    async def _announcing(self) -> None:
+        while True:
+            await self.announce()
+            await asyncio.sleep(self.bus.kept.beat)
+
+    async def _cancelling(self) -> None:
+        async for job in self.bus.watch_cancelled():
+            if job in self.held:
+                self.held[job].cancel()
+
+    async def _one(self, delivered) -> None:
+        job = delivered.value
+        claim = await self.bus.claim(job.id, self.name)
+        if claim is None:
+            await delivered.nak(0.1)
+            return
+        beating = asyncio.create_task(self._beat(claim, delivered))
+        try:
+            if await self.bus.is_cancelled(job.id):
+                raise asyncio.CancelledError
+            self.begun.append(job.id)
+            await self.say(Started(job=job.id, epoch=claim.epoch, worker=self.name))
+            await self.go.wait()
+            await self.work(job, claim.epoch)
+        except asyncio.CancelledError:
+            await self.say(Cancelled(job=job.id, epoch=claim.epoch, steps=10, cost=job.cost / 4))
+        finally:
+            beating.cancel()
+            self.held.pop(job.id, None)
+        await delivered.ack()
+        await self.bus.release(claim)
+
+    async def _beat(self, claim, delivered) -> None:
+        while True:
+            await asyncio.sleep(self.bus.kept.beat)
+            await self.bus.renew(claim)
+            await delivered.in_progress()
+
+    async def say(self, result) -> None:
+        await self.bus.publish_result(self.name, result)
+
+    async def work(self, job: Job, epoch: int) -> None:
+        if self.way is not None and (other := self.way(job, epoch)) is not None:
+            await self.say(other)
+            return
+        recipe = job.task if isinstance(job.task, Recipe) else None
+        for image in range(recipe.count if recipe else 1):
+            if recipe:
+                await self.frame(job, epoch, image, recipe.steps // 2)
+            await self.picture(job, epoch, image)
+            if recipe:
+                await self.ladder(job, epoch, image)
+        await self.say(Finished(job=job.id, epoch=epoch, cost=job.cost / 2, seconds=1.5, ms_per_step=2.0))
+
+    async def frame(self, job: Job, epoch: int, image: int, step: int) -> None:
+        assert isinstance(job.task, Recipe)
+        frame = Frame(
+            job=job.id, image=image, epoch=epoch, step=step, of=job.task.steps, picture=JPEG, seconds_left=3.0
+        )
+        await self.bus.publish_frame(frame)
+
+    async def picture(self, job: Job, epoch: int, image: int) -> None:
+        side = job.task.width if isinstance(job.task, Recipe) else 256
+        content = png(side, side, 40 * image)
+        sha = await self.bus.put_blob(content)
+        await self.say(
+            Picture(
+                job=job.id, image=image, epoch=epoch, kind="image", sha256=sha, bytes=len(content), width=side, height=side
+            )
+        )
+
+    async def ladder(self, job: Job, epoch: int, image: int) -> None:
+        rungs = tuple(Rung(step=step, thumbnail=png(8, 8, step)) for step in (0, 10, 20))
+        content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=rungs))
+        sha = await self.bus.put_blob(content)
+        await self.say(
+            Picture(job=job.id, image=image, epoch=epoch, kind="ladder", sha256=sha, bytes=len(content), width=64, height=64)
+        )
+
+
+class Workplace:
+    """Opens houses and workers over one broker and one data folder, and closes them in order."""
+
+    def __init__(self, stack: AsyncExitStack, broker: Broker, settings: Settings) -> None:
+        self.stack, self.broker, self.settings = stack, broker, settings
+
+    async def bus(self) -> Bus:
+        bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=LEASE))
+        await bus.declare()
+        self.stack.push_async_callback(bus.close)
+        return bus
+
+    async def house(self) -> House:
+        return await self.stack.enter_async_context(open_house(self.settings, await self.bus()))
+
+    @asynccontextmanager
+    async def visit(self) -> AsyncIterator[House]:
+        """A house that closes before the test ends."""
+        async with open_house(self.settings, await self.bus()) as house:
+            yield house
+
+    async def worker(self, name: str = "apprentice", *, rows: int = 32) -> tuple[Apprentice, asyncio.Task[None]]:
+        apprentice = Apprentice(await self.bus(), name, rows=rows)
+        await apprentice.announce()
+        task = asyncio.create_task(apprentice.run())
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self.stack.push_async_callback(stop)
+        return apprentice, task
+
+
+@pytest_asyncio.fixture
+async def workplace(tmp_path: Path) -> AsyncIterator[Workplace]:
+    settings = load(data=tmp_path / "data")
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(Broker(tmp_path / "nats"))
+        yield Workplace(stack, broker, settings)
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = await Store.open(f"sqlite:///{tmp_path / 'darkroom.sqlite'}")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def until() -> Callable[..., object]:
+    """`await until(lambda: condition)`: waits for what must come true, up to ten seconds."""
+
+    async def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+        async with asyncio.timeout(seconds):
+            while True:
+                found = condition()
+                if asyncio.iscoroutine(found):
+                    found = await found
+                if found:
+                    return
+                await asyncio.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def ann() -> Member:
+    return Member("local:ann", "Ann", "local")
+
+
+@pytest.fixture
+def here() -> Place:
+    return Place("web", {"room": "1"})
