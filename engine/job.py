@@ -288,14 +288,14 @@ def decode(payload: bytes, kind: type[T]) -> T:
         raise Malformed(str(error)) from error
 
 
-def rows(recipe: Recipe) -> int:
-    """Network rows a step: per image one for each concept, one for a negative prompt's or the empty guidance row.
+def unconditional(recipe: Recipe) -> bool:
+    """Whether the empty or negative text u needs a row: u + guidance·Σ wᵢ(cᵢ - u) is free of it at guidance·Σ wᵢ = 1."""
+    return recipe.guidance * sum(concept.weight for concept in recipe.concepts) != 1.0
 
-    A single concept with weight 1 at guidance 1 and no negative needs no unconditional row.
-    """
-    plain = recipe.guidance == 1.0 and not recipe.negative and recipe.concepts[0].weight == 1.0
-    free = len(recipe.concepts) == 1 and plain
-    return recipe.count * (len(recipe.concepts) + (0 if free else 1))
+
+def rows(recipe: Recipe) -> int:
+    """Network rows a step: per image one for each concept, and one for the empty or negative text unless it cancels."""
+    return recipe.count * (len(recipe.concepts) + unconditional(recipe))
 
 
 def cost(recipe: Recipe, warm: Warm) -> float:

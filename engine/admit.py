@@ -1,0 +1,46 @@
+"""What the engine agrees to run: a job becomes its trajectories, or `Unfit` says in one sentence why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.families.family import Family
+from engine.job import Job, Recipe
+from engine.plan import Plan, plan
+from engine.trajectory import Trajectory
+from engine.unfit import Unfit
+
+
+def admit(job: Job, families: Mapping[str, Family]) -> list[Trajectory]:
+    """One trajectory an image, at its first step, its text encoded. Raises `Unfit`."""
+    if not isinstance(job.task, Recipe):
+        raise Unfit("This job is not a picture to be developed.", "us")
+    recipe = job.task
+    family = _family(recipe, families)
+    _check_size(recipe, family)
+    table = _plan(recipe, family)
+    return [Trajectory(job, recipe, image, table, family) for image in range(recipe.count)]
+
+
+def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
+    family = families.get(recipe.model)
+    if family is None:
+        raise Unfit(f"This worker has no model called {recipe.model}.", "worker")
+    if recipe.revision and recipe.revision != family.revision:
+        raise Unfit(f"This worker has another version of {recipe.model} than the picture asks for.", "worker")
+    return family
+
+
+def _check_size(recipe: Recipe, family: Family) -> None:
+    if recipe.width % family.multiple or recipe.height % family.multiple:
+        raise Unfit(f"With {family.name}, width and height must be multiples of {family.multiple}.", "member")
+    if recipe.width * recipe.height > family.max_pixels:
+        most = int(family.max_pixels**0.5)
+        raise Unfit(f"{recipe.width}×{recipe.height} is too large for {family.name}: at most {most}×{most}.", "member")
+
+
+def _plan(recipe: Recipe, family: Family) -> Plan:
+    try:
+        return plan(family.scheduler_config, recipe.sampler, recipe.steps, recipe.eta)
+    except ValueError as error:
+        raise Unfit(str(error), "member") from error

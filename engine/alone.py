@@ -1,0 +1,93 @@
+"""One job, developed in this process: what `darkroom imagine` does where no `darkroom up` is running. Knows no NATS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from engine.engine import Developed as Finished
+from engine.engine import Engine, Event, Failed, Stepped
+from engine.families.family import Family
+from engine.job import Frame, Job
+from engine.lane import Lane
+from engine.unfit import Unfit
+
+
+@dataclass(frozen=True)
+class Developed:
+    """PNGs and encoded ladders in the order of the images; how many frames were shown; seconds, milliseconds a step."""
+
+    pictures: list[bytes]
+    ladders: list[bytes]
+    frames: int
+    seconds: float
+    ms_per_step: float
+
+
+def develop(
+    job: Job, families: Mapping[str, Family], *, on_frame: Callable[[Frame], None] | None = None, rows: int = 32
+) -> Developed:
+    """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` where it cannot be done."""
+    engine, lane = Engine(families, rows=rows), Lane(families)
+    try:
+        return _Alone(job, engine, lane, on_frame).run()
+    finally:
+        lane.close()
+
+
+class _Alone:
+    def __init__(self, job: Job, engine: Engine, lane: Lane, on_frame: Callable[[Frame], None] | None) -> None:
+        self._job, self._engine, self._lane, self._on_frame = job, engine, lane, on_frame
+        self._frames: dict[int, Future[Frame]] = {}
+        self._pictures: dict[int, Future[bytes]] = {}
+        self._ladders: dict[int, Future[bytes]] = {}
+        self._shown = 0
+        self._started = time.monotonic()
+        self._steps = 0
+
+    def run(self) -> Developed:
+        self._engine.add(self._job)
+        self._engine.watch(self._job.id, self._on_frame is not None)
+        began = time.monotonic()
+        while not self._engine.idle:
+            events = self._engine.step()
+            self._steps += 1
+            self._show()
+            for event in events:
+                self._take(event)
+        stepping = time.monotonic() - began
+        pictures = [self._pictures[image].result() for image in sorted(self._pictures)]
+        ladders = [self._ladders[image].result() for image in sorted(self._ladders)]
+        seconds = time.monotonic() - self._started
+        return Developed(pictures, ladders, self._shown, seconds, 1000 * stepping / max(1, self._steps))
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Stepped):
+            self._step(event)
+        elif isinstance(event, Failed):
+            raise Unfit(event.reason, event.blame)
+        else:
+            self._finish(event)
+
+    def _step(self, event: Stepped) -> None:
+        if event.rung:
+            self._lane.rung(event, self._job)
+        busy = event.image in self._frames and not self._frames[event.image].done()
+        if self._on_frame is not None and event.x0 is not None and not busy:
+            done = time.monotonic() - self._started
+            left = done / event.k * (event.of - event.k)
+            self._frames[event.image] = self._lane.frame(event, self._job, 0, left)
+
+    def _finish(self, event: Finished) -> None:
+        self._pictures[event.image] = self._lane.picture(event, self._job)
+        if self._job.ladder:
+            self._ladders[event.image] = self._lane.ladder(event, self._job)
+
+    def _show(self) -> None:
+        for image, future in list(self._frames.items()):
+            if self._on_frame is not None and future.done():
+                del self._frames[image]
+                self._on_frame(future.result())
+                self._shown += 1

@@ -1,0 +1,72 @@
+"""Pictures as bytes: PNG with its recipe, JPEG frames, WebP thumbnails. Deterministic; knows no engine, no threads."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from engine.job import Recipe
+
+SAMPLER_NAMES = {"ddpm": "DDPM", "ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}
+THUMBNAIL = 128  # a rung's longest side
+
+
+def png(picture: Image.Image, text: str) -> bytes:
+    """A PNG with `text` under `parameters`, where A1111 and every gallery that reads it look."""
+    chunks = PngInfo()
+    chunks.add_text("parameters", text)
+    return _saved(picture, format="PNG", pnginfo=chunks, compress_level=6)
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    return _saved(picture.convert("RGB"), format="JPEG", quality=88)
+
+
+def webp(picture: Image.Image) -> bytes:
+    """A thumbnail of at most `THUMBNAIL` pixels a side."""
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _saved(small, format="WEBP", quality=80, method=2)
+
+
+def parameters(recipe: Recipe, image: int, revision: str) -> str:
+    """The recipe of one image as A1111 writes it. With that seed diffusers draws the same picture."""
+    lines = [" ".join(_concept(concept.text, concept.weight) for concept in recipe.concepts)]
+    if recipe.negative:
+        lines.append(f"Negative prompt: {recipe.negative}")
+    fields = {
+        "Steps": recipe.steps,
+        "Sampler": SAMPLER_NAMES[recipe.sampler],
+        "CFG scale": f"{recipe.guidance:g}",
+        "Seed": recipe.seed + image,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model hash": revision,
+        "Model": recipe.model,
+        "Precision": recipe.dtype,
+    }
+    if recipe.sampler == "ddim":
+        fields["Eta"] = f"{recipe.eta:g}"
+    if recipe.lineage:
+        fields["Variation of"] = " ".join(f"{each.seed + each.index}@{each.strength:g}" for each in recipe.lineage)
+    if recipe.bucket is not None:
+        fields["Batch shape"] = recipe.bucket
+    lines.append(", ".join(f"{name}: {value}" for name, value in (fields | {"Version": "Darkroom"}).items()))
+    return "\n".join(lines)
+
+
+def latent_bytes(latents: torch.Tensor | None) -> bytes | None:
+    """Float32, C-order."""
+    return None if latents is None else latents.to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def _concept(text: str, weight: float) -> str:
+    return text if weight == 1.0 else f"{text}::{weight:g}"
+
+
+def _saved(picture: Image.Image, **options: object) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, **options)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()

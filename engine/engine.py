@@ -1,0 +1,211 @@
+"""Engine: step-level continuous batching. Images of different jobs, each at its own timestep, share one forward pass.
+
+Jobs join and leave between steps. The engine knows recipes, plans and rows; it knows nothing of time, files, NATS or
+how pictures are encoded. One thread owns it: none of its methods may be called while another runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.admit import admit
+from engine.families.family import Family
+from engine.job import Blame, Job, Snapshot
+from engine.rows import Coefficients, Layout, update
+from engine.scheduler import Scheduler
+from engine.trajectory import LatentRung, Trajectory
+
+log = logging.getLogger(__name__)
+
+BUCKETS = (1, 2, 4, 8, 16, 32)
+CHECK_EVERY = 10  # steps between looks for non-finite rows: each look waits for the device
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Image `image` has done `k` of `of` steps. `x0` is there where the job is watched or the step is a `rung`."""
+
+    job: str
+    image: int
+    k: int
+    of: int
+    x0: torch.Tensor | None = None
+    rung: bool = False
+
+
+@dataclass(frozen=True)
+class Developed:
+    """The image's latents are finished; what remains is to decode them."""
+
+    job: str
+    image: int
+    latents: torch.Tensor
+    rungs: tuple[LatentRung, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The job is out of the engine, with all of its images."""
+
+    job: str
+    reason: str
+    blame: Blame
+
+
+Event = Stepped | Developed | Failed
+
+
+class Engine:
+    """`rows`: the most rows of a forward (calibration's cap). `families`: the models it may run, by name."""
+
+    def __init__(self, families: Mapping[str, Family], *, rows: int = 32, buckets: Sequence[int] = BUCKETS) -> None:
+        self.rows = rows
+        self._families, self._buckets = families, tuple(sorted(buckets))
+        self._limit = rows  # falls when memory runs out
+        self._scheduler: Scheduler[Trajectory] = Scheduler()
+        self._images: dict[str, list[Trajectory]] = {}
+        self._watched: set[str] = set()
+        self._events: list[Event] = []
+        self._layout: tuple[list[Trajectory], Layout] | None = None
+        self._steps = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self._images and not self._events
+
+    @property
+    def free_rows(self) -> int:
+        return max(0, self.rows - self._scheduler.rows)
+
+    def add(self, job: Job, snapshots: Sequence[Snapshot] = ()) -> None:
+        """The job's images join at the next step, each from its snapshot where there is one. Raises `Unfit`."""
+        if job.id in self._images:
+            return
+        images = admit(job, self._families)
+        for image in images:
+            _restore(image, snapshots)
+        self._images[job.id] = images
+        for image in images:
+            self._scheduler.add(image)
+            if image.done:  # the worker before us was lost between the last step and the picture
+                self._finish(image)
+
+    def cancel(self, job: str) -> int:
+        """Out it goes; its rows are free at the next step. Returns the steps that were run, for the charge."""
+        steps = max((image.k for image in self._images.get(job, ())), default=0)
+        self._drop(job)
+        return steps
+
+    def watch(self, job: str, on: bool = True) -> None:
+        """Somebody looks at this job: its steps come with x0."""
+        (self._watched.add if on else self._watched.discard)(job)
+
+    def snapshots(self, job: str, epoch: int) -> list[Snapshot]:
+        """Enough to go on elsewhere, one for each unfinished image. Waits for the device."""
+        return [image.snapshot(epoch) for image in self._images.get(job, ())]
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Choose a batch, predict, advance: one network forward. Nothing changes before it succeeded; [] when idle."""
+        while batch := self._scheduler.next(self._limit):
+            try:
+                predicted = self._predict(batch)
+            except (RuntimeError, MemoryError) as error:
+                self._shrink(batch, error)
+            else:
+                self._advance(batch, *predicted)
+                break
+        return self._flush()
+
+    def _predict(self, batch: list[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x', x0) of every image in the batch."""
+        at, x, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._lay(batch)
+        family, dtype = self._families[batch[0].model], batch[0].dtype
+        rows = zip(*((each[layout.owner]).split(layout.size) for each in (at["c"] * x, at["t"].flatten())), strict=True)
+        texts = layout.texts.split(layout.size)
+        out = [family.denoise(*row, text, dtype) for row, text in zip(rows, texts, strict=True)]
+        return update(batch, x, layout.guide(torch.cat(out)), at)
+
+    def _advance(self, batch: list[Trajectory], x: torch.Tensor, x0: torch.Tensor) -> None:
+        for image, moved, estimate in zip(batch, x, x0, strict=True):
+            rung = image.move(moved, estimate)
+            seen = estimate if rung or image.job in self._watched else None
+            self._events.append(Stepped(image.job, image.image, image.k, image.plan.steps, seen, rung))
+        self._scheduler.charge(batch)
+        self._steps += 1
+        done = [image for image in batch if image.done]
+        if done or self._steps % CHECK_EVERY == 0:
+            self._check(batch, x)
+        for image in done:
+            self._finish(image)
+
+    def _check(self, batch: list[Trajectory], x: torch.Tensor) -> None:
+        """A row that is not finite fails its job alone. Waits for the device."""
+        finite = x.isfinite().flatten(1).all(dim=1).tolist()
+        for job in {image.job for image, good in zip(batch, finite, strict=True) if not good}:
+            self._fail(job, "The picture came out as numbers that are not finite; another seed may work.", "model")
+
+    def _shrink(self, batch: list[Trajectory], error: Exception) -> None:
+        """Out of memory: half the rows from now on; what cannot be halved fails its job. Any other error is raised."""
+        if not is_out_of_memory(error):
+            raise error
+        if batch[0].bucket is not None or self._limit == 1:
+            self._fail(batch[0].job, "This worker has not enough memory for a picture of this size.", "worker")
+            return
+        self._limit = max(1, min(self._limit, sum(image.rows for image in batch)) // 2)
+        log.warning("out of memory: %d rows a forward from now on", self._limit)
+
+    def _lay(self, batch: list[Trajectory]) -> Layout:
+        """The batch's layout, the last one's where nobody joined or left."""
+        size = self._size(batch)
+        if self._layout is None or self._layout[0] != batch or self._layout[1].size != size:
+            self._layout = (batch, Layout.of(batch, size))
+        return self._layout[1]
+
+    def _size(self, batch: list[Trajectory]) -> int:
+        """Rows of a forward: what the recipe pins, or the next bucket, so that compiled shapes stay few."""
+        rows = min(sum(image.rows for image in batch), self._limit)
+        return batch[0].bucket or next((size for size in self._buckets if size >= rows), rows)
+
+    def _finish(self, image: Trajectory) -> None:
+        if image not in self._images.get(image.job, ()):
+            return  # it failed the check
+        self._remove(image)
+        self._events.append(Developed(image.job, image.image, image.x, tuple(image.rungs)))
+
+    def _fail(self, job: str, reason: str, blame: Blame) -> None:
+        self._drop(job)
+        self._events.append(Failed(job, reason, blame))
+
+    def _drop(self, job: str) -> None:
+        for image in list(self._images.get(job, ())):
+            self._remove(image)
+        self._events = [event for event in self._events if event.job != job]
+
+    def _remove(self, image: Trajectory) -> None:
+        self._scheduler.remove(image)
+        self._images[image.job].remove(image)
+        if not self._images[image.job]:
+            del self._images[image.job]
+            self._watched.discard(image.job)
+
+    def _flush(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
+    for snapshot in snapshots:
+        if snapshot.image == image.image:
+            try:
+                image.restore(snapshot)
+            except ValueError as error:
+                log.warning("job %s image %d starts over: %s", image.job, image.image, error)

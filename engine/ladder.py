@@ -1,0 +1,35 @@
+"""Which steps of a plan become rungs of the ladder: evenly spaced in the change they show. Pure; knows no tensors."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from engine.job import MAX_RUNGS
+from engine.plan import COLUMNS, Plan
+
+LATENT_EVERY = 4  # every fourth rung keeps the latents, to branch or replay from
+_SEEN = 8.0  # beyond |log-SNR| 8 nothing changes to the eye; at zero terminal SNR it would be infinite
+
+
+def rungs(plan: Plan) -> tuple[int, ...]:
+    """Steps done (1…steps) at the rungs, at most `MAX_RUNGS`, evenly in log-SNR; the last is always the last step."""
+    return _rungs(plan.table[:, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]].tobytes())
+
+
+@lru_cache(maxsize=256)
+def _rungs(levels: bytes) -> tuple[int, ...]:
+    alpha, sigma = np.frombuffer(levels, dtype=np.float64).reshape(-1, 2).T
+    if len(alpha) <= MAX_RUNGS:
+        return tuple(range(1, len(alpha) + 1))
+    with np.errstate(divide="ignore"):
+        log_snr = np.clip(2 * (np.log(alpha) - np.log(sigma)), -_SEEN, _SEEN)
+    targets = np.linspace(log_snr[0], log_snr[-1], MAX_RUNGS)
+    nearest = np.abs(log_snr[None, :] - targets[:, None]).argmin(axis=1)
+    return tuple(sorted({int(step) + 1 for step in nearest} | {len(alpha)}))[-MAX_RUNGS:]
+
+
+def keeps_latent(rung: int) -> bool:
+    """Whether rung number `rung` (from 0) keeps latents and history besides its thumbnail."""
+    return rung % LATENT_EVERY == LATENT_EVERY - 1

@@ -1,0 +1,140 @@
+"""The decode lane: turns the engine's events into frames, pictures and ladders, in a thread of its own.
+
+A decode never stalls the batch. One thing is decoded at a time: finished pictures first, then frames, then rungs as
+they pass, so little is left after the last step. Pictures and ladders are a function of recipe and latents alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from queue import PriorityQueue
+from typing import TypeVar
+
+import torch
+
+from engine import job as wire
+from engine.encode import jpeg, latent_bytes, parameters, png, webp
+from engine.engine import Developed, Stepped
+from engine.families.family import Family
+from engine.job import Frame, Job, Ladder, Recipe
+from engine.preview import Previewer
+from engine.trajectory import LatentRung
+
+log = logging.getLogger(__name__)
+
+PICTURE, FRAME, RUNG, CLOSE = range(4)
+T = TypeVar("T")
+
+
+class Lane:
+    """Every method returns at once; what it promises comes in a `concurrent.futures.Future` (`asyncio.wrap_future`)."""
+
+    def __init__(self, families: Mapping[str, Family]) -> None:
+        self._families = families
+        self._previewers = {name: Previewer(family) for name, family in families.items()}
+        self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
+        self._order = itertools.count()
+        self._thumbnails: dict[str, dict[tuple[int, int], bytes]] = {}
+        self._frames: dict[tuple[str, int], Future[Frame]] = {}
+        self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
+        self._thread.start()
+
+    def frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
+        """A live preview; one still waiting for the same image is cancelled, since only the newest counts."""
+        waiting = self._frames.get((event.job, event.image))
+        if waiting is not None:
+            waiting.cancel()
+        future = self._submit(FRAME, lambda: self._frame(event, job, epoch, seconds_left))
+        self._frames[event.job, event.image] = future
+        return future
+
+    def rung(self, event: Stepped, job: Job) -> None:
+        """Decode a rung's thumbnail as it passes, when nothing better is to do. Call it for every event with `rung`."""
+        x0 = event.x0
+        if x0 is not None:
+            self._submit(RUNG, lambda: self._thumbnail(job, event.image, event.k, x0))
+
+    def picture(self, event: Developed, job: Job) -> Future[bytes]:
+        """The finished PNG: the same bytes for the same recipe and latents."""
+        return self._submit(PICTURE, lambda: self._picture(event, job))
+
+    def ladder(self, event: Developed, job: Job) -> Future[bytes]:
+        """The encoded `Ladder`; what was not decoded in passing is decoded now."""
+        return self._submit(RUNG, lambda: self._ladder(event, job))
+
+    def forget(self, job: str) -> None:
+        """The job has left: drop its thumbnails and waiting frames."""
+        self._submit(RUNG, lambda: self._forget(job))
+
+    def close(self) -> None:
+        """Finish what is waiting, then end the thread."""
+        self._submit(CLOSE, self._end)
+        self._thread.join()
+
+    def _submit(self, priority: int, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._queue.put((priority, next(self._order), lambda: _fulfil(future, work)))
+        return future
+
+    def _run(self) -> None:
+        torch.set_num_threads(1)  # this thread's: a second team of threads would fight the engine's for the same cores
+        self._open = True
+        while self._open:
+            _, _, work = self._queue.get()
+            work()
+
+    def _end(self) -> None:
+        self._open = False
+
+    def _frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Frame:
+        assert event.x0 is not None, "only a watched job's steps carry x0"
+        picture = jpeg(self._previewers[_recipe(job).model].picture(event.x0))
+        return Frame(
+            job=event.job, image=event.image, epoch=epoch, step=event.k, of=event.of, picture=picture,
+            seconds_left=max(0.0, seconds_left),
+        )  # fmt: skip
+
+    def _picture(self, event: Developed, job: Job) -> bytes:
+        recipe = _recipe(job)
+        family = self._families[recipe.model]
+        return png(family.decode(event.latents), parameters(recipe, event.image, family.revision))
+
+    def _thumbnail(self, job: Job, image: int, step: int, x0: torch.Tensor) -> bytes:
+        known = self._thumbnails.setdefault(job.id, {})
+        if (image, step) not in known:
+            known[image, step] = webp(self._previewers[_recipe(job).model].picture(x0))
+        return known[image, step]
+
+    def _ladder(self, event: Developed, job: Job) -> bytes:
+        rungs = tuple(self._wired(event, job, rung) for rung in event.rungs)
+        of = rungs[-1].step if rungs else 0
+        shape = tuple(event.latents.shape)
+        return wire.encode(Ladder(job=event.job, image=event.image, of=of, shape=shape, rungs=rungs))
+
+    def _wired(self, event: Developed, job: Job, rung: LatentRung) -> wire.Rung:
+        thumbnail = self._thumbnail(job, event.image, rung.step, rung.x0)
+        return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), latent_bytes(rung.h))
+
+    def _forget(self, job: str) -> None:
+        self._thumbnails.pop(job, None)
+        for key in [key for key in self._frames if key[0] == job]:
+            self._frames.pop(key).cancel()
+
+
+def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except Exception as error:  # the lane serves many jobs: one job's error is that job's, and its future carries it
+        log.exception("the lane could not encode")
+        future.set_exception(error)
+
+
+def _recipe(job: Job) -> Recipe:
+    assert isinstance(job.task, Recipe), "only a recipe's job has events"
+    return job.task

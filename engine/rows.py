@@ -1,0 +1,94 @@
+"""A batch as the network sees it: rows in, guidance out, one fused update for every sampler. Tensors only.
+
+Each image's numbers depend on its own rows alone (no sum runs over the batch), so a non-finite row spoils only its
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from engine.plan import COLUMNS
+from engine.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows belong to which image. Rebuilt only when the batch changes.
+
+    `owner[r]` is the image of row r; `base[i]` the first row of image i; `slots` holds, for the first, second … further
+    text, (row of each image, steer of each image); an image without that text points at its base with steer 0. Rows are
+    padded to a multiple of `size`, the batch shape of a forward, by repeating the first.
+    """
+
+    size: int
+
+    owner: torch.Tensor
+    base: torch.Tensor
+    slots: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    texts: torch.Tensor
+
+    @classmethod
+    def of(cls, images: Sequence[Trajectory], size: int) -> Layout:
+        device = images[0].x.device
+        *starts, rows = [0, *accumulate(image.rows for image in images)]
+        padding = -rows % size
+        owner = [number for number, image in enumerate(images) for _ in range(image.rows)] + [0] * padding
+        texts = torch.cat([image.texts for image in images] + [images[0].texts[:1]] * padding)
+        slots = []
+        for slot in range(max(len(image.steer) for image in images)):
+            has = [slot < len(image.steer) for image in images]
+            row = [start + 1 + slot if there else start for start, there in zip(starts, has, strict=True)]
+            steer = [image.steer[slot] if there else 0.0 for image, there in zip(images, has, strict=True)]
+            slots.append((torch.tensor(row, device=device), torch.tensor(steer, device=device).view(-1, 1, 1, 1)))
+        return cls(size, torch.tensor(owner, device=device), torch.tensor(starts, device=device), tuple(slots), texts)
+
+    def guide(self, out: torch.Tensor) -> torch.Tensor:
+        """base + Σ steer·(row - base): classifier-free guidance (Ho & Salimans 2022) for any number of texts."""
+        base = guided = out[self.base]
+        for row, steer in self.slots:
+            guided = guided + steer * (out[row] - base)
+        return guided
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The plans' present rows, one column of `[images, 1, 1, 1]` for each name in `COLUMNS`."""
+
+    columns: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, images: Sequence[Trajectory]) -> Coefficients:
+        table = np.stack([image.plan.table[image.k] for image in images], axis=1).astype(np.float32)
+        tensor = torch.from_numpy(table).to(images[0].x.device, non_blocking=True)
+        return cls(dict(zip(COLUMNS, tensor.view(len(COLUMNS), -1, 1, 1, 1), strict=True)))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.columns[name]
+
+
+def stack_noise(images: Sequence[Trajectory]) -> torch.Tensor | None:
+    """This step's draws, or None where no image draws."""
+    if not any(image.plan.draws_noise(image.k) for image in images):
+        return None
+    drawn = [image.noise.at(image.k, image.plan) if image.plan.draws_noise(image.k) else None for image in images]
+    nothing = torch.zeros(images[0].x.shape)
+    return torch.stack([nothing if each is None else each for each in drawn]).to(images[0].x.device, non_blocking=True)
+
+
+def update(
+    images: Sequence[Trajectory], x: torch.Tensor, out: torch.Tensor, at: Coefficients
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x', x0) of every image: x0 = P·x + Q·out, x' = A·x + B·out + M·h + N·noise."""
+    x0 = at["P"] * x + at["Q"] * out
+    moved = at["A"] * x + at["B"] * out
+    if any(image.h is not None for image in images):
+        nothing = torch.zeros_like(images[0].x)
+        moved = moved + at["M"] * torch.stack([nothing if image.h is None else image.h for image in images])
+    noise = stack_noise(images)
+    return (moved if noise is None else moved + at["N"] * noise), x0

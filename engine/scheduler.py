@@ -1,0 +1,134 @@
+"""Who shares the next forward pass: deficit round robin over tier → guild → user → job, in row-steps. No torch.
+
+A node's *served* is the row-steps it had, divided by its weight; at every level the least served goes first, which is
+deficit round robin with a quantum of one row. A newcomer starts level with the least served, so it is in the next
+batch, and whoever is furthest ahead pauses: nobody waits behind somebody's thousand steps, and nobody banks credit
+while away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from engine.job import Share
+
+Node = tuple[str, ...]  # a path: (), (tier,), (tier, guild), (tier, guild, user), (tier, guild, user, job)
+
+
+class Entry(Protocol):
+    """What is scheduled: one image. All entries of a batch have the same `key`."""
+
+    job: str
+    share: Share
+    k: int
+    key: Hashable
+
+    @property
+    def rows(self) -> int: ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Scheduler(Generic[E]):
+    """`hold`: steps that a group of equal keys is kept before another may come. `bank`: the most row-steps owed."""
+
+    def __init__(self, hold: int = 8, bank: float = 512.0) -> None:
+        self._hold, self._bank = hold, bank
+        self._jobs: dict[Node, list[E]] = {}
+        self._children: dict[Node, set[Node]] = {}
+        self._served: dict[Node, float] = {}
+        self._clock: dict[Node, float] = {}
+        self._key: Hashable = None
+        self._held = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows a step of everything that is here."""
+        return sum(entry.rows for entries in self._jobs.values() for entry in entries)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._jobs.values()))
+
+    def add(self, entry: E) -> None:
+        *levels, job = _path(entry)
+        self._jobs.setdefault(job, []).append(entry)
+        for parent, node in zip(((), *levels), (*levels, job), strict=True):
+            children = self._children.setdefault(parent, set())
+            if node not in children:
+                children.add(node)
+                self._served[node] = max(self._served.get(node, 0.0), self._clock.get(parent, 0.0))
+
+    def remove(self, entry: E) -> None:
+        path = _path(entry)
+        self._jobs[path[-1]].remove(entry)
+        if self._jobs[path[-1]]:
+            return
+        del self._jobs[path[-1]], self._served[path[-1]]
+        for parent, node in reversed(list(zip(((), *path), path, strict=False))):
+            if self._children.get(node):
+                break
+            self._children[parent].discard(node)
+            self._children.pop(node, None)
+            self._clock.pop(node, None)
+
+    def next(self, limit: int) -> list[E]:
+        """The next batch, at most `limit` rows (a single larger entry goes alone); changes nothing. [] when idle."""
+        key = self._group()
+        queues = {job: sorted((e for e in each if e.key == key), key=lambda e: e.k) for job, each in self._jobs.items()}
+        queues = {job: queue for job, queue in queues.items() if queue}
+        if sum(entry.rows for queue in queues.values() for entry in queue) <= limit:
+            return [entry for queue in queues.values() for entry in queue]
+        return self._fill(queues, limit)
+
+    def charge(self, batch: Sequence[E]) -> None:
+        """The batch has run: everyone on the paths above it was served."""
+        for entry in batch:
+            for node in _path(entry):
+                self._served[node] += entry.rows / entry.share.weight
+        for parent in {parent for entry in batch for parent in ((), *_path(entry)[:-1])}:
+            self._settle(parent)
+        self._held = self._held + 1 if batch[0].key == self._key else 1
+        self._key = batch[0].key
+
+    def _group(self) -> Hashable:
+        """The key of the next batch: the present one for `hold` steps, then that of whoever was served least."""
+        keys = {entry.key for entries in self._jobs.values() for entry in entries}
+        if len(keys) <= 1 or (self._key in keys and self._held < self._hold):
+            return self._key if self._key in keys else next(iter(keys), None)
+        return self._jobs[min(self._jobs, key=lambda job: self._tag(job, self._served))][0].key
+
+    def _fill(self, queues: dict[Node, list[E]], limit: int) -> list[E]:
+        served, batch, rows = dict(self._served), [], 0
+        while queues:
+            job = min(queues, key=lambda job: self._tag(job, served))
+            entry = queues[job].pop(0)
+            if batch and rows + entry.rows > limit:
+                del queues[job]  # somebody narrower may still fit
+                continue
+            batch.append(entry)
+            rows += entry.rows
+            for node in _path(entry):
+                served[node] += entry.rows / entry.share.weight
+            if not queues[job]:
+                del queues[job]
+        return batch
+
+    def _settle(self, parent: Node) -> None:
+        """Time moves on: a newcomer will start at the least served child, and no child is owed more than the bank."""
+        children = self._children[parent]
+        floor = max(self._served[child] for child in children) - self._bank
+        for child in children:
+            self._served[child] = max(self._served[child], floor)
+        self._clock[parent] = max(self._clock.get(parent, 0.0), min(self._served[child] for child in children))
+
+    @staticmethod
+    def _tag(job: Node, served: dict[Node, float]) -> tuple[float, ...]:
+        return tuple(served[job[:depth]] for depth in range(1, len(job) + 1))
+
+
+def _path(entry: Entry) -> tuple[Node, ...]:
+    share = entry.share
+    whole = (share.tier, share.guild, share.user, entry.job)
+    return whole[:1], whole[:2], whole[:3], whole

@@ -1,0 +1,114 @@
+"""Trajectory: one image on its way from noise to picture. Mutable: its position `k`, latents `x`, history `h`, rungs.
+
+Only the engine moves it. Knows its recipe's rows of conditioning, its plan and its noise; nothing of other images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine import ladder
+from engine.families.family import Family
+from engine.job import Job, Recipe, Snapshot, unconditional
+from engine.noise import Noise
+from engine.plan import Plan
+
+
+@dataclass(frozen=True)
+class LatentRung:
+    """A rung before it is decoded: the x0 estimate after `step` steps; at every fourth the state to go on from."""
+
+    step: int
+    x0: torch.Tensor
+    x: torch.Tensor | None = None
+    h: torch.Tensor | None = None
+
+
+class Trajectory:
+    """Image `image` of `job`. Its rows are a base and one for each further text: out = base + Σ steer·(row - base)."""
+
+    def __init__(self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family) -> None:
+        shape = family.latent_shape(recipe.width, recipe.height)
+        self.job, self.image, self.share, self.plan = job.id, image, job.share, plan
+        self.model, self.dtype, self.bucket = family.name, recipe.dtype, recipe.bucket
+        self.noise = Noise(recipe, image, shape)
+        self.texts, self.steer = conditioning(recipe, family)
+        self.key: Hashable = (family.name, recipe.dtype, shape, tuple(self.texts.shape[1:]), recipe.bucket)
+        self.k = 0
+        self.x = (self.noise.initial() * plan.init_sigma).to(family.device)
+        self.h = torch.zeros_like(self.x) if plan.keeps_history else None
+        self.rungs: list[LatentRung] = []
+        self._rung_at = {step: number for number, step in enumerate(ladder.rungs(plan))} if job.ladder else {}
+
+    @property
+    def rows(self) -> int:
+        return len(self.texts)
+
+    @property
+    def done(self) -> bool:
+        return self.k >= self.plan.steps
+
+    def move(self, x: torch.Tensor, x0: torch.Tensor) -> bool:
+        """One step on, without a copy: the tensors are never written to again. True where this step is a rung."""
+        self.k, self.x = self.k + 1, x
+        if self.h is not None:
+            self.h = x0
+        if self.k not in self._rung_at:
+            return False
+        state = (x.clone(), x0.clone() if self.h is not None else None)
+        whole = ladder.keeps_latent(self._rung_at[self.k])
+        self.rungs.append(LatentRung(self.k, x0.clone(), *(state if whole else (None, None))))
+        return True
+
+    def snapshot(self, epoch: int) -> Snapshot:
+        """The state as bytes. Waits for the device."""
+        rungs = tuple((rung.step, b"".join(map(_bytes, (rung.x0, rung.x, rung.h)))) for rung in self.rungs)
+        return Snapshot(
+            job=self.job, image=self.image, epoch=epoch, k=self.k, shape=tuple(self.x.shape),
+            x=_bytes(self.x), h=_bytes(self.h), rungs=rungs,
+        )  # fmt: skip
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot. Raises ValueError, and changes nothing, where it does not belong to this image."""
+        if (snapshot.job, snapshot.image, snapshot.shape) != (self.job, self.image, tuple(self.x.shape)):
+            raise ValueError("the snapshot is of another image")
+        if snapshot.k > self.plan.steps or any(step not in self._rung_at for step, _ in snapshot.rungs):
+            raise ValueError("the snapshot is of another plan")
+        x, rungs = self._tensors(snapshot.x), [self._rung(step, state) for step, state in snapshot.rungs]
+        h = self._tensors(snapshot.h)
+        if len(x) != 1 or len(h) != (self.h is not None):
+            raise ValueError("the snapshot's latents have the wrong size")
+        self.k, self.x, self.h, self.rungs = snapshot.k, x[0], h[0] if h else None, rungs
+
+    def _rung(self, step: int, state: bytes) -> LatentRung:
+        return LatentRung(step, *self._tensors(state)[:3])
+
+    def _tensors(self, state: bytes) -> list[torch.Tensor]:
+        """A concatenation of latents, each of this image's shape."""
+        if len(state) % (4 * self.x.numel()):
+            raise ValueError("the snapshot's latents have the wrong size")
+        flat = torch.from_numpy(np.frombuffer(bytearray(state), dtype=np.float32).reshape(-1, *self.x.shape))
+        if not torch.isfinite(flat).all():
+            raise ValueError("the snapshot holds numbers that are not finite")
+        return list(flat.to(self.x.device))
+
+
+def conditioning(recipe: Recipe, family: Family) -> tuple[torch.Tensor, tuple[float, ...]]:
+    """Texts `[rows, tokens, features]` and the steer of each row after the first.
+
+    out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11); where guidance·Σ wᵢ = 1 the empty text u cancels
+    out, and the first concept is the base.
+    """
+    texts = [family.encode(concept.text) for concept in recipe.concepts]
+    steer = [recipe.guidance * concept.weight for concept in recipe.concepts]
+    if unconditional(recipe):
+        return torch.stack([family.encode(recipe.negative), *texts]), tuple(steer)
+    return torch.stack(texts), tuple(steer[1:])
+
+
+def _bytes(tensor: torch.Tensor | None) -> bytes:
+    return b"" if tensor is None else tensor.to("cpu", torch.float32).contiguous().numpy().tobytes()

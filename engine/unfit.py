@@ -1,0 +1,14 @@
+"""A job that this engine will not run, with one sentence for the member and who is to blame. Knows nothing else."""
+
+from __future__ import annotations
+
+from engine.job import Blame
+
+
+class Unfit(Exception):
+    """`sentence` is shown as it is; `blame` decides the charge, and whether another worker may try."""
+
+    def __init__(self, sentence: str, blame: Blame) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.blame: Blame = blame
