@@ -1,0 +1,128 @@
+"""The doctor: each line true, each fault with its mend, and nothing that raises."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from bot import doctor
+from bot.config import Settings, load
+from bot.doctor import Finding, broker, discord, disk, port, python, report
+from bot.running import Running, announce
+
+
+def _settings(tmp_path: Path, **given: object) -> Settings:
+    return load(data=tmp_path, **given)
+
+
+@asynccontextmanager
+async def _api(status: int) -> AsyncIterator[str]:
+    """A loopback server with Discord's one address that the doctor asks."""
+
+    async def me(request: web.Request) -> web.Response:
+        valid = request.headers["Authorization"] == "Bot good"
+        return web.json_response({"username": "darkroom"}, status=status if valid else 401)
+
+    app = web.Application()
+    app.router.add_get("/api/v10/users/@me", me)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/api/v10"
+    finally:
+        await runner.cleanup()
+
+
+async def _asked(tmp_path: Path, token: str, status: int = 200) -> Finding:
+    async with _api(status) as api:
+        return await asyncio.to_thread(discord, _settings(tmp_path, discord_token=token, discord_api=api))
+
+
+@pytest.mark.asyncio
+async def test_a_valid_token_says_whose_it_is(tmp_path: Path) -> None:
+    found = await _asked(tmp_path, "good")
+    assert (found.ok, found.says, found.mend) == (True, "the token is valid: darkroom", "")
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_token_says_where_to_get_one(tmp_path: Path) -> None:
+    found = await _asked(tmp_path, "bad-secret")
+    assert not found.ok
+    assert "Reset Token" in found.mend
+    assert "bad-secret" not in str(found)
+
+
+@pytest.mark.asyncio
+async def test_discord_in_trouble_is_not_the_tokens_fault(tmp_path: Path) -> None:
+    found = await _asked(tmp_path, "good", status=503)
+    assert (found.ok, found.says) == (False, "Discord answered 503")
+
+
+def test_discord_out_of_reach(tmp_path: Path, free_port: int) -> None:
+    api = f"http://127.0.0.1:{free_port}/api"
+    found = discord(_settings(tmp_path, discord_token="secret-token", discord_api=api))
+    assert not found.ok
+    assert "unchecked" in found.says
+    assert "secret-token" not in str(found)
+
+
+def test_no_token_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISCORD_TOKEN", raising=False)
+    found = discord(_settings(tmp_path))
+    assert found.ok
+    assert "DISCORD_TOKEN" in found.mend
+
+
+def test_ports(tmp_path: Path, free_port: int) -> None:
+    settings = _settings(tmp_path, port=free_port)
+    assert port(settings) == Finding("port", True, f"127.0.0.1:{free_port} is free")
+    with socket.create_server(("127.0.0.1", free_port)):
+        found = port(settings)
+        assert not found.ok
+        assert "--port" in found.mend
+
+
+def test_a_stale_announcement_is_not_believed(tmp_path: Path, free_port: int) -> None:
+    announce(tmp_path, Running(f"http://127.0.0.1:{free_port}", 1))
+    assert port(_settings(tmp_path, port=free_port)).says == f"127.0.0.1:{free_port} is free"
+
+
+def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert disk(tmp_path / "not" / "yet" / "there").ok or "GiB" in disk(tmp_path).says
+    monkeypatch.setattr(doctor, "NEEDED_BYTES", 1)
+    assert disk(tmp_path).ok
+    monkeypatch.setattr(doctor, "NEEDED_BYTES", 2**62)
+    found = disk(tmp_path)
+    assert not found.ok
+    assert "DARKROOM_DATA" in found.mend
+    (tmp_path / "file").touch()
+    assert not disk(tmp_path / "file").ok
+
+
+def test_brokers(tmp_path: Path, free_port: int) -> None:
+    assert broker(_settings(tmp_path, nats="")).ok
+    url = f"nats://127.0.0.1:{free_port}"
+    found = broker(_settings(tmp_path, nats=url))
+    assert not found.ok
+    assert "DARKROOM_NATS" in found.mend
+    with socket.create_server(("127.0.0.1", free_port)):
+        assert broker(_settings(tmp_path, nats=url)).ok
+
+
+def test_a_line_is_a_line_and_its_mend(tmp_path: Path) -> None:
+    assert python().ok
+    assert str(Finding("port", False, "taken", "Use another.")) == (
+        "BAD port      taken\n              → Use another."
+    )  # fmt: skip
+    assert "\n" not in str(Finding("port", True, "free"))
+    assert json.loads(report([Finding("port", True, "free")])) == [
+        {"name": "port", "ok": True, "says": "free", "mend": ""}
+    ]
