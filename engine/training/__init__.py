@@ -1,0 +1,1 @@
+"""Trains the embedded model from openly licensed pictures. Knows nothing of jobs, queues or chat."""

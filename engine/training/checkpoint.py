@@ -1,0 +1,58 @@
+"""Checkpoints that survive a kill at any time, and the export that other programs load.
+
+Knows tensors, files and atomic replacement; knows nothing of what is trained. A checkpoint is one safetensors file (no
+pickle: a file from a stranger cannot run code) with the position as JSON in its header.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SHARD = "40MB"  # no file of the repository is larger than 45 MB
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+    """Writes beside the target, flushes to the disk, then renames: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.fresh")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, {"position": json.dumps(position)}
+    )
+    _flush(fresh)
+    os.replace(fresh, path)
+    _flush(path.parent)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and position. Raises FileNotFoundError, or safetensors' error where the file is not a whole one."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path.name}")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        return tensors, json.loads(file.metadata()["position"])
+
+
+def export(network: UNet2DConditionModel, folder: Path) -> None:
+    """Writes the network in fp16, diffusers layout, sharded: `UNet2DConditionModel.from_pretrained` loads it."""
+    half = copy.deepcopy(network)
+    torch.nn.Module.half(half)
+    half.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,103 @@
+"""How good a network is: v-MSE on variants it never saw, and a sheet of pictures for fixed prompts and seeds.
+
+Knows sampling and measuring; knows nothing of optimizers. Both are pure functions of the network: the same timesteps,
+noise and seeds every time, so two numbers, or two sheets, may be laid side by side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
+from torch import Tensor
+
+from engine.training.latents import Cached
+
+PROMPTS = (
+    "terrier, looking up, cute, white background", "red apple", "blue car", "cat with sunglasses",
+    "dog", "puppy, blue background", "kitten, 3d render", "automobile", "vessel, flat design",
+    "pizza", "green apple, white background", "blue apple, white background", "purple octopus, black background",
+    "smiling face with heart-eyes", "angry face, red background", "crying cat, blue background",
+    "rocket, 3d render", "house with garden", "guitar, yellow background", "birthday cake, pink background",
+    "small fish, teal background", "woman with red hair", "sunflower, 3d render, blue background",
+    "ghost, black background",
+)  # fmt: skip
+
+
+def noised(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t and v of Salimans & Ho 2022, eq. 11 and appendix D: x_t = a·x + s·ε, v = a·ε − s·x; ᾱ has one value a row."""
+    signal = alphas_cumprod.sqrt().view(-1, 1, 1, 1)
+    sigma = (1 - alphas_cumprod).sqrt().view(-1, 1, 1, 1)
+    return signal * clean + sigma * noise, signal * noise - sigma * clean
+
+
+def rows(cache: Cached, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Latents and token states of these variants, fp32."""
+    return torch.from_numpy(cache.latents[index]).float(), torch.from_numpy(cache.states[index]).float()
+
+
+@torch.inference_mode()
+def v_mse(network: UNet2DConditionModel, cache: Cached, alphas: Tensor, *, batch: int = 64) -> float:
+    """Mean squared error of v over the whole cache, each variant at one stratified timestep."""
+    total, steps = len(cache), len(alphas)
+    order = np.random.default_rng(0).permutation(total)
+    times = torch.from_numpy(((order + 0.5) * steps / total).astype(np.int64))
+    noise = torch.randn((total, *cache.latents.shape[1:]), generator=torch.Generator().manual_seed(0))
+    wrong = 0.0
+    for start in range(0, total, batch):
+        index = np.arange(start, min(start + batch, total))
+        clean, states = rows(cache, index)
+        mixed, wanted = noised(clean, noise[index], alphas[times[index]])
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = network(mixed, times[index], encoder_hidden_states=states, return_dict=False)[0]
+        wrong += float((guess.float() - wanted).square().mean(dim=(1, 2, 3)).sum())
+    return wrong / total
+
+
+@torch.inference_mode()
+def sample(
+    network: UNet2DConditionModel,
+    states: Tensor,
+    empty: Tensor,
+    scheduler: DDIMScheduler,
+    *,
+    steps: int = 40,
+    guidance: float = 3.5,
+) -> Tensor:
+    """Latents for each row of token states, by DDIM with classifier-free guidance; row i starts from seed i."""
+    config = network.config
+    shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+    latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(len(states))])
+    both = torch.cat([empty.expand_as(states), states])
+    scheduler.set_timesteps(steps)
+    for time in scheduler.timesteps:
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = network(latents.repeat(2, 1, 1, 1), time, encoder_hidden_states=both, return_dict=False)[0]
+        without, towards = guess.float().chunk(2)
+        latents = scheduler.step(without + guidance * (towards - without), int(time), latents, return_dict=False)[0]
+    return latents
+
+
+@torch.inference_mode()
+def develop(autoencoder: AutoencoderKL, latents: Tensor) -> np.ndarray:
+    """uint8 [n, h, w, 3]."""
+    images = autoencoder.decode(latents / autoencoder.config["scaling_factor"], return_dict=False)[0]
+    return images.add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def write_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, enlarge: int = 2) -> None:
+    """One PNG of all pictures in reading order, replaced atomically."""
+    blank = np.full_like(pictures[0], 255)
+    padded = [*pictures, *[blank] * (-len(pictures) % columns)]
+    lines = [np.concatenate(padded[start : start + columns], axis=1) for start in range(0, len(padded), columns)]
+    sheet = Image.fromarray(np.concatenate(lines))
+    fresh = path.with_suffix(".fresh")
+    sheet.resize((sheet.width * enlarge, sheet.height * enlarge), Image.Resampling.NEAREST).save(fresh, "PNG")
+    os.replace(fresh, path)

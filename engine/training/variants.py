@@ -1,0 +1,134 @@
+"""Many pictures of one drawing: backgrounds, hues, sizes, places, each with a caption that says so.
+
+Knows pixels; a variant is a pure function of (drawing, number, seed). Numbers from `HELD_BACK` on are never trained on:
+they validate.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from engine.training.artwork import Artwork
+from engine.training.captions import COLOURS, Look, caption, pair_held_out
+
+SIDE = 64
+HELD_BACK = 1_000_000
+BACKGROUNDS = {
+    "white": (255, 255, 255), "black": (12, 12, 14), "grey": (128, 128, 130), "red": (214, 40, 40),
+    "orange": (245, 140, 30), "yellow": (250, 215, 60), "green": (60, 165, 75), "blue": (45, 105, 220),
+    "purple": (130, 70, 190), "pink": (245, 160, 195), "brown": (120, 75, 45), "teal": (30, 150, 150),
+}  # fmt: skip
+HUES = {"red": 0, "orange": 28, "yellow": 52, "green": 125, "cyan": 185, "blue": 220, "purple": 275, "pink": 325}
+REHUED = 0.18
+SYMBOLS = 8
+SPREAD = {
+    0: 12,
+    1: 7,
+    3: 20,
+    4: 18,
+    5: 14,
+    6: 14,
+    7: 14,
+    SYMBOLS: 6,
+}  # by group: people ask for animals, food and things
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`pixels` is uint8 [64, 64, 3]."""
+
+    pixels: np.ndarray
+    caption: str
+    key: str
+    licence: str
+
+
+def numbered(pictures: Sequence[Artwork], per_picture: int | None = None) -> list[tuple[int, int]]:
+    """All (picture, number) pairs to train on; `per_picture` overrides the spread by group."""
+    counts = (per_picture or SPREAD.get(art.group, 10) for art in pictures)
+    return [(index, number) for index, count in enumerate(counts) for number in range(count)]
+
+
+def variant(art: Artwork, number: int, seed: int) -> Variant:
+    """The drawing's variant of this number: the same bytes and caption on every machine."""
+    rng = np.random.default_rng([seed, zlib.crc32(art.key.encode()), number])
+    pixels, hue = _hued(art, rng)
+    background = "white" if rng.random() < 0.5 else str(rng.choice([name for name in BACKGROUNDS if name != "white"]))
+    size, scale = _size(rng)
+    if art.group != SYMBOLS and not {"left", "right"} & set(art.words.label.split()) and rng.random() < 0.5:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    composed = _compose(pixels, scale, BACKGROUNDS[background], rng)
+    said = caption(art.words, art.group, Look(hue, art.style, size, background), rng)
+    return Variant(composed, said, art.key, art.licence)
+
+
+def dominant_hue(pixels: Image.Image) -> float | None:
+    """Degrees of the hue that most of the opaque, saturated pixels have; None where less than a third have any."""
+    hsv = np.asarray(pixels.convert("RGB").convert("HSV"), dtype=np.float32)
+    seen = np.asarray(pixels.getchannel("A")) > 128
+    vivid = seen & (hsv[..., 1] > 90) & (hsv[..., 2] > 60)
+    if vivid.sum() < max(1, seen.sum()) / 3:
+        return None
+    angles = hsv[..., 0][vivid] * (2 * np.pi / 256)
+    counts, edges = np.histogram(angles, bins=24, range=(0, 2 * np.pi))
+    peak = edges[counts.argmax()] + np.pi / 24
+    near = angles[np.cos(angles - peak) > np.cos(np.pi / 8)]
+    if near.size < 0.6 * angles.size:
+        return None
+    return float(np.degrees(np.arctan2(np.sin(near).mean(), np.cos(near).mean())) % 360)
+
+
+def hue_name(degrees: float) -> str:
+    """The nearest of the named hues, around the circle."""
+    return min(HUES, key=lambda name: abs((degrees - HUES[name] + 180) % 360 - 180))
+
+
+def _hued(art: Artwork, rng: np.random.Generator) -> tuple[Image.Image, str]:
+    chance, pick = rng.random(), str(rng.choice(list(HUES)))
+    colourful = not COLOURS.isdisjoint(art.words.label.split())
+    if chance > REHUED + 0.2 or colourful or (own := dominant_hue(art.pixels)) is None:
+        return art.pixels, ""
+    if chance > REHUED:  # its own colour, said aloud: "red car" is learnt from red cars too
+        name = hue_name(own)
+        usable = name not in ("orange", "yellow") and not pair_held_out(name, art.words.label)
+        return art.pixels, name if usable else ""
+    if pair_held_out(pick, art.words.label):
+        return art.pixels, ""
+    return _rotated(art.pixels, HUES[pick] - own), pick
+
+
+def _rotated(pixels: Image.Image, degrees: float) -> Image.Image:
+    hue, saturation, value = pixels.convert("RGB").convert("HSV").split()
+    turned = (np.asarray(hue, dtype=np.int32) + round(degrees * 256 / 360)) % 256
+    moved = Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
+    moved.putalpha(pixels.getchannel("A"))
+    return moved
+
+
+def _size(rng: np.random.Generator) -> tuple[str, float]:
+    chance = rng.random()
+    if chance < 0.12:
+        return "small", float(rng.uniform(0.42, 0.6))
+    if chance < 0.2:
+        return "close-up", float(rng.uniform(1.2, 1.5))
+    return "", float(rng.uniform(0.82, 1.0))
+
+
+def _compose(pixels: Image.Image, scale: float, colour: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    longest = max(pixels.size)
+    width, height = (max(1, round(side * scale * SIDE / longest)) for side in pixels.size)
+    placed = pixels.resize((width, height), Image.Resampling.BICUBIC)
+    room = np.abs(np.array([SIDE - width, SIDE - height])) / 2
+    left, top = np.round((SIDE - np.array([width, height])) / 2 + rng.uniform(-0.6, 0.6, 2) * room).astype(int)
+    shade = tuple(
+        int(np.clip(part + rng.integers(-5, 6), 0, 255)) if colour != (255, 255, 255) else 255 for part in colour
+    )
+    canvas = Image.new("RGBA", (SIDE, SIDE), (*shade, 255))
+    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+    layer.paste(placed, (int(left), int(top)))
+    return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
