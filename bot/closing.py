@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from bot.board import Board
 from bot.feed import Feed, Settled
@@ -68,9 +69,9 @@ class Closing:
         if moved is None or over(moved.record.state):
             return await self._over(moved)
         self._board.drop(job)
-        self.freed()
         log.warning("job %s: queued again as attempt %d: %s", job, moved.record.attempt, why)
-        await self.clear(moved.record)
+        await self._clear_attempt(replace(moved.record, attempt=moved.record.attempt - 1))
+        self.freed()
         return moved
 
     async def _over(self, moved: Moved | None) -> Moved | None:
@@ -87,6 +88,13 @@ class Closing:
         self._feed.publish(Settled(record.id, record.state, record.reason))
         self.freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)
+
+    async def _clear_attempt(self, record: Record) -> None:
+        """Take one attempt's message out of the queue, and not the one that may follow it at any moment."""
+        try:
+            await self._bus.settle(record.job())
+        except Unreachable as error:  # then two attempts lie there; the claim lets only one run at a time
+            log.warning("job %s: %s", record.id, error)
 
     async def clear(self, record: Record, *, tombstone: bool = False) -> None:
         """Take what the broker may still hold out of the way; a worker that runs it stops at a tombstone."""

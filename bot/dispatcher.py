@@ -86,14 +86,24 @@ class Dispatcher:
             wish = Wish(crew.pool, crew.models, self._limits.running)
             while moved := await self._store.pick(wish, crew.rows, self._overbook, self._clock()):
                 self._board.put(moved.record, self._clock())
-                await self.submit(moved.record)
+                await self._submit_or_fail(moved.record)
         await self._tell()
 
     async def republish(self) -> None:
         """Give the broker every admitted, unfinished job again; those that it has are not doubled."""
         for record in await self._closing.reload():
             if not record.cancelling:
-                await self.submit(record)
+                await self._submit_or_fail(record)
+
+    async def _submit_or_fail(self, record: Record) -> None:
+        """One job that cannot be published is its own misfortune, not that of the jobs behind it."""
+        try:
+            await self.submit(record)
+        except (Unreachable, Unavailable):
+            raise
+        except Exception:
+            log.exception("job %s: cannot be handed to a worker", record.id)
+            await self._closing.fail(record.id, "It could not be handed to a worker.", "us")
 
     async def submit(self, record: Record) -> None:
         """Publish this attempt, with the picture that it starts from. Idempotent. Raises `Unreachable`."""

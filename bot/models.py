@@ -65,10 +65,10 @@ class Models:
         return [*live.values(), *known] or [Profile(SHIPPED, DEFAULT_POOL, False)]
 
     def profile(self, name: str | None) -> Profile:
-        """This model, or the default one. Raises KeyError if nobody ever had it."""
+        """This model; for None the embedded one, or another if only that is live. Raises KeyError."""
         profiles = self.profiles()
         if name is None:
-            return next((one for one in profiles if one.warm.name == SHIPPED.name), profiles[0])
+            return min(profiles, key=lambda one: (not one.live, one.warm.name != SHIPPED.name))
         return {one.warm.name: one for one in profiles}[name]
 
     def any_pool(self, liked: str) -> str:

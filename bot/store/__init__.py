@@ -70,8 +70,13 @@ class Store:
 
     async def write(self, act: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
         """Run `act` in one transaction that may write; it commits when `act` returns."""
-        done = await _on(self._writes, partial(_transaction, self._writer, act, args, options))
-        self.version += 1
+        return await _on(self._writes, partial(_transaction, self._writer, act, args, options))
+
+    async def _move(self, act: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
+        """As `write`, for what may move the queue: None says that nothing did."""
+        done = await self.write(act, *args, **options)
+        if done is not None:
+            self.version += 1
         return done
 
     async def ask(self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
@@ -85,32 +90,32 @@ class Store:
 
         A known `key` gives the jobs that it made; True if they were made now. `decide` runs on the store's thread.
         """
-        return await self.write(moves.admit, drafts, key, decide, self._weights, now)
+        return await self._move(moves.admit, drafts, key, decide, self._weights, now)
 
     async def pick(self, wish: Wish, rows: int, overbook: float, now: float) -> Moved | None:
         """Send the next job in fair order that the pool's `rows` have room for; None if there is none."""
-        return await self.write(moves.pick, wish, rows, overbook, now)
+        return await self._move(moves.pick, wish, rows, overbook, now)
 
     async def start(self, job: str, epoch: int, worker: str, step: int, now: float) -> Moved | None:
         """A worker began or went on at `step`; failed after too many attempts without progress (see the record)."""
-        return await self.write(moves.start, job, epoch, worker, step, now)
+        return await self._move(moves.start, job, epoch, worker, step, now)
 
     async def requeue(
         self, job: str, now: float, *, step: int, why: str, reason: str = "", epoch: int | None = None
     ) -> Moved | None:
         """Back into the queue as the next attempt, or failed after too many without progress (see the record)."""
-        return await self.write(moves.requeue, job, now, step=step, why=why, reason=reason, epoch=epoch)
+        return await self._move(moves.requeue, job, now, step=step, why=why, reason=reason, epoch=epoch)
 
     async def end(
         self, kind: Move, job: str, now: float, spent: float | None, *,
         epoch: int | None = None, why: str = "", **values: object,
     ) -> Moved | None:  # fmt: skip
         """Finish, fail or cancel; the charge is settled to `spent` in the same transaction."""
-        return await self.write(moves.end, kind, job, now, spent, epoch=epoch, why=why, **values)
+        return await self._move(moves.end, kind, job, now, spent, epoch=epoch, why=why, **values)
 
     async def wish(self, job: str, now: float) -> tuple[Record | None, Moved | None]:
         """Cancel a waiting job, or note the wish on one that was sent; the job now, and the transition."""
-        return await self.write(moves.wish, job, now)
+        return await self._move(moves.wish, job, now)
 
     async def keep(self, one: Stored, epoch: int) -> bool:
         """Note a finished picture. False: the job is unknown or over, or a newer epoch has it."""

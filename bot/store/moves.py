@@ -96,13 +96,12 @@ def pick(connection: Connection, wish: Wish, rows: int, overbook: float, now: fl
     The head of the order waits for its room: nobody passes it, or large jobs would starve. The one exception is the way
     in: a user with nothing active may send one job beyond the room, as long as that stays within `overbook` × `rows`.
     """
-    taken = busy(connection, wish.pool)
-    row = choose(connection, wish)
-    if row is None:
+    taken, row = busy(connection, wish.pool), choose(connection, wish)
+    if row is None or rows <= 0:
         return None
-    if taken > 0 and taken + row["rows"] > rows:
+    if taken + min(row["rows"], rows) > rows:  # one that is larger than the whole pool has it to itself
         row = choose(connection, Wish(wish.pool, wish.models, wish.running, newcomers=True))
-        if row is None or taken + row["rows"] > rows * (1 + overbook):
+        if row is None or taken + min(row["rows"], rows) > rows * (1 + overbook):
             return None
     return _send(connection, row, now)
 

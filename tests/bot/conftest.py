@@ -151,7 +151,14 @@ class Apprentice:
         sha = await self.bus.put_blob(content)
         await self.say(
             Picture(
-                job=job.id, image=image, epoch=epoch, kind="image", sha256=sha, bytes=len(content), width=side, height=side
+                job=job.id,
+                image=image,
+                epoch=epoch,
+                kind="image",
+                sha256=sha,
+                bytes=len(content),
+                width=side,
+                height=side,
             )
         )
 
@@ -160,7 +167,9 @@ class Apprentice:
         content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=rungs))
         sha = await self.bus.put_blob(content)
         await self.say(
-            Picture(job=job.id, image=image, epoch=epoch, kind="ladder", sha256=sha, bytes=len(content), width=64, height=64)
+            Picture(
+                job=job.id, image=image, epoch=epoch, kind="ladder", sha256=sha, bytes=len(content), width=64, height=64
+            )
         )
 
 

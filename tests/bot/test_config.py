@@ -1,0 +1,85 @@
+"""Settings: defaults, the environment, one line for what is wrong, and no secret in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from bot.config import Settings, load
+from bot.limits import Limits
+from bot.refused import Refused
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.validation_alias), raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+
+
+def test_defaults_need_nothing(tmp_path):
+    settings = load()
+    assert settings.data == tmp_path / ".local/share/darkroom"
+    assert settings.database == f"sqlite:///{settings.data}/darkroom.sqlite"
+    assert settings.pictures == str(settings.data / "pictures")
+    assert (settings.host, settings.port, settings.nats, settings.discord_token) == ("127.0.0.1", 8189, "", None)
+    assert settings.limits == Limits()
+
+
+def test_the_environment_is_read_and_the_command_line_wins(monkeypatch, tmp_path):
+    monkeypatch.setenv("DARKROOM_DATA", str(tmp_path / "a"))
+    monkeypatch.setenv("DARKROOM_PORT", "8000")
+    monkeypatch.setenv("ALLOWED_HOSTS", "one.example, two.example,")
+    monkeypatch.setenv("DISCORD_TOKEN", "")
+    settings = load(port=0)
+    assert settings.data == tmp_path / "a"
+    assert settings.port == 0
+    assert settings.allowed_hosts == ("one.example", "two.example")
+    assert settings.discord_token is None
+
+
+def test_the_data_folder_follows_xdg(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert load().data == tmp_path / "xdg" / "darkroom"
+    assert load(data=Path("~/here")).data == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DARKROOM_PORT", "70000"),
+        ("DARKROOM_PORT", "many"),
+        ("PUBLIC_URL", "darkroom.example"),
+        ("DARKROOM_NATS", "http://broker"),
+        ("DISCORD_GATEWAY", "http://gateway"),
+        ("DATABASE_URL", "mysql://root:hunter2@db/x"),
+        ("DARKROOM_RUNNING", "0"),
+        ("DARKROOM_COST_DAY", "nan"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_it_and_shows_no_secret(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Refused) as caught:
+        load()
+    assert caught.value.sentence.startswith(f"{name} is not valid: ")
+    assert "\n" not in caught.value.sentence
+    assert "hunter2" not in caught.value.sentence
+    assert caught.value.__cause__ is None
+
+
+def test_a_bad_value_of_the_command_line_is_named_too():
+    with pytest.raises(Refused, match="^DARKROOM_PORT is not valid: "):
+        load(port=-1)
+
+
+def test_settings_are_frozen_and_keep_their_secrets(monkeypatch):
+    monkeypatch.setenv("DISCORD_TOKEN", "hunter2")
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///x?password=hunter2")
+    settings = load()
+    assert "hunter2" not in repr(settings)
+    assert settings.database.endswith("hunter2")
+    with pytest.raises(ValidationError):
+        settings.port = 1

@@ -1,0 +1,79 @@
+"""The feed: newest only, ends first, nobody waits for a slow reader."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bot.feed import Developing, Feed, Queued, Settled, merge
+
+
+def frame(job: str, step: int, *images: int) -> Developing:
+    return Developing(job, step, 100, 1.0, {image: b"%d@%d" % (image, step) for image in images})
+
+
+def test_frames_merge_by_image_and_never_go_back():
+    merged = merge(frame("a", 20, 0), frame("a", 10, 1))
+    assert merged == Developing("a", 20, 100, 1.0, {0: b"0@20", 1: b"1@10"})
+    assert merge(frame("a", 20, 0), Settled("a", "finished", "")) == Settled("a", "finished", "")
+    assert merge(Queued("a", 3, None), frame("a", 1, 0)) == frame("a", 1, 0)
+
+
+@pytest.mark.asyncio
+async def test_a_slow_reader_gets_the_newest_and_ends_come_first():
+    feed = Feed()
+    async with feed.subscribe() as moments:
+        for step in range(50):
+            feed.publish(frame("a", step, step % 2))
+        feed.publish(Queued("b", 4, 9.0))
+        feed.publish(Queued("b", 3, 7.0))
+        feed.publish(frame("c", 1, 0))
+        feed.publish(Settled("c", "failed", "why"))
+        seen = [await anext(moments) for _ in range(3)]
+    assert seen == [
+        Settled("c", "failed", "why"),
+        Developing("a", 49, 100, 1.0, {0: b"0@48", 1: b"1@49"}),
+        Queued("b", 3, 7.0),
+    ]
+
+
+@pytest.mark.asyncio
+async def test_a_newcomer_starts_with_the_newest_of_what_is_not_over():
+    feed = Feed()
+    feed.publish(frame("a", 5, 0))
+    feed.publish(frame("b", 6, 0))
+    feed.publish(Settled("b", "finished", ""))
+    async with feed.subscribe("a") as only:
+        feed.publish(frame("c", 1, 0))
+        assert await anext(only) == frame("a", 5, 0)
+    async with feed.subscribe() as everything:
+        assert {(await anext(everything)).job for _ in range(2)} == {"a", "c"}
+
+
+@pytest.mark.asyncio
+async def test_who_watches_is_known_for_as_long_as_he_does():
+    feed = Feed()
+    assert not feed.heard
+    async with feed.subscribe("a"):
+        assert feed.joined.is_set()
+        assert (feed.watched("a"), feed.watched("b")) == (True, False)
+        async with feed.subscribe(previews=False):
+            assert not feed.watched("b")
+        async with feed.subscribe():
+            assert feed.watched("b")
+    assert not feed.watched("a")
+    assert not feed.heard
+
+
+@pytest.mark.asyncio
+async def test_a_reader_that_waits_is_woken_and_the_iteration_ends_with_the_feed():
+    feed = Feed()
+    moments = feed.subscribe()
+    reading = asyncio.create_task(anext(moments))
+    await asyncio.sleep(0)
+    feed.publish(Queued("a", 0, None))
+    assert await reading == Queued("a", 0, None)
+    feed.publish(Queued("a", 1, None))
+    feed.close()
+    assert [moment async for moment in moments] == [Queued("a", 1, None)]

@@ -1,0 +1,422 @@
+"""The store over real SQLite files: one transaction a transition, one end a job, one charge, the fair order in SQL."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, create_engine, event, text
+from ulid import ULID
+
+from bot.fair import order
+from bot.limits import Charge, Limits, check
+from bot.refused import Refused
+from bot.states import ENDS
+from bot.store import Draft, Store, Stored, Unavailable, Wish, reads
+from bot.store.moves import POISON
+from bot.store.tables import metadata
+from bot.views import Member, Place
+from engine.job import Concept, Recipe, Warm
+
+RECIPE = Recipe(
+    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+    height=64, dtype="float32",
+)  # fmt: skip
+EVERYTHING = Wish("default", ("embedded",), running=10**6)
+
+
+def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **more: object) -> Draft:
+    values: dict = {
+        "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": ("a note",), "task": RECIPE,
+        "member": Member(user, user, guild, tier), "place": Place("web", {"message": "1"}), "pool": "default",
+        "model": "embedded", "cost": cost, "created": 1000.0, "deadline": 2000.0,
+    }  # fmt: skip
+    return Draft(**(values | more))
+
+
+def free(_usage: object) -> None:
+    """Admit everything."""
+
+
+async def queue(store: Store, *drafts: Draft) -> list[str]:
+    records, _ = await store.admit(drafts, None, free, 1000.0)
+    return [record.id for record in records]
+
+
+def look(store: Store, sql: str) -> list[tuple]:
+    url = str(store._writer.url)  # noqa: SLF001
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        return connection.execute(sql).fetchall()
+
+
+@pytest.mark.asyncio
+async def test_what_is_written_is_read_back(store):
+    (job,) = await queue(store, draft(parent=("0" * 26, 2)))
+    record = await store.record(job)
+    assert record is not None
+    assert (record.state, record.task, record.notes, record.parent) == ("queued", RECIPE, ("a note",), ("0" * 26, 2))
+    assert (record.rows, record.charged, record.epoch, record.attempt) == (8, 10.0, 0, 1)
+    assert record.job().share.user == "ann"
+    assert await store.ask(reads.place, job) == Place("web", {"message": "1"})
+    assert await store.record("0" * 26) is None
+
+
+@pytest.mark.asyncio
+async def test_it_is_durable_and_the_migrations_are_the_tables(store):
+    def ask(connection: Connection) -> tuple:
+        pragmas = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous")]
+        return (*pragmas, compare_metadata(MigrationContext.configure(connection), metadata))
+
+    assert await store.ask(ask) == ("wal", 2, [])
+    assert await store.write(ask) == ("wal", 2, [])
+
+
+@pytest.mark.asyncio
+async def test_a_second_opening_changes_nothing(tmp_path):
+    for _ in range(2):
+        store = await Store.open(f"sqlite+aiosqlite:///{tmp_path / 'one.sqlite'}")
+        await queue(store, draft())
+        await store.close()
+    with sqlite3.connect(tmp_path / "one.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (2,)
+
+
+@pytest.mark.asyncio
+async def test_the_same_key_is_the_same_jobs(store):
+    first, new = await store.admit([draft(), draft()], "interaction 1", free, 1000.0)
+    again, old = await store.admit([draft(), draft()], "interaction 1", free, 1000.0)
+    assert (new, old) == (True, False)
+    assert [record.id for record in first] == [record.id for record in again]
+    assert look(store, "SELECT count(*) FROM jobs") == [(2,)]
+
+
+@pytest.mark.asyncio
+async def test_twenty_at_once_with_one_key_make_one_job(store):
+    answers = await asyncio.gather(*(store.admit([draft()], "pressed", free, 1000.0) for _ in range(20)))
+    assert sum(new for _, new in answers) == 1
+    assert len({record.id for records, _ in answers for record in records}) == 1
+
+
+@pytest.mark.asyncio
+async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothing(store):
+    def decide(usage):
+        check(Limits(running=3, queued=4), usage, 1.0, 1000.0)
+
+    async def ask():
+        try:
+            await store.admit([draft(cost=1.0)], None, decide, 1000.0)
+        except Refused:
+            return 0
+        return 1
+
+    assert sum(await asyncio.gather(*(ask() for _ in range(20)))) == 7
+    for table in ("jobs", "places", "moves"):
+        assert look(store, f"SELECT count(*) FROM {table}") == [(7,)]
+    assert look(store, "SELECT DISTINCT queued FROM accounts") == [(7,)]
+
+
+@pytest.mark.asyncio
+async def test_usage_counts_what_runs_waits_and_was_charged_in_a_day(store):
+    jobs = await queue(store, draft(), draft(), draft(user="bob"), draft(created=-100_000.0))
+    await store.pick(EVERYTHING, 8, 0.0, 1001.0)
+    usage = await store.ask(reads.usage, "ann", "g", 1002.0)
+    assert (usage.running, usage.queued, usage.guild_queued) == (1, 2, 3)
+    assert usage.charges == (Charge(1000.0, 10.0), Charge(1000.0, 10.0))
+    await store.end("cancel", jobs[1], 1003.0, 0.0)
+    assert (await store.ask(reads.usage, "ann", "g", 1004.0)).charges == (Charge(1000.0, 10.0),)
+
+
+@pytest.mark.asyncio
+async def test_older_epochs_are_rejected_and_ends_are_ends(store):
+    (job,) = await queue(store, draft())
+    await store.pick(EVERYTHING, 32, 1.0, 1001.0)
+    assert (await store.start(job, 5, "w", 0, 1002.0)).record.state == "running"
+    assert await store.start(job, 4, "stale", 0, 1003.0) is None
+    assert await store.end("finish", job, 1004.0, 3.0, epoch=4) is None
+    assert not await store.keep(Stored(job, 0, "image", "a" * 64, 1, 64, 64), 4)
+    assert await store.keep(Stored(job, 0, "image", "a" * 64, 1, 64, 64), 5)
+    moved = await store.end("finish", job, 1004.0, 3.0, epoch=5)
+    assert (moved.record.state, moved.record.charged, moved.record.ended) == ("finished", 3.0, 1004.0)
+    assert await store.end("fail", job, 1005.0, 0.0, epoch=6) is None
+    assert await store.end("cancel", job, 1005.0, 0.0) is None
+    assert not await store.keep(Stored(job, 1, "image", "b" * 64, 1, 64, 64), 6)
+    assert await store.requeue(job, 1005.0, step=1, why="") is None
+    assert (await store.record(job)).charged == 3.0
+    assert look(store, "SELECT source, target FROM moves ORDER BY id") == [
+        ("new", "queued"), ("queued", "sent"), ("sent", "running"), ("running", "finished"),
+    ]  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_a_member_is_never_charged_more_than_was_reserved_while_the_fair_order_counts_all(store):
+    (job,) = await queue(store, draft(cost=10.0))
+    await store.pick(EVERYTHING, 32, 1.0, 1001.0)
+    moved = await store.end("finish", job, 1002.0, 25.0)
+    assert (moved.record.charged, moved.record.billed) == (10.0, 25.0)
+    assert look(store, "SELECT virtual FROM accounts WHERE path = 'default/standard/g/ann'") == [(25.0,)]
+
+
+@pytest.mark.asyncio
+async def test_three_attempts_without_progress_are_poison_and_progress_forgives(store):
+    (job,) = await queue(store, draft())
+    await store.pick(EVERYTHING, 32, 1.0, 1001.0)
+    await store.start(job, 1, "w", 0, 1002.0)
+    await store.start(job, 2, "w", 0, 1003.0)
+    await store.start(job, 3, "w", 0, 1004.0)
+    assert (await store.record(job)).barren == POISON - 1
+    assert (await store.start(job, 4, "w", 20, 1005.0)).record.barren == 0
+    for epoch in (5, 6):
+        assert (await store.start(job, epoch, "w", 20, 1006.0)).record.state == "running"
+    assert await store.start(job, 4, "stale", 0, 1006.5) is None
+    moved = await store.start(job, 7, "w", 20, 1007.0)
+    assert (moved.record.state, moved.record.blame, moved.record.charged) == ("failed", "worker", 0.0)
+
+
+@pytest.mark.asyncio
+async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
+    (job,) = await queue(store, draft(cost=10.0))
+    await store.pick(EVERYTHING, 32, 1.0, 1001.0)
+    again = await store.requeue(job, 1002.0, step=12, why="lost")
+    assert (again.record.state, again.record.attempt, again.record.barren, again.record.step) == ("queued", 2, 0, 12)
+    await store.pick(EVERYTHING, 32, 1.0, 1003.0)
+    assert look(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
+    states = [(await store.requeue(job, 1004.0, step=12, why="lost")).record.state]
+    for _ in range(2):
+        await store.pick(EVERYTHING, 32, 1.0, 1005.0)
+        states.append((await store.requeue(job, 1006.0, step=12, why="lost", reason="said")).record.state)
+    assert states == ["queued", "queued", "failed"]
+    record = await store.record(job)
+    assert (record.charged, record.billed, record.reason) == (0.0, 0.0, "said")
+    assert look(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(0.0, 0, 0)]
+
+
+@pytest.mark.asyncio
+async def test_cancelling_is_one_update_while_it_waits_and_a_wish_afterwards(store):
+    waits, runs = await queue(store, draft(), draft(user="bob"))
+    record, moved = await store.wish(waits, 1001.0)
+    assert (record.state, record.charged, moved.source) == ("cancelled", 0.0, "queued")
+    await store.pick(EVERYTHING, 32, 1.0, 1002.0)
+    record, moved = await store.wish(runs, 1003.0)
+    assert (record.state, record.cancelling, moved) == ("sent", True, None)
+    moved = await store.requeue(runs, 1004.0, step=10, why="lost")
+    assert (moved.record.state, moved.record.charged) == ("cancelled", 2.5)
+    assert (await store.wish(runs, 1005.0))[0].state == "cancelled"
+    assert await store.wish("0" * 26, 1005.0) == (None, None)
+
+
+@pytest.mark.asyncio
+async def test_only_as_many_rows_leave_as_there_is_room_for_and_newcomers_have_a_way_in(store):
+    await queue(store, *(draft() for _ in range(9)))
+    picked = [await store.pick(EVERYTHING, 32, 0.5, 1001.0) for _ in range(5)]
+    assert [moved is not None for moved in picked] == [True] * 4 + [False]
+    await queue(store, draft(user="bob"), draft(user="bob"), draft(user="cyd"), draft(user="dan"))
+    late = [await store.pick(EVERYTHING, 32, 0.5, 1002.0) for _ in range(3)]
+    assert [moved.record.member if moved else None for moved in late] == ["bob", "cyd", None]
+    assert await store.pick(EVERYTHING, 0, 1.0, 1003.0) is None
+
+
+@pytest.mark.asyncio
+async def test_a_job_larger_than_the_pool_has_it_to_itself(store):
+    await queue(store, draft(), draft())
+    assert await store.pick(EVERYTHING, 4, 1.0, 1001.0) is not None
+    assert await store.pick(EVERYTHING, 4, 1.0, 1001.0) is None
+
+
+@pytest.mark.asyncio
+async def test_no_more_of_a_members_jobs_run_than_allowed_and_the_others_pass(store):
+    await queue(store, *(draft(guild=guild) for guild in "ghijk"), draft(user="bob", guild="z"))
+    capped = Wish("default", ("embedded",), running=2)
+    picked = [await store.pick(capped, 1000, 1.0, 1001.0) for _ in range(4)]
+    assert sorted(moved.record.member for moved in picked if moved) == ["ann", "ann", "bob"]
+
+
+@pytest.mark.asyncio
+async def test_jobs_wait_for_a_worker_that_has_their_model_and_pool(store):
+    await queue(store, draft(model="other"), draft(user="bob"), draft(user="cyd", pool="big"))
+    assert (await store.pick(EVERYTHING, 1000, 1.0, 1001.0)).record.member == "bob"
+    assert await store.pick(EVERYTHING, 1000, 1.0, 1001.0) is None
+    assert (await store.pick(Wish("big", ("embedded",), 3), 1000, 1.0, 1001.0)).record.member == "cyd"
+
+
+asked = st.lists(
+    st.tuples(st.sampled_from(["s", "v"]), st.sampled_from("gh"), st.sampled_from("abc"), st.floats(0.5, 20)),
+    min_size=1,
+    max_size=25,
+)
+
+
+@functools.cache
+def migrated() -> bytes:
+    """An empty database, made once: hypothesis opens many."""
+
+    async def make(file: Path) -> None:
+        await (await Store.open(f"sqlite:///{file}")).close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(make(Path(folder) / "d.sqlite"))
+        return (Path(folder) / "d.sqlite").read_bytes()
+
+
+def run(scenario) -> None:
+    async def within() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "d.sqlite"
+            file.write_bytes(migrated())
+            store = await Store.open(f"sqlite:///{file}", {"default/v": 3.0})
+            try:
+                await scenario(store)
+            finally:
+                await store.close()
+
+    asyncio.run(within())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(asked, asked)
+def test_sql_serves_in_the_fair_order(first, second):
+    async def scenario(store: Store) -> None:
+        for wave in (first, second):
+            await queue(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
+            waiting, accounts = await store.ask(reads.waiting, 1000)
+            expected = list(order(accounts, [one for one, _ in waiting]))
+            served = []
+            for _ in expected if wave is second else expected[: len(expected) // 2]:
+                served.append((await store.pick(EVERYTHING, 10**6, 1.0, 1001.0)).record.id)
+            assert served == expected[: len(served)]
+
+    run(scenario)
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["admit", "pick", "start", "requeue", "finish", "fail", "cancel", "wish"]),
+        st.integers(0, 5), st.integers(0, 6), st.integers(0, 40), st.floats(0, 100),
+    ),
+    max_size=60,
+)  # fmt: skip
+
+
+async def _act(store: Store, jobs: list[str], action: str, which: int, epoch: int, step: int, spent: float):
+    if action == "admit" or not jobs:
+        jobs += await queue(store, draft(user=f"u{which % 3}"))
+    elif action == "pick":
+        return await store.pick(EVERYTHING, 16, 1.0, 1001.0)
+    job = jobs[which % len(jobs)]
+    if action == "start":
+        return await store.start(job, epoch, "w", step, 1002.0)
+    if action == "requeue":
+        return await store.requeue(job, 1003.0, step=step, why="w")
+    if action == "wish":
+        return (await store.wish(job, 1004.0))[1]
+    if action in ("finish", "fail", "cancel"):
+        return await store.end(action, job, 1005.0, spent, epoch=epoch)
+    return None
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(actions)
+def test_whatever_comes_a_job_ends_once_and_is_charged_once(sequence):
+    async def scenario(store: Store) -> None:
+        jobs: list[str] = []
+        ends: dict[str, tuple] = {}
+        for step in sequence:
+            moved = await _act(store, jobs, *step)
+            if moved is not None and moved.record.state in ENDS:
+                assert moved.record.id not in ends
+                ends[moved.record.id] = (moved.record.state, moved.record.charged)
+        _invariants(store, ends)
+
+    run(scenario)
+
+
+def _invariants(store: Store, ends: dict[str, tuple]) -> None:
+    rows = look(store, "SELECT id, state, charged, cost, billed FROM jobs")
+    assert {job: (state, charged) for job, state, charged, _, _ in rows if state in ENDS} == ends
+    assert all(0 <= charged <= cost for _, _, charged, cost, _ in rows)
+    counted = look(
+        store, "SELECT job, count(*) FROM moves WHERE target IN ('finished','failed','cancelled') GROUP BY job"
+    )
+    assert dict(counted) == dict.fromkeys(ends, 1)
+    waiting = sum(state == "queued" for _, state, *_ in rows)
+    active = sum(state in ("sent", "running") for _, state, *_ in rows)
+    for (parent,) in look(store, "SELECT DISTINCT parent FROM accounts"):
+        sums = look(store, f"SELECT sum(queued), sum(active), sum(virtual) FROM accounts WHERE parent = '{parent}'")
+        assert sums[0][:2] == (waiting, active)
+        if parent == "":
+            assert sums[0][2] == pytest.approx(sum(billed for *_, billed in rows))
+
+
+@pytest.mark.asyncio
+async def test_a_pick_reads_by_index_however_long_the_queue_is(store):
+    await queue(store, *(draft(f"u{n}", f"g{n % 7}") for n in range(300)))
+    statements: list[str] = []
+    engine = store._writer  # noqa: SLF001
+
+    def keep(_connection, _cursor, statement, parameters, _context, _many):
+        statements.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", keep)
+    await store.pick(EVERYTHING, 1000, 1.0, 1001.0)
+    event.remove(engine, "before_cursor_execute", keep)
+    asked = [(sql, given) for sql, given in statements if sql.startswith(("SELECT", "UPDATE"))]
+    assert 8 <= len(asked) <= 20
+    with create_engine(engine.url).connect() as connection:
+        for sql, given in asked:
+            plan = "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", given))
+            assert "SCAN" not in plan, sql
+            assert "TEMP B-TREE" not in plan, sql
+
+
+@pytest.mark.asyncio
+async def test_a_long_queue_is_not_laid_out_and_a_place_in_it_is_estimated(store):
+    jobs = await queue(store, *(draft("flood", cost=2.0) for _ in range(50)))
+    (mine,) = await queue(store, draft("late", cost=2.0))
+    assert await store.ask(reads.waiting, 50) is None
+    ahead, cost = await store.ask(reads.before, await store.record(mine))
+    assert (ahead, cost) == (1, pytest.approx(2.0))
+    ahead, _ = await store.ask(reads.before, await store.record(jobs[-1]))
+    assert ahead == 50
+
+
+@pytest.mark.asyncio
+async def test_places_are_merged_and_deliveries_end(store):
+    one, two = await queue(store, draft(), draft(place=Place("discord", {"token": "t"})))
+    await store.moved(two, {"message": "9", "token": "u"})
+    found = await store.ask(reads.undelivered, "discord")
+    assert [(record.id, place.where) for record, place in found] == [(two, {"token": "u", "message": "9"})]
+    await store.delivered(two, 1001.0)
+    assert await store.ask(reads.undelivered, "discord") == []
+    assert [record.id for record, _ in await store.ask(reads.undelivered, "web")] == [one]
+
+
+@pytest.mark.asyncio
+async def test_a_models_profile_is_remembered_once(store):
+    warm = Warm(
+        name="embedded", revision="1", dtype="bfloat16", size=64, multiple=8, max_pixels=4096, tokens=24, steps=100,
+        sampler="ddpm", guidance=4.0, row_ms=3.0, encode_ms=1.0, decode_ms=1.0,
+    )  # fmt: skip
+    await store.remember(warm, "old", 1.0)
+    await store.remember(warm, "default", 2.0)
+    assert await store.ask(reads.known_models) == [(warm, "default")]
+
+
+@pytest.mark.asyncio
+async def test_overdue_jobs_are_found_whatever_their_state(store):
+    late, later, never = await queue(store, draft(), draft(), draft(deadline=9000.0))
+    await store.pick(EVERYTHING, 8, 0.0, 1001.0)
+    assert [record.id for record in await store.ask(reads.overdue, 2000.0)] == [late, later]
+    assert never not in [record.id for record in await store.ask(reads.overdue, 8999.0)]
+
+
+@pytest.mark.asyncio
+async def test_a_database_that_is_away_says_so(tmp_path):
+    with pytest.raises(Unavailable, match="cannot be used now"):
+        await Store.open(f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.sqlite'}")
