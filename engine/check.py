@@ -1,0 +1,34 @@
+"""What the doctor asks of an engine: does each model load here, on which device, how fast. One line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine import families
+from engine.calibration import Calibration, calibrate, device_name
+from engine.device import best
+from engine.families.family import Family
+from engine.unfit import Unfit
+
+Line = tuple[str, bool, str, str]  # name, whether it is well, what is so, the mend
+
+
+def measured(data: Path, model: str = "embedded") -> Iterator[Line]:
+    """Device, dtype, speed of one model; from the stored calibration, else measured now (some seconds)."""
+    device = best()
+    yield "device", True, f"{device.type}: {device_name(device)}", ""
+    try:
+        family = families.load(model, data, device=device)
+    except (Unfit, OSError, ValueError) as error:
+        yield "model", False, f"{model} does not load: {error}", "Install again: pip install 'darkroom-bot[all]'."
+        return
+    yield from _lines(family, calibrate(family, data / "calibration.json"))
+
+
+def _lines(family: Family, found: Calibration) -> Iterator[Line]:
+    timed = ", ".join(f"{dtype} {ms:.1f} ms" for dtype, ms in found.dtype_ms.items())
+    yield "dtype", True, f"{found.dtype} (two rows: {timed})", ""
+    grid = found.steps * 8 * found.row_ms / 1000
+    says = f"{found.row_ms * 8:.1f} ms a step of a grid of four, {found.steps} steps of {found.sampler} in about {grid:.0f} s"
+    yield "speed", True, f"{family.name}: {says}", ""
