@@ -1,4 +1,4 @@
-"""`darkroom imagine` without a running house: the same grammar, an engine in this process. Imports torch when it is called.
+"""`darkroom imagine` without a running house: the same grammar, an engine in this process. Torch comes with a call.
 
 Knows how a prompt becomes a job and who develops it; knows nothing of files or what is printed.
 """

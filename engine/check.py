@@ -30,5 +30,5 @@ def _lines(family: Family, found: Calibration) -> Iterator[Line]:
     timed = ", ".join(f"{dtype} {ms:.1f} ms" for dtype, ms in found.dtype_ms.items())
     yield "dtype", True, f"{found.dtype} (two rows: {timed})", ""
     grid = found.steps * 8 * found.row_ms / 1000
-    says = f"{found.row_ms * 8:.1f} ms a step of a grid of four, {found.steps} steps of {found.sampler} in about {grid:.0f} s"
+    says = f"{found.row_ms * 8:.1f} ms a step of a grid of four, {found.steps} steps of {found.sampler} in {grid:.0f} s"
     yield "speed", True, f"{family.name}: {says}", ""
