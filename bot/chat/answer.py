@@ -130,8 +130,9 @@ async def _say(interaction: Interaction, text: str) -> None:
     if not interaction.response.is_done():
         await interaction.response.send_message(text, ephemeral=True, allowed_mentions=quiet)
         return
-    await interaction.delete_original_response()
+    await interaction.edit_original_response(content="…", allowed_mentions=quiet)  # only then may the next be private
     await interaction.followup.send(text, ephemeral=True, allowed_mentions=quiet)
+    await interaction.delete_original_response()
 
 
 async def _link(interaction: Interaction, job: str) -> str:

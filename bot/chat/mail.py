@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Where = Mapping[str, str]
 
 SEARCHED = 50  # messages of a channel looked through for one that we lost
+ONE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
+ORIGINAL = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
 QUIET = discord.AllowedMentions.none()
 # Discord's codes: unknown webhook, invalid webhook token, thread archived, edits of an old message used up
 DEAD_TOKEN, ARCHIVED, TOO_OLD, TOO_LARGE = (10015, 50027), 50083, 30046, 40005
@@ -116,7 +118,7 @@ class Mail:
             attachments=[_file(card, picture)] if picture else discord.utils.MISSING,
             allowed_mentions=QUIET,
         ) as params:
-            await self._request("PATCH", where, where["message"], params)
+            await self._request("PATCH", ONE, where, params)
 
     async def _edit_in_channel(self, where: Where, card: Card, picture: Picture | None) -> None:
         message = self._channel(where).get_partial_message(int(where["message"]))
@@ -125,20 +127,20 @@ class Mail:
 
     async def _original(self, where: Where, job: str) -> int | None:
         try:
-            message = await self._request("GET", where, "@original")
+            message = await self._request("GET", ORIGINAL, where)
         except (discord.NotFound, discord.Forbidden):
             return None
         return int(message["id"]) if job in str(message.get("components")) else None
 
     async def _request(
-        self, method: str, where: Where, message: str, params: MultipartParameters | None = None
+        self, method: str, path: str, where: Where, params: MultipartParameters | None = None
     ) -> dict[str, Any]:
         route = Route(
             method,
-            "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}",
+            path,
             webhook_id=int(where["application"]),
             webhook_token=where["token"],
-            message_id=message,
+            message_id=where.get("message"),
         )
         if params is None:
             return await self._client.http.request(route)

@@ -9,17 +9,38 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import mimetypes
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import discord
 import pytest
-import pytest_asyncio
+import simcord
+from blockbuster import BlockBuster
 from PIL import Image
 
+from bot.chat.client import DarkroomClient
+from bot.chat.courier import Courier
+from bot.chat.mail import Mail
+from bot.config import load
+from bot.house import open_house
 from engine.broker import Broker
 from engine.bus import Bus, Claim, Delivered
 from engine.job import Cancelled, Enlarge, Finished, Frame, Job, Picture, Presence, Recipe, Started, Warm
 
+if TYPE_CHECKING:
+    from simcord.actors import MemberActor
+    from simcord.builders import ChannelHandle, GuildHandle
+    from simcord.results import InteractionResult
+
+    from bot.house import House
+    from bot.studio import Studio
+
+mimetypes.init()  # reads files, else at the simulated Discord's first upload
 STEPS = 20
 WARM = Warm(
     name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=64, steps=STEPS,
@@ -51,6 +72,8 @@ class Painter:
         self.going = asyncio.Event()  # cleared: every job stands still where it is
         self.going.set()
         self.stand_at: int | None = None  # the step at which all jobs stand until `going` is set again
+        self.here = asyncio.Event()
+        self.here.set()
         self.done: list[str] = []
         self._wanted: set[str] = set()
         self._cancelled: set[str] = set()
@@ -60,6 +83,7 @@ class Painter:
             for keep_up in (self._listen_wants(), self._listen_cancels(), self._announce()):
                 group.create_task(keep_up)
             while True:
+                await self.here.wait()
                 delivered = await self.bus.pull(["default"], timeout=0.5)
                 if delivered is not None:
                     group.create_task(self._work(delivered))
@@ -72,8 +96,19 @@ class Painter:
         async for job in self.bus.watch_cancelled():
             self._cancelled.add(job)
 
+    async def leave(self) -> None:
+        """Nobody counts on this worker until it comes back, and it pulls nothing."""
+        self.here.clear()
+        await self.bus.stop_pulling()
+        await self.bus.depart(self.name)
+        await asyncio.sleep(0.1)
+
+    async def come_back(self) -> None:
+        self.here.set()
+
     async def _announce(self) -> None:
         while True:
+            await self.here.wait()
             await self.bus.announce(
                 Presence(
                     worker=self.name, pools=("default",), models=(WARM,), device="paint", rows=self.rows,
@@ -101,7 +136,7 @@ class Painter:
             if self.stand_at == step:
                 self.going.clear()
             await asyncio.sleep(self.speed)
-            while not self.going.is_set() and job.id not in self._cancelled:  # noqa: ASYNC110 - for either of two
+            while not self.going.is_set() and job.id not in self._cancelled:
                 await asyncio.sleep(0.02)
             if job.id in self._cancelled or await self.bus.is_cancelled(job.id):
                 await self._tell(Cancelled(job=job.id, epoch=claim.epoch, steps=step - 1, cost=0.1))
@@ -109,14 +144,15 @@ class Painter:
             if job.id in self._wanted:
                 await self._frames(job.id, recipe, claim, step)
         for image in range(recipe.count):
-            await self._hand_in(job.id, claim, image, solid(image, recipe.seed % 20, "PNG"), (64, 64))
+            size = (recipe.width, recipe.height)
+            await self._hand_in(job.id, claim, image, solid(image, recipe.seed % 20, "PNG", size), size)
         await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.2, ms_per_step=1.0))
         self.done.append(job.id)
 
     async def _frames(self, job: str, recipe: Recipe, claim: Claim, step: int) -> None:
         left = (recipe.steps - step) * self.speed
         for image in range(recipe.count):
-            picture = solid(image, step, "JPEG")
+            picture = solid(image, step, "JPEG", (recipe.width, recipe.height))
             frame = Frame(
                 job=job, image=image, epoch=claim.epoch, step=step, of=recipe.steps, picture=picture, seconds_left=left
             )
@@ -145,35 +181,117 @@ class Painter:
         await self.bus.publish_result(self.name, result)
 
 
-@pytest.fixture(scope="session")
-def broker_token() -> str:
-    return "a-token-for-tests"
+@dataclass
+class World:
+    """One server with two members, the bot in it, and the whole house behind the bot."""
+
+    house: House
+    client: DarkroomClient
+    painter: Painter
+    folder: Path
+    env: simcord.Env = field(init=False)
+    guild: GuildHandle = field(init=False)
+    channel: ChannelHandle = field(init=False)
+    alice: MemberActor = field(init=False)
+    bob: MemberActor = field(init=False)
+    courier: asyncio.Task[None] = field(init=False)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def furnish(self, env: simcord.Env) -> None:
+        self.env = env
+        self.guild = env.create_guild()
+        self.channel = self.guild.create_text_channel("pictures")
+        self.alice, self.bob = (self.guild.add_member(env.create_user(name)) for name in ("alice", "bob"))
+
+    async def online(self) -> None:
+        """The worker comes, and the house knows it."""
+        self.tasks.append(asyncio.create_task(self.painter.run()))
+        await self.until(lambda: self.studio.workers())
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            await stop(task)
+
+    @property
+    def studio(self) -> Studio:
+        return self.house.studio
+
+    async def until(self, what: Callable[[], Any], seconds: float = 20.0) -> Any:
+        """Wait until `what` is true, and return it. A courier that died is told at once."""
+        ends = time.monotonic() + seconds
+        while not (found := what()):
+            for task in self.tasks:
+                if task.done():
+                    task.result()
+            assert time.monotonic() < ends, f"not in {seconds} s"
+            await asyncio.sleep(0.02)
+        return found
+
+    def message(self, message_id: int) -> discord.Message:
+        return next(each for each in self.channel.history() if each.id == message_id)
+
+    async def ended(self, result: InteractionResult) -> discord.Message:
+        """The answer's message, once its job is over: no Cancel button is left."""
+        assert result.response
+        identity = result.response.id
+        return await self.until(lambda: (m := self.message(identity)) and "Cancel" not in self.labels(m) and m)
+
+    @staticmethod
+    def labels(message: Any) -> list[str]:
+        """What the buttons say; of a message or of an interaction's response."""
+        rows = [row if isinstance(row, dict) else row.to_dict() for row in message.components]
+        return [button.get("label") or button["emoji"]["name"] for row in rows for button in row["components"]]
+
+    def begin(self) -> None:
+        """A courier for the client, outside the bot's own scope and before the bot, as in `serve`."""
+        self.courier = asyncio.create_task(Courier(self.studio, Mail(self.client)).run())
+        self.tasks.append(self.courier)
+
+    async def stop_courier(self) -> None:
+        self.tasks.remove(self.courier)
+        await stop(self.courier)
+
+    async def restart(self) -> None:
+        """The bot dies and another one comes up."""
+        if self.courier in self.tasks:
+            await self.stop_courier()
+        self.client = a_client(self.studio, self.folder)
+        self.begin()
+        await self.env.restart_bot(self.client)
 
 
-@pytest_asyncio.fixture
-async def broker(tmp_path_factory: pytest.TempPathFactory, broker_token: str) -> AsyncIterator[Broker]:
-    async with Broker(tmp_path_factory.mktemp("nats"), token=broker_token) as running:
-        yield running
+def a_client(studio: Studio, folder: Path) -> DarkroomClient:
+    return DarkroomClient(studio, folder / "synced", shard_count=1)
 
 
-@pytest_asyncio.fixture
-async def bus(broker: Broker) -> AsyncIterator[Bus]:
-    """The bot's connection."""
-    connected = await Bus.connect(broker.url, broker.token)
-    await connected.declare()
-    yield connected
-    await connected.close()
-
-
-@pytest_asyncio.fixture
-async def painter(broker: Broker, bus: Bus) -> AsyncIterator[Painter]:
-    """A worker online, on a connection of its own."""
-    own = await Bus.connect(broker.url, broker.token)
-    await own.declare()
-    worker = Painter(own)
-    task = asyncio.create_task(worker.run())
-    yield worker
+async def stop(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    await own.close()
+
+
+@asynccontextmanager
+async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
+    async with AsyncExitStack() as parts:
+        watch.deactivate()  # opening the house may block: nobody is there yet
+        broker = await parts.enter_async_context(Broker(folder / "nats"))
+        bus, own = [await Bus.connect(broker.url, broker.token) for _ in range(2)]
+        for one in (bus, own):
+            await one.declare()
+            parts.push_async_callback(one.close)
+        house = await parts.enter_async_context(open_house(load(data=folder), bus))
+        watch.activate()
+        client = a_client(house.studio, folder)
+        world = World(house, client, Painter(own), folder)
+        parts.push_async_callback(world.close)
+        if worker:
+            await world.online()
+        world.begin()
+        world.furnish(await parts.enter_async_context(simcord.run(client, settle_timeout=10.0)))
+        yield world
+
+
+@pytest.fixture
+def open_world(tmp_path: Path, event_loop_stays_free: BlockBuster) -> Callable[..., Any]:
+    """`async with open_world() as world`."""
+    return lambda **options: a_world(tmp_path, event_loop_stays_free, **options)

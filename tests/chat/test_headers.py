@@ -1,0 +1,52 @@
+"""Discord's limits are learnt from its answers: a real client, a real server, the true headers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from bot.chat.edits import Edit, Edits
+from bot.chat.headers import bucket_of, trace
+from bot.chat.mail import bucket
+
+WHERE = {"channel": "5", "token": "a.b-c", "token_until": "100"}
+
+
+def test_the_same_bucket_has_one_name() -> None:
+    assert bucket_of("/api/v10/channels/5/messages/7") == bucket(WHERE, now=101.0) == "channel:5"
+    assert bucket_of("/api/v10/webhooks/9/a.b-c/messages/@original") == bucket(WHERE, now=99.0)
+    assert "a.b-c" not in bucket(WHERE, now=99.0)
+    assert bucket_of("/api/v10/channels/5/messages") is None
+    assert bucket_of("/api/v10/interactions/5/a.b-c/callback") is None
+
+
+@pytest.mark.asyncio
+async def test_what_an_answer_says_is_law_for_the_policy() -> None:
+    async def answer(request: web.Request) -> web.Response:
+        left = request.query.get("left")
+        told = (
+            {"X-RateLimit-Limit": "3", "X-RateLimit-Remaining": left, "X-RateLimit-Reset-After": "4.5"} if left else {}
+        )
+        return web.json_response({}, headers={name: str(value) for name, value in told.items()})
+
+    app = web.Application()
+    app.router.add_route("*", "/channels/5/messages/7", answer)
+    edits: Edits[Any] = Edits()
+    edits.offer(Edit("a", "channel:5", "preview", None, 0.0))
+    async with (
+        TestServer(app) as server,
+        aiohttp.ClientSession(trace_configs=[trace(edits, lambda: 1000.0)]) as session,
+    ):
+        address = server.make_url("/channels/5/messages/7")
+        await session.patch(address)
+        await session.get(address, params={"left": "0"})
+        assert edits.wake(1000.0) == 1000.0, "neither silence nor another method says anything"
+        await session.patch(address, params={"left": "2"})
+        assert edits.wake(1000.0) == 1000.0
+        assert edits.interval("channel:5") == pytest.approx(5.0 / 2)
+        await session.patch(address, params={"left": "0"})
+        assert edits.wake(1000.0) == 1004.5

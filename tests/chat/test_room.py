@@ -1,0 +1,279 @@
+"""The Discord room, pressed and typed as members do, over a real studio, store and broker."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any
+
+import discord
+import pytest
+from PIL import Image
+
+from bot.chat.buttons import forbidden
+from bot.views import Member
+
+pytestmark = pytest.mark.asyncio
+
+
+def opened(world: Any, message: discord.Message) -> Any:
+    """The one picture of a message, decoded."""
+    (attachment,) = message.attachments
+    payload = world.env.backend.cdn.get(attachment.url)
+    return Image.open(io.BytesIO(payload)).convert("RGB")
+
+
+def shown_step(picture: Any) -> int:
+    """The step that the worker painted into the grid's first cell."""
+    return round((picture.getpixel((5, 5))[1] - 20) / 10)
+
+
+def text(result: Any) -> str:
+    assert result.response
+    return result.response.content
+
+
+async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:
+    async with open_world() as world:
+        world.painter.stand_at = 7
+        result = await world.alice.slash(world.channel, "imagine", prompt="terrier, looking up", seed=3)
+        assert result.acknowledged
+        assert not result.ephemeral
+        assert "terrier, looking up" in text(result)
+        assert "Next in line" in text(result)
+        assert world.labels(result.response) == ["Cancel"]
+
+        identity = result.response.id
+        live = await world.until(lambda: (m := world.message(identity)) and "step 6 of 20" in m.content and m)
+        assert "30 %" in live.content
+        assert "<t:" in live.content
+        assert shown_step(opened(world, live)) == 6, "the newest frame"
+        world.painter.stand_at = None
+        world.painter.going.set()
+
+        final = await world.ended(result)
+        assert world.labels(final) == ["U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4"]
+        assert "seed 3" in final.content
+        grid = opened(world, final)
+        assert grid.width > 256
+        assert [grid.getpixel(at)[0] for at in ((5, 5), (grid.width - 5, 5), (5, grid.height - 5))] == [30, 90, 150]
+        assert final.attachments[0].filename.endswith(".png")
+        assert final.attachments[0].description == "terrier, looking up"
+        assert len(world.channel.history()) == 1, "one message for one job"
+
+
+async def test_buttons_outlive_a_restart(open_world: Any) -> None:
+    async with open_world() as world:
+        first = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
+        await world.restart()
+
+        enlarged = await world.ended(await world.bob.click(first, label="U2"))
+        assert "nlarged ×4" in enlarged.content
+        assert "by Lanczos" in enlarged.content
+        assert opened(world, enlarged).size == (256, 256)
+        assert opened(world, enlarged).getpixel((9, 9))[0] == 90
+
+        varied = await world.ended(await world.alice.click(first, label="V3"))
+        again = await world.ended(await world.alice.click(first, custom_id=f"reroll:{job_of(first)}"))
+        views = {view.action: view for view in await world.studio.recent()}
+        assert views["vary"].parent == (job_of(first), 2)
+        assert views["vary"].recipe.lineage
+        assert views["reroll"].recipe.seed != views["imagine"].recipe.seed
+        assert views["upscale"].member_name == "bob"
+        assert len({first.id, enlarged.id, varied.id, again.id}) == 4
+
+
+def job_of(message: Any) -> str:
+    return message.components[0].children[0].custom_id.split(":")[1]
+
+
+async def test_pressed_twice_makes_one_job(open_world: Any) -> None:
+    async with open_world() as world:
+        first = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
+        one = await world.alice.click(first, label="V1")
+        two = await world.alice.click(first, label="V1")
+        assert two.ephemeral
+        assert str(one.response.id) in text(two)
+        other = await world.bob.click(first, label="V1")
+        assert not other.ephemeral
+        await world.ended(one)
+        await world.ended(other)
+        assert [view.action for view in await world.studio.recent()].count("vary") == 2
+
+
+async def test_cancel_is_for_the_author_and_moderators(open_world: Any) -> None:
+    async with open_world() as world:
+        world.painter.stand_at = 3
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        refused = await world.bob.click(result.response, label="Cancel")
+        assert refused.ephemeral
+        assert "author or a moderator" in text(refused)
+        done = await world.alice.click(result.response, label="Cancel")
+        assert done.ephemeral
+        message = await world.ended(result)
+        assert "ancelled" in message.content
+        assert world.labels(message) == ["🔄"]
+        late = await world.alice.click(message, custom_id=f"reroll:{job_of(message)}")
+        carol = world.guild.add_member(
+            world.env.create_user("carol"),
+            roles=[world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))],
+        )
+        assert not (await carol.click(late.response, label="Cancel")).response.content.startswith("🚫")
+        assert "ancelled" in (await world.ended(late)).content
+
+
+async def test_refusals_are_for_the_member_alone_and_say_why(open_world: Any) -> None:
+    async with open_world() as world:
+        wrong = await world.alice.slash(world.channel, "imagine", prompt="apple --stepps 5")
+        assert wrong.ephemeral
+        assert "steps" in text(wrong)
+        assert "🚫" in text(wrong)
+        world.painter.stand_at = 1
+        for _ in range(10):
+            assert not (await world.alice.slash(world.channel, "imagine", prompt="apple")).ephemeral
+        full = await world.alice.slash(world.channel, "imagine", prompt="apple")
+        assert full.ephemeral
+        assert "queue is full" in text(full)
+        assert "frees" in text(full)
+        assert len(await world.studio.recent()) == 10
+
+        queue = await world.bob.slash(world.channel, "queue")
+        assert queue.ephemeral
+        assert "alice" in text(queue)
+        assert "apple" in text(queue)
+
+
+async def test_a_prompt_pings_nobody_and_breaks_nothing(open_world: Any) -> None:
+    async with open_world() as world:
+        evil = f"@everyone **bold** <@{world.bob.id}> [a](http://b.c) `x"
+        result = await world.alice.slash(world.channel, "imagine", prompt=evil)
+        for message in (world.message(result.response.id), await world.ended(result)):
+            assert not message.mention_everyone
+            assert message.mentions == []
+            assert "@everyone" not in message.content
+            assert f"<@{world.bob.id}>" not in message.content
+            assert "**bold**" not in message.content
+
+
+async def test_no_worker_online_is_said_at_once_and_the_job_waits(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        from_first_days = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        assert "o worker is online" in text(from_first_days)
+
+
+async def test_suggestions_while_typing(open_world: Any) -> None:
+    async with open_world() as world:
+        models = await world.alice.autocomplete(world.channel, "imagine", "model", "emb")
+        assert [choice["value"] for choice in models] == ["embedded"]
+        samplers = await world.alice.autocomplete(world.channel, "imagine", "sampler", "")
+        assert {choice["value"] for choice in samplers} == {"ddpm", "ddim", "euler", "dpmpp_2m"}
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
+        mine = await world.alice.autocomplete(world.channel, "imagine", "prompt", "red")
+        assert [choice["value"] for choice in mine] == ["red apple"]
+        assert await world.bob.autocomplete(world.channel, "imagine", "prompt", "red") == []
+
+
+async def test_options_reach_the_recipe(open_world: Any) -> None:
+    async with open_world() as world:
+        options = {
+            "steps": 5,
+            "seed": 9,
+            "guidance": 2.5,
+            "sampler": "euler",
+            "count": 1,
+            "aspect": "2:1",
+            "negative": "fog",
+        }
+        result = await world.alice.slash(
+            world.channel, "imagine", prompt="red apple --steps 9", model="embedded", **options
+        )
+        final = await world.ended(result)
+        assert world.labels(final) == ["U1", "🔄", "V1"]
+        (view,) = await world.studio.recent()
+        recipe = view.recipe
+        assert (recipe.steps, recipe.seed, recipe.guidance, recipe.sampler) == (5, 9, 2.5, "euler")
+        assert (recipe.count, recipe.negative) == (1, "fog")
+        assert recipe.width == 2 * recipe.height
+
+
+async def test_permutations_get_a_message_each(open_world: Any) -> None:
+    async with open_world() as world:
+        result = await world.alice.slash(world.channel, "imagine", prompt="{red, green} apple")
+        assert len(result.followups) == 1
+        await world.ended(result)
+        other = result.followups[0].id
+        final = await world.until(lambda: (m := world.message(other)) and "Cancel" not in world.labels(m) and m)
+        assert "green apple" in final.content
+        assert len(world.channel.history()) == 2
+
+
+async def test_help_is_short_and_private(open_world: Any) -> None:
+    async with open_world() as world:
+        result = await world.alice.slash(world.channel, "help")
+        assert result.ephemeral
+        assert "/imagine" in text(result)
+
+
+async def test_a_job_that_waited_for_a_worker_develops_when_one_comes(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.painter.leave()
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        assert "No worker is online" in text(result)
+        await world.painter.come_back()
+        assert world.labels(await world.ended(result))[0] == "U1"
+
+
+async def test_a_slow_studio_still_answers_in_time(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_world() as world:
+        ask = world.studio.imagine
+
+        async def slow(*given: Any, **named: Any) -> Any:
+            await asyncio.sleep(2.0)
+            return await ask(*given, **named)
+
+        monkeypatch.setattr(world.studio, "imagine", slow)
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        assert [each.json["type"] for each in world.env.http_requests if each.path.endswith("/callback")] == [5]
+        assert world.labels(await world.ended(result))[0] == "U1"
+        refused = await world.alice.slash(world.channel, "imagine", prompt="red apple --stepps 3")
+        assert refused.response is None, "the public spinner is gone"
+        (said,) = refused.followups
+        assert said.ephemeral
+        assert "🚫" in said.content
+
+
+async def test_where_pictures_cannot_be_shown_the_job_is_not_taken(open_world: Any) -> None:
+    async with open_world() as world:
+        everyone = world.guild.default_role
+        silent = world.guild.create_text_channel(
+            "silent", overwrites={everyone: discord.PermissionOverwrite(attach_files=False)}
+        )
+        result = await world.alice.slash(silent, "imagine", prompt="red apple")
+        assert result.ephemeral
+        assert "Attach Files" in text(result)
+        assert await world.studio.recent() == []
+
+
+async def test_in_a_direct_conversation(open_world: Any) -> None:
+    async with open_world() as world:
+        user = world.alice.user
+        result = await user.slash("imagine", prompt="red apple")
+        assert "red apple" in text(result)
+        await world.until(lambda: world.painter.done)
+        final = await world.until(lambda: (m := user.dm_channel.history()[-1]).attachments and m)
+        await world.until(lambda: "Cancel" not in world.labels(user.dm_channel.history()[-1]))
+        assert final.id == result.response.id
+        assert "red apple" not in text(await world.bob.slash(world.channel, "queue"))
+
+
+async def test_another_servers_jobs_are_out_of_reach(open_world: Any) -> None:
+    async with open_world() as world:
+        message = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
+        elsewhere = world.env.create_guild("Elsewhere")
+        dora = elsewhere.add_member(world.env.create_user("dora"))
+        view = await world.studio.view(job_of(message))
+        asking = Member("discord:1", "dora", f"discord:{elsewhere.id}")
+        assert forbidden("vary", view, asking)
+        assert forbidden("up", view, asking)
+        queue = await dora.slash(elsewhere.create_text_channel("pictures"), "queue")
+        assert "apple" not in text(queue)

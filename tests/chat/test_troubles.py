@@ -1,0 +1,166 @@
+"""A bad evening: outages, limits, vanished messages, a bot that was away. Every finished picture arrives, and once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import discord
+import pytest
+
+pytestmark = pytest.mark.asyncio
+
+BY_TOKEN = "/webhooks/*/messages/*"
+IN_CHANNEL = "/channels/*/messages/*"
+
+
+def edits(world: Any) -> list[str]:
+    return [each.path for each in world.env.http_requests if each.method == "PATCH"]
+
+
+def has_picture(message: discord.Message) -> bool:
+    return message.attachments[0].filename.startswith("darkroom-")
+
+
+async def begun(world: Any) -> Any:
+    """A job that stands at step 5, its first frames shown."""
+    world.painter.stand_at = 5
+    result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+    identity = result.response.id
+    await world.until(lambda: "step 4 of 20" in world.message(identity).content)
+    world.painter.stand_at = None
+    return result
+
+
+async def noted(world: Any) -> None:
+    """Until the studio knows that everything was shown."""
+    for _ in range(200):
+        if not await world.studio.undelivered("discord"):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("something was not noted as delivered")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_an_outage_delays_a_final_but_does_not_lose_it(open_world: Any, status: int) -> None:
+    async with open_world() as world:
+        result = await begun(world)
+        world.env.inject_error("PATCH", "*", status=status, times=2)
+        world.painter.going.set()
+        assert has_picture(await world.ended(result))
+
+
+async def test_a_dead_token_hands_over_to_the_channel(open_world: Any) -> None:
+    async with open_world() as world:
+        world.env.inject_error("PATCH", BY_TOKEN, status=401, code=50027, message="Invalid Webhook Token", times=None)
+        result = await begun(world)
+        world.painter.going.set()
+        assert has_picture(await world.ended(result))
+        assert any(path.startswith("/channels/") for path in edits(world))
+
+
+async def test_while_the_token_lives_the_channel_is_left_alone(open_world: Any) -> None:
+    async with open_world() as world:
+        result = await begun(world)
+        world.painter.going.set()
+        await world.ended(result)
+        assert edits(world)
+        assert not any(path.startswith("/channels/") for path in edits(world))
+
+
+async def test_a_deleted_message_is_posted_anew_when_the_picture_is_done(open_world: Any) -> None:
+    async with open_world() as world:
+        deleted = (await begun(world)).response.id
+        world.env.backend.delete_message(world.channel.id, deleted)
+        world.painter.going.set()
+        (message,) = await world.until(lambda: [each for each in world.channel.history() if each.attachments])
+        assert has_picture(message)
+        assert message.id != deleted
+        await noted(world)
+
+
+async def test_a_place_that_is_gone_for_good_is_said_in_the_log(
+    open_world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world() as world:
+        result = await begun(world)
+        world.env.inject_error("*", BY_TOKEN, status=404, code=10015, message="Unknown Webhook", times=None)
+        world.env.inject_error("*", "/channels/*", status=403, code=50001, message="Missing Access", times=None)
+        world.painter.going.set()
+        with caplog.at_level(logging.WARNING):
+            await world.until(lambda: "cannot be delivered" in caplog.text)
+        await noted(world)
+        after = await world.bob.slash(world.channel, "queue")
+        assert after.ephemeral, f"the courier and the bot live on after {result}"
+
+
+async def test_what_ended_while_the_bot_was_away_is_shown_once(open_world: Any) -> None:
+    async with open_world() as world:
+        result = await begun(world)
+        await world.stop_courier()
+        world.painter.going.set()
+        await world.until(lambda: world.painter.done)
+        (job,) = world.painter.done
+        while (await world.studio.view(job)).state != "finished":
+            await asyncio.sleep(0.02)
+        await world.restart()
+        final = await world.ended(result)
+        assert has_picture(final)
+        assert len(world.channel.history()) == 1
+        await noted(world)
+        before = len(edits(world))
+        await world.restart()
+        await asyncio.sleep(0.5)
+        assert len(edits(world)) == before, "and not again"
+
+
+async def test_a_message_whose_id_was_not_noted_is_found_again(open_world: Any) -> None:
+    async with open_world() as world:
+        result = await begun(world)
+        await world.stop_courier()
+        (view,) = await world.studio.recent()
+        await world.studio.moved(view.id, message="")
+        world.painter.going.set()
+        await world.until(lambda: world.painter.done)
+        await world.restart()
+        assert has_picture(await world.ended(result))
+        assert len(world.channel.history()) == 1
+
+
+async def test_a_picture_that_is_too_large_is_made_smaller(open_world: Any) -> None:
+    async with open_world() as world:
+        result = await begun(world)
+        world.env.inject_error("PATCH", "*", status=413, code=40005, message="Request entity too large", times=3)
+        world.painter.going.set()
+        assert has_picture(await world.ended(result))
+
+
+async def test_commands_are_registered_once_and_not_at_each_start(open_world: Any) -> None:
+    async with open_world() as world:
+
+        def registrations() -> int:
+            return sum(each.method == "PUT" and each.path.endswith("/commands") for each in world.env.http_requests)
+
+        assert registrations() == 1
+        await world.restart()
+        assert registrations() == 1
+        (world.folder / "synced").write_text("another tree")
+        await world.restart()
+        assert registrations() == 2
+
+
+async def test_an_error_of_ours_is_an_apology_and_a_log_line(
+    open_world: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+
+        async def broken(*_args: object, **_named: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(world.studio, "imagine", broken)
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        assert result.ephemeral
+        assert "Something broke on our side" in result.response.content
+        assert "a bug" in caplog.text
+        assert world.env.errors, "simcord saw it too"
