@@ -1,7 +1,7 @@
 """Texts as unit vectors: all-MiniLM-L6-v2, mean-pooled over its tokens and L2-normalised, as its authors use it.
 
-Knows the text encoder that the embedded model brings along; nothing of what the vectors are compared with. Loaded at the
-first request: a worker that nobody asks pays nothing.
+Knows the text encoder that the embedded model brings along; nothing of what the vectors are compared with. Loaded at
+the first request: a worker that nobody asks pays nothing.
 """
 
 from __future__ import annotations

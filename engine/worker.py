@@ -1,7 +1,7 @@
 """Worker: takes jobs from the queue, runs them in one engine, and answers for each until its result is safe.
 
-Ties the bus, the engine's thread and the output together; knows no SQL, no Discord and no model. Whatever happens, a job
-is either answered for by its one result or given back: a killed worker's jobs go on elsewhere from their last snapshot.
+Ties the bus, the engine's thread and the output together; knows no SQL, no Discord and no model. Whatever happens, a
+job is either answered for by its one result or given back: a killed worker's goes on elsewhere from its last snapshot.
 """
 
 from __future__ import annotations

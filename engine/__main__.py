@@ -1,0 +1,81 @@
+"""`python -m engine serve`: one worker. The command line, the logs and the exit codes; everything else is handed down.
+
+Exit codes: 0 after an orderly hand-over, 2 where a setting, a model or the broker's address is wrong, 70 where the
+engine is stuck or has crashed and a supervisor should start it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WRONG, STUCK = 2, 70
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@app.callback()
+def engine() -> None:
+    """The engine of Darkroom."""
+
+
+@app.command()
+def serve(
+    nats: Annotated[str, typer.Option(help="The broker, as nats://HOST:PORT; else DARKROOM_NATS.")] = "",
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the broker's token; else DARKROOM_NATS_TOKEN.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="This worker's name, unlike any other's; else the host's.")] = "",
+    model: Annotated[list[str] | None, typer.Option(help="A model's name or folder; may be repeated.")] = None,
+    pool: Annotated[list[str] | None, typer.Option(help="A pool to serve; may be repeated.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Where calibrations are kept; else DARKROOM_DATA.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "",
+) -> None:
+    """Takes jobs from a broker and develops their pictures on this machine, until SIGTERM."""
+    from engine.config import load, read_token
+
+    token = read_token(token_file) if token_file else ""
+    settings = load(
+        nats=nats, nats_token=token, name=name, models=tuple(model or ()), pools=tuple(pool or ()), data=data,
+        device=device,
+    )  # fmt: skip
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from engine import serving
+
+    asyncio.run(serving.serve(settings))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command line; what is the caller's business ends in one sentence, never in a traceback."""
+    from engine.config import BadSetting
+    from engine.lease import Stuck
+    from engine.link import Unreachable
+    from engine.unfit import Unfit
+
+    try:
+        app(list(args) if args is not None else None)
+    except (BadSetting, Unreachable, Unfit) as error:
+        return _say(str(error), WRONG)
+    except SystemExit as ended:  # how typer ends, with a usage error's text already said
+        return ended.code if isinstance(ended.code, int) else WRONG
+    except Stuck as error:
+        _say(str(error), STUCK)
+        sys.stderr.flush()
+        os._exit(STUCK)  # a thread that is stuck in a kernel would keep an ordinary exit waiting
+    return 0
+
+
+def _say(sentence: str, code: int) -> int:
+    print(sentence, file=sys.stderr)  # noqa: T201 - the command line's answer
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""A worker's settings, from its command line and the environment, read once, checked, frozen. Opens nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError, field_validator
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+ENVIRONMENT = {
+    "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
+    "device": "DARKROOM_DEVICE",
+}  # fmt: skip
+
+
+class BadSetting(ValueError):
+    """One setting is wrong; the text names it and says what is wrong with it."""
+
+
+class Settings(BaseModel):
+    """`device` is auto, cpu or cuda (`cuda:1` for the second). `models` are names or folders, the first the default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nats: str = Field(min_length=1)
+    nats_token: SecretStr = SecretStr("")
+    name: Name
+    models: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("embedded",)
+    pools: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)] = ("default",)
+    data: Path
+    device: str = "auto"
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not re.match(r"^(auto|cpu|cuda(:\d{1,2})?)$", value):
+            raise ValueError("auto, cpu, cuda or cuda:1 is needed")
+        return value
+
+    @field_validator("nats")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if not re.match(r"^(nats|tls|ws|wss)://[^\s/]+/?$", value):
+            raise ValueError("an address such as nats://127.0.0.1:4222 is needed")
+        return value
+
+
+def load(**given: Any) -> Settings:
+    """What was given, then the environment, then the defaults. Raises `BadSetting`."""
+    values = {"name": default_name(), "data": default_data()}
+    values |= {field: os.environ[variable] for field, variable in ENVIRONMENT.items() if os.environ.get(variable)}
+    values |= {field: value for field, value in given.items() if value}
+    if not values.get("nats"):
+        raise BadSetting("Name the broker with --nats or DARKROOM_NATS.")
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]  # an input may be a secret
+        field = str(first["loc"][0]) if first["loc"] else "settings"
+        raise BadSetting(f"{ENVIRONMENT.get(field, field)}: {first['msg'].removeprefix('Value error, ')}.") from None
+
+
+def read_token(path: Path) -> str:
+    """A token from a file, so that it stands in no process list. Raises `BadSetting`."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSetting(f"The token file {path.name} cannot be read: {type(error).__name__}.") from error
+
+
+def default_name() -> str:
+    """The host's name, as far as the contract allows it."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:64]
+    return name or "worker"
+
+
+def default_data() -> Path:
+    """`$XDG_DATA_HOME/darkroom`, else `~/.local/share/darkroom`."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "darkroom"

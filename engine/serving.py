@@ -1,0 +1,138 @@
+"""One worker process, from its settings to its end: joins the broker, loads its models, works until told to stop.
+
+Builds everything and hands it down; has no rule of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from engine import families
+from engine.bus import Bus
+from engine.calibration import Calibration, calibrate, device_name
+from engine.config import BadSetting, Settings
+from engine.device import best
+from engine.embedding import Embedder
+from engine.engine import Engine
+from engine.families.family import Family
+from engine.lane import Lane
+from engine.pulse import DEADLINES, Pulse
+from engine.unfit import Unfit
+from engine.worker import Offer, Stuck, Worker
+
+log = logging.getLogger(__name__)
+
+ONE_GRID = 8  # rows of four pictures with guidance: a worker that took less at once could not announce room for one
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The loaded models, each with what calibration measured of it."""
+
+    device: torch.device
+    models: tuple[tuple[Family, Calibration], ...]
+
+    @property
+    def rows(self) -> int:
+        """The largest of the models' row caps: a smaller cap of another model is slower beyond it, not wrong."""
+        return max(calibration.rows for _, calibration in self.models)
+
+    @property
+    def slowest(self) -> float:
+        """Seconds of the slowest step that these models may need: all rows, at the largest size."""
+        return max(
+            self.rows * found.row_ms * family.max_pixels / family.size**2 / 1000 for family, found in self.models
+        )
+
+    def offer(self, settings: Settings) -> Offer:
+        device = f"{self.device.type}: {device_name(self.device)}"[:128]
+        return Offer(
+            settings.name, device, max(self.rows, ONE_GRID), tuple(found.warm(family) for family, found in self.models),
+            settings.pools, build(),
+        )  # fmt: skip
+
+
+def load_models(settings: Settings) -> Ready:
+    """Blocks for seconds to minutes. Raises `Unfit`, or `BadSetting` where two models have one name."""
+    device = best() if settings.device == "auto" else torch.device(settings.device)
+    loaded = []
+    for name in settings.models:
+        family = families.load(name, settings.data, device=device)
+        if any(family.name == other.name for other, _ in loaded):
+            raise BadSetting(f"Two models are called {family.name}; rename the folder of one.")
+        loaded.append((family, calibrate(family, settings.data / "calibration.json")))
+        log.info("%s is ready on %s", family.name, device)
+    return Ready(device, tuple(loaded))
+
+
+def build() -> str:
+    """What this worker runs: pictures are bit-identical only within one build."""
+    try:
+        own = version("darkroom-bot")
+    except PackageNotFoundError:
+        own = "source"
+    return f"darkroom {own}, torch {torch.__version__}"[:128]
+
+
+async def serve(settings: Settings) -> None:
+    """Works until SIGTERM or SIGINT, then hands over. Raises `Stuck`, `Unreachable`, `Unfit` or `BadSetting`."""
+    bus = await Bus.connect(settings.nats, settings.nats_token.get_secret_value(), name=settings.name)
+    try:
+        await bus.declare()
+        ready = await _loaded(settings)
+        await _serve_embed(bus)
+        await _work(bus, ready, settings)
+    finally:
+        await bus.close()
+
+
+async def _loaded(settings: Settings) -> Ready:
+    try:
+        async with asyncio.timeout(DEADLINES["load"]):
+            return await asyncio.to_thread(load_models, settings)
+    except TimeoutError as error:
+        raise Stuck("Loading the models took too long.") from error
+
+
+async def _serve_embed(bus: Bus) -> None:
+    embedder = Embedder()
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        return await asyncio.to_thread(embedder, texts)
+
+    await bus.serve_embed(embed)
+
+
+async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
+    by_name = {family.name: family for family, _ in ready.models}
+    engine, lane = Engine(by_name, rows=ready.rows), Lane(by_name)
+    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest))
+    with _signals(worker.drain):
+        await worker.run()
+
+
+class _signals:
+    """While it lasts, SIGTERM and SIGINT call `act` instead of ending the process."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sign, self._act)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(sign)
+
+
+__all__ = ["Stuck", "Unfit", "build", "load_models", "serve"]
