@@ -20,7 +20,6 @@ from engine.broker import Broker
 from engine.bus import Bus, Kept
 from engine.job import (
     Cancelled,
-    Failed,
     Finished,
     Frame,
     Job,
@@ -148,29 +147,19 @@ class Apprentice:
     async def picture(self, job: Job, epoch: int, image: int) -> None:
         side = job.task.width if isinstance(job.task, Recipe) else 256
         content = png(side, side, 40 * image)
-        sha = await self.bus.put_blob(content)
-        await self.say(
-            Picture(
-                job=job.id,
-                image=image,
-                epoch=epoch,
-                kind="image",
-                sha256=sha,
-                bytes=len(content),
-                width=side,
-                height=side,
-            )
-        )
+        await self.keep(job, epoch, image, "image", content, side)
 
     async def ladder(self, job: Job, epoch: int, image: int) -> None:
         rungs = tuple(Rung(step=step, thumbnail=png(8, 8, step)) for step in (0, 10, 20))
         content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=rungs))
+        await self.keep(job, epoch, image, "ladder", content, 64)
+
+    async def keep(self, job: Job, epoch: int, image: int, kind: str, content: bytes, side: int) -> None:
         sha = await self.bus.put_blob(content)
-        await self.say(
-            Picture(
-                job=job.id, image=image, epoch=epoch, kind="ladder", sha256=sha, bytes=len(content), width=64, height=64
-            )
-        )
+        picture = Picture(
+            job=job.id, image=image, epoch=epoch, kind=kind, sha256=sha, bytes=len(content), width=side, height=side
+        )  # fmt: skip
+        await self.say(picture)
 
 
 class Workplace:

@@ -71,7 +71,7 @@ def test_a_bad_value_is_one_line_that_names_it_and_shows_no_secret(monkeypatch, 
 
 
 def test_a_bad_value_of_the_command_line_is_named_too():
-    with pytest.raises(Refused, match="^DARKROOM_PORT is not valid: "):
+    with pytest.raises(Refused, match=r"^DARKROOM_PORT is not valid: "):
         load(port=-1)
 
 

@@ -52,7 +52,7 @@ async def queue(store: Store, *drafts: Draft) -> list[str]:
 
 
 def look(store: Store, sql: str) -> list[tuple]:
-    url = str(store._writer.url)  # noqa: SLF001
+    url = str(store._writer.url)
     with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
         return connection.execute(sql).fetchall()
 
@@ -266,10 +266,12 @@ def migrated() -> bytes:
 
 
 def run(scenario) -> None:
+    empty = migrated()
+
     async def within() -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "d.sqlite"
-            file.write_bytes(migrated())
+            file.write_bytes(empty)
             store = await Store.open(f"sqlite:///{file}", {"default/v": 3.0})
             try:
                 await scenario(store)
@@ -358,7 +360,7 @@ def _invariants(store: Store, ends: dict[str, tuple]) -> None:
 async def test_a_pick_reads_by_index_however_long_the_queue_is(store):
     await queue(store, *(draft(f"u{n}", f"g{n % 7}") for n in range(300)))
     statements: list[str] = []
-    engine = store._writer  # noqa: SLF001
+    engine = store._writer
 
     def keep(_connection, _cursor, statement, parameters, _context, _many):
         statements.append((statement, parameters))

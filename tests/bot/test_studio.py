@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from bot.feed import Developing, Settled
 from bot.refused import Refused
-from bot.views import Member, Place
-from engine.job import Ancestor, Enlarge, Recipe, rows
+from bot.views import Member
 
 BOB = Member("local:bob", "Bob", "local")
 
