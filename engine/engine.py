@@ -125,10 +125,10 @@ class Engine:
         """(x', x0) of every image in the batch."""
         at, x, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._lay(batch)
         family, dtype = self._families[batch[0].model], batch[0].dtype
-        rows = zip(*((each[layout.owner]).split(layout.size) for each in (at["c"] * x, at["t"].flatten())), strict=True)
-        texts = layout.texts.split(layout.size)
-        out = [family.denoise(*row, text, dtype) for row, text in zip(rows, texts, strict=True)]
-        return update(batch, x, layout.guide(torch.cat(out)), at)
+        inputs, times = (at["c"] * x)[layout.owner], at["t"].flatten()[layout.owner]
+        forwards = zip(*(each.split(layout.size) for each in (inputs, times, layout.texts)), strict=True)
+        out = torch.cat([family.denoise(x, t, texts, dtype) for x, t, texts in forwards])
+        return update(batch, x, layout.guide(out), at)
 
     def _advance(self, batch: list[Trajectory], x: torch.Tensor, x0: torch.Tensor) -> None:
         for image, moved, estimate in zip(batch, x, x0, strict=True):

@@ -289,7 +289,7 @@ def decode(payload: bytes, kind: type[T]) -> T:
 
 
 def unconditional(recipe: Recipe) -> bool:
-    """Whether the empty or negative text u needs a row: u + guidance·Σ wᵢ(cᵢ - u) is free of it at guidance·Σ wᵢ = 1."""
+    """Whether the empty or negative text u needs a row: u + guidance·Σ wᵢ(cᵢ - u) lacks it where guidance·Σ wᵢ = 1."""
     return recipe.guidance * sum(concept.weight for concept in recipe.concepts) != 1.0
 
 

@@ -25,7 +25,7 @@ def _rungs(levels: bytes) -> tuple[int, ...]:
         return tuple(range(1, len(alpha) + 1))
     with np.errstate(divide="ignore"):
         log_snr = np.clip(2 * (np.log(alpha) - np.log(sigma)), -_SEEN, _SEEN)
-    targets = np.linspace(log_snr[0], log_snr[-1], MAX_RUNGS)
+    targets = log_snr[0] + (log_snr[-1] - log_snr[0]) * np.arange(MAX_RUNGS) / (MAX_RUNGS - 1)
     nearest = np.abs(log_snr[None, :] - targets[:, None]).argmin(axis=1)
     return tuple(sorted({int(step) + 1 for step in nearest} | {len(alpha)}))[-MAX_RUNGS:]
 

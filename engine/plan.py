@@ -21,7 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 COLUMNS = ("t", "c", "A", "B", "M", "N", "P", "Q", "alpha", "sigma")
 SAMPLERS: dict[str, tuple[type, dict[str, object]]] = {
@@ -99,9 +102,11 @@ def _probe(scheduler: Any, steps: int, eta: float) -> Plan | None:
     timesteps, init_sigma = scheduler.timesteps, float(scheduler.init_noise_sigma)
     if timesteps.max() >= scheduler.config.num_train_timesteps:  # "leading" spacing counts to timestep 1000 of 0…999
         return None
-    rows, draws = [], [1]
+    chance = {"eta": eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
+    rows: list[tuple[float, ...]] = []
+    draws = [1]
     for t, (alpha, sigma) in zip(timesteps, _levels(scheduler, timesteps), strict=True):
-        c, moved, x0, noise = _step(scheduler, t, eta)
+        c, moved, x0, noise = _step(scheduler, t, chance)
         a, b, m, n = _coefficients(moved, noise)
         p, q, *_ = _coefficients(x0, torch.zeros_like(noise))
         rows.append((float(t), c, a, b, m, n, p, q, alpha, sigma))
@@ -113,7 +118,9 @@ def _probe(scheduler: Any, steps: int, eta: float) -> Plan | None:
     return Plan(table, init_sigma, tuple(draws))
 
 
-def _step(scheduler: Any, t: torch.Tensor, eta: float) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _step(
+    scheduler: Any, t: torch.Tensor, chance: Mapping[str, float]
+) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One probing step: (c, x', x0, the noise that was drawn: zeros if none)."""
     x, out, h = (_Wide(column.view(1, 1, 1, -1)) for column in _BASIS[:, :NOISE].T)
     generator = torch.Generator().manual_seed(_SEED)
@@ -121,12 +128,13 @@ def _step(scheduler: Any, t: torch.Tensor, eta: float) -> tuple[float, torch.Ten
     c = float(scheduler.scale_model_input(x, t).flatten()[X])
     if hasattr(scheduler, "model_outputs"):  # a multistep scheduler keeps its history to itself
         scheduler.model_outputs[-1] = h
-    extra = {"eta": eta} if isinstance(scheduler, DDIMScheduler) else {}
-    result = scheduler.step(out, t, x, generator=generator, **extra)
-    x0 = result["pred_original_sample"] if "pred_original_sample" in result else scheduler.model_outputs[-1]
+    result = scheduler.step(out, t, x, generator=generator, **chance)
+    x0 = result.get("pred_original_sample")
+    x0 = scheduler.model_outputs[-1] if x0 is None else x0
     drawn = not torch.equal(generator.get_state(), untouched)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64) * drawn
-    return c, *(each.as_subclass(torch.Tensor).flatten() for each in (result["prev_sample"], x0, noise))
+    moved, x0, noise = (each.as_subclass(torch.Tensor).flatten() for each in (result["prev_sample"], x0, noise))
+    return c, moved, x0, noise
 
 
 def _coefficients(y: torch.Tensor, noise: torch.Tensor) -> tuple[float, float, float, float]:

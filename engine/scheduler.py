@@ -100,7 +100,9 @@ class Scheduler(Generic[E]):
         return self._jobs[min(self._jobs, key=lambda job: self._tag(job, self._served))][0].key
 
     def _fill(self, queues: dict[Node, list[E]], limit: int) -> list[E]:
-        served, batch, rows = dict(self._served), [], 0
+        served = dict(self._served)
+        batch: list[E] = []
+        rows = 0
         while queues:
             job = min(queues, key=lambda job: self._tag(job, served))
             entry = queues[job].pop(0)

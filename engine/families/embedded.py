@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import AutoTokenizer, BertModel
 
 from engine.families.quiet import quiet
@@ -36,13 +39,15 @@ def assemble(weights: Path = WEIGHTS) -> Any:
     tokenizer, encoder = load_text_encoder()
     precisely: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
     with quiet():
-        pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(str(weights / "vae"), **precisely),
-            unet=UNet2DConditionModel.from_pretrained(str(weights / "unet"), **precisely),
-            scheduler=DDPMScheduler.from_pretrained(str(weights / "scheduler")),
-            text_encoder=encoder, tokenizer=tokenizer, safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False,
-        )  # fmt: skip
+        parts: dict[str, Any] = {
+            "vae": AutoencoderKL.from_pretrained(str(weights / "vae"), **precisely),
+            "unet": UNet2DConditionModel.from_pretrained(str(weights / "unet"), **precisely),
+            "scheduler": DDPMScheduler.from_pretrained(str(weights / "scheduler")),
+            "text_encoder": encoder,
+            "tokenizer": tokenizer,
+        }
+        unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = StableDiffusionPipeline(**parts, **unused)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

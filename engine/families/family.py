@@ -14,7 +14,7 @@ TORCH: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.b
 
 
 class Family(Protocol):
-    """One loaded model. The engine's thread calls everything except `decode` and `encode_image`, which are the lane's."""
+    """One loaded model. The engine's thread calls everything but `decode` and `encode_image`, which are the lane's."""
 
     name: str
     revision: str  # changes with the weights: calibrations and recipes are bound to it
@@ -35,7 +35,7 @@ class Family(Protocol):
         ...
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, dtype: Dtype) -> torch.Tensor:
-        """The network's output `[rows, …]`, float32, for inputs `[rows, …]`, timesteps `[rows]`, texts `[rows, tokens, …]`."""
+        """The network's output, float32, for inputs `[rows, …]`, timesteps `[rows]` and texts `[rows, tokens, …]`."""
         ...
 
     def decode(self, latents: torch.Tensor) -> Image.Image:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
 from engine.families.family import TORCH
@@ -32,7 +33,7 @@ class StableDiffusion:
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float = 7.5
     ) -> None:
         self.name, self.revision, self.device, self.guidance = name, revision, torch.device(device), guidance
-        self.scheduler_config = dict(pipeline.scheduler.config)
+        self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
         self.tokens = int(pipeline.tokenizer.model_max_length)
         config = pipeline.unet.config
         self._channels, self._factor = int(config.in_channels), int(pipeline.vae_scale_factor)
@@ -113,13 +114,10 @@ def fingerprint(folder: Path) -> str:
 
 def _download(source: str) -> str:
     try:
-        return StableDiffusionPipeline.download(
-            source, use_safetensors=True, safety_checker=None, feature_extractor=None
-        )
+        return str(StableDiffusionPipeline.download(source, use_safetensors=True, safety_checker=None))
     except (OSError, ValueError) as error:
-        raise Unfit(
-            f"There is no model {source}: neither a folder nor one on the hub in safetensors.", "model"
-        ) from error
+        sentence = f"There is no model {source}: neither a folder nor one on the hub in safetensors."
+        raise Unfit(sentence, "model") from error
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -1,0 +1,189 @@
+"""What timing decides, measured once for a device, build and model, and stored: dtype, row cap, default steps, costs.
+
+A recipe freezes what it took from here, so load never changes pixels. Dtypes are timed in turn, so that a busy moment
+hits both; the row cap is the knee, beyond which a larger batch gains under 5 % and only makes each step slower.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import diffusers
+import msgspec
+import torch
+from msgspec import Meta, Struct
+
+from engine.engine import BUCKETS
+from engine.families.family import Family
+from engine.job import Dtype, Sampler, Warm
+from engine.plan import plan
+
+log = logging.getLogger(__name__)
+
+GAIN = 1.05  # a doubling of the rows that gains less throughput than this is not worth its longer step
+ROUNDS = 3
+BUDGET = 1.5  # seconds for the row buckets; the larger ones are left out when it is spent
+SLOW = 500.0  # milliseconds of a forward after which a larger one is not worth the wait
+PATIENCE = 60.0  # seconds that a grid of four with the default steps may take
+GRID_ROWS = 8  # four pictures with guidance
+DEFAULTS: tuple[tuple[int, Sampler], ...] = (
+    (1000, "ddpm"), (999, "ddpm"), (500, "ddpm"), (250, "ddpm"), (50, "dpmpp_2m"), (30, "dpmpp_2m"), (20, "dpmpp_2m"),
+)  # fmt: skip
+PROBE = "a small red house beside a lake, flat design"
+
+Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
+    """Milliseconds at the model's native size. `bucket_ms` is of one forward with so many rows."""
+
+    dtype: Dtype
+    rows: Annotated[int, Meta(ge=1, le=256)]
+    steps: Annotated[int, Meta(ge=1, le=1000)]
+    sampler: Sampler
+    row_ms: Milliseconds
+    encode_ms: Milliseconds
+    decode_ms: Milliseconds
+    bucket_ms: dict[int, Milliseconds]
+    dtype_ms: dict[Dtype, Milliseconds]
+
+    def warm(self, family: Family) -> Warm:
+        """What a worker announces of this model."""
+        return Warm(
+            name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
+            max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
+            guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
+        )  # fmt: skip
+
+
+def calibrate(family: Family, path: Path, *, again: bool = False) -> Calibration:
+    """The stored calibration, or a fresh one (a few seconds), which is then stored. A spoilt file is measured anew."""
+    key, known = identity(family), _read(path)
+    if key not in known or again:
+        known[key] = measure(family)
+        _write(path, known)
+    return known[key]
+
+
+def identity(family: Family) -> str:
+    """What a calibration is bound to: any of these changes the timing, or the bits."""
+    device = f"{device_name(family.device)}, {torch.get_num_threads()} threads"
+    return f"{device} | torch {torch.__version__}, diffusers {diffusers.__version__} | {family.name} {family.revision}"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
+def measure(family: Family) -> Calibration:
+    """Time everything on the family's device."""
+    dtype_ms = _time_dtypes(family)
+    dtype = min(dtype_ms, key=lambda each: dtype_ms[each])
+    bucket_ms = _time_buckets(family, dtype)
+    rows = knee(bucket_ms)
+    row_ms = bucket_ms[rows] / rows
+    steps, sampler = _default_steps(family, row_ms)
+    latents = torch.zeros(family.latent_shape(family.size, family.size), device=family.device)
+    decode_ms = min(_once(family, lambda: family.decode(latents)) for _ in range(2))
+    encode_ms = _once(family, lambda: family.encode(PROBE))
+    return Calibration(dtype, rows, steps, sampler, row_ms, encode_ms, decode_ms, bucket_ms, dtype_ms)
+
+
+def knee(bucket_ms: dict[int, float]) -> int:
+    """The smallest bucket that no larger one beats by 5 % in rows a second."""
+    throughput = {rows: rows / max(ms, 1e-9) for rows, ms in bucket_ms.items()}
+    return min(rows for rows, each in throughput.items() if each * GAIN >= max(throughput.values()))
+
+
+def _time_dtypes(family: Family) -> dict[Dtype, float]:
+    best: dict[Dtype, float] = {}
+    candidates: tuple[Dtype, ...] = ("float32", "bfloat16")
+    for dtype in candidates:
+        _forward(family, 2, dtype)  # the first pass builds the kernels
+    for _ in range(ROUNDS):
+        for dtype in candidates:
+            best[dtype] = min(best.get(dtype, float("inf")), _forward(family, 2, dtype))
+    return best
+
+
+def _time_buckets(family: Family, dtype: Dtype) -> dict[int, float]:
+    """The best of a few rounds over all sizes while the budget lasts; one round gets to a grid's rows if it can."""
+    best: dict[int, float] = {}
+    deadline = time.monotonic() + BUDGET
+    for _ in range(1 + ROUNDS):  # in the first round the kernels are built
+        for rows in BUCKETS:
+            if time.monotonic() > deadline and (rows > GRID_ROWS or rows in best or best.get(rows // 2, 0.0) > SLOW):
+                break
+            best[rows] = min(best.get(rows, float("inf")), _forward(family, rows, dtype))
+    for rows in sorted(best, reverse=True)[1:]:  # fewer rows never take longer: if they did, something else was running
+        best[rows] = min(best[rows], best[2 * rows])
+    return best
+
+
+def _forward(family: Family, rows: int, dtype: Dtype) -> float:
+    x = torch.zeros((rows, *family.latent_shape(family.size, family.size)), device=family.device)
+    t = torch.full((rows,), 500.0, device=family.device)
+    texts = family.encode("").expand(rows, *[-1] * 2)
+    return _once(family, lambda: family.denoise(x, t, texts, dtype))
+
+
+def _once(family: Family, work: Callable[[], object]) -> float:
+    """Milliseconds of one run, the device's work included."""
+    began = time.perf_counter()
+    work()
+    if family.device.type == "cuda":
+        torch.cuda.synchronize(family.device)
+    return 1000 * (time.perf_counter() - began)
+
+
+def _default_steps(family: Family, row_ms: float) -> tuple[int, Sampler]:
+    """1000 steps of DDPM where a grid of four is done in a minute; else the most that is, and twenty in any case."""
+    for steps, sampler in DEFAULTS[:-1]:
+        if steps * GRID_ROWS * row_ms <= 1000 * PATIENCE and _works(family, sampler, steps):
+            return steps, sampler
+    return DEFAULTS[-1]
+
+
+def _works(family: Family, sampler: Sampler, steps: int) -> bool:
+    try:
+        plan(family.scheduler_config, sampler, steps, 0.0)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Calibration]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Calibration])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        log.warning("the calibration in %s cannot be read, measuring anew: %s", path.name, error)
+        return {}
+
+
+def _write(path: Path, known: dict[str, Calibration]) -> None:
+    """Whole or not at all: a reader never sees half a file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(known)))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(path)
+    except OSError as error:
+        log.warning("the calibration cannot be stored in %s, the next start measures again: %s", path, error)
