@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -28,6 +27,8 @@ from bot.chat.imagine import COMMANDS
 from bot.chat.mail import Mail
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bot.chat.edits import Edits
     from bot.config import Settings
     from bot.studio import Studio
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SYNCED = "discord-commands.sha256"  # in the data folder: the tree that Discord has
-RETRY = 15.0  # seconds until the next attempt to reach Discord at start
+RETRY, RETRY_AT_MOST = 15.0, 300.0  # seconds until the next attempt to reach Discord at start
 
 
 class Tree(app_commands.CommandTree["DarkroomClient"]):
@@ -53,7 +54,7 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
 class DarkroomClient(discord.AutoShardedClient):
     """Discord, over one studio. No privileged intents: interactions bring all that we need."""
 
-    def __init__(self, studio: Studio, synced: Path, **options: Any) -> None:
+    def __init__(self, studio: Studio, synced: Path, *, gateway: yarl.URL | None = None, **options: Any) -> None:
         super().__init__(
             intents=discord.Intents(guilds=True),
             allowed_mentions=discord.AllowedMentions.none(),
@@ -68,6 +69,7 @@ class DarkroomClient(discord.AutoShardedClient):
         self.tree = Tree(self)
         self.opened = asyncio.Event()  # logged in: messages can be sent
         self._synced = synced
+        self._gateway = gateway
 
     async def setup_hook(self) -> None:
         self.add_dynamic_items(JobButton)
@@ -75,6 +77,9 @@ class DarkroomClient(discord.AutoShardedClient):
             self.tree.add_command(command)
         await self._sync()
         self.opened.set()
+
+    async def launch_shard(self, gateway: yarl.URL, shard_id: int, *, initial: bool = False) -> None:
+        await super().launch_shard(self._gateway or gateway, shard_id, initial=initial)
 
     async def on_ready(self) -> None:
         log.info("Discord: %s is in %d servers", self.user, len(self.guilds))
@@ -91,28 +96,29 @@ class DarkroomClient(discord.AutoShardedClient):
 
 def open_client(settings: Settings, studio: Studio, edits: Edits[Any] | None = None) -> DarkroomClient:
     """A client that is not connected yet; `edits` learns Discord's limits from the headers of its answers."""
-    if settings.discord_api:
-        Route.BASE = str(settings.discord_api).rstrip("/")
-    if settings.discord_gateway:
-        DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(str(settings.discord_gateway))
+    Route.BASE = settings.discord_api.rstrip("/")
+    gateway = yarl.URL(settings.discord_gateway) if settings.discord_gateway else None
+    if gateway:
+        DiscordWebSocket.DEFAULT_GATEWAY = gateway  # where it goes after a lost session
     options = {} if edits is None else {"http_trace": trace(edits, time.monotonic)}
-    return DarkroomClient(studio, Path(settings.data) / SYNCED, **options)
+    return DarkroomClient(studio, settings.data / SYNCED, gateway=gateway, **options)
 
 
 async def serve(settings: Settings, studio: Studio) -> None:
     """Discord until cancelled. A token that Discord refuses is said once, and the rest of the house goes on without."""
     if settings.discord_token is None:
         return
-    token = settings.discord_token.get_secret_value()
+    token, pause = settings.discord_token.get_secret_value(), RETRY
     while True:
         try:
             await _connected(settings, studio, token)
         except discord.LoginFailure:
             log.error("Discord refused DISCORD_TOKEN: copy it anew from discord.com/developers, and start again")
             return
-        except (aiohttp.ClientError, OSError, discord.DiscordServerError) as error:
-            log.warning("Discord cannot be reached, next attempt in %.0f s: %s", RETRY, error)
-        await asyncio.sleep(RETRY)
+        except (aiohttp.ClientError, OSError, discord.DiscordException) as error:
+            log.warning("Discord cannot be reached, next attempt in %.0f s: %s", pause, error)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, RETRY_AT_MOST)
 
 
 async def _connected(settings: Settings, studio: Studio, token: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.chat.edits import Edit, Edits, Kind, Pace
+from bot.chat.buckets import Pace
+from bot.chat.edits import Edit, Edits, Kind
 
 
 def edit(job: str, kind: Kind, content: int, now: float = 0.0, bucket: str = "c") -> Edit[int]:
@@ -36,6 +37,9 @@ class World:
     def send(self, took: float, good: bool) -> Edit[int] | None:
         one = self.edits.take(self.now)
         if one is None:
+            known = self.edits.wake(self.now)
+            self.edits._next = -math.inf
+            assert known <= self.edits.wake(self.now), "something could be sent earlier than it says"
             return None
         self._check(one)
         self.under_way.append((self.now + took, good, one))

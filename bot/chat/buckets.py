@@ -1,0 +1,72 @@
+"""What Discord counts together, and how much of it may be spent: an interaction's token, or a channel.
+
+Pure; the clock is an argument. A request is counted from the moment it *ended*, so that no jitter on the way can put
+more of them into one window at the other side than the budget allows. Knows nothing of jobs but their names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The budget. `limit` requests in `window` seconds a bucket, of which `reserve` are kept for finals."""
+
+    window: float = 5.0
+    limit: int = 5
+    reserve: int = 1
+    preview: float = 1.25  # seconds between two previews of a job that has its bucket to itself
+    place: float = 30.0  # seconds between two edits that only move the place in the queue
+    lead: float = 0.5  # no preview starts this shortly before its bucket's next final is due
+    previews_a_second: int = 20  # over all buckets; Discord allows 50 requests a second in all
+    finals_a_second: int = 40
+
+
+@dataclass
+class Bucket:
+    """One bucket: what was spent, what Discord said, who renders in it and who waits for it."""
+
+    pace: Pace
+    limit: int
+    busy: bool = False
+    until: float = -math.inf  # Discord said: nothing before this
+    spent: deque[float] = field(default_factory=deque)  # when the last requests ended
+    rendering: dict[str, float] = field(default_factory=dict)  # job → when its final is due
+    waiting: set[str] = field(default_factory=set)  # jobs with something to send
+
+    def free_at(self, final: bool, now: float) -> float:
+        """The earliest moment from `now` on at which the budget allows a request; infinity while one is under way."""
+        if self.busy:
+            return math.inf
+        allowed = self.limit if final else max(1, self.limit - self.pace.reserve)
+        at = max(now, self.until)
+        if len(self.spent) >= allowed:
+            at = max(at, self.spent[-allowed] + self.pace.window)
+        return at
+
+    def clear_at(self, at: float) -> float:
+        """`at`, or later if a final is due in this bucket just after it."""
+        for due in sorted(self.rendering.values()):
+            if due - self.pace.lead < at < due:
+                at = due
+        return at
+
+    def interval(self) -> float:
+        """Seconds between two previews of one job, so that all that render here share what finals leave."""
+        return len(self.rendering) * self.pace.window / max(1, self.limit - self.pace.reserve)
+
+    def spend(self, now: float) -> None:
+        """A request ended."""
+        self.busy = False
+        self.spent.append(now)
+        while len(self.spent) > self.limit or self.spent[0] <= now - self.pace.window:
+            self.spent.popleft()
+
+    def idle(self, now: float) -> bool:
+        """True if forgetting it loses nothing."""
+        since = now - self.pace.window
+        used = self.busy or self.rendering or self.waiting or self.until > since
+        return not (used or (self.spent and self.spent[-1] > since))

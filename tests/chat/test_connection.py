@@ -1,0 +1,63 @@
+"""Reaching Discord: over a real HTTP server that is down, then up, and does not like the token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import discord
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from discord.gateway import DiscordWebSocket
+from discord.http import Route
+
+from bot.chat import client
+from bot.config import load
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def discords_own_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the settings change in the library is put back."""
+    monkeypatch.setattr(Route, "BASE", Route.BASE)
+    monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", DiscordWebSocket.DEFAULT_GATEWAY)
+    monkeypatch.setattr(client, "RETRY", 0.01)
+
+
+async def test_an_outage_is_waited_out_and_a_wrong_token_said_once(
+    open_world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = [503, 503, 401]
+
+    async def me(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bot not-a-real-token"
+        return web.json_response({"message": "no", "code": 0}, status=answers.pop(0))
+
+    app = web.Application()
+    app.router.add_get("/api/v10/users/@me", me)
+    async with TestServer(app) as server, open_world() as world:
+        settings = load(data=tmp_path, discord_api=str(server.make_url("/api/v10")), discord_token="not-a-real-token")
+        with caplog.at_level(logging.WARNING):
+            await asyncio.wait_for(client.serve(settings, world.studio), 20.0)
+    assert answers == []
+    assert caplog.text.count("cannot be reached") == 2
+    assert caplog.text.count("Discord refused DISCORD_TOKEN") == 1
+    assert "not-a-real-token" not in caplog.text
+
+
+async def test_without_a_token_there_is_nothing_to_serve(open_world: Any, tmp_path: Path) -> None:
+    async with open_world() as world:
+        await asyncio.wait_for(client.serve(load(data=tmp_path, discord_token=None), world.studio), 1.0)
+
+
+async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_world: Any, tmp_path: Path) -> None:
+    async with open_world() as world:
+        made = client.open_client(load(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.studio)
+        assert made.intents == discord.Intents(guilds=True)
+        assert made.allowed_mentions
+        assert made.allowed_mentions.to_dict() == discord.AllowedMentions.none().to_dict()
+        assert str(DiscordWebSocket.DEFAULT_GATEWAY).startswith("ws://127.0.0.1:1")
