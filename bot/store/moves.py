@@ -126,7 +126,7 @@ def start(connection: Connection, job: str, epoch: int, worker: str, step: int, 
     before = _locked(connection, job)
     if before is None:
         return None
-    again = before["epoch"] not in (0, epoch)
+    again = before["state"] == "running" and before["epoch"] != epoch  # a requeue has counted already
     barren = _barren(before, step, again)
     if barren >= POISON and before["epoch"] <= epoch:
         return _poisoned(connection, before, now, f"again on {worker}")

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -174,8 +175,8 @@ class Workplace:
         self.stack.push_async_callback(bus.close)
         return bus
 
-    async def house(self) -> House:
-        return await self.stack.enter_async_context(open_house(self.settings, await self.bus()))
+    async def house(self, **more: Any) -> House:
+        return await self.stack.enter_async_context(open_house(self.settings, await self.bus(), **more))
 
     @asynccontextmanager
     async def visit(self) -> AsyncIterator[House]:

@@ -1,0 +1,278 @@
+"""The dispatcher and the patrol over a real broker: fair, bounded, idempotent, and nothing stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+
+import pytest
+
+from bot.config import load
+from bot.feed import Queued
+from bot.store import reads
+from bot.views import Member
+from engine import subjects
+from engine.job import Failed, Started
+
+BOB = Member("local:bob", "Bob", "local")
+
+
+async def ask(house, member, here, times=1, text="a lamp --count 4"):
+    return [(await house.studio.imagine(text, member, here))[0].job for _ in range(times)]
+
+
+def states(house, jobs):
+    async def read():
+        found = await house.store.ask(reads.some, jobs)
+        return [found[job].state for job in jobs]
+
+    return read()
+
+
+def all_in(house, jobs, *wanted):
+    async def check():
+        return all(state in wanted for state in await states(house, jobs))
+
+    return check
+
+
+async def ready(house, until):
+    await until(lambda: house.studio.workers())
+
+
+@pytest.mark.asyncio
+async def test_no_more_than_the_workers_rows_are_sent_and_a_newcomer_gets_in(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker(rows=16)
+    apprentice.go.clear()
+    await ready(house, until)
+    mine = await ask(house, ann, here, 4)
+    await until(lambda: len(apprentice.begun) == 2)
+    (other,) = await ask(house, BOB, here)
+    await until(lambda: other in apprentice.begun)
+    assert await states(house, mine) == ["running", "running", "queued", "queued"]
+    queue = await house.studio.queue("local")
+    assert [view.id for view in queue] == [mine[0], mine[1], other, mine[2], mine[3]]
+    assert [view.ahead for view in queue] == [None, None, None, 0, 1]
+    assert queue[-1].why == "1 ahead of you."
+    assert queue[-1].eta > queue[-2].eta > 0
+    apprentice.go.set()
+    await until(all_in(house, [*mine, other], "finished"))
+
+
+@pytest.mark.asyncio
+async def test_no_more_of_a_members_jobs_run_than_the_limit_says(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker(rows=1000)
+    apprentice.go.clear()
+    await ready(house, until)
+    mine = await ask(house, ann, here, 5)
+    await until(lambda: len(apprentice.begun) == 3)
+    await house.dispatcher.round()
+    assert await states(house, mine) == ["running"] * 3 + ["queued"] * 2
+    assert (await house.studio.view(mine[3])).why.startswith("3 of yours run already")
+    apprentice.go.set()
+    await until(all_in(house, mine, "finished"))
+
+
+@pytest.mark.asyncio
+async def test_without_a_worker_it_waits_and_says_so(workplace, until, ann, here):
+    house = await workplace.house()
+    (ticket,) = await house.studio.imagine("a lamp", ann, here)
+    assert (ticket.worker, ticket.eta) == (False, None)
+    assert any("No worker is online" in note for note in ticket.notes)
+    assert (ticket.steps, ticket.sampler) == (1000, "ddpm")
+    view = await house.studio.view(ticket.job)
+    assert (view.state, view.worker, view.why) == ("queued", False, "No worker is online for embedded.")
+    await workplace.worker()
+    await until(all_in(house, [ticket.job], "finished"))
+
+
+@pytest.mark.asyncio
+async def test_places_in_the_queue_are_told(workplace, until, ann, here):
+    house = await workplace.house()
+    async with house.feed.subscribe() as moments:
+        first, second = await ask(house, ann, here, 2)
+        async with asyncio.timeout(10):
+            told = {}
+            while told.keys() != {first, second}:
+                moment = await anext(moments)
+                assert isinstance(moment, Queued)
+                told[moment.job] = moment
+    assert [told[first].place, told[second].place] == [0, 1]
+    assert told[first].eta is None
+
+
+async def _sent_but_not_begun(workplace, until, ann, here):
+    """A job that was sent to a worker which only says that it is there; the house has closed since."""
+    async with workplace.visit() as house:
+        bus = await workplace.bus()
+        apprentice, task = await workplace.worker("idle")
+        task.cancel()
+        await apprentice.announce()
+        await ready(house, until)
+        jobs = await ask(house, ann, here, 2)
+        await until(all_in(house, jobs, "sent"))
+    return bus, jobs
+
+
+@pytest.mark.asyncio
+async def test_what_the_broker_lost_is_published_again_at_the_start(workplace, until, ann, here):
+    bus, jobs = await _sent_but_not_begun(workplace, until, ann, here)
+    await bus.js.purge_stream(subjects.WORK)
+    apprentice, _ = await workplace.worker("second")
+    house = await workplace.house()
+    await until(all_in(house, jobs, "finished"))
+    assert sorted(apprentice.begun) == sorted(jobs)
+
+
+@pytest.mark.asyncio
+async def test_what_the_broker_has_is_not_doubled_at_the_start(workplace, until, ann, here):
+    bus, jobs = await _sent_but_not_begun(workplace, until, ann, here)
+    house = await workplace.house()
+    await house.dispatcher.republish()
+    assert (await bus.js.stream_info(subjects.WORK)).state.messages == 2
+    assert await states(house, jobs) == ["sent", "sent"]
+
+
+@pytest.mark.asyncio
+async def test_a_broker_that_lost_its_store_gets_everything_again(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker(rows=16)
+    apprentice.go.clear()
+    await ready(house, until)
+    jobs = await ask(house, ann, here, 3)
+    await until(lambda: len(apprentice.begun) == 2)
+    broker = workplace.broker
+    os.kill(broker.pid, signal.SIGKILL)
+    await asyncio.to_thread(shutil.rmtree, broker.folder / "store")
+    await until(lambda: broker.restarts == 1)
+    await workplace.worker("fresh")
+    await until(all_in(house, jobs[:2], "finished"), 20)
+    apprentice.go.set()
+    await until(all_in(house, jobs, "finished"), 20)
+
+
+@pytest.mark.asyncio
+async def test_a_job_whose_worker_died_goes_on_elsewhere_and_ends_once(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, task = await workplace.worker("first")
+    apprentice.go.clear()
+    await ready(house, until)
+    (job,) = await ask(house, ann, here)
+    await until(all_in(house, [job], "running"))
+    first = await house.store.record(job)
+    await _kill(apprentice, task)
+    second, _ = await workplace.worker("second")
+    await until(all_in(house, [job], "finished"))
+    record = await house.store.record(job)
+    assert record.worker == "second"
+    assert record.epoch > first.epoch
+    assert record.attempt == 1
+    assert record.charged == pytest.approx(record.cost / 2)
+
+
+async def _kill(apprentice, task):
+    """As SIGKILL leaves it: the claim is not released, nothing is said any more."""
+
+    async def nothing(_result):
+        await asyncio.Event().wait()
+
+    apprentice.say = nothing
+    for one in apprentice.held.values():
+        one.cancel()
+    await apprentice.bus.close()
+    task.cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_job_that_nobody_holds_any_more_is_queued_again(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, task = await workplace.worker("liar")
+    task.cancel()
+    await apprentice.announce()
+    await ready(house, until)
+    (job,) = await ask(house, ann, here)
+    await until(all_in(house, [job], "sent"))
+    delivered = await apprentice.bus.pull(["default"], timeout=2)
+    await delivered.ack()
+    await apprentice.say(Started(job=job, epoch=5, worker="liar"))
+    await until(all_in(house, [job], "running"))
+    await workplace.worker("honest")
+    await until(all_in(house, [job], "finished"), 20)
+    record = await house.store.record(job)
+    assert (record.attempt, record.worker) == (2, "honest")
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_always_gives_up_is_tried_three_times_and_costs_nothing(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    apprentice.way = lambda job, epoch: Failed(
+        job=job.id, epoch=epoch, reason="The device is gone.", blame="worker", retry=True
+    )
+    await ready(house, until)
+    (job,) = await ask(house, ann, here)
+    await until(all_in(house, [job], "failed"))
+    record = await house.store.record(job)
+    assert (record.reason, record.blame, record.charged) == ("The device is gone.", "worker", 0.0)
+    assert apprentice.begun == [job] * 3
+
+
+@pytest.mark.asyncio
+async def test_what_waited_too_long_fails_and_costs_nothing(workplace, until, ann, here):
+    workplace.settings = load(data=workplace.settings.data, max_age=60)
+    now = [1_000_000.0]
+    house = await workplace.house(clock=lambda: now[0])
+    (job,) = await ask(house, ann, here)
+    now[0] += 59
+    await house.patrol.round()
+    assert (await house.studio.view(job)).state == "queued"
+    now[0] += 2
+    await house.patrol.round()
+    view = await house.studio.view(job)
+    assert (view.state, view.cost) == ("failed", 0.0)
+    assert "waited too long" in view.reason
+
+
+@pytest.mark.asyncio
+async def test_cancelling_in_every_state(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker(rows=8)
+    apprentice.go.clear()
+    await ready(house, until)
+    runs, waits = await ask(house, ann, here, 2)
+    await until(all_in(house, [runs], "running"))
+    assert "nothing was charged" in await house.studio.cancel(waits, ann)
+    assert await states(house, [waits]) == ["cancelled"]
+    assert (await house.studio.cancel(runs, ann)).startswith("Cancelling")
+    await until(all_in(house, [runs], "cancelled"))
+    assert await house.studio.cancel(runs, ann) == "Cancelled."
+    record = await house.store.record(runs)
+    assert record.charged == pytest.approx(record.cost / 4)
+    assert not house.board.runs
+
+
+@pytest.mark.asyncio
+async def test_cancelling_without_a_worker_is_done_at_once(workplace, until, ann, here):
+    _, jobs = await _sent_but_not_begun(workplace, until, ann, here)
+    await asyncio.sleep(1.2)  # the worker's presence lapses
+    house = await workplace.house()
+    assert "no worker" in await house.studio.cancel(jobs[0], ann)
+    assert await states(house, jobs[:1]) == ["cancelled"]
+    assert (await house.store.record(jobs[0])).charged == 0.0
+
+
+@pytest.mark.asyncio
+async def test_a_cancel_that_no_worker_answers_is_settled_by_the_patrol(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, task = await workplace.worker()
+    apprentice.go.clear()
+    await ready(house, until)
+    (job,) = await ask(house, ann, here)
+    await until(all_in(house, [job], "running"))
+    await _kill(apprentice, task)
+    assert (await house.studio.cancel(job, ann)).startswith("Cancelling")
+    await until(all_in(house, [job], "cancelled"))

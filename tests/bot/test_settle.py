@@ -1,0 +1,187 @@
+"""Settling: what workers report is believed only as far as it fits, stored before it is acknowledged, and contained."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bot.arrivals import size
+from bot.feed import Developing, Settled
+from engine import subjects
+from engine.job import Cancelled, Failed, Finished, Frame, Picture, Started
+
+JPEG = b"\xff\xd8\xff\xe0"
+UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+async def settled(house, until):
+    """Until every report was answered for."""
+
+    async def empty():
+        info = await house.settle._bus.js.stream_info(subjects.RESULTS)
+        return info.state.messages == 0
+
+    await until(empty, 15)
+
+
+@pytest.fixture
+def open_job(workplace, until, ann, here):
+    """A house, a worker under the test's own hand, and one job that it holds at epoch 10."""
+
+    async def make(text="a lamp --count 1"):
+        house = await workplace.house()
+        apprentice, task = await workplace.worker("hand")
+        task.cancel()
+        await apprentice.announce()
+        await until(lambda: house.studio.workers())
+        (ticket,) = await house.studio.imagine(text, ann, here)
+        delivered = await apprentice.bus.pull(["default"], timeout=5)
+        await apprentice.say(Started(job=ticket.job, epoch=10, worker="hand"))
+        await settled(house, until)
+        return house, apprentice, delivered.value
+
+    return make
+
+
+def finished(job, epoch=10):
+    return Finished(job=job.id, epoch=epoch, cost=1.0, seconds=1.0, ms_per_step=1.0)
+
+
+@pytest.mark.asyncio
+async def test_stale_doubled_and_late_reports_change_nothing(open_job, until):
+    house, apprentice, job = await open_job()
+    await apprentice.say(Failed(job=job.id, epoch=9, reason="stale", blame="worker"))
+    await apprentice.say(Cancelled(job=job.id, epoch=9, steps=0, cost=0.0))
+    await apprentice.say(Started(job=job.id, epoch=9, worker="stale"))
+    await apprentice.picture(job, 10, 0)
+    await apprentice.picture(job, 10, 0)
+    for _ in range(2):
+        await apprentice.say(finished(job))
+    await apprentice.say(Failed(job=job.id, epoch=11, reason="late", blame="member"))
+    await settled(house, until)
+    view = await house.studio.view(job.id)
+    assert (view.state, view.reason, len(view.pictures)) == ("finished", "", 1)
+    assert (await house.store.record(job.id)).worker == "hand"
+
+
+@pytest.mark.asyncio
+async def test_reports_about_unknown_jobs_are_answered_and_forgotten(open_job, until):
+    house, apprentice, job = await open_job()
+    await apprentice.say(Started(job=UNKNOWN, epoch=1, worker="hand"))
+    await apprentice.say(Finished(job=UNKNOWN, epoch=1, cost=1.0, seconds=1.0, ms_per_step=1.0))
+    await settled(house, until)
+    assert house.settle._bus.dead.count == {}
+    assert (await house.studio.view(job.id)).state == "running"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("fault", ["size", "bytes", "missing", "not a png", "ladder"])
+async def test_a_bad_picture_is_laid_aside_and_the_job_done_again(open_job, until, fault):
+    house, apprentice, job = await open_job()
+    content = {"not a png": b"GIF89a" * 10, "ladder": b"no ladder"}.get(fault, b"")
+    sha = await apprentice.bus.put_blob(content) if content else None
+    if fault == "size":
+        await apprentice.keep(job, 10, 0, "image", b"\x89PNG", 72)
+    else:
+        picture = Picture(
+            job=job.id, image=0, epoch=10, kind="ladder" if fault == "ladder" else "image", sha256=sha or "0" * 64,
+            bytes=len(content) or 5, width=64, height=64,
+        )  # fmt: skip
+        await apprentice.say(picture)
+    await apprentice.say(finished(job))
+    await until(lambda: house.settle._bus.dead.count["results"] == 1)
+
+    async def queued_again():
+        return (await house.store.record(job.id)).attempt == 2
+
+    await until(queued_again)
+    again = await apprentice.bus.pull(["default"], timeout=5)
+    assert (again.value.id, again.value.attempt) == (job.id, 2)
+    await apprentice.say(Started(job=job.id, epoch=20, worker="hand"))
+    await apprentice.picture(job, 20, 0)
+    await apprentice.say(finished(job, 20))
+    await settled(house, until)
+    assert (await house.studio.view(job.id)).state == "finished"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("blame", "share"), [("member", 1.0), ("model", 0.0), ("worker", 0.0), ("us", 0.0)])
+async def test_only_a_members_fault_is_charged(open_job, until, blame, share):
+    house, apprentice, job = await open_job()
+    async with house.feed.subscribe(job.id) as moments:
+        await apprentice.say(Failed(job=job.id, epoch=10, reason="It broke.", blame=blame))
+        async with asyncio.timeout(10):
+            while not isinstance(moment := await anext(moments), Settled):
+                continue
+    assert moment == Settled(job.id, "failed", "It broke.")
+    record = await house.store.record(job.id)
+    assert (record.blame, record.charged) == (blame, pytest.approx(share * record.cost))
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_begins_what_is_over_is_told_to_stop(open_job, until):
+    house, apprentice, job = await open_job()
+    await apprentice.say(Failed(job=job.id, epoch=10, reason="It broke.", blame="model"))
+    await settled(house, until)
+    assert not await apprentice.bus.is_cancelled(job.id)
+    await apprentice.say(Started(job=job.id, epoch=30, worker="second"))
+    await settled(house, until)
+    assert await apprentice.bus.is_cancelled(job.id)
+    assert (await house.studio.view(job.id)).state == "failed"
+
+
+@pytest.mark.asyncio
+async def test_frames_are_shown_once_they_fit_and_only_then(open_job):
+    house, apprentice, job = await open_job("a lamp --count 2 --steps 40")
+
+    def frame(**more):
+        values = {"job": job.id, "image": 0, "epoch": 10, "step": 20, "of": 40, "picture": JPEG, "seconds_left": 2.0}
+        return Frame(**(values | more))
+
+    async with house.feed.subscribe(job.id) as moments:
+        assert isinstance(await anext(moments), Developing)
+        for bad in (
+            frame(epoch=9), frame(job=UNKNOWN), frame(image=2), frame(of=50), frame(picture=b"<svg>"),
+            frame(step=41, of=41),
+        ):  # fmt: skip
+            await apprentice.bus.publish_frame(bad)
+        await apprentice.bus.publish_frame(frame())
+        async with asyncio.timeout(5):
+            assert await anext(moments) == Developing(job.id, 20, 40, 2.0, {0: JPEG})
+    view = await house.studio.view(job.id)
+    assert (view.step, view.of) == (20, 40)
+    assert view.eta == pytest.approx(2.0, abs=1.0)
+
+
+@pytest.mark.asyncio
+async def test_whoever_watches_is_wanted_at_the_worker(open_job):
+    house, apprentice, job = await open_job()
+    wants = apprentice.bus.wants()
+    reading = asyncio.ensure_future(anext(wants))
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(5), house.feed.subscribe(job.id):
+        assert await reading == job.id
+    await wants.aclose()
+
+
+@pytest.mark.asyncio
+async def test_what_was_reported_while_the_house_was_closed_is_settled_at_the_next_start(workplace, until, ann, here):
+    async with workplace.visit() as house:
+        apprentice, task = await workplace.worker("hand")
+        task.cancel()
+        await apprentice.announce()
+        await until(lambda: house.studio.workers())
+        (ticket,) = await house.studio.imagine("a lamp --count 1", ann, here)
+        job = (await apprentice.bus.pull(["default"], timeout=5)).value
+    await apprentice.say(Started(job=job.id, epoch=10, worker="hand"))
+    await apprentice.picture(job, 10, 0)
+    await apprentice.say(finished(job))
+    house = await workplace.house()
+    await settled(house, until)
+    assert (await house.studio.view(ticket.job)).state == "finished"
+
+
+def test_only_a_png_has_a_size():
+    assert size(b"\x89PNG\r\n\x1a\n") is None
+    assert size(b"x" * 64) is None
