@@ -85,7 +85,9 @@ class Studio:
             made = recipe(request, profile.warm, self._fresh())
             made = pinned(made) if exact else made
             notes = parsed.notes if profile.live else (*parsed.notes, _assumed(profile))
-            orders.append(Order("imagine", request.text, notes, made, profile.pool, cost(made, profile.warm)))
+            orders.append(
+                Order("imagine", " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm))
+            )
         return await self._take(orders, member, place, key)
 
     async def vary(

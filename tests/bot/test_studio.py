@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import msgspec
 import pytest
 
 from bot.feed import Developing, Settled
+from bot.recipes import enlarged, pinned, varied
 from bot.refused import Refused
-from bot.views import Member
+from bot.store import reads
+from bot.views import Member, Place
+from engine.job import Ancestor, Concept, Enlarge, Recipe, rows
 
 BOB = Member("local:bob", "Bob", "local")
 
@@ -57,3 +63,199 @@ async def test_the_feed_shows_it_develop_and_end(workplace, until, ann, here):
     assert moment == Settled(ticket.job, "finished", "")
     frames = [one.frames for one in seen if isinstance(one, Developing)]
     assert frames
+
+
+async def _finished(house, workplace, until, ann, here, text="a lamp --seed 7 --count 2"):
+    apprentice, _ = await workplace.worker()
+    await until(lambda: house.studio.workers())
+    (ticket,) = await house.studio.imagine(text, ann, here)
+    await _done(house.studio, ticket.job, until)
+    return apprentice, ticket.job
+
+
+@pytest.mark.asyncio
+async def test_a_variation_keeps_the_chain_of_streams(workplace, until, ann, here):
+    house = await workplace.house()
+    _, job = await _finished(house, workplace, until, ann, here)
+    first = await house.studio.vary(job, 1, BOB, here)
+    view = await _done(house.studio, first.job, until)
+    assert view.recipe.lineage == (Ancestor(seed=7, index=1, strength=0.3),)
+    assert view.recipe.seed == first.seed != 7
+    assert (view.parent, view.action, view.member_id) == ((job, 1), "vary", BOB.id)
+    second = await house.studio.view((await house.studio.vary(first.job, 0, ann, here, strength=0.5)).job)
+    assert second.recipe.lineage == (*view.recipe.lineage, Ancestor(seed=first.seed, index=0, strength=0.5))
+    with pytest.raises(Refused) as caught:
+        await house.studio.vary(job, 2, ann, here)
+    assert caught.value.status == 404
+
+
+@pytest.mark.asyncio
+async def test_a_reroll_is_the_same_recipe_with_another_seed(workplace, until, ann, here):
+    house = await workplace.house()
+    _, job = await _finished(house, workplace, until, ann, here)
+    view = await house.studio.view(job)
+    ticket = await house.studio.reroll(job, ann, here)
+    again = await house.studio.view(ticket.job)
+    assert msgspec.structs.replace(again.recipe, seed=7) == view.recipe
+    assert (again.recipe.seed, again.prompt, again.action) == (ticket.seed, view.prompt, "reroll")
+
+
+@pytest.mark.asyncio
+async def test_an_enlargement_is_a_job_whose_source_the_worker_can_fetch(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, job = await _finished(house, workplace, until, ann, here)
+    source = (await house.studio.view(job)).pictures[1]
+    await apprentice.bus.blobs.drop(source.sha256)
+    apprentice.go.clear()
+    ticket = await house.studio.upscale(job, 1, ann, here)
+    assert (ticket.sampler, ticket.count) == ("lanczos", 1)
+    await until(lambda: ticket.job in apprentice.begun)
+    assert await apprentice.bus.get_blob(source.sha256, 10**6) == await house.studio.picture(job, 1)
+    apprentice.go.set()
+    view = await _done(house.studio, ticket.job, until)
+    assert (view.state, view.recipe, view.parent) == ("finished", Enlarge(source=source.sha256, factor=4), (job, 1))
+    assert view.pictures[0].width == 256
+    with pytest.raises(Refused):
+        await house.studio.reroll(ticket.job, ann, here)
+    varied = await house.studio.vary(ticket.job, 0, ann, here)
+    assert (await house.studio.view(varied.job)).recipe.lineage == (Ancestor(seed=7, index=1, strength=0.3),)
+
+
+@pytest.mark.asyncio
+async def test_pressed_twice_is_one_job_for_its_member_only(workplace, ann, here):
+    house = await workplace.house()
+    (one,) = await house.studio.imagine("a lamp", ann, here, key="press")
+    (two,) = await house.studio.imagine("a lamp", ann, here, key="press")
+    (other,) = await house.studio.imagine("a lamp", BOB, here, key="press")
+    assert one.job == two.job != other.job
+    assert one.seed == two.seed
+
+
+@pytest.mark.asyncio
+async def test_permutations_are_taken_together_or_not_at_all(workplace, ann, here):
+    house = await workplace.house()
+    tickets = await house.studio.imagine("a {red, green, blue} lamp --fast", ann, here)
+    assert [ticket.prompt for ticket in tickets] == [f"a {one} lamp --fast" for one in ("red", "green", "blue")]
+    assert [ticket.ahead for ticket in tickets] == [0, 1, 2]
+    with pytest.raises(Refused) as caught:
+        await house.studio.imagine("{a,b,c,d,e,f,g,h} lamp --fast", ann, here)
+    assert caught.value.status == 429
+    assert len(await house.studio.queue()) == 3
+
+
+@pytest.mark.asyncio
+async def test_options_override_flags_and_exact_pins_the_batch(workplace, ann, here):
+    house = await workplace.house()
+    options = {"steps": 25, "seed": 3, "guidance": 3.0, "sampler": "euler", "count": 3, "negative": "fog"}
+    (ticket,) = await house.studio.imagine("a::2 lamp::-1 --steps 99", ann, here, exact=True, **options)
+    recipe = (await house.studio.view(ticket.job)).recipe
+    assert isinstance(recipe, Recipe)
+    assert (recipe.steps, recipe.seed, recipe.guidance, recipe.sampler, recipe.count) == (25, 3, 3.0, "euler", 3)
+    assert (recipe.negative, rows(recipe), recipe.bucket) == ("fog", 9, 16)
+
+
+@pytest.mark.asyncio
+async def test_only_the_owner_or_a_moderator_of_the_guild_cancels(workplace, ann, here):
+    house = await workplace.house()
+    (ticket,) = await house.studio.imagine("a lamp", ann, here)
+    for stranger in (BOB, Member("x", "X", "elsewhere", moderator=True)):
+        with pytest.raises(Refused) as caught:
+            await house.studio.cancel(ticket.job, stranger)
+        assert caught.value.status == 403
+    await house.studio.cancel(ticket.job, Member("mod", "Mod", "local", moderator=True))
+    assert (await house.studio.view(ticket.job)).state == "cancelled"
+
+
+@pytest.mark.asyncio
+async def test_what_is_not_there_is_refused_with_404(workplace, ann, here):
+    house = await workplace.house()
+    (ticket,) = await house.studio.imagine("a lamp", ann, here)
+    nothing = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+    studio = house.studio
+    for asking in (
+        studio.view(nothing), studio.cancel(nothing, ann), studio.vary(nothing, 0, ann, here), studio.place_of(nothing),
+        studio.picture(ticket.job, 0), studio.film(ticket.job), studio.rungs(ticket.job), studio.rung(ticket.job, 0),
+        studio.upscale(ticket.job, 0, ann, here), studio.reroll("' OR 1=1 --", ann, here),
+    ):  # fmt: skip
+        with pytest.raises(Refused) as caught:
+            await asking
+        assert caught.value.status == 404
+
+
+@pytest.mark.asyncio
+async def test_recent_and_queue_are_by_guild_and_places_are_kept(workplace, ann, here):
+    house = await workplace.house()
+    (one,) = await house.studio.imagine("a lamp", ann, here)
+    (two,) = await house.studio.imagine("a lamp", Member("z", "Z", "other"), Place("discord", {"token": "t"}))
+    assert [view.id for view in await house.studio.recent()] == [two.job, one.job]
+    assert [view.id for view in await house.studio.recent("other", 5)] == [two.job]
+    assert [view.id for view in await house.studio.queue("local")] == [one.job]
+    await house.studio.moved(two.job, message="99")
+    assert (await house.studio.place_of(two.job)).where == {"token": "t", "message": "99"}
+    ((view, place),) = await house.studio.undelivered("discord")
+    assert (view.id, place.kind) == (two.job, "discord")
+    await house.studio.delivered(two.job)
+    assert await house.studio.undelivered("discord") == []
+
+
+@pytest.mark.asyncio
+async def test_models_are_remembered_when_their_worker_is_gone(workplace, until, ann, here):
+    async with workplace.visit() as house:
+        _, task = await workplace.worker()
+
+        async def remembered():
+            return await house.store.ask(reads.known_models)
+
+        await until(remembered)
+        task.cancel()
+    await asyncio.sleep(1.2)
+    house = await workplace.house()
+    assert not house.studio.workers()
+    assert [model.steps for model in house.studio.models()] == [40]
+    (ticket,) = await house.studio.imagine("a lamp", ann, here)
+    assert (ticket.steps, ticket.worker) == (40, False)
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_of_the_limit_says_when_a_place_frees(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    apprentice.go.clear()
+    await until(lambda: house.studio.workers())
+    for _ in range(10):
+        await house.studio.imagine("a lamp --fast", ann, here)
+    await until(lambda: len(apprentice.begun) == 3)
+    with pytest.raises(Refused) as caught:
+        await house.studio.imagine("a lamp --fast", ann, here)
+    assert caught.value.status == 429
+    assert "3 running and 7 waiting" in caught.value.sentence
+    assert "A place frees in about" in caught.value.sentence
+
+
+def test_the_ninth_ancestor_pushes_the_oldest_out():
+    made = Recipe(
+        concepts=(Concept(text="a"),), model="m", sampler="ddim", steps=2, seed=0, guidance=2.0, width=64, height=64,
+        dtype="float32",
+    )  # fmt: skip
+    for seed in range(1, 11):
+        made = varied(made, 0, 0.3, seed)
+    assert [ancestor.seed for ancestor in made.lineage] == list(range(2, 10))
+    assert made.seed == 10
+
+
+def test_exact_mode_takes_the_next_power_of_two():
+    made = Recipe(
+        concepts=(Concept(text="a"),), model="m", sampler="ddim", steps=2, seed=0, guidance=2.0, width=64, height=64,
+        dtype="float32", count=4,
+    )  # fmt: skip
+    assert pinned(made).bucket == 8
+    assert pinned(msgspec.structs.replace(made, count=3)).bucket == 8
+    assert pinned(msgspec.structs.replace(made, count=1, guidance=1.0)).bucket == 1
+
+
+def test_the_largest_enlargement_that_fits():
+    assert enlarged("0" * 64, 1024, 512).factor == 4
+    assert enlarged("0" * 64, 1365, 512).factor == 3
+    assert enlarged("0" * 64, 2048, 512).factor == 2
+    with pytest.raises(Refused):
+        enlarged("0" * 64, 2049, 512)
