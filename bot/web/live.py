@@ -157,12 +157,12 @@ async def _stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
     try:
         _keep_little(request)
         async with sse_response(request, send_timeout=30, ping_interval=10) as stream:
-            yield stream
-    except ConnectionError:
-        raise
-    except Exception as error:
-        log.exception("a live stream broke")
-        raise ConnectionResetError from error
+            try:
+                yield stream
+            except (ConnectionError, TimeoutError):
+                log.debug("a reader of a live stream went away")
+            except Exception:
+                log.exception("a live stream broke")
     finally:
         streams.discard(one)
 

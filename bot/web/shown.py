@@ -12,7 +12,7 @@ from typing import Any
 from bot import sentences
 from bot.feed import Developing
 from bot.views import Ticket, View
-from engine.job import Enlarge, Presence, Recipe
+from engine.job import Presence, Recipe
 
 
 def address(job: str) -> str:
@@ -66,7 +66,7 @@ def job(view: View, reader: str) -> dict[str, Any]:
         "cost": view.cost,
         "worker": view.worker,
         "cancelling": view.cancelling,
-        "reason": view.reason,
+        "reason": _reason(view),
         "why": view.why,
         "notes": list(view.notes),
         "parent": None if view.parent is None else {"id": view.parent[0], "picture": view.parent[1] + 1},
@@ -75,12 +75,19 @@ def job(view: View, reader: str) -> dict[str, Any]:
     }
 
 
+def _reason(view: View) -> str:
+    if view.state == "cancelled" and not view.reason:
+        return sentences.cancelled(view.step, view.of)
+    return view.reason
+
+
 def _task(view: View) -> dict[str, Any]:
     task = view.recipe
-    if isinstance(task, Enlarge):
-        return {"task": "enlarge", "count": 1, "factor": task.factor, "method": task.method, "footer": ""}
-    footer = sentences.footer(task, view.seconds, view.ms_per_step)
-    return {"task": "develop", **_recipe(task), "footer": footer}
+    if isinstance(task, Recipe):
+        return {"task": "develop", **_recipe(task), "footer": sentences.footer(task, view.seconds, view.ms_per_step)}
+    shot = view.pictures[0] if view.pictures else None
+    footer = "" if shot is None else sentences.enlarged(task.factor, shot.width, shot.height)
+    return {"task": "enlarge", "count": 1, "factor": task.factor, "method": task.method, "footer": footer}
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:

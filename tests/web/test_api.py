@@ -1,0 +1,180 @@
+"""The HTTP API over a real house: a job asked for, followed, fetched, varied, enlarged, cancelled."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.web.conftest import OpenRoom, Room
+
+
+async def test_healthz_says_ok(room: Room) -> None:
+    status, said = await room.ask("GET", "/healthz")
+    assert (status, said["status"], said["workers"]) == (200, "ok", 1)
+
+
+async def test_the_room_names_its_workers_models_and_device(room: Room) -> None:
+    status, said = await room.ask("GET", "/api/room")
+    assert status == 200
+    assert said["online"]
+    assert said["models"] == ["embedded"]
+    assert said["workers"][0]["device"] == "paper and ink"
+
+
+async def test_a_prompt_becomes_a_job_with_a_place_and_an_address(room: Room) -> None:
+    body = {"prompt": "red apple", "seed": 7, "steps": 12, "count": 2, "sampler": "ddim", "guidance": 4}
+    async with room.client.post(f"{room.url}/api/jobs", json=body) as answer:
+        said = await answer.json()
+        assert answer.status == 201
+        assert answer.headers["Location"] == f"/api/jobs/{said['id']}"
+    assert said["ids"] == [said["id"]]
+    assert (said["seed"], said["steps"], said["count"], said["sampler"]) == (7, 12, 2, "ddim")
+    assert said["place"] == 0
+    assert said["worker"] is True
+    job = await room.end_of(said["id"])
+    assert (job["seed"], job["steps"], job["count"], job["guidance"]) == (7, 12, 2, 4)
+
+
+async def test_a_finished_job_has_pictures_a_grid_and_a_film(room: Room) -> None:
+    job = await room.end_of(await room.imagine("terrier"))
+    assert job["state"] == "finished"
+    assert job["percent"] == 100
+    assert job["author"] == {"name": "Terminal", "you": True}
+    assert [picture["n"] for picture in job["pictures"]] == [1, 2, 3, 4]
+    first = await fetched(room, job["pictures"][0]["url"], "image/png", "PNG")
+    assert first.size == (64, 64)
+    grid = await fetched(room, job["grid"], "image/png", "PNG")
+    assert grid.width == grid.height > 2 * 64
+    film = await fetched(room, job["film"], "image/webp", "WEBP")
+    assert film.n_frames > 3  # type: ignore[attr-defined]
+
+
+async def test_every_rung_of_the_film_can_be_fetched(room: Room) -> None:
+    job = await room.end_of(await room.imagine("terrier"))
+    _, said = await room.ask("GET", job["rungs"])
+    steps = [rung["step"] for rung in said["rungs"]]
+    assert steps == sorted(steps)
+    assert steps[-1] == job["of"]
+    first = await fetched(room, said["rungs"][0]["url"], "image/webp", "WEBP")
+    last = await fetched(room, said["rungs"][-1]["url"], "image/webp", "WEBP")
+    assert first.tobytes() != last.tobytes()
+    status, _ = await room.ask("GET", f"{job['rungs']}/99.webp")
+    assert status == 404
+
+
+async def fetched(room: Room, path: str, kind: str, form: str) -> Image.Image:
+    async with room.client.get(room.url + path) as answer:
+        assert answer.status == 200
+        assert answer.content_type == kind
+        assert "immutable" in answer.headers["Cache-Control"]
+        image = Image.open(io.BytesIO(await answer.read()))
+        assert image.format == form
+        return image
+
+
+async def test_pictures_are_numbered_from_one(room: Room) -> None:
+    job = await room.imagine("terrier", count=1)
+    await room.end_of(job)
+    for n, status in (("1", 200), ("0", 404), ("2", 404), ("5", 404), ("x", 404), ("-1", 404), ("٣", 404)):
+        async with room.client.get(f"{room.url}/api/jobs/{job}/pictures/{n}.png") as answer:
+            assert answer.status == status, n
+
+
+async def test_variations_rerolls_and_enlargements_name_their_parent(room: Room) -> None:
+    job = await room.imagine("terrier", seed=7)
+    await room.end_of(job)
+    for path, action, number in (("vary/2", "vary", 2), ("upscale/3", "upscale", 3)):
+        status, said = await room.ask("POST", f"/api/jobs/{job}/{path}")
+        assert status == 201, said
+        child = await room.end_of(said["id"])
+        assert (child["action"], child["parent"]) == (action, {"id": job, "picture": number})
+    status, said = await room.ask("POST", f"/api/jobs/{job}/reroll")
+    assert status == 201
+    again = await room.end_of(said["id"])
+    assert (again["action"], again["prompt"]) == ("reroll", "terrier")
+    assert again["seed"] != 7
+
+
+async def test_an_enlargement_is_larger_and_says_how(room: Room) -> None:
+    job = await room.imagine("terrier")
+    await room.end_of(job)
+    _, said = await room.ask("POST", f"/api/jobs/{job}/upscale/1")
+    end = await room.end_of(said["id"])
+    assert end["task"] == "enlarge"
+    picture = await fetched(room, end["pictures"][0]["url"], "image/png", "PNG")
+    assert picture.width > 64
+    assert "Lanczos" in " ".join([end["footer"], *end["notes"], *said["notes"]])
+
+
+async def test_permutations_make_several_jobs(room: Room) -> None:
+    status, said = await room.ask("POST", "/api/jobs", {"prompt": "{red, green} apple", "count": 1})
+    assert status == 201
+    assert len(said["ids"]) == 2
+    assert [job["prompt"] for job in said["jobs"]] != []
+    for job in said["ids"]:
+        assert (await room.end_of(job))["state"] == "finished"
+
+
+async def test_flags_that_mean_nothing_here_are_mentioned(room: Room) -> None:
+    _, said = await room.ask("POST", "/api/jobs", {"prompt": "terrier --v 6"})
+    assert any("--v" in note for note in said["notes"])
+
+
+async def test_the_same_idempotency_key_is_the_same_job(room: Room) -> None:
+    first = await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Idempotency_Key="one")
+    again = await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Idempotency_Key="one")
+    other = await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Idempotency_Key="two")
+    assert first[1]["id"] == again[1]["id"] != other[1]["id"]
+    await room.end_of(first[1]["id"])
+    path = f"/api/jobs/{first[1]['id']}/reroll"
+    once, twice = [await room.ask("POST", path, Idempotency_Key="one") for _ in range(2)]
+    assert once[1]["id"] == twice[1]["id"] != first[1]["id"]
+
+
+async def test_a_running_job_can_be_cancelled(room: Room) -> None:
+    room.drawers[0].speed = 0.1
+    job = await room.imagine("terrier")
+    async for name, _ in room.events(f"/api/jobs/{job}/events"):
+        if name == "frame":
+            break
+    status, said = await room.ask("DELETE", f"/api/jobs/{job}")
+    assert status == 200
+    assert said["sentence"]
+    end = await room.end_of(job)
+    assert end["state"] == "cancelled"
+    assert end["pictures"] == []
+    assert end["reason"]
+
+
+async def test_what_failed_says_why(room: Room) -> None:
+    end = await room.end_of(await room.imagine("an impossible thing"))
+    assert end["state"] == "failed"
+    assert "out of bounds" in end["reason"]
+
+
+async def test_jobs_lists_what_was_made(room: Room) -> None:
+    job = await room.imagine("terrier")
+    await room.end_of(job)
+    status, said = await room.ask("GET", "/api/jobs")
+    assert status == 200
+    assert [one["id"] for one in said["jobs"]] == [job]
+
+
+async def test_without_a_worker_it_is_said_at_once(open_room: OpenRoom) -> None:
+    async with open_room(workers=0) as room:
+        status, said = await room.ask("POST", "/api/jobs", {"prompt": "terrier"})
+        if status == 201:
+            assert said["worker"] is False
+        else:
+            assert status == 422
+            assert "worker" in said["error"].lower()
+        _, said = await room.ask("GET", "/api/room")
+        assert not said["online"]
+        assert "No worker" in said["sentence"]
+
+
+pytestmark = pytest.mark.asyncio

@@ -1,0 +1,146 @@
+"""Hosts, origins, tokens and cookies: the rules of the door, without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bot.refused import Refused
+from bot.web.auth import OPEN_INVITATIONS, Door, Gate, Visitor, key_of, name_of, terminal_key
+
+HERE = Door.of("127.0.0.1", "", ())
+EVERYWHERE = Door.of("0.0.0.0", "", ("studio.example:8443",))
+PROXIED = Door.of("127.0.0.1", "https://pictures.example/", ("other.example",))
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("localhost:8189", "localhost"),
+        ("[::1]:8189", "::1"),
+        ("LOCALHOST", "localhost"),
+        ("a@b", ""),
+        ("host/path", ""),
+        ("host:port", ""),
+        ("[::1", ""),
+        ("", ""),
+    ],
+)
+def test_a_host_header_is_read_or_not_at_all(host: str, name: str) -> None:
+    assert name_of(host) == name
+
+
+def test_a_room_for_this_computer_is_open_and_any_other_is_not() -> None:
+    assert HERE.open
+    assert Door.of("::1", "", ("localhost",)).open
+    assert not EVERYWHERE.open
+    assert not PROXIED.open
+    assert not Door.of("127.0.0.1", "", ("other.example",)).open
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8189", "localhost:1", "[::1]:8189", "127.0.0.2"])
+def test_names_of_this_computer_are_known_everywhere(host: str) -> None:
+    assert all(door.knows(host) for door in (HERE, EVERYWHERE, PROXIED))
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8189", "127.0.0.1.evil.example", "192.168.1.9", "", "x@y"]
+)
+def test_a_rebound_name_is_not_known(host: str) -> None:
+    assert not HERE.knows(host)
+
+
+def test_bound_elsewhere_addresses_and_allowed_names_are_known_but_no_others() -> None:
+    assert EVERYWHERE.knows("192.168.1.9:8189")
+    assert EVERYWHERE.knows("studio.example")
+    assert not EVERYWHERE.knows("evil.example")
+    assert PROXIED.knows("pictures.example")
+    assert PROXIED.knows("OTHER.example:443")
+    assert not PROXIED.knows("192.168.1.9")
+
+
+@pytest.mark.parametrize(
+    ("door", "method", "headers"),
+    [
+        (HERE, "GET", {"Host": "localhost:1"}),
+        (HERE, "POST", {"Host": "localhost:1", "Origin": "http://localhost:1", "Content-Type": "application/json"}),
+        (HERE, "POST", {"Host": "localhost:1"}),
+        (HERE, "DELETE", {"Host": "localhost:1"}),
+        (HERE, "POST", {"Host": "localhost:1", "Content-Type": "application/json; charset=utf-8"}),
+        (HERE, "GET", {"Host": "localhost:1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
+        (PROXIED, "POST", {"Host": "localhost:1", "Origin": "https://pictures.example"}),
+        (PROXIED, "POST", {"Host": "pictures.example", "Origin": "https://pictures.example"}),
+    ],
+)
+def test_what_is_ours_comes_in(door: Door, method: str, headers: dict[str, str]) -> None:
+    door.check(method, headers)
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("GET", {"Host": "evil.example"}, 403),
+        ("GET", {}, 403),
+        ("POST", {"Host": "localhost:1", "Origin": "https://evil.example"}, 403),
+        ("POST", {"Host": "localhost:1", "Origin": "null"}, 403),
+        ("POST", {"Host": "localhost:1", "Origin": "http://localhost:2"}, 403),
+        ("POST", {"Host": "localhost:1", "Origin": "file://localhost:1"}, 403),
+        ("GET", {"Host": "localhost:1", "Origin": "https://evil.example"}, 403),
+        ("GET", {"Host": "localhost:1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ("GET", {"Host": "localhost:1", "Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403),
+        ("POST", {"Host": "localhost:1", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
+        ("POST", {"Host": "localhost:1", "Content-Type": "text/plain"}, 400),
+        ("POST", {"Host": "localhost:1", "Content-Type": "application/x-www-form-urlencoded"}, 400),
+    ],
+)
+def test_what_another_site_could_send_stays_outside(method: str, headers: dict[str, str], status: int) -> None:
+    with pytest.raises(Refused) as refused:
+        HERE.check(method, headers)
+    assert refused.value.status == status
+
+
+def test_an_invitation_lets_one_visitor_in_once() -> None:
+    gate = Gate(b"k" * 32)
+    token = gate.invite(owner=True)
+    visitor = gate.redeem(token)
+    assert visitor is not None
+    assert visitor.owner
+    assert gate.redeem(token) is None
+    assert gate.redeem("") is None
+
+
+def test_old_invitations_lapse() -> None:
+    gate = Gate(b"k" * 32)
+    tokens = [gate.invite() for _ in range(OPEN_INVITATIONS + 1)]
+    assert gate.redeem(tokens[0]) is None
+    guest = gate.redeem(tokens[-1])
+    assert guest is not None
+    assert not guest.owner
+
+
+def test_a_cookie_is_read_again_and_cannot_be_written_by_others() -> None:
+    gate, visitor = Gate(b"k" * 32), Visitor("ab12", owner=False)
+    cookie = gate.seal(visitor)
+    assert gate.unseal(cookie) == visitor
+    assert Gate(b"k" * 32).unseal(cookie) == visitor  # after a restart
+    assert Gate(b"x" * 32).unseal(cookie) is None
+    assert gate.unseal(cookie.replace("guest", "owner")) is None
+    assert gate.unseal("") is None
+    assert gate.unseal("a.b.\udcff") is None
+
+
+def test_the_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
+    key = key_of(tmp_path)
+    assert key_of(tmp_path) == key
+    assert (tmp_path / "web.key").stat().st_mode & 0o777 == 0o600
+    gate = Gate(key)
+    assert gate.is_terminal(f"Bearer {terminal_key(tmp_path)}")
+    assert not gate.is_terminal("Bearer ")
+    assert not gate.is_terminal("Bearer \udcff")
+
+
+def test_a_damaged_key_is_said(tmp_path: Path) -> None:
+    (tmp_path / "web.key").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"web\.key"):
+        key_of(tmp_path)

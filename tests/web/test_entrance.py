@@ -1,0 +1,114 @@
+"""Bound elsewhere than to this computer: one-time addresses, cookies, the terminal's key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from bot.web.app import address
+from bot.web.auth import terminal_key
+
+if TYPE_CHECKING:
+    from tests.web.conftest import OpenRoom, Room
+
+pytestmark = pytest.mark.asyncio
+
+
+def way_in(room: Room) -> str:
+    return f"{room.url}/?{urlsplit(address(room.settings, room.app, room.port)).query}"
+
+
+async def test_this_computers_room_asks_for_no_token_and_knows_you_again(room: Room) -> None:
+    assert address(room.settings, room.app, room.port) == f"http://127.0.0.1:{room.port}/"
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+        async with browser.get(room.url) as answer:
+            assert answer.status == 200
+            cookie = answer.headers["Set-Cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=Strict" in cookie
+        async with browser.get(room.url) as answer:
+            assert "Set-Cookie" not in answer.headers
+        async with browser.post(f"{room.url}/api/jobs", json={"prompt": "a"}) as answer:
+            job = (await answer.json())["id"]
+        async with browser.get(f"{room.url}/api/jobs/{job}") as answer:
+            assert (await answer.json())["author"]["you"]
+    _, said = await room.ask("GET", f"/api/jobs/{job}")
+    assert not said["author"]["you"]
+
+
+async def test_a_stranger_sees_nothing_but_the_health(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        for path in ("/", "/discord", "/api/jobs", "/api/events", "/api/room", "/api/jobs?token=x"):
+            async with room.client.get(room.url + path) as answer:
+                assert answer.status == 403, path
+        status, said = await room.ask("POST", "/api/jobs", {"prompt": "a"})
+        assert status == 403
+        assert "one-time address" in said["error"]
+        assert (await room.ask("GET", "/healthz"))[0] == 200
+
+
+async def test_the_address_lets_one_browser_in_and_then_nobody(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        once = way_in(room)
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+            async with browser.get(once) as answer:
+                assert answer.status == 200
+                assert "HttpOnly" in answer.headers["Set-Cookie"]
+                assert "SameSite=Strict" in answer.headers["Set-Cookie"]
+            async with browser.get(room.url) as answer:
+                assert answer.status == 200
+            async with browser.get(once) as answer:  # back again, with the cookie
+                assert answer.status == 200
+                assert "Set-Cookie" not in answer.headers
+            async with browser.post(f"{room.url}/api/invitations") as answer:
+                assert answer.status == 201
+                path = (await answer.json())["path"]
+        async with room.client.get(once) as answer:
+            assert answer.status == 403
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as guest:
+            async with guest.get(room.url + path) as answer:
+                assert answer.status == 200
+            async with guest.post(f"{room.url}/api/invitations") as answer:
+                assert answer.status == 403
+
+
+async def test_a_cookie_outlives_a_restart(open_room: OpenRoom) -> None:
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+        async with open_room(host="0.0.0.0") as room, browser.get(way_in(room)) as answer:
+            assert answer.status == 200
+        async with open_room(host="0.0.0.0") as room, browser.get(room.url) as answer:
+            assert answer.status == 200
+
+
+async def test_a_forged_cookie_opens_nothing(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        status, _ = await room.ask("GET", "/api/jobs", Cookie="darkroom=owner.abcd.0123456789")
+        assert status == 403
+
+
+async def test_the_terminal_comes_by_the_key_in_the_data_folder(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        bearer = f"Bearer {terminal_key(room.settings.data)}"
+        assert (await room.ask("GET", "/api/jobs", Authorization=bearer))[0] == 200
+        assert (await room.ask("GET", "/api/jobs", Authorization=bearer + "x"))[0] == 403
+
+
+async def test_behind_a_proxy_the_public_name_is_known_and_the_cookie_is_secure(open_room: OpenRoom) -> None:
+    async with open_room(public_url="https://pictures.example") as room:
+        once = address(room.settings, room.app, room.port)
+        assert once.startswith("https://pictures.example/?token=")
+        host = {"Host": "pictures.example", "Origin": "https://pictures.example"}
+        async with room.client.get(f"{room.url}/?{urlsplit(once).query}", headers=host) as answer:
+            assert answer.status == 200
+            assert "Secure" in answer.headers["Set-Cookie"]
+        async with room.client.get(room.url, headers={"Host": "evil.example"}) as answer:
+            assert answer.status == 403
+
+
+async def test_nobody_is_invited_to_this_computers_room(room: Room) -> None:
+    status, said = await room.ask("POST", "/api/invitations")
+    assert status == 422
+    assert said["error"]

@@ -1,0 +1,247 @@
+"""Every way to be refused: one sentence with the right status, and nothing done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bot.web.door import GATE
+
+if TYPE_CHECKING:
+    from tests.web.conftest import OpenRoom, Room
+
+pytestmark = pytest.mark.asyncio
+NOBODY = "/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+async def refused(room: Room, method: str, path: str, **how: Any) -> tuple[int, str]:
+    async with room.client.request(method, room.url + path, **how) as answer:
+        assert answer.content_type == "application/json"
+        said = await answer.json()
+        assert set(said) == {"error"}
+        assert said["error"].endswith((".", "?"))
+        return answer.status, said["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"terrier"',
+        b"{}",
+        b'{"prompt": 7}',
+        b'{"prompt": "a", "steps": "40"}',
+        b'{"prompt": "a", "steps": 4.5}',
+        b'{"prompt": "a", "steps": true}',
+        b'{"prompt": "a", "fast": "yes"}',
+        b'{"prompt": "a", "stpes": 40}',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "a"} {}',
+        b"[" * 60000,
+    ],
+)
+async def test_a_malformed_request_is_400(room: Room, body: bytes) -> None:
+    kind = {"Content-Type": "application/json"}
+    status, _ = await refused(room, "POST", "/api/jobs", data=body, headers=kind)
+    assert status == 400
+
+
+async def test_an_unknown_field_is_named(room: Room) -> None:
+    _, sentence = await refused(room, "POST", "/api/jobs", json={"prompt": "a", "stpes": 40})
+    assert "stpes" in sentence
+
+
+async def test_a_form_is_400(room: Room) -> None:
+    status, sentence = await refused(room, "POST", "/api/jobs", data={"prompt": "a"})
+    assert status == 400
+    assert "application/json" in sentence
+
+
+async def test_a_strange_idempotency_key_is_400(room: Room) -> None:
+    headers = {"Idempotency-Key": "k" * 201}
+    status, _ = await refused(room, "POST", "/api/jobs", json={"prompt": "a"}, headers=headers)
+    assert status == 400
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:80"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+    ],
+)
+async def test_another_site_is_403_whatever_it_asks(room: Room, headers: dict[str, str]) -> None:
+    for method, path in (("POST", "/api/jobs"), ("GET", "/api/jobs"), ("GET", "/api/events"), ("DELETE", NOBODY)):
+        status, _ = await refused(room, method, path, headers=headers)
+        assert status == 403, (method, path)
+    _, said = await room.ask("GET", "/api/jobs")
+    assert said["jobs"] == []
+
+
+async def test_our_own_page_may_ask(room: Room) -> None:
+    headers = {"Origin": room.url, "Sec-Fetch-Site": "same-origin"}
+    async with room.client.post(f"{room.url}/api/jobs", json={"prompt": "a"}, headers=headers) as answer:
+        assert answer.status == 201
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/nothing"),
+        ("GET", NOBODY),
+        ("GET", "/api/jobs/x"),
+        ("GET", "/api/jobs/%00"),
+        ("DELETE", NOBODY),
+        ("POST", f"{NOBODY}/reroll"),
+        ("POST", f"{NOBODY}/vary/1"),
+        ("POST", f"{NOBODY}/upscale/1"),
+        ("GET", f"{NOBODY}/events"),
+        ("GET", f"{NOBODY}/pictures/1.png"),
+        ("GET", f"{NOBODY}/grid.png"),
+        ("GET", f"{NOBODY}/film.webp"),
+        ("GET", f"{NOBODY}/rungs"),
+        ("GET", f"{NOBODY}/rungs/0.webp"),
+    ],
+)
+async def test_what_is_not_there_is_404(room: Room, method: str, path: str) -> None:
+    status, _ = await refused(room, method, path)
+    assert status == 404
+
+
+async def test_pictures_of_an_unfinished_job_are_404(room: Room) -> None:
+    room.drawers[0].going.clear()
+    job = await room.imagine("terrier")
+    for path in ("pictures/1.png", "grid.png", "film.webp", "rungs", "rungs/0.webp"):
+        status, _ = await refused(room, "GET", f"/api/jobs/{job}/{path}")
+        assert status == 404, path
+    for path in ("vary/1", "upscale/1"):
+        async with room.client.post(f"{room.url}/api/jobs/{job}/{path}") as answer:
+            assert answer.status in {404, 422}
+    await room.ask("DELETE", f"/api/jobs/{job}")
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/api/jobs"), ("POST", "/api/events"), ("PATCH", NOBODY)])
+async def test_a_wrong_method_is_405_and_says_which_go(room: Room, method: str, path: str) -> None:
+    status, sentence = await refused(room, method, path)
+    assert status == 405
+    assert "GET" in sentence
+
+
+async def test_a_large_body_is_413(room: Room) -> None:
+    status, _ = await refused(room, "POST", "/api/jobs", json={"prompt": "a" * 70_000})
+    assert status == 413
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": ""},
+        {"prompt": "terrier --sede 4"},
+        {"prompt": "terrier --steps 99999"},
+        {"prompt": "terrier", "steps": 0},
+        {"prompt": "terrier", "steps": -1},
+        {"prompt": "terrier", "steps": 10**30},
+        {"prompt": "terrier", "seed": -1},
+        {"prompt": "terrier", "seed": 2**40},
+        {"prompt": "terrier", "guidance": 1e300},
+        {"prompt": "terrier", "guidance": -3},
+        {"prompt": "terrier", "count": 5},
+        {"prompt": "terrier", "sampler": "magic"},
+        {"prompt": "terrier", "model": "nobody"},
+        {"prompt": "terrier", "ar": "wide"},
+        {"prompt": "terrier", "negative": "a" * 5000},
+        {"prompt": "a" * 60_000},
+        {"prompt": "\x00"},
+    ],
+)
+async def test_what_the_grammar_refuses_is_422(room: Room, body: dict[str, object]) -> None:
+    status, _ = await refused(room, "POST", "/api/jobs", json=body)
+    assert status == 422
+
+
+async def test_the_nearest_flag_is_named(room: Room) -> None:
+    _, sentence = await refused(room, "POST", "/api/jobs", json={"prompt": "terrier --sede 4"})
+    assert "--seed" in sentence
+
+
+async def test_more_than_the_limit_is_429_and_names_it(room: Room) -> None:
+    room.drawers[0].going.clear()
+    for _ in range(40):
+        async with room.client.post(f"{room.url}/api/jobs", json={"prompt": "terrier"}) as answer:
+            if answer.status != 201:
+                assert answer.status == 429
+                assert any(digit.isdigit() for digit in (await answer.json())["error"])
+                break
+    else:
+        pytest.fail("no limit in forty jobs")
+
+
+async def test_only_so_many_streams_at_once(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.live.MOST_STREAMS", 1)
+    async with room.client.get(f"{room.url}/api/events") as first:
+        assert first.status == 200
+        status, _ = await refused(room, "GET", "/api/events")
+        assert status == 429
+
+
+async def test_a_page_that_is_not_there_is_a_page(room: Room) -> None:
+    async with room.client.get(f"{room.url}/<script>") as answer:
+        assert answer.status == 404
+        assert answer.content_type == "text/html"
+        assert "<script>" not in await answer.text()
+
+
+async def test_a_mistake_of_ours_is_500_and_keeps_its_secrets(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(room.studio, "workers", broken)
+    status, sentence = await refused(room, "GET", "/api/room")
+    assert status == 500
+    assert "secret" not in sentence
+
+
+async def test_every_answer_is_dressed(room: Room) -> None:
+    for path in (
+        "/",
+        "/discord",
+        "/healthz",
+        "/static/room.js",
+        "/api/jobs",
+        "/nothing",
+        "/api/nothing",
+        "/api/events",
+    ):
+        async with room.client.get(room.url + path) as answer:
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Referrer-Policy"] == "no-referrer"
+            assert "aiohttp" not in answer.headers["Server"].lower()
+
+
+async def test_static_files_stay_in_their_folder(room: Room) -> None:
+    for path in ("/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/"):
+        async with room.client.get(room.url + path) as answer:
+            assert answer.status in {403, 404}
+
+
+async def test_a_guest_sees_only_this_rooms_jobs_and_stops_only_their_own(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        gate = room.app[GATE]
+        owner, guest = (gate.seal(gate.greet(owner=role)) for role in (True, False))
+        room.drawers[0].going.clear()
+        job = (await room.ask("POST", "/api/jobs", {"prompt": "terrier"}, Cookie=f"darkroom={owner}"))[1]["id"]
+        status, said = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={guest}")
+        assert status == 403, said
+        status, _ = await room.ask("DELETE", f"/api/jobs/{job}", Cookie=f"darkroom={owner}")
+        assert status == 200
