@@ -65,7 +65,7 @@ def diffusion(
         raise typer.BadParameter(f"{run} has a checkpoint already: add --resume, or take another folder")
     torch.set_num_threads(threads)
     budget = Budget(samples or None, _clock(until) if until else None)
-    settings = settings_of(run) if resume else Settings(seed=seed, rate=rate, grafted_rate=2 * rate, batch=batch)
+    settings = settings_of(run) if resume else Settings(seed=seed, rate=rate, grafted_rate=4 * rate, batch=batch)
     _train(cache, run, weights, budget, settings, resume, minutes)
 
 

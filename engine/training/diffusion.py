@@ -31,10 +31,10 @@ GRAFTED = "add_embedding."
 class Settings:
     """What a run keeps from its first step to its last."""
 
-    rate: float = 3e-4
+    rate: float = 1.5e-4
     grafted_rate: float = 6e-4  # the new text pooling starts from nothing
     batch: int = 64
-    warm: int = 200
+    warm: int = 100
     ema: float = 0.9995
     unconditioned: float = 0.1
     decay: float = 0.01
@@ -91,7 +91,9 @@ class Trainer:
         self.empty = torch.from_numpy(cache.empty).float()
         self.batch = min(settings.batch, len(cache))
         self.steps = 0
-        self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.decay, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=0.0, weight_decay=settings.decay, betas=(0.9, 0.99), fused=True
+        )
 
     @property
     def samples(self) -> int:

@@ -46,7 +46,7 @@ class Run:
     judge: Judge
     budget: Budget
     started: float
-    sheet_every: int = 2
+    look_every: int = 4  # looking costs as much as a thousand samples
     kept: int = 0
 
     def resume(self) -> None:
@@ -72,7 +72,7 @@ class Run:
         self.keep(now(), losses, last=True)
 
     def keep(self, now: float, losses: list[float], *, last: bool = False) -> None:
-        """Checkpoint first (it must not be lost), then the number, then the pictures."""
+        """Checkpoint first (it must not be lost); now and then the number and the pictures."""
         self.kept += 1
         position = {"steps": self.trainer.steps, "started": self.started, "kept": self.kept}
         settings = {"settings": asdict(self.trainer.settings), "batch": self.trainer.batch}
@@ -81,14 +81,13 @@ class Run:
             "samples": self.trainer.samples,
             "seconds": round(now - self.started),
             "loss": round(sum(losses) / len(losses), 4) if losses else None,
-            "v_mse": round(v_mse(self.trainer.average, self.judge.held_back, self.trainer.alphas), 4),
-            "v_mse_raw": round(v_mse(self.trainer.network.eval(), self.judge.held_back, self.trainer.alphas), 4),
-            "rate": self.trainer.optimizer.param_groups[0].get("lr"),
+            "rate": self.trainer.optimizer.param_groups[0]["lr"],
         }
-        self.trainer.network.train()
+        if look := last or self.kept % self.look_every == 0:
+            line["v_mse"] = round(v_mse(self.trainer.average, self.judge.held_back, self.trainer.alphas), 4)
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
-        if last or self.kept % self.sheet_every == 1:
+        if look:
             self.judge.sheet(self.folder / "sheets" / f"{self.trainer.samples:09}.png", self.trainer)
 
 
