@@ -74,7 +74,7 @@ class Studio:
         """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
 
         `options` override the flags in the text: steps, seed, guidance, sampler, model, count, ar, fast, negative.
-        `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice gives the same jobs.
+        `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
         """
         profiles = {profile.warm.name: profile for profile in self._models.profiles()}
         default = self._models.profile(None)

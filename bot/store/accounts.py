@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, func, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, case, func, or_, select, update
 
 from bot.fair import ancestry, entry, parent
 from bot.states import ACTIVE
@@ -77,11 +77,11 @@ def bill(connection: Connection, path: str, cost: float) -> None:
 def serve(connection: Connection, path: str) -> None:
     """Note on every level above that `path` is being served at its virtual time (before it is charged)."""
     levels = ancestry(path)
-    found = connection.execute(select(accounts.c.path, accounts.c.virtual).where(accounts.c.path.in_(levels)))
-    for row in found.all():
-        if row.path != levels[0]:
-            above = accounts.c.path == parent(row.path)
-            connection.execute(update(accounts).where(above, accounts.c.floor < row.virtual).values(floor=row.virtual))
+    below = accounts.alias("below")
+    child = select(below.c.virtual).where(below.c.path.in_(levels), below.c.parent == accounts.c.path)
+    served = child.scalar_subquery()
+    floor = case((served > accounts.c.floor, served), else_=accounts.c.floor)
+    connection.execute(update(accounts).where(accounts.c.path.in_(levels[:-1])).values(floor=floor))
 
 
 def busy(connection: Connection, pool: str) -> int:
