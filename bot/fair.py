@@ -11,7 +11,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote
 
 from engine.job import Share
 
@@ -40,7 +39,7 @@ class Waiting:
 
 def paths(pool: str, share: Share) -> tuple[str, str, str, str]:
     """The accounts that a job is charged to, from its pool down to its user."""
-    parts = [quote(part, safe="") for part in (pool, share.tier, share.guild, share.user)]
+    parts = [part.replace("%", "%25").replace("/", "%2F") for part in (pool, share.tier, share.guild, share.user)]
     return (parts[0], "/".join(parts[:2]), "/".join(parts[:3]), "/".join(parts))
 
 
@@ -57,7 +56,7 @@ def parent(path: str) -> str:
 
 def user(path: str) -> str:
     """The user's id at the end of a path."""
-    return unquote(path.rpartition("/")[2])
+    return path.rpartition("/")[2].replace("%2F", "/").replace("%25", "%")
 
 
 def entry(virtual: float, floor: float) -> float:
