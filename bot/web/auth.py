@@ -106,7 +106,7 @@ def _is_visit(method: str, headers: Mapping[str, str]) -> bool:
 
 
 def _is_form(headers: Mapping[str, str]) -> bool:
-    """Whether this could be a form, which any site may send anywhere unasked (CORS-safelisted in the Fetch standard)."""
+    """Whether this could be a form, which any site may send anywhere unasked ("simple" in the Fetch standard)."""
     return headers.get("Content-Type", "").partition(";")[0].strip().lower() in FORMS
 
 

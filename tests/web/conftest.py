@@ -1,4 +1,4 @@
-"""A whole house behind a real HTTP server: real SQLite, real nats-server, the real studio, and a worker that draws discs.
+"""A whole house behind a real HTTP server: SQLite, nats-server, the real studio, and a worker that draws discs.
 
 The worker speaks the true wire contract and needs no torch: it blends noise into a disc, a little more each step.
 """

@@ -1,0 +1,364 @@
+"""The page as a visitor sees it, in headless Chromium over a real house: typed, watched, cancelled, varied, scrubbed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+
+if TYPE_CHECKING:
+    from tests.web.conftest import OpenRoom, Room
+
+pytestmark = pytest.mark.asyncio
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+PROMPT = "terrier, looking up, cute, white background"
+LONG = 15_000  # milliseconds
+
+
+@pytest_asyncio.fixture
+async def browser(needs: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+    """A browser with a profile of its own."""
+    program = needs("chromium", "chromium-browser", "google-chrome")
+    folder = tmp_path_factory.mktemp("chromium")
+    async with async_playwright() as playwright:
+        one = await playwright.chromium.launch(executable_path=program, args=FLAGS, env={"HOME": str(folder)})
+        yield one
+        await one.close()
+
+
+@pytest_asyncio.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """An empty page; whatever it complains about in its console fails the test, but for answers of 4xx."""
+    one = await browser.new_page(viewport={"width": 1180, "height": 820})
+    complaints: list[str] = []
+    one.on("pageerror", lambda error: complaints.append(str(error)))
+    one.on("console", lambda said: complaints.append(said.text) if said.type in {"error", "warning"} else None)
+    yield one
+    serious = [text for text in complaints if "Failed to load resource" not in text]
+    assert serious == []
+
+
+async def visit(page: Page, room: Room) -> None:
+    await page.goto(room.url)
+    await expect(page.locator("#status")).to_contain_text("paper and ink")
+
+
+async def say(page: Page, prompt: str) -> Locator:
+    """Sends a prompt by the keyboard; its message."""
+    before = await page.locator("article.job").count()
+    await page.locator("#prompt").fill(prompt)
+    await page.keyboard.press("Enter")
+    card = page.locator("article.job").nth(before)
+    await expect(card).to_be_visible()
+    return card
+
+
+async def finished(card: Locator) -> None:
+    await expect(card).to_have_attribute("data-state", "finished", timeout=LONG)
+
+
+async def pixels(card: Locator) -> list[str]:
+    return await card.locator(".print img").evaluate_all("all => all.map(one => one.src)")
+
+
+async def test_a_newcomer_is_told_what_this_is_and_what_to_do(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await expect(page.locator("#prompt")).to_be_focused()
+    await expect(page.locator("#prompt")).to_have_attribute("placeholder", PROMPT)
+    await expect(page.locator("#welcome")).to_contain_text("It is not Discord")
+    await expect(page.locator("#lamp")).to_have_class("lamp lit")
+    await page.get_by_role("button", name=PROMPT).click()
+    await expect(page.locator("#prompt")).to_have_value(PROMPT)
+    await page.get_by_role("link", name="Put it in your server").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("Put it in your server")
+
+
+async def test_a_prompt_develops_into_four_pictures(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.08
+    await visit(page, room)
+    card = await say(page, PROMPT)
+    await expect(page.locator("#prompt")).to_have_value("")
+    await expect(card.locator(".who")).to_have_text("You")
+    await expect(card.locator(".prompt")).to_have_text(PROMPT)
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    seen = {tuple(await pixels(card))}
+    while await card.get_attribute("data-state") == "running":
+        seen.add(tuple(await pixels(card)))
+        await asyncio.sleep(0.05)
+    assert len(seen) > 4
+    await finished(card)
+    assert all("/pictures/" in source for source in await pixels(card))
+    natural = await card.locator(".print img").evaluate_all("all => all.map(one => one.naturalWidth)")
+    assert natural == [64, 64, 64, 64]
+    alt = await card.locator(".print img").nth(2).get_attribute("alt")
+    assert alt == f"Picture 3 of 4: {PROMPT}"
+
+
+async def test_percent_and_time_left_are_shown_while_it_develops(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.1
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".percent")).to_have_text(pattern(r"[1-9]\d? %"))
+    await expect(card.locator(".left")).to_have_text(pattern(r"about \d+ s left"))
+    assert pattern(r"\d+ % · Darkroom").match(await page.title())
+    await finished(card)
+    assert await page.title() == "Darkroom"
+
+
+def pattern(text: str) -> Any:
+    import re
+
+    return re.compile(text)
+
+
+async def test_cancel_stops_it_and_says_so(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.2
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    await card.get_by_role("button", name="Cancel").click()
+    await expect(card).to_have_attribute("data-state", "cancelled", timeout=LONG)
+    await expect(card.locator(".said")).to_contain_text("Cancelled")
+    await expect(card.locator(".tray")).to_be_hidden()
+
+
+async def test_waiting_jobs_say_their_place(page: Page, room: Room) -> None:
+    room.drawers[0].going.clear()
+    await visit(page, room)
+    cards = [await say(page, f"terrier {number}") for number in range(5)]
+    await expect(cards[-1].locator(".left")).to_contain_text(pattern(r"ahead of you|Next in line"))
+    room.drawers[0].going.set()
+    for card in cards:
+        await finished(card)
+
+
+async def test_enlarge_vary_and_reroll_make_new_messages(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    for number, (button, deed) in enumerate(
+        [("Enlarge picture 2", "enlarged picture 2"), ("Vary picture 3", "varied picture 3"), ("Re-roll", "once more")]
+    ):
+        await card.get_by_role("button", name=button).click()
+        child = page.locator("article.job").nth(number + 1)
+        await expect(child.locator(".deed")).to_contain_text(deed)
+        await finished(child)
+    enlarged = page.locator("article.job").nth(1)
+    assert await enlarged.locator(".print").count() == 1
+    await expect(enlarged.locator(".said")).to_contain_text("Lanczos")
+    await expect(enlarged.get_by_role("button", name="Enlarge picture 1")).to_have_count(0)
+
+
+async def test_the_slider_moves_the_pictures_back_to_noise(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    slider, sheet = card.get_by_role("slider"), card.locator(".rung")
+    await expect(sheet).to_be_hidden()
+    await slider.focus()
+    await page.keyboard.press("Home")
+    await expect(sheet).to_be_visible()
+    await expect(card.locator(".where")).to_have_text(pattern(r"step \d+ of \d+"))
+    first = await sheet.get_attribute("src")
+    await page.keyboard.press("ArrowRight")
+    await expect(sheet).not_to_have_attribute("src", str(first))
+    assert await sheet.evaluate("one => one.decode().then(() => one.naturalWidth)") > 64
+    await page.keyboard.press("End")
+    await expect(sheet).to_be_hidden()
+    await expect(card.locator(".where")).to_have_text("finished")
+
+
+async def test_the_film_plays_to_its_end(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    seen: set[str | None] = set()
+    await card.get_by_role("button", name="Play how it developed").click()
+    await expect(card.get_by_role("button", name="Stop")).to_be_visible()
+    await expect(card.locator(".rung")).to_be_visible()
+    while await card.locator(".rung").is_visible():
+        seen.add(await card.locator(".rung").get_attribute("src"))
+    assert len(seen) > 2
+    await expect(card.get_by_role("button", name="Play how it developed")).to_be_visible()
+
+
+async def test_downloads_have_names(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    for name, ending in (("Download: pictures", ".png"), ("Download: film", ".webp")):
+        async with page.expect_download() as download:
+            await card.get_by_role("link", name=name).click()
+        assert (await download.value).suggested_filename.endswith(ending)
+
+
+async def test_a_refusal_is_a_sentence_and_the_prompt_stays(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await page.locator("#prompt").fill("terrier --sede 4")
+    await page.get_by_role("button", name="Imagine").click()
+    await expect(page.get_by_role("alert")).to_contain_text("--seed")
+    await expect(page.locator("#prompt")).to_have_value("terrier --sede 4")
+    await expect(page.locator("article.job")).to_have_count(0)
+    await page.keyboard.type("2")
+    await expect(page.get_by_role("alert")).to_be_hidden()
+
+
+async def test_notes_and_failures_are_shown(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "an impossible thing --v 6")
+    await expect(card.locator(".notes")).to_contain_text("--v")
+    await expect(card).to_have_attribute("data-state", "failed", timeout=LONG)
+    await expect(card.locator(".said")).to_contain_text("out of bounds")
+
+
+async def test_a_prompt_is_text_and_never_markup(page: Page, room: Room) -> None:
+    wicked = "<img src=x onerror=\"document.title='broken'\"> </article><script>document.title='broken'</script> &amp;"
+    await visit(page, room)
+    card = await say(page, wicked)
+    await expect(card.locator(".prompt")).to_have_text(wicked)
+    await finished(card)
+    assert await card.locator(".prompt *").count() == 0
+    assert await page.locator("article script").count() == 0
+    await page.reload()
+    await expect(page.locator("article.job .prompt")).to_have_text(wicked)
+    assert "broken" not in await page.title()
+
+
+async def test_another_visitor_sees_it_live_with_its_authors_name(page: Page, browser: Browser, room: Room) -> None:
+    room.drawers[0].speed = 0.1
+    other = await (await browser.new_context()).new_page()
+    await other.goto(room.url)
+    await visit(page, room)
+    await say(page, "terrier")
+    card = other.locator("article.job").first
+    await expect(card.locator(".who")).to_have_text(pattern("Visitor .+"))
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    await finished(card)
+
+
+async def test_without_a_worker_the_lamp_is_out_and_it_is_said(page: Page, open_room: OpenRoom) -> None:
+    async with open_room(workers=0) as room:
+        await page.goto(room.url)
+        await expect(page.locator("#status")).to_contain_text("No worker is online")
+        await expect(page.locator("#lamp")).to_have_class("lamp")
+        await page.goto("about:blank")
+
+
+async def test_the_page_comes_back_by_itself_after_a_restart(page: Page, open_room: OpenRoom) -> None:
+    async with open_room() as room:
+        port = room.port
+        await visit(page, room)
+        first = await say(page, "before")
+        await finished(first)
+    await expect(page.locator("#status")).to_contain_text("Connection lost")
+    await page.locator("#prompt").fill("while away")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("alert")).to_contain_text("reached")
+    async with open_room(port=port) as room:
+        await expect(page.locator("#status")).to_contain_text("paper and ink", timeout=LONG)
+        await expect(page.locator("article.job")).to_have_count(1)
+        await page.keyboard.press("Enter")
+        second = page.locator("article.job").nth(1)
+        await expect(second.locator(".prompt")).to_have_text("while away")
+        await finished(second)
+        await page.goto("about:blank")
+
+
+async def test_it_fits_a_phone(browser: Browser, room: Room) -> None:
+    phone = await browser.new_context(
+        viewport={"width": 360, "height": 740}, device_scale_factor=2, has_touch=True, is_mobile=True
+    )
+    page = await phone.new_page()
+    await page.goto(room.url)
+    card = await say(page, "terrier " + "o" * 200)
+    await finished(card)
+    for path in ("", "/discord"):
+        if path:
+            await page.goto(room.url + path)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    await page.goto(room.url)
+    box = await page.locator("article.job .cancel, article.job .row button").last.bounding_box()
+    assert box is not None
+    assert box["height"] >= 40
+    imagine = await page.get_by_role("button", name="Imagine").bounding_box()
+    assert imagine is not None
+    assert imagine["y"] + imagine["height"] <= 740
+
+
+async def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await finished(card)
+    nameless = await page.evaluate(
+        """() => [...document.querySelectorAll("button, a[href], input, textarea")]
+            .filter(one => one.checkVisibility() && !(one.ariaLabel || one.textContent.trim() || one.labels?.length
+                || one.querySelector("img[alt]:not([alt=''])")))
+            .map(one => one.outerHTML)"""
+    )
+    assert nameless == []
+    await card.locator(".print").first.focus()
+    reached = []
+    for _ in range(14):
+        await page.keyboard.press("Tab")
+        reached.append(await page.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert reached[3:6] == ["Play how it developed", "How it developed, step by step", "Enlarge picture 1"]
+    assert reached[-1] == "Re-roll: the same prompt with another seed" or "Re-roll" in str(reached)
+
+
+async def test_calm_is_respected(browser: Browser, room: Room) -> None:
+    context = await browser.new_context(reduced_motion="reduce")
+    page = await context.new_page()
+    await page.goto(room.url)
+    await expect(page.locator("#lamp")).to_have_class("lamp lit")
+    card = await say(page, "terrier")
+    assert await card.evaluate("one => getComputedStyle(one).animationName") == "none"
+
+
+async def test_the_invitation_is_filled_in(page: Page, room: Room) -> None:
+    await page.goto(f"{room.url}/discord")
+    link = page.locator("#invitation")
+    assert await link.get_attribute("href") is None
+    await page.get_by_label("Application ID").fill("123456789012345678")
+    href = await link.get_attribute("href")
+    assert href is not None
+    assert href.startswith("https://discord.com/oauth2/authorize?client_id=123456789012345678&")
+    assert "scope=bot+applications.commands" in href
+
+
+async def test_a_guest_comes_in_by_a_one_time_address(browser: Browser, open_room: OpenRoom) -> None:
+    from bot.web.door import GATE
+
+    async with open_room(host="0.0.0.0") as room:
+        page = await (await browser.new_context()).new_page()
+        await page.goto(f"{room.url}/?token={room.app[GATE].invite(owner=True)}")
+        await expect(page.locator("#status")).to_contain_text("paper and ink")
+        assert "token" not in page.url
+        await page.get_by_role("button", name="Invite a guest").click()
+        address = await page.get_by_label("Address for the guest").input_value()
+        guest = await (await browser.new_context()).new_page()
+        await guest.goto(address)
+        await expect(guest.locator("#status")).to_contain_text("paper and ink")
+        await expect(guest.get_by_role("button", name="Invite a guest")).to_have_count(0)
+        stranger = await (await browser.new_context()).new_page()
+        await stranger.goto(address)
+        await expect(stranger.get_by_role("heading", level=1)).to_have_text("The door is shut")
+        for one in (page, guest, stranger):
+            await one.goto("about:blank")
+
+
+async def test_nothing_is_fetched_from_elsewhere() -> None:
+    here = Path(__file__).parents[2] / "bot" / "web"
+    for file in [*here.glob("static/*"), *here.glob("templates/*")]:
+        text = file.read_text()
+        assert "innerHTML" not in text, file.name
+        assert "style=" not in text, file.name
+        for scheme in ('src="http', "url(http", "@import", "eval("):
+            assert scheme not in text, file.name
