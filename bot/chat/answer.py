@@ -77,8 +77,9 @@ async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> 
         try:
             message = await _show(interaction, ticket, first=number == 0)
             await interaction.client.studio.moved(ticket.job, message=str(message))
-        except discord.HTTPException as error:
-            log.warning("job %s: its first answer could not be sent: %s", ticket.job, error)
+        except Exception as error:  # the job is taken whatever happens here, and the courier finds or makes its message
+            known = isinstance(error, discord.HTTPException)
+            log.warning("job %s: its answer was not sent or not noted: %s", ticket.job, error, exc_info=not known)
 
 
 async def refuse(interaction: Interaction, sentence: str) -> None:

@@ -30,10 +30,11 @@ Content = Moment
 GRACE = 6.0  # seconds that an answer may take until its message id is known; then we look for it
 NO_TOKEN = {"token_until": "0"}  # a new message belongs to no interaction
 TRIES = 3  # of an unexpected error with one message
+SWEEP = 60.0  # seconds between two looks for what was missed
 
 
 class Courier:
-    """`run` until cancelled."""
+    """`run` until cancelled, or until the feed closes."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Courier:
         self._clock = clock
         self._wall = wall
         self._cases = Cases(studio, clock)
+        self._given_up: set[str] = set()  # until the next start
         self._changed = asyncio.Event()
 
     @staticmethod
@@ -61,17 +63,27 @@ class Courier:
         """Deliver what ended while nobody was here, then keep up with the feed."""
         await self._mail.ready()
         async with self._studio.feed.subscribe(previews=False) as moments, asyncio.TaskGroup() as group:
-            sender = group.create_task(self._send_all(group))
-            await self._sweep()
+            tasks = [group.create_task(self._send_all(group)), group.create_task(self._sweep_all())]
             async for moment in moments:
                 await self._take_in(moment)
-            sender.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def _sweep_all(self) -> None:
+        """Now, and again and again: what an outage of the store made us miss is not lost."""
+        while True:
+            try:
+                await self._sweep()
+            except Exception:
+                log.exception("what is undelivered could not be read")
+            await asyncio.sleep(SWEEP)
 
     async def _sweep(self) -> None:
         for view, place in await self._studio.undelivered("discord"):
-            self._cases.open(view, place)
-            if over(view.state):
-                self._offer("final", Settled(view.id, view.state, view.reason))
+            if view.id not in self._given_up:
+                self._cases.open(view, place)
+                if over(view.state):
+                    self._offer("final", Settled(view.id, view.state, view.reason))
 
     async def _take_in(self, moment: Moment) -> None:
         try:
@@ -133,19 +145,19 @@ class Courier:
             case.limit = min(case.limit, int(case.place.where.get("limit") or UPLOAD)) // 2
             raise Later(0.0, f"its picture is too large here: {large}") from large
         except Gone as gone:
-            if edit.kind == "final" and case.lost:  # neither the message nor its channel
+            if edit.final and case.lost:  # neither the message nor its channel
                 log.warning("job %s: it cannot be delivered: %s", edit.job, gone)
                 await self._studio.delivered(edit.job)
                 return
             log.warning("job %s: its message is gone: %s", edit.job, gone)
             case.lost = True
-            if edit.kind == "final":
+            if edit.final:
                 raise Later(0.0, "it is posted anew") from gone
 
     async def _deliver(self, edit: Edit[Content], case: Case) -> None:
         if not case.place.where.get("message") and not case.lost:
             await self._find(edit.job, case)
-        if edit.kind == "final":
+        if edit.final:
             await self._finish(edit.job, case)
         elif not case.lost:
             card, picture = await self._progress(edit.content, case)
@@ -190,7 +202,7 @@ class Courier:
 
     def _done(self, edit: Edit[Content]) -> None:
         self.edits.sent(edit, self._clock())
-        if edit.kind == "final":
+        if edit.final:
             self._cases.close(edit.job)
             self.edits.drop(edit.job)
 
@@ -199,10 +211,12 @@ class Courier:
         self.edits.failed(edit, self._clock(), seconds)
 
     def _stumble(self, edit: Edit[Content], case: Case) -> None:
-        """An error that nobody foresaw. A final is tried again, at last by the next start's sweep."""
+        """An error that nobody foresaw. A final is tried again, at last by the next start."""
         log.exception("job %s: its message was not edited", edit.job)
-        case.troubles += edit.kind == "final"
-        if edit.kind == "final" and case.troubles < TRIES:
+        if edit.final and case.troubles < TRIES - 1:
+            case.troubles += 1
             self._again(edit, case, 2.0**case.troubles)
-        else:
-            self._done(edit)
+            return
+        if edit.final:
+            self._given_up.add(edit.job)
+        self._done(edit)

@@ -124,12 +124,20 @@ class Painter:
             await delivered.nak()
             return
         await self._tell(Started(job=job.id, epoch=claim.epoch, worker=self.name))
+        beats = asyncio.create_task(self._beat(delivered, claim))
         if isinstance(job.task, Enlarge):
             await self._enlarge(job, job.task, claim)
         else:
             await self._paint(job, job.task, claim)
+        await stop(beats)
         await delivered.ack()
         await self.bus.release(claim)
+
+    async def _beat(self, delivered: Delivered[Job], claim: Claim) -> None:
+        while True:
+            await asyncio.sleep(2.0)
+            await delivered.in_progress()
+            assert await self.bus.renew(claim)
 
     async def _paint(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         for step in range(1, recipe.steps + 1):
@@ -271,7 +279,8 @@ async def stop(task: asyncio.Task[None]) -> None:
 
 
 @asynccontextmanager
-async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
+async def a_house(folder: Path, watch: BlockBuster) -> AsyncIterator[tuple[House, Painter]]:
+    """An open house and a worker that is not yet at work."""
     async with AsyncExitStack() as parts:
         watch.deactivate()  # opening the house may block: nobody is there yet
         broker = await parts.enter_async_context(Broker(folder / "nats"))
@@ -281,8 +290,15 @@ async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> A
             parts.push_async_callback(one.close)
         house = await parts.enter_async_context(open_house(load(data=folder), bus))
         watch.activate()
+        yield house, Painter(own)
+
+
+@asynccontextmanager
+async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
+    async with AsyncExitStack() as parts:
+        house, painter = await parts.enter_async_context(a_house(folder, watch))
         client = a_client(house.studio, folder)
-        world = World(house, client, Painter(own), folder)
+        world = World(house, client, painter, folder)
         parts.push_async_callback(world.close)
         if worker:
             await world.online()
@@ -295,3 +311,9 @@ async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> A
 def open_world(tmp_path: Path, event_loop_stays_free: BlockBuster) -> Callable[..., Any]:
     """`async with open_world() as world`."""
     return lambda **options: a_world(tmp_path, event_loop_stays_free, **options)
+
+
+@pytest.fixture
+def open_rooms(tmp_path: Path, event_loop_stays_free: BlockBuster) -> Callable[[], Any]:
+    """`async with open_rooms() as (house, painter)`, for who brings a Discord of his own."""
+    return lambda: a_house(tmp_path, event_loop_stays_free)

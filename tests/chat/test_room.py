@@ -10,7 +10,7 @@ import discord
 import pytest
 from PIL import Image
 
-from bot.chat.buttons import forbidden
+from bot.chat.buttons import AGAIN, Presses, forbidden
 from bot.views import Member
 
 pytestmark = pytest.mark.asyncio
@@ -99,6 +99,17 @@ async def test_pressed_twice_makes_one_job(open_world: Any) -> None:
         await world.ended(one)
         await world.ended(other)
         assert [view.action for view in await world.studio.recent()].count("vary") == 2
+
+
+async def test_a_slip_of_the_finger_is_short() -> None:
+    now = [0.0]
+    presses = Presses(lambda: now[0])
+    assert presses.key("vary:A:0", "alice", "1") == ("press:1", True)
+    assert presses.key("vary:A:0", "alice", "2") == ("press:1", False)
+    assert presses.key("vary:A:1", "alice", "3") == ("press:3", True)
+    assert presses.key("vary:A:0", "bob", "4") == ("press:4", True)
+    now[0] = AGAIN + 0.1
+    assert presses.key("vary:A:0", "alice", "5") == ("press:5", True), "later it is meant"
 
 
 async def test_cancel_is_for_the_author_and_moderators(open_world: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import discord
 import pytest
 
+from bot.chat import courier
+
 pytestmark = pytest.mark.asyncio
 
 BY_TOKEN = "/webhooks/*/messages/*"
@@ -115,7 +117,45 @@ async def test_what_ended_while_the_bot_was_away_is_shown_once(open_world: Any) 
         assert len(edits(world)) == before, "and not again"
 
 
-async def test_a_message_whose_id_was_not_noted_is_found_again(open_world: Any) -> None:
+async def test_what_an_outage_of_the_store_hid_is_swept_up(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world() as world:
+        result = await begun(world)
+        await world.stop_courier()
+        ask, failing = world.studio.place_of, [True]
+
+        async def away(job: str) -> Any:
+            if failing[0]:
+                raise OSError("the disk is away")
+            return await ask(job)
+
+        monkeypatch.setattr(courier, "SWEEP", 0.2)
+        monkeypatch.setattr(world.studio, "place_of", away)
+        monkeypatch.setattr(world.studio, "undelivered", nothing_at_first(world.studio.undelivered))
+        await world.restart()
+        world.painter.going.set()
+        await world.until(lambda: "was not taken in" in caplog.text)
+        await world.until(lambda: world.painter.done)
+        failing[0] = False
+        assert has_picture(await world.ended(result))
+
+
+def nothing_at_first(ask: Any) -> Any:
+    answers = [OSError("the disk is away")] * 3
+
+    async def undelivered(kind: Any) -> Any:
+        if answers:
+            raise answers.pop()
+        return await ask(kind)
+
+    return undelivered
+
+
+async def test_a_message_whose_id_was_not_noted_is_found_again(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "GRACE", 0.5)
     async with open_world() as world:
         result = await begun(world)
         await world.stop_courier()
