@@ -130,7 +130,9 @@ def _workshop(settings: Settings, models: Sequence[str], url: str, token: str) -
     for model in models:
         command += ["--model", model]
     env = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
-    return Workshop(command, env | {"DARKROOM_NATS_TOKEN": token}, settings.data / "engine.log")
+    return Workshop(
+        command, env | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}, settings.data / "engine.log"
+    )
 
 
 @asynccontextmanager

@@ -81,8 +81,8 @@ class Workshop:
             if loop.time() - born > HEALTHY_SECONDS:
                 pause = 0.2
             self.restarts += 1
-            words = await asyncio.to_thread(self._last_words)
-            log.error("the engine ended with %s (%s), starting it again in %.1f s", code, words, pause)
+            how = f"by signal {-code}" if code < 0 else f"with {code} ({await asyncio.to_thread(self._last_words)})"
+            log.error("the engine ended %s, starting it again in %.1f s", how, pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
             await self._start()

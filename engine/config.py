@@ -14,7 +14,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 ENVIRONMENT = {
     "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
-    "device": "DARKROOM_DEVICE",
+    "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT",
 }  # fmt: skip
 
 
@@ -23,7 +23,10 @@ class BadSetting(ValueError):
 
 
 class Settings(BaseModel):
-    """`device` is auto, cpu or cuda (`cuda:1` for the second). `models` are names or folders, the first the default."""
+    """`device` is auto, cpu or cuda (`cuda:1` for the second). `models` are names or folders, the first the default.
+
+    `parent` is the process that started this one and without which it shall not go on; 0: none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,6 +37,7 @@ class Settings(BaseModel):
     pools: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)] = ("default",)
     data: Path
     device: str = "auto"
+    parent: int = Field(0, ge=0)
 
     @field_validator("data")
     @classmethod

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from engine.worker import Offer, Stuck, Worker
 
 log = logging.getLogger(__name__)
 
+PARENT_SECONDS = 0.5  # between two looks for the process that started us
 ONE_GRID = 8  # rows of four pictures with guidance: a worker that took less at once could not announce room for one
 
 
@@ -115,7 +117,21 @@ async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     engine, lane = Engine(by_name, rows=ready.rows), Lane(by_name)
     worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest))
     with _signals(worker.drain):
-        await worker.run()
+        watch = asyncio.create_task(_end_with(settings.parent, worker.drain))
+        try:
+            await worker.run()
+        finally:
+            watch.cancel()
+
+
+async def _end_with(parent: int, act: Callable[[], None]) -> None:
+    """Calls `act` once the process that started us has died: nobody else would ever stop us."""
+    if not parent:
+        return
+    while os.getppid() == parent:
+        await asyncio.sleep(PARENT_SECONDS)
+    log.warning("process %d, which started this worker, is gone", parent)
+    act()
 
 
 class _signals:
