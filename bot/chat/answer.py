@@ -29,7 +29,6 @@ Ask = Callable[[Member, Place], Awaitable[Sequence[Ticket]]]
 
 SOON = 1.5  # seconds until we tell Discord that the answer takes longer: it waits three
 TOKEN_LIVES = 14 * 60.0  # of the fifteen minutes that Discord gives a token
-NEEDED = ("view_channel", "attach_files")
 BROKEN = "Something broke on our side. It is logged; please try again."
 
 
@@ -97,12 +96,8 @@ async def sorry(interaction: Interaction) -> None:
 
 def _check_permissions(interaction: Interaction) -> None:
     """At submit, not when the picture is done and cannot be shown."""
-    if interaction.guild_id is None:
-        return
-    lacking = [name for name in NEEDED if not getattr(interaction.app_permissions, name)]
-    if lacking:
-        names = " and ".join(name.replace("_", " ").title() for name in lacking)
-        raise Refused(f"I may not show pictures here: I need the permission {names} in this channel.", 403)
+    if interaction.guild_id is not None and not interaction.app_permissions.attach_files:
+        raise Refused("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
 
 
 async def _in_time(interaction: Interaction, asked: Awaitable[Sequence[Ticket]]) -> Sequence[Ticket]:

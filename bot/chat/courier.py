@@ -17,7 +17,8 @@ from bot.chat import delivery, presenter
 from bot.chat.cases import Case, Cases
 from bot.chat.delivery import UPLOAD, Picture
 from bot.chat.edits import Edit, Edits, Kind
-from bot.chat.mail import Gone, Later, Mail, TooLarge, bucket
+from bot.chat.mail import Gone, Later, Mail, TooLarge, Where, bucket
+from bot.chat.presenter import Card
 from bot.feed import Developing, Moment, Queued, Settled
 from bot.states import over
 
@@ -171,13 +172,21 @@ class Courier:
         if case.view.state == "finished" and picture is None:
             card = presenter.unshown(card)
         if case.lost:
-            message = await self._mail.post(where, card, picture, job)
-            await self._studio.moved(job, message=str(message), **NO_TOKEN)
+            await self._post_anew(job, where, card, picture)
         else:
             await self._mail.edit(where, card, picture, self._wall())
         await self._studio.delivered(job)
 
-    async def _progress(self, moment: Content, case: Case) -> tuple[presenter.Card, Picture | None]:
+    async def _post_anew(self, job: str, where: Where, card: Card, picture: Picture | None) -> None:
+        """A new message for a lost one, unless we posted it already and did not live to note it."""
+        message = await self._mail.find(where, job, self._wall())
+        if message is None:
+            message = await self._mail.post(where, card, picture, job)
+        else:
+            await self._mail.edit({**where, "message": str(message)}, card, picture, self._wall())
+        await self._studio.moved(job, message=str(message), **NO_TOKEN)
+
+    async def _progress(self, moment: Content, case: Case) -> tuple[Card, Picture | None]:
         now = self._wall()
         if isinstance(moment, Queued):
             case.view = await self._studio.view(moment.job)

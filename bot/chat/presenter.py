@@ -54,35 +54,36 @@ class Card:
 def accepted(ticket: Ticket, member: str, now: float) -> Card:
     """The first answer to a request: its place in the queue, or what it waits for."""
     state = _waiting(ticket.ahead, ticket.eta, ticket.worker, now)
-    return Card(_text(ticket.prompt, member, [f"⏳ {state}"], ticket.notes), _cancel(ticket.job))
+    return Card(_text(ticket.prompt, quoted(member, 64), [f"⏳ {state}"], ticket.notes), _cancel(ticket.job))
 
 
 def waiting(view: View, ahead: int, eta: float | None, now: float) -> Card:
     """A job that has not begun."""
     state = _waiting(ahead, eta, view.worker, now)
-    return Card(_text(view.prompt, view.member_name, [f"⏳ {state}"], view.notes), _cancel(view.id))
+    return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], view.notes), _cancel(view.id))
 
 
 def developing(view: View, step: int, of: int, seconds_left: float, now: float) -> Card:
     """A job under way, at `step` of `of`."""
     done = f"{sentences.bar(step, of, 12)} {sentences.percent(step, of)} % · step {step} of {of}"
     lines = [f"{done} · done {_moment(now + seconds_left)}"]
-    return Card(_text(view.prompt, view.member_name, lines, view.notes), _cancel(view.id), _alt(view))
+    return Card(_text(view.prompt, _whose(view), lines, view.notes), _cancel(view.id), _alt(view))
 
 
 def ended(view: View) -> Card:
     """A job that is over, whichever way."""
     if view.state == "finished":
-        return Card(_text(view.prompt, view.member_name, [_footer(view)], view.notes), _actions(view), _alt(view))
+        return Card(_text(view.prompt, _whose(view), [_footer(view)], view.notes), _actions(view), _alt(view))
     cancelled = view.state == "cancelled"
     said = view.reason or (sentences.cancelled(view.step, view.of) if cancelled else "It failed.")
     again = () if view.action == "upscale" else ((_reroll(view.id),),)
-    return Card(_text(view.prompt, view.member_name, [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"], ()), again)
+    return Card(_text(view.prompt, _whose(view), [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"], ()), again)
 
 
 def unshown(card: Card) -> Card:
     """A finished job whose picture is larger than this server takes."""
-    said = "-# The picture is too large for this server; U1–U4 show each one."
+    several = any(button.press == "up" for row in card.rows for button in row)
+    said = "-# The picture is too large for this server" + ("; U shows each one." if several else ".")
     return replace(card, content=_fit([card.content, said], CONTENT))
 
 
@@ -123,8 +124,18 @@ def _moment(at: float) -> str:
     return f"<t:{round(at)}:R>"
 
 
-def _text(prompt: str, member: str, lines: Sequence[str], notes: Sequence[str]) -> str:
-    said = [f"**{quoted(prompt, 900)}** · {quoted(member, 64)}", *lines, *(f"-# {quoted(note, 240)}" for note in notes)]
+def _whose(view: View) -> str:
+    """Whose job it is, and where it comes from."""
+    name = quoted(view.member_name, 64)
+    if view.action == "reroll":
+        return f"{name} · another seed"
+    if view.parent is None or view.action not in ("vary", "upscale"):
+        return name
+    return f"{name} · {'variation of' if view.action == 'vary' else 'picture'} {view.parent[1] + 1}"
+
+
+def _text(prompt: str, whose: str, lines: Sequence[str], notes: Sequence[str]) -> str:
+    said = [f"**{quoted(prompt, 900)}** · {whose}", *lines, *(f"-# {quoted(note, 240)}" for note in notes)]
     return _fit(said, CONTENT)
 
 
@@ -158,9 +169,12 @@ def _reroll(job: str) -> Button:
 
 
 def _actions(view: View) -> tuple[tuple[Button, ...], ...]:
-    """U and V for each picture and a re-roll; under an enlarged picture, V for the one it was made from."""
+    """U and V for each picture and a re-roll; under an enlarged picture, V for the one it was made from.
+
+    Each card bears its own job's id in a button: by that a lost message is found again.
+    """
     if not isinstance(view.recipe, Recipe):
-        return ((Button("vary", view.parent[0], f"V{view.parent[1] + 1}", view.parent[1]),),) if view.parent else ()
+        return ((Button("vary", view.id, f"V{view.parent[1] + 1 if view.parent else 1}", 0),),)
     ups = tuple(Button("up", view.id, f"U{shot.index + 1}", shot.index) for shot in view.pictures)
     varies = tuple(Button("vary", view.id, f"V{shot.index + 1}", shot.index) for shot in view.pictures)
     return (*ups, _reroll(view.id)), varies

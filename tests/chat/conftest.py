@@ -125,11 +125,13 @@ class Painter:
             return
         await self._tell(Started(job=job.id, epoch=claim.epoch, worker=self.name))
         beats = asyncio.create_task(self._beat(delivered, claim))
-        if isinstance(job.task, Enlarge):
-            await self._enlarge(job, job.task, claim)
-        else:
-            await self._paint(job, job.task, claim)
-        await stop(beats)
+        try:
+            if isinstance(job.task, Enlarge):
+                await self._enlarge(job, job.task, claim)
+            else:
+                await self._paint(job, job.task, claim)
+        finally:
+            await stop(beats)
         await delivered.ack()
         await self.bus.release(claim)
 
@@ -140,17 +142,20 @@ class Painter:
             assert await self.bus.renew(claim)
 
     async def _paint(self, job: Job, recipe: Recipe, claim: Claim) -> None:
+        shown = 0
         for step in range(1, recipe.steps + 1):
             if self.stand_at == step:
                 self.going.clear()
             await asyncio.sleep(self.speed)
             while not self.going.is_set() and job.id not in self._cancelled:
                 await asyncio.sleep(0.02)
+                if job.id in self._wanted and shown < step - 1:  # asked for while it stands
+                    await self._frames(job.id, recipe, claim, shown := step - 1)
             if job.id in self._cancelled or await self.bus.is_cancelled(job.id):
                 await self._tell(Cancelled(job=job.id, epoch=claim.epoch, steps=step - 1, cost=0.1))
                 return
             if job.id in self._wanted:
-                await self._frames(job.id, recipe, claim, step)
+                await self._frames(job.id, recipe, claim, shown := step)
         for image in range(recipe.count):
             size = (recipe.width, recipe.height)
             await self._hand_in(job.id, claim, image, solid(image, recipe.seed % 20, "PNG", size), size)
@@ -224,7 +229,7 @@ class World:
     def studio(self) -> Studio:
         return self.house.studio
 
-    async def until(self, what: Callable[[], Any], seconds: float = 20.0) -> Any:
+    async def until(self, what: Callable[[], Any], seconds: float = 40.0) -> Any:
         """Wait until `what` is true, and return it. A courier that died is told at once."""
         ends = time.monotonic() + seconds
         while not (found := what()):

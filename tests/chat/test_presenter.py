@@ -114,7 +114,8 @@ def test_an_enlarged_picture_says_how_it_was_made() -> None:
     card = presenter.ended(view)
     assert "nlarged ×4" in card.content
     assert "by Lanczos" in card.content
-    assert [button.id for row in card.rows for button in row] == [f"vary:{PARENT}:2"]
+    assert [button.id for row in card.rows for button in row] == [f"vary:{JOB}:0"]
+    assert card.rows[0][0].label == "V3"
 
 
 def test_the_queue_says_why_and_never_overflows() -> None:

@@ -73,9 +73,14 @@ async def test_buttons_outlive_a_restart(open_world: Any) -> None:
         assert opened(world, enlarged).size == (256, 256)
         assert opened(world, enlarged).getpixel((9, 9))[0] == 90
 
+        assert world.labels(enlarged) == ["V2"]
+        await world.ended(await world.bob.click(enlarged, label="V2"))
+        (onward,) = [view for view in await world.studio.recent() if view.action == "vary"]
+        assert onward.parent == (job_of(first), 1)
+
         varied = await world.ended(await world.alice.click(first, label="V3"))
         again = await world.ended(await world.alice.click(first, custom_id=f"reroll:{job_of(first)}"))
-        views = {view.action: view for view in await world.studio.recent()}
+        views = {view.action: view for view in reversed(await world.studio.recent())}
         assert views["vary"].parent == (job_of(first), 2)
         assert views["vary"].recipe.lineage
         assert views["reroll"].recipe.seed != views["imagine"].recipe.seed
@@ -288,3 +293,14 @@ async def test_another_servers_jobs_are_out_of_reach(open_world: Any) -> None:
         assert forbidden("up", view, asking)
         queue = await dora.slash(elsewhere.create_text_channel("pictures"), "queue")
         assert "apple" not in text(queue)
+
+
+async def test_where_the_bot_cannot_look_the_token_still_reaches(open_world: Any) -> None:
+    async with open_world() as world:
+        hidden = world.guild.create_text_channel(
+            "hidden", overwrites={world.client.user: discord.PermissionOverwrite(view_channel=False)}
+        )
+        result = await world.alice.slash(hidden, "imagine", prompt="red apple")
+        assert not result.ephemeral
+        await world.until(lambda: "Cancel" not in world.labels(result.response))
+        assert world.labels(result.response)[0] == "U1"

@@ -82,6 +82,25 @@ async def test_a_deleted_message_is_posted_anew_when_the_picture_is_done(open_wo
         await noted(world)
 
 
+async def test_a_crash_after_the_new_post_makes_no_second_one(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_world() as world:
+        deleted = (await begun(world)).response.id
+        world.env.backend.delete_message(world.channel.id, deleted)
+        note, failures = world.studio.moved, [OSError("the disk is away")]
+
+        async def noted_late(*given: Any, **named: Any) -> None:
+            if failures:
+                raise failures.pop()
+            await note(*given, **named)
+
+        monkeypatch.setattr(world.studio, "moved", noted_late)
+        world.painter.going.set()
+        await world.until(lambda: not failures)
+        await noted(world)
+        (message,) = world.channel.history()
+        assert has_picture(message)
+
+
 async def test_a_place_that_is_gone_for_good_is_said_in_the_log(
     open_world: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -160,7 +160,7 @@ async def read(request: web.Request) -> tuple[Any, list[discord.File]]:
     ]
 
 
-async def until(what: Any, seconds: float = 30.0) -> Any:
+async def until(what: Any, seconds: float = 60.0) -> Any:
     ends = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < ends, f"not in {seconds} s"
@@ -192,7 +192,7 @@ async def test_previews_and_finals_over_the_wire_without_one_429(
                 any(each["filename"].endswith(".png") for each in loop.message(one).attachments) for one in records
             )
 
-        await until(all_done, 40.0)
+        await until(all_done)
         while await house.studio.undelivered("discord"):
             await asyncio.sleep(0.02)
         for task in (serving, work):
