@@ -12,9 +12,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from engine.config import Settings
 
 WRONG, STUCK = 2, 70
 
@@ -47,15 +50,22 @@ def serve(
         device=device,
     )  # fmt: skip
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from engine import serving
+    asyncio.run(_serve(settings))
 
-    asyncio.run(serving.serve(settings))
+
+async def _serve(settings: Settings) -> None:
+    """Ends the process at once where a thread is stuck: an ordinary end would wait for that thread for ever."""
+    from engine import serving  # torch takes seconds to load, so a bad setting is said before
+
+    try:
+        await serving.serve(settings)
+    except serving.Stuck as error:
+        _leave(_say(str(error), STUCK))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command line; what is the caller's business ends in one sentence, never in a traceback."""
     from engine.config import BadSetting
-    from engine.lease import Stuck
     from engine.link import Unreachable
     from engine.unfit import Unfit
 
@@ -65,10 +75,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return _say(str(error), WRONG)
     except SystemExit as ended:  # how typer ends, with a usage error's text already said
         return ended.code if isinstance(ended.code, int) else WRONG
-    except Stuck as error:
-        _say(str(error), STUCK)
-        sys.stderr.flush()
-        os._exit(STUCK)  # a thread that is stuck in a kernel would keep an ordinary exit waiting
     return 0
 
 
@@ -77,5 +83,13 @@ def _say(sentence: str, code: int) -> int:
     return code
 
 
+def _leave(code: int) -> None:
+    """Ends the process now. Taking torch apart takes seconds, in which a supervisor may lose its patience."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

@@ -139,7 +139,7 @@ class BotSide(Station):
 async def _patient(pull: Pull[Result]) -> Delivered[Result] | None:
     """The next result; an outage is logged and waited out."""
     try:
-        return await pull.next(5.0)
+        return await pull.next(1.0)
     except Unreachable as error:
         log.warning("%s", error)
         await asyncio.sleep(0.5)

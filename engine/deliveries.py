@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ANSWER_SECONDS = 5.0
+CLOSING_SECONDS = 1.0
 
 
 class DeadLetters:
@@ -171,16 +172,24 @@ class Pull(Generic[T]):
             return None
 
     async def close(self) -> None:
-        """Ends the present request and hands back what it brought meanwhile."""
+        """Waits for the present request to end, and hands back what it brings.
+
+        Leaving at once would lose a message that the server has already decided to send us, until its lease runs out.
+        """
         if self._subscription is None:
             return
         with reaching("stop pulling"):
+            await self._hand_back()
             try:
-                await self._subscription.unsubscribe()
-            except nats.errors.BadSubscriptionError:
+                await self._subscription.drain()
+            except (nats.errors.BadSubscriptionError, nats.errors.ConnectionClosedError):
                 log.debug("the subscription had already ended")
-            while not self._queue.empty():
-                msg = self._queue.get_nowait()
-                if not msg.subject.startswith(self._inbox):
-                    await msg.nak()
-        self._subscription = None
+            self._subscription = None
+
+    async def _hand_back(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CLOSING_SECONDS
+        while not self._queue.empty() or (self._owed > 0 and loop.time() < min(end, self._until)):
+            msg = await self._received(min(end, self._until) - loop.time())
+            if msg is not None:
+                await msg.nak()

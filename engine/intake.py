@@ -102,6 +102,7 @@ class Intake:
 
     async def _odd(self, run: Run) -> None:
         """An error that nobody foresaw: three tries, then the message is laid aside and the job failed."""
+        await self._roster.stop(run)
         last = max(run.handles)
         if run.handles[last].tries < TRIES:
             await self._back(run, ODD_PAUSE)
@@ -114,6 +115,7 @@ class Intake:
 
     async def _back(self, run: Run, delay: float = 0.0) -> None:
         run.end()
+        await self._roster.stop(run)  # the engine may have taken it in before the broker went away
         try:
             await self._outcome.give_back(run, delay)
         except Unreachable as error:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
 HAND_OVER_SECONDS = 1.0
-NEARLY_DONE_SECONDS = 0.4
+SAVE_SECONDS = 0.5
 
 
 class Keeping:
@@ -58,15 +58,13 @@ class Keeping:
             log.warning("not everything could be handed over: %r", error)
 
     async def _hand_over(self, run: Run) -> None:
-        if run.ended or all(k >= run.steps for k in run.done.values()):
-            await asyncio.wait([asyncio.create_task(self._settled(run))], timeout=NEARLY_DONE_SECONDS)
-        if run in self._roster and not run.ended:
-            await self._save(run)
-        run.end()
-        if run in self._roster:
+        try:
+            async with asyncio.timeout(SAVE_SECONDS):
+                await self._save(run)
+        except TimeoutError:  # a long step is running
+            log.warning("job %s goes on from an earlier snapshot", run.job.id)
+        if run.end():
+            self._roster.cease(run)
             await self._outcome.give_back(run)
-            await self._roster.stop(run)
-
-    async def _settled(self, run: Run) -> None:
-        """The steps are done: only a decode and its publication are left, mostly."""
-        await asyncio.gather(*run.tasks, return_exceptions=True)
+        elif run.tasks:  # its result is on its way
+            await asyncio.wait(run.tasks, timeout=SAVE_SECONDS)

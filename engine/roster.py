@@ -59,10 +59,14 @@ class Roster:
         into.add(task)
         task.add_done_callback(into.discard)
 
-    async def stop(self, run: Run) -> int:
-        """Ends every task of a run but the present one, and takes it out of the engine; the steps it had done."""
+    def cease(self, run: Run) -> None:
+        """Ends every task of a run but the present one."""
         for task in run.tasks - {asyncio.current_task()}:
             task.cancel()
+
+    async def stop(self, run: Run) -> int:
+        """Ends a run's tasks and takes it out of the engine; the steps it had done."""
+        self.cease(run)
         steps = await self.thread.call(lambda engine: engine.cancel(run.job.id))
         return max(steps, *run.done.values())
 

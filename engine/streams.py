@@ -73,11 +73,11 @@ def streams(kept: Kept, now: float) -> list[StreamConfig]:
 
 
 def settle_consumer() -> ConsumerConfig:
-    """One durable consumer of results. Its wait is longer than a lease: storing four large pictures takes time."""
+    """One durable consumer of results. A bot that is killed gets what it had fetched again after this wait."""
     return ConsumerConfig(
         durable_name=subjects.SETTLE,
         ack_policy=AckPolicy.EXPLICIT,
-        ack_wait=30.0,
+        ack_wait=15.0,
         max_deliver=-1,
         max_ack_pending=10_000,
     )

@@ -33,7 +33,7 @@ __all__ = ["Offer", "Stuck", "Worker"]
 log = logging.getLogger(__name__)
 
 FULL_PAUSE = 0.25  # a full worker lets the others pull first
-PULL_SECONDS = 1.0
+PULL_SECONDS = 0.3  # short, since a worker that stops waits for its last request to end
 MOST_RUNS = 64
 
 
@@ -100,13 +100,16 @@ class Worker:
         await self._end()
 
     async def _end(self) -> None:
-        await self._keeping.hand_over()
-        try:
-            await self._bus.stop_pulling()
-            await self._bus.depart(self._offer.name)
-        except Unreachable as error:
-            log.warning("%s", error)
+        """In this order: what is given back must not come straight back to us."""
+        for goodbye in (self._bus.stop_pulling, self._keeping.hand_over, self._depart):
+            try:
+                await goodbye()
+            except Unreachable as error:
+                log.warning("%s", error)
         await self._thread.stop()
+
+    async def _depart(self) -> None:
+        await self._bus.depart(self._offer.name)
 
     async def _pull(self) -> None:
         while True:

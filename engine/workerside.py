@@ -5,6 +5,7 @@ Knows subjects, delivery and fencing; nothing of torch. An outage of the broker 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -79,9 +80,12 @@ class WorkerSide(Station):
             await self.client.publish(subjects.frames(frame.job), encode(frame))
 
     async def publish_result(self, worker: str, result: Result) -> None:
-        """Returns when the broker has it on disk."""
+        """Returns when the broker has it on disk; said twice (the answer got lost), it is still one message."""
+        payload = encode(result)
+        headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16).hexdigest()}
+        subject = subjects.result(worker, result.job)
         with reaching("publish a result"):
-            await self.js.publish(subjects.result(worker, result.job), encode(result), stream=subjects.RESULTS)
+            await self.js.publish(subject, payload, stream=subjects.RESULTS, headers=headers)
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
         """Raises `Fenced` when a newer epoch has written that image."""

@@ -1,0 +1,522 @@
+"""The worker with the real engine, model and broker: one result a job, whoever dies on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from engine import families
+from engine.alone import develop
+from engine.broker import Broker
+from engine.bus import Bus, Kept
+from engine.engine import Engine
+from engine.families.family import Family
+from engine.job import (
+    Cancelled,
+    Concept,
+    Enlarge,
+    Failed,
+    Finished,
+    Job,
+    Ladder,
+    Picture,
+    Recipe,
+    Share,
+    Snapshot,
+    Started,
+    decode,
+)  # fmt: skip
+from engine.lane import Lane
+from engine.pulse import Pulse
+from engine.worker import Offer, Stuck, Worker
+
+LEASE = 2.0
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+OTHER = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
+LONG = 400
+
+
+def a_job(job: str = JOB, *, attempt: int = 1, ladder: bool = False, **recipe: Any) -> Job:
+    """One small picture: a single row of the network."""
+    plain: dict[str, Any] = {
+        "concepts": (Concept("a red apple"),), "model": "embedded", "sampler": "ddim", "steps": 4, "seed": 7,
+        "guidance": 1.0, "width": 64, "height": 64, "count": 1, "dtype": "float32", "bucket": 1,
+    }  # fmt: skip
+    share = Share("standard", "guild", "ann")
+    task = Recipe(**{**plain, **recipe})
+    return Job(id=job, task=task, share=share, cost=8.0, deadline=2e9, attempt=attempt, ladder=ladder)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
+    return {"embedded": families.load("embedded", tmp_path_factory.mktemp("data"))}
+
+
+@pytest.fixture(scope="module")
+def lane(loaded: dict[str, Family]) -> Iterator[Lane]:
+    lane = Lane(loaded)
+    yield lane
+    lane.close()
+
+
+class Shop:
+    """A broker, the bot's end of the bus, and as many workers as a test wants."""
+
+    def __init__(self, broker: Broker, loaded: dict[str, Family], lane: Lane, lease: float) -> None:
+        self.broker, self.loaded, self.lane, self.lease = broker, loaded, lane, lease
+        self.buses: list[Bus] = []
+        self.running: list[tuple[Worker, asyncio.Task[None]]] = []
+        self.bot: Bus
+
+    async def join(self) -> Bus:
+        bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=self.lease))
+        self.buses.append(bus)
+        await bus.declare()
+        return bus
+
+    async def worker(self, name: str = "one", pulse: Pulse | None = None) -> tuple[Worker, asyncio.Task[None]]:
+        offer = Offer(name, "cpu", rows=8)
+        worker = Worker(await self.join(), Engine(self.loaded, rows=8), self.lane, offer, pulse or Pulse())
+        task = asyncio.create_task(worker.run())
+        self.running.append((worker, task))
+        return worker, task
+
+    def steps(self, seconds: float) -> int:
+        """Steps of `a_job` that take about so long on this machine, at its present load."""
+        began = time.monotonic()
+        develop(a_job(steps=10), self.loaded)
+        return min(1000, max(20, int(seconds / (time.monotonic() - began) * 10)))
+
+    async def results(self, job: str = JOB, seconds: float = 120.0) -> list[Any]:
+        """Everything that is said of a job up to its end; each is acknowledged."""
+        found: list[Any] = []
+        source = self.bot.results()
+        async with asyncio.timeout(seconds):
+            async for delivered in source:
+                await delivered.ack()
+                if delivered.value.job == job:
+                    found.append(delivered.value)
+                if delivered.value.job == job and isinstance(delivered.value, Finished | Failed | Cancelled):
+                    break
+        await close(source)
+        return found
+
+    async def started(self, job: str = JOB) -> Any:
+        source = self.bot.results()
+        async with asyncio.timeout(60):
+            async for delivered in source:
+                await delivered.ack()
+                if delivered.value.job == job and isinstance(delivered.value, Started):
+                    await close(source)
+                    return delivered.value
+        raise AssertionError("it never started")
+
+    async def left(self, stream: str) -> int:
+        return (await self.bot.js.stream_info(stream)).state.messages
+
+
+@pytest_asyncio.fixture
+async def shop(
+    tmp_path: Path, loaded: dict[str, Family], lane: Lane, request: pytest.FixtureRequest
+) -> AsyncIterator[Shop]:
+    async with Broker(tmp_path / "nats") as broker:
+        shop = Shop(broker, loaded, lane, getattr(request, "param", LEASE))
+        shop.bot = await shop.join()
+        await shop.bot.watch_workers()
+        yield shop
+        for worker, task in shop.running:
+            worker.drain()
+            await asyncio.gather(task, return_exceptions=True)
+        for bus in shop.buses:
+            await bus.close()
+
+
+async def close(source: Any) -> None:
+    await source.aclose()
+
+
+async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+async def midway(worker: Worker, least: int = 3) -> Any:
+    """The worker's one run, once it is some steps on its way."""
+    await until(lambda: any(min(run.done.values()) >= least for run in worker.roster))
+    return next(iter(worker.roster))
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+async def uninterrupted(shop: Shop, job: Job) -> list[str]:
+    """The hashes of the same job's pictures, developed without a broker."""
+    alone = await asyncio.to_thread(develop, job, shop.loaded)
+    return [sha(picture) for picture in alone.pictures]
+
+
+@pytest.mark.asyncio
+async def test_the_life_of_a_job(shop: Shop) -> None:
+    job = a_job(ladder=True, count=2, guidance=3.0, bucket=4)
+    await shop.worker("one.local")
+    await shop.bot.dispatch(job)
+    said = await shop.results()
+    assert isinstance(said[0], Started)
+    assert isinstance(said[-1], Finished)
+    assert (said[0].worker, said[0].step, said[-1].cost) == ("one.local", 0, 8.0)
+    assert {value.epoch for value in said} == {said[0].epoch}
+    pictures = {(value.kind, value.image): value for value in said if isinstance(value, Picture)}
+    assert sorted(pictures) == [("image", 0), ("image", 1), ("ladder", 0), ("ladder", 1)]
+    content = await shop.bot.get_blob(pictures["image", 1].sha256, pictures["image", 1].bytes)
+    assert len(content) == pictures["image", 1].bytes
+    assert Image.open(BytesIO(content)).size == (64, 64)
+    ladder = decode(await shop.bot.get_blob(pictures["ladder", 0].sha256, 10_000_000), Ladder)
+    assert [rung.step for rung in ladder.rungs] == [1, 2, 3, 4]
+    assert [pictures["image", image].sha256 for image in (0, 1)] == await uninterrupted(shop, job)
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_left_behind(shop: Shop) -> None:
+    worker, _ = await shop.worker()
+    await shop.bot.dispatch(a_job())
+    await shop.results()
+    await until(lambda: len(worker.roster) == 0)
+    await asyncio.sleep(0.5)
+    assert await shop.left("work") == 0
+    assert await shop.bot.holder(JOB) is None
+    assert await shop.bot.get_snapshots(JOB) == []
+
+
+@pytest.mark.asyncio
+async def test_it_announces_its_free_rows(shop: Shop) -> None:
+    worker, task = await shop.worker()
+    await until(lambda: "one" in shop.bot.workers)
+    assert shop.bot.workers["one"].free == 8
+    await shop.bot.dispatch(a_job(steps=LONG, guidance=3.0, bucket=None))
+    await until(lambda: shop.bot.workers["one"].free == 6)
+    await shop.bot.cancel(JOB)
+    await until(lambda: shop.bot.workers["one"].free == 8)
+    worker.drain()
+    await task
+    await until(lambda: shop.bot.workers == {}, LEASE / 2)
+
+
+@pytest.mark.asyncio
+async def test_previews_are_rendered_for_whoever_watches(shop: Shop) -> None:
+    await shop.worker()
+    frames: list[Any] = []
+
+    async def look() -> None:
+        async for frame in shop.bot.frames():
+            frames.append(frame)
+
+    looking = asyncio.create_task(look())
+    await asyncio.sleep(0.1)
+    await shop.bot.dispatch(a_job(steps=30))
+    await shop.results()
+    assert frames == []
+    await shop.bot.want(OTHER)
+    await shop.bot.dispatch(a_job(OTHER, steps=60))
+    epoch = (await shop.results(OTHER))[0].epoch
+    looking.cancel()
+    assert frames
+    assert {(frame.job, frame.image, frame.of, frame.epoch) for frame in frames} == {(OTHER, 0, 60, epoch)}
+    assert [frame.step for frame in frames] == sorted({frame.step for frame in frames})
+    assert frames[0].seconds_left > 0
+    assert Image.open(BytesIO(frames[-1].picture)).format == "JPEG"
+
+
+@pytest.mark.asyncio
+async def test_a_running_job_is_cancelled_and_charged_for_its_steps(shop: Shop) -> None:
+    worker, _ = await shop.worker()
+    await shop.bot.dispatch(a_job(steps=LONG))
+    await midway(worker)
+    await shop.bot.cancel(JOB)
+    end = (await shop.results())[-1]
+    assert isinstance(end, Cancelled)
+    assert 3 <= end.steps < LONG
+    assert end.cost == pytest.approx(8.0 * end.steps / LONG)
+    await shop.bot.dispatch(a_job(OTHER))
+    assert isinstance((await shop.results(OTHER))[-1], Finished)
+    assert await shop.left("work") == 0
+
+
+@pytest.mark.asyncio
+async def test_a_job_cancelled_while_it_waited_runs_no_step(shop: Shop) -> None:
+    await shop.bot.dispatch(a_job())
+    await shop.bot.cancel(JOB)
+    await shop.worker()
+    said = await shop.results()
+    assert [(type(value), value.steps, value.cost) for value in said] == [(Cancelled, 0, 0.0)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("changes", "blame", "retry"),
+    [({"model": "unknown"}, "worker", True), ({"width": 72}, "member", False), ({"revision": "older"}, "worker", True)],
+)
+async def test_what_cannot_be_done_fails_with_a_sentence(
+    shop: Shop, changes: dict[str, Any], blame: str, retry: bool
+) -> None:
+    await shop.worker()
+    await shop.bot.dispatch(a_job(**changes))
+    end = (await shop.results())[-1]
+    assert isinstance(end, Failed)
+    assert (end.blame, end.retry) == (blame, retry)
+    assert end.reason.endswith(".")
+
+
+@pytest.mark.asyncio
+async def test_an_enlargement(shop: Shop) -> None:
+    source = BytesIO()
+    Image.new("RGB", (40, 24), "red").save(source, "PNG")
+    await shop.worker()
+    known = await shop.bot.put_blob(source.getvalue())
+    await shop.bot.dispatch(an_enlargement(JOB, known))
+    said = await shop.results()
+    assert [type(value) for value in said] == [Started, Picture, Finished]
+    assert (said[1].width, said[1].height, said[1].kind) == (160, 96, "image")
+    large = Image.open(BytesIO(await shop.bot.get_blob(said[1].sha256, 1_000_000)))
+    assert (large.size, large.convert("RGB").getpixel((80, 48))) == ((160, 96), (255, 0, 0))
+    await shop.bot.dispatch(an_enlargement(OTHER, "f" * 64))
+    end = (await shop.results(OTHER))[-1]
+    assert isinstance(end, Failed)
+    assert (end.blame, end.retry) == ("us", False)
+
+
+def an_enlargement(job: str, source: str) -> Job:
+    share = Share("standard", "guild", "ann")
+    return Job(id=job, task=Enlarge(source=source), share=share, cost=1.0, deadline=2e9)
+
+
+@pytest.mark.asyncio
+async def test_a_message_that_nobody_can_read_stops_nothing(shop: Shop) -> None:
+    await shop.bot.js.publish(f"work.default.{OTHER}.1", b"\x93garbage")
+    await shop.bot.dispatch(a_job())
+    await shop.worker()
+    assert isinstance((await shop.results())[-1], Finished)
+    assert await shop.left("dead") == 1
+    assert await shop.left("work") == 0
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_stops_in_order_hands_over_at_the_very_step(shop: Shop) -> None:
+    job = a_job(steps=await asyncio.to_thread(shop.steps, 3.0))
+    first, task = await shop.worker("one")
+    await shop.bot.dispatch(job)
+    await midway(first)
+    first.drain()
+    await task
+    kept = await shop.bot.get_snapshots(JOB)
+    assert kept[0].k >= 3
+    assert await shop.bot.holder(JOB) is None
+    await shop.worker("two")
+    said = await shop.results()
+    starts = [value for value in said if isinstance(value, Started)]
+    assert [(start.worker, start.step) for start in starts] == [("one", 0), ("two", kept[0].k)]
+    assert starts[1].epoch > starts[0].epoch
+    assert sum(isinstance(value, Finished) for value in said) == 1
+    assert [value.sha256 for value in said if isinstance(value, Picture)] == await uninterrupted(shop, job)
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_lost_its_claim_is_silent(shop: Shop) -> None:
+    worker, _ = await shop.worker()
+    await shop.bot.dispatch(a_job(steps=LONG))
+    run = await midway(worker)
+    delivered = next(iter(run.handles.values()))
+    await shop.bot.release(run.claim)
+    heir = await shop.bot.claim(JOB, "heir")
+    assert heir is not None
+    await until(lambda: len(worker.roster) == 0)
+    for _ in range(8):
+        await asyncio.sleep(LEASE * 0.25)
+        await shop.bot.renew(heir)
+        await delivered.msg.in_progress()
+    source = shop.bot.results()
+    assert isinstance((await anext(source)).value, Started)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(source), 1.0)
+    assert await shop.left("work") == 1
+
+
+@pytest.mark.asyncio
+async def test_a_newer_epochs_snapshot_stops_the_older_run(shop: Shop) -> None:
+    worker, _ = await shop.worker()
+    await shop.bot.dispatch(a_job(steps=LONG))
+    run = await midway(worker)
+    newer = Snapshot(job=JOB, image=0, epoch=run.claim.epoch + 1, k=1, shape=(1, 1, 1), x=b"", h=b"")
+    await shop.bot.put_snapshot(newer)
+    await until(lambda: run not in worker.roster)
+    assert await shop.bot.get_snapshots(JOB) == [newer]
+
+
+@pytest.mark.asyncio
+async def test_a_broker_that_is_killed_and_comes_back_costs_nothing(shop: Shop) -> None:
+    worker, _ = await shop.worker()
+    job = a_job(steps=await asyncio.to_thread(shop.steps, 3.0))
+    await shop.bot.dispatch(job)
+    await midway(worker)
+    pid = shop.broker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    said = await shop.results()
+    assert [type(value) for value in said] == [Started, Picture, Finished]
+    assert said[1].sha256 == (await uninterrupted(shop, job))[0]
+    assert shop.broker.restarts == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shop", [30.0], indirect=True)
+async def test_a_cancel_that_was_not_heard_is_found_after_the_outage(shop: Shop) -> None:
+    worker, _ = await shop.worker()
+    await shop.bot.dispatch(a_job(steps=1000))
+    run = await midway(worker)
+    worker._bus.client.options["reconnect_time_wait"] = 2.0  # it comes back long after the bot
+    pid = shop.broker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: shop.broker.restarts == 1 and shop.bot.connected)
+    await shop.bot.cancel(JOB)
+    assert not worker._bus.connected
+    await until(lambda: run not in worker.roster)
+    assert isinstance((await shop.results())[-1], Cancelled)
+
+
+@pytest.mark.asyncio
+async def test_a_stuck_worker_stops_beating_and_ends(shop: Shop) -> None:
+    now = [1000.0]
+    pulse = Pulse(clock=lambda: now[0])
+    _, task = await shop.worker(pulse=pulse)
+    pulse.busy("the lane", "decode")
+    await asyncio.sleep(0.1)
+    now[0] += 299
+    await asyncio.sleep(LEASE * 0.4)
+    assert not task.done()
+    now[0] += 2
+    with pytest.raises(Stuck, match="the lane has been in one decode for 301 s"):
+        await asyncio.wait_for(task, LEASE)
+
+
+class Broken:
+    """The embedded model with a network that fails in a way that nobody foresaw."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def denoise(self, *_: Any) -> Any:
+        raise RuntimeError("a kernel failed")
+
+
+@pytest.mark.asyncio
+async def test_an_engine_that_crashes_ends_the_worker_and_leaves_the_job_to_the_next(shop: Shop) -> None:
+    whole, shop.loaded = shop.loaded, {"embedded": Broken(shop.loaded["embedded"])}  # pyright: ignore
+    _, task = await shop.worker("one")
+    await shop.bot.dispatch(a_job())
+    with pytest.raises(Stuck, match="a kernel failed"):
+        await asyncio.wait_for(task, 30)
+    shop.loaded = whole
+    await shop.worker("two")
+    said = await shop.results()
+    assert [value.worker for value in said if isinstance(value, Started)] == ["one", "two"]
+    assert isinstance(said[-1], Finished)
+
+
+async def serving(shop: Shop, data: Path, name: str) -> asyncio.subprocess.Process:
+    """A worker as its own process, ready for work."""
+    environment = {**os.environ, "DARKROOM_NATS_TOKEN": shop.broker.token, "OMP_NUM_THREADS": "1"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "engine", "serve", "--nats", shop.broker.url, "--name", name, "--data", str(data),
+        env=environment,
+    )  # fmt: skip
+    await until(lambda: name in shop.bot.workers or process.returncode is not None, 120)
+    assert process.returncode is None
+    return process
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
+async def test_a_killed_worker_loses_two_seconds_and_no_job(shop: Shop, tmp_path: Path) -> None:
+    job = a_job(steps=await asyncio.to_thread(shop.steps, 6.0))
+    expected = await uninterrupted(shop, job)
+    process = await serving(shop, tmp_path, "first")
+    await shop.bot.dispatch(job)
+    assert (await shop.started()).worker == "first"
+    async with asyncio.timeout(60):
+        while not (kept := await shop.bot.get_snapshots(JOB)):
+            await asyncio.sleep(0.05)
+    process.kill()
+    await process.wait()
+    await shop.worker("second")
+    said = await shop.results()
+    starts = [value for value in said if isinstance(value, Started)]
+    assert [start.worker for start in starts] == ["second"]
+    assert starts[0].step >= kept[0].k > 0
+    assert sum(isinstance(value, Finished) for value in said) == 1
+    assert [value.sha256 for value in said if isinstance(value, Picture)] == expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
+async def test_a_worker_that_slept_through_its_lease_spoils_nothing(shop: Shop, tmp_path: Path) -> None:
+    job = a_job(steps=await asyncio.to_thread(shop.steps, 3.0))
+    expected = await uninterrupted(shop, job)
+    process = await serving(shop, tmp_path, "sleeper")
+    await shop.bot.dispatch(job)
+    assert (await shop.started()).worker == "sleeper"
+    process.send_signal(signal.SIGSTOP)
+    await shop.worker("other")
+    said = await shop.results()
+    process.send_signal(signal.SIGCONT)
+    assert {value.epoch for value in said} == {said[0].epoch}
+    assert [value.sha256 for value in said if isinstance(value, Picture)] == expected
+    await until(lambda: "sleeper" in shop.bot.workers)
+    source = shop.bot.results()
+    while True:  # what the sleeper says before its next beat carries its old epoch
+        try:
+            late = (await asyncio.wait_for(anext(source), 5.0)).value
+        except TimeoutError:
+            break
+        assert late.epoch < said[0].epoch
+    assert await shop.bot.get_snapshots(JOB) == []
+    process.kill()
+    await process.wait()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
+async def test_a_served_worker_ends_in_order_on_sigterm_and_gives_its_job_back(shop: Shop, tmp_path: Path) -> None:
+    process = await serving(shop, tmp_path, "first")
+    vectors = await shop.bot.embed(["a cat", "a kitten", "income tax law"], timeout=60)
+    assert [len(vector) for vector in vectors] == [384] * 3
+    assert sum(x * x for x in vectors[0]) == pytest.approx(1.0, abs=1e-5)
+    assert dot(vectors[0], vectors[1]) > 0.5 > dot(vectors[0], vectors[2])
+    await shop.bot.dispatch(a_job(steps=LONG))
+    await shop.started()
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert await shop.bot.holder(JOB) is None
+    again = await shop.bot.pull(["default"], timeout=LEASE / 2)
+    assert again is not None
+    assert again.value.id == JOB
+
+
+def dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    return sum(x * y for x, y in zip(one, other, strict=True))
