@@ -1,0 +1,79 @@
+"""A worker's pulse: what may take how long, by a clock that the tests turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.pulse import Phase, Pulse
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def steps(pulse: Pulse, clock: Clock, seconds: float, count: int) -> None:
+    for _ in range(count):
+        with pulse.phase("the engine", "step"):
+            clock.now += seconds
+
+
+@pytest.mark.parametrize(("phase", "most"), [("load", 900), ("encode", 60), ("decode", 300)])
+def test_every_phase_has_its_deadline(phase: Phase, most: float) -> None:
+    clock = Clock()
+    pulse = Pulse(clock=clock)
+    with pulse.phase("somebody", phase):
+        clock.now = most - 1
+        assert pulse.late() is None
+        clock.now = most + 1
+        assert pulse.late() == f"somebody has been in one {phase} for {most + 1} s (at most {most} s)."
+    assert pulse.late() is None
+
+
+def test_the_first_step_may_take_as_long_as_loading() -> None:
+    clock = Clock()
+    pulse = Pulse(clock=clock)
+    with pulse.phase("the engine", "step"):
+        clock.now = 899
+        assert pulse.late() is None
+        clock.now = 901
+        assert pulse.late() is not None
+
+
+@pytest.mark.parametrize(("usual", "most"), [(0.01, 10), (0.4, 10), (2.0, 40)])
+def test_a_step_may_take_ten_seconds_or_twenty_times_the_median(usual: float, most: float) -> None:
+    clock = Clock()
+    pulse = Pulse(clock=clock)
+    steps(pulse, clock, usual, 50)
+    steps(pulse, clock, 100.0, 3)  # three slow ones do not move the median
+    began = clock.now
+    with pulse.phase("the engine", "step"):
+        clock.now = began + most - 0.5
+        assert pulse.late() is None
+        clock.now = began + most + 0.5
+        assert pulse.late() is not None
+
+
+def test_a_large_models_step_after_many_of_a_small_one_is_not_late() -> None:
+    clock = Clock()
+    pulse = Pulse(slowest=3.0, clock=clock)
+    steps(pulse, clock, 0.01, 100)
+    assert pulse.deadline("step") == pytest.approx(60.0)
+
+
+def test_each_thread_has_its_own_phase() -> None:
+    clock = Clock()
+    pulse = Pulse(clock=clock)
+    pulse.busy("the lane", "decode")
+    steps(pulse, clock, 1.0, 299)
+    assert pulse.late() is None
+    steps(pulse, clock, 1.0, 2)
+    assert "the lane" in (pulse.late() or "")
+    pulse.busy("the lane", "decode")  # it has finished one and begins the next
+    assert pulse.late() is None
+    pulse.rest("the lane")
+    clock.now += 1000
+    assert pulse.late() is None

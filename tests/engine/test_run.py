@@ -1,0 +1,76 @@
+"""What a run knows of itself: pace, time left, price, and that it ends once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.claims import Claim
+from engine.job import Concept, Enlarge, Job, Recipe, Share, Snapshot, Task
+from engine.run import Run
+
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+def a_run(task: Task | None = None, **recipe: Any) -> Run:
+    plain: dict[str, Any] = {
+        "concepts": (Concept("a cat"),), "model": "embedded", "sampler": "ddim", "steps": 100, "seed": 1,
+        "guidance": 4.0, "width": 64, "height": 64, "dtype": "float32",
+    }  # fmt: skip
+    task = task or Recipe(**{**plain, **recipe})
+    job = Job(id=JOB, task=task, share=Share("standard", "guild", "ann"), cost=8.0, deadline=2e9)
+    return Run(job, Claim(JOB, "one", 5, 5), began=0.0)
+
+
+def test_the_time_left_follows_the_pace_of_the_steps() -> None:
+    run = a_run(count=2)
+    for k in range(1, 51):
+        run.step([(0, k), (1, k)], k * 0.2)
+    assert run.seconds_left == pytest.approx(2 * 50 * 0.1)
+    for k in range(51, 101):
+        run.step([(0, k), (1, k)], 10 + (k - 50) * 0.4)
+    assert run.seconds_left == 0
+    assert run.pace == pytest.approx(0.2, rel=0.1)
+
+
+def test_the_first_step_already_has_a_time_left() -> None:
+    run = a_run(count=1)
+    run.stepped = 10.0
+    run.step([(0, 1)], 10.5)
+    assert run.seconds_left == pytest.approx(99 * 0.5)
+
+
+def snapshot(image: int, k: int) -> Snapshot:
+    return Snapshot(job=JOB, image=image, epoch=4, k=k, shape=(1,), x=b"", h=b"")
+
+
+def test_it_goes_on_from_the_least_of_its_images() -> None:
+    run = a_run(count=3)
+    assert run.resume([snapshot(0, 40), snapshot(1, 30)]) == 0
+    assert run.done == {0: 40, 1: 30, 2: 0}
+    assert run.resume([snapshot(2, 35), snapshot(3, 1)]) == 30
+    assert not run.unsaved
+    run.step([(2, 36)], 1.0)
+    assert run.unsaved
+
+
+@given(st.integers(0, 2000))
+def test_what_was_spent_is_never_more_than_the_price(steps: int) -> None:
+    assert a_run().spent(steps) == pytest.approx(8.0 * min(steps, 100) / 100)
+
+
+def test_an_enlargement_takes_no_rows_and_has_one_output() -> None:
+    run = a_run(Enlarge(source="a" * 64))
+    assert (run.rows, run.steps, run.todo, run.spent(0), run.seconds_left) == (0, 0, {0}, 0.0, 0.0)
+
+
+def test_rows_are_those_of_the_recipe() -> None:
+    assert a_run().rows == 8
+
+
+def test_it_ends_once() -> None:
+    run = a_run()
+    assert [run.end() for _ in range(3)] == [True, False, False]

@@ -1,0 +1,68 @@
+"""`python -m engine serve`: bad settings end in one line and exit code 2, before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.config import BadSetting, load, read_token
+
+
+def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    return subprocess.run(
+        [sys.executable, "-m", "engine", *args], env=plain | environment, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "Name the broker with --nats or DARKROOM_NATS."),
+        (("--nats", "nonsense"), "DARKROOM_NATS: an address such as nats://127.0.0.1:4222 is needed."),
+        (("--nats", "nats://127.0.0.1:1", "--device", "abacus"), "DARKROOM_DEVICE: auto, cpu, cuda or cuda:1"),
+        (("--nats", "nats://127.0.0.1:1", "--name", "a b"), "DARKROOM_WORKER: "),
+        (("--nats", "nats://127.0.0.1:1", "--token-file", "nowhere"), "The token file nowhere cannot be read"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it(args: tuple[str, ...], said: str) -> None:
+    done = run("serve", *args)
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_option_is_said_without_a_traceback() -> None:
+    done = run("serve", "--bogus")
+    assert done.returncode == 2
+    assert "--bogus" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DARKROOM_NATS", "nats://elsewhere:4222")
+    monkeypatch.setenv("DARKROOM_NATS_TOKEN", "secret-token")
+    monkeypatch.setenv("DARKROOM_WORKER", "from-environment")
+    settings = load(name="given", nats="", models=(), data=tmp_path)
+    assert (settings.nats, settings.name) == ("nats://elsewhere:4222", "given")
+    assert (settings.models, settings.pools, settings.data) == (("embedded",), ("default",), tmp_path)
+    assert settings.nats_token.get_secret_value() == "secret-token"
+    assert "secret-token" not in repr(settings)
+
+
+def test_a_name_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "-ä weird host!.local")
+    monkeypatch.delenv("DARKROOM_WORKER", raising=False)
+    assert load(nats="nats://127.0.0.1:4222").name == "weird-host-.local"
+
+
+def test_a_token_comes_from_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    assert read_token(tmp_path / "token") == "abc"
+    with pytest.raises(BadSetting, match="FileNotFoundError"):
+        read_token(tmp_path / "none")
