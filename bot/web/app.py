@@ -21,7 +21,7 @@ from bot.web.auth import Door, Gate, key_of
 
 HERE = Path(__file__).parent
 MOST_BYTES = 64 * 1024  # of a request's body
-TEMPLATES = ("room.html", "discord.html", "enter.html", "sentence.html")
+TEMPLATES = ("base.html", "room.html", "discord.html", "enter.html", "sentence.html")
 
 
 def open_chatroom(settings: Settings, studio: Studio) -> web.Application:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -91,7 +92,7 @@ async def test_a_forged_cookie_opens_nothing(open_room: OpenRoom) -> None:
 
 async def test_the_terminal_comes_by_the_key_in_the_data_folder(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
-        bearer = f"Bearer {terminal_key(room.settings.data)}"
+        bearer = f"Bearer {await asyncio.to_thread(terminal_key, room.settings.data)}"
         assert (await room.ask("GET", "/api/jobs", Authorization=bearer))[0] == 200
         assert (await room.ask("GET", "/api/jobs", Authorization=bearer + "x"))[0] == 403
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from bot.studio import Member, Place
+from bot.web.live import STREAMS
 
 if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
@@ -137,8 +138,6 @@ async def test_a_slow_reader_misses_frames_but_never_the_end(room: Room, monkeyp
 
 
 async def test_a_reader_who_leaves_is_forgotten(room: Room) -> None:
-    from bot.web.live import STREAMS
-
     stream = room.events("/api/events")
     await anext(stream)
     assert len(room.app[STREAMS]) == 1

@@ -20,26 +20,40 @@ function key() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// Follows /api/events for as long as the page is open. `heard[event](value)`; `lost()` and `shut(sentence)` say why not.
+const FORGOTTEN = 60_000; // milliseconds in the background, after which nobody needs to send frames here
+
+// Follows /api/events for as long as the page is in sight. `heard[event](value)`; `lost()` and `shut(sentence)` say why not.
 export function follow(heard, lost, shut) {
+  let stream = null;
   let pause = 500;
-  const open = () => {
-    const stream = new EventSource("/api/events");
+  let leaving = 0;
+
+  function open() {
+    if (stream && stream.readyState !== EventSource.CLOSED) return;
+    stream = new EventSource("/api/events");
     for (const [name, hear] of Object.entries(heard)) {
       stream.addEventListener(name, (event) => {
         pause = 500;
         hear(JSON.parse(event.data));
       });
     }
-    stream.onerror = async () => {
-      stream.close();
-      lost();
-      const refusal = await whyNot();
-      if (refusal) return shut(refusal);
-      setTimeout(open, pause);
-      pause = Math.min(pause * 2, 8000);
-    };
-  };
+    stream.onerror = mend;
+  }
+
+  async function mend() {
+    stream.close();
+    lost();
+    const refusal = await whyNot();
+    if (refusal) return shut(refusal);
+    setTimeout(open, pause);
+    pause = Math.min(pause * 2, 8000);
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(leaving);
+    if (document.hidden) leaving = setTimeout(() => stream.close(), FORGOTTEN);
+    else open();
+  });
   open();
 }
 

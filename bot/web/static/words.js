@@ -9,7 +9,7 @@ export function duration(seconds) {
 }
 
 export function waiting(place, eta, worker) {
-  if (!worker) return "No worker is online: it waits here until one comes.";
+  if (!worker) return "No worker is online yet: it starts when one comes.";
   const ahead = place > 0 ? `${place} ahead of you` : "Next in line";
   return eta == null ? ahead : `${ahead}, about ${duration(eta)}`;
 }
@@ -20,7 +20,7 @@ export function left(seconds) {
 
 export function deed(job) {
   const one = job.parent?.picture;
-  return { vary: `varied picture ${one} of`, upscale: `enlarged picture ${one} of`, reroll: "once more:" }[job.action] ?? "";
+  return { vary: `varied picture ${one}`, upscale: `enlarged picture ${one}`, reroll: "once more" }[job.action] ?? "";
 }
 
 export function clock(seconds) {
@@ -28,7 +28,7 @@ export function clock(seconds) {
 }
 
 export function status(room) {
-  if (!room.online) return "No worker is online. Prompts wait here until one comes.";
+  if (!room.online) return "No worker is online yet. Prompts wait here until one comes.";
   const devices = [...new Set(room.workers.map((one) => one.device))];
   const crew = room.workers.length > 1 ? `${room.workers.length} workers · ` : "";
   return `${crew}${room.models.join(", ")} on ${devices.join(", ")}`;
