@@ -91,7 +91,7 @@ async def invite(request: web.Request) -> web.Response:
 
 async def jobs(request: web.Request) -> web.Response:
     """What runs, what waits in its order, and what was made last."""
-    studio, reader = request.app[STUDIO], member_of(request).id
+    studio, reader = request.app[STUDIO], member_of(request)
     queue, recent = await studio.queue(GUILD), await studio.recent(GUILD)
     waiting = {view.id for view in queue}
     done = [view for view in recent if view.id not in waiting]
@@ -118,7 +118,7 @@ async def _order(request: web.Request) -> Order:
 
 async def one(request: web.Request) -> web.Response:
     """A job as it stands."""
-    return web.json_response(shown.job(await visible(request), member_of(request).id))
+    return web.json_response(shown.job(await visible(request), member_of(request)))
 
 
 async def cancel(request: web.Request) -> web.Response:

@@ -57,7 +57,7 @@ class Page:
 
     def __init__(self, request: web.Request, stream: EventSourceResponse) -> None:
         self._studio = request.app[STUDIO]
-        self._reader = member_of(request).id
+        self._reader = member_of(request)
         self._stream = stream
         self._seen: dict[str, bool] = {}  # job → shown here
 
@@ -129,7 +129,7 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, moments
 
 async def _tell_end(request: web.Request, stream: EventSourceResponse) -> None:
     view = await visible(request)
-    value = shown.job(view, member_of(request).id)
+    value = shown.job(view, member_of(request))
     await stream.send(json.dumps(value), event=view.state, id=END)
 
 

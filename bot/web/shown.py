@@ -11,7 +11,7 @@ from typing import Any
 
 from bot import sentences
 from bot.feed import Developing
-from bot.views import Ticket, View
+from bot.views import Member, Ticket, View
 from engine.job import Presence, Recipe
 
 
@@ -45,14 +45,16 @@ def accepted(tickets: Iterable[Ticket]) -> dict[str, Any]:
     return {**shown[0], "ids": [one["id"] for one in shown], "jobs": shown, "notes": notes}
 
 
-def job(view: View, reader: str) -> dict[str, Any]:
-    """A job as `reader` (a member's id) sees it."""
+def job(view: View, reader: Member) -> dict[str, Any]:
+    """A job as `reader` sees it."""
+    yours = view.member_id == reader.id
     return {
         "id": view.id,
         "state": view.state,
         "action": view.action,
         "prompt": view.prompt,
-        "author": {"name": view.member_name, "you": view.member_id == reader},
+        "author": {"name": view.member_name, "you": yours},
+        "may_cancel": yours or reader.moderator,
         "created": view.created,
         "started": view.started,
         "finished": view.finished,

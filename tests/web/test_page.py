@@ -14,7 +14,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
 from bot.web.door import GATE
-from bot.web.live import STREAMS
+from bot.web.live import CLOSING, STREAMS
 
 if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
@@ -383,3 +383,39 @@ async def test_nothing_is_fetched_from_elsewhere() -> None:
         assert "style=" not in text, file.name
         for scheme in ('src="http', "url(http", "@import", "eval("):
             assert scheme not in text, file.name
+
+
+async def test_a_guest_may_not_cancel_what_others_asked_for(browser: Browser, open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        room.drawers[0].going.clear()
+        pages = []
+        for owner in (True, False):
+            page = await (await browser.new_context()).new_page()
+            await page.goto(f"{room.url}/?token={room.app[GATE].invite(owner=owner)}")
+            await expect(page.locator("#status")).to_contain_text("paper and ink")
+            pages.append(page)
+        host, guest = pages
+        card = await say(host, "terrier")
+        await expect(card.get_by_role("button", name="Cancel")).to_be_visible()
+        await expect(guest.locator("article.job")).to_be_visible()
+        await expect(guest.get_by_role("button", name="Cancel")).to_have_count(0)
+        for page in pages:
+            await page.goto("about:blank")
+
+
+async def test_what_ended_while_the_page_was_away_is_looked_up(
+    page: Page, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.drawers[0].going.clear()
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await page.context.set_offline(True)
+    monkeypatch.setattr("bot.web.live.RECENT", 1)
+    room.app[CLOSING].set()  # every stream ends
+    await expect(page.locator("#status")).to_contain_text("Connection lost")
+    room.app[CLOSING].clear()
+    room.drawers[0].going.set()
+    await room.end_of(await room.imagine("another", count=1))
+    await room.end_of(str(await card.get_attribute("id")).removeprefix("job-"))
+    await page.context.set_offline(False)
+    await finished(page.locator("article.job").first)

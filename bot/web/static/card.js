@@ -59,13 +59,14 @@ export class Card {
     if (job.state === "running") this.progress(job.percent, job.eta);
     else this.queued(job);
     this.part("cancel").disabled = job.cancelling;
+    this.part("cancel").hidden = !job.may_cancel;
   }
 
   queued({ place, eta, worker = true, why = "" }) {
     if (this.over) return;
     this.part("tray").classList.toggle("aside", place > 0 || !worker); // small until its turn comes
     this.part("percent").textContent = "";
-    const text = place == null ? "Being handed to a worker" : waiting(place, eta, worker);
+    const text = place == null ? "Being handed to a worker" : waiting(place, eta, worker, this.job.author.you);
     this.part("left").textContent = [text, why].filter(Boolean).join(" · ");
     this.element.querySelector("progress").removeAttribute("value");
     this.label(text);

@@ -1,7 +1,7 @@
 // The chatroom: prompts go out by the form, everything that happens comes in by the one event stream.
 
 import { Card } from "/static/card.js";
-import { ask, follow } from "/static/wire.js";
+import { ask, follow, look } from "/static/wire.js";
 import { status as sentence } from "/static/words.js";
 
 const at = (id) => document.getElementById(id);
@@ -52,7 +52,7 @@ function title() {
 
 const heard = {
   room: light,
-  jobs: ({ jobs }) => (jobs.forEach(show), title()),
+  jobs: ({ jobs }) => (jobs.forEach(show), askAfter(jobs), title()),
   job: (job) => (show(job), title()),
   queued: (place) => cards.get(place.id)?.queued({ ...place, worker: online }),
   frame: (frame) => (cards.get(frame.id)?.frame(frame), title()),
@@ -66,6 +66,15 @@ function lost() {
 
 function shut(reason) {
   at("status").textContent = reason;
+}
+
+// What ended long before a broken stream came back is not in its list any more.
+function askAfter(jobs) {
+  const told = new Set(jobs.map((job) => job.id));
+  for (const card of cards.values()) {
+    if (card.over || told.has(card.job.id)) continue;
+    look(card.address).then((job) => job && show(job));
+  }
 }
 
 // --- what goes out

@@ -15,6 +15,16 @@ export async function ask(method, address, body) {
   return said;
 }
 
+// What lies at an address, null if it can't be had.
+export async function look(address) {
+  try {
+    const answer = await fetch(address);
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
+}
+
 // Not crypto.randomUUID: browsers keep that to secure addresses.
 function key() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");

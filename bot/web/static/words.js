@@ -8,9 +8,9 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
-export function waiting(place, eta, worker) {
+export function waiting(place, eta, worker, yours) {
   if (!worker) return "No worker is online yet: it starts when one comes.";
-  const ahead = place > 0 ? `${place} ahead of you` : "Next in line";
+  const ahead = place > 0 ? `${place} ahead of ${yours ? "you" : "it"}` : "Next in line";
   return eta == null ? ahead : `${ahead}, about ${duration(eta)}`;
 }
 
