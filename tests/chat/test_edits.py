@@ -69,8 +69,8 @@ class World:
 steps = st.lists(
     st.tuples(
         st.sampled_from(["offer", "offer", "final", "take", "take", "end", "sleep"]),
-        st.integers(0, 7),  # job
-        st.floats(0.01, 3.0, allow_nan=False),  # how long a request or a sleep takes
+        st.integers(0, 11),  # job
+        st.floats(0.01, 0.6, allow_nan=False) | st.floats(0.6, 3.0),  # how long a request or a sleep takes
         st.booleans(),
     ),
     max_size=200,
@@ -80,7 +80,7 @@ steps = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(steps)
 def test_promises_hold_whatever_comes(script: list[tuple[str, int, float, bool]]) -> None:
-    world, count = World(Edits()), itertools.count()
+    world, count = World(Edits(Pace(preview=0.1))), itertools.count()
     for what, number, took, good in script:
         job, bucket = f"job{number}", f"c{number % 3}"
         if what == "offer":
@@ -212,6 +212,70 @@ def test_no_preview_starts_just_before_a_final_is_due() -> None:
     assert edits.take(9.7) is None
     assert edits.wake(9.7) == 10.0
     assert edits.take(10.0), "the final did not come: previews go on"
+
+
+def test_a_burst_of_finals_spends_the_budget_and_not_one_more() -> None:
+    edits: Edits[int] = Edits()
+    for number in range(8):
+        edits.offer(edit(f"a{number}", "final", number, number / 100))
+    times, now = [], 1.0
+    while one := edits.take(now) or (edits.take(now := edits.wake(now)) if math.isfinite(edits.wake(now)) else None):
+        times.append(now)
+        now += 0.2
+        edits.sent(one, now)
+    assert times[:5] == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.8])
+    assert times[5:] == pytest.approx([6.2, 6.4, 6.6]), "five seconds after the first one ended"
+
+
+def test_a_preview_leaves_room_for_a_final() -> None:
+    edits: Edits[int] = Edits()
+    for number in range(4):
+        edits.offer(edit(f"a{number}", "final", number))
+        one = edits.take(1.0)
+        assert one
+        edits.sent(one, 1.0)
+    edits.offer(edit("b", "preview", 4))
+    assert edits.take(1.5) is None
+    edits.offer(edit("c", "final", 5))
+    assert edits.take(1.5)
+
+
+def test_what_failed_gives_way_to_what_is_newer() -> None:
+    edits: Edits[int] = Edits()
+    edits.offer(edit("a", "preview", 0))
+    old = edits.take(0.0)
+    assert old
+    edits.offer(edit("a", "preview", 1, 0.5))
+    edits.failed(old, 1.0, after=2.0)
+    assert edits.take(2.9) is None
+    newer = edits.take(3.0)
+    assert newer
+    assert newer.content == 1
+    edits.offer(edit("a", "final", 2, 3.1))
+    final = edits.take(3.1)
+    assert final is None
+    edits.failed(newer, 3.2)
+    last = edits.take(3.2)
+    assert last
+    edits.failed(last, 3.3, after=1.0)
+    again = edits.take(4.3)
+    assert again
+    assert again.content == last.content == 2
+    edits.sent(again, 4.4)
+    assert math.isinf(edits.wake(4.4)), "the old preview does not come back"
+
+
+def test_a_preview_under_way_at_the_hand_over_does_not_come_after_the_final() -> None:
+    edits: Edits[int] = Edits()
+    edits.offer(edit("a", "preview", 0, bucket="token"))
+    preview = edits.take(0.0)
+    assert preview
+    edits.offer(edit("a", "final", 1, 0.5, bucket="channel"))
+    final = edits.take(0.5)
+    assert final
+    edits.sent(final, 0.6)
+    edits.failed(preview, 0.7)
+    assert edits.take(9.0) is None
 
 
 def test_a_place_moves_at_most_every_half_minute() -> None:
