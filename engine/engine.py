@@ -15,7 +15,7 @@ import torch
 from engine.admit import admit
 from engine.families.family import Family
 from engine.job import Blame, Job, Snapshot
-from engine.rows import Coefficients, Layout, update
+from engine.rows import Coefficients, Layout, Prediction, predict
 from engine.scheduler import Scheduler
 from engine.trajectory import LatentRung, Trajectory
 
@@ -110,36 +110,35 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Choose a batch, predict, advance: one network forward. Nothing changes before it succeeded; [] when idle."""
+        """Choose a batch, predict it in one forward, advance it; nothing changes before it succeeded. [] when idle."""
         while batch := self._scheduler.next(self._limit):
-            try:
-                predicted = self._predict(batch)
-            except (RuntimeError, MemoryError) as error:
-                self._shrink(batch, error)
-            else:
-                self._advance(batch, *predicted)
+            if prediction := self._predict(batch):
+                self._advance(batch, prediction)
                 break
         return self._flush()
 
-    def _predict(self, batch: list[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(x', x0) of every image in the batch."""
-        at, x, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._lay(batch)
-        family, dtype = self._families[batch[0].model], batch[0].dtype
-        inputs, times = (at["c"] * x)[layout.owner], at["t"].flatten()[layout.owner]
-        forwards = zip(*(each.split(layout.size) for each in (inputs, times, layout.texts)), strict=True)
-        out = torch.cat([family.denoise(x, t, texts, dtype) for x, t, texts in forwards])
-        return update(batch, x, layout.guide(out), at)
+    def _predict(self, batch: list[Trajectory]) -> Prediction | None:
+        """None where memory ran out: the next batch will be smaller."""
+        try:
+            at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._lay(batch)
+            inputs, times = (at["c"] * now)[layout.owner], at["t"].flatten()[layout.owner]
+            family, dtype = self._families[batch[0].model], batch[0].dtype
+            rows = [each.split(layout.size) for each in (inputs, times, layout.texts)]
+            out = torch.cat([family.denoise(x, t, texts, dtype) for x, t, texts in zip(*rows, strict=True)])
+            return predict(batch, now, layout.guide(out), at)
+        except (RuntimeError, MemoryError) as error:
+            return self._shrink(batch, error)
 
-    def _advance(self, batch: list[Trajectory], x: torch.Tensor, x0: torch.Tensor) -> None:
-        for image, moved, estimate in zip(batch, x, x0, strict=True):
-            rung = image.move(moved, estimate)
-            seen = estimate if rung or image.job in self._watched else None
+    def _advance(self, batch: list[Trajectory], prediction: Prediction) -> None:
+        for image, x, x0 in zip(batch, prediction.x, prediction.x0, strict=True):
+            rung = image.move(x, x0)
+            seen = x0 if rung or image.job in self._watched else None
             self._events.append(Stepped(image.job, image.image, image.k, image.plan.steps, seen, rung))
         self._scheduler.charge(batch)
         self._steps += 1
         done = [image for image in batch if image.done]
         if done or self._steps % CHECK_EVERY == 0:
-            self._check(batch, x)
+            self._check(batch, prediction.x)
         for image in done:
             self._finish(image)
 

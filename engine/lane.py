@@ -38,8 +38,9 @@ class Lane:
         self._previewers = {name: Previewer(family) for name, family in families.items()}
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
         self._order = itertools.count()
-        self._thumbnails: dict[str, dict[tuple[int, int], bytes]] = {}
+        self._thumbnails: dict[str, dict[tuple[int, int], bytes]] = {}  # the lane's thread's; the rest is the caller's
         self._frames: dict[tuple[str, int], Future[Frame]] = {}
+        self._passing: dict[str, list[Future[bytes]]] = {}
         self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
         self._thread.start()
 
@@ -56,7 +57,8 @@ class Lane:
         """Decode a rung's thumbnail as it passes, when nothing better is to do. Call it for every event with `rung`."""
         x0 = event.x0
         if x0 is not None:
-            self._submit(RUNG, lambda: self._thumbnail(job, event.image, event.k, x0))
+            future = self._submit(RUNG, lambda: self._thumbnail(job, event.image, event.k, x0))
+            self._passing.setdefault(job.id, []).append(future)
 
     def picture(self, event: Developed, job: Job) -> Future[bytes]:
         """The finished PNG: the same bytes for the same recipe and latents."""
@@ -67,8 +69,12 @@ class Lane:
         return self._submit(RUNG, lambda: self._ladder(event, job))
 
     def forget(self, job: str) -> None:
-        """The job has left: drop its thumbnails and waiting frames."""
-        self._submit(RUNG, lambda: self._forget(job))
+        """The job has left: whatever still waits for it is cancelled, and its thumbnails are dropped."""
+        for future in self._passing.pop(job, ()):
+            future.cancel()
+        for key in [key for key in self._frames if key[0] == job]:
+            self._frames.pop(key).cancel()
+        self._submit(RUNG, lambda: self._thumbnails.pop(job, None))
 
     def close(self) -> None:
         """Finish what is waiting, then end the thread."""
@@ -118,11 +124,6 @@ class Lane:
     def _wired(self, event: Developed, job: Job, rung: LatentRung) -> wire.Rung:
         thumbnail = self._thumbnail(job, event.image, rung.step, rung.x0)
         return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), latent_bytes(rung.h))
-
-    def _forget(self, job: str) -> None:
-        self._thumbnails.pop(job, None)
-        for key in [key for key in self._frames if key[0] == job]:
-            self._frames.pop(key).cancel()
 
 
 def _fulfil(future: Future[T], work: Callable[[], T]) -> None:

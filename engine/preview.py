@@ -15,6 +15,7 @@ from engine.families.family import Family
 DECODED_UP_TO = 128  # pixels of native side
 _SAMPLES = 12
 _SEED = 3
+_RIDGE = 1e-4
 
 
 class Previewer:
@@ -43,7 +44,9 @@ def fit(family: Family) -> torch.Tensor:
         small = picture.resize((encoded.shape[2], encoded.shape[1]), Image.Resampling.BOX)
         latents.append(encoded.flatten(1).T)
         colours.append(torch.from_numpy(np.asarray(small, dtype=np.float32) / 255).reshape(-1, 3))
-    return torch.linalg.lstsq(_with_one(torch.cat(latents)), torch.cat(colours)).solution
+    inputs, targets = _with_one(torch.cat(latents)).double(), torch.cat(colours).double()
+    ridge = _RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)  # for channels that say the same
+    return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets).float()
 
 
 def _with_one(flat: torch.Tensor) -> torch.Tensor:

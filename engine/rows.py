@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,14 +82,19 @@ def stack_noise(images: Sequence[Trajectory]) -> torch.Tensor | None:
     return torch.stack([nothing if each is None else each for each in drawn]).to(images[0].x.device, non_blocking=True)
 
 
-def update(
-    images: Sequence[Trajectory], x: torch.Tensor, out: torch.Tensor, at: Coefficients
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x', x0) of every image: x0 = P·x + Q·out, x' = A·x + B·out + M·h + N·noise."""
+class Prediction(NamedTuple):
+    """What a step makes of every image: the next latents and the estimate of the finished ones, `[images, …]`."""
+
+    x: torch.Tensor
+    x0: torch.Tensor
+
+
+def predict(images: Sequence[Trajectory], x: torch.Tensor, out: torch.Tensor, at: Coefficients) -> Prediction:
+    """x0 = P·x + Q·out and x' = A·x + B·out + M·h + N·noise, whatever the sampler of each image."""
     x0 = at["P"] * x + at["Q"] * out
     moved = at["A"] * x + at["B"] * out
     if any(image.h is not None for image in images):
         nothing = torch.zeros_like(images[0].x)
         moved = moved + at["M"] * torch.stack([nothing if image.h is None else image.h for image in images])
     noise = stack_noise(images)
-    return (moved if noise is None else moved + at["N"] * noise), x0
+    return Prediction(moved if noise is None else moved + at["N"] * noise, x0)

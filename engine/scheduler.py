@@ -13,11 +13,13 @@ from typing import Generic, Protocol, TypeVar
 
 from engine.job import Share
 
+MOST_REMEMBERED = 10_000  # what those who left had been served, so that leaving forgives nothing
+MOST_USERS = 8  # beyond so many, a group's turn grows no longer
 Node = tuple[str, ...]  # a path: (), (tier,), (tier, guild), (tier, guild, user), (tier, guild, user, job)
 
 
 class Entry(Protocol):
-    """What is scheduled: one image. All entries of a batch have the same `key`."""
+    """What is scheduled: one image. Only entries of equal `key` share a batch; those of one job have one key."""
 
     job: str
     share: Share
@@ -32,7 +34,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class Scheduler(Generic[E]):
-    """`hold`: steps that a group of equal keys is kept before another may come. `bank`: the most row-steps owed."""
+    """`hold`: steps a turn that a group of equal keys has for each of its users. `bank`: the most row-steps owed."""
 
     def __init__(self, hold: int = 8, bank: float = 512.0) -> None:
         self._hold, self._bank = hold, bank
@@ -42,6 +44,8 @@ class Scheduler(Generic[E]):
         self._clock: dict[Node, float] = {}
         self._key: Hashable = None
         self._held = 0
+        self._step = 0
+        self._last: dict[Node, int] = {}  # the step in which a job was last served
 
     @property
     def rows(self) -> int:
@@ -66,12 +70,16 @@ class Scheduler(Generic[E]):
         if self._jobs[path[-1]]:
             return
         del self._jobs[path[-1]], self._served[path[-1]]
+        self._last.pop(path[-1], None)
         for parent, node in reversed(list(zip(((), *path), path, strict=False))):
             if self._children.get(node):
                 break
             self._children[parent].discard(node)
             self._children.pop(node, None)
             self._clock.pop(node, None)
+        if len(self._served) > MOST_REMEMBERED:
+            here = {node for children in self._children.values() for node in children}
+            self._served = {node: rows for node, rows in self._served.items() if node in here}
 
     def next(self, limit: int) -> list[E]:
         """The next batch, at most `limit` rows (a single larger entry goes alone); changes nothing. [] when idle."""
@@ -89,15 +97,23 @@ class Scheduler(Generic[E]):
                 self._served[node] += entry.rows / entry.share.weight
         for parent in {parent for entry in batch for parent in ((), *_path(entry)[:-1])}:
             self._settle(parent)
+        self._step += 1
+        self._last.update({_path(entry)[-1]: self._step for entry in batch})
         self._held = self._held + 1 if batch[0].key == self._key else 1
         self._key = batch[0].key
 
     def _group(self) -> Hashable:
-        """The key of the next batch: the present one for `hold` steps, then that of whoever was served least."""
-        keys = {entry.key for entries in self._jobs.values() for entry in entries}
-        if len(keys) <= 1 or (self._key in keys and self._held < self._hold):
-            return self._key if self._key in keys else next(iter(keys), None)
-        return self._jobs[min(self._jobs, key=lambda job: self._tag(job, self._served))][0].key
+        """The key of the next batch. Groups take turns, as long as they have users; who waited longest is next.
+
+        By *served* alone a group could starve: somebody who needs little is always the least served, and would always
+        choose.
+        """
+        keys = {job: entries[0].key for job, entries in self._jobs.items()}
+        users = {job[:-1] for job, key in keys.items() if key == self._key}
+        others = [job for job, key in keys.items() if key != self._key]
+        if not others or (users and self._held < self._hold * min(len(users), MOST_USERS)):
+            return self._key
+        return keys[min(others, key=lambda job: (self._last.get(job, 0), self._tag(job, self._served)))]
 
     def _fill(self, queues: dict[Node, list[E]], limit: int) -> list[E]:
         served = dict(self._served)

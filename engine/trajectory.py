@@ -13,7 +13,7 @@ import torch
 
 from engine import ladder
 from engine.families.family import Family
-from engine.job import Job, Recipe, Snapshot, unconditional
+from engine.job import Dtype, Job, Recipe, Snapshot, unconditional
 from engine.noise import Noise
 from engine.plan import Plan
 
@@ -34,7 +34,8 @@ class Trajectory:
     def __init__(self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family) -> None:
         shape = family.latent_shape(recipe.width, recipe.height)
         self.job, self.image, self.share, self.plan = job.id, image, job.share, plan
-        self.model, self.dtype, self.bucket = family.name, recipe.dtype, recipe.bucket
+        self.model, self.bucket = family.name, recipe.bucket
+        self.dtype: Dtype = recipe.dtype
         self.noise = Noise(recipe, image, shape)
         self.texts, self.steer = conditioning(recipe, family)
         self.key: Hashable = (family.name, recipe.dtype, shape, tuple(self.texts.shape[1:]), recipe.bucket)
@@ -85,7 +86,10 @@ class Trajectory:
         self.k, self.x, self.h, self.rungs = snapshot.k, x[0], h[0] if h else None, rungs
 
     def _rung(self, step: int, state: bytes) -> LatentRung:
-        return LatentRung(step, *self._tensors(state)[:3])
+        parts = self._tensors(state)
+        if not 1 <= len(parts) <= 3:
+            raise ValueError("a rung of the snapshot has the wrong size")
+        return LatentRung(step, *parts)
 
     def _tensors(self, state: bytes) -> list[torch.Tensor]:
         """A concatenation of latents, each of this image's shape."""

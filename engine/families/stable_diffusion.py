@@ -55,7 +55,7 @@ class StableDiffusion:
             with quiet():
                 pipeline = StableDiffusionPipeline.from_pretrained(
                     str(folder), use_safetensors=True, requires_safety_checker=False, safety_checker=None,
-                    feature_extractor=None, torch_dtype=torch.float32, local_files_only=True,
+                    feature_extractor=None, dtype=torch.float32, local_files_only=True,
                 )  # fmt: skip
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise Unfit(f"The model {name} is not a Stable Diffusion model that can be loaded.", "model") from error

@@ -1,0 +1,164 @@
+"""What the engine's tests share: an affine network, the embedded model, a small Stable Diffusion folder, jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from engine.engine import Developed, Engine, Failed
+from engine.families.embedded import load_embedded
+from engine.families.stable_diffusion import StableDiffusion
+from engine.job import Concept, Dtype, Job, Recipe, Share
+
+ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Affine:
+    """A family whose network is affine in its input: fast, exactly known, and it counts its forwards."""
+
+    name, revision, guidance = "affine", "r1", 2.0
+    device = torch.device("cpu")
+    size, multiple, max_pixels, tokens = 32, 8, 64 * 64, 4
+
+    def __init__(self, scheduler_config: dict[str, Any], spoilt_text: str = "", memory: int = 10_000) -> None:
+        self.scheduler_config = scheduler_config
+        self.memory = memory  # rows that fit
+        self.shapes: list[int] = []
+        self._spoilt = spoilt_text
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return 4, height // 8, width // 8
+
+    def encode(self, text: str) -> torch.Tensor:
+        value = float("nan") if text == self._spoilt and text else (sum(map(ord, text)) % 97) / 97
+        return torch.full((4, 2), value)
+
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, dtype: Dtype) -> torch.Tensor:
+        if len(x) > self.memory:
+            raise torch.OutOfMemoryError("the test's memory is full")
+        self.shapes.append(len(x))
+        return 0.3 * x + t.view(-1, 1, 1, 1) / 2000 + texts[:, 0, 0].view(-1, 1, 1, 1)
+
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        pixels = ((latents[:3].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        return Image.fromarray(pixels.contiguous().numpy()).resize((32, 32))
+
+    def encode_image(self, picture: Image.Image) -> torch.Tensor:
+        small = torch.tensor(list(picture.resize((4, 4)).tobytes()), dtype=torch.float32).view(4, 4, 3).permute(2, 0, 1)
+        return torch.cat([small / 127.5 - 1, small[:1] / 255])
+
+
+SCHEDULE: dict[str, Any] = {
+    "_class_name": "DDPMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000, "prediction_type": "epsilon", "timestep_spacing": "trailing",
+}  # fmt: skip
+
+
+@pytest.fixture
+def affine() -> Affine:
+    return Affine(SCHEDULE)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> StableDiffusion:
+    return load_embedded()
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 1.x folder with random weights: CLIP, epsilon prediction, "leading" spacing, very small."""
+    folder = tmp_path_factory.mktemp("small-sd")
+    build_small(folder)
+    return folder
+
+
+def build_small(folder: Path) -> None:
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=100,
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8, sample_size=32,
+        ),
+        unet=UNet2DConditionModel(
+            block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, sample_size=16, in_channels=4,
+            out_channels=4, attention_head_dim=8, norm_num_groups=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+        ),
+        text_encoder=CLIPTextModel(text), tokenizer=small_tokenizer(folder), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def small_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+@pytest.fixture
+def recipe() -> Callable[..., Recipe]:
+    """A recipe of the affine family; any field can be given."""
+
+    def make(*texts: str, **fields: Any) -> Recipe:
+        concepts = fields.pop("concepts", tuple(Concept(text) for text in texts or ("a red cat",)))
+        defaults: dict[str, Any] = {
+            "model": "affine", "sampler": "ddpm", "steps": 10, "seed": 7, "guidance": 2.0, "width": 32, "height": 32,
+            "count": 1, "dtype": "float32",
+        }  # fmt: skip
+        return Recipe(concepts=concepts, **(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def job() -> Callable[..., Job]:
+    """A job with the next id, of `user`."""
+    numbers: Iterator[int] = iter(range(1, 1000))
+
+    def make(task: Any, user: str = "ann", weight: float = 1.0, **fields: Any) -> Job:
+        number = next(numbers)
+        identity = "01" + "".join(ALPHABET[number >> shift & 31] for shift in range(115, -5, -5))
+        share = Share(tier="t", guild="g", user=user, weight=weight)
+        return Job(id=identity, task=task, share=share, cost=1.0, deadline=2e9, **fields)
+
+    return make
+
+
+@pytest.fixture
+def finish() -> Callable[..., dict[tuple[str, int], torch.Tensor]]:
+    """Step an engine until it is idle; the latents of every image by (job, image). A failure fails the test."""
+
+    def run(engine: Engine, most: int = 5000) -> dict[tuple[str, int], torch.Tensor]:
+        latents: dict[tuple[str, int], torch.Tensor] = {}
+        for _ in range(most):
+            if engine.idle:
+                return latents
+            for event in engine.step():
+                assert not isinstance(event, Failed), event
+                if isinstance(event, Developed):
+                    latents[event.job, event.image] = event.latents
+        raise AssertionError("the engine does not come to an end")
+
+    return run

@@ -1,0 +1,336 @@
+"""The engine's promises on an affine network: many samplers in one forward, cancel, memory, spoilt rows, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from engine.engine import Developed, Engine, Failed, Stepped
+from engine.job import Concept, Enlarge, Job, Recipe, rows
+from engine.plan import plan
+from engine.rows import Layout
+from engine.trajectory import Trajectory
+from engine.unfit import Unfit
+
+Make = Callable[..., Any]
+
+
+def alone(affine: Any, job: Job, finish: Make) -> dict[int, torch.Tensor]:
+    engine = Engine({"affine": affine})
+    engine.add(job)
+    return {image: latents for (_, image), latents in finish(engine).items()}
+
+
+def test_different_samplers_steps_and_texts_share_a_forward(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    jobs = [
+        job(recipe("a cat", sampler="ddpm", steps=12)),
+        job(recipe("a dog", sampler="ddim", eta=0.5, steps=7, count=2)),
+        job(recipe("a tree", sampler="euler", steps=9, guidance=1.0)),
+        job(
+            recipe(sampler="dpmpp_2m", steps=11, concepts=(Concept("sea", 2.0), Concept("red", -0.5), Concept("ship")))
+        ),
+    ]
+    engine = Engine({"affine": affine})
+    for each in jobs:
+        engine.add(each)
+    together = finish(engine)
+    assert affine.shapes[0] == 16  # 2 + 2·2 + 1 + 4 rows, padded to a bucket
+    assert len(affine.shapes) == 12  # as many forwards as the longest has steps
+    for each in jobs:
+        for image, latents in alone(affine, each, finish).items():
+            torch.testing.assert_close(together[each.id, image], latents, rtol=1e-6, atol=1e-6)
+
+
+def test_one_step_is_guidance_and_the_table(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    concepts = (Concept("sea", 2.0), Concept("red", -0.5))
+    one = recipe(sampler="ddim", steps=1, guidance=3.0, concepts=concepts, negative="fog")
+    got = alone(affine, job(one), finish)[0]
+    row = plan(affine.scheduler_config, "ddim", 1).table[0]
+    x = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(7))
+    u, sea, red = (
+        affine.denoise(x[None], torch.tensor([row[0]]), affine.encode(text)[None], "float32")[0]
+        for text in ("fog", "sea", "red")
+    )
+    out = u + 3.0 * (2.0 * (sea - u) - 0.5 * (red - u))
+    torch.testing.assert_close(got, (row[2] * x + row[3] * out).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guidance": 1.0}, {"guidance": 1.0, "negative": "fog"}, {"guidance": 3.0}, {"guidance": 2.0, "count": 3},
+        {"guidance": 2.0, "concepts": (Concept("a", 0.5),)},
+        {"guidance": 1.0, "concepts": (Concept("a"), Concept("b"))},
+        {"guidance": 1.0, "concepts": (Concept("a", 0.5), Concept("b", 0.5))},
+    ],
+)  # fmt: skip
+def test_the_rows_that_are_charged_are_the_rows_that_run(
+    affine: Any, recipe: Make, fields: dict[str, Any], job: Make
+) -> None:
+    engine = Engine({"affine": affine}, buckets=tuple(range(1, 33)))
+    one = recipe(**fields)
+    engine.add(job(one))
+    engine.step()
+    assert affine.shapes == [rows(one)]
+
+
+def test_where_guidance_cancels_the_empty_text_it_costs_no_row(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
+    halves = (Concept("a", 0.5), Concept("b", 0.5))
+    plain = alone(affine, job(recipe(guidance=1.0, concepts=halves)), finish)[0]
+    almost = alone(affine, job(recipe(guidance=1.0 + 1e-6, concepts=halves)), finish)[0]
+    torch.testing.assert_close(plain, almost, rtol=1e-4, atol=1e-4)
+
+
+def test_forwards_are_padded_to_buckets(affine: Any, recipe: Make, job: Make) -> None:
+    engine = Engine({"affine": affine})
+    for count in (1, 2, 4):
+        engine.add(job(recipe(count=count)))
+        engine.step()
+    assert affine.shapes == [2, 8, 16]
+
+
+def test_a_pinned_bucket_shares_only_with_its_like(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    engine = Engine({"affine": affine})
+    engine.add(job(recipe(bucket=4, count=3, steps=4)))
+    engine.add(job(recipe(steps=4)))
+    finish(engine)
+    assert sorted(affine.shapes) == [2] * 4 + [4] * 8  # six rows go in two forwards of exactly four
+
+
+def test_more_rows_than_the_cap_take_turns(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    engine = Engine({"affine": affine}, rows=8)
+    for user in range(5):
+        engine.add(job(recipe(count=4, steps=5), user=str(user)))
+    finish(engine)
+    assert set(affine.shapes) == {8}
+    assert len(affine.shapes) == 5 * 8 * 5 / 8
+
+
+def test_an_image_with_more_rows_than_the_cap_runs_in_several_forwards(affine: Any, recipe: Make, job: Make) -> None:
+    engine = Engine({"affine": affine}, rows=2)
+    engine.add(job(recipe(concepts=(Concept("a"), Concept("b"), Concept("c"), Concept("d")))))
+    assert isinstance(engine.step()[0], Stepped)
+    assert affine.shapes == [2, 2, 2]
+
+
+def test_events_tell_the_whole_story(affine: Any, recipe: Make, job: Make) -> None:
+    engine, one = Engine({"affine": affine}), job(recipe(steps=3, count=2))
+    assert engine.step() == []
+    engine.add(one)
+    assert not engine.idle
+    events = [engine.step() for _ in range(3)]
+    assert [[type(event) for event in each] for each in events] == [[Stepped] * 2] * 2 + [
+        [Stepped] * 2 + [Developed] * 2
+    ]
+    assert [(event.image, event.k, event.of) for event in events[1] if isinstance(event, Stepped)] == [
+        (0, 2, 3),
+        (1, 2, 3),
+    ]
+    assert engine.idle
+    assert engine.step() == []
+
+
+def test_x0_comes_only_for_the_watched_and_at_rungs(affine: Any, recipe: Make, job: Make) -> None:
+    engine = Engine({"affine": affine})
+    watched, unseen = job(recipe(steps=200), ladder=False), job(recipe(steps=200))
+    for each in (watched, unseen):
+        engine.add(each)
+    engine.watch(watched.id)
+    steps = [event for _ in range(200) for event in engine.step() if isinstance(event, Stepped)]
+    assert all(event.x0 is not None and not event.rung for event in steps if event.job == watched.id)
+    with_x0 = [event for event in steps if event.job == unseen.id and event.x0 is not None]
+    assert all(event.rung for event in with_x0)
+    assert 30 < len(with_x0) <= 48
+
+
+def test_the_ladder_is_gathered_with_states_to_go_on_from(affine: Any, recipe: Make, job: Make) -> None:
+    engine = Engine({"affine": affine})
+    engine.add(job(recipe(steps=16, sampler="dpmpp_2m")))
+    developed = next(event for _ in range(16) for event in engine.step() if isinstance(event, Developed))
+    assert [rung.step for rung in developed.rungs] == list(range(1, 17))
+    assert [rung.step for rung in developed.rungs if rung.x is not None] == [4, 8, 12, 16]
+    assert all((rung.h is None) == (rung.x is None) for rung in developed.rungs)
+    assert developed.rungs[-1].x is not None
+    assert torch.equal(developed.rungs[-1].x, developed.latents)
+
+
+def test_cancel_frees_the_rows_at_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    engine = Engine({"affine": affine}, rows=16)
+    kept, dropped = job(recipe(steps=6)), job(recipe(steps=900, count=4))
+    engine.add(kept)
+    engine.add(dropped)
+    for _ in range(3):
+        engine.step()
+    assert engine.free_rows == 6
+    assert engine.cancel(dropped.id) == 3
+    assert engine.cancel(dropped.id) == 0
+    assert engine.free_rows == 14
+    assert set(finish(engine)) == {(kept.id, 0)}
+
+
+def test_adding_a_job_twice_is_adding_it_once(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    engine, one = Engine({"affine": affine}), job(recipe())
+    engine.add(one)
+    engine.add(one)
+    assert len(finish(engine)) == 1
+
+
+def test_a_spoilt_row_fails_its_job_alone(affine: Any, recipe: Make, job: Make) -> None:
+    affine._spoilt = "poison"
+    engine = Engine({"affine": affine})
+    good, bad = job(recipe(steps=30)), job(recipe("poison", steps=30, count=2))
+    engine.add(good)
+    engine.add(bad)
+    events = [event for _ in range(30) for event in engine.step()]
+    failed = [event for event in events if isinstance(event, Failed)]
+    developed = [event for event in events if isinstance(event, Developed)]
+    assert [(event.job, event.blame) for event in failed] == [(bad.id, "model")]
+    assert [event.job for event in developed] == [good.id]
+    assert bool(developed[0].latents.isfinite().all())
+    assert max(event.k for event in events if isinstance(event, Stepped) and event.job == bad.id) <= 10
+
+
+def test_a_spoilt_last_step_is_noticed(affine: Any, recipe: Make, job: Make) -> None:
+    affine._spoilt = "poison"
+    engine = Engine({"affine": affine})
+    engine.add(job(recipe("poison", steps=3)))
+    events = [event for _ in range(3) for event in engine.step()]
+    assert [type(event) for event in events if not isinstance(event, Stepped)] == [Failed]
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_picture(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
+    jobs = [job(recipe(text, steps=6, count=2), user=text) for text in ("a", "b", "c", "d")]
+    expected = {each.id: alone(affine, each, finish) for each in jobs}
+    affine.memory = 5
+    engine = Engine({"affine": affine})
+    for each in jobs:
+        engine.add(each)
+    for (identity, image), latents in finish(engine).items():
+        torch.testing.assert_close(latents, expected[identity][image], rtol=1e-6, atol=1e-6)
+
+
+def test_what_never_fits_fails_and_lets_the_others_live(affine: Any, recipe: Make, job: Make) -> None:
+    affine.memory = 3
+    engine = Engine({"affine": affine})
+    pinned, free = job(recipe(bucket=8, steps=3)), job(recipe(steps=3))
+    engine.add(pinned)
+    engine.add(free)
+    events = [event for _ in range(8) for event in engine.step()]
+    assert [(event.job, event.blame) for event in events if isinstance(event, Failed)] == [(pinned.id, "worker")]
+    assert [event.job for event in events if isinstance(event, Developed)] == [free.id]
+
+
+def test_any_other_error_is_raised_and_nothing_has_moved(
+    affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, one = Engine({"affine": affine}), job(recipe())
+    engine.add(one)
+    engine.step()
+    before = engine.snapshots(one.id, 1)
+
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(affine, "denoise", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        engine.step()
+    assert engine.snapshots(one.id, 1) == before
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "dpmpp_2m"])
+def test_a_job_goes_on_from_its_snapshots_as_if_nothing_had_been(
+    affine: Any, recipe: Make, job: Make, sampler: str
+) -> None:
+    one = job(recipe(sampler=sampler, eta=0.5, steps=60, count=2, bucket=4))
+    whole, broken, resumed = (Engine({"affine": affine}) for _ in range(3))
+    whole.add(one)
+    broken.add(one)
+    for _ in range(23):
+        broken.step()
+    resumed.add(one, broken.snapshots(one.id, epoch=3))
+    expected = [event for _ in range(60) for event in whole.step() if isinstance(event, Developed)]
+    got = [event for _ in range(37) for event in resumed.step() if isinstance(event, Developed)]
+    for left, right in zip(expected, got, strict=True):
+        assert torch.equal(left.latents, right.latents)
+        assert [rung.step for rung in left.rungs] == [rung.step for rung in right.rungs]
+        for a, b in zip(left.rungs, right.rungs, strict=True):
+            assert torch.equal(a.x0, b.x0)
+            assert (a.x is None) == (b.x is None)
+            assert a.x is None or (b.x is not None and torch.equal(a.x, b.x))
+
+
+def test_a_snapshot_of_a_finished_image_only_wants_decoding(affine: Any, recipe: Make, job: Make) -> None:
+    one = job(recipe(steps=4))
+    image = Trajectory(one, one.task, 0, plan(affine.scheduler_config, "ddpm", 4), affine)
+    image.k = 4
+    engine = Engine({"affine": affine})
+    engine.add(one, [image.snapshot(1)])
+    assert not engine.idle
+    assert [type(event) for event in engine.step()] == [Developed]
+    assert affine.shapes == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"x": b"\0" * 12}, {"x": b"\0" * 13}, {"k": 900}, {"shape": (1, 2, 3)}, {"h": b"\0" * 256},
+        {"x": b"\xff" * 256},        {"rungs": ((999, b"\0" * 256),)}, {"rungs": ((2, b""),)}, {"image": 3},
+    ],
+)  # fmt: skip
+def test_a_spoilt_snapshot_starts_the_image_over(
+    affine: Any, recipe: Make, job: Make, finish: Make, spoil: dict[str, Any]
+) -> None:
+    one, engine, fresh = job(recipe()), Engine({"affine": affine}), Engine({"affine": affine})
+    engine.add(one)
+    engine.step()
+    snapshot = msgspec.structs.replace(engine.snapshots(one.id, 1)[0], **spoil)
+    fresh.add(one, [snapshot])
+    assert fresh.snapshots(one.id, 1)[0].k == 0
+    torch.testing.assert_close(finish(fresh)[one.id, 0], finish(engine)[one.id, 0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence", "blame"),
+    [
+        ({"model": "sdxl"}, "This worker has no model called sdxl.", "worker"),
+        ({"revision": "r9"}, "This worker has another version of affine", "worker"),
+        ({"width": 36}, "multiples of 8", "member"),
+        ({"width": 512}, "512×32 is too large for affine: at most 64×64 pixels", "member"),
+        ({"steps": 1000, "sampler": "dpmpp_2m"}, None, None),
+    ],
+)
+def test_unfit_jobs_are_refused_with_a_sentence(
+    affine: Any, recipe: Make, job: Make, fields: dict[str, Any], sentence: str | None, blame: str | None
+) -> None:
+    engine = Engine({"affine": affine})
+    if sentence is None:
+        engine.add(job(recipe(**fields)))
+        return
+    with pytest.raises(Unfit) as refused:
+        engine.add(job(recipe(**fields)))
+    assert sentence in refused.value.sentence
+    assert refused.value.blame == blame
+    assert engine.idle
+
+
+def test_an_enlargement_is_no_business_of_the_engine(affine: Any, job: Make) -> None:
+    with pytest.raises(Unfit):
+        Engine({"affine": affine}).add(job(Enlarge(source="0" * 64)))
+
+
+def test_a_layout_points_every_image_at_its_own_rows(affine: Any, recipe: Make, job: Make) -> None:
+    table = plan(affine.scheduler_config, "ddpm", 4)
+    recipes: list[Recipe] = [recipe("a", guidance=1.0), recipe(concepts=(Concept("b"), Concept("c"))), recipe("d")]
+    layout = Layout.of([Trajectory(job(each), each, 0, table, affine) for each in recipes], 4)
+    assert layout.owner.tolist() == [0, 1, 1, 1, 2, 2, 0, 0]
+    assert layout.base.tolist() == [0, 1, 4]
+    assert [row.tolist() for row, _ in layout.slots] == [[0, 2, 5], [0, 3, 4]]
+    assert [steer.flatten().tolist() for _, steer in layout.slots] == [[0, 2, 2], [0, 2, 0]]

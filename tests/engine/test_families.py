@@ -1,0 +1,99 @@
+"""Loading models: by name, from a folder, and never from a pickle; what a family says of itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.families import embedded as embedded_module
+from engine.families import load, model_name, stable_diffusion
+from engine.families.stable_diffusion import StableDiffusion, fingerprint
+from engine.unfit import Unfit
+
+
+def test_the_embedded_model_says_what_it_is(embedded: StableDiffusion) -> None:
+    assert (embedded.name, embedded.size, embedded.multiple, embedded.tokens) == ("embedded", 64, 16, 24)
+    assert embedded.latent_shape(64, 96) == (16, 12, 8)
+    assert len(embedded.revision) == 12
+
+
+def test_texts_are_encoded_alone_in_one_shape_and_cached(
+    embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stable_diffusion, "TEXTS_KEPT", 3)
+    first = embedded.encode("a cat")
+    assert first.shape == embedded.encode("a very " + "very " * 50 + "long text").shape == (24, 384)
+    assert embedded.encode("a cat") is first
+    for text in ("one", "two", "three"):
+        embedded.encode(text)
+    again = embedded.encode("a cat")
+    assert again is not first
+    assert torch.equal(again, first)
+
+
+def test_a_folder_is_loaded_by_path_and_by_name_in_the_data_folder(small_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_folder, tmp_path / "models" / "tiny")
+    by_path, by_name = load(str(small_folder), tmp_path), load("tiny", tmp_path)
+    assert by_name.name == "tiny"
+    assert by_path.name == model_name(str(small_folder))
+    assert by_path.revision == by_name.revision
+    assert torch.equal(by_path.encode("cat"), by_name.encode("cat"))
+    assert by_name.decode(torch.zeros(by_name.latent_shape(32, 48))).size == (32, 48)
+
+
+def test_another_weight_is_another_revision(small_folder: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(small_folder, changed)
+    weights = next((changed / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert fingerprint(changed) != fingerprint(small_folder)
+
+
+def test_pickled_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(small_folder, pickled)
+    next((pickled / "unet").glob("*.safetensors")).unlink()
+    torch.save({}, pickled / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(Unfit, match="only as a pickle, which can run code") as refused:
+        load(str(pickled), tmp_path)
+    assert refused.value.blame == "model"
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Unfit, match="weights of its unet not at all"):
+        load(str(tmp_path / "empty"), tmp_path)
+
+
+def test_spoilt_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(small_folder, spoilt)
+    next((spoilt / "unet").glob("*.safetensors")).write_bytes(b"rubbish")
+    with pytest.raises(Unfit, match="is not a Stable Diffusion model that can be loaded"):
+        load(str(spoilt), tmp_path)
+
+
+def test_an_altered_text_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_module, "MINILM", "0" * 64)
+    with pytest.raises(Unfit, match="not the one we know"):
+        embedded_module.load_text_encoder()
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5"),
+        ("/models/my model/", "my-model"),
+        ("..hidden", "hidden"),
+    ],
+)
+def test_a_name_is_safe_in_a_subject_and_a_file(given: str, name: str) -> None:
+    assert model_name(given) == name
+
+
+def test_a_name_of_nothing_is_refused() -> None:
+    with pytest.raises(Unfit, match="needs a name"):
+        model_name("///")

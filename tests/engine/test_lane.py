@@ -1,0 +1,212 @@
+"""The decode lane and what it encodes: deterministic pictures and ladders, frames of the newest step alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from engine.encode import parameters, png
+from engine.engine import Developed, Engine, Stepped
+from engine.families.stable_diffusion import StableDiffusion
+from engine.job import Ancestor, Concept, Job, Ladder, decode
+from engine.lane import Lane
+from engine.preview import Previewer, fit
+from engine.unfit import Unfit
+from engine.upscale import enlarge
+
+Make = Callable[..., Any]
+SOON = 30.0
+
+
+@pytest.fixture
+def lane(affine: Any) -> Iterator[Lane]:
+    lane = Lane({"affine": affine})
+    yield lane
+    lane.close()
+
+
+def develop(affine: Any, job: Job) -> tuple[list[Stepped], Developed]:
+    engine = Engine({"affine": affine})
+    engine.add(job)
+    engine.watch(job.id)
+    events = [event for _ in range(job.task.steps) for event in engine.step()]  # pyright: ignore[reportAttributeAccessIssue]
+    return [e for e in events if isinstance(e, Stepped)], next(e for e in events if isinstance(e, Developed))
+
+
+def test_a_picture_is_the_same_bytes_every_time_and_says_how_it_was_made(
+    lane: Lane, affine: Any, recipe: Make, job: Make
+) -> None:
+    one = job(recipe("a cat", seed=41, steps=5))
+    _, developed = develop(affine, one)
+    first, second = (lane.picture(developed, one).result(SOON) for _ in range(2))
+    assert first == second
+    with Image.open(BytesIO(first)) as picture:
+        assert picture.size == (32, 32)
+        assert set(picture.info) == {"parameters"}
+        assert "Steps: 5, Sampler: DDPM, CFG scale: 2, Seed: 41, Size: 32x32, Model hash: r1, Model: affine" in str(
+            picture.info["parameters"]
+        )
+
+
+def test_parameters_are_what_a1111_writes(recipe: Make) -> None:
+    whole = recipe(
+        concepts=(Concept("sea"), Concept("fog", -0.5)), negative="people, text", sampler="ddim", eta=0.3, bucket=8,
+        lineage=(Ancestor(3, 2, 0.25),), seed=9,
+    )  # fmt: skip
+    assert parameters(whole, 2, "abc").splitlines() == [
+        "sea fog::-0.5",
+        "Negative prompt: people, text",
+        (
+            "Steps: 10, Sampler: DDIM, CFG scale: 2, Seed: 11, Size: 32x32, Model hash: abc, Model: affine, "
+            "Precision: float32, Eta: 0.3, Variation of: 5@0.25, Batch shape: 8, Version: Darkroom"
+        ),
+    ]
+
+
+def test_text_beyond_latin_survives() -> None:
+    with Image.open(BytesIO(png(Image.new("RGB", (8, 8)), "котёнок 猫 😀"))) as picture:
+        assert picture.info["parameters"] == "котёнок 猫 😀"
+
+
+def test_the_ladder_holds_thumbnails_and_states(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
+    one = job(recipe(steps=9, sampler="dpmpp_2m"))
+    steps, developed = develop(affine, one)
+    for event in steps:
+        lane.rung(event, one)
+    ladder = decode(lane.ladder(developed, one).result(SOON), Ladder)
+    assert (ladder.job, ladder.image, ladder.of, ladder.shape) == (one.id, 0, 9, (4, 4, 4))
+    assert [rung.step for rung in ladder.rungs] == list(range(1, 10))
+    assert [rung.step for rung in ladder.rungs if rung.latent] == [4, 8]
+    latent = torch.frombuffer(bytearray(ladder.rungs[3].latent or b""), dtype=torch.float32).view(4, 4, 4)
+    rung = developed.rungs[3]
+    assert rung.x is not None
+    assert torch.equal(latent, rung.x)
+    assert len(ladder.rungs[3].history or b"") == 256
+    with Image.open(BytesIO(ladder.rungs[0].thumbnail)) as thumbnail:
+        assert thumbnail.format == "WEBP"
+
+
+def test_a_ladder_is_the_same_whether_or_not_its_rungs_were_decoded_in_passing(
+    affine: Any, recipe: Make, job: Make
+) -> None:
+    one = job(recipe(steps=6))
+    steps, developed = develop(affine, one)
+    passing, late = Lane({"affine": affine}), Lane({"affine": affine})
+    for event in steps:
+        passing.rung(event, one)
+    assert passing.ladder(developed, one).result(SOON) == late.ladder(developed, one).result(SOON)
+    passing.close()
+    late.close()
+
+
+def test_a_frame_shows_the_estimate_and_only_the_newest_is_rendered(
+    lane: Lane, affine: Any, recipe: Make, job: Make
+) -> None:
+    one = job(recipe(steps=4))
+    steps, _ = develop(affine, one)
+    gate = threading.Event()
+    lane._submit(0, gate.wait)  # the lane is busy meanwhile
+    futures = [lane.frame(event, one, 7, 1.5) for event in steps]
+    gate.set()
+    frame = futures[-1].result(SOON)
+    assert (frame.job, frame.image, frame.epoch, frame.step, frame.of, frame.seconds_left) == (one.id, 0, 7, 4, 4, 1.5)
+    assert all(future.cancelled() for future in futures[:-1])
+    with Image.open(BytesIO(frame.picture)) as picture:
+        assert picture.format == "JPEG"
+
+
+def test_pictures_go_before_frames_and_frames_before_rungs(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
+    one = job(recipe(steps=3))
+    steps, developed = develop(affine, one)
+    gate, order = threading.Event(), []
+    lane._submit(0, gate.wait)
+    for name, future in (
+        ("ladder", lane.ladder(developed, one)),
+        ("frame", lane.frame(steps[-1], one, 0, 0.0)),
+        ("picture", lane.picture(developed, one)),
+    ):
+        future.add_done_callback(lambda _, name=name: order.append(name))
+    gate.set()
+    lane.close()
+    assert order == ["picture", "frame", "ladder"]
+
+
+def test_forgetting_a_job_drops_what_waits_for_it(lane: Lane, affine: Any, recipe: Make, job: Make) -> None:
+    one, other = job(recipe(steps=6)), job(recipe(steps=6))
+    steps, _ = develop(affine, one)
+    gate = threading.Event()
+    lane._submit(0, gate.wait)
+    for event in steps:
+        lane.rung(event, one)
+    frame = lane.frame(steps[-1], one, 0, 0.0)
+    kept = lane.frame(develop(affine, other)[0][-1], other, 0, 0.0)
+    lane.forget(one.id)
+    gate.set()
+    assert frame.cancelled()
+    assert kept.result(SOON)
+    lane.close()
+    assert lane._thumbnails == {}
+
+
+def test_one_jobs_error_is_in_its_future_and_the_lane_goes_on(
+    lane: Lane, affine: Any, recipe: Make, job: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = job(recipe(steps=2))
+    _, developed = develop(affine, one)
+    spoilt = Developed(developed.job, 0, torch.zeros(1), ())
+    with pytest.raises(RuntimeError, match="dimensions"):
+        lane.picture(spoilt, one).result(SOON)
+    assert lane.picture(developed, one).result(SOON)
+    assert "could not encode" in caplog.text
+
+
+def test_tiny_latents_are_decoded_for_a_preview(affine: Any) -> None:
+    assert Previewer(affine).picture(torch.zeros(4, 4, 4)).size == (32, 32)
+
+
+def test_large_latents_go_through_a_fitted_map(affine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(affine, "size", 512)
+    encode = affine.encode_image
+    flat = Image.new("RGB", (512, 512), (200, 40, 90))
+    preview = Previewer(affine).picture(encode(flat))
+    assert preview.size == (4, 4)
+    assert preview.getpixel((1, 1)) == pytest.approx((200, 40, 90), abs=3)
+
+
+def test_the_map_of_the_embedded_autoencoder_tells_colours_apart(embedded: StableDiffusion) -> None:
+    table = fit(embedded)
+    assert table.shape == (17, 3)
+    red, blue = (
+        torch.cat([embedded.encode_image(Image.new("RGB", (64, 64), colour)).mean(dim=(1, 2)), torch.ones(1)]) @ table
+        for colour in ("red", "blue")
+    )
+    assert red[0] > red[2] + 0.2
+    assert blue[2] > blue[0] + 0.2
+
+
+def test_enlarging_keeps_the_recipe_and_says_so() -> None:
+    small = png(Image.new("RGB", (20, 10), "red"), "a cat\nSteps: 3")
+    with Image.open(BytesIO(enlarge(small, 4))) as large:
+        assert large.size == (80, 40)
+        assert large.info["parameters"] == "a cat\nSteps: 3, Upscale: 4x Lanczos"
+    assert enlarge(small, 2) == enlarge(small, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "factor", "method", "sentence"),
+    [
+        (b"no picture", 2, "lanczos", "cannot be read"),
+        (png(Image.new("RGB", (1025, 8)), ""), 4, "lanczos", "4100×32 is more than 4096 pixels a side"),
+        (png(Image.new("RGB", (8, 8)), "")[:50], 2, "lanczos", "cannot be read"),
+        (png(Image.new("RGB", (8, 8)), ""), 2, "magic", "cannot enlarge by magic"),
+    ],
+)
+def test_what_cannot_be_enlarged_is_refused(source: bytes, factor: int, method: str, sentence: str) -> None:
+    with pytest.raises(Unfit, match=sentence):
+        enlarge(source, factor, method)
