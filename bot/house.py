@@ -30,6 +30,7 @@ from bot.settle import Settle
 from bot.store import Store
 from bot.studio import Studio
 from engine.bus import Bus
+from engine.job import Presence
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def build(
     """The parts, put together; nothing runs yet."""
     board, feed, limits = Board(), Feed(), settings.limits
 
-    def workers() -> dict[str, Any]:
+    def workers() -> dict[str, Presence]:
         return bus.workers
 
     closing = Closing(store, bus, board, feed, clock=clock)
@@ -94,13 +95,25 @@ async def open_house(settings: Settings, bus: Bus, *, clock: Callable[[], float]
     try:
         house = build(settings, bus, store, pictures, clock=clock)
         await house.dispatcher.prepare()
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(task, name=name) for name, task in house.tasks().items()]
-            try:
-                yield house
-            finally:
-                house.feed.close()
-                for task in tasks:
-                    task.cancel()
+        async with _at_work(house):
+            yield house
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def _at_work(house: House) -> AsyncIterator[None]:
+    """The tasks beside the body. What the body raises comes out as itself, not as a group."""
+    raised: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(task, name=name) for name, task in house.tasks().items()]
+        try:
+            yield
+        except Exception as error:
+            raised = error
+        finally:
+            house.feed.close()
+            for task in tasks:
+                task.cancel()
+    if raised is not None:
+        raise raised

@@ -26,7 +26,7 @@ from bot.refused import Refused
 from bot.register import Register
 from bot.store import Draft, Record, Store, reads
 from bot.views import Action, Member, Place, PlaceKind, Shot, Ticket, View
-from engine.job import MAX_COUNT, Enlarge, Presence, Recipe, Task, Warm, cost
+from engine.job import MAX_COUNT, Enlarge, Job, Malformed, Presence, Recipe, Task, Warm, cost, decode, encode
 
 __all__ = ["Action", "Member", "Place", "PlaceKind", "Shot", "Studio", "Ticket", "View"]
 
@@ -136,6 +136,8 @@ class Studio:
     async def _take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
         now = self._clock()
         drafts = [self._draft(order, member, place, now) for order in orders]
+        for draft in drafts:
+            _fits(draft)
         price, frees = sum(order.cost for order in orders), await self._next_free(member, now)
 
         def decide(usage: Usage) -> None:
@@ -232,6 +234,14 @@ def _assumed(profile: Profile) -> str:
         f"No worker is online: {profile.warm.name} is taken with its last known defaults, "
         f"{profile.warm.steps} steps in {profile.warm.dtype}."
     )
+
+
+def _fits(draft: Draft) -> None:
+    """Raises `Refused` (400) for what no worker would accept: better said now than found in the dead letters."""
+    try:
+        decode(encode(draft.job()), Job)
+    except Malformed as error:
+        raise Refused(f"This cannot be handed to a worker: {error}.", 400) from error
 
 
 def _scoped(key: str | None, member: Member) -> str | None:

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Select, func, select
 from bot.fair import Account, Waiting
 from bot.limits import WINDOW, Charge, Usage
 from bot.states import ACTIVE, OPEN
-from bot.store.records import Record, Stored, record
-from bot.store.tables import accounts, jobs, models, pictures, places
+from bot.store.records import Entry, Record, Stored, record
+from bot.store.tables import accounts, jobs, models, moves, pictures, places
 from bot.views import Place, PlaceKind
 from engine.job import Warm, decode
 
@@ -101,6 +101,13 @@ def stored(connection: Connection, ids: Sequence[str]) -> list[Stored]:
     """The pictures and ladders of these jobs, by job and image."""
     asked = select(pictures).where(pictures.c.job.in_(ids)).order_by(pictures.c.job, pictures.c.image)
     return [Stored(**row) for row in connection.execute(asked).mappings()]
+
+
+def history(connection: Connection, ids: Sequence[str]) -> list[Entry]:
+    """The audit of these jobs, in order."""
+    asked = select(moves).where(moves.c.job.in_(ids)).order_by(moves.c.id)
+    rows = [dict(row) for row in connection.execute(asked).mappings()]
+    return [Entry(**{name: value for name, value in row.items() if name != "id"}) for row in rows]
 
 
 def place(connection: Connection, job: str) -> Place | None:

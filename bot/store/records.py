@@ -32,9 +32,19 @@ class Draft:
     weight: float = 1.0
     parent: tuple[str, int] | None = None
 
+    @property
+    def share(self) -> Share:
+        """Who is charged."""
+        return Share(tier=self.member.tier, guild=self.member.guild, user=self.member.id, weight=self.weight)
+
+    def job(self) -> Job:
+        """The wire value of its first attempt."""
+        return Job(
+            id=self.id, task=self.task, share=self.share, cost=self.cost, pool=self.pool, deadline=self.deadline
+        )  # fmt: skip
+
     def values(self, key: str | None, ordinal: int) -> dict[str, object]:
         """The row of the table `jobs` that this becomes."""
-        share = Share(tier=self.member.tier, guild=self.member.guild, user=self.member.id, weight=self.weight)
         recipe = self.task if isinstance(self.task, Recipe) else None
         return {
             "id": self.id,
@@ -54,7 +64,7 @@ class Draft:
             "weight": self.weight,
             "pool": self.pool,
             "model": self.model,
-            "account": paths(self.pool, share)[-1],
+            "account": paths(self.pool, self.share)[-1],
             "rows": rows(recipe) if recipe else 1,
             "cost": self.cost,
             "charged": self.cost,
@@ -148,6 +158,19 @@ class Stored:
     bytes: int
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the audit: a transition of a job, when it happened, and why."""
+
+    job: str
+    at: float
+    source: str
+    target: str
+    attempt: int
+    epoch: int
+    why: str
 
 
 @dataclass(frozen=True)

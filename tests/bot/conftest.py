@@ -67,6 +67,7 @@ class Apprentice:
         self.go.set()
         self.way: Callable[[Job, int], object] | None = None  # (job, epoch) → a result in place of pictures
         self.held: dict[str, asyncio.Task[None]] = {}
+        self.gone = False
 
     async def announce(self) -> None:
         presence = Presence(
@@ -83,6 +84,13 @@ class Apprentice:
                 delivered = await self.bus.pull(["default"], timeout=0.5)
                 if delivered is not None:
                     self.held[delivered.value.id] = group.create_task(self._one(delivered))
+
+    async def vanish(self, running: asyncio.Task[None]) -> None:
+        """As SIGKILL leaves it: no claim is released, and nothing is said any more."""
+        self.gone = True
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await self.bus.close()
 
     async def _announcing(self) -> None:
         while True:
@@ -109,6 +117,8 @@ class Apprentice:
             await self.go.wait()
             await self.work(job, claim.epoch)
         except asyncio.CancelledError:
+            if self.gone:
+                raise
             await self.say(Cancelled(job=job.id, epoch=claim.epoch, steps=10, cost=job.cost / 4))
         finally:
             beating.cancel()

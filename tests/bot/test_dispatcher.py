@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 
 import pytest
@@ -147,7 +146,7 @@ async def test_a_broker_that_lost_its_store_gets_everything_again(workplace, unt
     await until(lambda: len(apprentice.begun) == 2)
     broker = workplace.broker
     os.kill(broker.pid, signal.SIGKILL)
-    await asyncio.to_thread(shutil.rmtree, broker.folder / "store")
+    (broker.folder / "store").rename(broker.folder / "lost")
     await until(lambda: broker.restarts == 1)
     await workplace.worker("fresh")
     await until(all_in(house, jobs[:2], "finished"), 20)
@@ -164,7 +163,7 @@ async def test_a_job_whose_worker_died_goes_on_elsewhere_and_ends_once(workplace
     (job,) = await ask(house, ann, here)
     await until(all_in(house, [job], "running"))
     first = await house.store.record(job)
-    await _kill(apprentice, task)
+    await apprentice.vanish(task)
     await workplace.worker("second")
     await until(all_in(house, [job], "finished"))
     record = await house.store.record(job)
@@ -172,19 +171,6 @@ async def test_a_job_whose_worker_died_goes_on_elsewhere_and_ends_once(workplace
     assert record.epoch > first.epoch
     assert record.attempt == 1
     assert record.charged == pytest.approx(record.cost / 2)
-
-
-async def _kill(apprentice, task):
-    """As SIGKILL leaves it: the claim is not released, nothing is said any more."""
-
-    async def nothing(_result):
-        await asyncio.Event().wait()
-
-    apprentice.say = nothing
-    for one in apprentice.held.values():
-        one.cancel()
-    await apprentice.bus.close()
-    task.cancel()
 
 
 @pytest.mark.asyncio
@@ -273,6 +259,6 @@ async def test_a_cancel_that_no_worker_answers_is_settled_by_the_patrol(workplac
     await ready(house, until)
     (job,) = await ask(house, ann, here)
     await until(all_in(house, [job], "running"))
-    await _kill(apprentice, task)
+    await apprentice.vanish(task)
     assert (await house.studio.cancel(job, ann)).startswith("Cancelling")
     await until(all_in(house, [job], "cancelled"))

@@ -259,3 +259,19 @@ def test_the_largest_enlargement_that_fits():
     assert enlarged("0" * 64, 2048, 512).factor == 2
     with pytest.raises(Refused):
         enlarged("0" * 64, 2049, 512)
+
+
+@pytest.mark.asyncio
+async def test_a_member_that_the_contract_cannot_carry_is_refused(workplace, here):
+    house = await workplace.house()
+    with pytest.raises(Refused) as caught:
+        await house.studio.imagine("a lamp", Member("x" * 65, "X", "local"), here)
+    assert caught.value.status == 400
+    assert await house.studio.recent() == []
+
+
+@pytest.mark.asyncio
+async def test_what_happens_in_the_house_comes_out_as_itself(workplace):
+    with pytest.raises(Refused, match="the port is taken"):
+        async with workplace.visit():
+            raise Refused("the port is taken")
