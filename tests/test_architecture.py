@@ -18,7 +18,6 @@ LONG_FILES = {
     "engine/job.py": "the whole wire contract in one place, most of it declarations",
 }
 LONG_FUNCTIONS = {
-    "bot/__main__.py:imagine": "one line for each option",
     "bot/migrations/versions/0001_first_light.py:_jobs": "one line for each column",
 }
 VAGUE = {
