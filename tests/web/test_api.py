@@ -141,6 +141,7 @@ async def test_a_running_job_can_be_cancelled(room: Room) -> None:
     async for name, _ in room.events(f"/api/jobs/{job}/events"):
         if name == "frame":
             break
+    room.drawers[0].going.clear()
     status, said = await room.ask("DELETE", f"/api/jobs/{job}")
     assert status == 200
     assert said["sentence"]
