@@ -78,13 +78,15 @@ class Outcome:
         await self.say(result)
         log.info("job %s: %s", run.job.id, type(result).__name__.lower())
         self._roster.leave(run)
-        try:
-            for handle in run.handles.values():
-                await handle.ack()
-            await self._bus.release(run.claim)
-            await self._bus.drop_snapshots(run.job.id)
-        except Unreachable as error:  # the bot settles the job too, and the claim lapses by itself
-            log.warning("job %s: %s", run.job.id, error)
+        goodbyes = [handle.ack() for handle in run.handles.values()]
+        if not (isinstance(result, Failed) and result.retry):  # else the next worker may go on from them
+            goodbyes.append(self._bus.drop_snapshots(run.job.id))
+        goodbyes.append(self._bus.release(run.claim))  # last: from here on another may claim it
+        for goodbye in goodbyes:
+            try:
+                await goodbye
+            except Unreachable as error:  # the bot settles the job too, and the claim lapses by itself
+                log.warning("job %s: %s", run.job.id, error)
 
     async def give_back(self, run: Run, delay: float = 0.0) -> None:
         """Lets go of a run without a result, for another worker to go on with at once."""
