@@ -1,28 +1,22 @@
-"""The HTTP API: ask for pictures, follow them, fetch them. Every error is one sentence with the right status.
+"""The HTTP API: ask for pictures, see how they stand, cancel. Every error is one sentence with the right status.
 
 Knows JSON bodies and addresses; every decision about a job is the studio's. Pictures count from 1, as on the buttons.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from bot import grid
 from bot.refused import Refused
-from bot.states import over
-from bot.views import Place, Ticket, View
+from bot.views import Place, Ticket
 from bot.web import shown
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
 from bot.web.live import STUDIO, visible
-from engine.job import MAX_COUNT
-
-FOREVER = "private, max-age=31536000, immutable"  # what is finished never changes
-CELL = 512  # pixels a picture has at least in a grid's long side
+from bot.web.prints import index_of
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,11 +54,6 @@ def routes() -> list[web.RouteDef]:
         web.post(job + "/vary/{n}", vary),
         web.post(job + "/upscale/{n}", upscale),
         web.post(job + "/reroll", reroll),
-        web.get(job + "/pictures/{n}.png", picture),
-        web.get(job + "/grid.png", whole_grid),
-        web.get(job + "/film.webp", film),
-        web.get(job + "/rungs", rungs),
-        web.get(job + "/rungs/{n}.webp", rung),
     ]
 
 
@@ -130,14 +119,14 @@ async def cancel(request: web.Request) -> web.Response:
 
 async def vary(request: web.Request) -> web.Response:
     """V1 to V4: new pictures near this one."""
-    view, index = await visible(request), _index(request)
+    view, index = await visible(request), index_of(request)
     made = await request.app[STUDIO].vary(view.id, index, member_of(request), _place(request), key=_key(request))
     return _made(made)
 
 
 async def upscale(request: web.Request) -> web.Response:
     """U1 to U4: this picture, larger."""
-    view, index = await visible(request), _index(request)
+    view, index = await visible(request), index_of(request)
     made = await request.app[STUDIO].upscale(view.id, index, member_of(request), _place(request), key=_key(request))
     return _made(made)
 
@@ -147,66 +136,6 @@ async def reroll(request: web.Request) -> web.Response:
     view = await visible(request)
     made = await request.app[STUDIO].reroll(view.id, member_of(request), _place(request), key=_key(request))
     return _made(made)
-
-
-async def picture(request: web.Request) -> web.Response:
-    """One finished picture, as it was made."""
-    view, index = await visible(request), _index(request)
-    return _file(await request.app[STUDIO].picture(view.id, index), "image/png", f"{view.id}-{index + 1}.png")
-
-
-async def whole_grid(request: web.Request) -> web.Response:
-    """The pictures of a job as one."""
-    view = _finished(await visible(request))
-    pictures = [await request.app[STUDIO].picture(view.id, shot.index) for shot in view.pictures]
-    composed = await asyncio.to_thread(grid.compose, pictures, CELL)
-    return _file(composed, "image/png", f"{view.id}.png")
-
-
-async def film(request: web.Request) -> web.Response:
-    """How the pictures came out of noise, as an animation."""
-    view = _finished(await visible(request))
-    return _file(await request.app[STUDIO].film(view.id), "image/webp", f"{view.id}.webp")
-
-
-async def rungs(request: web.Request) -> web.Response:
-    """The steps at which the film has an image, and where each lies."""
-    view = _finished(await visible(request))
-    steps = await request.app[STUDIO].rungs(view.id)
-    base = f"{shown.address(view.id)}/rungs"
-    return web.json_response({"rungs": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
-
-
-async def rung(request: web.Request) -> web.Response:
-    """One image of the film; the first is 0."""
-    view, number = _finished(await visible(request)), _number(request)
-    return _file(await request.app[STUDIO].rung(view.id, number), "image/webp", f"{view.id}-{number}.webp")
-
-
-def _finished(view: View) -> View:
-    if view.state == "finished":
-        return view
-    raise Refused(f"This job {'ended without a picture' if over(view.state) else 'is not finished yet'}.", 404)
-
-
-def _number(request: web.Request) -> int:
-    text = request.match_info["n"]
-    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
-        raise Refused("There is nothing with this number.", 404)
-    return int(text)
-
-
-def _index(request: web.Request) -> int:
-    """The picture that the address names, counted from 0 as the studio does."""
-    number = _number(request)
-    if not 1 <= number <= MAX_COUNT:
-        raise Refused(f"Pictures are numbered from 1 to {MAX_COUNT}.", 404)
-    return number - 1
-
-
-def _file(content: bytes, kind: str, name: str) -> web.Response:
-    headers = {"Cache-Control": FOREVER, "Content-Disposition": f'inline; filename="{name}"'}
-    return web.Response(body=content, content_type=kind, headers=headers)
 
 
 def _place(request: web.Request) -> Place:

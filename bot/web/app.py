@@ -16,7 +16,7 @@ from aiohttp import web
 
 from bot.config import Settings
 from bot.studio import Studio
-from bot.web import api, door, live, views
+from bot.web import api, door, live, prints, views
 from bot.web.auth import Door, Gate, key_of
 
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ def open_chatroom(settings: Settings, studio: Studio) -> web.Application:
     app[door.SECURE] = settings.public_url.startswith("https://")
     app[views.IN_DISCORD] = settings.discord_token is not None
     _furnish(app)
-    app.add_routes([*views.routes(), *api.routes(), *live.routes()])
+    app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *live.routes()])
     app.router.add_static("/static", HERE / "static")
     app.on_response_prepare.append(door.dress)
     app.on_shutdown.append(_close)

@@ -1,0 +1,93 @@
+"""What was made, as files: single pictures, the grid, the film and its rungs. None of it ever changes.
+
+Knows addresses and content types; the studio has the bytes. Pictures count from 1, rungs from 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from bot import grid
+from bot.refused import Refused
+from bot.states import over
+from bot.views import View
+from bot.web import shown
+from bot.web.live import STUDIO, visible
+from engine.job import MAX_COUNT
+
+FOREVER = "private, max-age=31536000, immutable"
+CELL = 512  # pixels that the shorter side of a picture in the grid has at least
+
+
+def routes() -> list[web.RouteDef]:
+    """The addresses of the files."""
+    job = "/api/jobs/{id}"
+    return [
+        web.get(job + "/pictures/{n}.png", picture),
+        web.get(job + "/grid.png", whole_grid),
+        web.get(job + "/film.webp", film),
+        web.get(job + "/rungs", rungs),
+        web.get(job + "/rungs/{n}.webp", rung),
+    ]
+
+
+async def picture(request: web.Request) -> web.Response:
+    """One finished picture, as it was made."""
+    view, index = await visible(request), index_of(request)
+    return _file(await request.app[STUDIO].picture(view.id, index), "image/png", f"{view.id}-{index + 1}.png")
+
+
+async def whole_grid(request: web.Request) -> web.Response:
+    """The pictures of a job as one."""
+    view = _finished(await visible(request))
+    pictures = [await request.app[STUDIO].picture(view.id, shot.index) for shot in view.pictures]
+    composed = await asyncio.to_thread(grid.compose, pictures, CELL)
+    return _file(composed, "image/png", f"{view.id}.png")
+
+
+async def film(request: web.Request) -> web.Response:
+    """How the pictures came out of noise, as an animation."""
+    view = _finished(await visible(request))
+    return _file(await request.app[STUDIO].film(view.id), "image/webp", f"{view.id}.webp")
+
+
+async def rungs(request: web.Request) -> web.Response:
+    """The steps at which the film has an image, and where each lies."""
+    view = _finished(await visible(request))
+    steps = await request.app[STUDIO].rungs(view.id)
+    base = f"{shown.address(view.id)}/rungs"
+    return web.json_response({"rungs": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
+
+
+async def rung(request: web.Request) -> web.Response:
+    """One image of the film; the first is 0."""
+    view, number = _finished(await visible(request)), _number(request)
+    return _file(await request.app[STUDIO].rung(view.id, number), "image/webp", f"{view.id}-{number}.webp")
+
+
+def _finished(view: View) -> View:
+    if view.state == "finished":
+        return view
+    raise Refused(f"This job {'ended without a picture' if over(view.state) else 'is not finished yet'}.", 404)
+
+
+def _number(request: web.Request) -> int:
+    text = request.match_info["n"]
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4):
+        raise Refused("There is nothing with this number.", 404)
+    return int(text)
+
+
+def index_of(request: web.Request) -> int:
+    """The picture that the address names, counted from 0 as the studio does."""
+    number = _number(request)
+    if not 1 <= number <= MAX_COUNT:
+        raise Refused(f"Pictures are numbered from 1 to {MAX_COUNT}.", 404)
+    return number - 1
+
+
+def _file(content: bytes, kind: str, name: str) -> web.Response:
+    headers = {"Cache-Control": FOREVER, "Content-Disposition": f'inline; filename="{name}"'}
+    return web.Response(body=content, content_type=kind, headers=headers)
