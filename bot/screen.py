@@ -6,12 +6,15 @@ Knows rich and textual-image; knows nothing of HTTP, engines or files.
 from __future__ import annotations
 
 import io
+import logging
 from types import TracebackType
 
 from PIL import Image
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+
+log = logging.getLogger(__name__)
 
 COLUMNS = 48  # wide enough to recognise something, small enough for a split window
 FRAMES_A_SECOND = 4
@@ -27,6 +30,8 @@ class Screen:
         self._cells: list[Image.Image | None] = [None] * count
         self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"))
         self._task = self._progress.add_task("waiting", total=None, rest="")
+        self._columns = min(COLUMNS, console.width)
+        self._pictures = console.is_terminal and _shows_pictures(console)
         self._live = Live(
             console=console, refresh_per_second=FRAMES_A_SECOND, transient=True, get_renderable=self._draw
         )
@@ -58,7 +63,7 @@ class Screen:
     def frame(self, image: int, jpeg: bytes) -> None:
         """The newest preview of one image. What can't be read is left out: it is a preview."""
         self.frames += 1
-        if not self.console.is_terminal or not 0 <= image < len(self._cells):
+        if not self._pictures or not 0 <= image < len(self._cells):
             return
         try:
             with Image.open(io.BytesIO(jpeg)) as opened:
@@ -69,15 +74,30 @@ class Screen:
     def _draw(self) -> RenderableType:
         if all(cell is None for cell in self._cells):
             return self._progress
-        return Group(_as_renderable(_sheet(self._cells), min(COLUMNS, self.console.width)), self._progress)
+        return Group(_as_renderable(_sheet(self._cells), self._columns), self._progress)
 
     def show(self, pictures: list[bytes]) -> None:
         """The finished pictures, which stay."""
         for index, png in enumerate(pictures):
             self.frame(index, png)
             self.frames -= 1  # a finished picture is no live frame
-        if self.console.is_terminal:
-            self.console.print(_as_renderable(_sheet(self._cells), min(COLUMNS, self.console.width)))
+        if self._pictures:
+            self.console.print(_as_renderable(_sheet(self._cells), self._columns))
+
+
+def _shows_pictures(console: Console) -> bool:
+    """Draws one for nobody: the package asks the terminal what it can do and how large its cells are, once.
+
+    That must happen before a live display starts, which would take the package's own complaint about a terminal that
+    doesn't answer for output, draw again, and so ask again without end.
+    """
+    logging.getLogger("textual_image").setLevel(logging.ERROR)
+    try:
+        console.render_lines(_as_renderable(_sheet([None]), 2))
+    except Exception:  # whatever a strange terminal does to it, the job goes on without pictures
+        log.debug("no pictures in this terminal", exc_info=True)
+        return False
+    return True
 
 
 def _sheet(cells: list[Image.Image | None]) -> Image.Image:

@@ -1,0 +1,65 @@
+"""`darkroom imagine` at a real terminal: a pseudo-terminal, as one that answers questions and as one that doesn't."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+SHOW = """
+import io
+from PIL import Image
+from rich.console import Console
+from bot.screen import Screen
+out = io.BytesIO()
+Image.new("RGB", (64, 64), "red").save(out, "JPEG")
+with Screen(Console(), 1) as screen:
+    for k in range(1, 4):
+        screen.step(k, 3, 1.0)
+        screen.frame(0, out.getvalue())
+        screen._live.refresh()
+screen.show([out.getvalue()])
+print("THE END")
+"""
+CELL_SIZE = b"\x1b[16t"
+
+
+def _at_a_terminal(code: str, *, answers: bool) -> bytes:
+    """What the program wrote to a pseudo-terminal of no known cell size, which answers the question for it or doesn't."""
+    master, slave = pty.openpty()
+    env = os.environ | {"COLUMNS": "80", "LINES": "40", "TERM": "xterm-256color"}
+    command = [sys.executable, "-c", code]
+    program = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
+    os.close(slave)
+    said, deadline = b"", time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline:
+            if not select.select([master], [], [], 0.2)[0]:
+                continue
+            try:
+                new = os.read(master, 65536)
+            except OSError:  # how Linux says that the other side has left
+                break
+            said += new
+            if answers and CELL_SIZE in new:
+                os.write(master, b"\x1b[6;20;10t")
+    finally:
+        program.kill()
+        program.wait()
+        os.close(master)
+    return said
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_pictures_are_drawn_and_it_ends(answers: bool) -> None:
+    said = _at_a_terminal(SHOW, answers=answers)
+    assert b"THE END" in said
+    assert "▀".encode() in said
+    assert b"step 3 of 3" in said
+    assert said.count(CELL_SIZE) <= 1
+    assert b"Traceback" not in said
