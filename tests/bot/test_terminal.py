@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -30,9 +33,10 @@ CELL_SIZE = b"\x1b[16t"
 
 
 def _at_a_terminal(code: str, *, answers: bool) -> bytes:
-    """What the program wrote to a pseudo-terminal of no known cell size, which answers the question for it or doesn't."""
+    """What the program wrote to a pseudo-terminal that doesn't know its cells' size, and answers the question or not."""
     master, slave = pty.openpty()
-    env = os.environ | {"COLUMNS": "80", "LINES": "40", "TERM": "xterm-256color"}
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    env = os.environ | {"TERM": "xterm-256color"}
     command = [sys.executable, "-c", code]
     program = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
     os.close(slave)
