@@ -33,7 +33,7 @@ CELL_SIZE = b"\x1b[16t"
 
 
 def _at_a_terminal(code: str, *, answers: bool) -> bytes:
-    """What the program wrote to a pseudo-terminal that doesn't know its cells' size, and answers the question or not."""
+    """What the program wrote to a pseudo-terminal that doesn't know its cells' size, and may answer the question."""
     master, slave = pty.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     env = os.environ | {"TERM": "xterm-256color"}
