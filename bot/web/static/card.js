@@ -27,7 +27,7 @@ export class Card {
     const time = this.element.querySelector("time");
     time.dateTime = new Date(job.created * 1000).toISOString();
     time.textContent = clock(job.created);
-    this.part("prompt").textContent = job.prompt;
+    this.part("prompt").append(...phrases(job.prompt));
     this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt}`);
   }
 
@@ -171,6 +171,14 @@ export class Card {
       ...notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })),
     );
   }
+}
+
+// The prompt with its flags in spans, so that a line never breaks inside `--fast`.
+function phrases(prompt) {
+  return prompt.split(/(--[a-z]+)/i).map((text, index) => {
+    if (index % 2 === 0) return document.createTextNode(text);
+    return Object.assign(document.createElement("span"), { className: "said-flag", textContent: text });
+  });
 }
 
 function group(title, label) {

@@ -2,6 +2,7 @@
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const BEAT = 90; // milliseconds an image
+const RUNGS = 48; // the most that a film has
 
 export class Film {
   constructor(bar, tray, job) {
@@ -16,6 +17,8 @@ export class Film {
     this.sheet.alt = "";
     this.sheet.hidden = true;
     tray.append(this.sheet);
+    this.slider.max = String(Math.min(RUNGS, job.steps)); // until the list is here
+    this.slider.value = this.slider.max;
     this.slider.addEventListener("pointerenter", () => this.load());
     this.slider.addEventListener("focus", () => this.load());
     this.slider.addEventListener("input", () => this.scrub());
@@ -32,7 +35,7 @@ export class Film {
         const atEnd = this.slider.value === this.slider.max;
         const share = Number(this.slider.value) / Number(this.slider.max);
         this.slider.max = String(rungs.length);
-        this.slider.value = String(atEnd ? rungs.length : Math.round(share * rungs.length));
+        this.slider.value = String(atEnd ? rungs.length : Math.min(rungs.length - 1, Math.round(share * rungs.length)));
         this.show();
       })
       .catch(() => {
