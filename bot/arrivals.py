@@ -43,11 +43,13 @@ class Arrivals:
         one = Stored(value.job, value.image, value.kind, value.sha256, len(content), value.width, value.height)
         return await self._store.keep(one, value.epoch)
 
-    async def missing(self, record: Record) -> list[int]:
-        """The images of a job that have not come in."""
+    async def missing(self, record: Record) -> list[str]:
+        """What a job was asked for and has not come in, as `image 0` or `ladder 0`."""
         kept = await self._store.ask(reads.stored, [record.id])
-        here = {one.image for one in kept if one.kind == "image"}
-        return [image for image in range(record.images) if image not in here]
+        here = {(one.kind, one.image) for one in kept}
+        kinds = ["image", "ladder"] if isinstance(record.task, Recipe) and record.job().ladder else ["image"]
+        asked = [(kind, image) for kind in kinds for image in range(record.images)]
+        return [f"{kind} {image}" for kind, image in asked if (kind, image) not in here]
 
 
 def _expected(value: Picture, record: Record) -> None:

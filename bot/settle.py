@@ -126,10 +126,10 @@ class Settle:
             spent = (value.cost, value.seconds, value.ms_per_step)
             await self._closing.finish(value.job, value.epoch, *spent, steps=record.steps)
         elif last:
-            said = f"A worker reported it done without {len(missing)} of its pictures."
+            said = f"A worker reported it done without {', '.join(missing)}."
             await self._closing.again(value.job, step=record.step, why=said, reason=said, epoch=value.epoch)
         else:
-            raise Incomplete(f"pictures {missing} of job {value.job} are not here yet")
+            raise Incomplete(f"{', '.join(missing)} of job {value.job}: not here yet")
 
     async def _failed(self, value: Failed) -> None:
         if value.retry:

@@ -55,13 +55,13 @@ async def test_stale_doubled_and_late_reports_change_nothing(open_job, until):
     await apprentice.say(Cancelled(job=job.id, epoch=9, steps=0, cost=0.0))
     await apprentice.say(Started(job=job.id, epoch=9, worker="stale"))
     await apprentice.picture(job, 10, 0)
-    await apprentice.picture(job, 10, 0)
+    await apprentice.ladder(job, 10, 0)
     for _ in range(2):
         await apprentice.say(finished(job))
     await apprentice.say(Failed(job=job.id, epoch=11, reason="late", blame="member"))
     await settled(house, until)
     view = await house.studio.view(job.id)
-    assert (view.state, view.reason, len(view.pictures)) == ("finished", "", 1)
+    assert (view.state, view.reason, len(view.pictures), view.ladders) == ("finished", "", 1, (0,))
     assert (await house.store.record(job.id)).worker == "hand"
 
 
@@ -81,6 +81,8 @@ async def test_a_bad_picture_is_laid_aside_and_the_job_done_again(open_job, unti
     house, apprentice, job = await open_job()
     content = {"not a png": b"GIF89a" * 10, "ladder": b"no ladder"}.get(fault, b"")
     sha = await apprentice.bus.put_blob(content) if content else None
+    if fault == "ladder":
+        await apprentice.picture(job, 10, 0)
     if fault == "size":
         await apprentice.keep(job, 10, 0, "image", b"\x89PNG", 72)
     else:
@@ -96,10 +98,12 @@ async def test_a_bad_picture_is_laid_aside_and_the_job_done_again(open_job, unti
         return (await house.store.record(job.id)).attempt == 2
 
     await until(queued_again)
+    await apprentice.announce()
     again = await apprentice.bus.pull(["default"], timeout=5)
     assert (again.value.id, again.value.attempt) == (job.id, 2)
     await apprentice.say(Started(job=job.id, epoch=20, worker="hand"))
     await apprentice.picture(job, 20, 0)
+    await apprentice.ladder(job, 20, 0)
     await apprentice.say(finished(job, 20))
     await settled(house, until)
     assert (await house.studio.view(job.id)).state == "finished"
@@ -176,6 +180,7 @@ async def test_what_was_reported_while_the_house_was_closed_is_settled_at_the_ne
         job = (await apprentice.bus.pull(["default"], timeout=5)).value
     await apprentice.say(Started(job=job.id, epoch=10, worker="hand"))
     await apprentice.picture(job, 10, 0)
+    await apprentice.ladder(job, 10, 0)
     await apprentice.say(finished(job))
     house = await workplace.house()
     await settled(house, until)

@@ -1,0 +1,60 @@
+"""Plugs pulled at random, seeded: workers vanish, the broker is killed and loses its store, the house closes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+
+import pytest
+
+from bot.store import reads
+from bot.views import Member
+
+
+async def _break(workplace, *, store: bool) -> None:
+    broker = workplace.broker
+    before = broker.restarts
+    os.kill(broker.pid, signal.SIGKILL)
+    if store:
+        (broker.folder / "store").rename(broker.folder / f"lost-{before}")
+    while broker.restarts == before:
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_every_job_ends_once_and_is_charged_once(workplace, until, here, seed):
+    chance = random.Random(seed)
+    members = [Member(f"local:{n}", f"M{n}", "local") for n in range(4)]
+    tickets: list[str] = []
+    for _ in range(3):
+        async with workplace.visit() as house:
+            apprentice, running = await workplace.worker(f"w{chance.randrange(10**6)}", rows=chance.choice([8, 16, 64]))
+            await until(lambda house=house: house.studio.workers())
+            for member in members:
+                (ticket,) = await house.studio.imagine("a lamp --count 2", member, here)
+                tickets.append(ticket.job)
+                await asyncio.sleep(chance.random() * 0.05)
+            await asyncio.sleep(chance.random() * 0.2)
+            if chance.random() < 0.6:
+                await _break(workplace, store=chance.random() < 0.5)
+            await apprentice.vanish(running)
+    house = await workplace.house()
+    await workplace.worker("last")
+
+    async def over():
+        found = await house.store.ask(reads.some, tickets)
+        return all(record.ended for record in found.values())
+
+    await until(over, 40)
+    records = await house.store.ask(reads.some, tickets)
+    assert {record.state for record in records.values()} == {"finished"}
+    assert all(record.charged == pytest.approx(record.cost / 2) for record in records.values())
+    kept = await house.store.ask(reads.stored, tickets)
+    assert len(kept) == len(tickets) * 4
+    for one in kept:
+        assert await house.pictures.get(one.sha256)
+    moves = await house.store.ask(reads.history, tickets)
+    assert sorted(move.job for move in moves if move.target == "finished") == sorted(tickets)
