@@ -53,7 +53,7 @@ def diffusion(
     samples: Annotated[int, typer.Option(help="end after so many pictures seen (0: by the clock only)")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")] = False,
     minutes: Annotated[float, typer.Option(help="between checkpoints")] = 5.0,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="1 is faster where other work shares the cores")] = 2,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     rate: Annotated[float, typer.Option(help="the learning rate's peak")] = Settings.rate,
     batch: Annotated[int, typer.Option(min=1)] = Settings.batch,

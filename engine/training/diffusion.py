@@ -34,7 +34,7 @@ class Settings:
     rate: float = 1.5e-4
     grafted_rate: float = 6e-4  # the new text pooling starts from nothing
     batch: int = 64
-    warm: int = 100
+    warm: int = 40
     ema: float = 0.9995
     unconditioned: float = 0.1
     decay: float = 0.01
