@@ -17,10 +17,11 @@ from bot.chat import delivery, presenter
 from bot.chat.cases import Case, Cases
 from bot.chat.delivery import UPLOAD, Picture
 from bot.chat.edits import Edit, Edits, Kind
-from bot.chat.mail import Gone, Later, Mail, TooLarge, Where, bucket
+from bot.chat.mail import Expired, Gone, Later, Mail, TooLarge, Where, bucket
 from bot.chat.presenter import Card
 from bot.feed import Developing, Moment, Queued, Settled
 from bot.states import over
+from bot.views import Place
 
 if TYPE_CHECKING:
     from bot.studio import Studio
@@ -132,6 +133,8 @@ class Courier:
             self._again(edit, case, later.seconds)
             if later.limited:
                 self.edits.hold(edit.bucket, self._clock() + later.seconds)
+        except Expired:
+            await self._hand_over(edit, case)
         except Exception:
             self._stumble(edit, case)
         else:
@@ -208,6 +211,16 @@ class Courier:
             return
         await self._studio.moved(job, message=str(found))
         case.place = await self._studio.place_of(job)
+
+    async def _hand_over(self, edit: Edit[Content], case: Case) -> None:
+        """The token died: from now on the message is edited as one of its channel, within the channel's budget."""
+        case.place = Place("discord", {**case.place.where, **NO_TOKEN})
+        self._again(edit, case, 0.0)
+        self._offer(edit.kind, edit.content)
+        try:
+            await self._studio.moved(edit.job, **NO_TOKEN)
+        except Exception:
+            log.exception("job %s: that its token is dead was not noted", edit.job)
 
     def _done(self, edit: Edit[Content]) -> None:
         self.edits.sent(edit, self._clock())

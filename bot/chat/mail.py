@@ -1,4 +1,4 @@
-"""Sends cards to Discord: edits a message, posts one, finds one again. Troubles come out as one of three kinds.
+"""Sends cards to Discord: edits a message, posts one, finds one again. Troubles come out as one of four kinds.
 
 Progress goes over the interaction's token while it lives: each token has a bucket of its own, and Discord takes it also
 where the bot may not see the channel. After that the same message is edited as an ordinary one of its channel. Knows
@@ -47,6 +47,10 @@ class Gone(Exception):
     """This message cannot be edited, or this channel not be written to, and waiting will not change that."""
 
 
+class Expired(Exception):
+    """The interaction's token is dead: forget it, the message may still be there."""
+
+
 class TooLarge(Exception):
     """Discord does not take a file of this size here."""
 
@@ -77,16 +81,15 @@ class Mail:
         await self._client.opened.wait()
 
     async def edit(self, where: Where, card: Card, picture: Picture | None, now: float) -> None:
-        """Edit the place's message; without a picture it keeps the one it has. Raises `Later`, `Gone`, `TooLarge`."""
-        if lives(where, now):
-            try:
-                with _told():
-                    await self._edit_by_token(where, card, picture)
-                return
-            except Gone:  # the token died early; the message may still be there
-                pass
+        """Edit the place's message; without a picture it keeps the one it has.
+
+        Raises `Later`, `Gone`, `Expired`, `TooLarge`.
+        """
         with _told():
-            await self._edit_in_channel(where, card, picture)
+            if lives(where, now):
+                await self._edit_by_token(where, card, picture)
+            else:
+                await self._edit_in_channel(where, card, picture)
 
     async def post(self, where: Where, card: Card, picture: Picture | None, nonce: str) -> int:
         """A new message in the place's channel; the same `nonce` within minutes does not make a second one."""
@@ -179,6 +182,10 @@ def _meant(error: discord.HTTPException) -> Exception:
         return Later(2.0, error)
     if error.status == 413 or error.code == TOO_LARGE:
         return TooLarge(str(error))
-    if error.status in (401, 403, 404) or error.code in (*DEAD_TOKEN, ARCHIVED, TOO_OLD):
+    if error.code in DEAD_TOKEN:
+        return Expired(str(error))
+    if error.status == 401:  # our own token: nobody's message is gone for that
+        return Later(60.0, error)
+    if error.status in (403, 404) or error.code in (ARCHIVED, TOO_OLD):
         return Gone(str(error))
     return error

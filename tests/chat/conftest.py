@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import discord
 import pytest
@@ -30,7 +30,21 @@ from bot.config import load
 from bot.house import open_house
 from engine.broker import Broker
 from engine.bus import Bus, Claim, Delivered
-from engine.job import Cancelled, Enlarge, Finished, Frame, Job, Picture, Presence, Recipe, Started, Warm
+from engine.job import (
+    Cancelled,
+    Enlarge,
+    Finished,
+    Frame,
+    Job,
+    Ladder,
+    Picture,
+    Presence,
+    Recipe,
+    Rung,
+    Started,
+    Warm,
+    encode,
+)
 
 if TYPE_CHECKING:
     from simcord.actors import MemberActor
@@ -159,6 +173,9 @@ class Painter:
         for image in range(recipe.count):
             size = (recipe.width, recipe.height)
             await self._hand_in(job.id, claim, image, solid(image, recipe.seed % 20, "PNG", size), size)
+            rungs = (Rung(recipe.steps, solid(image, recipe.steps, "WEBP")),)
+            ladder = Ladder(job=job.id, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=rungs)
+            await self._hand_in(job.id, claim, image, encode(ladder), size, "ladder")
         await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.2, ms_per_step=1.0))
         self.done.append(job.id)
 
@@ -180,12 +197,20 @@ class Painter:
         await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.1, seconds=0.1, ms_per_step=0.0))
         self.done.append(job.id)
 
-    async def _hand_in(self, job: str, claim: Claim, image: int, payload: bytes, size: tuple[int, int]) -> None:
+    async def _hand_in(
+        self,
+        job: str,
+        claim: Claim,
+        image: int,
+        payload: bytes,
+        size: tuple[int, int],
+        kind: Literal["image", "ladder"] = "image",
+    ) -> None:
         sha = await self.bus.put_blob(payload)
         assert sha == hashlib.sha256(payload).hexdigest()
         await self._tell(
             Picture(
-                job=job, image=image, epoch=claim.epoch, kind="image", sha256=sha, bytes=len(payload),
+                job=job, image=image, epoch=claim.epoch, kind=kind, sha256=sha, bytes=len(payload),
                 width=size[0], height=size[1],
             )
         )  # fmt: skip
@@ -231,12 +256,12 @@ class World:
 
     async def until(self, what: Callable[[], Any], seconds: float = 40.0) -> Any:
         """Wait until `what` is true, and return it. A courier that died is told at once."""
-        ends = time.monotonic() + seconds
+        ends = time.perf_counter() + seconds
         while not (found := what()):
             for task in self.tasks:
                 if task.done():
                     task.result()
-            assert time.monotonic() < ends, f"not in {seconds} s"
+            assert time.perf_counter() < ends, f"not in {seconds} s"
             await asyncio.sleep(0.02)
         return found
 

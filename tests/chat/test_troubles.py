@@ -59,7 +59,11 @@ async def test_a_dead_token_hands_over_to_the_channel(open_world: Any) -> None:
         result = await begun(world)
         world.painter.going.set()
         assert has_picture(await world.ended(result))
-        assert any(path.startswith("/channels/") for path in edits(world))
+        by_token = [path for path in edits(world) if path.startswith("/webhooks/")]
+        assert len(by_token) == 1, "a dead token is not tried again: Discord counts such requests"
+        assert len(edits(world)) >= 3
+        (view,) = await world.studio.recent()
+        assert (await world.studio.place_of(view.id)).where["token_until"] == "0"
 
 
 async def test_while_the_token_lives_the_channel_is_left_alone(open_world: Any) -> None:
