@@ -69,6 +69,7 @@ def calibrate(family: Family, path: Path, *, again: bool = False) -> Calibration
     if key not in known or again:
         known[key] = measure(family)
         _write(path, known)
+    _works(family, known[key].sampler, known[key].steps)  # its plan is probed now, not when the first job waits for it
     return known[key]
 
 

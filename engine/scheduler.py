@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from engine.job import Share
 
 MOST_REMEMBERED = 10_000  # what those who left had been served, so that leaving forgives nothing
+MOST_IDLE_TURNS = 4
 MOST_USERS = 8  # beyond so many, a group's turn grows no longer
 Node = tuple[str, ...]  # a path: (), (tier,), (tier, guild), (tier, guild, user), (tier, guild, user, job)
 
@@ -46,6 +47,9 @@ class Scheduler(Generic[E]):
         self._held = 0
         self._step = 0
         self._last: dict[Node, int] = {}  # the step in which a job was last served
+        self._overdue: dict[Node, int] = {}  # the step since which a job goes before everyone
+        self._idle_turns: dict[Node, int] = {}  # turns of its group in which a job was not served
+        self._passed: set[Node] = set()  # whom the batch that `next` proposed overtakes
 
     @property
     def rows(self) -> int:
@@ -71,6 +75,8 @@ class Scheduler(Generic[E]):
             return
         del self._jobs[path[-1]], self._served[path[-1]]
         self._last.pop(path[-1], None)
+        self._overdue.pop(path[-1], None)
+        self._idle_turns.pop(path[-1], None)
         for parent, node in reversed(list(zip(((), *path), path, strict=False))):
             if self._children.get(node):
                 break
@@ -84,6 +90,7 @@ class Scheduler(Generic[E]):
     def next(self, limit: int) -> list[E]:
         """The next batch, at most `limit` rows (a single larger entry goes alone); changes nothing. [] when idle."""
         key = self._group()
+        self._passed.clear()
         queues = {job: sorted((e for e in each if e.key == key), key=lambda e: e.k) for job, each in self._jobs.items()}
         queues = {job: queue for job, queue in queues.items() if queue}
         if sum(entry.rows for queue in queues.values() for entry in queue) <= limit:
@@ -97,10 +104,29 @@ class Scheduler(Generic[E]):
                 self._served[node] += entry.rows / entry.share.weight
         for parent in {parent for entry in batch for parent in ((), *_path(entry)[:-1])}:
             self._settle(parent)
+        if batch[0].key != self._key:
+            self._end_turn()
+            self._key, self._held = batch[0].key, 0
         self._step += 1
-        self._last.update({_path(entry)[-1]: self._step for entry in batch})
-        self._held = self._held + 1 if batch[0].key == self._key else 1
-        self._key = batch[0].key
+        self._held += 1
+        served = {_path(entry)[-1] for entry in batch}
+        for job in served:
+            self._last[job] = self._step
+            self._overdue.pop(job, None)
+        for job in (self._passed & self._jobs.keys()) - served:
+            self._overdue.setdefault(job, self._step - 1)
+
+    def _end_turn(self) -> None:
+        """Whoever went unserved through several turns of its group is overdue.
+
+        Its owner may have had more than its share all along, by a job in another group; its own group still owes it.
+        """
+        for job, entries in self._jobs.items():
+            if entries[0].key == self._key:
+                idle = self._last.get(job, 0) <= self._step - self._held
+                self._idle_turns[job] = self._idle_turns.get(job, 0) + 1 if idle else 0
+                if self._idle_turns[job] >= MOST_IDLE_TURNS:
+                    self._overdue.setdefault(job, self._step)
 
     def _group(self) -> Hashable:
         """The key of the next batch. Groups take turns, as long as they have users; who waited longest is next.
@@ -116,17 +142,21 @@ class Scheduler(Generic[E]):
         return keys[min(others, key=lambda job: (self._last.get(job, 0), self._tag(job, self._served)))]
 
     def _fill(self, queues: dict[Node, list[E]], limit: int) -> list[E]:
+        """By the fair order; where the next is too wide, somebody narrower may overtake it, once."""
         served = dict(self._served)
         batch: list[E] = []
-        rows = 0
-        while queues:
-            job = min(queues, key=lambda job: self._tag(job, served))
-            entry = queues[job].pop(0)
-            if batch and rows + entry.rows > limit:
-                del queues[job]  # somebody narrower may still fit
+        too_wide: list[Node] = []
+        free = limit
+        while queues and free > 0:
+            job = min(queues, key=lambda job: (self._overdue.get(job, self._step), *self._tag(job, served)))
+            if batch and queues[job][0].rows > free:
+                too_wide.append(job)
+                del queues[job]
                 continue
+            entry = queues[job].pop(0)
             batch.append(entry)
-            rows += entry.rows
+            free -= entry.rows
+            self._passed.update(too_wide)
             for node in _path(entry):
                 served[node] += entry.rows / entry.share.weight
             if not queues[job]:

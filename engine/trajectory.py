@@ -38,16 +38,13 @@ class Trajectory:
         self.dtype: Dtype = recipe.dtype
         self.noise = Noise(recipe, image, shape)
         self.texts, self.steer = conditioning(recipe, family)
+        self.rows = len(self.texts)
         self.key: Hashable = (family.name, recipe.dtype, shape, tuple(self.texts.shape[1:]), recipe.bucket)
         self.k = 0
         self.x = (self.noise.initial() * plan.init_sigma).to(family.device)
         self.h = torch.zeros_like(self.x) if plan.keeps_history else None
         self.rungs: list[LatentRung] = []
         self._rung_at = {step: number for number, step in enumerate(ladder.rungs(plan))} if job.ladder else {}
-
-    @property
-    def rows(self) -> int:
-        return len(self.texts)
 
     @property
     def done(self) -> bool:

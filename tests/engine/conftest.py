@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +80,26 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_small(folder: Path) -> None:
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    diffusers: Any = import_module("diffusers")
     torch.manual_seed(0)
     text = CLIPTextConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=100,
         max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL(
             block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8, sample_size=32,
         ),
-        unet=UNet2DConditionModel(
+        unet=diffusers.UNet2DConditionModel(
             block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, sample_size=16, in_channels=4,
             out_channels=4, attention_head_dim=8, norm_num_groups=8,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         ),
-        scheduler=PNDMScheduler(
+        scheduler=diffusers.PNDMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
         ),
         text_encoder=CLIPTextModel(text), tokenizer=small_tokenizer(folder), safety_checker=None,

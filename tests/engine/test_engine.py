@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.engine import Developed, Engine, Failed, Stepped
-from engine.job import Concept, Enlarge, Job, Recipe, rows
+from engine.job import Ancestor, Concept, Enlarge, Job, Recipe, rows
 from engine.plan import plan
 from engine.rows import Layout
 from engine.trajectory import Trajectory
@@ -85,6 +85,20 @@ def test_where_guidance_cancels_the_empty_text_it_costs_no_row(
     plain = alone(affine, job(recipe(guidance=1.0, concepts=halves)), finish)[0]
     almost = alone(affine, job(recipe(guidance=1.0 + 1e-6, concepts=halves)), finish)[0]
     torch.testing.assert_close(plain, almost, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_a_variation_moves_away_from_its_parent_by_its_strength(
+    affine: Any, recipe: Make, job: Make, finish: Make, sampler: str
+) -> None:
+    """DDPM draws at every step, so the whole stream has to follow the parent's."""
+    parent = alone(affine, job(recipe(sampler=sampler, steps=30, count=3)), finish)[2]
+    same, near, far = (
+        alone(affine, job(recipe(sampler=sampler, steps=30, seed=99, lineage=(Ancestor(7, 2, strength),))), finish)[0]
+        for strength in (0.0, 0.1, 0.8)
+    )
+    torch.testing.assert_close(same, parent, rtol=1e-5, atol=1e-5)
+    assert 0 < float((near - parent).norm()) < float((far - parent).norm()) / 3
 
 
 def test_forwards_are_padded_to_buckets(affine: Any, recipe: Make, job: Make) -> None:
