@@ -1,7 +1,7 @@
 """Snapshots of running images in a bucket: one key an image, written by compare-and-set on the epoch.
 
-Knows where snapshots lie and who may overwrite one; nothing of what is in them. One that is too large for a message lies
-in the blob bucket, and its key says where.
+Knows where snapshots lie and who may overwrite one; nothing of what is in them. One too large for a message lies in the
+blob bucket, and its key says where.
 """
 
 from __future__ import annotations

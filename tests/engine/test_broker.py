@@ -18,7 +18,7 @@ from engine.bus import Bus, Unreachable
 async def until(true: object, seconds: float = 10.0) -> None:
     assert callable(true)
     async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110 - what is awaited happens in other processes
+        while not true():
             await asyncio.sleep(0.02)
 
 
