@@ -22,9 +22,7 @@ MAX_RUNGS = 48
 # \Z, not $: that would let a trailing newline through, into a subject or a file name.
 Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Name = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-]  # safe as a file name; `subjects.token`
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # safe as a file name; `subjects.token`
 Text = Annotated[str, Meta(max_length=2000)]
 Sentence = Annotated[str, Meta(max_length=500)]
 Index = Annotated[int, Meta(ge=0, lt=MAX_COUNT)]
