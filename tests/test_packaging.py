@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -106,6 +107,17 @@ def test_no_dependency_is_idle() -> None:
         if not re.search(rf"(import|from|find_spec\(\W?) ?{module}\b|\"{module}\"", text)
     ]
     assert sorted(idle) == []
+
+
+def test_no_import_is_undeclared() -> None:
+    """What our packages import is asked for by name, not owed to somebody else's dependencies."""
+    trees = [ast.parse(path.read_text()) for part in ("bot", "engine") for path in (ROOT / part).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"bot", "engine"}
+    asked = {canonicalize_name(Requirement(line).name) for line in EVERY}
+    assert sorted(tops - {MODULES.get(name, name.replace("-", "_")) for name in asked}) == []
 
 
 @pytest.mark.parametrize("name", DIRECT)
