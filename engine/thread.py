@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+import torch
+
 from engine.engine import Engine, Event
 from engine.pulse import Pulse
 
@@ -34,6 +36,7 @@ class EngineThread:
         self._on_events, self._on_crash = on_events, on_crash
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._cores = torch.get_num_threads()  # as calibration had them
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -62,6 +65,7 @@ class EngineThread:
         await asyncio.to_thread(self._thread.join, patience)
 
     def _work(self) -> None:
+        torch.set_num_threads(self._cores)  # a new thread takes over what any other thread set last: the lane sets one
         try:
             while self._obey():
                 if not self._engine.idle:
