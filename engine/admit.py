@@ -36,7 +36,9 @@ def _check_size(recipe: Recipe, family: Family) -> None:
         raise Unfit(f"With {family.name}, width and height must be multiples of {family.multiple}.", "member")
     if recipe.width * recipe.height > family.max_pixels:
         most = int(family.max_pixels**0.5)
-        raise Unfit(f"{recipe.width}×{recipe.height} is too large for {family.name}: at most {most}×{most} pixels.", "member")
+        raise Unfit(
+            f"{recipe.width}×{recipe.height} is too large for {family.name}: at most {most}×{most} pixels.", "member"
+        )
 
 
 def _plan(recipe: Recipe, family: Family) -> Plan:
