@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,8 @@ from bot.store import Store
 from bot.studio import Studio
 from engine.bus import Bus
 from engine.job import Presence
+
+STOP_SECONDS = 5.0  # the broker's client hands back what was on its way to us, which takes a moment
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,16 @@ async def _at_work(house: House) -> AsyncIterator[None]:
             raised = error
         finally:
             house.feed.close()
-            for task in tasks:
-                task.cancel()
+            await _stop(tasks)
     if raised is not None:
         raise raised
+
+
+async def _stop(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancelled until they end: before Python 3.12 `asyncio.wait_for`, which the broker's client uses, may swallow one
+    cancellation (python/cpython#86296), and its task would go on for ever.
+    """
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=STOP_SECONDS)
