@@ -181,7 +181,8 @@ async def _gone(request: web.Request) -> None:
     """Returns when the client has gone or the house closes."""
     while request.transport is not None and not request.transport.is_closing():
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(request.app[CLOSING].wait(), GLANCE)
+            async with asyncio.timeout(GLANCE):
+                await request.app[CLOSING].wait()
             return
 
 

@@ -144,7 +144,8 @@ class Drawer:
             )  # fmt: skip
 
     def _ladder(self, job: str, recipe: Recipe, image: int) -> bytes:
-        steps = range(4, recipe.steps + 1, 4)
+        every = max(4, -(-recipe.steps // 48))
+        steps = range(every, recipe.steps + 1, every)
         rungs = tuple(Rung(step=k, thumbnail=drawn(recipe.seed, image, k / recipe.steps, "WEBP")) for k in steps)
         return encode(Ladder(job=job, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=rungs))
 
@@ -250,7 +251,7 @@ async def working(broker: Broker) -> AsyncIterator[Drawer]:
         try:
             yield drawer
         finally:
-            while not task.done():  # asyncio.wait_for in Python 3.11 may swallow a cancellation (python/cpython#86296)
+            while not task.done():  # nats-py swallows a cancellation that comes while it flushes
                 task.cancel()
                 await asyncio.wait([task], timeout=1)
 

@@ -127,12 +127,13 @@ async def test_a_slow_reader_misses_frames_but_never_the_end(room: Room, monkeyp
     steps = 400
     reader, writer = await asyncio.open_connection("127.0.0.1", room.port, limit=1 << 14)
     writer.write(f"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1:{room.port}\r\n\r\n".encode())
-    job = await room.imagine("terrier", steps=steps)
-    await room.end_of(job)
     text = b""
-    while b'"state": "finished"' not in text:
-        text += await asyncio.wait_for(reader.read(1 << 16), 20)
-    writer.close()
+    try:
+        await room.end_of(await room.imagine("terrier", steps=steps))
+        while b'"state": "finished"' not in text:
+            text += await asyncio.wait_for(reader.read(1 << 16), 20)
+    finally:
+        writer.close()
     frames = text.count(b"event: frame")
     assert 0 < frames < steps // 2
 
