@@ -98,12 +98,19 @@ def imagine(
 
 
 @app.command()
-def doctor(port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, as_json: AsJson = False) -> None:
+def doctor(
+    port: Port = None,
+    host: Host = None,
+    data: Data = None,
+    nats: Nats = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure the device anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """What works on this machine and what doesn't, one line each, with the mend."""
     from bot.doctor import examine, report
 
     findings = []
-    for finding in examine(_settings(port=port, host=host, data=data, nats=nats)):
+    for finding in examine(_settings(port=port, host=host, data=data, nats=nats), again=again):
         findings.append(finding)
         if not as_json:
             typer.echo(str(finding))

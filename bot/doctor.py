@@ -38,14 +38,14 @@ class Finding:
         return f"{line}\n              → {self.mend}" if self.mend else line
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check, the quick ones first."""
+def examine(settings: Settings, *, again: bool = False) -> Iterator[Finding]:
+    """Every check, the quick ones first. `again`: the device is measured anew."""
     yield python()
     yield broker(settings)
     yield disk(settings.data)
     yield port(settings)
     yield discord(settings)
-    yield from engine(settings)
+    yield from engine(settings, again)
 
 
 def python() -> Finding:
@@ -140,20 +140,16 @@ async def _who_am_i(api: str, token: str) -> Finding:
         return Finding("discord", False, says, "Check the network, a proxy, and DISCORD_API.")
 
 
-def engine(settings: Settings) -> Iterator[Finding]:
+def engine(settings: Settings, again: bool) -> Iterator[Finding]:
     """Device, dtype and ms a step of the embedded model, as calibration has them; measured now where it has not."""
     missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing:
         mend = "pip install 'darkroom-bot[all]'; a bot whose engines run elsewhere needs none."
         yield Finding("engine", False, f"{', '.join(missing)} not installed", mend)
         return
-    yield from _measured(settings.data)
-
-
-def _measured(data: Path) -> Iterator[Finding]:
     from engine.check import measured
 
-    yield from (Finding(*line) for line in measured(data))
+    yield from (Finding(*line) for line in measured(settings.data, again=again))
 
 
 def report(findings: Sequence[Finding]) -> str:

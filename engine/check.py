@@ -11,11 +11,12 @@ from engine.device import best
 from engine.families.family import Family
 from engine.unfit import Unfit
 
+AGAIN = "If the machine was busy when this was measured: darkroom doctor --again, then start anew."
 Line = tuple[str, bool, str, str]  # name, whether it is well, what is so, the mend
 
 
-def measured(data: Path, model: str = "embedded") -> Iterator[Line]:
-    """Device, dtype, speed of one model; from the stored calibration, else measured now (some seconds)."""
+def measured(data: Path, model: str = "embedded", *, again: bool = False) -> Iterator[Line]:
+    """Device, dtype, speed of one model; from the stored calibration, else or `again` measured now (some seconds)."""
     device = best()
     yield "device", True, f"{device.type}: {device_name(device)}", ""
     try:
@@ -23,7 +24,7 @@ def measured(data: Path, model: str = "embedded") -> Iterator[Line]:
     except (Unfit, OSError, ValueError) as error:
         yield "model", False, f"{model} does not load: {error}", "Install again: pip install 'darkroom-bot[all]'."
         return
-    yield from _lines(family, calibrate(family, data / "calibration.json"))
+    yield from _lines(family, calibrate(family, data / "calibration.json", again=again))
 
 
 def _lines(family: Family, found: Calibration) -> Iterator[Line]:
@@ -31,4 +32,4 @@ def _lines(family: Family, found: Calibration) -> Iterator[Line]:
     yield "dtype", True, f"{found.dtype} (two rows: {timed})", ""
     grid = found.steps * 8 * found.row_ms / 1000
     says = f"{found.row_ms * 8:.1f} ms a step of a grid of four, {found.steps} steps of {found.sampler} in {grid:.0f} s"
-    yield "speed", True, f"{family.name}: {says}", ""
+    yield "speed", True, f"{family.name}: {says}", AGAIN if found.steps < 1000 else ""

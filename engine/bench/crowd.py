@@ -73,8 +73,9 @@ def previews_together(family: Family, load: Load) -> list[float]:
         engine.watch(job.id)
     while len(seen) < USERS:
         for event in engine.step():
-            due = isinstance(event, Stepped) and event.x0 is not None and event.k >= load.steps / 10
-            if due and event.job not in seen:
+            if not isinstance(event, Stepped) or event.x0 is None or event.k < load.steps / 10:
+                continue
+            if event.job not in seen:
                 family.decode(event.x0)
                 seen[event.job] = time.perf_counter() - begun
     return sorted(seen.values())

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
@@ -165,7 +165,9 @@ class Apprentice:
         content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=rungs))
         await self.keep(job, epoch, image, "ladder", content, 64)
 
-    async def keep(self, job: Job, epoch: int, image: int, kind: str, content: bytes, side: int) -> None:
+    async def keep(
+        self, job: Job, epoch: int, image: int, kind: Literal["image", "ladder"], content: bytes, side: int
+    ) -> None:
         sha = await self.bus.put_blob(content)
         picture = Picture(
             job=job.id, image=image, epoch=epoch, kind=kind, sha256=sha, bytes=len(content), width=side, height=side
