@@ -31,6 +31,7 @@ GAIN = 1.05  # a doubling of the rows that gains less throughput than this is no
 ROUNDS = 3
 BUDGET = 1.5  # seconds for the row buckets; the larger ones are left out when it is spent
 SLOW = 500.0  # milliseconds of a forward after which a larger one is not worth the wait
+SHARE = 0.8  # CPU seconds a second
 PATIENCE = 60.0  # seconds that a grid of four with the default steps may take
 GRID_ROWS = 8  # four pictures with guidance
 DEFAULTS: tuple[tuple[int, Sampler], ...] = (
@@ -63,12 +64,27 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
         )  # fmt: skip
 
 
-def calibrate(family: Family, path: Path, *, again: bool = False) -> Calibration:
-    """The stored calibration, or a fresh one (a few seconds), which is then stored. A spoilt file is measured anew."""
+def undisturbed(wall: float, cpu: float) -> bool:
+    """Whether this process had the time it asked for: on a crowded machine its threads get less than a core."""
+    return cpu >= SHARE * wall
+
+
+def calibrate(
+    family: Family, path: Path, *, again: bool = False, trusted: Callable[[float, float], bool] = undisturbed
+) -> Calibration:
+    """The stored calibration, or a fresh one (a few seconds). A spoilt file is measured anew.
+
+    A fresh one is stored where `trusted(wall seconds, CPU seconds)`: figures of a crowded machine must not outlive it.
+    """
     key, known = identity(family), _read(path)
     if key not in known or again:
+        began, worked = time.perf_counter(), time.process_time()
         known[key] = measure(family)
-        _write(path, known)
+        wall, cpu = time.perf_counter() - began, time.process_time() - worked
+        if family.device.type != "cpu" or trusted(wall, cpu):
+            _write(path, known)
+        else:
+            log.warning("other programs kept this machine busy: its speed is measured again at the next start")
     _works(family, known[key].sampler, known[key].steps)  # its plan is probed now, not when the first job waits for it
     return known[key]
 

@@ -25,7 +25,7 @@ LONG = 200  # previews: the advantage grows with the length of the jobs that a r
 def quick_rows(data: Path, say: Callable[[str], None]) -> list[Row]:
     """Loads the embedded model twice (ours and the rival's), calibrates it in `data`, and measures."""
     family, pipeline = load_embedded(), assemble()
-    dtype = calibrate(family, data).dtype
+    dtype = calibrate(family, data / "calibration.json").dtype
     say(f"embedded model, {USERS} users, ours in {dtype}")
     parity = parity_rows(pipeline, family)
     say("parity measured; throughput against diffusers as it runs by default")

@@ -9,11 +9,26 @@ from typing import Any
 
 import pytest
 
-from engine.calibration import BUDGET, Calibration, calibrate, identity, knee, measure
+from engine import calibration
+from engine.calibration import BUDGET, Calibration, identity, knee, measure, undisturbed
 from engine.engine import BUCKETS
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Warm, decode, encode
 from engine.plan import plan
+
+
+def calibrate(family: Any, path: Path, *, again: bool = False, quiet: bool = True) -> Calibration:
+    return calibration.calibrate(family, path, again=again, trusted=lambda wall, cpu: quiet)
+
+
+def test_what_a_crowded_machine_measured_does_not_outlive_it(
+    affine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrate(affine, tmp_path / "c.json", quiet=False)
+    assert "busy" in caplog.text
+    assert not (tmp_path / "c.json").exists()
+    assert undisturbed(wall=2.0, cpu=1.9)
+    assert not undisturbed(wall=2.0, cpu=0.8)
 
 
 def test_it_is_measured_once_and_then_read(affine: Any, tmp_path: Path) -> None:
