@@ -96,14 +96,17 @@ class Settle:
                 await self._closing.cancel(value.job, value.cost, epoch=value.epoch, why=f"after {value.steps} steps")
 
     async def _started(self, value: Started) -> None:
-        moved = await self._store.start(value.job, value.epoch, value.worker, value.step, self._clock())
+        run = self._board.runs.get(value.job)
+        seen = run.step if run else 0
+        now = self._clock()
+        moved = await self._store.start(value.job, value.epoch, value.worker, value.step, now, seen=seen)
         if moved is None:
             await self._stray(value)
         elif over(moved.record.state):
             self._closing.tell(moved)
             await self._closing.clear(moved.record, tombstone=True)
         else:
-            run = self._board.put(moved.record, self._clock())
+            run = self._board.put(moved.record, now)
             self._feed.publish(Developing(value.job, run.step, moved.record.steps, run.cost_left))
             if moved.record.cancelling:
                 await self._bus.cancel(value.job)

@@ -96,9 +96,9 @@ class Store:
         """Send the next job in fair order that the pool's `rows` have room for; None if there is none."""
         return await self._move(moves.pick, wish, rows, overbook, now)
 
-    async def start(self, job: str, epoch: int, worker: str, step: int, now: float) -> Moved | None:
+    async def start(self, job: str, epoch: int, worker: str, step: int, now: float, *, seen: int = 0) -> Moved | None:
         """A worker began or went on at `step`; failed after too many attempts without progress (see the record)."""
-        return await self._move(moves.start, job, epoch, worker, step, now)
+        return await self._move(moves.start, job, epoch, worker, step, now, seen=seen)
 
     async def requeue(
         self, job: str, now: float, *, step: int, why: str, reason: str = "", epoch: int | None = None

@@ -121,17 +121,23 @@ def _send(connection: Connection, row: RowMapping, now: float) -> Moved | None:
     )
 
 
-def start(connection: Connection, job: str, epoch: int, worker: str, step: int, now: float) -> Moved | None:
-    """A worker claimed it at `step`; after too many attempts without progress it fails instead (see the record)."""
+def start(
+    connection: Connection, job: str, epoch: int, worker: str, step: int, now: float, *, seen: int = 0
+) -> Moved | None:
+    """A worker claimed it at `step`; after too many attempts without progress it fails instead (see the record).
+
+    `seen`: the furthest step that live frames have shown; getting there was progress too.
+    """
     before = _locked(connection, job)
     if before is None:
         return None
     again = before["state"] == "running" and before["epoch"] != epoch  # a requeue has counted already
-    barren = _barren(before, step, again)
+    reached = max(step, seen)
+    barren = _barren(before, reached, again)
     if barren >= POISON and before["epoch"] <= epoch:
         return _poisoned(connection, before, now, f"again on {worker}")
     return move(
-        connection, "start", job, now, epoch=epoch, why=worker, worker=worker, step=max(step, before["step"]),
+        connection, "start", job, now, epoch=epoch, why=worker, worker=worker, step=max(reached, before["step"]),
         barren=barren, started=before["started"] or now,
     )  # fmt: skip
 

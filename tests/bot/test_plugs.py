@@ -29,7 +29,7 @@ async def test_every_job_ends_once_and_is_charged_once(workplace, until, here, s
     chance = random.Random(seed)
     members = [Member(f"local:{n}", f"M{n}", "local") for n in range(4)]
     tickets: list[str] = []
-    for _ in range(3):
+    for _ in range(2):  # a third worker lost at the same step would be poison
         async with workplace.visit() as house:
             apprentice, running = await workplace.worker(f"w{chance.randrange(10**6)}", rows=chance.choice([8, 16, 64]))
             await until(lambda house=house: house.studio.workers())

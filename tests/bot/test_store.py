@@ -176,6 +176,7 @@ async def test_three_attempts_without_progress_are_poison_and_progress_forgives(
     for epoch in (5, 6):
         assert (await store.start(job, epoch, "w", 20, 1006.0)).record.state == "running"
     assert await store.start(job, 4, "stale", 0, 1006.5) is None
+    assert (await store.start(job, 6, "w", 20, 1006.6, seen=20)).record.barren == 2
     moved = await store.start(job, 7, "w", 20, 1007.0)
     assert (moved.record.state, moved.record.blame, moved.record.charged) == ("failed", "worker", 0.0)
 
@@ -359,7 +360,7 @@ def _invariants(store: Store, ends: dict[str, tuple]) -> None:
 @pytest.mark.asyncio
 async def test_a_pick_reads_by_index_however_long_the_queue_is(store):
     await queue(store, *(draft(f"u{n}", f"g{n % 7}") for n in range(300)))
-    statements: list[str] = []
+    statements: list[tuple] = []
     engine = store._writer
 
     def keep(_connection, _cursor, statement, parameters, _context, _many):
