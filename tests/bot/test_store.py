@@ -7,6 +7,7 @@ import functools
 import sqlite3
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -33,8 +34,8 @@ RECIPE = Recipe(
 EVERYTHING = Wish("default", ("embedded",), running=10**6)
 
 
-def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **more: object) -> Draft:
-    values: dict = {
+def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: float = 10.0, **more: Any) -> Draft:
+    values: dict[str, Any] = {
         "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": ("a note",), "task": RECIPE,
         "member": Member(user, user, guild, tier), "place": Place("web", {"message": "1"}), "pool": "default",
         "model": "embedded", "cost": cost, "created": 1000.0, "deadline": 2000.0,
@@ -288,11 +289,15 @@ def test_sql_serves_in_the_fair_order(first, second):
     async def scenario(store: Store) -> None:
         for wave in (first, second):
             await queue(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
-            waiting, accounts = await store.ask(reads.waiting, 1000)
+            found = await store.ask(reads.waiting, 1000)
+            assert found is not None
+            waiting, accounts = found
             expected = list(order(accounts, [one for one, _ in waiting]))
             served = []
             for _ in expected if wave is second else expected[: len(expected) // 2]:
-                served.append((await store.pick(EVERYTHING, 10**6, 1.0, 1001.0)).record.id)
+                moved = await store.pick(EVERYTHING, 10**6, 1.0, 1001.0)
+                assert moved is not None
+                served.append(moved.record.id)
             assert served == expected[: len(served)]
 
     run(scenario)
