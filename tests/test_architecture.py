@@ -110,6 +110,13 @@ def test_the_bot_never_loads_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_loads_nothing_heavy_before_it_knows_what_to_do() -> None:
+    code = "import sys, bot.__main__; print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stdout))
+    assert loaded.isdisjoint({"aiohttp", "discord", "sqlalchemy", "nats", "PIL", "pydantic_settings", "msgspec"})
+
+
 EDGES = {
     "bot.own": "`darkroom imagine` without a running house is an engine in this process",
 }
