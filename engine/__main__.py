@@ -65,8 +65,8 @@ async def _serve(settings: Settings) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command line; what is the caller's business ends in one sentence, never in a traceback."""
+    from engine.bus.link import Unreachable
     from engine.config import BadSetting
-    from engine.link import Unreachable
     from engine.unfit import Unfit
 
     try:

@@ -41,8 +41,10 @@ class Lane:
         self._thumbnails: dict[str, dict[tuple[int, int], bytes]] = {}  # the lane's thread's; the rest is the caller's
         self._frames: dict[tuple[str, int], Future[Frame]] = {}
         self._passing: dict[str, list[Future[bytes]]] = {}
-        self._thread = threading.Thread(target=self._run, name="lane", daemon=True)
+        cores, ready = torch.get_num_threads(), threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(cores, ready), name="lane", daemon=True)
         self._thread.start()
+        ready.wait()
 
     def frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
         """A live preview; one still waiting for the same image is cancelled, since only the newest counts."""
@@ -86,8 +88,9 @@ class Lane:
         self._queue.put((priority, next(self._order), lambda: _fulfil(future, work)))
         return future
 
-    def _run(self) -> None:
-        torch.set_num_threads(1)  # this thread's: a second team of threads would fight the engine's for the same cores
+    def _run(self, cores: int, ready: threading.Event) -> None:
+        _take_one_core(cores)
+        ready.set()
         self._open = True
         while self._open:
             _, _, work = self._queue.get()
@@ -124,6 +127,19 @@ class Lane:
     def _wired(self, event: Developed, job: Job, rung: LatentRung) -> wire.Rung:
         thumbnail = self._thumbnail(job, event.image, rung.step, rung.x0)
         return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), latent_bytes(rung.h))
+
+
+def _take_one_core(cores: int) -> None:
+    """This thread computes alone: a second team of threads would fight the engine's for the same cores.
+
+    torch also hands the number to every thread that starts later, and other numbers of threads give other last bits; so
+    a thread of a moment sets it back for them.
+    """
+    torch.get_num_threads()  # a thread takes the common number when it first asks: now, not after the next line
+    torch.set_num_threads(1)
+    back = threading.Thread(target=torch.set_num_threads, args=(cores,))
+    back.start()
+    back.join()
 
 
 def _fulfil(future: Future[T], work: Callable[[], T]) -> None:

@@ -20,13 +20,13 @@ from engine.bus import Bus
 from engine.calibration import Calibration, calibrate, device_name
 from engine.config import BadSetting, Settings
 from engine.device import best
-from engine.embedding import Embedder
 from engine.engine import Engine
 from engine.families.family import Family
 from engine.lane import Lane
-from engine.pulse import DEADLINES, Pulse
 from engine.unfit import Unfit
 from engine.worker import Offer, Stuck, Worker
+from engine.worker.embedding import Embedder
+from engine.worker.pulse import DEADLINES, Pulse
 
 log = logging.getLogger(__name__)
 

@@ -126,8 +126,8 @@ def test_what_the_bot_knows_of_the_engine() -> None:
     """The wire contract and the bus; more only at the edges that start an engine, inside a function."""
     allowed = {"engine.job", "engine.bus"}
     starters = {
-        "bot.up": {"engine.broker"},
-        "bot.doctor": {"engine.broker", "engine.check"},
+        "bot.up": {"engine.bus.broker"},
+        "bot.doctor": {"engine.bus.broker", "engine.check"},
         **{edge: {"engine"} for edge in EDGES},
     }
     wrong = []

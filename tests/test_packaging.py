@@ -179,7 +179,7 @@ def test_the_compose_file_asks_for_a_token() -> None:
 
 
 def test_the_broker_of_the_compose_file_is_configured_safely() -> None:
-    from engine.broker import server_path
+    from engine.bus.broker import server_path
 
     env = os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
     config = ROOT / "docker" / "nats.conf"

@@ -17,8 +17,8 @@ from bot.config import Settings, load
 from bot.house import House, open_house
 from bot.store import Store
 from bot.views import Member, Place
-from engine.broker import Broker
 from engine.bus import Bus, Kept
+from engine.bus.broker import Broker
 from engine.job import (
     Cancelled,
     Finished,

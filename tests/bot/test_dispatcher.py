@@ -12,7 +12,7 @@ from bot.config import load
 from bot.feed import Queued
 from bot.store import reads
 from bot.views import Member
-from engine import subjects
+from engine.bus import subjects
 from engine.job import Failed, Started
 
 BOB = Member("local:bob", "Bob", "local")

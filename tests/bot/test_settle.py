@@ -8,7 +8,7 @@ import pytest
 
 from bot.arrivals import size
 from bot.feed import Developing, Settled
-from engine import subjects
+from engine.bus import subjects
 from engine.job import Cancelled, Failed, Finished, Frame, Picture, Started
 
 JPEG = b"\xff\xd8\xff\xe0"

@@ -28,8 +28,8 @@ from bot.chat.courier import Courier
 from bot.chat.mail import Mail
 from bot.config import load
 from bot.house import open_house
-from engine.broker import Broker
 from engine.bus import Bus, Claim, Delivered
+from engine.bus.broker import Broker
 from engine.job import (
     Cancelled,
     Enlarge,

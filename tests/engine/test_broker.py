@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.broker import Broker, BrokerError
 from engine.bus import Bus, Unreachable
+from engine.bus.broker import Broker, BrokerError
 
 
 async def until(true: object, seconds: float = 10.0) -> None:

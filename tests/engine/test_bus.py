@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from engine.broker import Broker
 from engine.bus import Bus, Fenced, Kept, NoBlob, NobodyAnswers, Unreachable
+from engine.bus.broker import Broker
+from engine.bus.streams import streams
 from engine.job import (
     Concept,
     Frame,
@@ -28,7 +29,6 @@ from engine.job import (
     Started,
     encode,
 )  # fmt: skip
-from engine.streams import streams
 
 LEASE = 1.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"

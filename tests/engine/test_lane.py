@@ -210,3 +210,23 @@ def test_enlarging_keeps_the_recipe_and_says_so() -> None:
 def test_what_cannot_be_enlarged_is_refused(source: bytes, factor: int, method: str, sentence: str) -> None:
     with pytest.raises(Unfit, match=sentence):
         enlarge(source, factor, method)
+
+
+def test_the_lane_takes_one_core_and_leaves_later_threads_theirs(
+    affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch hands the newest number of threads to every later one, and other numbers give other last bits."""
+    cores, seen, original = torch.get_num_threads(), list[int](), affine.decode
+    monkeypatch.setattr(affine, "decode", lambda x: seen.append(torch.get_num_threads()) or original(x))
+    torch.set_num_threads(3)
+    try:
+        lane = Lane({"affine": affine})
+        order = job(recipe(steps=1, count=1))
+        lane.picture(develop(affine, order)[1], order).result(SOON)
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        lane.close()
+    finally:
+        torch.set_num_threads(cores)
+    assert seen == [1, 3]

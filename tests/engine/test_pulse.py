@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.pulse import Phase, Pulse
+from engine.worker.pulse import Phase, Pulse
 
 
 class Clock:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.claims import Claim
+from engine.bus.claims import Claim
 from engine.job import Concept, Enlarge, Job, Recipe, Share, Snapshot, Task
-from engine.run import Run
+from engine.worker.run import Run
 
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 

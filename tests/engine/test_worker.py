@@ -19,8 +19,8 @@ from PIL import Image
 
 from engine import families
 from engine.alone import develop
-from engine.broker import Broker
 from engine.bus import Bus, Kept
+from engine.bus.broker import Broker
 from engine.engine import Engine
 from engine.families.family import Family
 from engine.job import (
@@ -39,8 +39,8 @@ from engine.job import (
     decode,
 )  # fmt: skip
 from engine.lane import Lane
-from engine.pulse import Pulse
 from engine.worker import Offer, Stuck, Worker
+from engine.worker.pulse import Pulse
 
 LEASE = 2.0
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"

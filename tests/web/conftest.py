@@ -25,8 +25,8 @@ from bot.config import Settings, load
 from bot.house import open_house
 from bot.studio import Studio
 from bot.web.app import open_chatroom, opened
-from engine.broker import Broker
 from engine.bus import Bus, Claim, Delivered
+from engine.bus.broker import Broker
 from engine.job import (
     Cancelled,
     Enlarge,

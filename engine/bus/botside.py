@@ -1,0 +1,146 @@
+"""What the bot does on the bus: dispatch work, read results and previews, cancel, know the workers, ask for vectors.
+
+Knows subjects and delivery; nothing of SQL or Discord. An outage of the broker raises `Unreachable`, except in the
+iterators, which wait it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
+from nats.js.errors import APIError, NotFoundError
+
+from engine.bus import subjects
+from engine.bus.deliveries import Delivered, Pull
+from engine.bus.latest import Latest
+from engine.bus.link import Unreachable, reaching
+from engine.bus.presences import Presences
+from engine.bus.station import Act, Station
+from engine.bus.streams import Kept, settle_consumer
+from engine.job import EmbedReply, EmbedRequest, Frame, Job, Malformed, Presence, Result, decode, encode
+
+log = logging.getLogger(__name__)
+
+FULL = 10077  # JetStream's code for "no room", also for a second message on a subject that holds one
+RESULTS_AT_ONCE = 64
+
+
+class NobodyAnswers(RuntimeError):
+    """No worker could answer a request; the text says why."""
+
+
+class BotSide(Station):
+    """The bot's half of the bus."""
+
+    def __init__(self, client: Client, kept: Kept, again: list[Act]) -> None:
+        super().__init__(client, kept, again)
+        self._tombstones = self._bucket(subjects.CANCELLED)
+        self._presences = Presences(kept.lease)
+
+    async def dispatch(self, job: Job) -> bool:
+        """Hands a job to the workers of its pool. False: this attempt lies there already, which is fine."""
+        with reaching("dispatch"):
+            try:
+                await self.js.publish(subjects.work(job), encode(job), stream=subjects.WORK)
+            except APIError as error:
+                if error.err_code == FULL and "per subject" in (error.description or ""):
+                    return False
+                raise
+        return True
+
+    async def settle(self, job: Job, *, every_attempt: bool = False) -> None:
+        """Takes a job's dispatched message (of this attempt, or of all) out of the queue; none there is fine."""
+        subject = subjects.work_of(job.pool, job.id) if every_attempt else subjects.work(job)
+        with reaching("settle"):
+            await self.js.purge_stream(subjects.WORK, subject=subject)
+
+    async def results(self) -> AsyncIterator[Delivered[Result]]:
+        """Every result, in order, until it is acknowledged; one handed back comes again later, out of order."""
+        kind: type[Result] = Result  # pyright: ignore[reportAssignmentType]
+        pull = Pull(self.client, self.js, subjects.RESULTS, settle_consumer(), kind, self.dead, batch=RESULTS_AT_ONCE)
+        try:
+            while True:
+                if (delivered := await _patient(pull)) is not None:
+                    yield delivered
+        finally:
+            await pull.close()
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """Live previews: the newest of each image, whatever the reader's speed."""
+        latest: Latest[tuple[str, int], Frame] = Latest()
+
+        def keep(msg: Msg) -> None:
+            try:
+                frame = decode(msg.data, Frame)
+            except Malformed as error:
+                self.dead.note(msg.subject, str(error))
+            else:
+                latest.put((frame.job, frame.image), frame)
+
+        async with self._listening(subjects.FRAMES_ALL, keep):
+            while True:
+                yield await latest.get()
+
+    async def want(self, job: str) -> None:
+        """Somebody watches this job: repeat every 5 s, since a worker believes it for 10 s."""
+        with reaching("ask for previews"):
+            await self.client.publish(subjects.want(job))
+
+    async def cancel(self, job: str) -> None:
+        """The tombstone that every worker reads at its claim and listens for while it runs."""
+        with reaching("cancel"):
+            await self._tombstones.put(job, b"1")
+
+    async def watch_workers(self, on_change: Callable[[], None] = lambda: None) -> None:
+        """Begins to keep `workers` up to date; `on_change` is called when one comes, goes or changes."""
+        self._presences.on_change = on_change
+        with reaching("watch the workers"):
+            await self.client.subscribe(subjects.kv_subject(subjects.WORKERS, ">"), cb=self._presences.on_message)
+            stream = subjects.kv_stream(subjects.WORKERS)
+            info = await self.js.stream_info(stream, subjects_filter=subjects.kv_subject(subjects.WORKERS, ">"))
+            for subject in info.state.subjects or {}:
+                await self._note_worker(stream, subject)
+
+    async def _note_worker(self, stream: str, subject: str) -> None:
+        try:
+            message = await self.js.get_msg(stream, subject=subject, direct=True)
+        except NotFoundError:
+            return
+        if message.data:
+            self._presences.note(message.data)
+
+    @property
+    def workers(self) -> dict[str, Presence]:
+        """The live workers, by name; empty before `watch_workers`."""
+        return self._presences.alive()
+
+    def presences(self) -> dict[str, Presence]:
+        return self.workers
+
+    async def embed(self, texts: Sequence[str], timeout: float = 10.0) -> tuple[tuple[float, ...], ...]:
+        """Unit vectors, one a text (up to 64). Raises `NobodyAnswers` when no worker can."""
+        request = encode(EmbedRequest(texts=tuple(texts)))
+        with reaching("embed"):
+            try:
+                answer = await self.client.request(subjects.EMBED, request, timeout=timeout)
+                reply = decode(answer.data, EmbedReply)
+            except (NoRespondersError, TimeoutError, Malformed) as error:
+                raise NobodyAnswers("No worker that understands text is online.") from error
+        if reply.error or len(reply.vectors) != len(texts):
+            raise NobodyAnswers(reply.error or "A worker answered with the wrong number of vectors.")
+        return reply.vectors
+
+
+async def _patient(pull: Pull[Result]) -> Delivered[Result] | None:
+    """The next result; an outage is logged and waited out."""
+    try:
+        return await pull.next(1.0)
+    except Unreachable as error:
+        log.warning("%s", error)
+        await asyncio.sleep(0.5)
+        return None

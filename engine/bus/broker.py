@@ -1,0 +1,179 @@
+"""The embedded broker: starts `nats-server` from its wheel, waits until it answers, and brings it back when it dies.
+
+Knows the process and its configuration file; nothing of subjects or messages. One folder has one broker: a lock keeps a
+second one out, and a server that a killed parent left behind is ended first, since two on one store would destroy it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import secrets
+import signal
+from pathlib import Path
+from types import TracebackType
+
+from engine.bus.server import BrokerError, command_line, configuration, free_port, server_path
+
+__all__ = ["Broker", "BrokerError", "server_path"]
+
+log = logging.getLogger(__name__)
+
+READY_SECONDS = 30.0  # a large store takes a while to read
+LONGEST_PAUSE = 5.0
+HEALTHY_SECONDS = 30.0  # having lived this long, the next restart is immediate again
+
+
+class Broker:
+    """An async context manager; inside it `url` and `token` stay the same through every restart of the server."""
+
+    def __init__(self, folder: Path, port: int = 0, token: str = "") -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self.token = token or secrets.token_hex(24)
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.restarts = 0
+        self._server = Path()
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._lock: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    async def __aenter__(self) -> Broker:
+        await asyncio.to_thread(self._prepare)
+        try:
+            await self._end_orphan()
+            await self._start()
+        except BaseException:
+            await self._stop()
+            raise
+        self._watch = asyncio.create_task(self._keep(), name="broker")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    def _prepare(self) -> None:
+        """The folder (ours alone), the lock, and the configuration file, which holds the token: mode 600."""
+        self.folder = self.folder.resolve()
+        self._server = server_path()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise BrokerError(f"Another broker is already running on {self.folder}.") from error
+        self._lock = lock
+        path = self.folder / "nats.conf"
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(configuration(self.folder, self.port, self.token))
+
+    async def _end_orphan(self) -> None:
+        """Ends the server of a parent that was killed: we hold the lock, so nobody else can be its parent."""
+        pid = await asyncio.to_thread(self._orphan)
+        if pid is None:
+            return
+        log.warning("broker: ending a server that was left behind (pid %d)", pid)
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            for _ in range(50):
+                try:
+                    os.kill(pid, sign)
+                except ProcessLookupError:
+                    return
+                await asyncio.sleep(0.1)
+
+    def _orphan(self) -> int | None:
+        try:
+            pid = int((self.folder / "nats.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if str(self.folder / "nats.conf") in command_line(pid) else None
+
+    async def _start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            str(self._server), "-c", str(self.folder / "nats.conf"), stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches the workers first: they still hand over through the broker
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                while not await self._answers():
+                    if self._process.returncode is not None:
+                        raise BrokerError(f"nats-server stopped at its start: {await self._last_words()}")
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
+            words = await self._last_words()
+            raise BrokerError(f"nats-server did not answer in {READY_SECONDS:.0f} s: {words}") from error
+
+    async def _answers(self) -> bool:
+        """The server greets with INFO once its store is read."""
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        try:
+            async with asyncio.timeout(1.0):
+                return (await reader.read(5)).startswith(b"INFO")
+        except (OSError, TimeoutError):
+            return False
+        finally:
+            writer.close()
+
+    async def _last_words(self) -> str:
+        try:
+            text = await asyncio.to_thread((self.folder / "nats.log").read_text, errors="replace")
+        except OSError:
+            return "it left no log."
+        lines = text.splitlines()
+        return next(
+            (line for line in reversed(lines) if "[FTL]" in line or "[ERR]" in line), lines[-1] if lines else ""
+        )
+
+    async def _keep(self) -> None:
+        """Brings the server back for as long as the context lives; pauses grow from 0.1 s to 5 s."""
+        pause, loop = 0.1, asyncio.get_running_loop()
+        while True:
+            assert self._process is not None
+            born = loop.time()
+            code = await self._process.wait()
+            if loop.time() - born > HEALTHY_SECONDS:
+                pause = 0.1
+            log.error("broker: nats-server ended with %s, starting it again in %.1f s", code, pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+            self.restarts += 1
+            try:
+                await self._start()
+            except BrokerError as error:
+                log.error("broker: %s", error)
+                await self._end()
+
+    async def _end(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(5.0):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self._end()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

@@ -1,0 +1,89 @@
+"""Claims: which worker runs a job. A key whose entry lives for one lease; its creating revision is the epoch.
+
+Knows creating, renewing and releasing a claim; nothing of what is done under it. A renewal changes the key's revision,
+while the epoch must stay: so renewals write the creating revision into the value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+
+from engine.job import Epoch, Malformed, Name, decode, encode
+
+
+class Fenced(Exception):
+    """Somebody with a newer epoch runs the job: stop, and publish nothing."""
+
+
+class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A claim's value. `epoch` 0, as at its creation, means the entry's own revision."""
+
+    worker: Name
+    epoch: Epoch = 0
+
+
+@dataclass
+class Claim:
+    """A held claim; `revision` moves with every renewal, `epoch` never."""
+
+    job: str
+    worker: str
+    epoch: int
+    revision: int
+
+
+class Claims:
+    """The claims bucket."""
+
+    def __init__(self, bucket: KeyValue) -> None:
+        self._bucket = bucket
+
+    async def take(self, job: str, worker: str) -> Claim | None:
+        """The claim, or None while another one lives (our own earlier one included)."""
+        try:
+            revision = await self._bucket.create(job, encode(Holder(worker=worker)))
+        except (KeyWrongLastSequenceError, KeyNotFoundError):  # not found: it lapsed between two requests; ask again
+            return None
+        return Claim(job, worker, revision, revision)
+
+    async def holder(self, job: str) -> Holder | None:
+        """Who runs the job, with the epoch filled in; None when nobody does."""
+        try:
+            entry = await self._bucket.get(job)
+            value = decode(entry.value or b"", Holder)
+        except (KeyNotFoundError, Malformed):
+            return None
+        return Holder(worker=value.worker, epoch=value.epoch or entry.revision or 0)
+
+    async def renew(self, claim: Claim) -> bool:
+        """Extends the claim by one lease. False: it is lost, for good."""
+        value = encode(Holder(worker=claim.worker, epoch=claim.epoch))
+        for _ in range(2):
+            try:
+                claim.revision = await self._bucket.update(claim.job, value, last=claim.revision)
+                return True
+            except KeyWrongLastSequenceError:
+                if not await self._still_ours(claim):
+                    return False
+        return False
+
+    async def _still_ours(self, claim: Claim) -> bool:
+        """After a renewal whose answer got lost the revision has moved, yet the epoch in it is ours."""
+        try:
+            entry = await self._bucket.get(claim.job)
+            value = decode(entry.value or b"", Holder)
+        except (KeyNotFoundError, Malformed):
+            return False
+        if (value.epoch or entry.revision) != claim.epoch or entry.revision is None:
+            return False
+        claim.revision = entry.revision
+        return True
+
+    async def release(self, claim: Claim) -> None:
+        """Gives the claim back, unless it was lost already."""
+        if await self.renew(claim):
+            await self._bucket.delete(claim.job, last=claim.revision)

@@ -1,0 +1,195 @@
+"""Messages that must be answered: pulled from a durable consumer, decoded, acknowledged, or laid aside as dead.
+
+Knows pulling, acknowledging and dead letters; nothing of what a message means. What does not decode is logged with its
+subject, counted and dead-lettered: a bad message never stops the ones behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig
+
+from engine.bus import subjects
+from engine.bus.link import reaching
+from engine.bus.streams import ensure_consumer
+from engine.job import Malformed, decode
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+ANSWER_SECONDS = 5.0
+CLOSING_SECONDS = 1.0
+
+
+class DeadLetters:
+    """Where messages go that nobody can use; `count` says how many, by the first token of their subject."""
+
+    def __init__(self, js: JetStreamContext) -> None:
+        self._js = js
+        self.count: Counter[str] = Counter()
+
+    async def lay_aside(self, msg: Msg, reason: str) -> None:
+        """Keeps the message in the dead-letter stream, then takes it out of its own: never the other way round."""
+        self.note(msg.subject, reason)
+        with reaching("lay a message aside"):
+            headers = {"Reason": reason.replace("\r", " ").replace("\n", " ")[:500]}
+            await self._js.publish(subjects.dead(msg.subject), msg.data, headers=headers, timeout=ANSWER_SECONDS)
+            await msg.term()
+
+    def note(self, subject: str, reason: str) -> None:
+        """For messages that no stream keeps (frames): logged and counted."""
+        self.count[subject.split(".", 1)[0]] += 1
+        log.error("dead letter on %s: %s", subject, reason)
+
+
+@dataclass(frozen=True)
+class Delivered(Generic[T]):
+    """One value and the means to answer for it. Every method raises `Unreachable` when the broker is away."""
+
+    value: T
+    msg: Msg
+    dead: DeadLetters
+
+    @property
+    def tries(self) -> int:
+        """How often it was delivered, this time included."""
+        return self.msg.metadata.num_delivered
+
+    async def ack(self) -> None:
+        """Done; returns when the broker has written that down (a crash right after a plain ack repeats the message)."""
+        with reaching("acknowledge"):
+            await self.msg.ack_sync(timeout=ANSWER_SECONDS)
+
+    async def nak(self, delay: float = 0.0) -> None:
+        """Not done: deliver it again, at once or after `delay` seconds."""
+        with reaching("hand back"):
+            await self.msg.nak(delay=delay or None)
+
+    async def in_progress(self) -> None:
+        """Still at it: the wait for an answer starts anew."""
+        with reaching("say that work goes on"):
+            await self.msg.in_progress()
+
+    async def lay_aside(self, reason: str) -> None:
+        """Gives the message up: it goes to the dead letters and does not come back."""
+        await self.dead.lay_aside(self.msg, reason)
+
+
+class Pull(Generic[T]):
+    """Pulls values of one kind from one durable consumer, which it makes when it is not there.
+
+    Requests are short and repeated, since a broker that restarts forgets them. Each has its own reply subject: the end
+    of an old request is never taken for the end of the present one.
+    """
+
+    def __init__(
+        self, client: Client, js: JetStreamContext, stream: str, config: ConsumerConfig, kind: type[T],
+        dead: DeadLetters, batch: int = 1,
+    ) -> None:  # fmt: skip
+        assert config.durable_name is not None
+        self._client, self._js, self._stream, self._config = client, js, stream, config
+        self._kind, self._dead, self._batch = kind, dead, batch
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{config.durable_name}"
+        self._inbox = client.new_inbox()
+        self._queue: asyncio.Queue[Msg] = asyncio.Queue()
+        self._subscription: Subscription | None = None
+        self._ensured = False
+        self._numbers = itertools.count()
+        self._reply = ""
+        self._owed = 0  # messages that the present request may still bring
+        self._until = 0.0  # when it lapses, on the loop's clock
+
+    async def next(self, timeout: float) -> Delivered[T] | None:
+        """The next good value, or None after `timeout` seconds. Raises `Unreachable`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        with reaching(f"pull from {self._stream}"):
+            while (left := end - loop.time()) > 0:
+                await self._ask(loop, left)
+                msg = await self._received(min(left, self._until - loop.time()))
+                if msg is not None and (delivered := await self._decoded(msg)) is not None:
+                    return delivered
+        return None
+
+    async def _ask(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        if not self._queue.empty() or (self._owed > 0 and loop.time() < self._until):
+            return
+        await self._prepare()
+        expires = max(seconds, 0.05)
+        self._reply = f"{self._inbox}.{next(self._numbers)}"
+        self._owed, self._until = self._batch, loop.time() + expires
+        request = b'{"batch":%d,"expires":%d}' % (self._batch, int(expires * 1e9))
+        await self._client.publish(self._next, request, self._reply)
+
+    async def _prepare(self) -> None:
+        if self._subscription is None:
+            self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
+        if not self._ensured:
+            await ensure_consumer(self._js, self._stream, self._config)
+            self._ensured = True
+
+    async def _on_message(self, msg: Msg) -> None:
+        await self._queue.put(msg)
+
+    async def _received(self, seconds: float) -> Msg | None:
+        """A message of the stream; None when time is up or the request ended."""
+        try:
+            async with asyncio.timeout(max(seconds, 0.001)):
+                msg = await self._queue.get()
+        except TimeoutError:
+            self._owed = 0
+            return None
+        if not msg.subject.startswith(self._inbox):
+            self._owed -= 1
+            return msg
+        if msg.subject == self._reply:
+            await self._ended((msg.headers or {}).get("Status", ""))
+        return None
+
+    async def _ended(self, status: str) -> None:
+        """A status in place of a message. 404 and 408: nothing there in time. Else the consumer may be gone."""
+        self._owed = 0
+        if status not in {"404", "408"}:
+            self._ensured = False
+            await asyncio.sleep(0.1)
+
+    async def _decoded(self, msg: Msg) -> Delivered[T] | None:
+        try:
+            return Delivered(decode(msg.data, self._kind), msg, self._dead)
+        except Malformed as error:
+            await self._dead.lay_aside(msg, str(error))
+            return None
+
+    async def close(self) -> None:
+        """Waits for the present request to end, and hands back what it brings.
+
+        Leaving at once would lose a message that the server has already decided to send us, until its lease runs out.
+        """
+        if self._subscription is None:
+            return
+        with reaching("stop pulling"):
+            await self._hand_back()
+            try:
+                await self._subscription.drain()
+            except (nats.errors.BadSubscriptionError, nats.errors.ConnectionClosedError):
+                log.debug("the subscription had already ended")
+            self._subscription = None
+
+    async def _hand_back(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CLOSING_SECONDS
+        while not self._queue.empty() or (self._owed > 0 and loop.time() < min(end, self._until)):
+            msg = await self._received(min(end, self._until) - loop.time())
+            if msg is not None:
+                await msg.nak()

@@ -1,0 +1,34 @@
+"""A queue that keeps only the newest value of each key: whoever is slow skips what is out of date.
+
+Knows keys and values only. A bounded queue of a slow subscriber would lose the newest; this one loses the oldest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Latest(Generic[K, V]):
+    """`put` never waits; `get` waits for a value and takes the key that has waited longest."""
+
+    def __init__(self) -> None:
+        self._values: dict[K, V] = {}
+        self._filled = asyncio.Event()
+
+    def put(self, key: K, value: V) -> None:
+        """Replaces an earlier value in place: the key keeps its turn."""
+        self._values[key] = value
+        self._filled.set()
+
+    async def get(self) -> V:
+        while not self._values:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._values.pop(next(iter(self._values)))
+
+    def __len__(self) -> int:
+        return len(self._values)

@@ -1,0 +1,119 @@
+"""Snapshots of running images in a bucket: one key an image, written by compare-and-set on the epoch.
+
+Knows where snapshots lie and who may overwrite one; nothing of what is in them. One too large for a message lies in the
+blob bucket, and its key says where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+from nats.js import JetStreamContext
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+
+from engine.bus import subjects
+from engine.bus.blobs import Blobs, NoBlob
+from engine.bus.claims import Fenced
+from engine.job import MAX_COUNT, Epoch, Malformed, Sha256, Snapshot, decode, encode
+
+log = logging.getLogger(__name__)
+
+LARGEST_VALUE = 6 * 1024 * 1024  # below the broker's 8 MB a message
+LARGEST_SNAPSHOT = 1024 * 1024 * 1024
+
+
+class Elsewhere(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """A snapshot too large for a message."""
+
+    epoch: Epoch
+    sha256: Sha256
+
+
+class Snapshots:
+    """The snapshots bucket."""
+
+    def __init__(self, js: JetStreamContext, bucket: KeyValue, blobs: Blobs) -> None:
+        self._js, self._bucket, self._blobs = js, bucket, blobs
+        self._seen: dict[str, tuple[int, int, str]] = {}  # key → (epoch, revision, blob) of our last write
+
+    async def put(self, snapshot: Snapshot) -> None:
+        """Writes it unless a newer epoch has written that image: then `Fenced`."""
+        key = subjects.snapshot_key(snapshot.job, snapshot.image)
+        value, blob = await self._packed(snapshot)
+        for _ in range(3):
+            epoch, revision, before = self._seen.get(key) or await self._stored(key)
+            if epoch > snapshot.epoch:
+                self._seen.pop(key, None)
+                raise Fenced(f"image {snapshot.image} has a snapshot of a newer epoch")
+            try:
+                written = await self._bucket.update(key, value, last=revision)
+            except KeyWrongLastSequenceError:
+                self._seen.pop(key, None)
+                continue
+            self._seen[key] = (snapshot.epoch, written, blob)
+            if before and before != blob:
+                await self._blobs.drop(before)
+            return
+        raise Fenced(f"somebody else is writing snapshots of image {snapshot.image}")
+
+    async def _packed(self, snapshot: Snapshot) -> tuple[bytes, str]:
+        value = encode(snapshot)
+        if len(value) <= LARGEST_VALUE:
+            return value, ""
+        sha = await self._blobs.put(value)
+        return encode(Elsewhere(epoch=snapshot.epoch, sha256=sha)), sha
+
+    async def _stored(self, key: str) -> tuple[int, int, str]:
+        """(epoch, revision, blob) of what lies there; an unreadable value may be overwritten by anyone."""
+        try:
+            entry = await self._bucket.get(key)
+        except KeyNotFoundError:
+            return 0, 0, ""
+        revision = entry.revision or 0
+        try:
+            value = decode(entry.value or b"", Snapshot | Elsewhere)  # pyright: ignore[reportArgumentType]
+        except Malformed as error:
+            log.error("snapshot %s is unreadable: %s", key, error)
+            return 0, revision, ""
+        return value.epoch, revision, value.sha256 if isinstance(value, Elsewhere) else ""
+
+    async def get(self, job: str) -> list[Snapshot]:
+        """What there is of a job, in the order of its images. Unreadable ones are logged and left out."""
+        found = await asyncio.gather(*(self._get(job, image) for image in range(MAX_COUNT)))
+        return [snapshot for snapshot in found if snapshot is not None]
+
+    async def _get(self, job: str, image: int) -> Snapshot | None:
+        key = subjects.snapshot_key(job, image)
+        try:
+            entry = await self._bucket.get(key)
+            value = decode(entry.value or b"", Snapshot | Elsewhere)  # pyright: ignore[reportArgumentType]
+            if isinstance(value, Elsewhere):
+                value = decode(await self._blobs.get(value.sha256, LARGEST_SNAPSHOT), Snapshot)
+        except KeyNotFoundError:
+            return None
+        except (Malformed, NoBlob) as error:
+            log.error("snapshot %s is unreadable: %s", key, error)
+            return None
+        return value if (value.job, value.image) == (job, image) else None
+
+    async def drop(self, job: str) -> None:
+        """Forgets a finished job's snapshots; purging leaves no marker behind."""
+        blobs = [self._seen.pop(key, (0, 0, ""))[2] for key in self._keys(job)]
+        await self._js.purge_stream(
+            subjects.kv_stream(subjects.SNAPSHOTS), subject=subjects.kv_subject(subjects.SNAPSHOTS, f"{job}.*")
+        )
+        for blob in blobs:
+            if blob:
+                await self._blobs.drop(blob)
+
+    def forget(self, job: str) -> None:
+        """Drops what we remember of our own writes, and leaves the snapshots to the next owner."""
+        for key in self._keys(job):
+            self._seen.pop(key, None)
+
+    @staticmethod
+    def _keys(job: str) -> list[str]:
+        return [subjects.snapshot_key(job, image) for image in range(MAX_COUNT)]

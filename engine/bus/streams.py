@@ -1,0 +1,123 @@
+"""The streams and buckets that the broker keeps, as configurations, and how they are made.
+
+Knows what is kept, how long and how much of it; nothing of what the messages say. Declaring twice is harmless, so both
+sides do it at the start and again after the broker's store was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import BadRequestError, NotFoundError
+
+from engine.bus import subjects
+
+DAY = 86_400.0
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How long the broker keeps what, in seconds, and the two sizes that are bounded, in bytes."""
+
+    lease: float = 10.0  # a claim and a worker's presence live this long without renewal; also `ack_wait`
+    max_age: float = 7 * DAY  # cancel tombstones, snapshots, blobs, dead letters
+    snapshot_bytes: int = 512 * MIB
+    dead_bytes: int = 64 * MIB
+
+    @property
+    def beat(self) -> float:
+        """Seconds between renewals: two may be lost and the lease still holds."""
+        return self.lease * 0.3
+
+
+def _bucket(name: str, ttl: float, **extra: object) -> StreamConfig:
+    """A key-value bucket, as the client library reads it."""
+    config = StreamConfig(
+        name=subjects.kv_stream(name), subjects=[subjects.kv_subject(name, ">")], max_msgs_per_subject=1,
+        max_age=ttl, duplicate_window=min(ttl, 120.0), allow_direct=True, allow_rollup_hdrs=True, deny_delete=True,
+        discard=DiscardPolicy.NEW, storage=StorageType.FILE,
+    )  # fmt: skip
+    return config.evolve(**extra)
+
+
+def streams(kept: Kept, now: float) -> list[StreamConfig]:
+    """All of them. `now` is in seconds since 1970.
+
+    The claims' revisions are the epochs, and SQL rejects an older epoch; so a new claims stream must start above every
+    epoch that a lost one ever gave out: it starts at the time in milliseconds, which no one renews fast enough to pass.
+    """
+    return [
+        StreamConfig(
+            name=subjects.WORK, subjects=[f"{subjects.WORK}.>"], retention=RetentionPolicy.WORK_QUEUE,
+            max_msgs_per_subject=1, discard=DiscardPolicy.NEW, discard_new_per_subject=True, storage=StorageType.FILE,
+        ),
+        StreamConfig(
+            name=subjects.RESULTS, subjects=[f"{subjects.RESULTS}.>"], retention=RetentionPolicy.WORK_QUEUE,
+            storage=StorageType.FILE,
+        ),
+        StreamConfig(
+            name=subjects.DEAD, subjects=[f"{subjects.DEAD}.>"], max_age=kept.max_age, max_bytes=kept.dead_bytes,
+            discard=DiscardPolicy.OLD, storage=StorageType.FILE,
+        ),
+        _bucket(subjects.CLAIMS, kept.lease, first_seq=int(now * 1000)),
+        _bucket(subjects.WORKERS, kept.lease, storage=StorageType.MEMORY),
+        _bucket(subjects.CANCELLED, kept.max_age),
+        # A full bucket drops its oldest snapshots: that costs steps, while refusing new ones would cost them too.
+        _bucket(subjects.SNAPSHOTS, kept.max_age, max_bytes=kept.snapshot_bytes, discard=DiscardPolicy.OLD),
+    ]  # fmt: skip
+
+
+def settle_consumer() -> ConsumerConfig:
+    """One durable consumer of results. A bot that is killed gets what it had fetched again after this wait."""
+    return ConsumerConfig(
+        durable_name=subjects.SETTLE,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=15.0,
+        max_deliver=-1,
+        max_ack_pending=10_000,
+    )
+
+
+def pool_consumer(pool: str, lease: float) -> ConsumerConfig:
+    return ConsumerConfig(
+        durable_name=subjects.pool_consumer(pool), filter_subject=subjects.pool_filter(pool),
+        ack_policy=AckPolicy.EXPLICIT, ack_wait=lease, max_deliver=-1, max_ack_pending=100_000,
+    )  # fmt: skip
+
+
+async def declare(js: JetStreamContext, kept: Kept) -> None:
+    """Makes what is not there yet. Raises the client library's errors."""
+    wanted = streams(kept, time.time())
+    await asyncio.gather(*(_ensure(js, config) for config in wanted), _ensure_blobs(js, kept))
+
+
+async def _ensure(js: JetStreamContext, config: StreamConfig) -> None:
+    assert config.name is not None
+    try:
+        await js.stream_info(config.name)
+    except NotFoundError:
+        try:
+            await js.add_stream(config)
+        except BadRequestError:  # another process was first, with another millisecond in first_seq
+            await js.stream_info(config.name)
+
+
+async def _ensure_blobs(js: JetStreamContext, kept: Kept) -> None:
+    try:
+        await js.stream_info(f"OBJ_{subjects.BLOBS}")
+    except NotFoundError:
+        await js.create_object_store(subjects.BLOBS, ttl=kept.max_age, storage=StorageType.FILE)
+
+
+async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:
+    """Makes a durable consumer; an existing one stays as it is."""
+    assert config.durable_name is not None
+    try:
+        await js.consumer_info(stream, config.durable_name)
+    except NotFoundError:
+        await js.add_consumer(stream, config)

@@ -1,0 +1,161 @@
+"""What a worker does on the bus: pull and claim jobs, publish under its claim, keep snapshots, say that it lives.
+
+Knows subjects, delivery and fencing; nothing of torch. An outage of the broker raises `Unreachable`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.errors import KeyNotFoundError
+
+from engine.bus import subjects
+from engine.bus.claims import Claim, Claims, Holder
+from engine.bus.deliveries import Delivered, Pull
+from engine.bus.latest import Latest
+from engine.bus.link import reaching
+from engine.bus.snapshots import Snapshots
+from engine.bus.station import Act, Station
+from engine.bus.streams import Kept, pool_consumer
+from engine.job import EmbedReply, EmbedRequest, Frame, Job, Malformed, Presence, Result, Snapshot, decode, encode
+
+log = logging.getLogger(__name__)
+
+Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
+
+
+class WorkerSide(Station):
+    """A worker's half of the bus."""
+
+    def __init__(self, client: Client, kept: Kept, again: list[Act]) -> None:
+        super().__init__(client, kept, again)
+        self._claims = Claims(self._bucket(subjects.CLAIMS))
+        self._snapshots = Snapshots(self.js, self._bucket(subjects.SNAPSHOTS), self.blobs)
+        self._cancelled = self._bucket(subjects.CANCELLED)
+        self._announced = self._bucket(subjects.WORKERS)
+        self._pulls: dict[str, Pull[Job]] = {}
+
+    async def pull(self, pools: Sequence[str], timeout: float = 1.0) -> Delivered[Job] | None:
+        """The next job of these pools, in their order of preference; None after `timeout` seconds."""
+        for pool in pools:
+            if pool not in self._pulls:
+                config = pool_consumer(pool, self.kept.lease)
+                self._pulls[pool] = Pull(self.client, self.js, subjects.WORK, config, Job, self.dead)
+            delivered = await self._pulls[pool].next(timeout / len(pools))
+            if delivered is not None:
+                return delivered
+        return None
+
+    async def stop_pulling(self) -> None:
+        """Hands back whatever is on its way to us, so that nobody waits for its lease to run out."""
+        for pull in self._pulls.values():
+            await pull.close()
+        self._pulls.clear()
+
+    async def claim(self, job: str, worker: str) -> Claim | None:
+        """The right to run a job, for one lease; None while somebody else has it. `claim.epoch` fences all we send."""
+        with reaching("claim"):
+            return await self._claims.take(job, worker)
+
+    async def renew(self, claim: Claim) -> bool:
+        """Extends a claim by one lease. False: it is lost, so stop and publish nothing."""
+        with reaching("renew a claim"):
+            return await self._claims.renew(claim)
+
+    async def release(self, claim: Claim) -> None:
+        with reaching("release a claim"):
+            await self._claims.release(claim)
+
+    async def holder(self, job: str) -> Holder | None:
+        """Who holds a job, under which epoch."""
+        with reaching("look up a claim"):
+            return await self._claims.holder(job)
+
+    async def publish_frame(self, frame: Frame) -> None:
+        with reaching("send a preview"):
+            await self.client.publish(subjects.frames(frame.job), encode(frame))
+
+    async def publish_result(self, worker: str, result: Result) -> None:
+        """Returns when the broker has it on disk; said twice (the answer got lost), it is still one message."""
+        payload = encode(result)
+        headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16).hexdigest()}
+        subject = subjects.result(worker, result.job)
+        with reaching("publish a result"):
+            await self.js.publish(subject, payload, stream=subjects.RESULTS, headers=headers)
+
+    async def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Raises `Fenced` when a newer epoch has written that image."""
+        with reaching("store a snapshot"):
+            await self._snapshots.put(snapshot)
+
+    async def get_snapshots(self, job: str) -> list[Snapshot]:
+        with reaching("read snapshots"):
+            return await self._snapshots.get(job)
+
+    async def drop_snapshots(self, job: str) -> None:
+        with reaching("drop snapshots"):
+            await self._snapshots.drop(job)
+
+    async def is_cancelled(self, job: str) -> bool:
+        with reaching("look for a tombstone"):
+            try:
+                await self._cancelled.get(job)
+            except KeyNotFoundError:
+                return False
+            return True
+
+    async def watch_cancelled(self) -> AsyncIterator[str]:
+        """Ids of jobs as they are cancelled, from now on; ask `is_cancelled` for what was before, or was missed."""
+        async for job in self._ids(subjects.kv_subject(subjects.CANCELLED, "*")):
+            yield job
+
+    async def wants(self) -> AsyncIterator[str]:
+        """Ids of jobs that somebody watches, again and again while he does."""
+        async for job in self._ids(subjects.WANT_ALL):
+            yield job
+
+    async def _ids(self, subject: str) -> AsyncIterator[str]:
+        latest: Latest[str, str] = Latest()
+
+        def keep(msg: Msg) -> None:
+            job = msg.subject.rsplit(".", 1)[-1]
+            latest.put(job, job)
+
+        async with self._listening(subject, keep):
+            while True:
+                yield await latest.get()
+
+    async def announce(self, presence: Presence) -> None:
+        with reaching("announce this worker"):
+            await self._announced.put(subjects.token(presence.worker), encode(presence))
+
+    async def depart(self, worker: str) -> None:
+        """Says goodbye, so that nobody counts on this worker for another lease."""
+        with reaching("say goodbye"):
+            await self._announced.delete(subjects.token(worker))
+
+    async def serve_embed(self, embed: Embed) -> None:
+        """Answers `embed` requests from now on, sharing them with the other workers; `embed` runs off the loop."""
+
+        async def answer(msg: Msg) -> None:
+            await msg.respond(encode(await _embedded(embed, msg)))
+
+        with reaching("offer to embed"):
+            await self.client.subscribe(subjects.EMBED, queue=subjects.EMBED, cb=answer)
+
+
+async def _embedded(embed: Embed, msg: Msg) -> EmbedReply:
+    """Vectors, or the reason why there are none: a bad request never stops the ones behind it."""
+    try:
+        texts = decode(msg.data, EmbedRequest).texts
+        vectors = await embed(texts)
+        return EmbedReply(vectors=tuple(tuple(float(x) for x in vector) for vector in vectors))
+    except Malformed as error:
+        return EmbedReply(error=f"The request is malformed: {error}"[:500])
+    except Exception:
+        log.exception("embedding failed")
+        return EmbedReply(error="This worker failed to embed the texts.")

@@ -1,0 +1,187 @@
+"""Worker: takes jobs from the queue, runs them in one engine, and answers for each until its result is safe.
+
+Ties the bus, the engine's thread and the output together; knows no SQL, no Discord and no model. Whatever happens, a
+job is either answered for by its one result or given back: a killed worker's goes on elsewhere from its last snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from engine.bus import Bus, Unreachable
+from engine.engine import Developed, Engine, Event, Failed, Stepped
+from engine.job import Presence, Snapshot, Warm
+from engine.lane import Lane
+from engine.worker.attention import Attention
+from engine.worker.intake import Intake
+from engine.worker.keeping import Keeping
+from engine.worker.lease import Lease, Stuck
+from engine.worker.outcome import Outcome
+from engine.worker.output import Output
+from engine.worker.pulse import Pulse
+from engine.worker.roster import Roster
+from engine.worker.run import Run
+from engine.worker.thread import EngineThread
+
+__all__ = ["Offer", "Stuck", "Worker"]
+
+log = logging.getLogger(__name__)
+
+FULL_PAUSE = 0.25  # a full worker lets the others pull first
+PULL_SECONDS = 0.3  # short, since a worker that stops waits for its last request to end
+MOST_RUNS = 64
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What this worker says of itself; `rows` is how many it takes at once."""
+
+    name: str
+    device: str
+    rows: int
+    models: tuple[Warm, ...] = ()
+    pools: tuple[str, ...] = ("default",)
+    build: str = ""
+
+    def presence(self, free: int) -> Presence:
+        return Presence(
+            worker=self.name, pools=self.pools, models=self.models, device=self.device, rows=self.rows, free=free,
+            build=self.build,
+        )  # fmt: skip
+
+
+class Worker:
+    """`run` returns after `drain`, and raises `Stuck` when the process must end."""
+
+    def __init__(self, bus: Bus, engine: Engine, lane: Lane, offer: Offer, pulse: Pulse) -> None:
+        self._bus, self._offer = bus, offer
+        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash)
+        self.roster = Roster(self._thread, lane)
+        self._outcome = Outcome(bus, offer.name, self.roster)
+        self._output = Output(bus, lane, self._outcome, pulse)
+        self._intake = Intake(bus, offer.name, self.roster, self._outcome, self._output, self._admit)
+        self._lease = Lease(bus, self.roster, self._outcome, pulse)
+        self._attention = Attention(bus, self.roster)
+        self._keeping = Keeping(bus, self.roster, self._outcome, self._attention)
+        self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def free_rows(self) -> int:
+        return max(0, self._offer.rows - self.roster.rows)
+
+    def drain(self) -> None:
+        """Hand everything over and end; to be called on the loop (a signal's callback)."""
+        if not self._stop.done():
+            self._stop.set_result(None)
+
+    async def run(self) -> None:
+        """Works until drained. Raises `Stuck`."""
+        self._thread.start()
+        self._bus.on_return(self._lease.look_again)
+        duties: list[Coroutine[object, object, None]] = [
+            self._pull(), self._announce(), self._lease.beat(), self._lease.watch(), self._attention.listen(),
+            self._keeping.keep(), self._output.show(),
+        ]  # fmt: skip
+        tasks = [asyncio.create_task(duty) for duty in duties]
+        try:
+            done, _ = await asyncio.wait([self._stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.roster.close()
+        await self._end()
+
+    async def _end(self) -> None:
+        """In this order: what is given back must not come straight back to us."""
+        for goodbye in (self._bus.stop_pulling, self._keeping.hand_over, self._depart):
+            try:
+                await goodbye()
+            except Unreachable as error:
+                log.warning("%s", error)
+        await self._thread.stop()
+
+    async def _depart(self) -> None:
+        await self._bus.depart(self._offer.name)
+
+    async def _pull(self) -> None:
+        while True:
+            if self.free_rows == 0 or len(self.roster) >= MOST_RUNS:
+                await asyncio.sleep(FULL_PAUSE)
+            if len(self.roster) >= MOST_RUNS:
+                continue
+            try:
+                delivered = await self._bus.pull(self._offer.pools, PULL_SECONDS)
+            except Unreachable as error:
+                log.warning("%s", error)
+                await asyncio.sleep(FULL_PAUSE)
+                continue
+            if delivered is not None:
+                self.roster.spawn(self._intake.take(delivered))
+
+    async def _announce(self) -> None:
+        while True:
+            await self.roster.changed.wait()
+            self.roster.changed.clear()
+            try:
+                await self._bus.announce(self._offer.presence(self.free_rows))
+            except Unreachable as error:
+                log.warning("%s", error)
+
+    async def _admit(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
+        def add(engine: Engine) -> None:
+            if not run.ended:  # else a cancel came first, and nobody would take the job out again
+                engine.add(run.job, snapshots)
+                engine.watch(run.job.id, run.watched)
+
+        run.watched = self._attention.wanted(run.job.id)
+        run.stepped = time.monotonic()
+        await self._thread.call(add)
+
+    def _on_events(self, events: list[Event], moment: float) -> None:
+        for job, group in groupby(events, key=lambda event: event.job):
+            run = self.roster.get(job)
+            if run is not None and not run.ended:
+                self._on_run(run, list(group), moment)
+
+    def _on_run(self, run: Run, events: list[Event], moment: float) -> None:
+        if stepped := [(event.image, event.k) for event in events if isinstance(event, Stepped)]:
+            run.step(stepped, moment)
+        for event in events:
+            match event:
+                case Stepped():
+                    self._output.stepped(run, event)
+                case Developed():
+                    self.roster.spawn(self._guarded(run, self._output.developed(run, event)), run)
+                case Failed():
+                    self.roster.spawn(self._guarded(run, self._failed(run, event)), run)
+
+    async def _failed(self, run: Run, event: Failed) -> None:
+        await run.announced.wait()
+        await self._outcome.failed(run, event.reason, event.blame)
+
+    async def _guarded(self, run: Run, work: Coroutine[object, object, None]) -> None:
+        """An error about one job is that job's alone."""
+        try:
+            await work
+        except Unreachable as error:
+            await self.roster.lose(run, str(error))
+        except Exception:
+            log.exception("job %s failed in its output", run.job.id)
+            if run.ended:
+                await self.roster.lose(run, "its result could not be published")
+            else:
+                await self.roster.stop(run)
+                await self._outcome.failed(run, "The picture could not be written.", "us")
+
+    def _on_crash(self, error: BaseException) -> None:
+        log.critical("the engine crashed", exc_info=error)
+        if not self._stop.done():
+            self._stop.set_exception(Stuck(f"The engine crashed: {error!r}"))

@@ -1,0 +1,41 @@
+"""Texts as unit vectors: all-MiniLM-L6-v2, mean-pooled over its tokens and L2-normalised, as its authors use it.
+
+Knows the text encoder that the embedded model brings along; nothing of what the vectors are compared with. Loaded at
+the first request: a worker that nobody asks pays nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+TOKENS = 256  # what the encoder was trained for; the rest of a longer text does not count
+
+
+class Embedder:
+    """Callable from any thread, one at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._parts: tuple[Any, Any] | None = None
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector of 384 floats a text. Raises `Unfit` when the encoder's wheel is missing."""
+        with self._lock:
+            tokenizer, encoder = self._loaded()
+            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+            states = encoder(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
+            mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
+            return torch.nn.functional.normalize(mean, dim=-1).tolist()
+
+    def _loaded(self) -> tuple[Any, Any]:
+        if self._parts is None:
+            from engine.families.embedded import load_text_encoder
+
+            self._parts = load_text_encoder()
+        return self._parts

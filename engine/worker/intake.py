@@ -1,0 +1,122 @@
+"""From a delivered message to a run: claim it, look for a tombstone and for snapshots, say that it starts.
+
+Knows the order in which these must happen; nothing of steps or pictures. The run stands in the worker's roster before
+the tombstone is looked for, so that a cancel is either found here or heard by the watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from engine.bus import Bus, Claim, Delivered, Unreachable
+from engine.job import Enlarge, Job, Snapshot, Started
+from engine.unfit import Unfit
+from engine.worker.outcome import Outcome
+from engine.worker.output import Output
+from engine.worker.roster import Roster
+from engine.worker.run import Run
+
+log = logging.getLogger(__name__)
+
+CLAIMED_ELSEWHERE = 0.5  # seconds until we look again: the other's lease may just be running out
+ODD_PAUSE = 1.0
+TRIES = 3
+Admit = Callable[[Run, Sequence[Snapshot]], Awaitable[None]]
+
+
+class Intake:
+    """`admit` gives a run to the engine, and raises `Unfit` where it cannot be done."""
+
+    def __init__(self, bus: Bus, worker: str, roster: Roster, outcome: Outcome, output: Output, admit: Admit) -> None:
+        self._bus, self._worker, self._roster = bus, worker, roster
+        self._outcome, self._output, self._admit = outcome, output, admit
+
+    async def take(self, delivered: Delivered[Job]) -> None:
+        """Everything up to the first step. Raises nothing but cancellation."""
+        job = delivered.value
+        if (mine := self._roster.get(job.id)) is not None:
+            mine.handles[job.attempt] = delivered  # redelivered to us, or requeued while we still run it
+            return
+        claim = await self._claimed(delivered)
+        if claim is not None:
+            await self._begin(self._entered(delivered, claim))
+
+    async def _claimed(self, delivered: Delivered[Job]) -> Claim | None:
+        try:
+            claim = await self._bus.claim(delivered.value.id, self._worker)
+            if claim is None:
+                await delivered.nak(CLAIMED_ELSEWHERE)
+            return claim
+        except asyncio.CancelledError:  # the worker stops
+            await delivered.nak()
+            raise
+        except Unreachable as error:  # unanswered, the message comes back after a lease
+            log.warning("job %s: %s", delivered.value.id, error)
+            return None
+
+    def _entered(self, delivered: Delivered[Job], claim: Claim) -> Run:
+        job = delivered.value
+        run = Run(job, claim, time.monotonic(), handles={job.attempt: delivered})
+        if (task := asyncio.current_task()) is not None:
+            run.tasks.add(task)
+        self._roster.enter(run)
+        return run
+
+    async def _begin(self, run: Run) -> None:
+        try:
+            await self._start(run)
+        except Unfit as error:
+            await self._outcome.failed(run, error.sentence, error.blame)
+        except Unreachable as error:
+            log.warning("job %s goes back: %s", run.job.id, error)
+            await self._back(run)
+        except Exception:
+            log.exception("job %s could not be taken in", run.job.id)
+            await self._odd(run)
+
+    async def _start(self, run: Run) -> None:
+        cancelled, snapshots = await asyncio.gather(
+            self._bus.is_cancelled(run.job.id), self._bus.get_snapshots(run.job.id)
+        )
+        if cancelled:
+            if run.end():
+                await self._outcome.cancelled(run, 0)
+            return
+        if isinstance(run.job.task, Enlarge):
+            await self._announce(run, 0)
+            await self._output.enlarge(run)
+            return
+        step = run.resume(snapshots)
+        log.info("job %s begins at step %d (epoch %d)", run.job.id, step, run.claim.epoch)
+        both = asyncio.gather(self._announce(run, step), self._admit(run, snapshots), return_exceptions=True)
+        for outcome in await both:  # Started is out before whatever is said of a refusal
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _announce(self, run: Run, step: int) -> None:
+        await self._outcome.say(Started(job=run.job.id, epoch=run.claim.epoch, worker=self._worker, step=step))
+        run.announced.set()
+
+    async def _odd(self, run: Run) -> None:
+        """An error that nobody foresaw: three tries, then the message is laid aside and the job failed."""
+        await self._roster.stop(run)
+        last = max(run.handles)
+        if run.handles[last].tries < TRIES:
+            await self._back(run, ODD_PAUSE)
+            return
+        try:
+            await run.handles.pop(last).lay_aside("three tries, three errors")
+        except Unreachable as error:
+            log.warning("job %s: %s", run.job.id, error)
+        await self._outcome.failed(run, "The engine failed at it three times.", "us")
+
+    async def _back(self, run: Run, delay: float = 0.0) -> None:
+        run.end()
+        await self._roster.stop(run)  # the engine may have taken it in before the broker went away
+        try:
+            await self._outcome.give_back(run, delay)
+        except Unreachable as error:
+            log.warning("job %s: %s", run.job.id, error)

@@ -1,0 +1,77 @@
+"""Leases: every few seconds each run's message and claim are renewed, as long as the work itself gets on.
+
+Knows beats, deadlines and cancels; nothing of pictures. A worker that is stuck must not look alive: its beat raises
+`Stuck`, the process ends, and the jobs go on elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from engine.bus import Bus, Unreachable
+from engine.worker.outcome import Outcome
+from engine.worker.pulse import Pulse
+from engine.worker.roster import Roster
+from engine.worker.run import Run
+
+log = logging.getLogger(__name__)
+
+PAUSE = 0.25
+
+
+class Stuck(RuntimeError):
+    """The engine or the lane is past its deadline, or it crashed: the process must end and be started anew."""
+
+
+class Lease:
+    """Renewals, and the tombstones that end a run before its time."""
+
+    def __init__(self, bus: Bus, roster: Roster, outcome: Outcome, pulse: Pulse) -> None:
+        self._bus, self._roster, self._outcome, self._pulse = bus, roster, outcome, pulse
+
+    async def beat(self) -> None:
+        """For ever, until the pulse is late: then `Stuck`."""
+        while True:
+            if (late := self._pulse.late()) is not None:
+                raise Stuck(late)
+            await asyncio.gather(*(self._renew(run) for run in self._roster))
+            self._roster.changed.set()
+            await asyncio.sleep(self._bus.kept.beat)
+
+    async def _renew(self, run: Run) -> None:
+        try:
+            for handle in list(run.handles.values()):
+                await handle.in_progress()
+            if not await self._bus.renew(run.claim) and run in self._roster:
+                await self._roster.lose(run, "its claim has lapsed or gone to another worker")
+        except Unreachable as error:
+            log.warning("job %s: %s", run.job.id, error)
+
+    async def watch(self) -> None:
+        """Hears of cancelled jobs, for ever."""
+        while True:
+            try:
+                async for job in self._bus.watch_cancelled():
+                    self._cancel(job)
+            except Unreachable as error:
+                log.warning("%s", error)
+                await asyncio.sleep(PAUSE)
+
+    async def look_again(self) -> None:
+        """After an outage: what was cancelled meanwhile was not heard."""
+        for run in self._roster:
+            if await self._bus.is_cancelled(run.job.id):
+                self._cancel(run.job.id)
+
+    def _cancel(self, job: str) -> None:
+        run = self._roster.get(job)
+        if run is not None and run.end():
+            self._roster.spawn(self._cancelled(run))
+
+    async def _cancelled(self, run: Run) -> None:
+        try:
+            steps = await self._roster.stop(run)
+            await self._outcome.cancelled(run, min(steps, run.steps))
+        except Unreachable as error:
+            await self._roster.lose(run, str(error))

@@ -1,0 +1,96 @@
+"""How a run ends: its one result is published under its epoch, and only then is the job let go of.
+
+Knows results, acknowledgement and release; nothing of how pictures are made. An outage is waited out while the claim
+holds; a lost claim ends a run in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from engine.bus import Bus, Unreachable
+from engine.job import Blame, Cancelled, Failed, Finished, Picture, Result
+from engine.worker.roster import Roster
+from engine.worker.run import Run
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+PAUSE = 0.3
+PATIENCE = 300.0
+
+
+async def insist(act: Callable[[], Awaitable[T]], patience: float = PATIENCE) -> T:
+    """Tries again while the broker is away. Raises `Unreachable` after `patience` seconds."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return await act()
+        except Unreachable as error:
+            if time.monotonic() > end:
+                raise
+            log.warning("%s Trying again.", error)
+            await asyncio.sleep(PAUSE)
+
+
+class Outcome:
+    """Ends runs: each leaves the worker's roster here, after its result is safe."""
+
+    def __init__(self, bus: Bus, worker: str, roster: Roster) -> None:
+        self._bus, self._worker, self._roster = bus, worker, roster
+
+    async def say(self, result: Result) -> None:
+        await insist(lambda: self._bus.publish_result(self._worker, result))
+
+    async def picture(self, run: Run, picture: Picture) -> None:
+        """One finished output; its blob is stored already."""
+        await run.announced.wait()
+        await self.say(picture)
+
+    async def finished(self, run: Run) -> None:
+        if run.end():
+            seconds = time.monotonic() - run.began
+            steps = max(1, round(run.run_here / run.count))
+            result = Finished(
+                job=run.job.id, epoch=run.claim.epoch, cost=run.job.cost, seconds=seconds,
+                ms_per_step=1000 * seconds / steps,
+            )  # fmt: skip
+            await self._conclude(run, result)
+
+    async def failed(self, run: Run, reason: str, blame: Blame) -> None:
+        """A job that this worker cannot run may still be for another: `retry`."""
+        if run.end():
+            log.warning("job %s failed (%s): %s", run.job.id, blame, reason)
+            retry = blame == "worker"
+            failed = Failed(job=run.job.id, epoch=run.claim.epoch, reason=reason[:500], blame=blame, retry=retry)
+            await self._conclude(run, failed)
+
+    async def cancelled(self, run: Run, steps: int) -> None:
+        """To be called by the one who has ended the run."""
+        cost = run.spent(steps)
+        await self._conclude(run, Cancelled(job=run.job.id, epoch=run.claim.epoch, steps=steps, cost=cost))
+
+    async def _conclude(self, run: Run, result: Result) -> None:
+        await self.say(result)
+        log.info("job %s: %s", run.job.id, type(result).__name__.lower())
+        self._roster.leave(run)
+        goodbyes = [handle.ack() for handle in run.handles.values()]
+        if not (isinstance(result, Failed) and result.retry):  # else the next worker may go on from them
+            goodbyes.append(self._bus.drop_snapshots(run.job.id))
+        goodbyes.append(self._bus.release(run.claim))  # last: from here on another may claim it
+        for goodbye in goodbyes:
+            try:
+                await goodbye
+            except Unreachable as error:  # the bot settles the job too, and the claim lapses by itself
+                log.warning("job %s: %s", run.job.id, error)
+
+    async def give_back(self, run: Run, delay: float = 0.0) -> None:
+        """Lets go of a run without a result, for another worker to go on with at once."""
+        self._roster.leave(run)
+        await self._bus.release(run.claim)
+        for handle in run.handles.values():
+            await handle.nak(delay)

@@ -1,0 +1,131 @@
+"""What comes out of the engine's steps: previews for whoever watches, pictures and ladders as blobs.
+
+Knows the decode lane and the bus; nothing of claims or the engine. A blob is stored before the picture that names it is
+published. Previews are pulled: the newest of each image, at a pace that leaves the machine to the pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import time
+from concurrent.futures import Future
+from typing import Literal, TypeVar
+
+from engine.bus import Bus, NoBlob, Unreachable
+from engine.bus.latest import Latest
+from engine.engine import Developed, Stepped
+from engine.job import MAX_FRAME_BYTES, Enlarge, Frame, Picture, Recipe
+from engine.lane import Lane
+from engine.unfit import Unfit
+from engine.upscale import enlarge
+from engine.worker.outcome import Outcome, insist
+from engine.worker.pulse import Pulse
+from engine.worker.run import Run
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+REST = 9.0  # after a preview the lane rests this many times what it took: previews get a tenth of one core
+LONGEST_REST = 0.25
+LARGEST_SOURCE = 64 * 1024 * 1024
+
+
+class Output:
+    """One for a worker; the runs come and go."""
+
+    def __init__(self, bus: Bus, lane: Lane, outcome: Outcome, pulse: Pulse) -> None:
+        self._bus, self._lane, self._outcome, self._pulse = bus, lane, outcome, pulse
+        self._fresh: Latest[str, Run] = Latest()
+        self._waiting = 0
+        self._enlarging = asyncio.Lock()
+
+    def stepped(self, run: Run, event: Stepped) -> None:
+        if event.rung and run.job.ladder:
+            self._lane.rung(event, run.job)
+        if run.watched and event.x0 is not None:
+            run.fresh[event.image] = event
+            self._fresh.put(event.job, run)
+
+    async def show(self) -> None:
+        """Renders and sends previews, for ever: one image of every job in turn, then the next image of each."""
+        while True:
+            run = await self._fresh.get()
+            event = run.fresh.pop(next(iter(run.fresh)))
+            if run.fresh:
+                self._fresh.put(event.job, run)
+            if run.ended or event.image not in run.todo:
+                continue
+            began = time.monotonic()
+            await self._show(run, event)
+            await asyncio.sleep(min(LONGEST_REST, REST * (time.monotonic() - began)))
+
+    async def _show(self, run: Run, event: Stepped) -> None:
+        """A preview that fails is left out: the picture does not depend on it."""
+        try:
+            future = self._lane.frame(event, run.job, run.claim.epoch, run.seconds_left)
+            frame: Frame = await asyncio.wrap_future(future)
+            if len(frame.picture) <= MAX_FRAME_BYTES and not run.ended:
+                await self._bus.publish_frame(frame)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # the worker ends; else the lane has dropped this one for a newer
+        except Unreachable as error:
+            log.debug("a preview of job %s is left out: %s", event.job, error)
+        except Exception:
+            log.exception("job %s: a preview failed", event.job)
+
+    async def developed(self, run: Run, event: Developed) -> None:
+        """Decodes and publishes one finished image; the last of a job finishes the job."""
+        recipe = run.job.task
+        assert isinstance(recipe, Recipe)
+        png = await self._decoded(self._lane.picture(event, run.job))
+        await self._publish(run, event.image, "image", png, (recipe.width, recipe.height))
+        if run.job.ladder:
+            ladder = await self._decoded(self._lane.ladder(event, run.job))
+            await self._publish(run, event.image, "ladder", ladder, (recipe.width, recipe.height))
+        run.todo.discard(event.image)
+        if not run.todo:
+            await self._outcome.finished(run)
+
+    async def _decoded(self, future: Future[T]) -> T:
+        """What the lane promised. The deadline runs from one thing that it finishes to the next."""
+        if self._waiting == 0:
+            self._pulse.busy("the lane", "decode")
+        self._waiting += 1
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            self._waiting -= 1
+            if self._waiting:
+                self._pulse.busy("the lane", "decode")
+            else:
+                self._pulse.rest("the lane")
+
+    async def _publish(
+        self, run: Run, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int]
+    ) -> None:
+        sha = await insist(lambda: self._bus.put_blob(content))
+        picture = Picture(
+            job=run.job.id, image=image, epoch=run.claim.epoch, kind=kind, sha256=sha, bytes=len(content),
+            width=size[0], height=size[1],
+        )  # fmt: skip
+        await self._outcome.picture(run, picture)
+
+    async def enlarge(self, run: Run) -> None:
+        """The whole of an `Enlarge` job."""
+        task = run.job.task
+        assert isinstance(task, Enlarge)
+        try:
+            source = await insist(lambda: self._bus.get_blob(task.source, LARGEST_SOURCE))
+            async with self._enlarging:
+                with self._pulse.phase("the upscaler", "decode"):
+                    png = await asyncio.to_thread(enlarge, source, task.factor, task.method)
+        except NoBlob:
+            await self._outcome.failed(run, "The picture to enlarge is no longer stored.", "us")
+        except Unfit as error:
+            await self._outcome.failed(run, error.sentence, error.blame)
+        else:
+            await self._publish(run, 0, "image", png, struct.unpack(">II", png[16:24]))  # the PNG header's size
+            await self._outcome.finished(run)

@@ -1,0 +1,84 @@
+"""The runs that this worker holds, and how one is taken out of everything that works on it.
+
+Knows runs, their tasks, the engine's thread and the lane; nothing of the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator
+
+from engine.lane import Lane
+from engine.worker.run import Run
+from engine.worker.thread import EngineThread
+
+log = logging.getLogger(__name__)
+
+
+class Roster:
+    """`changed` is set whenever what the worker has to say of itself is out of date."""
+
+    def __init__(self, thread: EngineThread, lane: Lane) -> None:
+        self.thread, self._lane = thread, lane
+        self.changed = asyncio.Event()
+        self._runs: dict[str, Run] = {}
+        self._errands: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(list(self._runs.values()))
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, run: Run) -> bool:
+        return self._runs.get(run.job.id) is run
+
+    def get(self, job: str) -> Run | None:
+        return self._runs.get(job)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that all runs take up."""
+        return sum(run.rows for run in self)
+
+    def enter(self, run: Run) -> None:
+        self._runs[run.job.id] = run
+        self.changed.set()
+
+    def leave(self, run: Run) -> None:
+        if run in self:
+            del self._runs[run.job.id]
+            self._lane.forget(run.job.id)
+            self.changed.set()
+
+    def spawn(self, work: Coroutine[object, object, None], run: Run | None = None) -> None:
+        """Starts a task, of a run (it ends with it) or of the worker."""
+        into = self._errands if run is None else run.tasks
+        task = asyncio.create_task(work)
+        into.add(task)
+        task.add_done_callback(into.discard)
+
+    def cease(self, run: Run) -> None:
+        """Ends every task of a run but the present one."""
+        for task in run.tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    async def stop(self, run: Run) -> int:
+        """Ends a run's tasks and takes it out of the engine; the steps it had done."""
+        self.cease(run)
+        steps = await self.thread.call(lambda engine: engine.cancel(run.job.id))
+        return max(steps, *run.done.values())
+
+    async def lose(self, run: Run, why: str) -> None:
+        """Stops a run in silence: whoever has its claim now speaks for the job."""
+        log.warning("job %s is stopped: %s", run.job.id, why)
+        run.end()
+        self.leave(run)
+        await self.stop(run)
+
+    async def close(self) -> None:
+        """Ends the worker's errands; the runs' own tasks are theirs."""
+        for task in self._errands:
+            task.cancel()
+        await asyncio.gather(*self._errands, return_exceptions=True)

@@ -1,0 +1,96 @@
+"""The engine's own thread: it steps while there is work, and between two steps it does what the loop asks of it.
+
+Knows how to cross between the thread and the event loop; nothing of the broker. Only this thread touches the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from engine.engine import Engine, Event
+from engine.worker.pulse import Pulse
+
+T = TypeVar("T")
+Command = Callable[[], None]
+
+
+class EngineThread:
+    """`on_events` runs on the event loop with what each step brought and the moment (monotonic) it was done.
+
+    `on_crash` runs on the loop when a step raised: the engine's state is then unknown, and the process should end.
+    """
+
+    def __init__(
+        self, engine: Engine, pulse: Pulse, on_events: Callable[[list[Event], float], None],
+        on_crash: Callable[[BaseException], None],
+    ) -> None:  # fmt: skip
+        self._engine, self._pulse = engine, pulse
+        self._on_events, self._on_crash = on_events, on_crash
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def call(self, act: Callable[[Engine], T]) -> T:
+        """Runs `act` between two steps and returns, or raises, what it does."""
+        future: Future[T] = Future()
+
+        def command() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                with self._pulse.phase("the engine", "encode"):
+                    future.set_result(act(self._engine))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._inbox.put(command)
+        return await asyncio.wrap_future(future)
+
+    async def stop(self, patience: float = 1.0) -> None:
+        """Asks the thread to end and waits a little; it is a daemon, so a stuck one does not keep the process."""
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join, patience)
+
+    def _work(self) -> None:
+        try:
+            while self._obey():
+                if not self._engine.idle:
+                    self._step()
+        except BaseException as error:
+            self._tell(self._on_crash, error)
+
+    def _obey(self) -> bool:
+        """Everything that was asked meanwhile; waits for the next request when there is nothing else to do."""
+        wait = self._engine.idle
+        while True:
+            try:
+                command = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            wait = False
+
+    def _step(self) -> None:
+        with self._pulse.phase("the engine", "step"):
+            events = self._engine.step()
+        if events:
+            self._tell(self._on_events, events, time.monotonic())
+        else:
+            time.sleep(0.001)  # nothing was due: all images wait for their owner's turn
+
+    def _tell(self, what: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what, *arguments)
