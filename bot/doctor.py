@@ -55,7 +55,7 @@ def python() -> Finding:
 
 def broker(settings: Settings) -> Finding:
     """The embedded server's binary, or the broker that DARKROOM_NATS names."""
-    from engine.broker import BrokerError, server_path
+    from engine.bus.broker import BrokerError, server_path
 
     if settings.nats:
         return _reachable(str(settings.nats))

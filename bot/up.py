@@ -106,7 +106,7 @@ async def _broker(parts: AsyncExitStack, settings: Settings) -> tuple[str, str]:
     if settings.nats:
         token = settings.nats_token.get_secret_value() if settings.nats_token else ""
         return str(settings.nats), token
-    from engine.broker import Broker, BrokerError
+    from engine.bus.broker import Broker, BrokerError
 
     try:
         broker = await parts.enter_async_context(Broker(settings.data / "nats"))
