@@ -48,7 +48,7 @@ def up(
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
-    from bot.up import run
+    from bot.cli.up import run
 
     run(_settings(port=port, host=host, data=data, nats=nats), models=tuple(model or ("embedded",)), show=show)
 
@@ -56,7 +56,7 @@ def up(
 @app.command()
 def bot(port: Port = None, host: Host = None, data: Data = None, nats: Nats = None) -> None:
     """The bot alone: chatroom and Discord, beside a broker and engines that run elsewhere."""
-    from bot.up import run
+    from bot.cli.up import run
 
     settings = _settings(port=port, host=host, data=data, nats=nats)
     if not settings.nats:
@@ -82,7 +82,7 @@ def imagine(
     data: Data = None,
 ) -> None:
     """Draw one prompt here: in the `darkroom up` that is running, else with an engine of its own."""
-    from bot.terminal import Wish, run
+    from bot.cli.terminal import Wish, run
 
     options: dict[str, object] = {
         "steps": steps,
@@ -107,7 +107,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """What works on this machine and what doesn't, one line each, with the mend."""
-    from bot.doctor import examine, report
+    from bot.cli.doctor import examine, report
 
     findings = []
     for finding in examine(_settings(port=port, host=host, data=data, nats=nats), again=again):

@@ -10,8 +10,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from bot.board import Board
 from bot.feed import Developing, Feed
+from bot.queue.board import Board
 from engine.bus import Bus, Unreachable
 
 log = logging.getLogger(__name__)

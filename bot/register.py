@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from bot.board import Board
-from bot.forecast import Forecast, Spot
 from bot.limits import Limits
+from bot.queue.board import Board
+from bot.queue.forecast import Forecast, Spot
 from bot.refused import Refused
 from bot.states import over
 from bot.store import Record, Store, Stored, reads

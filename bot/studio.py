@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 from ulid import ULID
 
-from bot.board import Board
-from bot.cancelling import Cancelling
 from bot.feed import Feed
 from bot.gallery import Gallery
 from bot.limits import Limits, Usage, check
 from bot.models import Models, Profile
 from bot.prompt import parse, recipe
+from bot.queue.board import Board
+from bot.queue.cancelling import Cancelling
 from bot.recipes import enlarged, enlarging_cost, pinned, rerolled, varied
 from bot.refused import Refused
 from bot.register import Register

@@ -36,8 +36,9 @@ VAGUE = {
     "process",
 }
 PURE = [
-    "bot.concepts", "bot.fair", "bot.film", "bot.flags", "bot.grid", "bot.limits", "bot.permutations", "bot.prompt",
-    "bot.refused", "bot.request", "bot.sentences", "bot.states", "bot.values", "bot.views",
+    "bot.fair", "bot.film", "bot.grid", "bot.limits", "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
+    "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
+    "bot.views", "bot.chat.buckets", "bot.chat.edits", "bot.chat.presenter",
     "engine.job", "engine.ladder", "engine.plan", "engine.scheduler",
 ]  # fmt: skip
 IO = {
@@ -118,7 +119,7 @@ def test_the_command_loads_nothing_heavy_before_it_knows_what_to_do() -> None:
 
 
 EDGES = {
-    "bot.own": "`darkroom imagine` without a running house is an engine in this process",
+    "bot.cli.own": "`darkroom imagine` without a running house is an engine in this process",
 }
 
 
@@ -126,8 +127,8 @@ def test_what_the_bot_knows_of_the_engine() -> None:
     """The wire contract and the bus; more only at the edges that start an engine, inside a function."""
     allowed = {"engine.job", "engine.bus"}
     starters = {
-        "bot.up": {"engine.bus.broker"},
-        "bot.doctor": {"engine.bus.broker", "engine.check"},
+        "bot.cli.up": {"engine.bus.broker"},
+        "bot.cli.doctor": {"engine.bus.broker", "engine.check"},
         **{edge: {"engine"} for edge in EDGES},
     }
     wrong = []
@@ -164,7 +165,7 @@ def test_each_library_has_its_home(package: str, homes: tuple[str, ...]) -> None
 
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_do_no_io(module: str) -> None:
-    path = ROOT / f"{module.replace('.', '/')}.py"
+    path = next(path for path in SOURCES if _module(path) == module)
     touched = {found for found in _imports(path) if found.partition(".")[0] in IO}
     assert touched == set()
     calls = {

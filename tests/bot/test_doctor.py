@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from bot import doctor
+from bot.cli import doctor
+from bot.cli.doctor import Finding, broker, discord, disk, port, python, report
+from bot.cli.running import Running, announce
 from bot.config import Settings, load
-from bot.doctor import Finding, broker, discord, disk, port, python, report
-from bot.running import Running, announce
 
 
 def _settings(tmp_path: Path, **given: object) -> Settings:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bot.flags import OURS, THEIRS
-from bot.permutations import MAX_JOBS, expand
 from bot.prompt import Parsed, parse, recipe, remarks
+from bot.prompt.flags import OURS, THEIRS
+from bot.prompt.permutations import MAX_JOBS, expand
+from bot.prompt.request import fit
 from bot.refused import Refused
-from bot.request import fit
 from engine.job import Recipe, Warm, decode, encode
 
 WARM = Warm(

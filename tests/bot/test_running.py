@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from bot.cli.running import Running, announce, check_port, find, only_one, withdraw
 from bot.refused import Refused
-from bot.running import Running, announce, check_port, find, only_one, withdraw
 
 
 def test_what_is_announced_is_found_and_withdrawn(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_second_house_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = f"""
-import os, sys; from pathlib import Path; from bot.running import only_one
+import os, sys; from pathlib import Path; from bot.cli.running import only_one
 with only_one(Path({str(tmp_path)!r})): print('held', flush=True); sys.stdin.read()
 """
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bot.screen import Screen
+from bot.cli.screen import Screen
 
 
 def _jpeg(colour: str, size: int = 64) -> bytes:

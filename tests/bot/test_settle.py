@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from bot.arrivals import size
 from bot.feed import Developing, Settled
+from bot.queue.arrivals import size
 from engine.bus import subjects
 from engine.job import Cancelled, Failed, Finished, Frame, Picture, Started
 

@@ -18,7 +18,7 @@ SHOW = """
 import io
 from PIL import Image
 from rich.console import Console
-from bot.screen import Screen
+from bot.cli.screen import Screen
 out = io.BytesIO()
 Image.new("RGB", (64, 64), "red").save(out, "JPEG")
 with Screen(Console(), 1) as screen:

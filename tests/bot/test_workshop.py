@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bot import workshop
-from bot.workshop import Workshop
+from bot.cli import workshop
+from bot.cli.workshop import Workshop
 
 POLITE = """
 import signal, sys, time

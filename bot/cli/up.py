@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bot import running
+from bot.cli import running
+from bot.cli.logbook import keep_log
+from bot.cli.running import Running, check_port, only_one
+from bot.cli.workshop import Workshop
 from bot.house import open_house
-from bot.logbook import keep_log
 from bot.refused import Refused
-from bot.running import Running, check_port, only_one
 from bot.web.app import address, open_chatroom, opened
-from bot.workshop import Workshop
 from engine.bus import Bus, Unreachable
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, get_args
 
 from rapidfuzz import fuzz, process
 
-from bot.concepts import MAX_CHARACTERS
-from bot.flags import about
+from bot.prompt.concepts import MAX_CHARACTERS
+from bot.prompt.flags import about
+from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
-from bot.request import MAX_RATIO
 from bot.sentences import plain, shortened
 from engine.job import MAX_COUNT, MAX_STEPS, Sampler
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bot.concepts import clean, concepts
-from bot.flags import OURS, THEIRS, split
-from bot.permutations import expand
+from bot.prompt.concepts import clean, concepts
+from bot.prompt.flags import OURS, THEIRS, split
+from bot.prompt.permutations import expand
+from bot.prompt.request import Request, recipe, remarks
+from bot.prompt.values import read
 from bot.refused import Refused
-from bot.request import Request, recipe, remarks
 from bot.sentences import jobs, shortened
-from bot.values import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from bot.flags import Given
+    from bot.prompt.flags import Given
     from engine.job import Concept, Warm
 
 __all__ = ["Parsed", "Request", "parse", "recipe", "remarks"]

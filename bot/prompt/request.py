@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bot.concepts import balanced
+from bot.prompt.concepts import balanced
 from bot.refused import Refused
 from engine.job import MAX_COUNT, MAX_STEPS, Concept, Recipe, Sampler, Warm
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
-from bot.developed import Developed, Undeveloped
+from bot.cli.developed import Developed, Undeveloped
+from bot.cli.screen import Screen
 from bot.film import film as film_of
 from bot.prompt import parse, recipe
 from bot.recipes import pinned
 from bot.refused import Refused
-from bot.screen import Screen
 from engine.job import Frame, Job, Recipe, Share, Warm, cost
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from bot.arrivals import Arrivals, Incomplete
-from bot.board import Board
-from bot.closing import Closing
 from bot.feed import Developing, Feed
+from bot.queue.arrivals import Arrivals, Incomplete
+from bot.queue.board import Board
+from bot.queue.closing import Closing
 from bot.states import over
 from bot.store import Store, Unavailable
 from engine.bus import Bus, Delivered, Unreachable

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from bot.board import Board
 from bot.fair import Account, Waiting, order
 from bot.models import crews
+from bot.queue.board import Board
 from bot.store import Record, Store, reads
 from engine.job import Presence
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import aiohttp
 
-from bot.developed import Developed, Undeveloped
+from bot.cli.developed import Developed, Undeveloped
+from bot.cli.screen import Screen
 from bot.refused import Refused
-from bot.screen import Screen
 
 GLANCE = aiohttp.ClientTimeout(total=3)
 ANSWER = aiohttp.ClientTimeout(total=30)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from bot.board import Board
-from bot.closing import Closing
 from bot.models import crews
-from bot.patrol import spent
+from bot.queue.board import Board
+from bot.queue.closing import Closing
+from bot.queue.patrol import spent
 from bot.refused import Refused
 from bot.states import over
 from bot.store import Store

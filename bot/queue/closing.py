@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from bot.board import Board
 from bot.feed import Feed, Settled
+from bot.queue.board import Board
 from bot.states import over
 from bot.store import Moved, Record, Store, reads
 from engine.bus import Bus, Unreachable

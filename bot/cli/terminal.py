@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bot import remote
-from bot.developed import Developed, Undeveloped, as_json, check_folder, save
+from bot.cli import remote
+from bot.cli.developed import Developed, Undeveloped, as_json, check_folder, save
+from bot.cli.running import find
+from bot.cli.screen import Screen
 from bot.prompt import parse
 from bot.refused import Refused
-from bot.running import find
-from bot.screen import Screen
 from bot.web.auth import terminal_key
 from engine.job import MAX_COUNT
 
@@ -73,7 +73,7 @@ def _develop(wish: Wish, settings: Settings, screen: Screen) -> Developed:
         found = asyncio.run(_in_the_house(running.url, wish, settings.data, screen))
         if found is not None:
             return found
-    from bot.own import develop  # torch comes with it
+    from bot.cli.own import develop  # torch comes with it
 
     return develop(wish.prompt, wish.options, settings.data, film=wish.film, screen=screen)
 

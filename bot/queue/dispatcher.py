@@ -11,13 +11,13 @@ import logging
 import time
 from collections.abc import Callable
 
-from bot.board import Board
-from bot.closing import Closing
 from bot.feed import Feed, Queued
-from bot.forecast import Forecast
 from bot.limits import Limits
 from bot.models import Models, crews
 from bot.pictures import Missing, Pictures
+from bot.queue.board import Board
+from bot.queue.closing import Closing
+from bot.queue.forecast import Forecast
 from bot.store import Record, Store, Unavailable, Wish
 from engine.bus import Bus, Unreachable
 from engine.job import Enlarge

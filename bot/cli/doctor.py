@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot.cli.running import check_port, find
 from bot.refused import Refused
-from bot.running import check_port, find
 
 if TYPE_CHECKING:
     from bot.config import Settings
@@ -99,7 +99,7 @@ def port(settings: Settings) -> Finding:
     """The chatroom's port: free, or held by our own `up`."""
     import asyncio
 
-    from bot.remote import answers
+    from bot.cli.remote import answers
 
     running = find(settings.data)
     if running is not None and asyncio.run(answers(running.url)):

@@ -10,9 +10,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from bot.board import Board, Run
-from bot.closing import Closing
 from bot.models import crews
+from bot.queue.board import Board, Run
+from bot.queue.closing import Closing
 from bot.store import Record, Store, Unavailable, reads
 from engine.bus import Bus, Unreachable
 
