@@ -48,10 +48,12 @@ class House:
     patrol: Patrol
     settle: Settle
     previews: Previews
+    bus: Bus
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What must run while the house is open."""
+        """What must run while the house is open; where one of them raises, the house closes."""
         return {
+            "bus": self.bus.hold(),
             "settle": self.settle.run(),
             "dispatcher": self.dispatcher.run(),
             "patrol": self.patrol.run(),
@@ -85,7 +87,7 @@ def build(
     settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, pictures), clock=clock)
     patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
     previews = Previews(bus, board, feed, clock=clock)
-    return House(studio, feed, store, pictures, board, dispatcher, patrol, settle, previews)
+    return House(studio, feed, store, pictures, board, dispatcher, patrol, settle, previews, bus)
 
 
 @asynccontextmanager

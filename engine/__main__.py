@@ -56,10 +56,11 @@ def serve(
 async def _serve(settings: Settings) -> None:
     """Ends the process at once where a thread is stuck: an ordinary end would wait for that thread for ever."""
     from engine import serving  # torch takes seconds to load, so a bad setting is said before
+    from engine.bus import Ended
 
     try:
         await serving.serve(settings)
-    except serving.Stuck as error:
+    except (serving.Stuck, Ended) as error:
         _leave(_say(str(error), STUCK))
 
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 CLOSING_SECONDS = 1.0
+KEPT_BYTES = 1024 * 1024  # of a dead letter: with headers added, the largest message would be one too large
 
 
 class DeadLetters:
@@ -40,11 +41,16 @@ class DeadLetters:
         self.count: Counter[str] = Counter()
 
     async def lay_aside(self, msg: Msg, reason: str) -> None:
-        """Keeps the message in the dead-letter stream, then takes it out of its own: never the other way round."""
+        """Keeps the message in the dead-letter stream, then takes it out of its own: never the other way round.
+
+        Of a large one the beginning is kept; its header `Bytes` says how long it was.
+        """
         self.note(msg.subject, reason)
         with reaching("lay a message aside"):
-            headers = {"Reason": reason.replace("\r", " ").replace("\n", " ")[:500]}
-            await self._js.publish(subjects.dead(msg.subject), msg.data, headers=headers, timeout=ANSWER_SECONDS)
+            one_line = reason.replace("\r", " ").replace("\n", " ")[:500]
+            headers = {"Reason": one_line, "Bytes": str(len(msg.data))}
+            kept = msg.data[:KEPT_BYTES]
+            await self._js.publish(subjects.dead(msg.subject), kept, headers=headers, timeout=ANSWER_SECONDS)
             await msg.term()
 
     def note(self, subject: str, reason: str) -> None:

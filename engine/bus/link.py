@@ -19,10 +19,15 @@ log = logging.getLogger(__name__)
 
 PENDING_BYTES = 32 * 1024 * 1024  # what may wait in memory while the broker is away; the largest message is 8 MB
 RECONNECT_SECONDS = 0.25
+GLANCE_SECONDS = 0.5
 
 
 class Unreachable(ConnectionError):
     """The broker did not answer in time, or refused; the text says what was tried."""
+
+
+class Ended(RuntimeError):
+    """The connection is over for good, though we did not close it: the process must end and be started anew."""
 
 
 @contextmanager
@@ -36,7 +41,7 @@ def reaching(what: str) -> Iterator[None]:
 
 
 async def connect(url: str, token: str, name: str, patience: float, on_return: Callable[[], Awaitable[None]]) -> Client:
-    """A client that reconnects for ever and then calls `on_return`.
+    """A client that reconnects after every loss and then calls `on_return`; see `stays` for the one exception.
 
     Raises `Unreachable` when the first connection takes longer than `patience` seconds, or the broker refuses us.
     """
@@ -67,3 +72,19 @@ async def connect(url: str, token: str, name: str, patience: float, on_return: C
         reason = last[0] if last else error
         raise Unreachable(f"No broker answers at {url}: {str(reason) or type(reason).__name__}.") from error
     return client
+
+
+async def stays(client: Client, ours: Callable[[], bool]) -> None:
+    """Returns when the client is closed and it was `ours` to close; raises `Ended` when it closed by itself.
+
+    It does so after an error that the server sends (a message beyond its limits, a token that it no longer takes), and
+    never reconnects. From then on every call fails as in an outage, yet one without an end; so whoever lives by the
+    connection runs this beside its work. We look instead of being called: the client's `closed_cb` stays silent when
+    the error comes during a reconnection.
+    """
+    while not client.is_closed:
+        await asyncio.sleep(GLANCE_SECONDS)
+    if not ours():
+        reason = str(client.last_error or "no reason given")
+        log.critical("broker: the connection has ended for good: %s", reason)
+        raise Ended(f"The connection to the broker has ended for good: {reason}.")

@@ -18,7 +18,7 @@ from nats.js.kv import KeyValue
 from engine.bus import subjects
 from engine.bus.blobs import Blobs
 from engine.bus.deliveries import DeadLetters
-from engine.bus.link import Unreachable, connect, reaching
+from engine.bus.link import Unreachable, connect, reaching, stays
 from engine.bus.streams import Kept, declare
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Station:
         self.js = client.jetstream(timeout=ANSWER_SECONDS)
         self.dead = DeadLetters(self.js)
         self.blobs = Blobs(self.js, kept.max_age)
-        self._again = again
+        self._again, self._left = again, False
 
     @classmethod
     async def connect(
@@ -69,7 +69,12 @@ class Station:
     def connected(self) -> bool:
         return self.client.is_connected
 
+    async def hold(self) -> None:
+        """Runs as long as the connection. Raises `Ended` when that is over for good, though nobody called `close`."""
+        await stays(self.client, lambda: self._left)
+
     async def close(self) -> None:
+        self._left = True
         try:
             with reaching("say goodbye"):
                 await asyncio.wait_for(self.client.close(), ANSWER_SECONDS)

@@ -56,7 +56,7 @@ class Offer:
 
 
 class Worker:
-    """`run` returns after `drain`, and raises `Stuck` when the process must end."""
+    """`run` returns after `drain`, and raises `Stuck` or `Ended` when the process must end."""
 
     def __init__(self, bus: Bus, engine: Engine, lane: Lane, offer: Offer, pulse: Pulse) -> None:
         self._bus, self._offer = bus, offer
@@ -80,12 +80,12 @@ class Worker:
             self._stop.set_result(None)
 
     async def run(self) -> None:
-        """Works until drained. Raises `Stuck`."""
+        """Works until drained. Raises `Stuck`, and `Ended` from the bus."""
         self._thread.start()
         self._bus.on_return(self._lease.look_again)
         duties: list[Coroutine[object, object, None]] = [
             self._pull(), self._announce(), self._lease.beat(), self._lease.watch(), self._attention.listen(),
-            self._keeping.keep(), self._output.show(),
+            self._keeping.keep(), self._output.show(), self._bus.hold(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(duty) for duty in duties]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from engine.bus import Bus, Fenced, Kept, NoBlob, NobodyAnswers, Unreachable
+from engine.bus import Bus, Ended, Fenced, Kept, NoBlob, NobodyAnswers, Unreachable
 from engine.bus.broker import Broker
+from engine.bus.deliveries import KEPT_BYTES
+from engine.bus.server import MAX_PAYLOAD
 from engine.bus.streams import streams
 from engine.job import (
     Concept,
@@ -510,3 +513,29 @@ async def test_a_broker_that_is_away_is_an_error_in_bounded_time_and_comes_back(
         os.kill(broker.pid, signal.SIGCONT)
         bus.js._timeout = 5
     assert (await bus.pull(["default"], timeout=5)) is not None
+
+
+@pytest.mark.asyncio
+async def test_a_dead_letter_as_large_as_a_message_can_be_cuts_nobody_off(join: Any) -> None:
+    bus, other = await join(), await join()
+    await other.client.publish(f"results.one.{JOB}", b"\xc1" * MAX_PAYLOAD)
+    await other.publish_result("one", Started(job=JOB, epoch=1, worker="one"))
+    result = (await take(bus.results(), 1))[0]
+    assert result.value.job == JOB
+    kept = await bus.js.get_msg("dead", seq=1)
+    assert (len(kept.data or b""), (kept.headers or {})["Bytes"]) == (KEPT_BYTES, str(MAX_PAYLOAD))
+    assert bus.connected
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_the_server_ends_for_good_is_no_outage(join: Any) -> None:
+    bus, other = await join(), await join()
+    holding, others = asyncio.create_task(bus.hold()), asyncio.create_task(other.hold())
+    with contextlib.suppress(Unreachable):  # with its header one too large, which only the server notices
+        await bus.client.publish("anything", b"x" * MAX_PAYLOAD, headers={"Reason": "none"})
+        await bus.client.flush(2)
+    with pytest.raises(Ended, match=r"(?i)payload"):
+        await asyncio.wait_for(holding, 10)
+    assert not others.done()
+    await other.close()
+    await asyncio.wait_for(others, 5)  # closed by ourselves: no error
