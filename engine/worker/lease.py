@@ -44,7 +44,8 @@ class Lease:
             for handle in list(run.handles.values()):
                 await handle.in_progress()
             if not await self._bus.renew(run.claim) and run in self._roster:
-                await self._roster.lose(run, "its claim has lapsed or gone to another worker")
+                lost = self._roster.lose(run, "its claim has lapsed or gone to another worker")
+                self._roster.spawn(lost)  # it waits for the engine's present step, and the beat must not
         except Unreachable as error:
             log.warning("job %s: %s", run.job.id, error)
 

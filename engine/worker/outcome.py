@@ -78,10 +78,28 @@ class Outcome:
         await self.say(result)
         log.info("job %s: %s", run.job.id, type(result).__name__.lower())
         self._roster.leave(run)
+        if await self._still_ours(run):
+            await self._let_go(run, result)
+
+    async def _still_ours(self, run: Run) -> bool:
+        """Whether the claim holds. Else, or where nobody can say, what is left may be an heir's: message, snapshots, claim.
+
+        The bot settles a finished job too, so what we leave behind does not stay.
+        """
+        try:
+            if await insist(lambda: self._bus.renew(run.claim), self._bus.kept.lease):
+                return True
+            log.warning("job %s: its claim has lapsed, so the rest is its heir's", run.job.id)
+        except Unreachable as error:
+            log.warning("job %s: %s", run.job.id, error)
+        return False
+
+    async def _let_go(self, run: Run, result: Result) -> None:
+        """The message, the snapshots, and last the claim: from there on another may have the job."""
         goodbyes = [handle.ack() for handle in run.handles.values()]
         if not (isinstance(result, Failed) and result.retry):  # else the next worker may go on from them
             goodbyes.append(self._bus.drop_snapshots(run.job.id))
-        goodbyes.append(self._bus.release(run.claim))  # last: from here on another may claim it
+        goodbyes.append(self._bus.release(run.claim))
         for goodbye in goodbyes:
             try:
                 await goodbye

@@ -71,7 +71,9 @@ class Roster:
         return max(steps, *run.done.values())
 
     async def lose(self, run: Run, why: str) -> None:
-        """Stops a run in silence: whoever has its claim now speaks for the job."""
+        """Stops a run in silence: whoever has its claim now speaks for the job. Of several calls the first does it."""
+        if run not in self:
+            return
         log.warning("job %s is stopped: %s", run.job.id, why)
         run.end()
         self.leave(run)

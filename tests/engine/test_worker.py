@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from io import BytesIO
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from PIL import Image
 
 from engine import families
@@ -352,6 +354,65 @@ async def test_a_worker_that_lost_its_claim_is_silent(shop: Shop) -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(source), 1.0)
     assert await shop.left("work") == 1
+
+
+@pytest.mark.asyncio
+async def test_a_claim_lost_between_the_result_and_the_goodbye_leaves_all_to_the_heir(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, _ = await shop.worker()
+    say, heirs = worker._outcome.say, []
+
+    async def say_and_sleep(result: Any) -> None:
+        await say(result)
+        if isinstance(result, Finished):  # as if the process had been stopped here for longer than a lease
+            await shop.bot.release(next(iter(worker.roster)).claim)
+            heirs.append(await shop.bot.claim(JOB, "heir"))
+            await shop.bot.put_snapshot(replace(newer, epoch=heirs[0].epoch))
+
+    newer = Snapshot(job=JOB, image=0, epoch=0, k=1, shape=(1, 1, 1), x=b"", h=b"")
+    monkeypatch.setattr(worker._outcome, "say", say_and_sleep)
+    await shop.bot.dispatch(a_job())
+    await until(lambda: heirs and len(worker.roster) == 0)
+    await asyncio.sleep(0.5)
+    assert await shop.left("work") == 1
+    assert await shop.bot.get_snapshots(JOB) == [replace(newer, epoch=heirs[0].epoch)]
+    assert await shop.bot.renew(heirs[0])
+
+
+class Slow:
+    """The embedded model with a network that waits until it is let go."""
+
+    def __init__(self, family: Family) -> None:
+        self._family, self.let_go = family, threading.Event()
+        self.let_go.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def denoise(self, *arguments: Any) -> Any:
+        self.let_go.wait(30)
+        return self._family.denoise(*arguments)
+
+
+@pytest.mark.asyncio
+async def test_one_lost_claim_costs_the_others_no_beat_during_a_long_step(shop: Shop) -> None:
+    slow = Slow(shop.loaded["embedded"])
+    shop.loaded = {"embedded": slow}  # pyright: ignore[reportAttributeAccessIssue]
+    worker, _ = await shop.worker()
+    for each in (JOB, OTHER):
+        await shop.bot.dispatch(a_job(each, steps=LONG))
+    await until(lambda: sum(min(run.done.values()) > 2 for run in worker.roster) == 2)
+    slow.let_go.clear()
+    try:
+        lost = worker.roster.get(JOB)
+        assert lost is not None
+        await shop.bot.release(lost.claim)
+        await asyncio.sleep(2.5 * LEASE)
+        assert await shop.bot.claim(OTHER, "thief") is None
+        assert lost not in worker.roster
+    finally:
+        slow.let_go.set()
 
 
 @pytest.mark.asyncio
