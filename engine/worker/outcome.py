@@ -82,7 +82,7 @@ class Outcome:
             await self._let_go(run, result)
 
     async def _still_ours(self, run: Run) -> bool:
-        """Whether the claim holds. Else, or where nobody can say, what is left may be an heir's: message, snapshots, claim.
+        """Whether the claim holds. Else, or where nobody can say, message and snapshots may be an heir's.
 
         The bot settles a finished job too, so what we leave behind does not stay.
         """
