@@ -129,17 +129,20 @@ class Scheduler(Generic[E]):
                     self._overdue.setdefault(job, self._step)
 
     def _group(self) -> Hashable:
-        """The key of the next batch. Groups take turns, as long as they have users; who waited longest is next.
+        """The key of the next batch. Groups take turns, as long as they have users; whose *user* waited longest is next.
 
-        By *served* alone a group could starve: somebody who needs little is always the least served, and would always
-        choose.
+        By the groups' own last turns a user with many sizes would have a turn for each. By *served* alone a group could
+        starve: somebody who needs little is always the least served, and would always choose.
         """
         keys = {job: entries[0].key for job, entries in self._jobs.items()}
         users = {job[:-1] for job, key in keys.items() if key == self._key}
         others = [job for job, key in keys.items() if key != self._key]
         if not others or (users and self._held < self._hold * min(len(users), MOST_USERS)):
             return self._key
-        return keys[min(others, key=lambda job: (self._last.get(job, 0), self._tag(job, self._served)))]
+        turn: dict[Node, int] = {}
+        for job in keys:
+            turn[job[:-1]] = max(turn.get(job[:-1], 0), self._last.get(job, 0))
+        return keys[min(others, key=lambda job: (turn[job[:-1]], self._last.get(job, 0), self._tag(job, self._served)))]
 
     def _fill(self, queues: dict[Node, list[E]], limit: int) -> list[E]:
         """By the fair order; where the next is too wide, somebody narrower may overtake it, once."""

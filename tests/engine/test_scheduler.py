@@ -192,6 +192,13 @@ def test_a_group_with_more_users_has_longer_turns() -> None:
     assert keys["m1"] / keys["m2"] == pytest.approx(4.0, rel=0.1)
 
 
+@pytest.mark.parametrize("sizes", [2, 3, 8])
+def test_many_sizes_win_their_user_no_more_than_one(sizes: int) -> None:
+    many = [Image(f"m{size}", share("many"), key=f"size {size}") for size in range(sizes)]
+    rows = served(run(filled(Image("l", share("lone"), key="lone"), *many), 1600, 8))
+    assert rows["lone"] == pytest.approx(rows["many"], rel=0.05)
+
+
 def test_a_wide_image_is_overtaken_once_and_not_for_ever() -> None:
     wide = Image("w", share("w"), rows=4)
     scheduler = filled(wide, *(Image(f"n{user}", share(f"n{user}"), rows=3) for user in range(3)))
