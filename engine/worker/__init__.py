@@ -32,7 +32,8 @@ __all__ = ["Offer", "Stuck", "Worker"]
 
 log = logging.getLogger(__name__)
 
-FULL_PAUSE = 0.25  # a full worker lets the others pull first
+PAUSE = 0.25
+FULL_PAUSE = 2.0  # a full worker leaves the work to the others, yet a newcomer among the members has a way in
 PULL_SECONDS = 0.3  # short, since a worker that stops waits for its last request to end
 MOST_RUNS = 64
 
@@ -113,18 +114,21 @@ class Worker:
 
     async def _pull(self) -> None:
         while True:
-            if self.free_rows == 0 or len(self.roster) >= MOST_RUNS:
-                await asyncio.sleep(FULL_PAUSE)
-            if len(self.roster) >= MOST_RUNS:
-                continue
+            await self._room()
             try:
                 delivered = await self._bus.pull(self._offer.pools, PULL_SECONDS)
             except Unreachable as error:
                 log.warning("%s", error)
-                await asyncio.sleep(FULL_PAUSE)
+                await asyncio.sleep(PAUSE)
                 continue
             if delivered is not None:
                 self.roster.spawn(self._intake.take(delivered))
+
+    async def _room(self) -> None:
+        """Returns at once where rows are free, else as soon as some are, and after `FULL_PAUSE` in any case but one."""
+        end = time.monotonic() + FULL_PAUSE
+        while len(self.roster) >= MOST_RUNS or (self.free_rows == 0 and time.monotonic() < end):
+            await asyncio.sleep(PAUSE)
 
     async def _announce(self) -> None:
         while True:

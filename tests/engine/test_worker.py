@@ -41,7 +41,7 @@ from engine.job import (
     decode,
 )  # fmt: skip
 from engine.lane import Lane
-from engine.worker import Offer, Stuck, Worker
+from engine.worker import FULL_PAUSE, Offer, Stuck, Worker
 from engine.worker.pulse import Pulse
 
 LEASE = 2.0
@@ -215,6 +215,24 @@ async def test_it_announces_its_free_rows(shop: Shop) -> None:
     worker.drain()
     await task
     await until(lambda: shop.bot.workers == {}, LEASE / 2)
+
+
+@pytest.mark.asyncio
+async def test_a_full_worker_leaves_the_work_to_others_yet_looks_now_and_then(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, _ = await shop.worker()
+    pull, moments = worker._bus.pull, []
+
+    async def noted(*arguments: Any) -> Any:
+        if worker.free_rows == 0:
+            moments.append(time.monotonic())
+        return await pull(*arguments)
+
+    monkeypatch.setattr(worker._bus, "pull", noted)
+    await shop.bot.dispatch(a_job(steps=1000, count=4, guidance=3.0, bucket=8))
+    await until(lambda: len(moments) == 3)
+    assert moments[2] - moments[1] >= FULL_PAUSE
 
 
 @pytest.mark.asyncio
