@@ -59,6 +59,7 @@ class StableDiffusion:
                 )  # fmt: skip
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise Unfit(f"The model {name} is not a Stable Diffusion model that can be loaded.", "model") from error
+        _refuse_other_inputs(pipeline, name)
         return cls(pipeline, name, fingerprint(folder), device)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -118,6 +119,13 @@ def _download(source: str) -> str:
     except (OSError, ValueError) as error:
         sentence = f"There is no model {source}: neither a folder nor one on the hub in safetensors."
         raise Unfit(sentence, "model") from error
+
+
+def _refuse_other_inputs(pipeline: Any, name: str) -> None:
+    """An inpainting or depth network also takes a picture and a mask, which no recipe of ours has."""
+    network = pipeline.unet.config
+    if not network.in_channels == network.out_channels == pipeline.vae.config.latent_channels:
+        raise Unfit(f"The model {name} needs more than words (inpainting, depth …), which is not supported.", "model")
 
 
 def _refuse_pickles(folder: Path) -> None:

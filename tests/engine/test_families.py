@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,18 @@ def test_spoilt_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:
     next((spoilt / "unet").glob("*.safetensors")).write_bytes(b"rubbish")
     with pytest.raises(Unfit, match="is not a Stable Diffusion model that can be loaded"):
         load(str(spoilt), tmp_path)
+
+
+def test_a_network_that_also_takes_a_mask_is_refused(small_folder: Path, tmp_path: Path) -> None:
+    masked = tmp_path / "masked"
+    shutil.copytree(small_folder, masked)
+    network: Any = import_module("diffusers").UNet2DConditionModel
+    network.from_config(network.load_config(small_folder / "unet") | {"in_channels": 9}).save_pretrained(
+        masked / "unet"
+    )
+    with pytest.raises(Unfit, match="The model masked needs more than words") as refused:
+        load(str(masked), tmp_path)
+    assert refused.value.blame == "model"
 
 
 def test_an_altered_text_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
