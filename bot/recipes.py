@@ -9,6 +9,7 @@ from engine.job import Ancestor, Enlarge, Recipe, rows
 
 ANCESTORS = 8
 MAX_SIDE = 4096
+LARGEST_BUCKET = 32
 FACTORS = (4, 3, 2)
 ENLARGE_SECONDS = 0.05  # a megapixel of the enlarged picture, by Lanczos; with as much again for the way
 
@@ -30,8 +31,11 @@ def rerolled(recipe: Recipe, seed: int) -> Recipe:
 
 
 def pinned(recipe: Recipe) -> Recipe:
-    """The recipe in exact mode: its batch shape is the power of two that holds its rows, whoever shares the machine."""
-    return msgspec.structs.replace(recipe, bucket=1 << (rows(recipe) - 1).bit_length())
+    """The recipe in exact mode: its batch shape is the power of two that holds its rows, whoever shares the machine.
+
+    Beyond 32 rows it takes several forwards of 32, so that it also fits where a larger batch would not.
+    """
+    return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (rows(recipe) - 1).bit_length()))
 
 
 def enlarged(sha256: str, width: int, height: int) -> Enlarge:

@@ -158,7 +158,7 @@ class Started(_Value, frozen=True, kw_only=True):
 
 
 class Finished(_Value, frozen=True, kw_only=True):
-    """Every picture of the job was published before this. `cost` is what was really spent, in device-seconds."""
+    """Every picture of the job was published before this. `cost` is the price it was accepted at, in device-seconds."""
 
     job: Id
     epoch: Epoch
@@ -296,9 +296,14 @@ def rows(recipe: Recipe) -> int:
     return recipe.count * (len(recipe.concepts) + unconditional(recipe))
 
 
+def padded(recipe: Recipe) -> int:
+    """Rows a step that are paid for: a pinned batch shape runs as a whole, whatever fills it."""
+    return rows(recipe) + (-rows(recipe) % recipe.bucket if recipe.bucket else 0)
+
+
 def cost(recipe: Recipe, warm: Warm) -> float:
     """Calibrated device-seconds: rows × steps × time a row-step at this size + encode + decode (`Recipe`, `Warm`)."""
     area = recipe.width * recipe.height / (warm.size * warm.size)
-    steps = rows(recipe) * recipe.steps * warm.row_ms * area
+    steps = padded(recipe) * recipe.steps * warm.row_ms * area
     texts = (len(recipe.concepts) + 1) * warm.encode_ms
     return (steps + texts + recipe.count * warm.decode_ms * area) / 1000.0

@@ -251,6 +251,7 @@ def test_exact_mode_takes_the_next_power_of_two():
     assert pinned(made).bucket == 8
     assert pinned(msgspec.structs.replace(made, count=3)).bucket == 8
     assert pinned(msgspec.structs.replace(made, count=1, guidance=1.0)).bucket == 1
+    assert pinned(msgspec.structs.replace(made, concepts=(Concept(text="a"),) * 8)).bucket == 32
 
 
 def test_the_largest_enlargement_that_fits():

@@ -201,6 +201,9 @@ def test_cost_is_steps_and_texts_and_decodes() -> None:
         sampler="ddim", guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
     )  # fmt: skip
     assert cost(recipe(), warm) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert cost(recipe(bucket=8), warm) == cost(recipe(), warm)
+    assert cost(recipe(count=3, bucket=8), warm) == pytest.approx((8 * 10 * 2 + 2 * 10 + 3 * 5) / 1000)
+    assert cost(recipe(bucket=5), warm) == pytest.approx((10 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
     assert cost(recipe(width=128), warm) == pytest.approx((2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000)
 
 
