@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from engine.families.family import Family
@@ -9,6 +10,8 @@ from engine.job import Job, Recipe
 from engine.plan import Plan, plan
 from engine.trajectory import Trajectory
 from engine.unfit import Unfit
+
+log = logging.getLogger(__name__)
 
 
 def admit(job: Job, families: Mapping[str, Family]) -> list[Trajectory]:
@@ -45,4 +48,6 @@ def _plan(recipe: Recipe, family: Family) -> Plan:
     try:
         return plan(family.scheduler_config, recipe.sampler, recipe.steps, recipe.eta)
     except ValueError as error:
-        raise Unfit(str(error), "member") from error
+        log.info("%s, %s, %d steps: %s", family.name, recipe.sampler, recipe.steps, error)
+        what = f"{recipe.steps} steps with the sampler {recipe.sampler}"
+        raise Unfit(f"{family.name} cannot take {what}; fewer steps or another may work.", "model") from error

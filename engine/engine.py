@@ -7,7 +7,7 @@ how pictures are encoded. One thread owns it: none of its methods may be called 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 CHECK_EVERY = 10  # steps between looks for non-finite rows: each look waits for the device
+MOST_LIMITS = 1000
+OUT_OF_MEMORY = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Engine:
     def __init__(self, families: Mapping[str, Family], *, rows: int = 32, buckets: Sequence[int] = BUCKETS) -> None:
         self.rows = rows
         self._families, self._buckets = families, tuple(sorted(buckets))
-        self._limit = rows  # falls when memory runs out
+        self._limits: dict[Hashable, int] = {}  # rows a batch, by its key: a limit falls when memory runs out
         self._scheduler: Scheduler[Trajectory] = Scheduler()
         self._images: dict[str, list[Trajectory]] = {}
         self._watched: set[str] = set()
@@ -89,6 +91,7 @@ class Engine:
         for image in images:
             _restore(image, snapshots)
         self._images[job.id] = images
+        self._limit(images[0])
         for image in images:
             self._scheduler.add(image)
             if image.done:  # the worker before us was lost between the last step and the picture
@@ -102,7 +105,7 @@ class Engine:
 
     def watch(self, job: str, on: bool = True) -> None:
         """Somebody looks at this job: its steps come with x0."""
-        (self._watched.add if on else self._watched.discard)(job)
+        (self._watched.add if on and job in self._images else self._watched.discard)(job)
 
     def snapshots(self, job: str, epoch: int) -> list[Snapshot]:
         """Enough to go on elsewhere, one for each unfinished image. Waits for the device."""
@@ -111,23 +114,26 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Choose a batch, predict it in one forward, advance it; nothing changes before it succeeded. [] when idle."""
-        while batch := self._scheduler.next(self._limit):
+        while batch := self._scheduler.next(self.rows, self._limits):
             if prediction := self._predict(batch):
                 self._advance(batch, prediction)
                 break
         return self._flush()
 
     def _predict(self, batch: list[Trajectory]) -> Prediction | None:
-        """None where memory ran out: the next batch will be smaller."""
+        """None where it failed: the next batch will be smaller, or without the guilty."""
         try:
-            at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._lay(batch)
-            inputs, times = (at["c"] * now)[layout.owner], at["t"].flatten()[layout.owner]
-            family, dtype = self._families[batch[0].model], batch[0].dtype
-            rows = [each.split(layout.size) for each in (inputs, times, layout.texts)]
-            out = torch.cat([family.denoise(x, t, texts, dtype) for x, t, texts in zip(*rows, strict=True)])
-            return predict(batch, now, layout.guide(out), at)
-        except (RuntimeError, MemoryError) as error:
-            return self._shrink(batch, error)
+            return self._forward(batch)
+        except Exception as error:
+            return self._shrink(batch) if is_out_of_memory(error) else self._blame(batch, error)
+
+    def _forward(self, batch: list[Trajectory]) -> Prediction:
+        at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._lay(batch)
+        inputs, times = (at["c"] * now)[layout.owner], at["t"].flatten()[layout.owner]
+        family, dtype = self._families[batch[0].model], batch[0].dtype
+        rows = [each.split(layout.size) for each in (inputs, times, layout.texts)]
+        out = torch.cat([family.denoise(x, t, texts, dtype) for x, t, texts in zip(*rows, strict=True)])
+        return predict(batch, now, layout.guide(out), at)
 
     def _advance(self, batch: list[Trajectory], prediction: Prediction) -> None:
         for image, x, x0 in zip(batch, prediction.x, prediction.x0, strict=True):
@@ -148,15 +154,37 @@ class Engine:
         for job in {image.job for image, good in zip(batch, finite, strict=True) if not good}:
             self._fail(job, "The picture came out as numbers that are not finite; another seed may work.", "model")
 
-    def _shrink(self, batch: list[Trajectory], error: Exception) -> None:
-        """Out of memory: half the rows from now on; what cannot be halved fails its job. Any other error is raised."""
-        if not is_out_of_memory(error):
-            raise error
-        if batch[0].bucket is not None or self._limit == 1:
+    def _shrink(self, batch: list[Trajectory]) -> None:
+        """Out of memory: half the rows of its like from now on; what cannot be halved fails its job."""
+        limit = self._limit(batch[0])
+        if batch[0].bucket is not None or limit == 1:
             self._fail(batch[0].job, "This worker has not enough memory for a picture of this size.", "worker")
             return
-        self._limit = max(1, min(self._limit, sum(image.rows for image in batch)) // 2)
-        log.warning("out of memory: %d rows a forward from now on", self._limit)
+        self._limits[batch[0].key] = max(1, min(limit, sum(image.rows for image in batch)) // 2)
+        log.warning("out of memory: %d rows a forward of this size from now on", self._limits[batch[0].key])
+
+    def _blame(self, batch: list[Trajectory], error: Exception) -> None:
+        """Fails the jobs that fail alone too. Raises where all do (the device is broken, or the model), or none."""
+        jobs = {job: [image for image in batch if image.job == job] for job in sorted({each.job for each in batch})}
+        guilty = [job for job, images in jobs.items() if len(jobs) > 1 and self._fails(images)]
+        if not 0 < len(guilty) < len(jobs):
+            raise error
+        for job in guilty:
+            self._fail(job, "The model failed at this picture.", "model")
+
+    def _fails(self, images: list[Trajectory]) -> bool:
+        try:
+            self._forward(images)
+        except Exception:
+            log.exception("job %s fails by itself", images[0].job)
+            return True
+        return False
+
+    def _limit(self, image: Trajectory) -> int:
+        """Rows of a batch of its like. A pinned forward costs its whole bucket, so a batch may fill that."""
+        if image.key not in self._limits and len(self._limits) >= MOST_LIMITS:
+            self._limits.clear()
+        return self._limits.setdefault(image.key, max(self.rows, image.bucket or 0))
 
     def _lay(self, batch: list[Trajectory]) -> Layout:
         """The batch's layout, the last one's where nobody joined or left."""
@@ -167,7 +195,7 @@ class Engine:
 
     def _size(self, batch: list[Trajectory]) -> int:
         """Rows of a forward: what the recipe pins, or the next bucket, so that compiled shapes stay few."""
-        rows = min(sum(image.rows for image in batch), self._limit)
+        rows = min(sum(image.rows for image in batch), self._limit(batch[0]))
         return batch[0].bucket or next((size for size in self._buckets if size >= rows), rows)
 
     def _finish(self, image: Trajectory) -> None:
@@ -198,7 +226,8 @@ class Engine:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    """Libraries that allocate for themselves say so in the text alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in str(error) for mark in OUT_OF_MEMORY)
 
 
 def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:

@@ -8,7 +8,8 @@ while away.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
 from engine.job import Share
@@ -87,9 +88,13 @@ class Scheduler(Generic[E]):
             here = {node for children in self._children.values() for node in children}
             self._served = {node: rows for node, rows in self._served.items() if node in here}
 
-    def next(self, limit: int) -> list[E]:
-        """The next batch, at most `limit` rows (a single larger entry goes alone); changes nothing. [] when idle."""
+    def next(self, limit: int, limits: Mapping[Hashable, int] = MappingProxyType({})) -> list[E]:
+        """The next batch, at most `limit` rows (a single larger entry goes alone); changes nothing. [] when idle.
+
+        `limits` holds the limits of the keys that have one of their own.
+        """
         key = self._group()
+        limit = limits.get(key, limit)
         self._passed.clear()
         queues = {job: sorted((e for e in each if e.key == key), key=lambda e: e.k) for job, each in self._jobs.items()}
         queues = {job: queue for job, queue in queues.items() if queue}
@@ -129,7 +134,7 @@ class Scheduler(Generic[E]):
                     self._overdue.setdefault(job, self._step)
 
     def _group(self) -> Hashable:
-        """The key of the next batch. Groups take turns, as long as they have users; whose *user* waited longest is next.
+        """The key of the next batch. Groups take turns, as long as they have users; whose user waited longest is next.
 
         By the groups' own last turns a user with many sizes would have a turn for each. By *served* alone a group could
         starve: somebody who needs little is always the least served, and would always choose.

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from engine.engine import Developed, Engine, Failed, Stepped
+from engine.engine import Developed, Engine, Failed, Stepped, is_out_of_memory
 from engine.job import Ancestor, Concept, Enlarge, Job, Recipe, rows
 from engine.plan import plan
 from engine.rows import Layout
@@ -242,6 +242,82 @@ def test_what_never_fits_fails_and_lets_the_others_live(affine: Any, recipe: Mak
     assert [event.job for event in events if isinstance(event, Developed)] == [free.id]
 
 
+def test_what_is_too_large_makes_no_other_size_slower(affine: Any, recipe: Make, job: Make) -> None:
+    affine.memory_of = {8: 0}  # latents of so many columns never fit
+    engine = Engine({"affine": affine})
+    engine.add(job(recipe(width=64, height=64, count=4)))
+    while not engine.idle:
+        engine.step()
+    engine.add(job(recipe(count=4, steps=2)))
+    while not engine.idle:
+        engine.step()
+    assert affine.shapes == [8, 8]
+
+
+@pytest.mark.parametrize(
+    "text", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "CUDNN_STATUS_ALLOC_FAILED"]
+)
+def test_libraries_that_run_out_of_memory_say_so_in_their_own_words(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(f"CUDA error: {text}"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize("cap", [1, 4, 8])
+def test_a_pinned_forward_is_filled_whatever_the_cap(
+    affine: Any, recipe: Make, job: Make, finish: Make, cap: int
+) -> None:
+    engine = Engine({"affine": affine}, rows=cap)
+    engine.add(job(recipe(bucket=8, count=4, steps=3)))
+    finish(engine)
+    assert affine.shapes == [8] * 3
+
+
+def test_who_is_not_here_is_not_watched(affine: Any, recipe: Make, job: Make) -> None:
+    engine, gone = Engine({"affine": affine}), job(recipe(steps=1))
+    engine.add(gone)
+    engine.step()
+    engine.watch(gone.id)
+    assert not engine._watched
+
+
+def failing_at(affine: Any, monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
+    """The network raises where one of these texts is in the batch."""
+    denoise, marks = affine.denoise, [float(affine.encode(text)[0, 0]) for text in texts]
+
+    def broken(x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor, dtype: Any) -> torch.Tensor:
+        if not texts or any(mark in rows[:, 0, 0].tolist() for mark in marks):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        return denoise(x, t, rows, dtype)
+
+    monkeypatch.setattr(affine, "denoise", broken)
+
+
+def test_an_error_that_one_job_causes_fails_that_job_alone(
+    affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    affine.encode = lambda text: torch.full((4, 2), len(text) / 16)  # exact in float32
+    failing_at(affine, monkeypatch, "guilty")
+    engine = Engine({"affine": affine})
+    guilty, good = job(recipe("guilty", count=2, steps=3)), [job(recipe(text, steps=3)) for text in ("a", "be")]
+    for each in (good[0], guilty, good[1]):
+        engine.add(each)
+    events = [event for _ in range(3) for event in engine.step()]
+    assert [(event.job, event.blame) for event in events if isinstance(event, Failed)] == [(guilty.id, "model")]
+    assert {event.job for event in events if isinstance(event, Developed)} == {each.id for each in good}
+    assert engine.idle
+
+
+def test_an_error_of_all_jobs_is_nobodys_fault_and_raised(
+    affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_at(affine, monkeypatch)
+    engine = Engine({"affine": affine})
+    for text in ("a", "b"):
+        engine.add(job(recipe(text)))
+    with pytest.raises(RuntimeError, match="mat1"):
+        engine.step()
+
+
 def test_any_other_error_is_raised_and_nothing_has_moved(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +409,14 @@ def test_unfit_jobs_are_refused_with_a_sentence(
     assert sentence in refused.value.sentence
     assert refused.value.blame == blame
     assert engine.idle
+
+
+def test_what_the_model_cannot_do_is_not_the_members_fault(affine: Any, recipe: Make, job: Make) -> None:
+    affine.scheduler_config = affine.scheduler_config | {"timestep_spacing": "leading"}  # counts to 1000 of 0…999
+    with pytest.raises(Unfit) as refused:
+        Engine({"affine": affine}).add(job(recipe(steps=1000)))
+    assert refused.value.sentence.startswith("affine cannot take 1000 steps with the sampler ddpm;")
+    assert refused.value.blame == "model"
 
 
 def test_an_enlargement_is_no_business_of_the_engine(affine: Any, job: Make) -> None:
