@@ -152,7 +152,9 @@ async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
         try:
             yield
         finally:
-            task.cancel()
+            while not task.done():  # before Python 3.12 `asyncio.wait_for` may swallow a cancellation
+                task.cancel()
+                await asyncio.wait((task,), timeout=1.0)
 
 
 @contextmanager

@@ -88,8 +88,9 @@ class Apprentice:
     async def vanish(self, running: asyncio.Task[None]) -> None:
         """As SIGKILL leaves it: no claim is released, and nothing is said any more."""
         self.gone = True
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        while not running.done():
+            running.cancel()
+            await asyncio.wait([running], timeout=1)
         await self.bus.close()
 
     async def _announcing(self) -> None:
@@ -202,8 +203,9 @@ class Workplace:
         task = asyncio.create_task(apprentice.run())
 
         async def stop() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            while not task.done():  # before Python 3.12 `asyncio.wait_for`, as in nats-py, may swallow a cancellation
+                task.cancel()
+                await asyncio.wait([task], timeout=1)
 
         self.stack.push_async_callback(stop)
         return apprentice, task
