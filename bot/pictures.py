@@ -9,10 +9,13 @@ import asyncio
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 if TYPE_CHECKING:
@@ -30,7 +33,10 @@ class Spoiled(Missing):
 
 
 class Pictures:
-    """Content-addressed, write-once. Bytes with the SHA-256 abcd… lie under `sha256/ab/cd/abcd…`."""
+    """Content-addressed, write-once. Bytes with the SHA-256 abcd… lie under `sha256/ab/cd/abcd…`.
+
+    Every method raises OSError while the store cannot be used: a full disk, a bucket that is away.
+    """
 
     def __init__(self, place: str | Path) -> None:
         """`place`: a folder (made where it is missing), or an address: s3://bucket/prefix, gs://, az://, file://."""
@@ -46,7 +52,8 @@ class Pictures:
         """Keeps `payload` and returns its SHA-256. Whole or not at all, and on the disk when this returns."""
         sha256 = await asyncio.to_thread(_digest, payload)
         path = _path(sha256)
-        await obstore.put_async(self._store, path, payload)
+        with _using():
+            await obstore.put_async(self._store, path, payload)
         if self._folder is not None:  # S3 answers once it is safe; a file is only in the page cache
             await asyncio.to_thread(_settle, self._folder / path)
         return sha256
@@ -56,8 +63,9 @@ class Pictures:
         if not _SHA256.fullmatch(sha256):
             raise Missing(sha256)
         try:
-            found = await obstore.get_async(self._store, _path(sha256))
-            payload = bytes(await found.bytes_async())
+            with _using():
+                found = await obstore.get_async(self._store, _path(sha256))
+                payload = bytes(await found.bytes_async())
         except FileNotFoundError as error:
             raise Missing(sha256) from error
         if await asyncio.to_thread(_digest, payload) != sha256:
@@ -69,7 +77,8 @@ class Pictures:
         if not _SHA256.fullmatch(sha256):
             return False
         try:
-            await obstore.head_async(self._store, _path(sha256))
+            with _using():
+                await obstore.head_async(self._store, _path(sha256))
         except FileNotFoundError:
             return False
         return True
@@ -77,7 +86,19 @@ class Pictures:
     async def drop(self, sha256: str) -> None:
         """Forgets the bytes; nothing happens where there are none."""
         if await self.has(sha256):
-            await obstore.delete_async(self._store, _path(sha256))
+            with _using():
+                await obstore.delete_async(self._store, _path(sha256))
+
+
+@contextmanager
+def _using() -> Iterator[None]:
+    """obstore's errors are not OSErrors, but mean the same: not now. That nothing is there passes as it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except BaseError as error:
+        raise OSError(f"The picture store cannot be used now: {str(error).partition(chr(10))[0]}") from error
 
 
 def _path(sha256: str) -> str:

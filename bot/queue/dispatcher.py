@@ -113,6 +113,9 @@ class Dispatcher:
             except Missing:
                 await self._closing.fail(record.id, "The picture to enlarge is not there any more.", "us")
                 return
+            except OSError as error:  # the patrol submits it again, and the jobs behind it need not wait for that
+                log.warning("job %s: not sent yet: %s", record.id, error)
+                return
         await self._bus.dispatch(record.job())
         if self._feed.watched(record.id):
             await self._bus.want(record.id)

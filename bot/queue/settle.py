@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from bot.feed import Developing, Feed
@@ -39,6 +40,8 @@ class Settle:
         self._closing, self._arrivals, self._clock = closing, arrivals, clock
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._last: dict[str, asyncio.Task[None]] = {}
+        self._faults: Counter[int] = Counter()  # of a report's own, by its place in the stream
+        self._outages: dict[str, dict[Picture, str]] = {}  # job → its pictures that wait for an outage's end
 
     async def run(self) -> None:
         """Settle until cancelled."""
@@ -61,25 +64,45 @@ class Settle:
 
     async def settle(self, delivered: Delivered[Result]) -> None:
         """One report, contained: whatever goes wrong with it is logged and answered for."""
+        value, number = delivered.value, _number(delivered)
         try:
             try:
-                await self.take(delivered.value, last=delivered.tries >= TRIES)
+                await self.take(value, last=self._faults[number] >= TRIES - 1)
             except (Unreachable, Unavailable, OSError) as error:
-                log.warning("job %s: %s waits: %s", delivered.value.job, _kind(delivered), error)
+                log.warning("job %s: %s waits: %s", value.job, _kind(delivered), error)
+                self._delayed(value, error)
                 await delivered.nak(OUTAGE_PAUSE)
             except Exception as error:
                 await self._wrong(delivered, error)
             else:
+                self._answered(value, number)
                 await delivered.ack()
         except Unreachable as error:
-            log.warning("job %s: %s comes again: %s", delivered.value.job, _kind(delivered), error)
+            log.warning("job %s: %s comes again: %s", value.job, _kind(delivered), error)
+
+    def _delayed(self, value: Result, error: OSError) -> None:
+        if isinstance(value, Picture):
+            self._outages.setdefault(value.job, {})[value] = str(error)
+
+    def _answered(self, value: Result, number: int) -> None:
+        self._faults.pop(number, None)
+        if isinstance(value, Picture):
+            waiting = self._outages.get(value.job, {})
+            waiting.pop(value, None)
+            if not waiting:
+                self._outages.pop(value.job, None)
 
     async def _wrong(self, delivered: Delivered[Result], error: Exception) -> None:
-        log.error("job %s: %s, try %d", delivered.value.job, _kind(delivered), delivered.tries, exc_info=error)
-        if delivered.tries < TRIES:
-            await delivered.nak(PAUSE * delivered.tries)
+        """Tries are counted here, not by the broker: it also counts those that an outage spoilt."""
+        number = _number(delivered)
+        self._faults[number] += 1
+        tries = self._faults[number]
+        log.error("job %s: %s, try %d", delivered.value.job, _kind(delivered), tries, exc_info=error)
+        if tries < TRIES:
+            await delivered.nak(PAUSE * tries)
         else:
             await delivered.lay_aside(f"{type(error).__name__}: {error}")
+            self._answered(delivered.value, number)
 
     async def take(self, value: Result, *, last: bool = False) -> None:
         """Store what a report says. Doubled, late and stale ones change nothing. `last`: it will not come again."""
@@ -128,6 +151,8 @@ class Settle:
         if not missing:
             spent = (value.cost, value.seconds, value.ms_per_step)
             await self._closing.finish(value.job, value.epoch, *spent, steps=record.steps)
+        elif waiting := self._outages.get(value.job):
+            raise OSError(next(iter(waiting.values())))  # not lost: stored when the outage is over
         elif last:
             said = f"A worker reported it done without {', '.join(missing)}."
             await self._closing.again(value.job, step=record.step, why=said, reason=said, epoch=value.epoch)
@@ -141,6 +166,10 @@ class Settle:
             await self._closing.again(value.job, step=step, why=value.reason, reason=value.reason, epoch=value.epoch)
         else:
             await self._closing.fail(value.job, value.reason, value.blame, epoch=value.epoch)
+
+
+def _number(delivered: Delivered[Result]) -> int:
+    return delivered.msg.metadata.sequence.stream
 
 
 def _kind(delivered: Delivered[Result]) -> str:

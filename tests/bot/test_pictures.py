@@ -55,6 +55,17 @@ async def test_a_torn_file_is_noticed_and_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_store_that_cannot_be_used_is_an_outage_and_not_a_missing_picture(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path)
+    (tmp_path / "sha256").write_bytes(b"a file where its folder should be")
+    with pytest.raises(OSError, match="The picture store cannot be used now"):
+        await pictures.put(b"abc")
+    for asking in (pictures.get, pictures.has):
+        with pytest.raises(OSError, match="The picture store cannot be used now"):
+            await asking(ABC)
+
+
+@pytest.mark.asyncio
 async def test_dropped_is_gone_and_dropping_twice_is_no_error(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path)
     await pictures.put(b"abc")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from bot.feed import Developing, Settled
+from bot.queue import settle
 from bot.queue.arrivals import size
 from engine.bus import subjects
 from engine.job import Cancelled, Failed, Finished, Frame, Picture, Started
@@ -107,6 +109,32 @@ async def test_a_bad_picture_is_laid_aside_and_the_job_done_again(open_job, unti
     await apprentice.say(finished(job, 20))
     await settled(house, until)
     assert (await house.studio.view(job.id)).state == "finished"
+
+
+@pytest.mark.asyncio
+async def test_a_full_disk_is_waited_out_and_costs_no_try(open_job, until, monkeypatch):
+    monkeypatch.setattr(settle, "OUTAGE_PAUSE", 0.05)
+    house, apprentice, job = await open_job()
+    tries = []
+    take = house.settle.take
+
+    async def counted(value, **more):
+        tries.append(type(value))
+        await take(value, **more)
+
+    monkeypatch.setattr(house.settle, "take", counted)
+    blocked = Path(house.studio._gallery._pictures._folder) / "sha256"
+    blocked.write_bytes(b"in the way of every picture")
+    await apprentice.picture(job, 10, 0)
+    await until(lambda: tries)
+    await apprentice.ladder(job, 10, 0)
+    await apprentice.say(finished(job))
+    await until(lambda: min(tries.count(Picture), tries.count(Finished)) > 2 * settle.TRIES)
+    blocked.unlink()
+    await settled(house, until)
+    record = await house.store.record(job.id)
+    assert (record.state, record.attempt, house.settle._bus.dead.count) == ("finished", 1, {})
+    assert not house.settle._outages
 
 
 @pytest.mark.asyncio
