@@ -16,7 +16,6 @@ from nats.js.object_store import ObjectStore
 from engine.bus import subjects
 
 CHUNK = 1024 * 1024
-STREAM = f"OBJ_{subjects.BLOBS}"
 
 
 class NoBlob(LookupError):
@@ -28,7 +27,7 @@ class Blobs:
 
     def __init__(self, js: JetStreamContext, max_age: float) -> None:
         self._js = js
-        self._store = ObjectStore(subjects.BLOBS, STREAM, js)
+        self._store = ObjectStore(subjects.BLOBS, subjects.BLOBS_STREAM, js)
         self._fresh = timedelta(seconds=max_age / 2)
 
     async def put(self, content: bytes) -> str:
@@ -63,7 +62,7 @@ class Blobs:
         """Chunk after chunk by direct requests: no consumer, and no wait for a chunk that is gone."""
         content, position = bytearray(), 1
         while len(content) < size:
-            msg = await self._js.get_msg(STREAM, seq=position, subject=subject, direct=True, next=True)
+            msg = await self._js.get_msg(subjects.BLOBS_STREAM, seq=position, subject=subject, direct=True, next=True)
             if not msg.data:
                 break
             content += msg.data

@@ -13,6 +13,7 @@ from pathlib import Path
 
 LOG_BYTES = 8 * 1024 * 1024
 MAX_PAYLOAD = 8 * 1024 * 1024
+FILE_BYTES = 8 * 1024**3  # else three quarters of the free disk, and on a full one no stream could be made
 
 
 class BrokerError(RuntimeError):
@@ -56,7 +57,7 @@ max_payload: {MAX_PAYLOAD}
 max_pending: {16 * MAX_PAYLOAD}
 write_deadline: "10s"
 authorization {{ token: {quoted(token)} }}
-jetstream {{ store_dir: {quoted(folder / "store")}, sync_interval: always }}
+jetstream {{ store_dir: {quoted(folder / "store")}, sync_interval: always, max_file_store: {FILE_BYTES} }}
 """
 
 

@@ -35,7 +35,7 @@ class Station:
         self.client, self.kept = client, kept
         self.js = client.jetstream(timeout=ANSWER_SECONDS)
         self.dead = DeadLetters(self.js)
-        self.blobs = Blobs(self.js, kept.max_age)
+        self.blobs = Blobs(self.js, kept.blob_age)
         self._again, self._left = again, False
 
     @classmethod

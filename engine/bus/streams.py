@@ -22,11 +22,15 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Kept:
-    """How long the broker keeps what, in seconds, and the two sizes that are bounded, in bytes."""
+    """How long the broker keeps what, in seconds, and how much, in bytes: together less than its `FILE_BYTES`."""
 
     lease: float = 10.0  # a claim and a worker's presence live this long without renewal; also `ack_wait`
-    max_age: float = 7 * DAY  # cancel tombstones, snapshots, blobs, dead letters
+    max_age: float = 7 * DAY  # cancel tombstones, snapshots, dead letters
+    blob_age: float = DAY  # pictures on their way: the bot copies them within seconds
+    work_bytes: int = 256 * MIB
+    result_bytes: int = 1024 * MIB
     snapshot_bytes: int = 512 * MIB
+    blob_bytes: int = 4096 * MIB
     dead_bytes: int = 64 * MIB
 
     @property
@@ -55,10 +59,11 @@ def streams(kept: Kept, now: float) -> list[StreamConfig]:
         StreamConfig(
             name=subjects.WORK, subjects=[f"{subjects.WORK}.>"], retention=RetentionPolicy.WORK_QUEUE,
             max_msgs_per_subject=1, discard=DiscardPolicy.NEW, discard_new_per_subject=True, storage=StorageType.FILE,
+            max_bytes=kept.work_bytes,
         ),
         StreamConfig(
             name=subjects.RESULTS, subjects=[f"{subjects.RESULTS}.>"], retention=RetentionPolicy.WORK_QUEUE,
-            storage=StorageType.FILE,
+            max_bytes=kept.result_bytes, discard=DiscardPolicy.NEW, storage=StorageType.FILE,  # none is ever dropped
         ),
         StreamConfig(
             name=subjects.DEAD, subjects=[f"{subjects.DEAD}.>"], max_age=kept.max_age, max_bytes=kept.dead_bytes,
@@ -69,6 +74,12 @@ def streams(kept: Kept, now: float) -> list[StreamConfig]:
         _bucket(subjects.CANCELLED, kept.max_age),
         # A full bucket drops its oldest snapshots: that costs steps, while refusing new ones would cost them too.
         _bucket(subjects.SNAPSHOTS, kept.max_age, max_bytes=kept.snapshot_bytes, discard=DiscardPolicy.OLD),
+        # An object bucket, as the client library reads it; yet a full one drops its oldest, which were copied long ago.
+        StreamConfig(
+            name=subjects.BLOBS_STREAM, subjects=[f"$O.{subjects.BLOBS}.{part}.>" for part in "CM"],
+            max_age=kept.blob_age, max_bytes=kept.blob_bytes, discard=DiscardPolicy.OLD, storage=StorageType.FILE,
+            allow_rollup_hdrs=True, allow_direct=True,
+        ),
     ]  # fmt: skip
 
 
@@ -93,7 +104,7 @@ def pool_consumer(pool: str, lease: float) -> ConsumerConfig:
 async def declare(js: JetStreamContext, kept: Kept) -> None:
     """Makes what is not there yet. Raises the client library's errors."""
     wanted = streams(kept, time.time())
-    await asyncio.gather(*(_ensure(js, config) for config in wanted), _ensure_blobs(js, kept))
+    await asyncio.gather(*(_ensure(js, config) for config in wanted))
 
 
 async def _ensure(js: JetStreamContext, config: StreamConfig) -> None:
@@ -105,13 +116,6 @@ async def _ensure(js: JetStreamContext, config: StreamConfig) -> None:
             await js.add_stream(config)
         except BadRequestError:  # another process was first, with another millisecond in first_seq
             await js.stream_info(config.name)
-
-
-async def _ensure_blobs(js: JetStreamContext, kept: Kept) -> None:
-    try:
-        await js.stream_info(f"OBJ_{subjects.BLOBS}")
-    except NotFoundError:
-        await js.create_object_store(subjects.BLOBS, ttl=kept.max_age, storage=StorageType.FILE)
 
 
 async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:

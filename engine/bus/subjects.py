@@ -16,6 +16,7 @@ SNAPSHOTS = "snapshots"
 CANCELLED = "cancelled"
 WORKERS = "workers"
 BLOBS = "blobs"
+BLOBS_STREAM = f"OBJ_{BLOBS}"
 EMBED = "embed"
 SETTLE = "settle"  # the one durable consumer of results
 

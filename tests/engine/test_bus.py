@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest_asyncio
 from engine.bus import Bus, Ended, Fenced, Kept, NoBlob, NobodyAnswers, Unreachable
 from engine.bus.broker import Broker
 from engine.bus.deliveries import KEPT_BYTES
-from engine.bus.server import MAX_PAYLOAD
+from engine.bus.server import FILE_BYTES, MAX_PAYLOAD
 from engine.bus.streams import streams
 from engine.job import (
     Concept,
@@ -539,3 +539,40 @@ async def test_a_connection_that_the_server_ends_for_good_is_no_outage(join: Any
     assert not others.done()
     await other.close()
     await asyncio.wait_for(others, 5)  # closed by ourselves: no error
+
+
+def test_what_the_broker_keeps_is_bounded_and_fits() -> None:
+    bounds = {config.name: config.max_bytes or 0 for config in streams(Kept(), 0.0)}
+    assert {"work", "results", "dead", "KV_snapshots", "OBJ_blobs"} <= {
+        name for name, most in bounds.items() if most > 0
+    }
+    assert sum(bounds.values()) <= FILE_BYTES
+
+
+@pytest.mark.asyncio
+async def test_full_streams_refuse_jobs_and_results_and_drop_the_oldest_blob(broker: Broker) -> None:
+    small = Kept(lease=LEASE, work_bytes=4000, result_bytes=4000, blob_bytes=100_000)
+    bus = await Bus.connect(broker.url, broker.token, kept=small)
+    try:
+        await bus.declare()
+        with pytest.raises(Unreachable, match="maximum bytes"):
+            await in_turn(bus.dispatch(a_job(attempt=at + 1)) for at in range(40))
+        with pytest.raises(Unreachable, match="maximum bytes"):
+            await in_turn(say(bus, at) for at in range(40))
+        assert [d.value.image for d in await take(bus.results(), 2)] == [0, 1]
+        shas = [await bus.put_blob(bytes([at]) * 30_000) for at in range(5)]
+        assert len(await bus.get_blob(shas[-1], 30_000)) == 30_000
+        with pytest.raises(NoBlob):
+            await bus.get_blob(shas[0], 30_000)
+    finally:
+        await bus.close()
+
+
+async def say(bus: Bus, at: int) -> None:
+    picture = Picture(job=JOB, image=at % 4, epoch=at, kind="image", sha256="a" * 64, bytes=9, width=64, height=64)
+    await bus.publish_result("one", picture)
+
+
+async def in_turn(acts: Iterable[Awaitable[object]]) -> None:
+    for act in acts:
+        await act
