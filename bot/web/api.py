@@ -14,6 +14,7 @@ from aiohttp import web
 from bot.refused import Refused
 from bot.views import Place, Ticket
 from bot.web import shown
+from bot.web.body import body_of
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
 from bot.web.live import STUDIO, visible
 from bot.web.prints import index_of
@@ -89,20 +90,12 @@ async def jobs(request: web.Request) -> web.Response:
 
 async def imagine(request: web.Request) -> web.Response:
     """A prompt becomes one job, or several where it holds permutations."""
-    order = await _order(request)
+    order = await body_of(request, Order)
     tickets = await request.app[STUDIO].imagine(
         order.prompt, member_of(request), _place(request), key=_key(request), exact=order.exact, **order.options()
     )
     answer = shown.accepted(tickets)
     return web.json_response(answer, status=201, headers={"Location": answer["url"]})
-
-
-async def _order(request: web.Request) -> Order:
-    body = await request.read()
-    try:
-        return msgspec.json.decode(body, type=Order)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(f"The request can't be read: {error}.", 400) from error
 
 
 async def one(request: web.Request) -> web.Response:

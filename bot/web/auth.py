@@ -143,12 +143,18 @@ class Gate:
         self._invitations: dict[str, bool] = {}
 
     def invite(self, *, owner: bool = False) -> str:
-        """A token that lets one visitor in, once."""
+        """A token that lets one visitor in, once. Too many guests' make their oldest lapse, never an owner's."""
+        guests = [token for token, owners in self._invitations.items() if not owners]
+        if not owner and len(guests) >= OPEN_INVITATIONS:
+            del self._invitations[guests[0]]
         token = secrets.token_urlsafe(24)
         self._invitations[token] = owner
-        while len(self._invitations) > OPEN_INVITATIONS:
-            del self._invitations[next(iter(self._invitations))]
         return token
+
+    def gains(self, token: str, visitor: Visitor | None) -> bool:
+        """Whether the token would make this visitor more than they are: a stranger a guest, or anyone an owner."""
+        owner = self._invitations.get(token)
+        return owner is not None and (visitor is None or (owner and not visitor.owner))
 
     def redeem(self, token: str) -> Visitor | None:
         """The visitor that the token stands for; from then on it stands for nobody."""

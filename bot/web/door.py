@@ -25,9 +25,11 @@ VISITOR = web.RequestKey("visitor", Visitor)
 GUILD = "local"
 TERMINAL = "terminal"  # the visitor without a cookie
 YEAR = 365 * 24 * 3600
+ENTRANCE = "/api/entrance"  # where a one-time token is exchanged
 FREE = ("/healthz", "/static/")  # no secret behind these: a stranger may see them
 SENTENCES = {
     404: "There is nothing at this address.",
+    408: "The request took too long to arrive. Send it again.",
     413: "That is too large: a request may have 64 KiB.",
 }
 HEADERS = {
@@ -76,7 +78,10 @@ async def errors(request: web.Request, handler: Next) -> web.StreamResponse:
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return said(request, error.status, SENTENCES.get(error.status, error.reason))
+        answer = said(request, error.status, SENTENCES.get(error.status, error.reason))
+        if error.status == 408:
+            answer.force_close()  # the rest of it may never come
+        return answer
     except ConnectionResetError:
         raise
     except Exception:
@@ -110,7 +115,8 @@ def _stranger(request: web.Request) -> Visitor | None:
 
 
 def _is_free(request: web.Request) -> bool:
-    return request.path.startswith(FREE) or (request.path == "/" and "token" in request.query)
+    first = request.path == "/" and "token" in request.query
+    return first or request.path == ENTRANCE or request.path.startswith(FREE)
 
 
 def said(request: web.Request, status: int, sentence: str) -> web.Response:

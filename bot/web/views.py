@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import aiohttp_jinja2
+import msgspec
 from aiohttp import web
 
 from bot.refused import Refused
-from bot.web.door import DOOR, GATE, VISITOR, give_cookie
+from bot.web.body import body_of
+from bot.web.door import DOOR, ENTRANCE, GATE, VISITOR, give_cookie
 
+USED = "This address was used already, or is not one of this room's. Ask for a new one."
 IN_DISCORD = web.AppKey("in_discord", bool)
 EXAMPLES = (
     "terrier, looking up, cute, white background",
@@ -26,29 +29,56 @@ PERMISSIONS = 1 << 10 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 38
 
 def routes() -> list[web.RouteDef]:
     """The addresses of the pages."""
-    return [web.get("/", home), web.get("/discord", discord), web.get("/favicon.ico", icon)]
+    return [
+        web.get("/", home),
+        web.post(ENTRANCE, come_in),
+        web.get("/discord", discord),
+        web.get("/favicon.ico", icon),
+    ]
 
 
 async def home(request: web.Request) -> web.StreamResponse:
     """The chatroom; with `?token=…` the way in."""
     if "token" in request.query:
-        return enter(request)
+        return threshold(request)
     return _page(request, "room.html", examples=EXAMPLES, example=EXAMPLES[0])
 
 
-def enter(request: web.Request) -> web.StreamResponse:
-    """Exchanges the one-time token for a cookie.
+def threshold(request: web.Request) -> web.StreamResponse:
+    """The page behind a one-time address. It spends nothing: previews of links, and HEAD, come here as well.
 
-    Answers with a page of ours that goes on to the room, not with a redirect: after a link in another site's page a
-    browser would not send a SameSite=Strict cookie along the redirect.
+    Who is known already goes on to the room; by a page of ours and not by a redirect, along which a browser that
+    followed a link in another site's page would not send a SameSite=Strict cookie.
     """
-    visitor = request.app[GATE].redeem(request.query["token"])
-    if visitor is None and request.get(VISITOR) is None:
-        raise Refused("This address was used already, or is not one of this room's. Ask for a new one.", 403)
-    answer = _page(request, "enter.html")
-    if visitor is not None:
-        give_cookie(request, answer, visitor)
-    return answer
+    visitor, token = request.get(VISITOR), request.query["token"]
+    gains = request.app[GATE].gains(token, visitor)
+    if visitor is None and not gains:
+        raise Refused(USED, 403)
+    return _page(request, "enter.html", known=not gains)
+
+
+class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/entrance`: the token of a one-time address."""
+
+    token: str
+
+
+async def come_in(request: web.Request) -> web.StreamResponse:
+    """Exchanges the one-time token for a cookie. Who would gain nothing by it stays who they are, and spends nothing.
+
+    A POST from our own page: its visitor's cookie comes along even where a foreign link led to the page.
+    """
+    token, visitor = (await body_of(request, Invitation)).token, request.get(VISITOR)
+    gate = request.app[GATE]
+    if gate.gains(token, visitor):
+        answer = web.json_response({"path": "/"}, status=201)
+        newcomer = gate.redeem(token)
+        assert newcomer is not None
+        give_cookie(request, answer, newcomer)
+        return answer
+    if visitor is None:
+        raise Refused(USED, 403)
+    return web.json_response({"path": "/"})
 
 
 async def discord(request: web.Request) -> web.StreamResponse:

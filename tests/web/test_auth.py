@@ -119,6 +119,16 @@ def test_old_invitations_lapse() -> None:
     assert not guest.owner
 
 
+def test_invitations_leave_the_owners_token_alone() -> None:
+    gate = Gate(b"k" * 32)
+    owners = gate.invite(owner=True)
+    for _ in range(OPEN_INVITATIONS + 1):
+        gate.invite()
+    visitor = gate.redeem(owners)
+    assert visitor is not None
+    assert visitor.owner
+
+
 def test_a_cookie_is_read_again_and_cannot_be_written_by_others() -> None:
     gate, visitor = Gate(b"k" * 32), Visitor("ab12", owner=False)
     cookie = gate.seal(visitor)

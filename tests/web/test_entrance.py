@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,9 +23,26 @@ def way_in(room: Room) -> str:
     return f"{room.url}/?{urlsplit(address(room.settings, room.app, room.port)).query}"
 
 
+def browsing() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
+
+
+def enter(browser: aiohttp.ClientSession, once: str, **headers: str) -> AbstractAsyncContextManager[Any]:
+    """What the page's button sends."""
+    address = urlsplit(once)
+    body = {"token": address.query.removeprefix("token=")}
+    return browser.post(f"{address.scheme}://{address.netloc}/api/entrance", json=body, headers=headers)
+
+
+async def invitation(owner: aiohttp.ClientSession, room: Room) -> str:
+    async with owner.post(f"{room.url}/api/invitations") as answer:
+        assert answer.status == 201
+        return room.url + (await answer.json())["path"]
+
+
 async def test_this_computers_room_asks_for_no_token_and_knows_you_again(room: Room) -> None:
     assert address(room.settings, room.app, room.port) == f"http://127.0.0.1:{room.port}/"
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+    async with browsing() as browser:
         async with browser.get(room.url) as answer:
             assert answer.status == 200
             cookie = answer.headers["Set-Cookie"]
@@ -54,9 +72,9 @@ async def test_a_stranger_sees_nothing_but_the_health(open_room: OpenRoom) -> No
 async def test_the_address_lets_one_browser_in_and_then_nobody(open_room: OpenRoom) -> None:
     async with open_room(host="0.0.0.0") as room:
         once = way_in(room)
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
-            async with browser.get(once) as answer:
-                assert answer.status == 200
+        async with browsing() as browser:
+            async with enter(browser, once) as answer:
+                assert answer.status == 201
                 assert "HttpOnly" in answer.headers["Set-Cookie"]
                 assert "SameSite=Strict" in answer.headers["Set-Cookie"]
             async with browser.get(room.url) as answer:
@@ -64,22 +82,49 @@ async def test_the_address_lets_one_browser_in_and_then_nobody(open_room: OpenRo
             async with browser.get(once) as answer:  # back again, with the cookie
                 assert answer.status == 200
                 assert "Set-Cookie" not in answer.headers
-            async with browser.post(f"{room.url}/api/invitations") as answer:
-                assert answer.status == 201
-                path = (await answer.json())["path"]
+                assert 'content="0; url=/"' in await answer.text()
         async with room.client.get(once) as answer:
             assert answer.status == 403
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as guest:
-            async with guest.get(room.url + path) as answer:
+        async with enter(room.client, once) as answer:
+            assert answer.status == 403
+            assert "used already" in (await answer.json())["error"]
+
+
+async def test_looking_at_the_address_does_not_use_it_up(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room:
+        once = way_in(room)
+        for method in ("HEAD", "GET", "GET"):  # as a preview of the link does
+            async with room.client.request(method, once) as answer:
                 assert answer.status == 200
-            async with guest.post(f"{room.url}/api/invitations") as answer:
-                assert answer.status == 403
+                assert "Set-Cookie" not in answer.headers
+        async with browsing() as browser, enter(browser, once) as answer:
+            assert answer.status == 201
+
+
+async def test_an_owner_who_opens_a_guests_invitation_stays_owner(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room, browsing() as browser, browsing() as guest:
+        async with enter(browser, way_in(room)) as answer:
+            assert answer.status == 201
+        once = await invitation(browser, room)
+        async with browser.get(once) as answer:
+            assert answer.status == 200
+        async with enter(browser, once) as answer:
+            assert answer.status == 200
+            assert "Set-Cookie" not in answer.headers
+        assert await invitation(browser, room)
+        async with enter(guest, once) as answer:  # nobody had used it
+            assert answer.status == 201
+        async with guest.post(f"{room.url}/api/invitations") as answer:
+            assert answer.status == 403
+        async with enter(guest, way_in(room)) as answer:  # an owner's address makes a guest an owner
+            assert answer.status == 201
+        assert await invitation(guest, room)
 
 
 async def test_a_cookie_outlives_a_restart(open_room: OpenRoom) -> None:
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
-        async with open_room(host="0.0.0.0") as room, browser.get(way_in(room)) as answer:
-            assert answer.status == 200
+    async with browsing() as browser:
+        async with open_room(host="0.0.0.0") as room, enter(browser, way_in(room)) as answer:
+            assert answer.status == 201
         async with open_room(host="0.0.0.0") as room, browser.get(room.url) as answer:
             assert answer.status == 200
 
@@ -102,8 +147,8 @@ async def test_behind_a_proxy_the_public_name_is_known_and_the_cookie_is_secure(
         once = address(room.settings, room.app, room.port)
         assert once.startswith("https://pictures.example/?token=")
         host = {"Host": "pictures.example", "Origin": "https://pictures.example"}
-        async with room.client.get(f"{room.url}/?{urlsplit(once).query}", headers=host) as answer:
-            assert answer.status == 200
+        async with enter(room.client, f"{room.url}/?{urlsplit(once).query}", **host) as answer:
+            assert answer.status == 201
             assert "Secure" in answer.headers["Set-Cookie"]
         async with room.client.get(room.url, headers={"Host": "evil.example"}) as answer:
             assert answer.status == 403

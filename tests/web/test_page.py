@@ -382,12 +382,16 @@ async def test_a_guest_comes_in_by_a_one_time_address(browser: Browser, open_roo
     async with open_room(host="0.0.0.0") as room:
         page = await (await browser.new_context()).new_page()
         await page.goto(f"{room.url}/?token={room.app[GATE].invite(owner=True)}")
+        await page.get_by_role("button", name="Come in").click()
         await expect(page.locator("#status")).to_contain_text("paper and ink")
         assert "token" not in page.url
         await page.get_by_role("button", name="Invite a guest").click()
         address = await page.get_by_label("Address for the guest").input_value()
+        await page.goto(address)  # a look at one's own invitation
+        await expect(page.get_by_role("button", name="Invite a guest")).to_be_visible()
         guest = await (await browser.new_context()).new_page()
         await guest.goto(address)
+        await guest.get_by_role("button", name="Come in").click()
         await expect(guest.locator("#status")).to_contain_text("paper and ink")
         await expect(guest.get_by_role("button", name="Invite a guest")).to_have_count(0)
         stranger = await (await browser.new_context()).new_page()
@@ -414,6 +418,7 @@ async def test_a_guest_may_not_cancel_what_others_asked_for(browser: Browser, op
         for owner in (True, False):
             page = await (await browser.new_context()).new_page()
             await page.goto(f"{room.url}/?token={room.app[GATE].invite(owner=owner)}")
+            await page.get_by_role("button", name="Come in").click()
             await expect(page.locator("#status")).to_contain_text("paper and ink")
             pages.append(page)
         host, guest = pages

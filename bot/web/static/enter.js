@@ -1,0 +1,23 @@
+// Uses up the one-time address at the press of a button: opening it alone (as previews of links do) spends nothing.
+
+import { ask } from "/static/wire.js";
+
+const button = document.getElementById("come-in");
+const notice = document.getElementById("notice");
+
+async function enter() {
+  button.disabled = true;
+  notice.hidden = true;
+  try {
+    await ask("POST", "/api/entrance", { token: new URLSearchParams(location.search).get("token") });
+    location.replace("/");
+  } catch (refusal) {
+    notice.textContent = refusal.message;
+    notice.hidden = false;
+    button.disabled = false;
+  }
+}
+
+button.addEventListener("click", enter);
+button.disabled = false;
+button.focus();
