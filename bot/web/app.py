@@ -21,6 +21,7 @@ from bot.web.auth import Door, Gate, key_of
 
 HERE = Path(__file__).parent
 MOST_BYTES = 64 * 1024  # of a request's body
+IDLE = 30.0  # seconds that a connection may be held without a request
 TEMPLATES = ("base.html", "room.html", "discord.html", "enter.html", "sentence.html")
 
 
@@ -74,7 +75,9 @@ def _reachable(host: str) -> str:
 @asynccontextmanager
 async def opened(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
     """The room open for visitors; yields the port (a free one for 0). Raises OSError where it can't be bound."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=3, max_line_size=16384)
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=3, max_line_size=16384, keepalive_timeout=IDLE, lingering_time=3
+    )
     await runner.setup()
     try:
         site = web.TCPSite(runner, host.strip("[]"), port)

@@ -23,7 +23,7 @@ from bot.states import over
 from bot.studio import Studio
 from bot.views import View
 from bot.web import shown
-from bot.web.door import GUILD, VISITOR, member_of
+from bot.web.door import GUILD, TERMINAL, VISITOR, member_of
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ CLOSING = web.AppKey("closing", asyncio.Event)
 STREAMS = web.AppKey("streams", set)
 
 MOST_STREAMS = 200
+MOST_EACH = 20  # of one visitor; the terminal is no single visitor
 PACE = 0.03  # seconds between two events of a stream: about as often as eyes notice
 GLANCE = 1.0  # seconds between two looks at who is at work
 RECENT = 30  # jobs that the page starts with
@@ -150,10 +151,11 @@ async def visible(request: web.Request) -> View:
 @contextlib.asynccontextmanager
 async def _stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
     """A stream that is counted while it lasts. What breaks it ends it, and the client comes back for another."""
-    streams = request.app[STREAMS]
-    if len(streams) >= MOST_STREAMS:
+    streams, visitor = request.app[STREAMS], request[VISITOR].id
+    theirs = 0 if visitor == TERMINAL else sum(whose == visitor for whose, _ in streams)
+    if len(streams) >= MOST_STREAMS or theirs >= MOST_EACH:
         raise Refused("Too many pages are open here at once. Close one and try again.", 429)
-    streams.add(one := object())
+    streams.add(one := (visitor, object()))
     try:
         _keep_little(request)
         async with sse_response(request, send_timeout=30, ping_interval=10) as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -194,6 +195,39 @@ async def test_only_so_many_streams_at_once(room: Room, monkeypatch: pytest.Monk
         assert first.status == 200
         status, _ = await refused(room, "GET", "/api/events")
         assert status == 429
+
+
+async def test_one_guest_leaves_streams_to_others(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.live.MOST_EACH", 1)
+    async with open_room(host="0.0.0.0") as room:
+        one, other = ({"Cookie": f"darkroom={room.app[GATE].seal(room.app[GATE].greet(owner=False))}"} for _ in "ab")
+        async with room.client.get(f"{room.url}/api/events", headers=one) as first:
+            assert first.status == 200
+            status, _ = await refused(room, "GET", "/api/events", headers=one)
+            assert status == 429
+            async with room.client.get(f"{room.url}/api/events", headers=other) as second:
+                assert second.status == 200
+
+
+async def test_who_is_idle_is_let_go(open_room: OpenRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.app.IDLE", 0.2)
+    async with open_room(workers=0) as room:
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_body_that_does_not_come_is_408(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.body.PATIENCE", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+    head = f"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1:{room.port}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: 50\r\n\r\n{{".encode())
+    async with asyncio.timeout(10):
+        said = await reader.read()  # to the end: the connection is closed
+    writer.close()
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"took too long" in said
 
 
 async def test_a_page_that_is_not_there_is_a_page(room: Room) -> None:
