@@ -153,7 +153,7 @@ class Broker:
             self.restarts += 1
             try:
                 await self._start()
-            except BrokerError as error:
+            except (BrokerError, OSError) as error:  # OSError: not even the program could be started
                 log.error("broker: %s", error)
                 await self._end()
 

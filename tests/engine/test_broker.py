@@ -68,6 +68,18 @@ async def test_a_killed_server_comes_back_with_its_store(tmp_path: Path) -> None
 
 
 @pytest.mark.asyncio
+async def test_a_program_that_cannot_be_started_for_a_while_is_tried_again(tmp_path: Path) -> None:
+    async with Broker(tmp_path) as broker:
+        whole, broker._server = broker._server, tmp_path / "no such program"
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        await until(lambda: broker.restarts == 2)
+        broker._server = whole
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.close()
+
+
+@pytest.mark.asyncio
 async def test_a_folder_has_one_broker(tmp_path: Path) -> None:
     async with Broker(tmp_path):
         with pytest.raises(BrokerError, match="already running"):
