@@ -89,5 +89,6 @@ class _Alone:
         for image, future in list(self._frames.items()):
             if self._on_frame is not None and future.done():
                 del self._frames[image]
-                self._on_frame(future.result())
-                self._shown += 1
+                if future.exception() is None:  # else the lane has logged it, and the picture goes on without
+                    self._on_frame(future.result())
+                    self._shown += 1

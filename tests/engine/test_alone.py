@@ -12,6 +12,7 @@ from PIL import Image
 from engine.alone import develop
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Frame, Ladder, decode
+from engine.lane import Lane
 from engine.unfit import Unfit
 
 Make = Callable[..., Any]
@@ -37,6 +38,18 @@ def test_a_job_from_prompt_to_pictures(embedded: StableDiffusion, recipe: Make, 
 def test_without_a_ladder_there_is_none(affine: Any, recipe: Make, job: Make) -> None:
     found = develop(job(recipe(steps=3), ladder=False), {"affine": affine})
     assert (len(found.pictures), found.ladders, found.frames) == (1, [], 0)
+
+
+def test_a_failed_preview_costs_no_picture(
+    affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Frame:
+        raise RuntimeError("no preview")
+
+    monkeypatch.setattr(Lane, "_frame", broken)
+    frames: list[Frame] = []
+    found = develop(job(recipe(steps=200), ladder=False), {"affine": affine}, on_frame=frames.append)
+    assert (len(found.pictures), found.frames, frames) == (1, 0, [])
 
 
 def test_a_job_that_does_not_fit_is_refused(affine: Any, recipe: Make, job: Make) -> None:
