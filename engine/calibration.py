@@ -31,7 +31,7 @@ GAIN = 1.05  # a doubling of the rows that gains less throughput than this is no
 ROUNDS = 3
 BUDGET = 1.5  # seconds for the row buckets; the larger ones are left out when it is spent
 SLOW = 500.0  # milliseconds of a forward after which a larger one is not worth the wait
-SHARE = 0.8  # CPU seconds a second
+SHARE = 0.8  # CPU seconds a second of a thread that is never kept waiting, less what it waits for files
 PATIENCE = 60.0  # seconds that a grid of four with the default steps may take
 GRID_ROWS = 8  # four pictures with guidance
 DEFAULTS: tuple[tuple[int, Sampler], ...] = (
@@ -65,8 +65,12 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def undisturbed(wall: float, cpu: float) -> bool:
-    """Whether this process had the time it asked for: on a crowded machine its threads get less than a core."""
-    return cpu >= SHARE * wall
+    """Whether this process had at least one core's worth of time, which on a crowded machine it has not.
+
+    `cpu` sums over the threads. Where there are several, together they must have had a whole core; a single one has
+    that only nearly. More is not asked of many, since they also wait for each other.
+    """
+    return cpu >= (1.0 if torch.get_num_threads() > 1 else SHARE) * wall
 
 
 def calibrate(

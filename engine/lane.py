@@ -1,7 +1,8 @@
 """The decode lane: turns the engine's events into frames, pictures and ladders, in a thread of its own.
 
-A decode never stalls the batch. One thing is decoded at a time: finished pictures first, then frames, then rungs as
-they pass, so little is left after the last step. Pictures and ladders are a function of recipe and latents alone.
+No step waits for a decode; yet they share the device, so while one lasts the steps are slower. One thing is decoded at
+a time: finished pictures first, then frames, then rungs as they pass, so little is left after the last step. Pictures
+and ladders are a function of recipe and latents alone.
 """
 
 from __future__ import annotations

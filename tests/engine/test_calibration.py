@@ -27,8 +27,15 @@ def test_what_a_crowded_machine_measured_does_not_outlive_it(
     calibrate(affine, tmp_path / "c.json", quiet=False)
     assert "busy" in caplog.text
     assert not (tmp_path / "c.json").exists()
-    assert undisturbed(wall=2.0, cpu=1.9)
-    assert not undisturbed(wall=2.0, cpu=0.8)
+
+
+@pytest.mark.parametrize(("threads", "most", "least"), [(1, 1.5, 1.7), (2, 1.9, 2.1), (8, 1.9, 2.1)])
+def test_a_calibration_wants_a_core_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, threads: int, most: float, least: float
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert not undisturbed(wall=2.0, cpu=most)
+    assert undisturbed(wall=2.0, cpu=least)
 
 
 def test_it_is_measured_once_and_then_read(affine: Any, tmp_path: Path) -> None:
