@@ -53,6 +53,10 @@ class Presses:
             self._recent[pressed] = (now, f"press:{interaction}")
         return self._recent[pressed][1], first
 
+    def forget(self, custom_id: str, member: str) -> None:
+        """Nothing came of the press: the next one is no slip but another attempt, with a card of its own."""
+        self._recent.pop((custom_id, member), None)
+
 
 def forbidden(press: Press, view: View, member: Member) -> str | None:
     """Why this member may not press this button, or None. Anyone in the server may go on from a picture shown there."""
@@ -108,12 +112,19 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
 
     async def _ask(self, interaction: discord.Interaction[DarkroomClient]) -> None:
         studio, client = interaction.client.studio, interaction.client
-        key, first = client.presses.key(self.button.id, str(interaction.user.id), str(interaction.id))
+        user = str(interaction.user.id)
+        made: list[Ticket] = []
+        key, first = client.presses.key(self.button.id, user, str(interaction.id))
 
         async def ask(member: Member, place: Place) -> list[Ticket]:
-            return [await _asked(studio, self.button, member, place, key)]
+            made.append(await _asked(studio, self.button, member, place, key))
+            return made
 
-        await answer(interaction, ask, again=not first)
+        try:
+            await answer(interaction, ask, again=not first)
+        finally:
+            if not made:
+                client.presses.forget(self.button.id, user)
 
     async def _cancel(self, interaction: discord.Interaction[DarkroomClient]) -> None:
         try:

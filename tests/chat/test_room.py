@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bot.chat.buttons import AGAIN, Presses, forbidden
+from bot.refused import Refused
 from bot.views import Member
 
 pytestmark = pytest.mark.asyncio
@@ -104,6 +105,23 @@ async def test_pressed_twice_makes_one_job(open_world: Any) -> None:
         await world.ended(one)
         await world.ended(other)
         assert [view.action for view in await world.studio.recent()].count("vary") == 2
+
+
+async def test_a_press_that_came_to_nothing_is_no_first_press(open_world: Any, monkeypatch: Any) -> None:
+    async with open_world() as world:
+        first = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
+        vary = world.studio.vary
+
+        async def full(*_: object, **__: object) -> None:
+            monkeypatch.setattr(world.studio, "vary", vary)
+            raise Refused("Your queue is full.", 429)
+
+        monkeypatch.setattr(world.studio, "vary", full)
+        refused = await world.alice.click(first, label="V1")
+        assert "Your queue is full." in text(refused)
+        taken = await world.alice.click(first, label="V1")
+        assert not taken.ephemeral, "a job needs a card"
+        await world.ended(taken)
 
 
 async def test_a_slip_of_the_finger_is_short() -> None:
