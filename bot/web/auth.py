@@ -17,8 +17,11 @@ from urllib.parse import urlsplit
 from bot.refused import Refused
 
 COOKIE = "darkroom"
+KEY_BYTES = 32
+PROXIED = "This room is behind a proxy: set PUBLIC_URL, and come in by the one-time address."
 OPEN_INVITATIONS = 20  # older ones lapse
 FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
+FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # what a proxy adds
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -86,7 +89,12 @@ class Door:
         return parts.scheme in {"http", "https"} and parts.netloc.lower() in {host.lower(), self.public} - {""}
 
     def check(self, method: str, headers: Mapping[str, str]) -> None:
-        """Refuses a strange Host or a foreign Origin (403), and what a form of another site could send (400)."""
+        """Refuses a strange Host or a foreign Origin (403), and what a form of another site could send (400).
+
+        A room for this computer only takes everybody for its owner: so it takes nobody from a proxy.
+        """
+        if self.open and any(name in headers for name in FORWARDED):
+            raise Refused(PROXIED, 403)
         host = headers.get("Host", "")
         if not self.knows(host):
             raise Refused(f"This room doesn't answer to the name {name_of(host)!r}; ALLOWED_HOSTS can add it.", 403)
@@ -116,17 +124,25 @@ def _bytes(text: str) -> bytes:
 
 
 def key_of(folder: Path) -> bytes:
-    """The room's secret, 32 bytes in `web.key` (mode 600), made at the first start; cookies outlive restarts by it."""
+    """The room's secret, 32 bytes in `web.key` (mode 600), made at the first start; cookies outlive restarts by it.
+
+    An empty file says nothing, and is written anew. Refuses any other that isn't a key.
+    """
     path = folder / "web.key"
-    try:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != 32:
-            raise ValueError(f"{path.name} in the data folder is damaged: remove it, and start again") from None
-        return key
-    with os.fdopen(number, "wb") as file:
-        file.write(secrets.token_bytes(32))
+    key = path.read_bytes() if path.exists() else b""
+    if key and len(key) != KEY_BYTES:
+        raise Refused(f"{path.name} in the data folder is damaged: remove it, and start again.", 400)
+    return key or _new_key(path)
+
+
+def _new_key(path: Path) -> bytes:
+    """Written beside and moved into place: a crash leaves the whole key, or none."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
     return path.read_bytes()
 
 

@@ -100,6 +100,15 @@ def test_what_another_site_could_send_stays_outside(method: str, headers: dict[s
     assert refused.value.status == status
 
 
+@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP"])
+def test_a_room_for_this_computer_takes_nobody_from_a_proxy(header: str) -> None:
+    headers = {"Host": "localhost:1", header: "for=192.0.2.9"}
+    with pytest.raises(Refused, match="behind a proxy: set PUBLIC_URL") as refused:
+        HERE.check("GET", headers)
+    assert refused.value.status == 403
+    PROXIED.check("GET", headers)
+
+
 def test_an_invitation_lets_one_visitor_in_once() -> None:
     gate = Gate(b"k" * 32)
     token = gate.invite(owner=True)
@@ -152,5 +161,14 @@ def test_the_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
 
 def test_a_damaged_key_is_said(tmp_path: Path) -> None:
     (tmp_path / "web.key").write_bytes(b"short")
-    with pytest.raises(ValueError, match=r"web\.key"):
+    with pytest.raises(Refused, match=r"web\.key"):
         key_of(tmp_path)
+
+
+def test_a_key_that_was_never_written_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "web.key").touch()
+    key = key_of(tmp_path)
+    assert len(key) == 32
+    assert key_of(tmp_path) == key
+    assert [one.name for one in tmp_path.iterdir()] == ["web.key"]
+    assert (tmp_path / "web.key").stat().st_mode & 0o777 == 0o600
