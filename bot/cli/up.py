@@ -92,7 +92,7 @@ async def _open(parts: AsyncExitStack, settings: Settings, models: Sequence[str]
         from bot.chat.client import serve  # costs 40 MB, so only with a token
 
         await parts.enter_async_context(_beside(serve(settings, house.studio), "discord"))
-    parts.enter_context(_announced(settings, port))
+    parts.enter_context(announced(settings, port))
     page = address(settings, app, port)
     _say(_welcome(settings, models, page))
     if workshop is not None:
@@ -158,9 +158,10 @@ async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 
 @contextmanager
-def _announced(settings: Settings, port: int) -> Iterator[None]:
+def announced(settings: Settings, port: int) -> Iterator[None]:
     """Lets `darkroom imagine` on this machine find us. Whatever we are bound to, it comes by the loopback interface."""
-    host = settings.host if settings.host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
+    host = settings.host.strip("[]")
+    host = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
     running.announce(settings.data, Running(f"http://{f'[{host}]' if ':' in host else host}:{port}", os.getpid()))
     try:
         yield

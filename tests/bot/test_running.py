@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from bot.cli.running import Running, announce, check_port, find, only_one, withdraw
+from bot.cli.up import announced
+from bot.config import load
 from bot.refused import Refused
 
 
@@ -85,6 +87,27 @@ def test_a_taken_port_is_said_in_one_sentence(free_port: int) -> None:
             check_port("127.0.0.1", free_port)
         assert caught.value.sentence == f"Port {free_port} is taken on 127.0.0.1: choose another with --port."
     check_port("127.0.0.1", free_port)
+
+
+def test_an_address_in_brackets_is_one(free_port: int) -> None:
+    check_port("[127.0.0.1]", free_port)
+    with socket.create_server(("127.0.0.1", free_port)), pytest.raises(Refused, match=f"Port {free_port} is taken"):
+        check_port("[127.0.0.1]", free_port)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("[::1]", "http://[::1]:7"),
+        ("::1", "http://[::1]:7"),
+        ("[::]", "http://127.0.0.1:7"),
+        ("::", "http://127.0.0.1:7"),
+    ],
+)
+def test_others_find_it_whatever_it_is_bound_to(tmp_path: Path, host: str, url: str) -> None:
+    with announced(load(data=tmp_path, host=host), 7):
+        assert find(tmp_path) == Running(url, os.getpid())
+    assert find(tmp_path) is None
 
 
 def test_a_foreign_address_is_refused(free_port: int) -> None:
