@@ -15,6 +15,7 @@ from types import TracebackType
 
 log = logging.getLogger(__name__)
 
+FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 30.0
 HEALTHY_SECONDS = 60.0  # having lived this long, the next restart is immediate again
 PATIENCE = 3.0  # for a worker that hands over its jobs
@@ -67,25 +68,38 @@ class Workshop:
 
     def _last_words(self) -> str:
         """The end of the log's last line; the whole of it is in the file."""
-        with self.log_file.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
-            lines = file.read().decode(errors="replace").split("\n")
+        try:
+            with self.log_file.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
+                lines = file.read().decode(errors="replace").split("\n")
+        except OSError as error:
+            return f"its log can't be read: {error.strerror}"
         return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "it left no word")
 
     async def _keep(self) -> None:
-        pause, loop = 0.2, asyncio.get_running_loop()
+        pause, loop = FIRST_PAUSE, asyncio.get_running_loop()
         while True:
             assert self._process is not None
             born = loop.time()
             code = await self._process.wait()
             if loop.time() - born > HEALTHY_SECONDS:
-                pause = 0.2
+                pause = FIRST_PAUSE
             self.restarts += 1
             how = f"by signal {-code}" if code < 0 else f"with {code} ({await asyncio.to_thread(self._last_words)})"
             log.error("the engine ended %s, starting it again in %.1f s", how, pause)
+            pause = await self._start_after(pause)
+
+    async def _start_after(self, pause: float) -> float:
+        """Starts it after `pause`, again and again while the machine is out of files, memory or disk; the pause after."""
+        while True:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
-            await self._start()
+            try:
+                await self._start()
+            except OSError as error:
+                log.error("the engine could not be started: %s; trying again in %.1f s", error, pause)
+            else:
+                return pause
 
     async def _end(self) -> None:
         process = self._process

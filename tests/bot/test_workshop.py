@@ -113,3 +113,30 @@ async def test_an_overfull_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.
         await _until(_said(log, "at work"))
     assert "yesterday" not in log.read_text()
     assert "yesterday" in (tmp_path / "engine.old.log").read_text()
+
+
+@pytest.mark.asyncio
+async def test_it_comes_back_without_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    async with _workshop(POLITE, log) as shop:
+        await _until(_said(log, "at work"))
+        log.unlink()
+        assert shop.pid is not None
+        os.kill(shop.pid, signal.SIGKILL)
+        await _until(_said(log, "at work"))
+
+
+@pytest.mark.asyncio
+async def test_a_start_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = folder / "engine.log"
+    async with _workshop(POLITE, log) as shop:
+        await _until(_said(log, "at work"))
+        folder.rename(tmp_path / "away")
+        assert shop.pid is not None
+        os.kill(shop.pid, signal.SIGKILL)
+        await _until(lambda: "could not be started" in caplog.text)
+        folder.mkdir()
+        await _until(_said(log, "at work"))
+        assert shop.restarts == 1
