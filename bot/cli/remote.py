@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -18,15 +19,17 @@ GLANCE = aiohttp.ClientTimeout(total=3)
 ANSWER = aiohttp.ClientTimeout(total=30)
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
 LINE = 4 * 1024 * 1024  # four previews in one event, base64
+TRIES = 5  # to open the stream again, without hearing anything
 ENDS = ("finished", "failed", "cancelled")
 
 
 async def answers(url: str) -> bool:
-    """Whether a Darkroom answers there."""
+    """Whether a Darkroom answers there: on the port of one that is gone, anything may."""
     try:
         async with aiohttp.ClientSession(timeout=GLANCE) as session, session.get(f"{url}/healthz") as answer:
-            return answer.status == 200
-    except (aiohttp.ClientError, TimeoutError, OSError):
+            found = await answer.json(content_type=None)
+            return answer.status == 200 and isinstance(found, dict) and found.get("app") == "darkroom"
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
         return False
 
 
@@ -68,15 +71,16 @@ def _refusal(status: int, sentence: str) -> Exception:
 
 async def _watch(session: aiohttp.ClientSession, job: str, screen: Screen) -> dict[str, Any]:
     """The job's end, as its event stream tells it; a stream that breaks is opened again while the house lives."""
-    for attempt in range(5):
-        await asyncio.sleep(attempt)
-        try:
+    failures = 0  # in a row
+    while failures < TRIES:
+        await asyncio.sleep(failures)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async for event, value in _events(session, f"/api/jobs/{job}/events"):
                 if event in ENDS:
                     return value
                 _show(event, value, screen)
-        except (aiohttp.ClientError, TimeoutError):
-            continue
+                failures = 0
+        failures += 1
     raise Undeveloped(f"The running Darkroom went away. Job {job} goes on when it is back.")
 
 

@@ -1,0 +1,100 @@
+"""`darkroom imagine` in a running house: whom it takes for one, and how long it holds on to a job's stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from rich.console import Console
+
+from bot.cli import remote
+from bot.cli.developed import Undeveloped
+from bot.cli.screen import Screen
+
+pytestmark = pytest.mark.asyncio
+FINISHED = {
+    "id": "J", "state": "finished", "seed": 7, "steps": 4, "sampler": "ddpm", "pictures": [], "film": None,
+    "seconds": 1.0, "ms_per_step": 1.0, "reason": "",
+}  # fmt: skip
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def serving(*routes: web.RouteDef) -> AsyncIterator[str]:
+    app = web.Application()
+    app.add_routes(routes)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "ours"),
+    [
+        (200, '{"status": "ok", "app": "darkroom"}', True),
+        (200, '{"status": "ok"}', False),
+        (200, '"darkroom"', False),
+        (200, "<html>", False),
+        (500, '{"app": "darkroom"}', False),
+    ],
+)
+async def test_only_a_darkroom_is_taken_for_one(status: int, said: str, ours: bool) -> None:
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(status=status, text=said)
+
+    async with serving(web.get("/healthz", healthz)) as url:
+        assert await remote.answers(url) is ours
+    assert not await remote.answers(url)  # gone
+
+
+class House:
+    """Takes one job; its stream breaks `breaks` times, after an event each (or `silent`)."""
+
+    def __init__(self, breaks: int, *, silent: bool) -> None:
+        self.breaks, self.silent, self.opened = breaks, silent, 0
+
+    async def imagine(self, _: web.Request) -> web.Response:
+        return web.json_response({"id": "J", "notes": [], "worker": True}, status=201)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        self.opened += 1
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        if not self.silent:
+            await answer.write(b'event: queued\ndata: {"place": 1, "eta": null}\n\n')
+        if self.opened > self.breaks:
+            await answer.write(f"event: finished\ndata: {json.dumps(FINISHED)}\n\n".encode())
+        return answer
+
+
+async def develop(house: House, monkeypatch: pytest.MonkeyPatch) -> Any:
+    async def at_once(_: float) -> None:
+        return
+
+    monkeypatch.setattr("bot.cli.remote.asyncio.sleep", at_once)
+    routes = web.post("/api/jobs", house.imagine), web.get("/api/jobs/J/events", house.events)
+    async with serving(*routes) as url:
+        with Screen(Console(quiet=True), 1) as screen:
+            return await remote.develop(url, "key", "a", {}, film=False, screen=screen)
+
+
+async def test_a_stream_that_breaks_now_and_then_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(breaks=12, silent=False)
+    done = await develop(house, monkeypatch)
+    assert done.seed == 7
+    assert house.opened == 13
+
+
+async def test_a_stream_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(breaks=99, silent=True)
+    with pytest.raises(Undeveloped, match="went away"):
+        await develop(house, monkeypatch)
+    assert house.opened == remote.TRIES
