@@ -39,13 +39,17 @@ class Charge:
 
 @dataclass(frozen=True)
 class Usage:
-    """Facts about one member. `running` counts jobs that left the queue; `next_free`: when the first of them ends."""
+    """Facts about one member. `running` counts jobs that left the queue; `next_free`: when the first of them ends.
+
+    `workers`: whether anybody is there to run anything.
+    """
 
     running: int = 0
     queued: int = 0
     charges: tuple[Charge, ...] = ()
     guild_queued: int = 0
     next_free: float | None = None
+    workers: bool = True
 
     def spent(self, now: float) -> float:
         """Device-seconds charged in the 24 hours before `now`."""
@@ -69,7 +73,7 @@ def _check_places(limits: Limits, usage: Usage, now: float, count: int) -> None:
         raise Refused(f"{_these(count)} too many at once: {rule}.", 429)
     state = f"you have {usage.running} running and {usage.queued} waiting"
     asked = f", and this makes {jobs(count)}" if count > 1 else ""
-    frees = _soon(usage.next_free, now)
+    frees = _soon(usage, now)
     raise Refused(f"Your queue is full: {rule}; {state}{asked}. A place frees {frees}.", 429, frees=usage.next_free)
 
 
@@ -82,16 +86,16 @@ def _check_guild(limits: Limits, usage: Usage, now: float, count: int) -> None:
         return
     raise Refused(
         f"This server's queue is full: {usage.guild_queued} of {limits.guild_queued} waiting jobs are taken. "
-        f"A place frees {_soon(usage.next_free, now)}.",
+        f"A place frees {_soon(usage, now)}.",
         429,
         frees=usage.next_free,
     )
 
 
-def _soon(frees: float | None, now: float) -> str:
-    if frees is None:
-        return "when a job before it is done"
-    return f"in about {duration(frees - now)}"
+def _soon(usage: Usage, now: float) -> str:
+    if usage.next_free is not None:
+        return f"in about {duration(usage.next_free - now)}"
+    return "when a job before it is done" if usage.workers else "when a worker comes"
 
 
 def _check_cost(limits: Limits, usage: Usage, cost: float, now: float) -> None:

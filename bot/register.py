@@ -34,9 +34,19 @@ class Register:
             raise Refused("There is no such job.", 404)
         return found
 
-    def eta(self, record: Record) -> float | None:
-        """Seconds until a job that was sent is done; None if nobody can say."""
-        return self._forecast.eta(record, None, self._clock())
+    async def next_free(self, member: str) -> float | None:
+        """When the first of a member's jobs ends, for the sentence of a refusal; None if nobody can say.
+
+        A running one's end is known best; while none runs, it is the end of the first that waits.
+        """
+        now = self._clock()
+        runs = [run.record for run in self._board.runs.values() if run.record.member == member]
+        ends = [self._forecast.eta(record, None, now) for record in runs]
+        if not any(end is not None for end in ends):
+            waiting = await self._store.ask(reads.queued_of, member)
+            ends = [self._forecast.eta(record, await self._forecast.spot(record), now) for record in waiting]
+        known = [end for end in ends if end is not None]
+        return now + min(known) if known else None
 
     async def ticket(self, record: Record) -> Ticket:
         """What is said to a member whose job was taken."""

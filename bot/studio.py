@@ -6,18 +6,18 @@ refusal is a `Refused` with one sentence for the member.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ulid import ULID
 
 from bot.feed import Feed
 from bot.gallery import Gallery
 from bot.limits import Limits, Usage, check
-from bot.models import Models, Profile
+from bot.models import Models
+from bot.orders import Order, assumed, check_fits, renewed, scoped, totalled
 from bot.prompt import parse, recipe
 from bot.queue.board import Board
 from bot.queue.cancelling import Cancelling
@@ -26,30 +26,12 @@ from bot.refused import Refused
 from bot.register import Register
 from bot.store import Draft, Record, Store, reads
 from bot.views import Action, Member, Place, PlaceKind, Shot, Ticket, View
-from engine.job import MAX_COUNT, Enlarge, Job, Malformed, Presence, Recipe, Task, Warm, cost, decode, encode
+from engine.job import MAX_COUNT, Enlarge, Presence, Recipe, Warm, cost
 
 __all__ = ["Action", "Member", "Place", "PlaceKind", "Shot", "Studio", "Ticket", "View"]
 
 SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
 NAME_LENGTH = 128
-
-
-@dataclass(frozen=True)
-class Order:
-    """One job that somebody asks for, before it has an id. `cost` in device-seconds."""
-
-    action: Action
-    prompt: str
-    notes: tuple[str, ...]
-    task: Task
-    pool: str
-    cost: float
-    parent: tuple[str, int] | None = None
-
-    @property
-    def model(self) -> str:
-        """The model that its worker must have ready; any worker enlarges."""
-        return self.task.model if isinstance(self.task, Recipe) else ""
 
 
 class Studio:
@@ -84,11 +66,11 @@ class Studio:
             profile = profiles[request.model] if request.model else default
             made = recipe(request, profile.warm, self._fresh())
             made = pinned(made) if exact else made
-            notes = parsed.notes if profile.live else (*parsed.notes, _assumed(profile))
+            notes = parsed.notes if profile.live else (*parsed.notes, assumed(profile, bool(self._workers())))
             orders.append(
                 Order("imagine", " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm))
             )
-        return await self._take(orders, member, place, key)
+        return await self._take(totalled(orders), member, place, key)
 
     async def vary(
         self, job: str, index: int, member: Member, place: Place, *, key: str | None = None, strength: float = 0.3
@@ -129,21 +111,24 @@ class Studio:
         except KeyError:
             order = Order(action, record.prompt, (), made, record.pool, record.cost, (record.id, index))
         else:
+            made, notes = renewed(made, profile)
             price = cost(made, profile.warm)
-            order = Order(action, record.prompt, (), made, profile.pool, price, (record.id, index))
+            order = Order(action, record.prompt, notes, made, profile.pool, price, (record.id, index))
         return (await self._take([order], member, place, key))[0]
 
     async def _take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
         now = self._clock()
         drafts = [self._draft(order, member, place, now) for order in orders]
         for draft in drafts:
-            _fits(draft)
-        price, frees = sum(order.cost for order in orders), await self._next_free(member, now)
+            check_fits(draft)
+        price, frees = sum(order.cost for order in orders), await self._register.next_free(member.id)
+
+        online = bool(self._workers())
 
         def decide(usage: Usage) -> None:
-            check(self._limits, replace(usage, next_free=frees), price, now, count=len(drafts))
+            check(self._limits, replace(usage, next_free=frees, workers=online), price, now, count=len(drafts))
 
-        records, new = await self._store.admit(drafts, _scoped(key, member), decide, now)
+        records, new = await self._store.admit(drafts, scoped(key, member), decide, now)
         if new:
             self._woken()
         return [await self._register.ticket(record) for record in records]
@@ -155,12 +140,6 @@ class Studio:
             place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
             deadline=now + self._max_age, parent=order.parent,
         )  # fmt: skip
-
-    async def _next_free(self, member: Member, now: float) -> float | None:
-        """When the first of a member's running jobs ends, for the sentence of a refusal; None if nobody can say."""
-        runs = [run for run in self._board.runs.values() if run.record.member == member.id]
-        ends = [left for run in runs if (left := self._register.eta(run.record)) is not None]
-        return now + min(ends) if ends else None
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel an own job, or as a moderator one of the own guild; says what happened. Raises `Refused`."""
@@ -227,23 +206,3 @@ class Studio:
     async def delivered(self, job: str) -> None:
         """A job's last word was shown."""
         await self._store.delivered(job, self._clock())
-
-
-def _assumed(profile: Profile) -> str:
-    return (
-        f"No worker is online: {profile.warm.name} is taken with its last known defaults, "
-        f"{profile.warm.steps} steps in {profile.warm.dtype}."
-    )
-
-
-def _fits(draft: Draft) -> None:
-    """Raises `Refused` (400) for what no worker would accept: better said now than found in the dead letters."""
-    try:
-        decode(encode(draft.job()), Job)
-    except Malformed as error:
-        raise Refused(f"This cannot be handed to a worker: {error}.", 400) from error
-
-
-def _scoped(key: str | None, member: Member) -> str | None:
-    """A front end's key belongs to its member: nobody gets another's ticket by guessing. Any length fits."""
-    return None if key is None else hashlib.sha256(f"{member.id}\0{key}".encode()).hexdigest()

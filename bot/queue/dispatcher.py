@@ -10,17 +10,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
 
 from bot.feed import Feed, Queued
 from bot.limits import Limits
 from bot.models import Models, crews
+from bot.orders import renewed
 from bot.pictures import Missing, Pictures
 from bot.queue.board import Board
 from bot.queue.closing import Closing
 from bot.queue.forecast import Forecast
 from bot.store import Record, Store, Unavailable, Wish
 from engine.bus import Bus, Unreachable
-from engine.job import Enlarge
+from engine.job import Enlarge, Job, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +120,21 @@ class Dispatcher:
             except OSError as error:  # the patrol submits it again, and the jobs behind it need not wait for that
                 log.warning("job %s: not sent yet: %s", record.id, error)
                 return
-        await self._bus.dispatch(record.job())
+        await self._bus.dispatch(self._newest(record))
         if self._feed.watched(record.id):
             await self._bus.want(record.id)
         log.info("job %s: sent, attempt %d", record.id, record.attempt)
+
+    def _newest(self, record: Record) -> Job:
+        """The wire value. What waited while its model changed, and was not begun, is made with the weights of now."""
+        job = record.job()
+        if isinstance(job.task, Recipe) and not record.step:
+            with suppress(KeyError):
+                made, notes = renewed(job.task, self._models.profile(job.task.model))
+                if notes:
+                    log.warning("job %s: %s", record.id, notes[0])
+                return msgspec.structs.replace(job, task=made)
+        return job
 
     async def _tell(self) -> None:
         """Tell who listens where each waiting job stands, if that changed."""

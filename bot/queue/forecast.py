@@ -101,9 +101,9 @@ class Forecast:
             return f"No worker is online for {record.model}." if record.model else "No worker is online."
         mine = sum(run.record.member == record.member for run in self._board.runs.values())
         if mine >= running:
-            return f"{mine} of yours run already: one of them must end first."
+            return f"{mine} of this member's run already: one of them must end first."
         if spot is not None and spot.ahead:
-            return f"{spot.ahead} ahead of you."
+            return f"{spot.ahead} ahead of it."
         return "Next in line: it starts when there is room."
 
 

@@ -19,7 +19,8 @@ from engine.bus import Bus, Unreachable
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 1.0
-TOO_LONG = "It waited too long for a worker; nothing was charged."
+WAITED = "It waited too long for a worker; nothing was charged."
+TOO_LONG = "It was not done in time; nothing was charged."
 
 
 class Patrol:
@@ -56,7 +57,7 @@ class Patrol:
                 del known[job]
 
     async def _expire(self, record: Record) -> None:
-        if await self._closing.fail(record.id, TOO_LONG, "us"):
+        if await self._closing.fail(record.id, TOO_LONG if record.started else WAITED, "us"):
             await self._closing.clear(record, tombstone=True)
 
     def _silent(self, run: Run) -> bool:

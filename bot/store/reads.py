@@ -66,6 +66,12 @@ def queued(connection: Connection, guild: str | None, limit: int) -> list[Record
     return records(connection, asked if guild is None else asked.where(jobs.c.guild == guild))
 
 
+def queued_of(connection: Connection, member: str) -> list[Record]:
+    """The jobs of a member that wait."""
+    mine = select(jobs).where(jobs.c.member == member, jobs.c.state == "queued")
+    return records(connection, mine.order_by(jobs.c.id).limit(100))
+
+
 def overdue(connection: Connection, now: float) -> list[Record]:
     """Jobs that are not over though their deadline has passed; a hundred at a time."""
     late = select(jobs).where(jobs.c.state.in_(OPEN), jobs.c.deadline <= now)

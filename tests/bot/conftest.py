@@ -49,9 +49,9 @@ def png(width: int, height: int, shade: int = 128) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def warm(name: str = "embedded") -> Warm:
+def warm(name: str = "embedded", revision: str = "1") -> Warm:
     return Warm(
-        name=name, revision="1", dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
+        name=name, revision=revision, dtype="float32", size=64, multiple=8, max_pixels=128 * 128, tokens=24, steps=40,
         sampler="ddim", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Apprentice:
     def __init__(self, bus: Bus, name: str = "apprentice", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
         self.bus, self.name, self.rows = bus, name, rows
         self.models = models
+        self.revision = "1"
         self.begun: list[str] = []
         self.go = asyncio.Event()  # set: jobs run through; clear: they wait in the middle
         self.go.set()
@@ -71,8 +72,8 @@ class Apprentice:
 
     async def announce(self) -> None:
         presence = Presence(
-            worker=self.name, pools=("default",), models=tuple(warm(model) for model in self.models), device="none",
-            rows=self.rows, free=max(0, self.rows - 8 * len(self.held)), build="test",
+            worker=self.name, pools=("default",), models=tuple(warm(model, self.revision) for model in self.models),
+            device="none", rows=self.rows, free=max(0, self.rows - 8 * len(self.held)), build="test",
         )  # fmt: skip
         await self.bus.announce(presence)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 
 import pytest
 
@@ -55,7 +56,7 @@ async def test_no_more_than_the_workers_rows_are_sent_and_a_newcomer_gets_in(wor
     queue = await house.studio.queue("local")
     assert [view.id for view in queue] == [mine[0], mine[1], other, mine[2], mine[3]]
     assert [view.ahead for view in queue] == [None, None, None, 0, 1]
-    assert queue[-1].why == "1 ahead of you."
+    assert queue[-1].why == "1 ahead of it."
     assert queue[-1].eta > queue[-2].eta > 0
     apprentice.go.set()
     await until(all_in(house, [*mine, other], "finished"))
@@ -71,7 +72,7 @@ async def test_no_more_of_a_members_jobs_run_than_the_limit_says(workplace, unti
     await until(lambda: len(apprentice.begun) == 3)
     await house.dispatcher.round()
     assert await states(house, mine) == ["running"] * 3 + ["queued"] * 2
-    assert (await house.studio.view(mine[3])).why.startswith("3 of yours run already")
+    assert (await house.studio.view(mine[3])).why.startswith("3 of this member's run already")
     apprentice.go.set()
     await until(all_in(house, mine, "finished"))
 
@@ -221,6 +222,36 @@ async def test_what_waited_too_long_fails_and_costs_nothing(workplace, until, an
     view = await house.studio.view(job)
     assert (view.state, view.cost) == ("failed", 0.0)
     assert "waited too long" in view.reason
+
+
+@pytest.mark.asyncio
+async def test_what_ran_and_was_not_done_in_time_did_not_wait(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    apprentice.go.clear()
+    await ready(house, until)
+    (job,) = await ask(house, ann, here)
+    await until(all_in(house, [job], "running"))
+    house.patrol._clock = lambda: time.time() + workplace.settings.max_age + 1
+    await house.patrol.round()
+    view = await house.studio.view(job)
+    assert (view.state, view.reason) == ("failed", "It was not done in time; nothing was charged.")
+
+
+@pytest.mark.asyncio
+async def test_what_waited_while_its_model_changed_is_made_with_the_weights_of_now(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, task = await workplace.worker("hand")
+    task.cancel()
+    apprentice.rows = 0
+    await apprentice.announce()
+    await ready(house, until)
+    (job,) = await ask(house, ann, here)
+    assert (await house.studio.view(job)).recipe.revision == "1"
+    apprentice.revision, apprentice.rows = "2", 32
+    await apprentice.announce()
+    delivered = await apprentice.bus.pull(["default"], timeout=5)
+    assert (delivered.value.id, delivered.value.task.revision) == (job, "2")
 
 
 @pytest.mark.asyncio

@@ -8,8 +8,11 @@ import msgspec
 import pytest
 
 from bot.feed import Developing, Settled
+from bot.models import SHIPPED, Profile
+from bot.orders import assumed
 from bot.recipes import enlarged, pinned, varied
 from bot.refused import Refused
+from bot.sentences import priced
 from bot.store import reads
 from bot.views import Member, Place
 from engine.job import Ancestor, Concept, Enlarge, Recipe, rows
@@ -137,6 +140,8 @@ async def test_permutations_are_taken_together_or_not_at_all(workplace, ann, her
     tickets = await house.studio.imagine("a {red, green, blue} lamp --fast", ann, here)
     assert [ticket.prompt for ticket in tickets] == [f"a {one} lamp --fast" for one in ("red", "green", "blue")]
     assert [ticket.ahead for ticket in tickets] == [0, 1, 2]
+    assert tickets[0].notes[0] == priced(3, sum(ticket.cost for ticket in tickets))
+    assert not any("in all" in note for ticket in tickets[1:] for note in ticket.notes)
     with pytest.raises(Refused) as caught:
         await house.studio.imagine("{a,b,c,d,e,f,g,h} lamp --fast", ann, here)
     assert caught.value.status == 429
@@ -230,6 +235,43 @@ async def test_a_refusal_of_the_limit_says_when_a_place_frees(workplace, until, 
     assert caught.value.status == 429
     assert "3 running and 7 waiting" in caught.value.sentence
     assert "A place frees in about" in caught.value.sentence
+
+
+@pytest.mark.asyncio
+async def test_while_nothing_runs_a_place_frees_with_the_first_that_waits(workplace, until, ann, here):
+    house = await workplace.house()
+    for _ in range(10):
+        await house.studio.imagine("a lamp --fast", ann, here)
+    with pytest.raises(Refused, match="A place frees when a worker comes"):
+        await house.studio.imagine("a lamp --fast", ann, here)
+    apprentice, task = await workplace.worker("hand")
+    task.cancel()
+    apprentice.rows = 0
+    await apprentice.announce()
+    await until(lambda: house.studio.workers())
+    with pytest.raises(Refused, match="A place frees in about"):
+        await house.studio.imagine("a lamp --fast", ann, here)
+
+
+@pytest.mark.asyncio
+async def test_what_goes_on_from_an_old_picture_is_made_with_the_weights_of_now_and_says_so(
+    workplace, until, ann, here
+):
+    house = await workplace.house()
+    apprentice, job = await _finished(house, workplace, until, ann, here)
+    assert (await house.studio.reroll(job, ann, here)).notes == ()
+    apprentice.revision = "2"
+    await apprentice.announce()
+    await until(lambda: house.studio.models()[0].revision == "2")
+    for ticket in (await house.studio.reroll(job, ann, here), await house.studio.vary(job, 0, ann, here)):
+        assert ticket.notes == ("Made with a newer version of embedded: it will differ.",)
+        assert (await house.studio.view(ticket.job)).recipe.revision == "2"
+
+
+def test_a_model_that_nobody_has_ready_is_not_called_a_house_without_workers():
+    profile = Profile(SHIPPED, "default", False)
+    assert assumed(profile, anyone=True).startswith("No worker has this model ready: embedded is taken")
+    assert assumed(profile, anyone=False).startswith("No worker is online: embedded is taken")
 
 
 def test_the_ninth_ancestor_pushes_the_oldest_out():

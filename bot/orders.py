@@ -1,0 +1,73 @@
+"""What somebody asks for, before it has an id: its task, its price, and what a member is told of it. Does no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from bot.models import Profile
+from bot.refused import Refused
+from bot.sentences import priced
+from bot.store import Draft
+from bot.views import Action, Member
+from engine.job import Job, Malformed, Recipe, Task, decode, encode
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job that somebody asks for. `cost` in device-seconds."""
+
+    action: Action
+    prompt: str
+    notes: tuple[str, ...]
+    task: Task
+    pool: str
+    cost: float
+    parent: tuple[str, int] | None = None
+
+    @property
+    def model(self) -> str:
+        """The model that its worker must have ready; any worker enlarges."""
+        return self.task.model if isinstance(self.task, Recipe) else ""
+
+
+def totalled(orders: Sequence[Order]) -> list[Order]:
+    """Several at once: the first one's notes begin with what they cost together."""
+    if len(orders) < 2:
+        return list(orders)
+    said = priced(len(orders), sum(order.cost for order in orders))
+    return [replace(orders[0], notes=(said, *orders[0].notes)), *orders[1:]]
+
+
+def renewed(made: Recipe, profile: Profile) -> tuple[Recipe, tuple[str, ...]]:
+    """An old recipe for the weights that its model has now, and a note if they are other ones."""
+    warm = profile.warm
+    now = msgspec.structs.replace(made, revision=warm.revision or made.revision, dtype=warm.dtype)
+    if not made.revision or now.revision == made.revision:
+        return now, ()
+    return now, (f"Made with a newer version of {warm.name}: it will differ.",)
+
+
+def assumed(profile: Profile, anyone: bool) -> str:
+    """For a model that no live worker has ready. `anyone`: whether a worker is online at all."""
+    why = "No worker has this model ready" if anyone else "No worker is online"
+    return (
+        f"{why}: {profile.warm.name} is taken with its last known defaults, "
+        f"{profile.warm.steps} steps in {profile.warm.dtype}."
+    )
+
+
+def check_fits(draft: Draft) -> None:
+    """Raises `Refused` (400) for what no worker would accept: better said now than found in the dead letters."""
+    try:
+        decode(encode(draft.job()), Job)
+    except Malformed as error:
+        raise Refused(f"This cannot be handed to a worker: {error}.", 400) from error
+
+
+def scoped(key: str | None, member: Member) -> str | None:
+    """A front end's key belongs to its member: nobody gets another's ticket by guessing. Any length fits."""
+    return None if key is None else hashlib.sha256(f"{member.id}\0{key}".encode()).hexdigest()
