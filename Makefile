@@ -1,6 +1,7 @@
 # make demo   sets up .venv and opens the chatroom      make test   sets up .venv and checks everything
 PYTHON ?= python3
 PORT ?= 8189
+JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
@@ -27,7 +28,7 @@ imports: .venv/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
 tests: .venv/.dev ## pytest
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 format: .venv/.dev ## let ruff put things in order
 	$(BIN)/ruff check --fix .

@@ -131,6 +131,12 @@ def bench(context: typer.Context) -> None:
     _of_the_engine("engine.bench.__main__", context.args)
 
 
+@app.command(context_settings=PASSED_ON)
+def train(context: typer.Context) -> None:
+    """Trains the embedded model's network further, from openly licensed artwork; `darkroom train --help` says how."""
+    _of_the_engine("engine.training.__main__", context.args)
+
+
 def _of_the_engine(module: str, args: list[str]) -> None:
     """Runs the engine's own command line in this process; without torch it says so in one sentence."""
     from importlib import import_module

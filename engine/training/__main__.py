@@ -166,5 +166,10 @@ def _progress(extra: str) -> Progress:
     return Progress(*columns, *([TextColumn(extra)] if extra else []))
 
 
+def main(args: list[str] | None = None) -> int:
+    """What `darkroom train` calls with its arguments. Returns the exit code."""
+    return int(app(args, prog_name="darkroom train", standalone_mode=False) or 0)
+
+
 if __name__ == "__main__":
     app()
