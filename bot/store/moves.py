@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sqlalchemy import Connection, RowMapping, select, update
+from sqlalchemy import Connection, RowMapping, func, select, update
 
 from bot.limits import Usage
 from bot.states import ACTIVE, TRANSITIONS, Move, State, over
@@ -18,6 +18,8 @@ from bot.store.records import Draft, Moved, Record, record
 from bot.store.tables import jobs, moves, places
 
 POISON = 3  # attempts without progress
+ATTEMPTS = 20  # in all: what a worker says of its progress may be a lie
+WORN = f"It was tried {ATTEMPTS} times and never finished."
 OVERRUN = 10.0  # a worker may bill this many times the estimate against the fair order, not more
 
 
@@ -132,10 +134,12 @@ def start(
     if before is None:
         return None
     again = before["state"] == "running" and before["epoch"] != epoch  # a requeue has counted already
-    reached = max(step, seen)
+    reached = min(max(step, seen), record(before).steps)
     barren = _barren(before, reached, again)
     if barren >= POISON and before["epoch"] <= epoch:
         return _poisoned(connection, before, now, f"again on {worker}")
+    if before["epoch"] <= epoch and _begun(connection, job, epoch) >= ATTEMPTS:
+        return _poisoned(connection, before, now, f"again on {worker}", WORN)
     return move(
         connection, "start", job, now, epoch=epoch, why=worker, worker=worker, step=max(reached, before["step"]),
         barren=barren, started=before["started"] or now,
@@ -157,6 +161,8 @@ def requeue(
     barren = _barren(before, step, True)
     if barren >= POISON:
         return _poisoned(connection, before, now, why, reason, epoch)
+    if before["attempt"] >= ATTEMPTS:
+        return _poisoned(connection, before, now, why, WORN, epoch)
     return move(
         connection, "requeue", job, now, epoch=epoch, why=why, attempt=before["attempt"] + 1, worker="",
         step=max(step, before["step"]), barren=barren,
@@ -180,6 +186,12 @@ def wish(connection: Connection, job: str, now: float) -> tuple[Record | None, M
 def _barren(before: RowMapping, step: int, again: bool) -> int:
     """Attempts without progress so far: any progress forgives them all."""
     return 0 if step > before["step"] else before["barren"] + int(again)
+
+
+def _begun(connection: Connection, job: str, epoch: int) -> int:
+    """How many other claims began it so far."""
+    others = (moves.c.job == job, moves.c.target == "running", moves.c.epoch != epoch)
+    return int(connection.execute(select(func.count(moves.c.epoch.distinct())).where(*others)).scalar_one())
 
 
 def _poisoned(

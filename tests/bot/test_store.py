@@ -22,7 +22,7 @@ from bot.limits import Charge, Limits, check
 from bot.refused import Refused
 from bot.states import ENDS
 from bot.store import Draft, Store, Stored, Unavailable, Wish, reads
-from bot.store.moves import POISON
+from bot.store.moves import ATTEMPTS, POISON
 from bot.store.tables import metadata
 from bot.views import Member, Place
 from engine.job import Concept, Recipe, Warm
@@ -163,6 +163,37 @@ async def test_a_member_is_never_charged_more_than_was_reserved_while_the_fair_o
     moved = await store.end("finish", job, 1002.0, 25.0)
     assert (moved.record.charged, moved.record.billed) == (10.0, 25.0)
     assert look(store, "SELECT virtual FROM accounts WHERE path = 'default/standard/g/ann'") == [(25.0,)]
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_lies_of_its_progress_has_no_more_attempts_than_there_are(store):
+    (job,) = await queue(store, draft())
+    await store.pick(EVERYTHING, 8, 0, 1001.0)
+    runs = 0
+    while (moved := await store.start(job, runs + 1, "liar", 10 * runs, 1002.0)).record.state == "running":
+        assert moved.record.step <= RECIPE.steps
+        runs += 1
+    assert POISON < runs <= RECIPE.steps // 10 + POISON
+    assert (moved.record.state, moved.record.charged) == ("failed", 0.0)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["claimed again", "queued again"])
+async def test_twenty_attempts_are_all_though_each_gets_a_step_further(store, way):
+    (job,) = await queue(store, draft())
+    await store.pick(EVERYTHING, 8, 0, 1001.0)
+    for number in range(1, ATTEMPTS + 1):
+        assert (await store.start(job, number, "w", number, 1002.0)).record.state == "running"
+        assert (await store.start(job, number, "w", number, 1002.0)).record.state == "running", "only a doubled report"
+        if way == "queued again" and number < ATTEMPTS:
+            await store.requeue(job, 1003.0, step=number, why="lost")
+            await store.pick(EVERYTHING, 8, 0, 1003.5)
+    if way == "queued again":
+        moved = await store.requeue(job, 1004.0, step=30, why="lost")
+    else:
+        moved = await store.start(job, ATTEMPTS + 1, "w", 30, 1004.0)
+    assert (moved.record.state, moved.record.charged, moved.record.blame) == ("failed", 0.0, "worker")
+    assert moved.record.reason == "It was tried 20 times and never finished."
 
 
 @pytest.mark.asyncio
