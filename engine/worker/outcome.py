@@ -96,13 +96,13 @@ class Outcome:
 
     async def _let_go(self, run: Run, result: Result) -> None:
         """The message, the snapshots, and last the claim: from there on another may have the job."""
-        goodbyes = [handle.ack() for handle in run.handles.values()]
+        goodbyes: list[Callable[[], Awaitable[None]]] = [handle.ack for handle in run.handles.values()]
         if not (isinstance(result, Failed) and result.retry):  # else the next worker may go on from them
-            goodbyes.append(self._bus.drop_snapshots(run.job.id))
-        goodbyes.append(self._bus.release(run.claim))
+            goodbyes.append(lambda: self._bus.drop_snapshots(run.job.id))
+        goodbyes.append(lambda: self._bus.release(run.claim))
         for goodbye in goodbyes:
             try:
-                await goodbye
+                await goodbye()
             except Unreachable as error:  # the bot settles the job too, and the claim lapses by itself
                 log.warning("job %s: %s", run.job.id, error)
 
