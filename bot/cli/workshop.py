@@ -90,7 +90,7 @@ class Workshop:
             pause = await self._start_after(pause)
 
     async def _start_after(self, pause: float) -> float:
-        """Starts it after `pause`; again while the machine is out of files, memory or disk. Returns the pause to come."""
+        """Starts it after `pause`; again while the machine is out of files, memory or disk. The pause to come."""
         while True:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
