@@ -18,6 +18,7 @@ from bot.config import Settings
 from bot.studio import Studio
 from bot.web import api, door, live, prints, views
 from bot.web.auth import Door, Gate, key_of
+from bot.web.grids import Grids
 
 HERE = Path(__file__).parent
 MOST_BYTES = 64 * 1024  # of a request's body
@@ -34,6 +35,7 @@ def open_chatroom(settings: Settings, studio: Studio) -> web.Application:
     app[door.DOOR] = Door.of(settings.host, settings.public_url, settings.allowed_hosts)
     app[door.GATE] = Gate(key_of(settings.data))
     app[door.SECURE] = settings.public_url.startswith("https://")
+    app[prints.GRIDS] = Grids(prints.CELL)
     app[views.IN_DISCORD] = settings.discord_token is not None
     _furnish(app)
     app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *live.routes()])

@@ -5,18 +5,17 @@ Knows addresses and content types; the studio has the bytes. Pictures count from
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
 
-from bot import grid
 from bot.refused import Refused
 from bot.states import over
 from bot.views import View
 from bot.web import shown
+from bot.web.grids import Grids
 from bot.web.live import STUDIO, visible
 from engine.job import MAX_COUNT
 
+GRIDS = web.AppKey("grids", Grids)
 FOREVER = "private, max-age=31536000, immutable"
 CELL = 512  # pixels that the shorter side of a picture in the grid has at least
 
@@ -41,9 +40,12 @@ async def picture(request: web.Request) -> web.Response:
 
 async def whole_grid(request: web.Request) -> web.Response:
     """The pictures of a job as one."""
-    view = _finished(await visible(request))
-    pictures = [await request.app[STUDIO].picture(view.id, shot.index) for shot in view.pictures]
-    composed = await asyncio.to_thread(grid.compose, pictures, CELL)
+    view, studio = _finished(await visible(request)), request.app[STUDIO]
+
+    async def pictures() -> list[bytes]:
+        return [await studio.picture(view.id, shot.index) for shot in view.pictures]
+
+    composed = await request.app[GRIDS].of(tuple(shot.sha256 for shot in view.pictures), pictures)
     return _file(composed, "image/png", f"{view.id}.png")
 
 
