@@ -12,6 +12,7 @@ import aiohttp_jinja2
 from aiohttp import web
 
 from bot.refused import Refused
+from bot.store import Unavailable
 from bot.views import Member
 from bot.web.auth import COOKIE, Door, Gate, Visitor
 
@@ -31,6 +32,7 @@ SENTENCES = {
     404: "There is nothing at this address.",
     408: "The request took too long to arrive. Send it again.",
     413: "That is too large: a request may have 64 KiB.",
+    503: "The darkroom can't reach its database just now. Nothing was changed; try again in a while.",
 }
 HEADERS = {
     "Content-Security-Policy": (
@@ -82,6 +84,9 @@ async def errors(request: web.Request, handler: Next) -> web.StreamResponse:
         if error.status == 408:
             answer.force_close()  # the rest of it may never come
         return answer
+    except Unavailable as error:
+        log.warning("a request found no database: %s %s: %s", request.method, request.rel_url.raw_path, error)
+        return said(request, 503, SENTENCES[503])
     except ConnectionResetError:
         raise
     except Exception:

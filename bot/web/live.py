@@ -20,6 +20,7 @@ from aiohttp_sse import EventSourceResponse, sse_response
 from bot.feed import Developing, Moment, Queued, Settled, Subscription
 from bot.refused import Refused
 from bot.states import over
+from bot.store import Unavailable
 from bot.studio import Studio
 from bot.views import View
 from bot.web import shown
@@ -161,6 +162,8 @@ async def _stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
         async with sse_response(request, send_timeout=30, ping_interval=10) as stream:
             try:
                 yield stream
+            except Unavailable as error:  # a ConnectionError too
+                log.warning("a live stream ended: %s", error)
             except (ConnectionError, TimeoutError):
                 log.debug("a reader of a live stream went away")
             except Exception:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bot.store import Unavailable
 from bot.web.door import GATE
 
 if TYPE_CHECKING:
@@ -245,6 +246,21 @@ async def test_a_mistake_of_ours_is_500_and_keeps_its_secrets(room: Room, monkey
     status, sentence = await refused(room, "GET", "/api/room")
     assert status == 500
     assert "secret" not in sentence
+
+
+async def test_a_database_that_is_away_is_503_and_said(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def away(*_: object) -> None:
+        raise Unavailable("The database cannot be used now: secret detail.")
+
+    monkeypatch.setattr(room.studio, "recent", away)
+    status, sentence = await refused(room, "GET", "/api/jobs")
+    assert status == 503
+    assert "database" in sentence
+    assert "secret" not in sentence
+    _ = [event async for event in room.events("/api/events")]  # it ends by itself
+    assert "a live stream ended: The database cannot be used now" in caplog.text
 
 
 async def test_every_answer_is_dressed(room: Room) -> None:
