@@ -48,10 +48,14 @@ ALIASES = {"aspect": "ar", "negative": "no", "cfg": "guidance"}
 THEIRS: dict[str, Takes] = {
     **dict.fromkeys(("tile", "video", "relax", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
     **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop", "raw"), "nothing"),
-    **dict.fromkeys(("version", "v", "stylize", "s", "quality", "q", "chaos", "c", "niji", "weird", "w"), "number"),
-    **dict.fromkeys(("iw", "cw", "sw", "ow", "stop", "repeat", "r", "exp", "sv", "sameseed", "bs", "hq"), "number"),
-    **dict.fromkeys(("style", "motion", "end"), "word"),
-    **dict.fromkeys(("sref", "cref", "oref", "p", "profile"), "words"),
+    **dict.fromkeys(
+        ("version", "v", "stylize", "stylise", "s", "quality", "q", "chaos", "c", "niji", "weird", "w"), "number"
+    ),
+    **dict.fromkeys(
+        ("zoom", "iw", "cw", "sw", "ow", "stop", "repeat", "r", "exp", "sv", "sameseed", "bs", "hq"), "number"
+    ),
+    **dict.fromkeys(("style", "motion", "mode", "end"), "word"),
+    **dict.fromkeys(("sref", "cref", "oref", "p", "personalize", "profile"), "words"),
 }
 
 # An em or en dash is what a telephone makes of two hyphens. A flag begins a word, or follows a weight's `::` at once.

@@ -169,7 +169,7 @@ def test_permutations_nest_and_escape() -> None:
         ("fox --step 3", "no flag --step; the nearest is --steps"),
         ("fox --guidence 3", "the nearest is --guidance (1 to 30)"),
         ("fox —sede 3", "the nearest is --seed"),
-        ("fox --stylise 3", "the nearest is --stylize (without effect here)"),
+        ("fox --stylizze 3", "the nearest is --stylize (without effect here)"),
         ("fox --ar16:9", "the nearest is --ar"),
         ("fox --model embeded", "no model embeded; the nearest is embedded"),
     ],
@@ -205,6 +205,11 @@ def test_midjourney_flags_are_taken_ignored_and_named() -> None:
     assert (request.words, request.seed) == ("a red fox", 7)
     (note,) = parsed.notes
     assert "without effect here: --v 6.1, --stylize 750, --tile, --q .5, --style raw, --sref" in note
+    more = read(
+        "fox --personalize ab12 cd34 --zoom 1.5 --mode relax --stylise 80 --motion low --exp 10 --ow 20 --raw cub"
+    )
+    assert more.requests[0].words == "fox cub"
+    assert "--personalize ab12 cd34, --zoom 1.5, --mode relax, --stylise 80, --motion low, --exp 10" in more.notes[0]
     assert only("fox --niji cub").words == "fox cub"  # no number: not its value
 
 
