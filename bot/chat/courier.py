@@ -171,9 +171,7 @@ class Courier:
         """The last edit, then the note that it was made: a crash between the two makes the same edit once more."""
         where, case.view = case.place.where, await self._studio.view(job)
         limit = min(case.limit, int(where.get("limit") or UPLOAD))
-        card, picture = presenter.ended(case.view), await delivery.final(self._studio, case.view, limit)
-        if case.view.state == "finished" and picture is None:
-            card = presenter.unshown(card)
+        card, picture = await delivery.ending(self._studio, case.view, limit)
         if case.lost:
             await self._post_anew(job, where, card, picture)
         else:

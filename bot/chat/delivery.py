@@ -7,16 +7,23 @@ studio and grids; knows nothing of messages.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bot import grid
+from bot.chat import presenter
+from bot.chat.presenter import Card
+from bot.pixels import Unreadable
+from bot.refused import Refused
 from engine.job import Enlarge, Recipe
 
 if TYPE_CHECKING:
     from bot.studio import Studio
     from bot.views import View
+
+log = logging.getLogger(__name__)
 
 UPLOAD = 10 * 1024 * 1024  # bytes that every server takes in one file
 ENDING = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
@@ -39,8 +46,22 @@ async def preview(view: View, frames: Mapping[int, bytes]) -> Picture | None:
     return Picture("developing.jpg", await asyncio.to_thread(_live, cells, (recipe.width, recipe.height)))
 
 
+async def ending(studio: Studio, view: View, limit: int = UPLOAD) -> tuple[Card, Picture | None]:
+    """The last card of a job and its picture; where there should be one and is none, the card says why."""
+    card = presenter.ended(view)
+    try:
+        picture = await final(studio, view, limit)
+    except (Refused, Unreadable) as error:
+        log.warning("job %s: its picture cannot be shown: %s", view.id, error)
+        return presenter.unkept(card), None
+    return (presenter.unshown(card) if picture is None and view.state == "finished" else card), picture
+
+
 async def final(studio: Studio, view: View, limit: int = UPLOAD) -> Picture | None:
-    """What a finished job shows in at most `limit` bytes; None if it has nothing, or nothing that small."""
+    """What a finished job shows in at most `limit` bytes; None if it has nothing, or nothing that small.
+
+    Raises `Refused` or `Unreadable` for pictures that are gone or spoilt.
+    """
     if view.state != "finished":
         return None
     pictures = [await studio.picture(view.id, shot.index) for shot in view.pictures]

@@ -87,6 +87,12 @@ def unshown(card: Card) -> Card:
     return replace(card, content=_fit([card.content, said], CONTENT))
 
 
+def unkept(card: Card) -> Card:
+    """A finished job whose pictures are gone or spoilt."""
+    said = "-# Its picture cannot be shown: it is not kept any more, or cannot be read."
+    return replace(card, content=_fit([card.content, said], CONTENT))
+
+
 def queue(views: Sequence[View], now: float) -> str:
     """The running jobs, then the waiting ones in the order in which they will start, with the reason."""
     if not views:

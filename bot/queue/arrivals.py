@@ -1,13 +1,15 @@
 """Pictures and ladders on their way in: fetched from the broker, checked, copied into the picture store, noted in SQL.
 
-What a worker says of a picture is believed only after a look at it. Knows PNG headers and ladders; decides no states.
+What a worker says of a picture is believed only after a look at it. Knows PNGs and ladders; decides no states.
 """
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 from bot.pictures import Pictures
+from bot.pixels import opened
 from bot.states import over
 from bot.store import Record, Store, Stored, reads
 from engine.bus import Bus
@@ -32,13 +34,13 @@ class Arrivals:
         self._store, self._bus, self._pictures = store, bus, pictures
 
     async def keep(self, value: Picture) -> bool:
-        """Store a picture. False: nobody waits for it any more. Raises `Wrong`, `NoBlob`, `Malformed`."""
+        """Store a picture. False: nobody waits for it any more. Raises `Wrong`, `NoBlob`, `Malformed`, `Unreadable`."""
         record = await self._store.record(value.job)
         if record is None or over(record.state) or value.epoch < record.epoch:
             return False
         _expected(value, record)
         content = await self._bus.get_blob(value.sha256, LIMITS[value.kind])
-        check(value, content)
+        await asyncio.to_thread(check, value, content)
         await self._pictures.put(content)
         one = Stored(value.job, value.image, value.kind, value.sha256, len(content), value.width, value.height)
         return await self._store.keep(one, value.epoch)
@@ -62,15 +64,22 @@ def _expected(value: Picture, record: Record) -> None:
 
 
 def check(value: Picture, content: bytes) -> None:
-    """Raises `Wrong` or `Malformed` if the bytes are not the PNG or the ladder that they should be."""
+    """Raises `Wrong`, `Malformed` or `Unreadable` if the bytes are not the PNG or the ladder that they should be.
+
+    A good header proves little: the PNG is decoded as whoever shows it would. CPU-heavy: async callers use a thread.
+    """
     if len(content) != value.bytes:
         raise Wrong(f"{len(content)} bytes came, not {value.bytes}")
     if value.kind == "ladder":
         ladder = decode(content, Ladder)
         if (ladder.job, ladder.image) != (value.job, value.image):
             raise Wrong("the ladder is of another picture")
+        if not ladder.rungs:
+            raise Wrong("the ladder has no rungs")
     elif size(content) != (value.width, value.height):
         raise Wrong("the picture is not the PNG that was announced")
+    else:
+        opened(content)
 
 
 def size(png: bytes) -> tuple[int, int] | None:

@@ -6,12 +6,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bot.feed import Developing, Settled
+from bot.pixels import saved
 from bot.queue import settle
 from bot.queue.arrivals import size
 from engine.bus import subjects
-from engine.job import Cancelled, Failed, Finished, Frame, Picture, Started
+from engine.job import Cancelled, Failed, Finished, Frame, Ladder, Picture, Started, encode
 
 JPEG = b"\xff\xd8\xff\xe0"
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -78,18 +80,25 @@ async def test_reports_about_unknown_jobs_are_answered_and_forgotten(open_job, u
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("fault", ["size", "bytes", "missing", "not a png", "ladder"])
+@pytest.mark.parametrize(
+    "fault", ["size", "bytes", "missing", "not a png", "torn", "garbage", "ladder", "empty ladder"]
+)
 async def test_a_bad_picture_is_laid_aside_and_the_job_done_again(open_job, until, fault):
     house, apprentice, job = await open_job()
-    content = {"not a png": b"GIF89a" * 10, "ladder": b"no ladder"}.get(fault, b"")
+    whole = saved(Image.effect_noise((job.task.width, job.task.height), 50), "PNG")
+    contents = {
+        "not a png": b"GIF89a" * 10, "torn": whole[:-20], "garbage": whole[:33] + b"garbage" * 9,
+        "ladder": b"no ladder", "empty ladder": encode(Ladder(job=job.id, image=0, of=40, shape=(1, 1), rungs=())),
+    }  # fmt: skip
+    content = contents.get(fault, b"")
     sha = await apprentice.bus.put_blob(content) if content else None
-    if fault == "ladder":
+    if "ladder" in fault:
         await apprentice.picture(job, 10, 0)
     if fault == "size":
         await apprentice.keep(job, 10, 0, "image", b"\x89PNG", 72)
     else:
         picture = Picture(
-            job=job.id, image=0, epoch=10, kind="ladder" if fault == "ladder" else "image", sha256=sha or "0" * 64,
+            job=job.id, image=0, epoch=10, kind="ladder" if "ladder" in fault else "image", sha256=sha or "0" * 64,
             bytes=len(content) or 5, width=64, height=64,
         )  # fmt: skip
         await apprentice.say(picture)

@@ -55,6 +55,7 @@ def cards(prompt: str, name: str, note: str) -> list[Card]:
         presenter.ended(replace(view, state="failed")),
         presenter.ended(replace(view, state="cancelled")),
         presenter.unshown(presenter.ended(view)),
+        presenter.unkept(presenter.ended(view)),
     ]
 
 

@@ -10,6 +10,7 @@ import discord
 import pytest
 
 from bot.chat import courier
+from bot.refused import Refused
 
 pytestmark = pytest.mark.asyncio
 
@@ -189,6 +190,25 @@ async def test_a_message_whose_id_was_not_noted_is_found_again(
         await world.restart()
         assert has_picture(await world.ended(result))
         assert len(world.channel.history()) == 1
+
+
+@pytest.mark.parametrize("kept", [b"", b"\x89PNG\r\n\x1a\n and nothing that it promised"])
+async def test_a_picture_that_is_gone_or_spoilt_leaves_no_message_stuck(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, kept: bytes
+) -> None:
+    async with open_world() as world:
+        result = await begun(world)
+
+        async def picture(*_: object) -> bytes:
+            if not kept:
+                raise Refused("This picture is not kept any more.", 404)
+            return kept
+
+        monkeypatch.setattr(world.studio, "picture", picture)
+        world.painter.going.set()
+        final = await world.ended(result)
+        assert "Its picture cannot be shown" in final.content
+        await noted(world)
 
 
 async def test_a_picture_that_is_too_large_is_made_smaller(open_world: Any) -> None:
