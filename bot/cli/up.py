@@ -82,11 +82,12 @@ async def _open(parts: AsyncExitStack, settings: Settings, models: Sequence[str]
     """Every part in order; `parts` closes them in the opposite one."""
     url, token = await _broker(parts, settings)
     bus = await _bus(parts, url, token)
-    workshop = None
+    workshop, warming = None, asyncio.Event()
     if models:
+        warming.set()
         workshop = await parts.enter_async_context(_workshop(settings, models, url, token))
     house = await parts.enter_async_context(open_house(settings, bus))
-    app = open_chatroom(settings, house.studio)
+    app = open_chatroom(settings, house.studio, warming)
     port = await parts.enter_async_context(_listening(app, settings))
     if settings.discord_token is not None:
         from bot.chat.client import serve  # costs 40 MB, so only with a token
@@ -96,7 +97,7 @@ async def _open(parts: AsyncExitStack, settings: Settings, models: Sequence[str]
     page = address(settings, app, port)
     _say(_welcome(settings, models, page))
     if workshop is not None:
-        await parts.enter_async_context(_beside(_say_when_warm(house.studio, workshop), "warm"))
+        await parts.enter_async_context(_beside(say_when_warm(house.studio, workshop, warming), "warm"))
     if show and _has_display():
         await asyncio.to_thread(webbrowser.open, page)
 
@@ -183,13 +184,15 @@ def _welcome(settings: Settings, models: Sequence[str], page: str) -> str:
 """
 
 
-async def _say_when_warm(studio: Studio, workshop: Workshop) -> None:
-    """One line once the engine can draw, or the first time it can't even start."""
+async def say_when_warm(studio: Studio, workshop: Workshop, warming: asyncio.Event) -> None:
+    """One line once the engine can draw, or the first time it can't even start; neither is `warming`."""
     while (presence := studio.workers().get(HERE)) is None or not presence.models:
         if workshop.restarts:
+            warming.clear()
             _say(f"  The engine stopped while it started; its log: {workshop.log_file}\n")
             return
         await asyncio.sleep(GLANCE)
+    warming.clear()
     for warm in presence.models:
         speed = f"{warm.row_ms:.1f} ms a row and step, {warm.steps} steps by default"
         _say(f"  {warm.name} is warm: {presence.device}, {warm.dtype}, {speed}.\n")

@@ -16,7 +16,7 @@ from bot.views import Place, Ticket
 from bot.web import shown
 from bot.web.body import body_of
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
-from bot.web.live import STUDIO, visible
+from bot.web.live import STUDIO, at_work, visible
 from bot.web.prints import index_of
 
 
@@ -66,7 +66,7 @@ async def healthz(request: web.Request) -> web.Response:
 
 async def room(request: web.Request) -> web.Response:
     """Who is at work."""
-    return web.json_response(shown.room(request.app[STUDIO].workers()))
+    return web.json_response(at_work(request.app))
 
 
 async def invite(request: web.Request) -> web.Response:

@@ -26,10 +26,14 @@ IDLE = 30.0  # seconds that a connection may be held without a request
 TEMPLATES = ("base.html", "room.html", "discord.html", "enter.html", "sentence.html")
 
 
-def open_chatroom(settings: Settings, studio: Studio) -> web.Application:
-    """The chatroom over this studio. Creates the room's key in the data folder at the first start."""
+def open_chatroom(settings: Settings, studio: Studio, warming: asyncio.Event | None = None) -> web.Application:
+    """The chatroom over this studio. Creates the room's key in the data folder at the first start.
+
+    `warming` is set for as long as an engine that was started with the room is on its way.
+    """
     app = web.Application(middlewares=[door.errors, door.entrance], client_max_size=MOST_BYTES)
     app[live.STUDIO] = studio
+    app[live.WARMING] = warming or asyncio.Event()
     app[live.CLOSING] = asyncio.Event()
     app[live.STREAMS] = set()
     app[door.DOOR] = Door.of(settings.host, settings.public_url, settings.allowed_hosts)

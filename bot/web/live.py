@@ -29,12 +29,13 @@ from bot.web.door import GUILD, TERMINAL, VISITOR, member_of
 log = logging.getLogger(__name__)
 
 STUDIO = web.AppKey("studio", Studio)
+WARMING = web.AppKey("warming", asyncio.Event)  # set: an engine of our own was started, and is not there yet
 CLOSING = web.AppKey("closing", asyncio.Event)
 STREAMS = web.AppKey("streams", set)
 
 MOST_STREAMS = 200
 MOST_EACH = 20  # of one visitor; the terminal is no single visitor
-PACE = 0.03  # seconds between two events of a stream: about as often as eyes notice
+PACE = 0.03  # seconds after each frame of a stream: about as often as eyes notice
 GLANCE = 1.0  # seconds between two looks at who is at work
 RECENT = 30  # jobs that the page starts with
 UNREAD = 64 * 1024  # bytes that may wait in the kernel for a slow client
@@ -54,10 +55,16 @@ async def events(request: web.Request) -> web.StreamResponse:
     return stream
 
 
+def at_work(app: web.Application) -> dict[str, Any]:
+    """Who is at work, or that the house's own engine is on its way."""
+    return shown.room(app[STUDIO].workers(), warming=app[WARMING].is_set())
+
+
 class Page:
     """One open page: what it was told of the room, and which jobs it may see."""
 
     def __init__(self, request: web.Request, stream: EventSourceResponse) -> None:
+        self._app = request.app
         self._studio = request.app[STUDIO]
         self._reader = member_of(request)
         self._stream = stream
@@ -71,16 +78,19 @@ class Page:
         ordered = sorted(views.values(), key=lambda view: (view.created, view.id))
         await self._tell("jobs", {"jobs": [shown.job(view, self._reader) for view in ordered]})
         async for moment in moments:
-            await self._pass_on(moment)
-            await asyncio.sleep(PACE)
+            if await self._pass_on(moment):
+                await asyncio.sleep(PACE)
 
-    async def _pass_on(self, moment: Moment) -> None:
+    async def _pass_on(self, moment: Moment) -> bool:
+        """True if a frame was sent: only these come so often that they need a pace."""
         if moment.job not in self._seen or isinstance(moment, Settled):
             await self._show(moment.job)
         if isinstance(moment, Settled):
             self._seen.pop(moment.job, None)
         elif self._seen.get(moment.job):
             await self._tell(*_spoken(moment))
+            return isinstance(moment, Developing)
+        return False
 
     async def _show(self, job: str) -> None:
         """The whole job: when it is new to the page, and when it is over."""
@@ -94,7 +104,7 @@ class Page:
         """Tells who is at work, at once and whenever it changes."""
         told: dict[str, Any] | None = None
         while True:
-            room = shown.room(self._studio.workers())
+            room = at_work(self._app)
             if room != told:
                 await self._tell("room", room)
                 told = room
@@ -126,7 +136,8 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, moments
             return await _tell_end(request, stream)
         event, value = _spoken(moment)
         await stream.send(json.dumps(value), event=event)
-        await asyncio.sleep(PACE)
+        if isinstance(moment, Developing):
+            await asyncio.sleep(PACE)
 
 
 async def _tell_end(request: web.Request, stream: EventSourceResponse) -> None:

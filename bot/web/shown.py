@@ -14,6 +14,8 @@ from bot.feed import Developing
 from bot.views import Member, Ticket, View
 from engine.job import Presence, Recipe
 
+WARMING = "The engine is warming up. Prompts wait here until it is ready."
+
 
 def address(job: str) -> str:
     """Where a job lies in the API."""
@@ -144,8 +146,8 @@ def frame(moment: Developing) -> dict[str, Any]:
     }
 
 
-def room(workers: Mapping[str, Presence]) -> dict[str, Any]:
-    """Who is at work: every live worker with its device and its models."""
+def room(workers: Mapping[str, Presence], *, warming: bool = False) -> dict[str, Any]:
+    """Who is at work: every live worker with its device and its models. `warming`: one is sure to come soon."""
     shown = [
         {
             "name": one.worker,
@@ -157,4 +159,11 @@ def room(workers: Mapping[str, Presence]) -> dict[str, Any]:
         for one in sorted(workers.values(), key=lambda one: one.worker)
     ]
     models = sorted({model["name"] for one in shown for model in one["models"]})
-    return {"online": bool(shown), "workers": shown, "models": models, "sentence": "" if shown else sentences.NO_WORKER}
+    absent = WARMING if warming else sentences.NO_WORKER
+    return {
+        "online": bool(shown),
+        "warming": warming and not shown,
+        "workers": shown,
+        "models": models,
+        "sentence": "" if shown else absent,
+    }

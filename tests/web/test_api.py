@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
+from bot.web.live import WARMING
+
 if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
 
@@ -23,6 +25,18 @@ async def test_the_room_names_its_workers_models_and_device(room: Room) -> None:
     assert said["online"]
     assert said["models"] == ["embedded"]
     assert said["workers"][0]["device"] == "paper and ink"
+
+
+async def test_an_engine_that_is_on_its_way_is_said(open_room: OpenRoom) -> None:
+    async with open_room(workers=0) as room:
+        _, said = await room.ask("GET", "/api/room")
+        assert not said["warming"]
+        assert "No worker" in said["sentence"]
+        room.app[WARMING].set()
+        _, said = await room.ask("GET", "/api/room")
+        assert not said["online"]
+        assert said["warming"]
+        assert said["sentence"].startswith("The engine is warming up.")
 
 
 async def test_a_prompt_becomes_a_job_with_a_place_and_an_address(room: Room) -> None:

@@ -14,7 +14,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
 from bot.web.door import GATE
-from bot.web.live import CLOSING, STREAMS
+from bot.web.live import CLOSING, STREAMS, WARMING
 
 if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
@@ -277,6 +277,8 @@ async def test_without_a_worker_the_lamp_is_out_and_it_is_said(page: Page, open_
         await page.goto(room.url)
         await expect(page.locator("#status")).to_contain_text("No worker is online")
         await expect(page.locator("#lamp")).to_have_class("lamp")
+        room.app[WARMING].set()
+        await expect(page.locator("#status")).to_contain_text("The engine is warming up")
         await page.goto("about:blank")
 
 

@@ -28,6 +28,7 @@ export function clock(seconds) {
 }
 
 export function status(room) {
+  if (room.warming) return room.sentence;
   if (!room.online) return "No worker is online yet. Prompts wait here until one comes.";
   const devices = [...new Set(room.workers.map((one) => one.device))];
   const crew = room.workers.length > 1 ? `${room.workers.length} workers · ` : "";

@@ -1,0 +1,57 @@
+"""`darkroom up` and its own engine: for how long it says that the engine is warming up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.cli.up import HERE, say_when_warm
+from bot.cli.workshop import Workshop
+from engine.job import Presence, Warm
+
+pytestmark = pytest.mark.asyncio
+WARM = Warm(
+    name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=24, steps=24,
+    sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+)  # fmt: skip
+LIVES, FAILS = "import time; time.sleep(60)", "raise SystemExit('no weights')"
+
+
+class Watched:
+    """As much of a studio as is asked: who is there."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, Presence] = {}
+
+    def workers(self) -> dict[str, Presence]:
+        return self.there
+
+
+async def _warming(code: str, log: Path, studio: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said once the engine is not warming any more."""
+    warming = asyncio.Event()
+    warming.set()
+    async with Workshop([sys.executable, "-c", code], os.environ, log) as shop, asyncio.timeout(20):
+        telling = asyncio.create_task(say_when_warm(studio, shop, warming))
+        await asyncio.sleep(0)
+        assert warming.is_set()
+        await telling
+    assert not warming.is_set()
+    return capsys.readouterr().out
+
+
+async def test_until_it_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    studio = Watched()
+    here = Presence(worker=HERE, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test")
+    asyncio.get_running_loop().call_later(0.5, studio.there.update, {HERE: here})
+    assert "embedded is warm: paper" in await _warming(LIVES, tmp_path / "engine.log", studio, capsys)
+
+
+async def test_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = await _warming(FAILS, tmp_path / "engine.log", Watched(), capsys)
+    assert "The engine stopped while it started" in said
