@@ -1,7 +1,8 @@
 """In-process fan-out of what happens to jobs: queue places, live frames, ends. Newest only; never blocks a publisher.
 
 A subscriber that is slow loses old values, never the newest one and never an end: values coalesce per job (frames per
-image), an end replaces everything of its job and goes out before any preview. Knows nothing of NATS, SQL or front ends.
+image), an end replaces everything of its job. It reads ends first, then previews, then places in the queue. Knows
+nothing of NATS, SQL or front ends.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from bot.states import State
+
+PREVIEWS_IN_ROW = 8
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class Subscription:
         self.job = job
         self.previews = previews
         self._feed = feed
-        self._pending: dict[str, Moment] = {}
+        self._places: dict[str, Moment] = {}
+        self._live: dict[str, Moment] = {}
+        self._in_row = 0  # previews read since the last place
         self._ended: dict[str, Settled] = {}
         self._woken = asyncio.Event()
         self._closed = False
@@ -71,10 +76,15 @@ class Subscription:
         if self._closed or (self.job is not None and self.job != moment.job):
             return
         if isinstance(moment, Settled):
-            self._pending.pop(moment.job, None)
+            self._live.pop(moment.job, None)
+            self._places.pop(moment.job, None)
             self._ended[moment.job] = moment
+        elif isinstance(moment, Developing):
+            self._places.pop(moment.job, None)
+            self._live[moment.job] = merge(self._live.get(moment.job), moment)
         else:
-            self._pending[moment.job] = merge(self._pending.get(moment.job), moment)
+            self._live.pop(moment.job, None)
+            self._places[moment.job] = moment
         self._woken.set()
 
     def close(self) -> None:
@@ -87,13 +97,21 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Moment:
-        while not (self._ended or self._pending):
+        while not (self._ended or self._live or self._places):
             if self._closed:
                 raise StopAsyncIteration
             self._woken.clear()
             await self._woken.wait()
-        source: dict[str, Settled] | dict[str, Moment] = self._ended or self._pending
+        if self._ended:
+            return self._ended.pop(next(iter(self._ended)))
+        source = self._next_source()
         return source.pop(next(iter(source)))
+
+    def _next_source(self) -> dict[str, Moment]:
+        """A thousand places do not hold up a frame, nor many frames a place for ever."""
+        places = not self._live or (self._in_row >= PREVIEWS_IN_ROW and bool(self._places))
+        self._in_row = 0 if places else self._in_row + 1
+        return self._places if places else self._live
 
     async def __aenter__(self) -> Self:
         return self
@@ -108,7 +126,7 @@ class Feed:
     """The fan-out. All calls on the event loop's thread; `publish` and `subscribe` never wait."""
 
     def __init__(self) -> None:
-        self._subscriptions: set[Subscription] = set()
+        self._subscriptions: dict[str | None, set[Subscription]] = {}  # by the job that they ask for; None: all
         self._newest: dict[str, Moment] = {}  # of jobs that are not over
         self.joined = asyncio.Event()  # set when somebody subscribes; whoever renews `want` clears it
 
@@ -118,8 +136,11 @@ class Feed:
             self._newest.pop(moment.job, None)
         else:
             self._newest[moment.job] = merge(self._newest.get(moment.job), moment)
-        for subscription in tuple(self._subscriptions):
+        for subscription in self._listeners(moment.job):
             subscription.offer(moment)
+
+    def _listeners(self, job: str) -> list[Subscription]:
+        return [*self._subscriptions.get(None, ()), *self._subscriptions.get(job, ())]
 
     def subscribe(self, job: str | None = None, *, previews: bool = True) -> Subscription:
         """Listen to one job or to all. Starts with the newest moment of each job that is not over.
@@ -128,15 +149,18 @@ class Feed:
         subscription does not ask the workers for live frames.
         """
         subscription = Subscription(self, job, previews)
-        self._subscriptions.add(subscription)
-        for moment in self._newest.values():
+        self._subscriptions.setdefault(job, set()).add(subscription)
+        for moment in self._newest.values() if job is None else filter(None, [self._newest.get(job)]):
             subscription.offer(moment)
         self.joined.set()
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
         """Stop giving to this subscription; idempotent."""
-        self._subscriptions.discard(subscription)
+        listeners = self._subscriptions.get(subscription.job, set())
+        listeners.discard(subscription)
+        if not listeners:
+            self._subscriptions.pop(subscription.job, None)
 
     @property
     def heard(self) -> bool:
@@ -145,9 +169,9 @@ class Feed:
 
     def watched(self, job: str) -> bool:
         """True while somebody wants to see this job's live frames."""
-        return any(one.previews and one.job in (None, job) for one in self._subscriptions)
+        return any(one.previews for one in self._listeners(job))
 
     def close(self) -> None:
         """End every subscription (at shutdown)."""
-        for subscription in tuple(self._subscriptions):
+        for subscription in [one for listeners in self._subscriptions.values() for one in listeners]:
             subscription.close()

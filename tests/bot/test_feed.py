@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bot.feed import Developing, Feed, Queued, Settled, merge
+from bot.feed import Developing, Feed, Queued, Settled, Subscription, merge
 
 
 def frame(job: str, step: int, *images: int) -> Developing:
@@ -36,6 +36,47 @@ async def test_a_slow_reader_gets_the_newest_and_ends_come_first():
         Developing("a", 49, 100, 1.0, {0: b"0@48", 1: b"1@49"}),
         Queued("b", 3, 7.0),
     ]
+
+
+@pytest.mark.asyncio
+async def test_a_frame_does_not_wait_behind_a_thousand_places_nor_a_place_for_ever_behind_frames():
+    feed = Feed()
+    async with feed.subscribe() as moments:
+        for number in range(1000):
+            feed.publish(Queued(f"waits {number}", number, None))
+        feed.publish(frame("runs", 1, 0))
+        assert await anext(moments) == frame("runs", 1, 0)
+        read = []
+        for step in range(2, 40):
+            feed.publish(frame("runs", step, 0))
+            read.append(await anext(moments))
+        assert 2 <= sum(isinstance(one, Queued) for one in read) <= 8
+
+
+@pytest.mark.asyncio
+async def test_what_changes_between_waiting_and_running_is_told_once_as_it_is_now():
+    feed = Feed()
+    async with feed.subscribe() as moments:
+        feed.publish(Queued("a", 0, None))
+        feed.publish(frame("a", 1, 0))
+        feed.publish(frame("b", 1, 0))
+        feed.publish(Queued("b", 0, None))
+        feed.publish(Settled("c", "finished", ""))
+        assert [await anext(moments) for _ in range(3)] == [
+            Settled("c", "finished", ""), frame("a", 1, 0), Queued("b", 0, None),
+        ]  # fmt: skip
+        feed.close()
+        assert [moment async for moment in moments] == []
+
+
+@pytest.mark.asyncio
+async def test_a_moment_is_offered_to_those_alone_who_asked_for_its_job(monkeypatch):
+    feed, offered = Feed(), []
+    monkeypatch.setattr(Subscription, "offer", lambda one, moment: offered.append((one.job, moment.job)))
+    for job in [*(f"other {number}" for number in range(100)), "a", None]:
+        feed.subscribe(job)
+    feed.publish(Queued("a", 0, None))
+    assert sorted(offered, key=str) == [("a", "a"), (None, "a")]
 
 
 @pytest.mark.asyncio

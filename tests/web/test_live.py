@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from bot.feed import Queued
 from bot.studio import Member, Place
 from bot.web.live import STREAMS
 
@@ -88,6 +89,22 @@ async def test_the_page_hears_of_everything_on_one_stream(room: Room) -> None:
     for names in heard.values():
         assert names[0].startswith("job ")
         assert names.count("frame") > 3
+
+
+async def test_places_in_the_queue_hold_nobody_up(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.web.live.PACE", 3600.0)
+    drawer = room.drawers[0]
+    drawer.leaving = True
+    await drawer.bus.depart(drawer.name)
+    waits = await room.imagine("terrier", count=1)
+    stream, alone = room.events("/api/events"), room.events(f"/api/jobs/{waits}/events")
+    await _next(stream, "jobs")
+    await _next(alone, "queued")
+    async with asyncio.timeout(20):
+        for place in range(100, 105):
+            room.studio.feed.publish(Queued(waits, place, None))
+            for one in (stream, alone):
+                assert (await _next(one, "queued"))["id"] == waits
 
 
 async def test_jobs_of_a_discord_server_are_not_for_this_page(room: Room) -> None:
