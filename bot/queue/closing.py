@@ -14,6 +14,7 @@ from bot.feed import Feed, Settled
 from bot.queue.board import Board
 from bot.states import over
 from bot.store import Moved, Record, Store, reads
+from bot.store.weeding import UNREADABLE, weed
 from engine.bus import Bus, Unreachable
 from engine.job import Blame
 
@@ -31,7 +32,11 @@ class Closing:
         self.freed = freed  # called whenever there may be room
 
     async def reload(self) -> list[Record]:
-        """Fill the board from SQL; what was sent or runs, oldest first."""
+        """Fill the board from SQL; what was sent or runs, oldest first. What cannot be read ends as failed."""
+        for job in await self._store.write(weed, self._clock()):
+            log.error("job %s: failed, since its row cannot be read", job)
+            self._board.drop(job)
+            self._feed.publish(Settled(job, "failed", UNREADABLE))
         records = await self._store.ask(reads.active)
         for record in records:
             if record.id not in self._board.runs:

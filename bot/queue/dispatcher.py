@@ -24,7 +24,7 @@ from bot.queue.closing import Closing
 from bot.queue.forecast import Forecast
 from bot.store import Record, Store, Unavailable, Wish
 from engine.bus import Bus, Unreachable
-from engine.job import Enlarge, Job, Recipe
+from engine.job import Enlarge, Job, Malformed, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,9 @@ class Dispatcher:
                 log.warning("dispatch: %s", error)
                 self._lost = True
                 await asyncio.sleep(NAP_SECONDS)
+            except Malformed as error:  # a row spoilt under our hands: the next round begins with a weeding
+                log.error("dispatch: %s", error)
+                self._lost = True
             try:
                 async with asyncio.timeout(NAP_SECONDS):
                     await self._poked.wait()

@@ -45,7 +45,7 @@ def insert(
         connection.execute(places.insert().values(job=draft.id, kind=draft.place.kind, where=dict(draft.place.where)))
         enter(connection, row["account"], weights)
         shift(connection, row["account"], queued=1)
-        _audit(connection, row, "new", draft.created, draft.action)
+        note(connection, row, "new", draft.created, draft.action)
         made.append(record(row))
     return made
 
@@ -67,8 +67,8 @@ def move(
     row = changed.mappings().first()
     if row is None:
         return None
-    _count(connection, row["account"], before["state"], rule.target)
-    _audit(connection, row, before["state"], now, why)
+    tally(connection, row["account"], before["state"], rule.target)
+    note(connection, row, before["state"], now, why)
     return Moved(record(row), before["state"])
 
 
@@ -213,7 +213,9 @@ def _locked(connection: Connection, job: str) -> RowMapping | None:
     return connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
 
 
-def _count(connection: Connection, account: str, source: State, target: State) -> None:
+def tally(connection: Connection, account: str, source: State, target: State) -> None:
+    """Count a move from state to state in the accounts."""
+
     def weigh(state: State) -> tuple[int, int]:
         return (int(state == "queued"), int(state in ACTIVE))
 
@@ -221,7 +223,8 @@ def _count(connection: Connection, account: str, source: State, target: State) -
     shift(connection, account, queued=queues - queued, active=acts - active)
 
 
-def _audit(connection: Connection, row: RowMapping, source: str, now: float, why: str) -> None:
+def note(connection: Connection, row: RowMapping, source: str, now: float, why: str) -> None:
+    """One line of the audit."""
     connection.execute(
         moves.insert().values(
             job=row["id"],

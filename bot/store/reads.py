@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,12 +14,20 @@ from bot.states import ACTIVE, OPEN
 from bot.store.records import Entry, Record, Stored, record
 from bot.store.tables import accounts, jobs, models, moves, pictures, places
 from bot.views import Place, PlaceKind
-from engine.job import Warm, decode
+from engine.job import Malformed, Warm, decode
+
+log = logging.getLogger(__name__)
 
 
 def records(connection: Connection, asked: Select[*tuple[Any, ...]]) -> list[Record]:
-    """Rows of `jobs` as values."""
-    return [record(row) for row in connection.execute(asked).mappings()]
+    """Rows of `jobs` as values. One that cannot be read is left out and logged: it must not stop the others."""
+    found: list[Record] = []
+    for row in connection.execute(asked).mappings():
+        try:
+            found.append(record(row))
+        except (Malformed, TypeError) as error:
+            log.error("job %s: its row cannot be read: %s", row["id"], error)
+    return found
 
 
 def of_key(connection: Connection, key: str) -> list[Record]:
@@ -123,14 +132,20 @@ def place(connection: Connection, job: str) -> Place | None:
 
 
 def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, Place]]:
-    """Jobs of one kind of place whose last word was not yet shown, oldest first; over or not."""
-    asked = select(places.c.job, places.c.where).where(places.c.kind == kind, places.c.delivered.is_(None))
-    where = {row.job: dict(row.where) for row in connection.execute(asked.order_by(places.c.job))}
-    found = some(connection, list(where))
-    return [(found[job], Place(kind, place)) for job, place in where.items()]
+    """Jobs of one kind of place whose last word was not yet shown, oldest first; over or not, but none that waits."""
+    theirs = (places.c.kind == kind, places.c.delivered.is_(None), jobs.c.state != "queued")
+    asked = select(places.c.job, places.c.where).join(jobs, jobs.c.id == places.c.job).where(*theirs)
+    where = {row.job: dict(row.where) for row in connection.execute(asked)}
+    rows = select(jobs).join(places, jobs.c.id == places.c.job).where(*theirs).order_by(jobs.c.id)
+    return [(one, Place(kind, where[one.id])) for one in records(connection, rows)]
 
 
 def known_models(connection: Connection) -> list[tuple[Warm, str]]:
     """Every model that a worker ever had ready, the last seen first, with its pool."""
-    rows = connection.execute(select(models).order_by(models.c.seen.desc(), models.c.name))
-    return [(decode(row.warm, Warm), row.pool) for row in rows]
+    found: list[tuple[Warm, str]] = []
+    for row in connection.execute(select(models).order_by(models.c.seen.desc(), models.c.name)):
+        try:
+            found.append((decode(row.warm, Warm), row.pool))
+        except Malformed as error:
+            log.error("model %s: its profile cannot be read: %s", row.name, error)
+    return found

@@ -8,9 +8,10 @@ import signal
 import time
 
 import pytest
+from sqlalchemy import text
 
 from bot.config import load
-from bot.feed import Queued
+from bot.feed import Queued, Settled
 from bot.store import reads
 from bot.views import Member
 from engine.bus import subjects
@@ -88,6 +89,21 @@ async def test_without_a_worker_it_waits_and_says_so(workplace, until, ann, here
     assert (view.state, view.worker, view.why) == ("queued", False, "No worker is online for embedded.")
     await workplace.worker()
     await until(all_in(house, [ticket.job], "finished"))
+
+
+@pytest.mark.asyncio
+async def test_a_job_spoilt_under_our_hands_fails_and_those_behind_it_run(workplace, until, ann, here):
+    house = await workplace.house()
+    spoilt, fine = await ask(house, ann, here, 2)
+    spoil = text("UPDATE jobs SET task = x'00' WHERE id = :id")
+    await house.store.write(lambda connection: connection.execute(spoil, {"id": spoilt}) and None)
+    async with house.feed.subscribe(spoilt) as moments:
+        await workplace.worker()
+        await until(all_in(house, [fine], "finished"))
+        async with asyncio.timeout(10):
+            while not isinstance(moment := await anext(moments), Settled):
+                continue
+    assert moment.state == "failed"
 
 
 @pytest.mark.asyncio

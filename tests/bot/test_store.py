@@ -24,6 +24,7 @@ from bot.states import ENDS
 from bot.store import Draft, Store, Stored, Unavailable, Wish, reads
 from bot.store.moves import ATTEMPTS, POISON
 from bot.store.tables import metadata
+from bot.store.weeding import weed
 from bot.views import Member, Place
 from engine.job import Concept, Recipe, Warm
 
@@ -429,11 +430,38 @@ async def test_a_long_queue_is_not_laid_out_and_a_place_in_it_is_estimated(store
 async def test_places_are_merged_and_deliveries_end(store):
     one, two = await queue(store, draft(), draft(place=Place("discord", {"token": "t"})))
     await store.moved(two, {"message": "9", "token": "u"})
+    assert await store.ask(reads.undelivered, "discord") == [], "what waits has nothing to deliver"
+    for _ in range(2):
+        await store.pick(EVERYTHING, 32, 1.0, 1000.5)
     found = await store.ask(reads.undelivered, "discord")
     assert [(record.id, place.where) for record, place in found] == [(two, {"token": "u", "message": "9"})]
     await store.delivered(two, 1001.0)
     assert await store.ask(reads.undelivered, "discord") == []
     assert [record.id for record, _ in await store.ask(reads.undelivered, "web")] == [one]
+
+
+@pytest.mark.asyncio
+async def test_a_row_that_cannot_be_read_stops_nobody_and_ends_at_our_cost(store, caplog):
+    over, waits, sent, fine = await queue(store, *(draft(user) for user in ("a", "b", "c", "d")))
+    await store.end("finish", over, 1001.0, 1.0)
+    await store.pick(Wish("default", ("embedded",), running=1), 8, 0, 1001.0)
+    spoil = text("UPDATE jobs SET task = x'00' WHERE id != :fine")
+    await store.write(lambda connection: connection.execute(spoil, {"fine": fine}) and None)
+    assert [one.id for one in await store.ask(reads.newest, None, 9)] == [fine]
+    assert f"job {sent}: its row cannot be read" in caplog.text
+    assert await store.write(weed, 1002.0) == [waits, sent]
+    assert await store.write(weed, 1003.0) == []
+    ended = look(store, "SELECT state, blame, charged, billed FROM jobs WHERE reason LIKE '%cannot be read%'")
+    assert ended == [("failed", "us", 0.0, 0.0)] * 2
+    assert look(store, "SELECT queued, active FROM accounts WHERE path = 'default'") == [(1, 0)]
+    assert (await store.pick(EVERYTHING, 8, 0, 1004.0)).record.id == fine
+
+
+@pytest.mark.asyncio
+async def test_an_unreadable_profile_of_a_model_is_left_out(store):
+    spoil = text("INSERT INTO models (name, warm, pool, seen) VALUES ('old', x'00', 'default', 1.0)")
+    await store.write(lambda connection: connection.execute(spoil) and None)
+    assert await store.ask(reads.known_models) == []
 
 
 @pytest.mark.asyncio

@@ -197,6 +197,8 @@ async def test_recent_and_queue_are_by_guild_and_places_are_kept(workplace, ann,
     assert [view.id for view in await house.studio.queue("local")] == [one.job]
     await house.studio.moved(two.job, message="99")
     assert (await house.studio.place_of(two.job)).where == {"token": "t", "message": "99"}
+    assert await house.studio.undelivered("discord") == [], "it waits"
+    await house.studio.cancel(two.job, Member("z", "Z", "other"))
     ((view, place),) = await house.studio.undelivered("discord")
     assert (view.id, place.kind) == (two.job, "discord")
     await house.studio.delivered(two.job)

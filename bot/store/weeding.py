@@ -1,0 +1,43 @@
+"""Jobs whose rows cannot be read, as after a change of the contract or on a spoilt disk: they end, by hand.
+
+A transition needs a readable record (`moves`); here the row is changed without ever being one.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, RowMapping, select, update
+
+from bot.states import OPEN
+from bot.store.accounts import bill
+from bot.store.moves import note, tally
+from bot.store.records import record
+from bot.store.tables import jobs
+from engine.job import Malformed
+
+UNREADABLE = "What was noted of it cannot be read any more; nothing was charged."
+
+
+def weed(connection: Connection, now: float) -> list[str]:
+    """Fail every job that is not over and cannot be read, our fault; returns their ids. Reads all that is not over."""
+    rows = connection.execute(select(jobs).where(jobs.c.state.in_(OPEN)).order_by(jobs.c.id)).mappings().all()
+    spoilt = [row for row in rows if not _readable(row)]
+    for row in spoilt:
+        _fail(connection, row, now)
+    return [row["id"] for row in spoilt]
+
+
+def _readable(row: RowMapping) -> bool:
+    try:
+        record(row)
+    except (Malformed, TypeError):
+        return False
+    return True
+
+
+def _fail(connection: Connection, row: RowMapping, now: float) -> None:
+    values = {"state": "failed", "reason": UNREADABLE, "blame": "us", "ended": now, "cancelling": False}
+    ended = update(jobs).where(jobs.c.id == row["id"]).values(**values, charged=0.0, billed=0.0).returning(jobs)
+    after = connection.execute(ended).mappings().one()
+    tally(connection, row["account"], row["state"], "failed")
+    bill(connection, row["account"], -row["billed"])
+    note(connection, after, row["state"], now, "unreadable")
