@@ -30,7 +30,7 @@ PROMPT = "terrier, looking up, cute, white background"
 STARTING = 60.0
 WARMING = 240.0
 DRAWING = 240.0
-SNAPSHOTS = 3.5  # seconds after which a running job has been saved at least once
+SNAPSHOTS = 4.5  # seconds after its first frame when a job has been saved at least once
 OVER = ("finished", "failed", "cancelled")
 ENV = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
 
@@ -136,10 +136,18 @@ class Up:
     def warm(self) -> None:
         until(lambda: self.get("/api/room")["models"] or None, WARMING)
 
+    def watch(self, job: str) -> None:
+        """Reads the job's stream until its first frame with a picture."""
+        with urllib.request.urlopen(f"{self._announced()['url']}/api/jobs/{job}/events", timeout=DRAWING) as stream:
+            for line in stream:
+                if line.startswith(b"data:") and json.loads(line[5:]).get("frames"):
+                    return
+        raise AssertionError(f"the stream of {job} ended without a frame")
+
     def long_job(self) -> str:
         """A job that is in the midst of it, and was saved."""
         job = self.imagine(steps=600, count=2)
-        until(lambda: self.job(job)["state"] == "running", DRAWING)
+        self.watch(job)
         time.sleep(SNAPSHOTS)
         assert self.job(job)["state"] == "running"
         return job
