@@ -35,6 +35,7 @@ Model = Annotated[list[str] | None, typer.Option(help="Model folder or name; may
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")
 ]
+SPINS = "20000"  # as in `engine.__main__`, for the commands that load torch in this process
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -159,6 +160,7 @@ def _settings(**given: Any) -> Settings:
 
 def main() -> None:
     """The entry point. What is the caller's business ends in one sentence and exit code 2, never in a traceback."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except Refused as refused:

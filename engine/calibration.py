@@ -31,7 +31,6 @@ GAIN = 1.05  # a doubling of the rows that gains less throughput than this is no
 ROUNDS = 3
 BUDGET = 1.5  # seconds for the row buckets; the larger ones are left out when it is spent
 SLOW = 500.0  # milliseconds of a forward after which a larger one is not worth the wait
-SHARE = 0.8  # CPU seconds a second of a thread that is never kept waiting, less what it waits for files
 PATIENCE = 60.0  # seconds that a grid of four with the default steps may take
 GRID_ROWS = 8  # four pictures with guidance
 DEFAULTS: tuple[tuple[int, Sampler], ...] = (
@@ -64,31 +63,12 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
         )  # fmt: skip
 
 
-def undisturbed(wall: float, cpu: float) -> bool:
-    """Whether this process had at least one core's worth of time, which on a crowded machine it has not.
-
-    `cpu` sums over the threads. Where there are several, together they must have had a whole core; a single one has
-    that only nearly. More is not asked of many, since they also wait for each other.
-    """
-    return cpu >= (1.0 if torch.get_num_threads() > 1 else SHARE) * wall
-
-
-def calibrate(
-    family: Family, path: Path, *, again: bool = False, trusted: Callable[[float, float], bool] = undisturbed
-) -> Calibration:
-    """The stored calibration, or a fresh one (a few seconds). A spoilt file is measured anew.
-
-    A fresh one is stored where `trusted(wall seconds, CPU seconds)`: figures of a crowded machine must not outlive it.
-    """
+def calibrate(family: Family, path: Path, *, again: bool = False) -> Calibration:
+    """The stored calibration, or a fresh one (a few seconds), which is then stored. A spoilt file is measured anew."""
     key, known = identity(family), _read(path)
     if key not in known or again:
-        began, worked = time.perf_counter(), time.process_time()
         known[key] = measure(family)
-        wall, cpu = time.perf_counter() - began, time.process_time() - worked
-        if family.device.type != "cpu" or trusted(wall, cpu):
-            _write(path, known)
-        else:
-            log.warning("other programs kept this machine busy: its speed is measured again at the next start")
+        _write(path, known)
     _works(family, known[key].sampler, known[key].steps)  # its plan is probed now, not when the first job waits for it
     return known[key]
 
@@ -142,12 +122,13 @@ def _time_dtypes(family: Family) -> dict[Dtype, float]:
 
 
 def _time_buckets(family: Family, dtype: Dtype) -> dict[int, float]:
-    """The best of a few rounds over all sizes while the budget lasts; one round gets to a grid's rows if it can."""
+    """The best of a few rounds over all sizes while the budget lasts; two rounds get to a grid's rows if they can."""
     best: dict[int, float] = {}
     deadline = time.monotonic() + BUDGET
-    for _ in range(1 + ROUNDS):  # in the first round the kernels are built
+    for number in range(1 + ROUNDS):  # in the first round the kernels are built
         for rows in BUCKETS:
-            if time.monotonic() > deadline and (rows > GRID_ROWS or rows in best or best.get(rows // 2, 0.0) > SLOW):
+            needed = number < 2 and rows <= GRID_ROWS and best.get(rows // 2, 0.0) <= SLOW
+            if time.monotonic() > deadline and not needed:
                 break
             best[rows] = min(best.get(rows, float("inf")), _forward(family, rows, dtype))
     for rows in sorted(best, reverse=True)[1:]:  # fewer rows never take longer: if they did, something else was running
@@ -163,12 +144,16 @@ def _forward(family: Family, rows: int, dtype: Dtype) -> float:
 
 
 def _once(family: Family, work: Callable[[], object]) -> float:
-    """Milliseconds of one run, the device's work included."""
-    began = time.perf_counter()
+    """Milliseconds of one run, the device's work included.
+
+    On a CPU, what other programs take is not ours: the time that our threads ran, shared among them, if that is less.
+    """
+    began, worked = time.perf_counter(), time.process_time()
     work()
     if family.device.type == "cuda":
         torch.cuda.synchronize(family.device)
-    return 1000 * (time.perf_counter() - began)
+    wall, ran = time.perf_counter() - began, (time.process_time() - worked) / torch.get_num_threads()
+    return 1000 * (min(wall, ran) if family.device.type == "cpu" else wall)
 
 
 def _default_steps(family: Family, row_ms: float) -> tuple[int, Sampler]:

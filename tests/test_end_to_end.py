@@ -158,13 +158,13 @@ import sys
 from pathlib import Path
 from engine.calibration import calibrate
 from engine.families.embedded import load_embedded
-calibrate(load_embedded(), Path(sys.argv[1]), trusted=lambda wall, cpu: True)
+calibrate(load_embedded(), Path(sys.argv[1]))
 """
 
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all houses here, kept however busy the machine is: what the tests compare are bytes, not speeds."""
+    """One for all houses here: what the tests compare are bytes, not speeds."""
     path = tmp_path_factory.mktemp("calibration") / "calibration.json"
     subprocess.run([sys.executable, "-c", CALIBRATE, str(path)], env=ENV, check=True, timeout=WARMING)
     return path

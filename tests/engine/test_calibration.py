@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine import calibration
-from engine.calibration import BUDGET, Calibration, identity, knee, measure, undisturbed
+from engine.calibration import BUDGET, Calibration, calibrate, identity, knee, measure
 from engine.engine import BUCKETS
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Warm, decode, encode
 from engine.plan import plan
 
 
-def calibrate(family: Any, path: Path, *, again: bool = False, quiet: bool = True) -> Calibration:
-    return calibration.calibrate(family, path, again=again, trusted=lambda wall, cpu: quiet)
-
-
-def test_what_a_crowded_machine_measured_does_not_outlive_it(
-    affine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    calibrate(affine, tmp_path / "c.json", quiet=False)
-    assert "busy" in caplog.text
-    assert not (tmp_path / "c.json").exists()
-
-
-@pytest.mark.parametrize(("threads", "most", "least"), [(1, 1.5, 1.7), (2, 1.9, 2.1), (8, 1.9, 2.1)])
-def test_a_calibration_wants_a_core_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, threads: int, most: float, least: float
-) -> None:
-    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    assert not undisturbed(wall=2.0, cpu=most)
-    assert undisturbed(wall=2.0, cpu=least)
+def test_what_other_programs_take_is_not_counted(affine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward of 4 s in which our threads ran for a quarter of a second each is one of 250 ms."""
+    wall, ran = count(0.0, 4.0), count(0.0, 0.25 * torch.get_num_threads())
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(calibration.time, "process_time", lambda: next(ran))
+    found = measure(affine)
+    assert set(found.dtype_ms.values()) == {250.0}
+    assert set(found.bucket_ms.values()) == {250.0}
 
 
 def test_it_is_measured_once_and_then_read(affine: Any, tmp_path: Path) -> None:
