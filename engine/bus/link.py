@@ -49,7 +49,8 @@ async def connect(url: str, token: str, name: str, patience: float, on_return: C
     last: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
-        last[:] = [error]
+        if not any("Authorization" in str(known) for known in last):  # what follows a refusal is only its echo
+            last[:] = [error]
         log.log(logging.WARNING if client.is_connected else logging.DEBUG, "broker: %s", error)
 
     async def on_loss() -> None:

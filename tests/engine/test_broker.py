@@ -30,7 +30,7 @@ async def test_it_answers_and_asks_for_the_token(tmp_path: Path) -> None:
         assert bus.client.max_payload == 8 * 1024 * 1024
         await bus.close()
         with pytest.raises(Unreachable, match="Authorization"):
-            await Bus.connect(broker.url, "wrong", patience=1.0)
+            await Bus.connect(broker.url, "wrong", patience=3.0)
         with pytest.raises(Unreachable):
             await Bus.connect(broker.url, "", patience=1.0)
 
