@@ -26,6 +26,9 @@ class Developed:
     ms_per_step: float
 
 
+PACE = 0.5  # seconds between two frames of an image: a frame at each step took longer than the step
+
+
 def develop(
     job: Job, families: Mapping[str, Family], *, on_frame: Callable[[Frame], None] | None = None, rows: int = 32
 ) -> Developed:
@@ -43,6 +46,7 @@ class _Alone:
         self._frames: dict[int, Future[Frame]] = {}
         self._pictures: dict[int, Future[bytes]] = {}
         self._ladders: dict[int, Future[bytes]] = {}
+        self._due: dict[int, float] = {}  # image → when its next frame may be made
         self._shown = 0
         self._started = time.monotonic()
         self._steps = 0
@@ -74,9 +78,10 @@ class _Alone:
     def _step(self, event: Stepped) -> None:
         if event.rung:
             self._lane.rung(event, self._job)
-        busy = event.image in self._frames and not self._frames[event.image].done()
-        if self._on_frame is not None and event.x0 is not None and not busy:
-            done = time.monotonic() - self._started
+        done = time.monotonic() - self._started
+        due = event.image not in self._frames and done >= self._due.get(event.image, 0.0)
+        if self._on_frame is not None and event.x0 is not None and due:
+            self._due[event.image] = done + PACE
             left = done / event.k * (event.of - event.k)
             self._frames[event.image] = self._lane.frame(event, self._job, 0, left)
 
