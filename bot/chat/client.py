@@ -25,6 +25,7 @@ from bot.chat.courier import Courier
 from bot.chat.headers import trace
 from bot.chat.imagine import COMMANDS
 from bot.chat.mail import Mail
+from bot.together import first_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,16 +127,7 @@ async def _connected(settings: Settings, studio: Studio, token: str) -> None:
     edits = Courier.policy()
     client = open_client(settings, studio, edits)
     async with client:
-        tasks = [asyncio.create_task(Courier(studio, Mail(client), edits).run())]
-        tasks.append(asyncio.create_task(client.start(token)))
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await first_of(Courier(studio, Mail(client), edits).run(), client.start(token))
 
 
 def _read(path: Path) -> str:

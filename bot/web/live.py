@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
@@ -22,6 +22,7 @@ from bot.refused import Refused
 from bot.states import over
 from bot.store import Unavailable
 from bot.studio import Studio
+from bot.together import first_of
 from bot.views import View
 from bot.web import shown
 from bot.web.door import GUILD, TERMINAL, VISITOR, member_of
@@ -51,7 +52,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     """Everything the page shows: `room`, `jobs`, then `job`, `queued`, `frame` as things happen."""
     async with _stream(request) as stream, request.app[STUDIO].feed.subscribe() as moments:
         page = Page(request, stream)
-        await _first_of(page.follow(moments), page.watch_room(), _gone(request))
+        await first_of(page.follow(moments), page.watch_room(), _gone(request))
     return stream
 
 
@@ -121,7 +122,7 @@ async def job_events(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Last-Event-ID") == END:
         return web.Response(status=204)  # an EventSource stops at this
     async with _stream(request) as stream, studio.feed.subscribe(view.id) as moments:
-        await _first_of(_follow_job(request, stream, moments), _gone(request))
+        await first_of(_follow_job(request, stream, moments), _gone(request))
     return stream
 
 
@@ -200,16 +201,3 @@ async def _gone(request: web.Request) -> None:
             async with asyncio.timeout(GLANCE):
                 await request.app[CLOSING].wait()
             return
-
-
-async def _first_of(*routines: Coroutine[Any, Any, None]) -> None:
-    """Runs all until one ends, then ends the others; raises what that one raised."""
-    tasks = [asyncio.ensure_future(routine) for routine in routines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

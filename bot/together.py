@@ -1,0 +1,20 @@
+"""Tasks that live and end together. Knows asyncio; nothing of what runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+async def first_of(*routines: Coroutine[Any, Any, None]) -> None:
+    """Runs all until one ends, then ends the others; raises what that one raised."""
+    tasks = [asyncio.ensure_future(routine) for routine in routines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
