@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-VERSION = 1
+VERSION = 2  # 2: the picture check
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CONCEPTS = 8
@@ -43,9 +43,12 @@ Version = Annotated[int, Meta(ge=1, le=VERSION)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Sampler = Literal["ddpm", "ddim", "euler", "dpmpp_2m"]
 Blame = Literal["member", "model", "worker", "us"]
+Verdict = Literal["unchecked", "passed", "flagged"]  # of a picture check; unchecked also where the check failed
 
 
 class _Value(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """A reader takes every version up to its own: a field that came later has a default, and raised `VERSION`."""
+
     v: Version = VERSION
 
 
@@ -111,7 +114,10 @@ class Share(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Job(_Value, frozen=True, kw_only=True):
-    """A task with an id and an owner. `cost` is in calibrated device-seconds; `deadline` in seconds since 1970."""
+    """A task with an id and an owner. `cost` is in calibrated device-seconds; `deadline` in seconds since 1970.
+
+    `check`: a worker with a picture check shall look at what comes out, and at the previews once it can tell.
+    """
 
     id: Id
     task: Task
@@ -121,6 +127,7 @@ class Job(_Value, frozen=True, kw_only=True):
     attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     deadline: Moment
     ladder: bool = True
+    check: bool = False
 
 
 class Frame(_Value, frozen=True, kw_only=True):
@@ -133,10 +140,14 @@ class Frame(_Value, frozen=True, kw_only=True):
     of: Step
     picture: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]  # JPEG
     seconds_left: Seconds
+    verdict: Verdict = "unchecked"  # of the image's one early look, not of this frame alone
 
 
 class Picture(_Value, frozen=True, kw_only=True):
-    """One finished output, one message each; its bytes lie in the blob bucket under `sha256`."""
+    """One finished output, one message each; its bytes lie in the blob bucket under `sha256`.
+
+    `verdict` is of the finished picture itself; a ladder has none of its own.
+    """
 
     job: Id
     image: Index
@@ -146,6 +157,7 @@ class Picture(_Value, frozen=True, kw_only=True):
     bytes: Annotated[int, Meta(ge=1, le=256 * 1024 * 1024)]
     width: Side
     height: Side
+    verdict: Verdict = "unchecked"
 
 
 class Started(_Value, frozen=True, kw_only=True):
@@ -253,6 +265,7 @@ class Presence(_Value, frozen=True, kw_only=True):
     rows: Annotated[int, Meta(ge=0, le=100_000)]  # rows it takes at once
     free: Annotated[int, Meta(ge=0, le=100_000)]  # of these, still free
     build: Annotated[str, Meta(max_length=128)]
+    checks: bool = False  # it has a picture check
 
 
 class EmbedRequest(_Value, frozen=True, kw_only=True):

@@ -161,9 +161,18 @@ def test_ids_cannot_smuggle_anything_into_a_subject(ending: str) -> None:
 
 def test_what_another_version_says_is_refused_not_guessed() -> None:
     plain = msgspec.msgpack.decode(encode(recipe()))
-    for changes in ({"v": 2}, {"v": 0}, {"lora": "x"}, {"type": "Enlarge"}):
+    for changes in ({"v": contract.VERSION + 1}, {"v": 0}, {"lora": "x"}, {"type": "Enlarge"}):
         with pytest.raises(Malformed):
             decode(msgspec.msgpack.encode({**plain, **changes}), Recipe)
+
+
+def test_what_an_older_version_says_is_read_with_defaults_for_what_it_did_not_know() -> None:
+    share = Share(tier="a", guild="b", user="c")
+    job = Job(id="0" * 26, task=recipe(), share=share, cost=1.0, deadline=2e9, check=True)
+    plain = {**msgspec.msgpack.decode(encode(job)), "v": 1}
+    del plain["check"]
+    older = decode(msgspec.msgpack.encode(plain), Job)
+    assert (older.v, older.check, older.task) == (1, False, job.task)
 
 
 def test_a_deeply_nested_bomb_is_malformed() -> None:
