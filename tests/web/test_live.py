@@ -93,9 +93,7 @@ async def test_the_page_hears_of_everything_on_one_stream(room: Room) -> None:
 
 async def test_places_in_the_queue_hold_nobody_up(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.web.live.PACE", 3600.0)
-    drawer = room.drawers[0]
-    drawer.leaving = True
-    await drawer.bus.depart(drawer.name)
+    await room.drawers[0].leave()
     waits = await room.imagine("terrier", count=1)
     stream, alone = room.events("/api/events"), room.events(f"/api/jobs/{waits}/events")
     await _next(stream, "jobs")
@@ -125,9 +123,7 @@ async def test_jobs_of_a_discord_server_are_not_for_this_page(room: Room) -> Non
 async def test_a_worker_that_leaves_is_told(room: Room) -> None:
     stream = room.events("/api/events")
     assert (await _next(stream, "room"))["online"]
-    drawer = room.drawers[0]
-    drawer.leaving = True
-    await drawer.bus.depart(drawer.name)
+    await room.drawers[0].leave()
     assert not (await _next(stream, "room"))["online"]
 
 

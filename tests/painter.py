@@ -1,0 +1,237 @@
+"""A worker without torch: speaks the true wire contract, paints plain pictures, and stands still where a test says so.
+
+Knows the bus and the contract; knows nothing of the bot. `solid` tells image and step by colour, `disc` looks like a
+picture that develops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import random
+from collections.abc import Callable
+from typing import Literal
+
+from PIL import Image, ImageDraw
+
+from engine.bus import Bus, Claim, Delivered
+from engine.job import (
+    Cancelled,
+    Enlarge,
+    Failed,
+    Finished,
+    Frame,
+    Job,
+    Ladder,
+    Picture,
+    Presence,
+    Recipe,
+    Result,
+    Rung,
+    Started,
+    Warm,
+    encode,
+)
+
+Form = Literal["JPEG", "PNG", "WEBP"]
+Paint = Callable[[Recipe, int, int, Form], bytes]  # recipe, image, step → a picture in that form
+
+STEPS = 20
+INKS = ["#c33", "#3a5", "#36c", "#c93"]
+
+
+def warm(steps: int = STEPS) -> Warm:
+    """The one model that a painter has ready."""
+    return Warm(
+        name="embedded", revision="1", dtype="float32", size=64, multiple=8, max_pixels=256 * 256, tokens=64,
+        steps=steps, sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+    )  # fmt: skip
+
+
+def solid(recipe: Recipe, image: int, step: int, form: Form) -> bytes:
+    """One colour: the image is told by the red channel, the step by the green one; a final bears its seed there."""
+    shown = recipe.seed % 20 if form == "PNG" else step
+    size = (64, 64) if form == "WEBP" else (recipe.width, recipe.height)
+    out = io.BytesIO()
+    Image.new("RGB", size, (60 * image + 30, 10 * shown + 20, 128)).save(out, form)
+    return out.getvalue()
+
+
+def disc(recipe: Recipe, image: int, step: int, form: Form) -> bytes:
+    """Noise that becomes a disc."""
+    noise = Image.frombytes("RGB", (8, 8), random.Random(recipe.seed + image).randbytes(192)).resize((64, 64))
+    picture = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(picture).ellipse((10, 10, 54, 54), fill=INKS[image])
+    out = io.BytesIO()
+    Image.blend(noise, picture, step / recipe.steps).save(out, form)
+    return out.getvalue()
+
+
+class Painter:
+    """Pulls, claims, paints step by step, hands in. `speed` is seconds a step; a prompt with "impossible" fails."""
+
+    def __init__(
+        self, bus: Bus, name: str = "painter", *, steps: int = STEPS, paint: Paint = solid, speed: float = 0.01
+    ) -> None:
+        self.bus, self.name, self.speed, self.paint, self.model = bus, name, speed, paint, warm(steps)
+        self.going = asyncio.Event()  # cleared: every job stands still where it is
+        self.going.set()
+        self.stand_at: int | None = None  # the step at which all jobs stand until `going` is set again
+        self.here = asyncio.Event()
+        self.here.set()
+        self.done: list[str] = []
+        self._wanted: set[str] = set()
+        self._cancelled: set[str] = set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for keep_up in (self._listen_wants(), self._listen_cancels(), self._announce()):
+                group.create_task(keep_up)
+            while True:
+                await self.here.wait()
+                delivered = await self.bus.pull(["default"], timeout=0.5)
+                if delivered is not None:
+                    group.create_task(self._work(delivered))
+
+    async def leave(self) -> None:
+        """Nobody counts on this worker until it comes back, and it pulls nothing."""
+        self.here.clear()
+        await self.bus.stop_pulling()
+        await self.bus.depart(self.name)
+        await asyncio.sleep(0.1)
+
+    async def come_back(self) -> None:
+        self.here.set()
+
+    async def _listen_wants(self) -> None:
+        async for job in self.bus.wants():
+            self._wanted.add(job)
+
+    async def _listen_cancels(self) -> None:
+        async for job in self.bus.watch_cancelled():
+            self._cancelled.add(job)
+
+    async def _announce(self) -> None:
+        presence = Presence(
+            worker=self.name,
+            pools=("default",),
+            models=(self.model,),
+            device="paper and ink",
+            rows=32,
+            free=32,
+            build="test",
+        )
+        while True:
+            await self.here.wait()
+            await self.bus.announce(presence)
+            await asyncio.sleep(0.5)
+
+    async def _work(self, delivered: Delivered[Job]) -> None:
+        job = delivered.value
+        claim = await self.bus.claim(job.id, self.name)
+        if claim is None:
+            await delivered.nak()
+            return
+        await self._tell(Started(job=job.id, epoch=claim.epoch, worker=self.name))
+        beats = asyncio.create_task(self._beat(delivered, claim))
+        try:
+            if isinstance(job.task, Enlarge):
+                await self._enlarge(job, job.task, claim)
+            else:
+                await self._develop(job, job.task, claim)
+        finally:
+            await stop(beats)
+        await delivered.ack()
+        await self.bus.release(claim)
+
+    async def _beat(self, delivered: Delivered[Job], claim: Claim) -> None:
+        while True:
+            await asyncio.sleep(2.0)
+            await delivered.in_progress()
+            assert await self.bus.renew(claim)
+
+    async def _develop(self, job: Job, recipe: Recipe, claim: Claim) -> None:
+        shown = 0
+        for step in range(1, recipe.steps + 1):
+            if self.stand_at == step:
+                self.going.clear()
+            await asyncio.sleep(self.speed)
+            while not self.going.is_set() and job.id not in self._cancelled:
+                await asyncio.sleep(0.02)
+                if job.id in self._wanted and shown < step - 1:  # asked for while it stands
+                    await self._frames(job.id, recipe, claim, shown := step - 1)
+            if job.id in self._cancelled or await self.bus.is_cancelled(job.id):
+                await self._tell(Cancelled(job=job.id, epoch=claim.epoch, steps=step - 1, cost=0.1))
+                return
+            if "impossible" in recipe.concepts[0].text and step == 3:
+                reason = "The numbers went out of bounds"
+                await self._tell(Failed(job=job.id, epoch=claim.epoch, reason=reason, blame="model"))
+                return
+            if job.id in self._wanted:
+                await self._frames(job.id, recipe, claim, shown := step)
+        await self._finish(job, recipe, claim)
+
+    async def _finish(self, job: Job, recipe: Recipe, claim: Claim) -> None:
+        for image in range(recipe.count):
+            payload = self.paint(recipe, image, recipe.steps, "PNG")
+            with Image.open(io.BytesIO(payload)) as made:
+                size = made.size
+            await self._hand_in(job.id, claim, image, payload, size)
+            await self._hand_in(job.id, claim, image, self._ladder(job.id, recipe, image), size, "ladder")
+        await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.5, ms_per_step=1.0))
+        self.done.append(job.id)
+
+    async def _frames(self, job: str, recipe: Recipe, claim: Claim, step: int) -> None:
+        left = (recipe.steps - step) * self.speed
+        for image in range(recipe.count):
+            picture = self.paint(recipe, image, step, "JPEG")
+            frame = Frame(
+                job=job, image=image, epoch=claim.epoch, step=step, of=recipe.steps, picture=picture, seconds_left=left
+            )
+            await self.bus.publish_frame(frame)
+
+    def _ladder(self, job: str, recipe: Recipe, image: int) -> bytes:
+        every = max(4, -(-recipe.steps // 48))
+        steps = [*range(every, recipe.steps + 1, every)] or [recipe.steps]
+        rungs = tuple(Rung(step=step, thumbnail=self.paint(recipe, image, step, "WEBP")) for step in steps)
+        return encode(Ladder(job=job, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=rungs))
+
+    async def _enlarge(self, job: Job, task: Enlarge, claim: Claim) -> None:
+        source = Image.open(io.BytesIO(await self.bus.get_blob(task.source, 1 << 24)))
+        size = (source.width * task.factor, source.height * task.factor)
+        out = io.BytesIO()
+        source.resize(size, Image.Resampling.LANCZOS).save(out, "PNG")
+        await self._hand_in(job.id, claim, 0, out.getvalue(), size)
+        await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.1, seconds=0.1, ms_per_step=0.0))
+        self.done.append(job.id)
+
+    async def _hand_in(
+        self,
+        job: str,
+        claim: Claim,
+        image: int,
+        payload: bytes,
+        size: tuple[int, int],
+        kind: Literal["image", "ladder"] = "image",
+    ) -> None:
+        sha = await self.bus.put_blob(payload)
+        assert sha == hashlib.sha256(payload).hexdigest()
+        await self._tell(
+            Picture(
+                job=job, image=image, epoch=claim.epoch, kind=kind, sha256=sha, bytes=len(payload),
+                width=size[0], height=size[1],
+            )
+        )  # fmt: skip
+
+    async def _tell(self, result: Result) -> None:
+        await self.bus.publish_result(self.name, result)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    """Ends a task for good; what it died of before is raised."""
+    while not task.done():  # before Python 3.12 `asyncio.wait_for`, as in nats-py, may swallow a cancellation
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
+    if not task.cancelled():
+        task.result()
