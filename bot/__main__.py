@@ -46,12 +46,16 @@ def up(
     data: Data = None,
     nats: Nats = None,
     model: Model = None,
+    check: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="An image classifier as picture check (DARKROOM_CHECK).")
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
     from bot.cli.up import run
 
-    run(_settings(port=port, host=host, data=data, nats=nats), models=tuple(model or ("embedded",)), show=show)
+    settings = _settings(port=port, host=host, data=data, nats=nats, check=check)
+    run(settings, models=tuple(model or ("embedded",)), show=show)
 
 
 @app.command()

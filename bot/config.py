@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     running: int = Field(3, ge=1, le=1000, validation_alias="DARKROOM_RUNNING")
     queued: int = Field(7, ge=0, le=100_000, validation_alias="DARKROOM_QUEUED")
     cost_day: float = Field(1800.0, gt=0, le=1e9, validation_alias="DARKROOM_COST_DAY")
+    check: Path | None = Field(None, validation_alias="DARKROOM_CHECK")
     max_age: float = Field(DAY, ge=60, le=30 * DAY, validation_alias="DARKROOM_MAX_AGE")
 
     @field_validator("allowed_hosts", mode="before")
@@ -52,10 +53,10 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
 
-    @field_validator("data")
+    @field_validator("data", "check")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("discord_api", "public_url")
     @classmethod

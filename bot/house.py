@@ -12,11 +12,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bot.admission import Admission
 from bot.config import Settings
+from bot.desk import Desk
 from bot.feed import Feed
 from bot.gallery import Gallery
 from bot.models import Models
 from bot.pictures import Pictures
+from bot.preferences import Preferences
 from bot.previews import Previews
 from bot.queue.arrivals import Arrivals
 from bot.queue.board import Board
@@ -39,7 +42,7 @@ STOP_SECONDS = 5.0  # the broker's client hands back what was on its way to us, 
 class House:
     """What front ends get, and the parts that tests look into."""
 
-    studio: Studio
+    desk: Desk
     feed: Feed
     store: Store
     pictures: Pictures
@@ -49,6 +52,11 @@ class House:
     settle: Settle
     previews: Previews
     bus: Bus
+
+    @property
+    def studio(self) -> Studio:
+        """The first of the desk's use cases."""
+        return self.desk.studio
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What must run while the house is open; where one of them raises, the house closes."""
@@ -79,15 +87,17 @@ def build(
     )  # fmt: skip
     closing.freed = dispatcher.poke
     register = Register(store, board, forecast, limits=limits, clock=clock)
-    studio = Studio(
-        store, feed, board, models, register, Gallery(store, pictures),
-        Cancelling(store, bus, board, closing, workers), workers,
-        limits=limits, max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
-    )  # fmt: skip
+    admission = Admission(
+        store, register, workers, limits=limits, max_age=settings.max_age, woken=dispatcher.poke, clock=clock
+    )
+    cancelling = Cancelling(store, bus, board, closing, workers)
+    gallery = Gallery(store, pictures)
+    studio = Studio(store, feed, models, register, gallery, admission, cancelling, workers, clock=clock)
+    desk = Desk(studio, Preferences(store))
     settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, pictures), clock=clock)
     patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
     previews = Previews(bus, board, feed, clock=clock)
-    return House(studio, feed, store, pictures, board, dispatcher, patrol, settle, previews, bus)
+    return House(desk, feed, store, pictures, board, dispatcher, patrol, settle, previews, bus)
 
 
 @asynccontextmanager

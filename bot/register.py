@@ -94,7 +94,9 @@ class Register:
             reason=record.reason,
             step=max(record.step, run.step) if run else record.step,
             of=record.steps,
-            pictures=tuple(Shot(one.image, one.sha256, one.width, one.height) for one in images),
+            pictures=tuple(
+                Shot(one.image, one.sha256, one.width, one.height, one.verdict, one.reviewed) for one in images
+            ),
             ladders=tuple(one.image for one in kept if one.kind == "ladder"),
             parent=record.parent,
             action=record.action,
@@ -103,6 +105,10 @@ class Register:
             cancelling=record.cancelling,
             worker=self._forecast.worker(record.pool, record.model),
             why=self._forecast.why(record, spot, self._limits.running),
+            private=record.private,
+            check=record.check,
+            deleted=record.deleted,
+            channel=record.channel,
         )
 
     async def queue(self, guild: str | None) -> list[View]:
@@ -126,3 +132,7 @@ class Register:
         found = await self._store.ask(reads.undelivered, kind)
         views = await self.views([record for record, _ in found])
         return [(view, place) for view, (_, place) in zip(views, found, strict=True)]
+
+
+def _shot(one: Stored) -> Shot:
+    return Shot(one.image, one.sha256, one.width, one.height, one.verdict, one.reviewed)

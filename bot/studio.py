@@ -8,45 +8,40 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
-from ulid import ULID
-
+from bot.access import Subject, forbidden
+from bot.admission import Admission
 from bot.feed import Feed
 from bot.gallery import Gallery
-from bot.limits import Limits, Usage, check
 from bot.models import Models
-from bot.orders import Order, assumed, check_fits, renewed, scoped, totalled
+from bot.orders import Order, assumed, renewed, totalled
 from bot.prompt import parse, recipe
-from bot.queue.board import Board
 from bot.queue.cancelling import Cancelling
 from bot.recipes import enlarged, enlarging_cost, pinned, rerolled, varied
 from bot.refused import Refused
 from bot.register import Register
-from bot.store import Draft, Record, Store, reads
+from bot.store import Record, Store, reads
 from bot.views import Action, Member, Place, PlaceKind, Shot, Ticket, View
 from engine.job import MAX_COUNT, Enlarge, Presence, Recipe, Warm, cost
 
 __all__ = ["Action", "Member", "Place", "PlaceKind", "Shot", "Studio", "Ticket", "View"]
 
 SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
-NAME_LENGTH = 128
 
 
 class Studio:
-    """Made by `bot.house`. `woken` is called when a job was taken. `fresh` draws a seed."""
+    """Made by `bot.house`. `fresh` draws a seed."""
 
     def __init__(
-        self, store: Store, feed: Feed, board: Board, models: Models, register: Register, gallery: Gallery,
-        cancelling: Cancelling, workers: Callable[[], Mapping[str, Presence]], *, limits: Limits, max_age: float,
-        woken: Callable[[], None], clock: Callable[[], float] = time.time,
-        fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
+        self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
+        cancelling: Cancelling, workers: Callable[[], Mapping[str, Presence]], *,
+        clock: Callable[[], float] = time.time, fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     ) -> None:  # fmt: skip
         self.feed = feed
-        self._store, self._board, self._models, self._register = store, board, models, register
-        self._gallery, self._cancelling, self._workers = gallery, cancelling, workers
-        self._limits, self._max_age, self._woken, self._clock, self._fresh = limits, max_age, woken, clock, fresh
+        self._store, self._models, self._register, self._gallery = store, models, register, gallery
+        self._admission, self._cancelling, self._workers = admission, cancelling, workers
+        self._clock, self._fresh = clock, fresh
 
     # Making
 
@@ -70,7 +65,7 @@ class Studio:
             orders.append(
                 Order("imagine", " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm))
             )
-        return await self._take(totalled(orders), member, place, key)
+        return await self._admission.take(totalled(orders), member, place, key)
 
     async def vary(
         self, job: str, index: int, member: Member, place: Place, *, key: str | None = None, strength: float = 0.3
@@ -100,7 +95,7 @@ class Studio:
         price = enlarging_cost(task, source.width, source.height)
         pool = self._models.any_pool(record.pool)
         order = Order("upscale", record.prompt, (), task, pool, price, (job, index))
-        return (await self._take([order], member, place, key))[0]
+        return (await self._admission.take([order], member, place, key))[0]
 
     async def _again(
         self, action: Action, record: Record, index: int, made: Recipe, member: Member, place: Place, key: str | None
@@ -114,38 +109,14 @@ class Studio:
             made, notes = renewed(made, profile)
             price = cost(made, profile.warm)
             order = Order(action, record.prompt, notes, made, profile.pool, price, (record.id, index))
-        return (await self._take([order], member, place, key))[0]
-
-    async def _take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
-        now = self._clock()
-        drafts = [self._draft(order, member, place, now) for order in orders]
-        for draft in drafts:
-            check_fits(draft)
-        price, frees = sum(order.cost for order in orders), await self._register.next_free(member.id)
-
-        online = bool(self._workers())
-
-        def decide(usage: Usage) -> None:
-            check(self._limits, replace(usage, next_free=frees, workers=online), price, now, count=len(drafts))
-
-        records, new = await self._store.admit(drafts, scoped(key, member), decide, now)
-        if new:
-            self._woken()
-        return [await self._register.ticket(record) for record in records]
-
-    def _draft(self, order: Order, member: Member, place: Place, now: float) -> Draft:
-        named = replace(member, name=member.name[:NAME_LENGTH])
-        return Draft(
-            id=str(ULID()), action=order.action, prompt=order.prompt, notes=order.notes, task=order.task, member=named,
-            place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
-            deadline=now + self._max_age, parent=order.parent,
-        )  # fmt: skip
+        return (await self._admission.take([order], member, place, key))[0]
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel an own job, or as a moderator one of the own guild; says what happened. Raises `Refused`."""
         record = await self._register.record(job)
-        if record.member != member.id and not (member.moderator and member.guild == record.guild):
-            raise Refused(f"Only {record.member_name} or a moderator can cancel this job.", 403)
+        subject = Subject(record.member, record.member_name, record.guild, record.private)
+        if reason := forbidden("cancel", member, subject):
+            raise Refused(reason, 403)
         return await self._cancelling.cancel(job)
 
     # Looking

@@ -17,13 +17,24 @@ PlaceKind = Literal["discord", "web", "terminal"]
 
 @dataclass(frozen=True)
 class Member:
-    """Who asks. `id` is unique over all front ends; `tier` decides the weight in the fair order."""
+    """Who asks, and where. `id` is unique over all front ends; `tier` decides the weight in the fair order.
+
+    `moderator`, `admin` (may manage the server), `owner` (of the server) and `house` (runs the bot) are standings as
+    `bot.access` reads them. `roles` are the member's roles there; `channel` is where they ask (a thread counts as its
+    parent), `age_restricted` whether it is for adults.
+    """
 
     id: str
     name: str
     guild: str
     tier: str = "standard"
     moderator: bool = False
+    admin: bool = False
+    owner: bool = False
+    house: bool = False
+    roles: tuple[str, ...] = ()
+    channel: str = ""
+    age_restricted: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,12 +67,17 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Shot:
-    """One finished image of a job; its PNG is `Studio.picture(job, index)`."""
+    """One finished image of a job; its PNG is `Studio.picture(job, index)`.
+
+    `verdict` is the picture check's, `reviewed` a moderator's: "shown", "hidden" or empty.
+    """
 
     index: int
     sha256: str
     width: int
     height: int
+    verdict: str = "unchecked"
+    reviewed: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,8 @@ class View:
     Times are seconds since 1970. `ahead` is None unless it waits; `eta` is the seconds until it is done, None if
     over or unknown. `step` of `of` is the newest step seen (live frames only come while somebody watches). `ladders`
     are the images that have a ladder (film and slider). `parent` is the job and the image index it was made from.
+    `private` ones are their author's alone; `check`: its pictures pass the picture check before they are shown;
+    `deleted`: when its pictures were taken away; `channel`: where it was asked for.
     """
 
     id: str
@@ -99,3 +117,7 @@ class View:
     cancelling: bool = False
     worker: bool = True
     why: str = ""
+    private: bool = False
+    check: bool = False
+    deleted: float | None = None
+    channel: str = ""

@@ -36,6 +36,7 @@ VAGUE = {
     "process",
 }
 PURE = [
+    "bot.access",
     "bot.fair", "bot.film", "bot.grid", "bot.limits", "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
     "bot.views", "bot.chat.buckets", "bot.chat.edits", "bot.chat.presenter",

@@ -33,10 +33,21 @@ BROKEN = "Something broke on our side. It is logged; please try again."
 
 
 def member_of(interaction: Interaction) -> Member:
-    """Who pressed or typed. Moderators are those who may manage messages where they are."""
-    guild, user = interaction.guild_id, interaction.user
-    moderator = guild is not None and interaction.permissions.manage_messages
-    return Member(f"discord:{user.id}", user.display_name, guild_of(interaction), moderator=moderator)
+    """Who pressed or typed, and with what standing where they are. Alone with the bot there is nothing to moderate."""
+    user, guild, channel = interaction.user, interaction.guild, interaction.channel
+    may = interaction.permissions if interaction.guild_id is not None else discord.Permissions.none()
+    return Member(
+        f"discord:{user.id}",
+        user.display_name,
+        guild_of(interaction),
+        moderator=may.manage_messages,
+        admin=may.manage_guild,
+        owner=guild is not None and guild.owner_id == user.id,
+        house=user.id in interaction.client.keepers,
+        roles=tuple(str(role.id) for role in user.roles) if isinstance(user, discord.Member) else (),
+        channel=str(getattr(channel, "parent_id", None) or interaction.channel_id or ""),
+        age_restricted=bool(getattr(channel, "nsfw", False)),
+    )
 
 
 def guild_of(interaction: Interaction) -> str:

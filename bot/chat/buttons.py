@@ -9,12 +9,13 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import discord
 from discord import ui
 
+from bot.access import Action, Subject, forbidden
 from bot.chat.answer import answer, member_of, refuse, sorry
 from bot.chat.presenter import AGAIN_SIGN, Button, Card, Press
 from bot.refused import Refused
@@ -32,6 +33,7 @@ STYLES = {
     "reroll": discord.ButtonStyle.secondary,
     "cancel": discord.ButtonStyle.danger,
 }
+ACTIONS: Mapping[Press, Action] = {"up": "upscale", "vary": "vary", "reroll": "reroll", "cancel": "cancel"}
 AGAIN = 10.0  # seconds in which a second press of the same button by the same member is a slip of the finger
 ID = r"(?P<press>up|vary|reroll|cancel):(?P<job>[0-9A-HJKMNP-TV-Z]{26})(?::(?P<index>[0-3]))?"
 
@@ -58,13 +60,9 @@ class Presses:
         self._recent.pop((custom_id, member), None)
 
 
-def forbidden(press: Press, view: View, member: Member) -> str | None:
-    """Why this member may not press this button, or None. Anyone in the server may go on from a picture shown there."""
-    if view.guild != member.guild:
-        return "That job belongs to another server."
-    if press == "cancel" and view.member_id != member.id and not member.moderator:
-        return "Only its author or a moderator may cancel it."
-    return None
+def subject_of(view: View) -> Subject:
+    """What a press acts on, as the table of who may do what sees it."""
+    return Subject(view.member_id, view.member_name, view.guild, view.private)
 
 
 class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
@@ -89,7 +87,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
             view = await interaction.client.studio.view(self.button.job)
-            reason = forbidden(self.button.press, view, member_of(interaction))
+            reason = forbidden(ACTIONS[self.button.press], member_of(interaction), subject_of(view))
         except Refused as refused:
             reason = refused.sentence
         except Exception:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from bot.chat.edits import Edits
     from bot.config import Settings
-    from bot.studio import Studio
+    from bot.desk import Desk
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
 
 
 class DarkroomClient(discord.AutoShardedClient):
-    """Discord, over one studio. No privileged intents: interactions bring all that we need."""
+    """Discord, over one desk. No privileged intents: interactions bring all that we need."""
 
-    def __init__(self, studio: Studio, synced: Path, *, gateway: yarl.URL | None = None, **options: Any) -> None:
+    def __init__(self, desk: Desk, synced: Path, *, gateway: yarl.URL | None = None, **options: Any) -> None:
         super().__init__(
             intents=discord.Intents(guilds=True),
             allowed_mentions=discord.AllowedMentions.none(),
@@ -64,20 +64,30 @@ class DarkroomClient(discord.AutoShardedClient):
             max_ratelimit_timeout=30.0,
             **options,
         )
-        self.studio = studio
+        self.desk = desk
+        self.studio = desk.studio
         self.presses = Presses()
         self.controls = controls
         self.tree = Tree(self)
+        self.keepers: frozenset[int] = frozenset()  # who runs this bot, as Discord has it
         self.opened = asyncio.Event()  # logged in: messages can be sent
         self._synced = synced
         self._gateway = gateway
 
     async def setup_hook(self) -> None:
         self.add_dynamic_items(JobButton)
+        self.keepers = await self._keepers()
         for command in COMMANDS:
             self.tree.add_command(command)
         await self._sync()
         self.opened.set()
+
+    async def _keepers(self) -> frozenset[int]:
+        """The application's owner, or its team."""
+        application = await self.application_info()
+        if application.team is None:
+            return frozenset({application.owner.id})
+        return frozenset(member.id for member in application.team.members)
 
     async def launch_shard(self, gateway: yarl.URL, shard_id: int, *, initial: bool = False) -> None:
         await super().launch_shard(self._gateway or gateway, shard_id, initial=initial)
@@ -95,24 +105,24 @@ class DarkroomClient(discord.AutoShardedClient):
         await asyncio.to_thread(self._synced.write_text, mark)
 
 
-def open_client(settings: Settings, studio: Studio, edits: Edits[Any] | None = None) -> DarkroomClient:
+def open_client(settings: Settings, desk: Desk, edits: Edits[Any] | None = None) -> DarkroomClient:
     """A client that is not connected yet; `edits` learns Discord's limits from the headers of its answers."""
     Route.BASE = settings.discord_api.rstrip("/")
     gateway = yarl.URL(settings.discord_gateway) if settings.discord_gateway else None
     if gateway:
         DiscordWebSocket.DEFAULT_GATEWAY = gateway  # where it goes after a lost session
     options = {} if edits is None else {"http_trace": trace(edits, time.monotonic)}
-    return DarkroomClient(studio, settings.data / SYNCED, gateway=gateway, **options)
+    return DarkroomClient(desk, settings.data / SYNCED, gateway=gateway, **options)
 
 
-async def serve(settings: Settings, studio: Studio) -> None:
+async def serve(settings: Settings, desk: Desk) -> None:
     """Discord until cancelled. A token that Discord refuses is said once, and the rest of the house goes on without."""
     if settings.discord_token is None:
         return
     token, pause = settings.discord_token.get_secret_value(), RETRY
     while True:
         try:
-            await _connected(settings, studio, token)
+            await _connected(settings, desk, token)
         except discord.LoginFailure:
             log.error("Discord refused DISCORD_TOKEN: copy it anew from discord.com/developers, and start again")
             return
@@ -122,12 +132,12 @@ async def serve(settings: Settings, studio: Studio) -> None:
         pause = min(2 * pause, RETRY_AT_MOST)
 
 
-async def _connected(settings: Settings, studio: Studio, token: str) -> None:
+async def _connected(settings: Settings, desk: Desk, token: str) -> None:
     """One connection until it ends, with its courier beside it; what ends one of them ends both."""
     edits = Courier.policy()
-    client = open_client(settings, studio, edits)
+    client = open_client(settings, desk, edits)
     async with client:
-        await first_of(Courier(studio, Mail(client), edits).run(), client.start(token))
+        await first_of(Courier(desk.studio, Mail(client), edits).run(), client.start(token))
 
 
 def _read(path: Path) -> str:

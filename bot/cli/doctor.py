@@ -147,9 +147,11 @@ def engine(settings: Settings, again: bool) -> Iterator[Finding]:
         mend = "pip install 'darkroom-bot[all]'; a bot whose engines run elsewhere needs none."
         yield Finding("engine", False, f"{', '.join(missing)} not installed", mend)
         return
-    from engine.check import measured
+    from engine.check import looked, measured
 
     yield from (Finding(*line) for line in measured(settings.data, again=again))
+    if settings.check:
+        yield from (Finding(*line) for line in looked(settings.check))
 
 
 def report(findings: Sequence[Finding]) -> str:

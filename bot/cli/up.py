@@ -40,6 +40,8 @@ def run(settings: Settings, models: Sequence[str], *, show: bool) -> None:
 
     `models`: what the engine on this machine loads; none: no engine here, and no broker of our own either.
     """
+    if models:
+        check_there(settings)
     with only_one(settings.data), keep_log(settings.data / "darkroom.log"):
         if settings.port:
             check_port(settings.host, settings.port)
@@ -92,7 +94,7 @@ async def _open(parts: AsyncExitStack, settings: Settings, models: Sequence[str]
     if settings.discord_token is not None:
         from bot.chat.client import serve  # costs 40 MB, so only with a token
 
-        await parts.enter_async_context(_beside(serve(settings, house.studio), "discord"))
+        await parts.enter_async_context(_beside(serve(settings, house.desk), "discord"))
     parts.enter_context(announced(settings, port))
     page = address(settings, app, port)
     _say(_welcome(settings, models, page))
@@ -130,10 +132,18 @@ def _workshop(settings: Settings, models: Sequence[str], url: str, token: str) -
     command = [sys.executable, "-m", "engine", "serve", "--nats", url, "--name", HERE, "--data", str(settings.data)]
     for model in models:
         command += ["--model", model]
+    if settings.check is not None:
+        command += ["--check", str(settings.check)]
     env = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
     return Workshop(
         command, env | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}, settings.data / "engine.log"
     )
+
+
+def check_there(settings: Settings) -> None:
+    """Said here and now, not by an engine that starts again and again. Raises `Refused`."""
+    if settings.check is not None and not (settings.check / "config.json").is_file():
+        raise Refused(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
 
 
 @asynccontextmanager

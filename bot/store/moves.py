@@ -42,7 +42,9 @@ def insert(
     for ordinal, draft in enumerate(drafts):
         values = draft.values(key, ordinal)
         row = connection.execute(jobs.insert().values(**values).returning(jobs)).mappings().one()
-        connection.execute(places.insert().values(job=draft.id, kind=draft.place.kind, where=dict(draft.place.where)))
+        where = dict(draft.place.where)
+        answer = {"role": "answer", "kind": draft.place.kind, "where": where, "message": "", "reason": ""}
+        connection.execute(places.insert().values(job=draft.id, **answer))
         enter(connection, row["account"], weights)
         shift(connection, row["account"], queued=1)
         note(connection, row, "new", draft.created, draft.action)

@@ -127,13 +127,16 @@ def history(connection: Connection, ids: Sequence[str]) -> list[Entry]:
 
 def place(connection: Connection, job: str) -> Place | None:
     """Where a job is shown."""
-    row = connection.execute(select(places).where(places.c.job == job)).mappings().first()
+    answer = select(places).where(places.c.job == job, places.c.role == "answer")
+    row = connection.execute(answer).mappings().first()
     return None if row is None else Place(cast(PlaceKind, row["kind"]), dict(row["where"]))
 
 
 def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, Place]]:
     """Jobs of one kind of place whose last word was not yet shown, oldest first; over or not, but none that waits."""
-    theirs = (places.c.kind == kind, places.c.delivered.is_(None), jobs.c.state != "queued")
+    theirs = (
+        places.c.role == "answer", places.c.kind == kind, places.c.delivered.is_(None), jobs.c.state != "queued",
+    )  # fmt: skip
     asked = select(places.c.job, places.c.where).join(jobs, jobs.c.id == places.c.job).where(*theirs)
     where = {row.job: dict(row.where) for row in connection.execute(asked)}
     rows = select(jobs).join(places, jobs.c.id == places.c.job).where(*theirs).order_by(jobs.c.id)

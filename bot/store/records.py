@@ -31,6 +31,8 @@ class Draft:
     deadline: float
     weight: float = 1.0
     parent: tuple[str, int] | None = None
+    private: bool = False
+    check: bool = False
 
     @property
     def share(self) -> Share:
@@ -60,6 +62,9 @@ class Draft:
             "member": self.member.id,
             "member_name": self.member.name,
             "guild": self.member.guild,
+            "channel": self.member.channel,
+            "private": self.private,
+            "check": self.check,
             "tier": self.member.tier,
             "weight": self.weight,
             "pool": self.pool,
@@ -122,6 +127,10 @@ class Record:
     ms_per_step: float | None
     reason: str
     blame: Blame | None
+    channel: str = ""
+    private: bool = False
+    check: bool = False
+    deleted: float | None = None
 
     @property
     def steps(self) -> int:
@@ -158,6 +167,8 @@ class Stored:
     bytes: int
     width: int
     height: int
+    verdict: str = "unchecked"
+    reviewed: str = ""
 
 
 @dataclass(frozen=True)

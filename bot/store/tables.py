@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     text,
 )
 
@@ -40,6 +41,10 @@ jobs = Table(
     Column("member", String(64), nullable=False),
     Column("member_name", String(128), nullable=False),
     Column("guild", String(64), nullable=False),
+    Column("channel", String(64), nullable=False, server_default=""),  # where it was asked for, or its parent
+    Column("private", Boolean, nullable=False, server_default=false()),  # for its author alone
+    Column("check", Boolean, nullable=False, server_default=false()),  # its pictures pass the picture check first
+    Column("deleted", Float),  # its pictures were taken away by author or moderator
     Column("tier", String(64), nullable=False),
     Column("weight", Float, nullable=False),
     Column("pool", String(64), nullable=False),
@@ -71,16 +76,21 @@ jobs = Table(
     Index("jobs_member_state", "member", "state"),
     Index("jobs_member_created", "member", "created"),
     Index("jobs_guild", "guild", "id"),
+    Index("jobs_guild_created", "guild", "created", "channel", "charged"),
 )
 
-places = Table(
+places = Table(  # one row for each place at which a job is shown
     "places",
     metadata,
     Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", String(16), primary_key=True),  # answer: of the request; notice: pings at the end; direct: a DM
     Column("kind", String(16), nullable=False),
     Column("where", JSON, nullable=False),
-    Column("delivered", Float),
+    Column("message", String(32), nullable=False),  # the message's id, empty until it is known
+    Column("delivered", Float),  # the last word was shown there
+    Column("reason", Text, nullable=False),  # why it could not be
     Index("places_undelivered", "kind", "delivered"),
+    Index("places_message", "message"),
 )
 
 pictures = Table(
@@ -93,6 +103,8 @@ pictures = Table(
     Column("bytes", Integer, nullable=False),
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
+    Column("verdict", String(16), nullable=False, server_default="unchecked"),  # of the picture check
+    Column("reviewed", String(16), nullable=False, server_default=""),  # by a moderator: shown or hidden
 )
 
 accounts = Table(  # the fair order: pool → tier → guild → user
@@ -136,4 +148,60 @@ models = Table(  # the last known profile of every model that a worker ever had 
     Column("warm", LargeBinary, nullable=False),
     Column("pool", String(64), nullable=False),
     Column("seen", Float, nullable=False),
+)
+
+rules = Table(  # what admins have set; guild "*" and scope "house" belong to whoever runs the bot
+    "rules",
+    metadata,
+    Column("guild", String(64), primary_key=True),
+    Column("scope", String(16), primary_key=True),  # house, guild, channel, role, user
+    Column("subject", String(64), primary_key=True),  # the channel's, role's or user's id; empty for a whole guild
+    Column("setting", String(32), primary_key=True),
+    Column("value", JSON, nullable=False),
+)
+
+changes = Table(  # every change of the rules, with what it takes to undo it
+    "changes",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("guild", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("actor_name", String(128), nullable=False),
+    Column("what", String(32), nullable=False),
+    Column("steps", JSON, nullable=False),  # [scope, subject, setting, value before, value after]; null: no rule
+    Column("undoes", Integer),
+    Index("changes_guild", "guild", "id"),
+)
+
+incidents = Table(  # what moderators want to know: refused words, blocks, reports, deletions, reviews
+    "incidents",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("guild", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("actor_name", String(128), nullable=False),
+    Column("job", String(26), nullable=False),
+    Column("said", Text, nullable=False),
+    Column("closed", Float),
+    Index("incidents_guild", "guild", "id"),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("member", String(64), primary_key=True),
+    Column("values", JSON, nullable=False),
+)
+
+favourites = Table(
+    "favourites",
+    metadata,
+    Column("member", String(64), primary_key=True),
+    Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("image", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Index("favourites_member", "member", "at"),
 )

@@ -29,12 +29,14 @@ def moved(connection: Connection, job: str, where: Mapping[str, str]) -> None:
     found = reads.place(connection, job)
     if found is not None:
         merged = {**found.where, **where}
-        connection.execute(update(places).where(places.c.job == job).values(where=merged))
+        answer = update(places).where(places.c.job == job, places.c.role == "answer")
+        connection.execute(answer.values(where=merged, message=merged.get("message", "")))
 
 
 def delivered(connection: Connection, job: str, now: float) -> None:
     """The last word about a job was shown."""
-    connection.execute(update(places).where(places.c.job == job).values(delivered=now))
+    answer = update(places).where(places.c.job == job, places.c.role == "answer")
+    connection.execute(answer.values(delivered=now))
 
 
 def remember(connection: Connection, warm: Warm, pool: str, now: float) -> None:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from simcord.builders import ChannelHandle, GuildHandle
     from simcord.results import InteractionResult
 
+    from bot.desk import Desk
     from bot.house import House
     from bot.studio import Studio
 
@@ -293,13 +294,13 @@ class World:
         """The bot dies and another one comes up."""
         if self.courier in self.tasks:
             await self.stop_courier()
-        self.client = a_client(self.studio, self.folder)
+        self.client = a_client(self.house.desk, self.folder)
         self.begin()
         await self.env.restart_bot(self.client)
 
 
-def a_client(studio: Studio, folder: Path) -> DarkroomClient:
-    return DarkroomClient(studio, folder / "synced", shard_count=1)
+def a_client(desk: Desk, folder: Path) -> DarkroomClient:
+    return DarkroomClient(desk, folder / "synced", shard_count=1)
 
 
 async def stop(task: asyncio.Task[None]) -> None:
@@ -329,7 +330,7 @@ async def a_house(folder: Path, watch: BlockBuster) -> AsyncIterator[tuple[House
 async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
     async with AsyncExitStack() as parts:
         house, painter = await parts.enter_async_context(a_house(folder, watch))
-        client = a_client(house.studio, folder)
+        client = a_client(house.desk, folder)
         world = World(house, client, painter, folder)
         parts.push_async_callback(world.close)
         if worker:

@@ -42,7 +42,7 @@ async def test_an_outage_is_waited_out_and_a_wrong_token_said_once(
     async with TestServer(app) as server, open_world() as world:
         settings = load(data=tmp_path, discord_api=str(server.make_url("/api/v10")), discord_token="not-a-real-token")
         with caplog.at_level(logging.WARNING):
-            await asyncio.wait_for(client.serve(settings, world.studio), 20.0)
+            await asyncio.wait_for(client.serve(settings, world.house.desk), 20.0)
     assert answers == []
     assert caplog.text.count("cannot be reached") == 2
     assert caplog.text.count("Discord refused DISCORD_TOKEN") == 1
@@ -51,12 +51,12 @@ async def test_an_outage_is_waited_out_and_a_wrong_token_said_once(
 
 async def test_without_a_token_there_is_nothing_to_serve(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
-        await asyncio.wait_for(client.serve(load(data=tmp_path, discord_token=None), world.studio), 1.0)
+        await asyncio.wait_for(client.serve(load(data=tmp_path, discord_token=None), world.house.desk), 1.0)
 
 
 async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
-        made = client.open_client(load(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.studio)
+        made = client.open_client(load(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.house.desk)
         assert made.intents == discord.Intents(guilds=True)
         assert made.allowed_mentions
         assert made.allowed_mentions.to_dict() == discord.AllowedMentions.none().to_dict()

@@ -10,7 +10,8 @@ import discord
 import pytest
 from PIL import Image
 
-from bot.chat.buttons import AGAIN, Presses, forbidden
+from bot.access import forbidden
+from bot.chat.buttons import AGAIN, Presses, subject_of
 from bot.refused import Refused
 from bot.views import Member
 
@@ -141,7 +142,7 @@ async def test_cancel_is_for_the_author_and_moderators(open_world: Any) -> None:
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         refused = await world.bob.click(result.response, label="Cancel")
         assert refused.ephemeral
-        assert "author or a moderator" in text(refused)
+        assert "Only alice and moderators" in text(refused)
         done = await world.alice.click(result.response, label="Cancel")
         assert done.ephemeral
         message = await world.ended(result)
@@ -307,8 +308,8 @@ async def test_another_servers_jobs_are_out_of_reach(open_world: Any) -> None:
         dora = elsewhere.add_member(world.env.create_user("dora"))
         view = await world.studio.view(job_of(message))
         asking = Member("discord:1", "dora", f"discord:{elsewhere.id}")
-        assert forbidden("vary", view, asking)
-        assert forbidden("up", view, asking)
+        assert forbidden("vary", asking, subject_of(view))
+        assert forbidden("upscale", asking, subject_of(view))
         queue = await dora.slash(elsewhere.create_text_channel("pictures"), "queue")
         assert "apple" not in text(queue)
 

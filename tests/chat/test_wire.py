@@ -179,7 +179,7 @@ async def test_previews_and_finals_over_the_wire_without_one_429(
         work = asyncio.create_task(painter.run())
         api = str(loop.server.make_url(API))
         serving = asyncio.create_task(
-            client.serve(load(data=tmp_path, discord_api=api, discord_token="t.o.k"), house.studio)
+            client.serve(load(data=tmp_path, discord_api=api, discord_token="t.o.k"), house.desk)
         )
         await until(lambda: loop.socket and loop.commands() and house.studio.workers())
         records = [await loop.slash(prompt=f"{word} apple") for word in ("red", "green", "blue")]

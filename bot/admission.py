@@ -1,0 +1,57 @@
+"""Taking orders: from what a member asks for to jobs in the store, all of them or none.
+
+Knows the rules of the house and the store; knows nothing of prompts or front ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from ulid import ULID
+
+from bot.limits import Limits, Usage, check
+from bot.orders import Order, check_fits, scoped
+from bot.register import Register
+from bot.store import Draft, Store
+from bot.views import Member, Place, Ticket
+from engine.job import Presence
+
+NAME_LENGTH = 128
+
+
+class Admission:
+    """Made by `bot.house`. `woken` is called when a job was taken."""
+
+    def __init__(
+        self, store: Store, register: Register, workers: Callable[[], Mapping[str, Presence]], *, limits: Limits,
+        max_age: float, woken: Callable[[], None], clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._register, self._workers = store, register, workers
+        self._limits, self._max_age, self._woken, self._clock = limits, max_age, woken, clock
+
+    async def take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
+        """The orders as jobs. The same `key` twice: the jobs that it made. Raises `Refused`."""
+        now = self._clock()
+        drafts = [self._draft(order, member, place, now) for order in orders]
+        for draft in drafts:
+            check_fits(draft)
+        price, frees = sum(order.cost for order in orders), await self._register.next_free(member.id)
+        online = bool(self._workers())
+
+        def decide(usage: Usage) -> None:
+            check(self._limits, replace(usage, next_free=frees, workers=online), price, now, count=len(drafts))
+
+        records, new = await self._store.admit(drafts, scoped(key, member), decide, now)
+        if new:
+            self._woken()
+        return [await self._register.ticket(record) for record in records]
+
+    def _draft(self, order: Order, member: Member, place: Place, now: float) -> Draft:
+        named = replace(member, name=member.name[:NAME_LENGTH])
+        return Draft(
+            id=str(ULID()), action=order.action, prompt=order.prompt, notes=order.notes, task=order.task, member=named,
+            place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
+            deadline=now + self._max_age, parent=order.parent,
+        )  # fmt: skip

@@ -1,0 +1,16 @@
+"""The desk: the use cases that a front end stands behind. A frozen bundle, made by `bot.house`; it does nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot.preferences import Preferences
+from bot.studio import Studio
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What members, moderators and admins may do, by subject."""
+
+    studio: Studio
+    preferences: Preferences
