@@ -1,0 +1,120 @@
+"""People who act over the wire: commands, buttons, menus, modals, reactions, in servers and direct messages.
+
+simcord checks that a real member could do it; each act says when it was sent, when it was first answered, and what
+became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from simcord.results import InteractionResult, ResponseMessage
+
+from loopback.server import Loopback, until
+
+if TYPE_CHECKING:
+    from simcord.actors import MemberActor
+    from simcord.backend.models import Interaction, Message
+    from simcord.builders import ChannelHandle, GuildHandle, UserHandle
+
+PATIENCE = 3.0  # seconds that Discord waits for a first answer
+
+
+@dataclass
+class Act:
+    """One interaction."""
+
+    loopback: Loopback
+    result: InteractionResult
+    sent: float
+
+    @property
+    def record(self) -> Interaction:
+        return self.result._interaction
+
+    @property
+    def answered(self) -> float | None:
+        """When the first answer was taken, by the server's clock."""
+        return self.loopback.answered.get(self.record.id)
+
+    @property
+    def message(self) -> Message | None:
+        """The answer as it stands now."""
+        shown = self.result.response
+        return shown._message if shown else None
+
+    async def answer(self, seconds: float = 30.0) -> Message:
+        """The first answer, once there is one."""
+        return await until(lambda: self.message, seconds)
+
+    async def taken(self, seconds: float = 30.0) -> Act:
+        """Itself, once it was answered in any way."""
+        await until(lambda: self.record.responded, seconds)
+        return self
+
+
+class Person:
+    """A member of one server (`guild`), or somebody in a direct conversation with the bot."""
+
+    def __init__(
+        self,
+        loopback: Loopback,
+        name: str,
+        guild: GuildHandle | None = None,
+        *,
+        patience: float = PATIENCE,
+        **says: Any,
+    ) -> None:
+        """`says`: what this one's interactions say differently, like `locale` or `attachment_size_limit`."""
+        self.loopback, self.patience = loopback, patience
+        self.user: UserHandle = loopback.world.create_user(name)
+        self.actor: MemberActor | UserHandle = guild.add_member(self.user) if guild else self.user
+        self.dm = guild is None
+        loopback.world.members[self.user.id] = says
+
+    @property
+    def id(self) -> int:
+        return self.user.id
+
+    async def slash(self, channel: ChannelHandle | None, name: str, **options: Any) -> Act:
+        """Type `/name`; `channel` is None in the direct conversation."""
+        where = () if self.dm else (channel,)
+        return self._done(await self.actor.slash(*where, name, **options))  # pyright: ignore
+
+    async def autocomplete(self, channel: ChannelHandle, name: str, option: str, typed: str, **filled: Any) -> Act:
+        """Type into an option; `taken()` says when the choices are in `result.autocomplete_choices`."""
+        from simcord.actors import _autocomplete_result
+
+        return self._done(await _autocomplete_result(self.actor, channel, name, option, typed, filled))
+
+    async def press(self, message: Message, *, label: str | None = None, custom_id: str | None = None) -> Act:
+        return self._done(await self.actor.click(self._seen(message), label=label, custom_id=custom_id))
+
+    async def select(self, message: Message, values: Sequence[Any], *, custom_id: str | None = None) -> Act:
+        return self._done(await self.actor.select(self._seen(message), values, custom_id=custom_id))
+
+    async def submit(self, shown: Act, values: Mapping[str, Any]) -> Act:
+        """Fill in the modal that an act was answered with."""
+        return self._done(await self.actor.submit_modal(shown.result, dict(values)))
+
+    async def menu(self, channel: ChannelHandle, name: str, target: Message | Person) -> Act:
+        """A context menu command on a message or a person."""
+        aim: Any = target.actor if isinstance(target, Person) else self._seen(target)
+        return self._done(await self.actor.context_menu(channel, name, aim))  # pyright: ignore
+
+    async def react(self, message: Message, emoji: str) -> None:
+        await self.actor.set_reaction(self._seen(message), emoji, reacted=True)
+
+    async def say(self, channel: ChannelHandle, text: str) -> Message:
+        sent = await self.actor.send(channel, text)  # pyright: ignore
+        return self.loopback.world.backend.get_message(channel.id, sent.id)
+
+    def _seen(self, message: Message) -> Any:
+        return ResponseMessage(self.loopback.world, message)
+
+    def _done(self, result: InteractionResult) -> Act:
+        act = Act(self.loopback, result, self.loopback.clock())
+        act.record.initial_response_deadline = self.loopback.world.backend.iso_after(self.patience)
+        return act
