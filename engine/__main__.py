@@ -43,6 +43,9 @@ def serve(
     pool: Annotated[list[str] | None, typer.Option(help="A pool to serve; may be repeated.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where calibrations are kept; else DARKROOM_DATA.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "",
+    check: Annotated[
+        Path | None, typer.Option(help="A folder with an image classifier, as picture check; else DARKROOM_CHECK.")
+    ] = None,
 ) -> None:
     """Takes jobs from a broker and develops their pictures on this machine, until SIGTERM."""
     from engine.config import load, read_token
@@ -50,7 +53,7 @@ def serve(
     token = read_token(token_file) if token_file else ""
     settings = load(
         nats=nats, nats_token=token, name=name, models=tuple(model or ()), pools=tuple(pool or ()), data=data,
-        device=device,
+        device=device, check=check,
     )  # fmt: skip
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asyncio.run(_serve(settings))

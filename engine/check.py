@@ -7,8 +7,10 @@ from pathlib import Path
 
 from engine import families
 from engine.calibration import Calibration, calibrate, device_name
+from engine.config import BadSetting, checking
 from engine.device import best
 from engine.families.family import Family
+from engine.picture_check import PictureCheck
 from engine.unfit import Unfit
 
 AGAIN = "If the machine was busy when this was measured: darkroom doctor --again, then start anew."
@@ -25,6 +27,18 @@ def measured(data: Path, model: str = "embedded", *, again: bool = False) -> Ite
         yield "model", False, f"{model} does not load: {error}", "Install again: pip install 'darkroom-bot[all]'."
         return
     yield from _lines(family, calibrate(family, data / "calibration.json", again=again))
+
+
+def looked(folder: Path) -> Iterator[Line]:
+    """The picture check of this folder, loaded and tried once; its labels and threshold from the environment."""
+    try:
+        wanted = checking(folder)
+        assert wanted is not None, "a folder is named"
+        check = PictureCheck.load(wanted.folder, wanted.labels, wanted.threshold, best())
+    except (BadSetting, Unfit) as error:
+        yield "check", False, str(error), "Name another folder with DARKROOM_CHECK, or none."
+        return
+    yield "check", True, f"{check.name} flags {', '.join(check.labels)} from {wanted.threshold:g} on", ""
 
 
 def _lines(family: Family, found: Calibration) -> Iterator[Line]:

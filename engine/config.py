@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,31 @@ ENVIRONMENT = {
     "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
     "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT",
 }  # fmt: skip
+OF_THE_CHECK = {"folder": "DARKROOM_CHECK", "labels": "DARKROOM_CHECK_LABELS", "threshold": "DARKROOM_CHECK_THRESHOLD"}
 
 
 class BadSetting(ValueError):
     """One setting is wrong; the text names it and says what is wrong with it."""
+
+
+class Checking(BaseModel):
+    """The picture check: a classifier's folder, its labels that count as unsafe (none: by their names), from where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    labels: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    threshold: float = Field(0.5, gt=0, le=1, allow_inf_nan=False)
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -38,6 +60,7 @@ class Settings(BaseModel):
     data: Path
     device: str = "auto"
     parent: int = Field(0, ge=0)
+    check: Checking | None = None
 
     @field_validator("data")
     @classmethod
@@ -60,18 +83,38 @@ class Settings(BaseModel):
 
 
 def load(**given: Any) -> Settings:
-    """What was given, then the environment, then the defaults. Raises `BadSetting`."""
+    """What was given (`check`: a folder), then the environment, then the defaults. Raises `BadSetting`."""
     values = {"name": default_name(), "data": default_data()}
     values |= {field: os.environ[variable] for field, variable in ENVIRONMENT.items() if os.environ.get(variable)}
     values |= {field: value for field, value in given.items() if value}
+    values["check"] = checking(given.get("check"))
     if not values.get("nats"):
         raise BadSetting("Name the broker with --nats or DARKROOM_NATS.")
     try:
         return Settings(**values)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]  # an input may be a secret
-        field = str(first["loc"][0]) if first["loc"] else "settings"
-        raise BadSetting(f"{ENVIRONMENT.get(field, field)}: {first['msg'].removeprefix('Value error, ')}.") from None
+        raise _bad(error, ENVIRONMENT) from None
+
+
+def checking(folder: Path | None = None) -> Checking | None:
+    """The picture check of `folder`, else of the environment; None where neither names one. Raises `BadSetting`."""
+    values: dict[str, Any] = {
+        field: os.environ[variable] for field, variable in OF_THE_CHECK.items() if os.environ.get(variable)
+    }
+    if folder is not None:
+        values["folder"] = folder
+    if "folder" not in values:
+        return None
+    try:
+        return Checking(**values)
+    except ValidationError as error:
+        raise _bad(error, OF_THE_CHECK) from None
+
+
+def _bad(error: ValidationError, names: Mapping[str, str]) -> BadSetting:
+    first = error.errors(include_input=False, include_url=False)[0]  # an input may be a secret
+    field = str(first["loc"][0]) if first["loc"] else "settings"
+    return BadSetting(f"{names.get(field, field)}: {first['msg'].removeprefix('Value error, ')}.")
 
 
 def read_token(path: Path) -> str:

@@ -21,7 +21,8 @@ from engine import job as wire
 from engine.encode import jpeg, latent_bytes, parameters, png, webp
 from engine.engine import Developed, Stepped
 from engine.families.family import Family
-from engine.job import Frame, Job, Ladder, Recipe
+from engine.job import Frame, Job, Ladder, Recipe, Verdict
+from engine.picture_check import PictureCheck, Verdicts
 from engine.preview import Previewer
 from engine.trajectory import LatentRung
 
@@ -34,8 +35,10 @@ T = TypeVar("T")
 class Lane:
     """Every method returns at once; what it promises comes in a `concurrent.futures.Future` (`asyncio.wrap_future`)."""
 
-    def __init__(self, families: Mapping[str, Family]) -> None:
+    def __init__(self, families: Mapping[str, Family], check: PictureCheck | None = None) -> None:
         self._families = families
+        self.checks = check is not None
+        self._verdicts = Verdicts(check)  # the lane's thread's
         self._previewers = {name: Previewer(family) for name, family in families.items()}
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
         self._order = itertools.count()
@@ -67,6 +70,10 @@ class Lane:
         """The finished PNG: the same bytes for the same recipe and latents."""
         return self._submit(PICTURE, lambda: self._picture(event, job))
 
+    def verdict(self, content: bytes, job: Job) -> Future[Verdict]:
+        """What the picture check says of a finished picture; "unchecked" where the job does not ask, or it failed."""
+        return self._submit(PICTURE, lambda: self._verdicts.final(job, content))
+
     def ladder(self, event: Developed, job: Job) -> Future[bytes]:
         """The encoded `Ladder`; what was not decoded in passing is decoded now."""
         return self._submit(RUNG, lambda: self._ladder(event, job))
@@ -77,7 +84,7 @@ class Lane:
             future.cancel()
         for key in [key for key in self._frames if key[0] == job]:
             self._frames.pop(key).cancel()
-        self._submit(RUNG, lambda: self._thumbnails.pop(job, None))
+        self._submit(RUNG, lambda: self._drop(job))
 
     def close(self) -> None:
         """Finish what is waiting, then end the thread."""
@@ -100,12 +107,17 @@ class Lane:
     def _end(self) -> None:
         self._open = False
 
+    def _drop(self, job: str) -> None:
+        self._thumbnails.pop(job, None)
+        self._verdicts.forget(job)
+
     def _frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Frame:
-        assert event.x0 is not None, "only a watched job's steps carry x0"
-        picture = jpeg(self._previewers[_recipe(job).model].picture(event.x0))
+        x0, model = event.x0, _recipe(job).model
+        assert x0 is not None, "only a watched job's steps carry x0"
+        verdict = self._verdicts.early(job, event.image, event.k / event.of, lambda: self._families[model].decode(x0))
         return Frame(
-            job=event.job, image=event.image, epoch=epoch, step=event.k, of=event.of, picture=picture,
-            seconds_left=max(0.0, seconds_left),
+            job=event.job, image=event.image, epoch=epoch, step=event.k, of=event.of,
+            picture=jpeg(self._previewers[model].picture(x0)), seconds_left=max(0.0, seconds_left), verdict=verdict,
         )  # fmt: skip
 
     def _picture(self, event: Developed, job: Job) -> bytes:

@@ -18,11 +18,12 @@ import torch
 from engine import families
 from engine.bus import Bus
 from engine.calibration import Calibration, calibrate, device_name
-from engine.config import BadSetting, Settings
+from engine.config import BadSetting, Checking, Settings
 from engine.device import best
 from engine.engine import Engine
 from engine.families.family import Family
 from engine.lane import Lane
+from engine.picture_check import PictureCheck
 from engine.unfit import Unfit
 from engine.worker import Offer, Stuck, Worker
 from engine.worker.embedding import Embedder
@@ -40,6 +41,7 @@ class Ready:
 
     device: torch.device
     models: tuple[tuple[Family, Calibration], ...]
+    check: PictureCheck | None = None
 
     @property
     def rows(self) -> int:
@@ -57,13 +59,14 @@ class Ready:
         device = f"{self.device.type}: {device_name(self.device)}"[:128]
         return Offer(
             settings.name, device, max(self.rows, ONE_GRID), tuple(found.warm(family) for family, found in self.models),
-            settings.pools, build(),
+            settings.pools, build(), self.check is not None,
         )  # fmt: skip
 
 
 def load_models(settings: Settings) -> Ready:
     """Blocks for seconds to minutes. Raises `Unfit`, or `BadSetting` where two models have one name."""
     device = best() if settings.device == "auto" else torch.device(settings.device)
+    check = load_check(settings.check, device)
     loaded = []
     for name in settings.models:
         family = families.load(name, settings.data, device=device)
@@ -71,7 +74,16 @@ def load_models(settings: Settings) -> Ready:
             raise BadSetting(f"Two models are called {family.name}; rename the folder of one.")
         loaded.append((family, calibrate(family, settings.data / "calibration.json")))
         log.info("%s is ready on %s", family.name, device)
-    return Ready(device, tuple(loaded))
+    return Ready(device, tuple(loaded), check)
+
+
+def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | None:
+    """The picture check where one is wanted. Raises `Unfit`."""
+    if wanted is None:
+        return None
+    check = PictureCheck.load(wanted.folder, wanted.labels, wanted.threshold, device)
+    log.info("%s checks pictures for: %s", check.name, ", ".join(check.labels))
+    return check
 
 
 def build() -> str:
@@ -114,7 +126,7 @@ async def _serve_embed(bus: Bus) -> None:
 
 async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     by_name = {family.name: family for family, _ in ready.models}
-    engine, lane = Engine(by_name, rows=ready.rows), Lane(by_name)
+    engine, lane = Engine(by_name, rows=ready.rows), Lane(by_name, ready.check)
     worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest))
     with _signals(worker.drain):
         watch = asyncio.create_task(_end_with(settings.parent, worker.drain))

@@ -48,11 +48,12 @@ class Offer:
     models: tuple[Warm, ...] = ()
     pools: tuple[str, ...] = ("default",)
     build: str = ""
+    checks: bool = False
 
     def presence(self, free: int) -> Presence:
         return Presence(
             worker=self.name, pools=self.pools, models=self.models, device=self.device, rows=self.rows, free=free,
-            build=self.build,
+            build=self.build, checks=self.checks,
         )  # fmt: skip
 
 

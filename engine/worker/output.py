@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 from engine.bus import Bus, NoBlob, Unreachable
 from engine.bus.latest import Latest
 from engine.engine import Developed, Stepped
-from engine.job import MAX_FRAME_BYTES, Enlarge, Frame, Picture, Recipe
+from engine.job import MAX_FRAME_BYTES, Enlarge, Frame, Picture, Recipe, Verdict
 from engine.lane import Lane
 from engine.unfit import Unfit
 from engine.upscale import enlarge
@@ -81,7 +81,8 @@ class Output:
         recipe = run.job.task
         assert isinstance(recipe, Recipe)
         png = await self._decoded(self._lane.picture(event, run.job))
-        await self._publish(run, event.image, "image", png, (recipe.width, recipe.height))
+        verdict = await self._verdict(run, png)
+        await self._publish(run, event.image, "image", png, (recipe.width, recipe.height), verdict)
         if run.job.ladder:
             ladder = await self._decoded(self._lane.ladder(event, run.job))
             await self._publish(run, event.image, "ladder", ladder, (recipe.width, recipe.height))
@@ -103,13 +104,20 @@ class Output:
             else:
                 self._pulse.rest("the lane")
 
+    async def _verdict(self, run: Run, png: bytes) -> Verdict:
+        """Of the finished picture itself, whatever was said of its estimate."""
+        if not (run.job.check and self._lane.checks):
+            return "unchecked"
+        return await self._decoded(self._lane.verdict(png, run.job))
+
     async def _publish(
-        self, run: Run, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int]
-    ) -> None:
+        self, run: Run, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int],
+        verdict: Verdict = "unchecked",
+    ) -> None:  # fmt: skip
         sha = await insist(lambda: self._bus.put_blob(content))
         picture = Picture(
             job=run.job.id, image=image, epoch=run.claim.epoch, kind=kind, sha256=sha, bytes=len(content),
-            width=size[0], height=size[1],
+            width=size[0], height=size[1], verdict=verdict,
         )  # fmt: skip
         await self._outcome.picture(run, picture)
 
@@ -127,5 +135,6 @@ class Output:
         except Unfit as error:
             await self._outcome.failed(run, error.sentence, error.blame)
         else:
-            await self._publish(run, 0, "image", png, struct.unpack(">II", png[16:24]))  # the PNG header's size
+            size = struct.unpack(">II", png[16:24])  # of the PNG's header
+            await self._publish(run, 0, "image", png, size, await self._verdict(run, png))
             await self._outcome.finished(run)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from bot.cli.up import HERE, say_when_warm
+from bot.cli.up import HERE, check_there, say_when_warm
 from bot.cli.workshop import Workshop
+from bot.config import load
+from bot.refused import Refused
 from engine.job import Presence, Warm
 
 pytestmark = pytest.mark.asyncio
@@ -55,3 +57,15 @@ async def test_until_it_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
 async def test_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = await _warming(FAILS, tmp_path / "engine.log", Watched(), capsys)
     assert "The engine stopped while it started" in said
+
+
+async def test_a_picture_check_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    await asyncio.to_thread(_looks, tmp_path)
+
+
+def _looks(tmp_path: Path) -> None:
+    check_there(load(data=tmp_path))
+    with pytest.raises(Refused, match="is no folder with a model"):
+        check_there(load(data=tmp_path, check=tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    check_there(load(data=tmp_path, check=tmp_path))
