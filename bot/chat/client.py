@@ -6,8 +6,6 @@ Knows settings and the studio; does nothing at import. The courier starts before
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import discord
 import yarl
-from discord import app_commands
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from bot.chat.answer import sorry
 from bot.chat.buttons import JobButton, Presses, controls
+from bot.chat.commands import COMMANDS
 from bot.chat.courier import Courier
 from bot.chat.headers import trace
-from bot.chat.imagine import COMMANDS
+from bot.chat.languages import Languages
 from bot.chat.mail import Mail
+from bot.chat.tree import Tree
 from bot.together import first_of
 
 if TYPE_CHECKING:
@@ -36,20 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SYNCED = "discord-commands.sha256"  # in the data folder: the tree that Discord has
+SYNCED = "discord-commands.json"  # in the data folder: the tree that Discord has
 RETRY, RETRY_AT_MOST = 15.0, 300.0  # seconds until the next attempt to reach Discord at start
-
-
-class Tree(app_commands.CommandTree["DarkroomClient"]):
-    """The commands; an error of ours is logged, and told as such to the member."""
-
-    async def on_error(
-        self, interaction: discord.Interaction[DarkroomClient], error: app_commands.AppCommandError, /
-    ) -> None:
-        name = interaction.command.name if interaction.command else "a command"
-        log.error("%s failed", name, exc_info=error)
-        if interaction.type is discord.InteractionType.application_command:
-            await sorry(interaction)
 
 
 class DarkroomClient(discord.AutoShardedClient):
@@ -79,7 +65,8 @@ class DarkroomClient(discord.AutoShardedClient):
         self.keepers = await self._keepers()
         for command in COMMANDS:
             self.tree.add_command(command)
-        await self._sync()
+        await self.tree.set_translator(Languages())
+        await self.tree.register(self._synced)
         self.opened.set()
 
     async def _keepers(self) -> frozenset[int]:
@@ -94,15 +81,6 @@ class DarkroomClient(discord.AutoShardedClient):
 
     async def on_ready(self) -> None:
         log.info("Discord: %s is in %d servers", self.user, len(self.guilds))
-
-    async def _sync(self) -> None:
-        """Register the commands if they changed: at each start it would burn the day's quota in a crash loop."""
-        tree = [command.to_dict(self.tree) for command in self.tree.get_commands()]
-        mark = hashlib.sha256(json.dumps([self.application_id, tree], sort_keys=True).encode()).hexdigest()
-        if await asyncio.to_thread(_read, self._synced) == mark:
-            return
-        await self.tree.sync()
-        await asyncio.to_thread(self._synced.write_text, mark)
 
 
 def open_client(settings: Settings, desk: Desk, edits: Edits[Any] | None = None) -> DarkroomClient:
@@ -138,7 +116,3 @@ async def _connected(settings: Settings, desk: Desk, token: str) -> None:
     client = open_client(settings, desk, edits)
     async with client:
         await first_of(Courier(desk.studio, Mail(client), edits).run(), client.start(token))
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""

@@ -1,18 +1,16 @@
-"""The commands: `/imagine`, `/queue`, `/help`, and what is suggested while one types.
+"""`/imagine`, and what is suggested while one types.
 
 Nothing in here waits for the engine: the studio takes the request, the answer goes out, the courier does the rest.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.chat import presenter
 from bot.chat.answer import answer, guild_of, member_of
 from bot.sentences import SAMPLERS
 from engine.job import MAX_COUNT, MAX_STEPS
@@ -86,22 +84,3 @@ async def samplers(interaction: discord.Interaction[DarkroomClient], typed: str)
     shown = {name: f"{title}: {ADVICE[name]}" for name, title in SAMPLERS.items()}
     wanted = typed.casefold()
     return [Choice(name=text, value=name) for name, text in shown.items() if wanted in f"{name} {text}".casefold()]
-
-
-@app_commands.command(description="Who is before you, and why")
-@app_commands.guild_install()
-@app_commands.allowed_contexts(guilds=True, dms=True, private_channels=False)
-async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
-    views = await interaction.client.studio.queue(guild_of(interaction))  # of this server: prompts are its own business
-    text = presenter.queue(views, time.time())
-    await interaction.response.send_message(text, ephemeral=True, allowed_mentions=discord.AllowedMentions.none())
-
-
-@app_commands.command(name="help", description="What this bot does, and how to ask for it")
-@app_commands.guild_install()
-@app_commands.allowed_contexts(guilds=True, dms=True, private_channels=False)
-async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await interaction.response.send_message(presenter.HELP, ephemeral=True)
-
-
-COMMANDS = (imagine, queue, show_help)

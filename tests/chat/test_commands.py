@@ -9,7 +9,8 @@ import discord
 import pytest
 from discord import app_commands
 
-from bot.chat.imagine import ADVICE, CHOICE, COMMANDS
+from bot.chat.commands import COMMANDS
+from bot.chat.imagine import ADVICE, CHOICE
 from bot.sentences import SAMPLERS
 
 NAME = re.compile(r"^[-_'\w]{1,32}$")

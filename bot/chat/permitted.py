@@ -1,0 +1,36 @@
+"""May they? Asked by every command, menu and modal before it acts: the table of standings, then the server's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from bot.access import Action, forbidden
+from bot.chat.answer import member_of
+from bot.chat.buttons import subject_of
+from bot.refused import Refused
+
+if TYPE_CHECKING:
+    import discord
+
+    from bot.chat.client import DarkroomClient
+    from bot.views import Member, View
+
+# What each command and menu does, as the table calls it. Those that are missing act on something and ask themselves.
+COMMANDS: Mapping[str, Action] = MappingProxyType(
+    {
+        "imagine": "imagine", "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
+        "reproduce": "reproduce", "film": "film", "settings": "settings", "help": "help",
+        "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
+    }
+)  # fmt: skip
+
+
+async def permit(interaction: discord.Interaction[DarkroomClient], action: Action, view: View | None = None) -> Member:
+    """Who asks, if they may do this (to this job). Raises `Refused` (403)."""
+    member = member_of(interaction)
+    subject = None if view is None else subject_of(view)
+    if reason := forbidden(action, member, subject, direct=interaction.guild_id is None):
+        raise Refused(reason, 403)
+    return member
