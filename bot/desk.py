@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot.preferences import Preferences
+from bot.review import Review
+from bot.shelf import Shelf
 from bot.studio import Studio
 
 
@@ -14,3 +16,5 @@ class Desk:
 
     studio: Studio
     preferences: Preferences
+    review: Review
+    shelf: Shelf

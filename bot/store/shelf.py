@@ -1,0 +1,81 @@
+"""What one member has: their jobs by filter, their favourites, where each was shown and why not. SQL only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
+
+from bot.states import OPEN
+from bot.store.reads import records
+from bot.store.records import Record
+from bot.store.tables import favourites, jobs, places
+from bot.views import Place, PlaceKind
+
+Which = Literal["all", "favourites", "waiting", "unshown"]
+
+
+def owned(connection: Connection, member: str, which: Which, limit: int, offset: int) -> tuple[list[Record], int]:
+    """A member's jobs, the newest first, and how many there are in all; favourites may be others' public ones."""
+    mine = _which(member, which)
+    count = int(connection.execute(select(func.count()).select_from(jobs).where(mine)).scalar_one())
+    asked = select(jobs).where(mine).order_by(jobs.c.id.desc()).limit(limit).offset(offset)
+    return records(connection, asked), count
+
+
+def _which(member: str, which: Which) -> ColumnElement[bool]:
+    mine = jobs.c.member == member
+    if which == "waiting":
+        return and_(mine, jobs.c.state.in_(OPEN))
+    if which == "favourites":
+        liked = exists().where(favourites.c.job == jobs.c.id, favourites.c.member == member)
+        return and_(liked, or_(mine, jobs.c.private.is_(False)))
+    if which == "unshown":
+        said = exists().where(places.c.job == jobs.c.id, places.c.reason != "")
+        shown = exists().where(places.c.job == jobs.c.id, places.c.reason == "", places.c.delivered.is_not(None))
+        return and_(mine, said, ~shown)
+    return mine
+
+
+def near(connection: Connection, member: str, guild: str, channel: str, limit: int) -> list[Record]:
+    """The newest of a member's own jobs and of the public ones of a channel, together."""
+    public = and_(jobs.c.guild == guild, jobs.c.channel == channel, jobs.c.private.is_(False))
+    asked = select(jobs).where(or_(jobs.c.member == member, public)).order_by(jobs.c.id.desc()).limit(limit)
+    return records(connection, asked)
+
+
+def open_of(connection: Connection, member: str, limit: int) -> list[Record]:
+    """A member's jobs that are not over, the newest first."""
+    asked = select(jobs).where(jobs.c.member == member, jobs.c.state.in_(OPEN))
+    return records(connection, asked.order_by(jobs.c.id.desc()).limit(limit))
+
+
+def at(connection: Connection, message: str) -> str | None:
+    """The job that a message shows."""
+    asked = select(places.c.job).where(places.c.message == message).limit(1)
+    return connection.execute(asked).scalar_one_or_none()
+
+
+def whereabouts(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Place | None, str]]:
+    """For each job: the place where it was shown, or would have been, and why it could not be shown anywhere."""
+    found: dict[str, list[Any]] = {}
+    for row in connection.execute(select(places).where(places.c.job.in_(ids)).order_by(places.c.role)):
+        found.setdefault(row.job, []).append(row)
+    return {job: _whereabouts(rows) for job, rows in found.items()}
+
+
+def _whereabouts(rows: Sequence[Any]) -> tuple[Place | None, str]:
+    shown = next((row for row in rows if not row.reason and row.delivered is not None), None)
+    one = shown or rows[0]
+    reason = "" if shown else next((row.reason for row in rows if row.reason), "")
+    return Place(cast(PlaceKind, one.kind), dict(one.where)), reason
+
+
+def liked(connection: Connection, member: str, ids: Sequence[str]) -> dict[str, list[int]]:
+    """Of these jobs, the images that are a member's favourites."""
+    asked = select(favourites.c.job, favourites.c.image).where(favourites.c.member == member, favourites.c.job.in_(ids))
+    found: dict[str, list[int]] = {}
+    for row in connection.execute(asked.order_by(favourites.c.image)):
+        found.setdefault(row.job, []).append(row.image)
+    return found
