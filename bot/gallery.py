@@ -10,6 +10,9 @@ import asyncio
 from collections import OrderedDict
 
 from bot import film
+from bot.blur import blurred
+from bot.held import NO_FILM as HELD_FILM
+from bot.held import is_held, why
 from bot.pictures import Missing, Pictures
 from bot.pixels import Unreadable
 from bot.refused import Refused
@@ -21,7 +24,7 @@ NO_FILM = "There is no film of this job."
 
 
 class Gallery:
-    """Every method raises `Refused` (404) where there is nothing to show."""
+    """Every method raises `Refused` (404) where there is nothing to show, and (403) what the picture check holds."""
 
     def __init__(self, store: Store, pictures: Pictures) -> None:
         self._store, self._pictures = store, pictures
@@ -29,15 +32,36 @@ class Gallery:
         self._turn = asyncio.Lock()
 
     async def stored(self, job: str, index: int) -> Stored:
-        """What is known of one finished image."""
+        """What is known of one finished image that may be shown, enlarged, varied."""
+        one, held = await self._image(job, index)
+        if held:
+            raise Refused(why(index, one), 403)
+        return one
+
+    async def _image(self, job: str, index: int) -> tuple[Stored, bool]:
+        """One finished image, and whether it is held."""
+        record = await self._store.record(job)
         for one in await self._store.ask(reads.stored, [job]):
-            if one.kind == "image" and one.image == index:
-                return one
+            if record is not None and one.kind == "image" and one.image == index:
+                return one, is_held(record.check, one)
         raise Refused("There is no such picture.", 404)
 
     async def picture(self, job: str, index: int) -> bytes:
         """One image as PNG."""
         return await self._bytes(await self.stored(job, index))
+
+    async def shown(self, job: str, index: int) -> bytes:
+        """One image as everybody may see it: blurred while it is held."""
+        one, held = await self._image(job, index)
+        content = await self._bytes(one)
+        try:
+            return await asyncio.to_thread(blurred, content) if held else content
+        except Unreadable as error:
+            raise Refused(GONE, 404) from error
+
+    async def behind(self, job: str, index: int) -> bytes:
+        """One image as it is, held or not: for whoever decides about it, and nobody else."""
+        return await self._bytes((await self._image(job, index))[0])
 
     async def film(self, job: str) -> bytes:
         """How the images came to be, as an animated WebP."""
@@ -74,10 +98,15 @@ class Gallery:
             raise Refused("There is no such rung.", 404) from error
 
     async def _stored_ladders(self, job: str) -> list[Stored]:
-        found = [one for one in await self._store.ask(reads.stored, [job]) if one.kind == "ladder"]
-        if not found:
+        """Those of the images that may be shown."""
+        record, kept = await self._store.record(job), await self._store.ask(reads.stored, [job])
+        found = [one for one in kept if one.kind == "ladder"]
+        if record is None or not found:
             raise Refused(NO_FILM, 404)
-        return found
+        held = {one.image for one in kept if one.kind == "image" and is_held(record.check, one)}
+        if not (free := [one for one in found if one.image not in held]):
+            raise Refused(HELD_FILM, 403)
+        return free
 
     async def _ladders(self, job: str) -> list[bytes]:
         return [await self._bytes(one) for one in await self._stored_ladders(job)]

@@ -30,6 +30,7 @@ from bot.queue.forecast import Forecast
 from bot.queue.patrol import Patrol
 from bot.queue.settle import Settle
 from bot.register import Register
+from bot.review import Review
 from bot.shelf import Shelf
 from bot.store import Store
 from bot.studio import Studio
@@ -94,7 +95,12 @@ def build(
     cancelling = Cancelling(store, bus, board, closing, workers)
     gallery = Gallery(store, pictures)
     studio = Studio(store, feed, models, register, gallery, admission, cancelling, workers, clock=clock)
-    desk = Desk(studio, Preferences(store), Shelf(store, register))
+    desk = Desk(
+        studio,
+        Preferences(store),
+        Review(store, register, gallery, clock=clock),
+        Shelf(store, register),
+    )
     settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, pictures, clock=clock), clock=clock)
     patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
     previews = Previews(bus, board, feed, clock=clock)

@@ -1,6 +1,7 @@
 """Live previews: frames from the workers to the feed, and the wish for them to the workers. No SQL a frame.
 
 Frames of unknown jobs, of older epochs, or that are not a JPEG are dropped: a moment later they are worth nothing.
+Where a job is checked they are blurred here, before any front end has them, until the check has passed their image.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import logging
 import time
 from collections.abc import Callable
 
+from bot.blur import MAX_FRAME, blurred
 from bot.feed import Developing, Feed
-from bot.queue.board import Board
+from bot.pixels import Unreadable
+from bot.queue.board import Board, Run
 from engine.bus import Bus, Unreachable
+from engine.job import Frame
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,8 @@ class Previews:
                     if not frame.picture.startswith(JPEG):
                         continue
                     run = self._board.frame(frame, self._clock())
-                    if run is not None:
-                        pictures = {frame.image: frame.picture}
+                    if run is not None and (picture := await _for_all(frame, run)) is not None:
+                        pictures = {frame.image: picture}
                         self._feed.publish(Developing(frame.job, run.step, frame.of, frame.seconds_left, pictures))
             except Unreachable as error:
                 log.warning("previews: %s", error)
@@ -55,3 +59,14 @@ class Previews:
                     await self._feed.joined.wait()
             except TimeoutError:
                 continue
+
+
+async def _for_all(frame: Frame, run: Run) -> bytes | None:
+    """The frame as everybody may see it; None where it must not be shown and cannot be read."""
+    if not run.record.check or frame.verdict == "passed":
+        return frame.picture
+    try:
+        return await asyncio.to_thread(blurred, frame.picture, "JPEG", max_pixels=MAX_FRAME)
+    except Unreadable as error:
+        log.warning("job %s: a preview is left out: %s", frame.job, error)
+        return None

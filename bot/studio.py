@@ -137,6 +137,10 @@ class Studio:
         """A finished image as PNG. Raises `Refused` (404)."""
         return await self._gallery.picture(job, index)
 
+    async def shown(self, job: str, index: int) -> bytes:
+        """A finished image as everybody may see it: blurred while the picture check holds it. Raises `Refused` (404)."""
+        return await self._gallery.shown(job, index)
+
     async def film(self, job: str) -> bytes:
         """How a job's images came to be, as an animated WebP. Raises `Refused` (404)."""
         return await self._gallery.film(job)

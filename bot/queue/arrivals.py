@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
+from collections.abc import Callable
 
 from bot.pictures import Pictures
 from bot.pixels import opened
@@ -30,8 +32,10 @@ class Wrong(ValueError):
 class Arrivals:
     """Where pictures come in."""
 
-    def __init__(self, store: Store, bus: Bus, pictures: Pictures) -> None:
-        self._store, self._bus, self._pictures = store, bus, pictures
+    def __init__(
+        self, store: Store, bus: Bus, pictures: Pictures, *, clock: Callable[[], float] = time.time
+    ) -> None:  # fmt: skip
+        self._store, self._bus, self._pictures, self._clock = store, bus, pictures, clock
 
     async def keep(self, value: Picture) -> bool:
         """Store a picture. False: nobody waits for it any more. Raises `Wrong`, `NoBlob`, `Malformed`, `Unreadable`."""
@@ -42,8 +46,9 @@ class Arrivals:
         content = await self._bus.get_blob(value.sha256, LIMITS[value.kind])
         await asyncio.to_thread(check, value, content)
         await self._pictures.put(content)
-        one = Stored(value.job, value.image, value.kind, value.sha256, len(content), value.width, value.height)
-        return await self._store.keep(one, value.epoch)
+        sizes = (len(content), value.width, value.height)
+        one = Stored(value.job, value.image, value.kind, value.sha256, *sizes, verdict=value.verdict)
+        return await self._store.keep(one, value.epoch, self._clock())
 
     async def missing(self, record: Record) -> list[str]:
         """What a job was asked for and has not come in, as `image 0` or `ladder 0`."""

@@ -117,9 +117,9 @@ class Store:
         """Cancel a waiting job, or note the wish on one that was sent; the job now, and the transition."""
         return await self._move(moves.wish, job, now)
 
-    async def keep(self, one: Stored, epoch: int) -> bool:
+    async def keep(self, one: Stored, epoch: int, now: float) -> bool:
         """Note a finished picture. False: the job is unknown or over, or a newer epoch has it."""
-        return await self.write(writes.keep, one, epoch)
+        return await self.write(writes.keep, one, epoch, now)
 
     async def moved(self, job: str, where: Mapping[str, str]) -> None:
         """Merge what a front end learnt of a job's place."""

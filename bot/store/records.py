@@ -42,7 +42,8 @@ class Draft:
     def job(self) -> Job:
         """The wire value of its first attempt."""
         return Job(
-            id=self.id, task=self.task, share=self.share, cost=self.cost, pool=self.pool, deadline=self.deadline
+            id=self.id, task=self.task, share=self.share, cost=self.cost, pool=self.pool, deadline=self.deadline,
+            check=self.check,
         )  # fmt: skip
 
     def values(self, key: str | None, ordinal: int) -> dict[str, object]:
@@ -153,6 +154,7 @@ class Record:
             pool=self.pool,
             attempt=self.attempt,
             deadline=self.deadline,
+            check=self.check,
         )
 
 

@@ -21,7 +21,7 @@ from bot.fair import order
 from bot.limits import Charge, Limits, check
 from bot.refused import Refused
 from bot.states import ENDS
-from bot.store import Draft, Store, Stored, Unavailable, Wish, reads
+from bot.store import Draft, Store, Stored, Unavailable, Wish, places, reads
 from bot.store.moves import ATTEMPTS, POISON
 from bot.store.tables import metadata
 from bot.store.weeding import weed
@@ -67,7 +67,7 @@ async def test_what_is_written_is_read_back(store):
     assert (record.state, record.task, record.notes, record.parent) == ("queued", RECIPE, ("a note",), ("0" * 26, 2))
     assert (record.rows, record.charged, record.epoch, record.attempt) == (8, 10.0, 0, 1)
     assert record.job().share.user == "ann"
-    assert await store.ask(reads.place, job) == Place("web", {"message": "1"})
+    assert await store.ask(places.place, job) == Place("web", {"message": "1"})
     assert await store.record("0" * 26) is None
 
 
@@ -143,13 +143,13 @@ async def test_older_epochs_are_rejected_and_ends_are_ends(store):
     assert (await store.start(job, 5, "w", 0, 1002.0)).record.state == "running"
     assert await store.start(job, 4, "stale", 0, 1003.0) is None
     assert await store.end("finish", job, 1004.0, 3.0, epoch=4) is None
-    assert not await store.keep(Stored(job, 0, "image", "a" * 64, 1, 64, 64), 4)
-    assert await store.keep(Stored(job, 0, "image", "a" * 64, 1, 64, 64), 5)
+    assert not await store.keep(Stored(job, 0, "image", "a" * 64, 1, 64, 64), 4, 1.0)
+    assert await store.keep(Stored(job, 0, "image", "a" * 64, 1, 64, 64), 5, 1.0)
     moved = await store.end("finish", job, 1004.0, 3.0, epoch=5)
     assert (moved.record.state, moved.record.charged, moved.record.ended) == ("finished", 3.0, 1004.0)
     assert await store.end("fail", job, 1005.0, 0.0, epoch=6) is None
     assert await store.end("cancel", job, 1005.0, 0.0) is None
-    assert not await store.keep(Stored(job, 1, "image", "b" * 64, 1, 64, 64), 6)
+    assert not await store.keep(Stored(job, 1, "image", "b" * 64, 1, 64, 64), 6, 1.0)
     assert await store.requeue(job, 1005.0, step=1, why="") is None
     assert (await store.record(job)).charged == 3.0
     assert look(store, "SELECT source, target FROM moves ORDER BY id") == [
@@ -429,15 +429,15 @@ async def test_a_long_queue_is_not_laid_out_and_a_place_in_it_is_estimated(store
 @pytest.mark.asyncio
 async def test_places_are_merged_and_deliveries_end(store):
     one, two = await queue(store, draft(), draft(place=Place("discord", {"token": "t"})))
-    await store.moved(two, {"message": "9", "token": "u"})
-    assert await store.ask(reads.undelivered, "discord") == [], "what waits has nothing to deliver"
+    await store.write(places.moved, two, {"message": "9", "token": "u"})
+    assert await store.ask(places.undelivered, "discord") == [], "what waits has nothing to deliver"
     for _ in range(2):
         await store.pick(EVERYTHING, 32, 1.0, 1000.5)
-    found = await store.ask(reads.undelivered, "discord")
+    found = await store.ask(places.undelivered, "discord")
     assert [(record.id, place.where) for record, place in found] == [(two, {"token": "u", "message": "9"})]
-    await store.delivered(two, 1001.0)
-    assert await store.ask(reads.undelivered, "discord") == []
-    assert [record.id for record, _ in await store.ask(reads.undelivered, "web")] == [one]
+    await store.write(places.delivered, two, 1001.0)
+    assert await store.ask(places.undelivered, "discord") == []
+    assert [record.id for record, _ in await store.ask(places.undelivered, "web")] == [one]
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,42 @@
+"""What the picture check and the moderators said of a picture, and the note of it for the moderators.
+
+Each works inside its caller's transaction.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, RowMapping, select, update
+
+from bot.store.records import Stored
+from bot.store.tables import incidents, jobs, pictures
+from bot.views import Member
+
+SAID = {"flagged": "was flagged by the picture check", "unchecked": "could not be checked"}
+
+
+def note_held(connection: Connection, one: Stored, before: str | None, now: float) -> None:
+    """An incident for a picture that comes in and is held; none where the same was noted `before` it came again."""
+    if one.kind != "image" or one.verdict == "passed" or one.verdict == before:
+        return
+    owner = select(jobs).where(jobs.c.id == one.job, jobs.c.check.is_(True))
+    row = connection.execute(owner).mappings().first()
+    if row is not None:
+        said = f"Picture {one.image + 1} {SAID[one.verdict]}."
+        _note(connection, row, "held", row["member"], row["member_name"], said, now)
+
+
+def review(connection: Connection, job: str, image: int, decision: str, member: Member, now: float) -> bool:
+    """A moderator's decision about one image, "shown" or "hidden", with its incident. False: nothing changed."""
+    same = (pictures.c.job == job, pictures.c.image == image, pictures.c.kind == "image")
+    changed = update(pictures).where(*same, pictures.c.reviewed != decision).values(reviewed=decision)
+    if not connection.execute(changed).rowcount:
+        return False
+    row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one()
+    kind, did = ("approved", "shown") if decision == "shown" else ("denied", "kept hidden")
+    _note(connection, row, kind, member.id, member.name, f"Picture {image + 1} is {did}.", now)
+    return True
+
+
+def _note(connection: Connection, job: RowMapping, kind: str, actor: str, name: str, said: str, now: float) -> None:
+    values = {"guild": job["guild"], "at": now, "kind": kind, "actor": actor, "actor_name": name[:128]}
+    connection.execute(incidents.insert().values(**values, job=job["id"], said=said))
