@@ -81,12 +81,12 @@ async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> 
         return
     if again:
         link = await _link(interaction, tickets[0].job)
-        await _say(interaction, presenter.already(link))
+        await say(interaction, presenter.already(link))
         return
     for number, ticket in enumerate(tickets):
         try:
             message = await _show(interaction, ticket, first=number == 0)
-            await interaction.client.studio.moved(ticket.job, message=str(message))
+            await interaction.client.desk.deliveries.moved(ticket.job, message=str(message))
         except Exception as error:  # the job is taken whatever happens here, and the courier finds or makes its message
             known = isinstance(error, discord.HTTPException)
             log.warning("job %s: its answer was not sent or not noted: %s", ticket.job, error, exc_info=not known)
@@ -94,13 +94,13 @@ async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> 
 
 async def refuse(interaction: Interaction, sentence: str) -> None:
     """Tell the member alone."""
-    await _say(interaction, presenter.refusal(sentence))
+    await say(interaction, presenter.refusal(sentence))
 
 
 async def sorry(interaction: Interaction) -> None:
     """After an error of ours, already logged: the member must not look at a spinner."""
     try:
-        await _say(interaction, BROKEN)
+        await say(interaction, BROKEN)
     except discord.HTTPException as error:
         log.warning("an apology could not be sent: %s", error)
 
@@ -131,7 +131,7 @@ async def _show(interaction: Interaction, ticket: Ticket, *, first: bool) -> int
     return sent.message_id or (await interaction.original_response()).id
 
 
-async def _say(interaction: Interaction, text: str) -> None:
+async def say(interaction: Interaction, text: str) -> None:
     """A sentence for the member alone, also where the answer was announced as public and late."""
     quiet = discord.AllowedMentions.none()
     if not interaction.response.is_done():
@@ -143,7 +143,7 @@ async def _say(interaction: Interaction, text: str) -> None:
 
 
 async def _link(interaction: Interaction, job: str) -> str:
-    where = (await interaction.client.studio.place_of(job)).where
+    where = (await interaction.client.desk.deliveries.place_of(job)).where
     if not where.get("message"):
         return ""
     return f"https://discord.com/channels/{where.get('guild') or '@me'}/{where['channel']}/{where['message']}"

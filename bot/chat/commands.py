@@ -8,10 +8,11 @@ from discord import app_commands
 
 from bot.chat.help import show_help
 from bot.chat.imagine import imagine
-from bot.chat.queue import queue
+from bot.chat.queue import cancel, queue
 
 COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group, ...] = (
     imagine,
     queue,
+    cancel,
     show_help,
 )

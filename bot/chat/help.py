@@ -14,7 +14,5 @@ if TYPE_CHECKING:
 
 
 @app_commands.command(name="help", description="What this bot does, and how to ask for it")
-@app_commands.guild_install()
-@app_commands.allowed_contexts(guilds=True, dms=True, private_channels=False)
 async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
     await interaction.response.send_message(presenter.HELP, ephemeral=True)

@@ -36,8 +36,6 @@ ADVICE = {"ddpm": "the full chain", "dpmpp_2m": "good in 30 steps", "ddim": "eve
     negative="What to steer away from",
     fast="Few steps of a quick sampler",
 )
-@app_commands.guild_install()
-@app_commands.allowed_contexts(guilds=True, dms=True, private_channels=False)
 async def imagine(
     interaction: discord.Interaction[DarkroomClient],
     prompt: Range[str, 1, 2000],

@@ -93,13 +93,14 @@ def unkept(card: Card) -> Card:
     return replace(card, content=_fit([card.content, said], CONTENT))
 
 
-def queue(views: Sequence[View], now: float) -> str:
-    """The running jobs, then the waiting ones in the order in which they will start, with the reason."""
+def queue(views: Sequence[View], now: float, hint: str = "") -> str:
+    """The running jobs, then the waiting ones in the order in which they will start, with the reason; then `hint`."""
     if not views:
         return "Nothing is running and nothing waits: a job starts at once."
-    shown = _fit([_line(number, view, now) for number, view in enumerate(views, 1)], CONTENT - 40)
+    shown = _fit([_line(number, view, now) for number, view in enumerate(views, 1)], CONTENT - 40 - len(hint))
     left = len(views) - shown.count("\n") - 1
-    return f"{shown}\n… and {sentences.jobs(left)} more." if left else shown
+    more = f"… and {sentences.jobs(left)} more." if left else ""
+    return "\n".join(part for part in (shown, more, hint) if part)
 
 
 def refusal(sentence: str) -> str:

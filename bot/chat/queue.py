@@ -7,18 +7,55 @@ from typing import TYPE_CHECKING
 
 import discord
 from discord import app_commands
+from discord.app_commands import Range
 
+from bot import sentences
 from bot.chat import presenter
-from bot.chat.answer import guild_of
+from bot.chat.answer import guild_of, member_of, say
+from bot.chat.permitted import permit
+from bot.chat.which import ALL, CHOICE, open_jobs
+from bot.refused import Refused
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
+    Interaction = discord.Interaction[DarkroomClient]
+
 
 @app_commands.command(description="Who is before you, and why")
-@app_commands.guild_install()
-@app_commands.allowed_contexts(guilds=True, dms=True, private_channels=False)
 async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
     views = await interaction.client.studio.queue(guild_of(interaction))  # of this server: prompts are its own business
-    text = presenter.queue(views, time.time())
-    await interaction.response.send_message(text, ephemeral=True, allowed_mentions=discord.AllowedMentions.none())
+    mine = any(view.member_id == member_of(interaction).id for view in views)
+    hint = f"-# {interaction.client.tree.mention('cancel')} takes one of yours back." if mine else ""
+    await say(interaction, presenter.queue(views, time.time(), hint))
+
+
+@app_commands.command(description="Take back a job of yours, or all of them")
+@app_commands.describe(job="Choose one, or all; a link, an id or a seed works too")
+async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, CHOICE]) -> None:
+    if job.strip().casefold() == ALL:
+        await say(interaction, await _all(interaction))
+        return
+    view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
+    member = await permit(interaction, "cancel", view)
+    said = await interaction.client.studio.cancel(view.id, member)
+    await say(interaction, f"**{sentences.quoted(view.prompt, 200)}**\n{said}")
+
+
+@cancel.autocomplete("job")
+async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[app_commands.Choice[str]]:
+    return await open_jobs(interaction, typed)
+
+
+async def _all(interaction: Interaction) -> str:
+    """Every open job of the member, wherever they asked for it."""
+    member, studio = member_of(interaction), interaction.client.studio
+    views = await interaction.client.desk.shelf.open_of(member.id)
+    if not views:
+        raise Refused("Nothing of yours runs or waits.", 404)
+    began = 0
+    for view in views:
+        await studio.cancel(view.id, member)
+        began += view.started is not None
+    tail = f" {began} had begun: only the steps they ran are charged." if began else " They cost you nothing."
+    return f"{sentences.jobs(len(views))} cancelled.{tail}"

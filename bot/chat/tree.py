@@ -40,7 +40,13 @@ class Synced:
 class Tree(app_commands.CommandTree["DarkroomClient"]):
     """The commands. A `Refused` out of any of them is said to the member; an error of ours is logged and apologised."""
 
-    ids: Mapping[str, int] = {}
+    def __init__(self, client: DarkroomClient) -> None:
+        super().__init__(  # where the bot is a member: its pictures are messages of a channel
+            client,
+            allowed_installs=app_commands.AppInstallationType(guild=True, user=False),
+            allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=True, private_channel=False),
+        )
+        self.ids: Mapping[str, int] = {}
 
     async def interaction_check(self, interaction: discord.Interaction[DarkroomClient], /) -> bool:
         """Whether they may use this command at all; on whose job, the command asks itself."""

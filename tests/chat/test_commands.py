@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import discord
 import pytest
-from discord import app_commands
 
 from bot.chat.commands import COMMANDS
 from bot.chat.imagine import ADVICE, CHOICE
+from bot.chat.tree import Tree
 from bot.sentences import SAMPLERS
 
 NAME = re.compile(r"^[-_'\w]{1,32}$")
@@ -18,14 +18,14 @@ NAME = re.compile(r"^[-_'\w]{1,32}$")
 
 @pytest.fixture
 def registered() -> list[dict[str, Any]]:
-    tree = app_commands.CommandTree(discord.Client(intents=discord.Intents(guilds=True)))
+    tree = Tree(cast(Any, discord.Client(intents=discord.Intents(guilds=True))))
     for command in COMMANDS:
         tree.add_command(command)
     return [dict(command.to_dict(tree)) for command in tree.get_commands()]
 
 
 def test_names_descriptions_and_options_are_as_discord_wants_them(registered: list[dict[str, Any]]) -> None:
-    assert {command["name"] for command in registered} == {"imagine", "queue", "help"}
+    assert {command["name"] for command in registered} == {"imagine", "queue", "cancel", "help"}
     for command in registered:
         options = command["options"]
         for each in (command, *options):

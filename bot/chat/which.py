@@ -1,0 +1,104 @@
+"""Which job is meant: what is offered while one types, and the job that a message shows.
+
+Suggestions are plain text, as Discord shows them: no markdown, at most a hundred characters.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord.app_commands import Choice
+
+from bot import sentences
+from bot.chat.answer import member_of
+from bot.refused import Refused
+from bot.sentences import shortened
+from bot.states import over
+
+if TYPE_CHECKING:
+    from bot.chat.client import DarkroomClient
+    from bot.views import View
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+OFFERED, CHOICE = 25, 100  # Discord's limits: choices, and characters in one
+SEARCHED = 75  # jobs looked through for what was typed
+ALL = "all"
+NAMED = re.compile(r"^[a-z-]+:([0-9A-HJKMNP-TV-Z]{26})(?::|$)")
+NO_JOB = "That message shows no job of mine."
+
+
+def label(view: View, whose: str = "", *, now: float) -> str:
+    """A job in one line: its prompt, how far it is, and whose it is where that is not plain."""
+    tail = " · ".join(part for part in (f"by {shortened(whose, 20)}" if whose else "", _state(view, now)) if part)
+    return f"{shortened(view.prompt, CHOICE - len(tail) - 3)} · {tail}"
+
+
+def _state(view: View, now: float) -> str:
+    if view.state == "queued":
+        return f"waiting, {sentences.jobs(view.ahead)} ahead" if view.ahead else "waiting, next in line"
+    if not over(view.state):
+        return f"running, step {view.step} of {view.of}"
+    ago = sentences.duration(now - (view.finished or view.created))
+    return f"{view.state} {ago} ago" if view.state != "finished" else f"{ago} ago"
+
+
+def offered(views: Iterable[View], typed: str, me: str, *, whole: str = "") -> list[Choice[str]]:
+    """The jobs whose prompt has what was typed; `whole`: a first choice that means all of them."""
+    now, wanted = time.time(), typed.casefold().strip()
+    names = [(label(view, "" if view.member_id == me else view.member_name, now=now), view.id) for view in views]
+    fitting = [Choice(name=name, value=job) for name, job in names if wanted in name.casefold() or wanted == job]
+    first = [Choice(name=whole, value=ALL)] if whole and wanted in whole.casefold() else []
+    return [*first, *fitting][:OFFERED]
+
+
+async def open_jobs(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    """The member's own jobs that run or wait, all of them at once, and for moderators those of the whole server."""
+    member = member_of(interaction)
+    own = await interaction.client.desk.shelf.open_of(member.id)
+    others: Sequence[View] = ()
+    if member.moderator and interaction.guild_id is not None:
+        others = [view for view in await interaction.client.studio.queue(member.guild) if view.member_id != member.id]
+    whole = f"All of mine: {sentences.jobs(len(own))}" if len(own) > 1 else ""
+    return offered([*own, *others], typed, member.id, whole=whole)
+
+
+def recent_jobs(fits: Callable[[View], bool]) -> Callable[[Interaction, str], Any]:
+    """Suggests, of the member's own jobs and the newest ones in this channel, those that `fits` says."""
+
+    async def suggest(interaction: Interaction, typed: str) -> list[Choice[str]]:
+        member = member_of(interaction)
+        found = await interaction.client.desk.shelf.near(member, SEARCHED)
+        return offered([view for view in found if fits(view)], typed, member.id)
+
+    return suggest
+
+
+async def shown_by(interaction: Interaction, message: discord.Message) -> View:
+    """The job that a message shows: by its buttons, else by what was noted of places. Raises `Refused` (404)."""
+    job: str | None = None
+    if message.author.id == interaction.application_id:
+        job = _named(message) or await interaction.client.desk.shelf.at(message.id)
+    if job is None:
+        raise Refused(NO_JOB, 404)
+    return await interaction.client.studio.view(job)
+
+
+def _named(message: discord.Message) -> str | None:
+    """The job in the first button that names one."""
+    matches = (NAMED.match(custom_id) for custom_id in _ids(message.components))
+    return next((match[1] for match in matches if match), None)
+
+
+def _ids(components: Iterable[Any]) -> Iterator[str]:
+    """The custom ids in a message, also inside rows, sections and containers."""
+    for one in components:
+        if custom_id := getattr(one, "custom_id", None):
+            yield custom_id
+        yield from _ids(getattr(one, "children", ()))
+        if accessory := getattr(one, "accessory", None):
+            yield from _ids([accessory])
