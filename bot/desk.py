@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bot.deliveries import Deliveries
 from bot.preferences import Preferences
 from bot.review import Review
 from bot.shelf import Shelf
@@ -15,6 +16,7 @@ class Desk:
     """What members, moderators and admins may do, by subject."""
 
     studio: Studio
+    deliveries: Deliveries
     preferences: Preferences
     review: Review
     shelf: Shelf

@@ -14,6 +14,7 @@ from typing import Any
 
 from bot.admission import Admission
 from bot.config import Settings
+from bot.deliveries import Deliveries
 from bot.desk import Desk
 from bot.feed import Feed
 from bot.gallery import Gallery
@@ -97,6 +98,7 @@ def build(
     studio = Studio(store, feed, models, register, gallery, admission, cancelling, workers, clock=clock)
     desk = Desk(
         studio,
+        Deliveries(store, register, clock=clock),
         Preferences(store),
         Review(store, register, gallery, clock=clock),
         Shelf(store, register),

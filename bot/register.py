@@ -11,7 +11,7 @@ from bot.queue.forecast import Forecast, Spot
 from bot.refused import Refused
 from bot.states import over
 from bot.store import Record, Store, Stored, reads
-from bot.views import Place, PlaceKind, Shot, Ticket, View
+from bot.views import Shot, Ticket, View
 from engine.job import Recipe
 
 MOST_SHOWN = 100  # jobs of the waiting queue
@@ -126,12 +126,6 @@ class Register:
     async def recent(self, guild: str | None, limit: int) -> list[View]:
         """The newest jobs first."""
         return await self.views(await self._store.ask(reads.newest, guild, limit))
-
-    async def undelivered(self, kind: PlaceKind) -> list[tuple[View, Place]]:
-        """Jobs of a kind of place whose last word was not yet shown."""
-        found = await self._store.ask(reads.undelivered, kind)
-        views = await self.views([record for record, _ in found])
-        return [(view, place) for view, (_, place) in zip(views, found, strict=True)]
 
 
 def _shot(one: Stored) -> Shot:

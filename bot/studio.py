@@ -22,10 +22,10 @@ from bot.recipes import enlarged, enlarging_cost, pinned, rerolled, varied
 from bot.refused import Refused
 from bot.register import Register
 from bot.store import Record, Store, reads
-from bot.views import Action, Member, Place, PlaceKind, Shot, Ticket, View
+from bot.views import Action, Member, Place, Shot, Ticket, View
 from engine.job import MAX_COUNT, Enlarge, Presence, Recipe, Warm, cost
 
-__all__ = ["Action", "Member", "Place", "PlaceKind", "Shot", "Studio", "Ticket", "View"]
+__all__ = ["Action", "Member", "Place", "Shot", "Studio", "Ticket", "View"]
 
 SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
 
@@ -160,24 +160,3 @@ class Studio:
     def models(self) -> list[Warm]:
         """The models that can be asked for, those of live workers first."""
         return [profile.warm for profile in self._models.profiles()]
-
-    # Showing
-
-    async def place_of(self, job: str) -> Place:
-        """Where a job is shown. Raises `Refused` (404)."""
-        place = await self._store.ask(reads.place, job)
-        if place is None:
-            raise Refused("There is no such job.", 404)
-        return place
-
-    async def moved(self, job: str, **where: str) -> None:
-        """Note what a front end learnt of a job's place (its message, a new token, …)."""
-        await self._store.moved(job, where)
-
-    async def undelivered(self, kind: PlaceKind) -> list[tuple[View, Place]]:
-        """Jobs of a kind of place, over or not, whose last word was not yet shown; oldest first."""
-        return await self._register.undelivered(kind)
-
-    async def delivered(self, job: str) -> None:
-        """A job's last word was shown."""
-        await self._store.delivered(job, self._clock())

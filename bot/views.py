@@ -13,6 +13,7 @@ from engine.job import Enlarge, Recipe
 
 Action = Literal["imagine", "vary", "reroll", "upscale"]
 PlaceKind = Literal["discord", "web", "terminal"]
+Role = Literal["answer", "notice", "direct"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,21 @@ class Place:
 
     kind: PlaceKind
     where: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One place of a job: the `answer` to its request, a `notice` of its end, or a `direct` message to its author.
+
+    `delivered`: when the last word was shown there, or was given up for `reason`, a sentence for the member. With a
+    reason and no `delivered` the place is gone while the job goes on. `message` is empty until it is known.
+    """
+
+    role: Role
+    place: Place
+    message: str = ""
+    delivered: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)

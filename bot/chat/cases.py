@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from bot.refused import Refused
 
 if TYPE_CHECKING:
+    from bot.desk import Desk
     from bot.feed import Subscription
-    from bot.studio import Studio
     from bot.views import Place, View
 
 STRANGERS = 4096  # jobs of other front ends, and ended ones, that we remember not to ask about again
@@ -35,8 +35,8 @@ class Case:
 class Cases:
     """The open cases by job."""
 
-    def __init__(self, studio: Studio, clock: Callable[[], float]) -> None:
-        self._studio = studio
+    def __init__(self, desk: Desk, clock: Callable[[], float]) -> None:
+        self._studio, self._deliveries = desk.studio, desk.deliveries
         self._clock = clock
         self._open: dict[str, Case] = {}
         self._strangers: OrderedDict[str, None] = OrderedDict()
@@ -49,7 +49,7 @@ class Cases:
         if job in self._open or job in self._strangers:
             return self._open.get(job)
         try:
-            place = await self._studio.place_of(job)
+            place = await self._deliveries.place_of(job)
             view = await self._studio.view(job)
         except Refused:
             self._forget(job)

@@ -24,7 +24,7 @@ from bot.states import over
 from bot.views import Place
 
 if TYPE_CHECKING:
-    from bot.studio import Studio
+    from bot.desk import Desk
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Courier:
 
     def __init__(
         self,
-        studio: Studio,
+        desk: Desk,
         mail: Mail,
         edits: Edits[Content] | None = None,
         *,
@@ -48,11 +48,11 @@ class Courier:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.edits: Edits[Content] = edits or Edits()
-        self._studio = studio
+        self._studio, self._deliveries = desk.studio, desk.deliveries
         self._mail = mail
         self._clock = clock
         self._wall = wall
-        self._cases = Cases(studio, clock)
+        self._cases = Cases(desk, clock)
         self._given_up: set[str] = set()  # until the next start
         self._changed = asyncio.Event()
 
@@ -81,7 +81,7 @@ class Courier:
             await asyncio.sleep(SWEEP)
 
     async def _sweep(self) -> None:
-        for view, place in await self._studio.undelivered("discord"):
+        for view, place in await self._deliveries.owed("discord"):
             if view.id not in self._given_up:
                 self._cases.open(view, place)
                 if over(view.state):
@@ -142,7 +142,7 @@ class Courier:
         self._changed.set()
 
     async def _attempt(self, edit: Edit[Content], case: Case) -> None:
-        case.place = await self._studio.place_of(edit.job)
+        case.place = await self._deliveries.place_of(edit.job)
         try:
             await self._deliver(edit, case)
         except TooLarge as large:
@@ -151,7 +151,7 @@ class Courier:
         except Gone as gone:
             if edit.final and case.lost:  # neither the message nor its channel
                 log.warning("job %s: it cannot be delivered: %s", edit.job, gone)
-                await self._studio.delivered(edit.job)
+                await self._deliveries.delivered(edit.job)
                 return
             log.warning("job %s: its message is gone: %s", edit.job, gone)
             case.lost = True
@@ -176,7 +176,7 @@ class Courier:
             await self._post_anew(job, where, card, picture)
         else:
             await self._mail.edit(where, card, picture, self._wall())
-        await self._studio.delivered(job)
+        await self._deliveries.delivered(job)
 
     async def _post_anew(self, job: str, where: Where, card: Card, picture: Picture | None) -> None:
         """A new message for a lost one, unless we posted it already and did not live to note it."""
@@ -185,7 +185,7 @@ class Courier:
             message = await self._mail.post(where, card, picture, job)
         else:
             await self._mail.edit({**where, "message": str(message)}, card, picture, self._wall())
-        await self._studio.moved(job, message=str(message), **NO_TOKEN)
+        await self._deliveries.moved(job, message=str(message), **NO_TOKEN)
 
     async def _progress(self, moment: Content, case: Case) -> tuple[Card, Picture | None]:
         now = self._wall()
@@ -207,8 +207,8 @@ class Courier:
         if found is None:
             case.lost = True
             return
-        await self._studio.moved(job, message=str(found))
-        case.place = await self._studio.place_of(job)
+        await self._deliveries.moved(job, message=str(found))
+        case.place = await self._deliveries.place_of(job)
 
     async def _hand_over(self, edit: Edit[Content], case: Case) -> None:
         """The token died: from now on the message is edited as one of its channel, within the channel's budget."""
@@ -216,7 +216,7 @@ class Courier:
         self._again(edit, case, 0.0)
         self._offer(edit.kind, edit.content)
         try:
-            await self._studio.moved(edit.job, **NO_TOKEN)
+            await self._deliveries.moved(edit.job, **NO_TOKEN)
         except Exception:
             log.exception("job %s: that its token is dead was not noted", edit.job)
 

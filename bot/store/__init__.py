@@ -121,14 +121,6 @@ class Store:
         """Note a finished picture. False: the job is unknown or over, or a newer epoch has it."""
         return await self.write(writes.keep, one, epoch, now)
 
-    async def moved(self, job: str, where: Mapping[str, str]) -> None:
-        """Merge what a front end learnt of a job's place."""
-        await self.write(writes.moved, job, where)
-
-    async def delivered(self, job: str, now: float) -> None:
-        """The last word about a job was shown."""
-        await self.write(writes.delivered, job, now)
-
     async def remember(self, warm: Warm, pool: str, now: float) -> None:
         """Keep a model's profile for times when no worker is alive."""
         await self.write(writes.remember, warm, pool, now)

@@ -1,4 +1,4 @@
-"""Questions to the store: jobs, pictures, places, usage, accounts. Each works inside its caller's transaction."""
+"""Questions to the store: jobs, pictures, usage, accounts. Each works inside its caller's transaction."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from bot.fair import Account, Waiting
 from bot.limits import WINDOW, Charge, Usage
 from bot.states import ACTIVE, OPEN
 from bot.store.records import Entry, Record, Stored, record
-from bot.store.tables import accounts, jobs, models, moves, pictures, places
-from bot.views import Place, PlaceKind
+from bot.store.tables import accounts, jobs, models, moves, pictures
 from engine.job import Malformed, Warm, decode
 
 log = logging.getLogger(__name__)
@@ -123,24 +122,6 @@ def history(connection: Connection, ids: Sequence[str]) -> list[Entry]:
     asked = select(moves).where(moves.c.job.in_(ids)).order_by(moves.c.id)
     rows = [dict(row) for row in connection.execute(asked).mappings()]
     return [Entry(**{name: value for name, value in row.items() if name != "id"}) for row in rows]
-
-
-def place(connection: Connection, job: str) -> Place | None:
-    """Where a job is shown."""
-    answer = select(places).where(places.c.job == job, places.c.role == "answer")
-    row = connection.execute(answer).mappings().first()
-    return None if row is None else Place(cast(PlaceKind, row["kind"]), dict(row["where"]))
-
-
-def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, Place]]:
-    """Jobs of one kind of place whose last word was not yet shown, oldest first; over or not, but none that waits."""
-    theirs = (
-        places.c.role == "answer", places.c.kind == kind, places.c.delivered.is_(None), jobs.c.state != "queued",
-    )  # fmt: skip
-    asked = select(places.c.job, places.c.where).join(jobs, jobs.c.id == places.c.job).where(*theirs)
-    where = {row.job: dict(row.where) for row in connection.execute(asked)}
-    rows = select(jobs).join(places, jobs.c.id == places.c.job).where(*theirs).order_by(jobs.c.id)
-    return [(one, Place(kind, where[one.id])) for one in records(connection, rows)]
 
 
 def known_models(connection: Connection) -> list[tuple[Warm, str]]:

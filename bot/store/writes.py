@@ -1,13 +1,10 @@
-"""What is written beside the transitions: pictures, places, model profiles. One transaction each."""
+"""What is written beside the transitions: pictures, model profiles. One transaction each."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from sqlalchemy import Connection, select, update
 
 from bot.states import OPEN
-from bot.store import reads
 from bot.store.records import Stored
 from bot.store.reviews import note_held
 from bot.store.tables import jobs, models, pictures, places
@@ -25,21 +22,6 @@ def keep(connection: Connection, one: Stored, epoch: int, now: float) -> bool:
     connection.execute(pictures.insert().values(**vars(one)))
     note_held(connection, one, before, now)
     return True
-
-
-def moved(connection: Connection, job: str, where: Mapping[str, str]) -> None:
-    """Merge into a place."""
-    found = reads.place(connection, job)
-    if found is not None:
-        merged = {**found.where, **where}
-        answer = update(places).where(places.c.job == job, places.c.role == "answer")
-        connection.execute(answer.values(where=merged, message=merged.get("message", "")))
-
-
-def delivered(connection: Connection, job: str, now: float) -> None:
-    """The last word about a job was shown."""
-    answer = update(places).where(places.c.job == job, places.c.role == "answer")
-    connection.execute(answer.values(delivered=now))
 
 
 def remember(connection: Connection, warm: Warm, pool: str, now: float) -> None:

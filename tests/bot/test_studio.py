@@ -178,7 +178,8 @@ async def test_what_is_not_there_is_refused_with_404(workplace, ann, here):
     nothing = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
     studio = house.studio
     for asking in (
-        studio.view(nothing), studio.cancel(nothing, ann), studio.vary(nothing, 0, ann, here), studio.place_of(nothing),
+        studio.view(nothing), studio.cancel(nothing, ann), studio.vary(nothing, 0, ann, here),
+        house.desk.deliveries.place_of(nothing),
         studio.picture(ticket.job, 0), studio.film(ticket.job), studio.rungs(ticket.job), studio.rung(ticket.job, 0),
         studio.upscale(ticket.job, 0, ann, here), studio.reroll("' OR 1=1 --", ann, here),
     ):  # fmt: skip
@@ -195,13 +196,13 @@ async def test_recent_and_queue_are_by_guild_and_places_are_kept(workplace, ann,
     assert [view.id for view in await house.studio.recent()] == [two.job, one.job]
     assert [view.id for view in await house.studio.recent("other", 5)] == [two.job]
     assert [view.id for view in await house.studio.queue("local")] == [one.job]
-    await house.studio.moved(two.job, message="99")
-    assert (await house.studio.place_of(two.job)).where == {"token": "t", "message": "99"}
-    assert await house.studio.undelivered("discord") == [], "it waits"
+    await house.desk.deliveries.moved(two.job, message="99")
+    assert (await house.desk.deliveries.place_of(two.job)).where == {"token": "t", "message": "99"}
+    assert await house.desk.deliveries.owed("discord") == [], "it waits"
     await house.studio.cancel(two.job, Member("z", "Z", "other"))
-    ((view, place),) = await house.studio.undelivered("discord")
+    ((view, place),) = await house.desk.deliveries.owed("discord")
     assert (view.id, place.kind) == (two.job, "discord")
-    await house.studio.delivered(two.job)
+    await house.desk.deliveries.delivered(two.job)
     assert await house.studio.undelivered("discord") == []
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from simcord.builders import ChannelHandle, GuildHandle
     from simcord.results import InteractionResult
 
+    from bot.deliveries import Deliveries
     from bot.desk import Desk
     from bot.house import House
     from bot.studio import Studio
@@ -72,6 +73,10 @@ class World:
     def studio(self) -> Studio:
         return self.house.studio
 
+    @property
+    def deliveries(self) -> Deliveries:
+        return self.house.desk.deliveries
+
     async def until(self, what: Callable[[], Any], seconds: float = 40.0) -> Any:
         """Wait until `what` is true, and return it. A courier that died is told at once."""
         ends = time.perf_counter() + seconds
@@ -100,7 +105,7 @@ class World:
 
     def begin(self) -> None:
         """A courier for the client, outside the bot's own scope and before the bot, as in `serve`."""
-        self.courier = asyncio.create_task(Courier(self.studio, Mail(self.client)).run())
+        self.courier = asyncio.create_task(Courier(self.house.desk, Mail(self.client)).run())
         self.tasks.append(self.courier)
 
     async def stop_courier(self) -> None:

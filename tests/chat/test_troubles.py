@@ -39,7 +39,7 @@ async def begun(world: Any) -> Any:
 async def noted(world: Any) -> None:
     """Until the studio knows that everything was shown."""
     for _ in range(200):
-        if not await world.studio.undelivered("discord"):
+        if not await world.deliveries.owed("discord"):
             return
         await asyncio.sleep(0.02)
     raise AssertionError("something was not noted as delivered")
@@ -64,7 +64,7 @@ async def test_a_dead_token_hands_over_to_the_channel(open_world: Any) -> None:
         assert len(by_token) == 1, "a dead token is not tried again: Discord counts such requests"
         assert len(edits(world)) >= 3
         (view,) = await world.studio.recent()
-        assert (await world.studio.place_of(view.id)).where["token_until"] == "0"
+        assert (await world.deliveries.place_of(view.id)).where["token_until"] == "0"
 
 
 async def test_while_the_token_lives_the_channel_is_left_alone(open_world: Any) -> None:
@@ -91,14 +91,14 @@ async def test_a_crash_after_the_new_post_makes_no_second_one(open_world: Any, m
     async with open_world() as world:
         deleted = (await begun(world)).response.id
         world.env.backend.delete_message(world.channel.id, deleted)
-        note, failures = world.studio.moved, [OSError("the disk is away")]
+        note, failures = world.deliveries.moved, [OSError("the disk is away")]
 
         async def noted_late(*given: Any, **named: Any) -> None:
             if failures:
                 raise failures.pop()
             await note(*given, **named)
 
-        monkeypatch.setattr(world.studio, "moved", noted_late)
+        monkeypatch.setattr(world.deliveries, "moved", noted_late)
         world.painter.going.set()
         await world.until(lambda: not failures)
         await noted(world)
@@ -147,7 +147,7 @@ async def test_what_an_outage_of_the_store_hid_is_swept_up(
     async with open_world() as world:
         result = await begun(world)
         await world.stop_courier()
-        ask, failing = world.studio.place_of, [True]
+        ask, failing = world.deliveries.place_of, [True]
 
         async def away(job: str) -> Any:
             if failing[0]:
@@ -155,8 +155,8 @@ async def test_what_an_outage_of_the_store_hid_is_swept_up(
             return await ask(job)
 
         monkeypatch.setattr(courier, "SWEEP", 0.2)
-        monkeypatch.setattr(world.studio, "place_of", away)
-        monkeypatch.setattr(world.studio, "undelivered", nothing_at_first(world.studio.undelivered))
+        monkeypatch.setattr(world.deliveries, "place_of", away)
+        monkeypatch.setattr(world.deliveries, "owed", nothing_at_first(world.deliveries.owed))
         await world.restart()
         world.painter.going.set()
         await world.until(lambda: "was not taken in" in caplog.text)
@@ -184,7 +184,7 @@ async def test_a_message_whose_id_was_not_noted_is_found_again(
         result = await begun(world)
         await world.stop_courier()
         (view,) = await world.studio.recent()
-        await world.studio.moved(view.id, message="")
+        await world.deliveries.moved(view.id, message="")
         world.painter.going.set()
         await world.until(lambda: world.painter.done)
         await world.restart()

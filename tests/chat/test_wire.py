@@ -193,7 +193,7 @@ async def test_previews_and_finals_over_the_wire_without_one_429(
             )
 
         await until(all_done)
-        while await house.studio.undelivered("discord"):
+        while await house.desk.deliveries.owed("discord"):
             await asyncio.sleep(0.02)
         for task in (serving, work):
             task.cancel()
