@@ -16,7 +16,7 @@ from bot.held import is_held, why
 from bot.pictures import Missing, Pictures
 from bot.pixels import Unreadable
 from bot.refused import Refused
-from bot.store import Store, Stored, reads
+from bot.store import Store, Stored, reviews
 
 KEPT_FILMS = 8
 GONE = "This picture is not kept any more."
@@ -40,10 +40,10 @@ class Gallery:
 
     async def _image(self, job: str, index: int) -> tuple[Stored, bool]:
         """One finished image, and whether it is held."""
-        record = await self._store.record(job)
-        for one in await self._store.ask(reads.stored, [job]):
-            if record is not None and one.kind == "image" and one.image == index:
-                return one, is_held(record.check, one)
+        check, kept = await self._store.ask(reviews.kept, job)
+        for one in kept:
+            if one.kind == "image" and one.image == index:
+                return one, is_held(check, one)
         raise Refused("There is no such picture.", 404)
 
     async def picture(self, job: str, index: int) -> bytes:
@@ -99,11 +99,11 @@ class Gallery:
 
     async def _stored_ladders(self, job: str) -> list[Stored]:
         """Those of the images that may be shown."""
-        record, kept = await self._store.record(job), await self._store.ask(reads.stored, [job])
+        check, kept = await self._store.ask(reviews.kept, job)
         found = [one for one in kept if one.kind == "ladder"]
-        if record is None or not found:
+        if not found:
             raise Refused(NO_FILM, 404)
-        held = {one.image for one in kept if one.kind == "image" and is_held(record.check, one)}
+        held = {one.image for one in kept if one.kind == "image" and is_held(check, one)}
         if not (free := [one for one in found if one.image not in held]):
             raise Refused(HELD_FILM, 403)
         return free

@@ -16,6 +16,7 @@ import discord
 from discord import ui
 
 from bot.access import Action, Subject, forbidden
+from bot.chat import decisions
 from bot.chat.answer import answer, member_of, refuse, sorry
 from bot.chat.presenter import AGAIN_SIGN, Button, Card, Press
 from bot.refused import Refused
@@ -32,10 +33,16 @@ STYLES = {
     "vary": discord.ButtonStyle.primary,
     "reroll": discord.ButtonStyle.secondary,
     "cancel": discord.ButtonStyle.danger,
+    "look": discord.ButtonStyle.secondary,
+    "approve": discord.ButtonStyle.success,
+    "deny": discord.ButtonStyle.danger,
 }
-ACTIONS: Mapping[Press, Action] = {"up": "upscale", "vary": "vary", "reroll": "reroll", "cancel": "cancel"}
+ACTIONS: Mapping[Press, Action] = {
+    "up": "upscale", "vary": "vary", "reroll": "reroll", "cancel": "cancel",
+    "look": "approve", "approve": "approve", "deny": "deny",
+}  # fmt: skip
 AGAIN = 10.0  # seconds in which a second press of the same button by the same member is a slip of the finger
-ID = r"(?P<press>up|vary|reroll|cancel):(?P<job>[0-9A-HJKMNP-TV-Z]{26})(?::(?P<index>[0-3]))?"
+ID = r"(?P<press>up|vary|reroll|cancel|look|approve|deny):(?P<job>[0-9A-HJKMNP-TV-Z]{26})(?::(?P<index>[0-3]))?"
 
 
 class Presses:
@@ -79,7 +86,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> Self:
         index = match["index"]
-        # the template admits nothing but these four words
+        # the template admits nothing but these words
         press: Press = match["press"]  # pyright: ignore[reportAssignmentType]
         label = getattr(item, "label", None) or AGAIN_SIGN
         return cls(Button(press, match["job"], label, None if index is None else int(index)))
@@ -102,6 +109,10 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
         try:
             if self.button.press == "cancel":
                 await self._cancel(interaction)
+            elif self.button.press == "look":
+                await decisions.look(interaction, self.button.job)
+            elif self.button.press in ("approve", "deny"):
+                await decisions.decide(interaction, self.button, controls)
             else:
                 await self._ask(interaction)
         except Exception:

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bot import sentences
+from bot import held, sentences
 from bot.sentences import quoted
 from bot.views import Ticket, View
 from engine.job import Recipe
 
-CONTENT, ALT = 2000, 1024
+CONTENT, ALT, ROW = 2000, 1024, 5
 AGAIN_SIGN = "🔄"
-Press = Literal["up", "vary", "reroll", "cancel"]
+Press = Literal["up", "vary", "reroll", "cancel", "look", "approve", "deny"]
 
 HELP = """**Darkroom** turns words into pictures while you watch.
 `/imagine` with a prompt: four pictures develop here. Options, or flags inside the prompt:
@@ -73,7 +73,9 @@ def developing(view: View, step: int, of: int, seconds_left: float, now: float) 
 def ended(view: View) -> Card:
     """A job that is over, whichever way."""
     if view.state == "finished":
-        return Card(_text(view.prompt, _whose(view), [_footer(view)], view.notes), _actions(view), _alt(view))
+        lines = [_footer(view), *(f"🔒 {line}" for line in held.lines(view))]
+        rows = (*_actions(view), *_decisions(view))
+        return Card(_text(view.prompt, _whose(view), lines, view.notes), rows, _alt(view))
     cancelled = view.state == "cancelled"
     said = view.reason or (sentences.cancelled(view.step, view.of) if cancelled else "It failed.")
     again = () if view.action == "upscale" else ((_reroll(view.id),),)
@@ -185,3 +187,17 @@ def _actions(view: View) -> tuple[tuple[Button, ...], ...]:
     ups = tuple(Button("up", view.id, f"U{shot.index + 1}", shot.index) for shot in view.pictures)
     varies = tuple(Button("vary", view.id, f"V{shot.index + 1}", shot.index) for shot in view.pictures)
     return (*ups, _reroll(view.id)), varies
+
+
+def _decisions(view: View) -> tuple[tuple[Button, ...], ...]:
+    """For moderators, where pictures are held: a look at them, and what becomes of each."""
+    waiting = [shot for shot in view.pictures if held.is_held(view.check, shot)]
+    if not waiting:
+        return ()
+    buttons = [Button("look", view.id, "Look at what is held")]
+    for shot in waiting:
+        which = f" {shot.index + 1}" if len(view.pictures) > 1 else ""
+        buttons.append(Button("approve", view.id, f"Show{which}", shot.index))
+        if not shot.reviewed:
+            buttons.append(Button("deny", view.id, f"Keep{which} hidden", shot.index))
+    return tuple(tuple(buttons[at : at + ROW]) for at in range(0, len(buttons), ROW))

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, RowMapping, select, update
 
+from bot.store.reads import stored
 from bot.store.records import Stored
 from bot.store.tables import incidents, jobs, pictures
 from bot.views import Member
 
 SAID = {"flagged": "was flagged by the picture check", "unchecked": "could not be checked"}
+
+
+def kept(connection: Connection, job: str) -> tuple[bool, list[Stored]]:
+    """Whether a job's pictures pass the picture check before they are shown, and its pictures and ladders."""
+    check = connection.execute(select(jobs.c.check).where(jobs.c.id == job)).scalar_one_or_none()
+    return bool(check), stored(connection, [job])
 
 
 def note_held(connection: Connection, one: Stored, before: str | None, now: float) -> None:
