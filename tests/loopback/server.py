@@ -7,57 +7,31 @@ simcord's world carries it out. Knows HTTP; each of those is a module of its own
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from simcord.backend import serializers
 from simcord.backend.errors import BackendError
 from simcord.http.router import RouteNotImplemented, UnsupportedField, dispatch
 
+from loopback.asked import Asked, read
 from loopback.gateway import Gateway
+from loopback.laws import Laws
+from loopback.openapi import Judge
+from loopback.rates import Rates, Verdict
+from loopback.troubles import Trouble, Troubles
 from loopback.world import EVERYWHERE, World
 
 API = "/api/v10"
 TOKEN = "loopback.bot.token"
 OPEN = ("/webhooks/", "/interactions/")  # the token stands in the address
+VIA = {"Via": "1.1 loopback"}  # without it discord.py takes 429 for a ban
 BODY = 40 << 20  # bytes that we read of a request; Discord's own limits are laws
-
-
-@dataclass
-class File:
-    """An uploaded file, as simcord takes it."""
-
-    filename: str
-    payload: bytes
-    description: str | None = None
-    fp: io.BytesIO = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.fp = io.BytesIO(self.payload)
-
-
-@dataclass
-class Asked:
-    """One request and what became of it; times by the server's clock."""
-
-    method: str
-    path: str  # without the API's prefix
-    query: dict[str, str]
-    at: float
-    body: Any = None
-    files: list[File] = field(default_factory=list)
-    status: int = 0
-    done: float = 0.0
-
-    @property
-    def size(self) -> int:
-        return sum(len(each.payload) for each in self.files)
 
 
 class Loopback:
@@ -67,6 +41,8 @@ class Loopback:
         self.world = World(shards)
         self.clock = clock
         self.gateway = Gateway(self.world, TOKEN)
+        self.rates, self.troubles, self.laws = Rates(), Troubles(clock), Laws(self.world)
+        self.judge = Judge.of_discord()
         self.asked: list[Asked] = []
         self.gaps: list[str] = []  # what the bot asked for and simcord does not have
         self.answered: dict[int, float] = {}  # interaction → when its first answer was taken
@@ -108,59 +84,82 @@ class Loopback:
         finally:
             asked.done = self.clock()
         asked.status = response.status
+        self.rates.answered(asked.status, asked.done)
         return response
 
     async def _answer(self, request: web.Request, asked: Asked) -> web.Response:
+        """Rates, troubles, laws, then simcord; the body is read in any case, or the line could not be used again."""
+        trouble = self.troubles.meet(asked.method, asked.path)
+        if trouble and trouble.delay:
+            await asyncio.sleep(trouble.delay)
         asked.body, asked.files = await read(request)
+        self.judge.hear(asked.method, asked.path, asked.query, asked.body, len(asked.files))
+        verdict = self.rates.spend(asked.method, asked.path, self.clock(), time.time())
+        if verdict.retry_after is not None:
+            return self._limited(verdict)
+        if trouble and not trouble.carried_out and (trouble.status or trouble.broken):
+            return self._befallen(request, trouble)
+        response = self._judged(request, asked, verdict.headers)
+        if trouble and trouble.late:
+            await asyncio.sleep(trouble.late)
+        if trouble and (trouble.status or trouble.broken):
+            return self._befallen(request, trouble)
+        return response
+
+    def _limited(self, verdict: Verdict) -> web.Response:
+        if verdict.shut_out:  # by the network in front of Discord, which says so in its own way
+            return web.Response(text="<h1>You are being blocked</h1>", status=429, content_type="text/html")
+        said = {"message": "You are being rate limited.", "retry_after": verdict.retry_after}
+        return self._json({**said, "global": verdict.everywhere}, 429, {**verdict.headers, **VIA})
+
+    def _befallen(self, request: web.Request, trouble: Trouble) -> web.Response:
+        if trouble.broken:
+            if request.transport:
+                request.transport.abort()
+            return web.Response(status=500)
+        assert trouble.status
+        if trouble.status >= 500:
+            return web.Response(text="<h1>upstream error</h1>", status=trouble.status, content_type="text/html")
+        said: dict[str, Any] = {"code": trouble.code, "message": trouble.message or "Ordered by a test"}
+        if trouble.status == 429:
+            said |= {"retry_after": trouble.retry_after, "global": trouble.everywhere}
+        return self._json(said, trouble.status, VIA if trouble.status == 429 else None)
+
+    def _judged(self, request: web.Request, asked: Asked, headers: dict[str, str]) -> web.Response:
         try:
+            self.laws.check(asked)
             told = self._carry_out(request, asked)
         except (RouteNotImplemented, UnsupportedField) as gap:
             self.gaps.append(str(gap))
-            return self._error(gap)
+            return self._json(gap.to_json(), gap.status, headers)
         except BackendError as error:
-            return self._error(error)
-        return web.Response(status=204) if told is None else self._json(told)
+            meant = self.laws.meant(asked, error)
+            if meant.status == 429:
+                said = {**meant.to_json(), "retry_after": 60.0, "global": False}
+                return self._json(said, 429, {**headers, **VIA})
+            return self._json(meant.to_json(), meant.status, headers)
+        return web.Response(status=204, headers=headers) if told is None else self._json(told, 200, headers)
 
     def _carry_out(self, request: web.Request, asked: Asked) -> Any:
         if not asked.path.startswith(OPEN) and request.headers.get("Authorization") != f"Bot {TOKEN}":
             raise BackendError(401, 0, "401: Unauthorized")
+        if known := self.laws.same(asked):
+            return serializers.message_payload(self.world.backend, known)
         told = dispatch(
             self.world.backend, asked.method, asked.path, json=asked.body, params=asked.query, files=asked.files,
             reason=request.headers.get("X-Audit-Log-Reason"),
         )  # fmt: skip
+        self.laws.posted(asked, told)
         if asked.path.startswith("/interactions/"):
             self.answered[int(asked.path.split("/")[2])] = self.clock()
             return told if asked.query.get("with_response") else None
         return told
-
-    def _error(self, error: BackendError, headers: dict[str, str] | None = None) -> web.Response:
-        return self._json(error.to_json(), error.status, headers)
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
         """With exactly this content type: discord.py takes any other for text."""
         text = json.dumps(value, default=dict).replace(EVERYWHERE, self.root)
         told = {"Content-Type": "application/json", **(headers or {})}
         return web.Response(body=text.encode(), status=status, headers=told)
-
-
-async def read(request: web.Request) -> tuple[Any, list[File]]:
-    """The body as JSON, and the files of a multipart one with the descriptions that go with them."""
-    if not request.content_type.startswith("multipart/"):
-        raw = await request.read()
-        return (json.loads(raw) if raw else None), []
-    body: Any = None
-    files: dict[int, File] = {}
-    parts: Any = await request.multipart()
-    async for part in parts:
-        if part.name == "payload_json":
-            body = json.loads(await part.text())
-        else:
-            files[int(part.name[6:-1])] = File(part.filename, bytes(await part.read()))  # "files[3]"
-    data = (body or {}).get("data") or body or {}
-    for told in data.get("attachments") or ():
-        if int(told["id"]) in files:
-            files[int(told["id"])].description = told.get("description")
-    return body, [files[number] for number in sorted(files)]
 
 
 async def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:

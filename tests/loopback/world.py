@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 import discord
 import simcord
 from simcord._clock import Clock
+from simcord.backend.models import Overwrite
+from simcord.builders import ChannelHandle
+from simcord.enums import OverwriteType
 
 if TYPE_CHECKING:
     from simcord.backend.models import Message
 
+FILE = 10 << 20  # bytes of a file at most, where nothing else is said
 EVERYWHERE = "https://cdn.simcord.invalid"  # where simcord says that uploads lie
 
 
@@ -31,7 +35,7 @@ class World(simcord.Env):
     """One Discord. `shards`: how many gateway connections a bot is told to open."""
 
     def __init__(self, shards: int = 1) -> None:
-        nobody = discord.AutoShardedClient(intents=discord.Intents.none(), shard_count=shards)  # never started
+        nobody = discord.AutoShardedClient(intents=discord.Intents(guilds=True), shard_count=shards)  # never started
         super().__init__(nobody)
         self.backend.clock = Wall()
         self.shards = shards
@@ -54,7 +58,26 @@ class World(simcord.Env):
         if event != "INTERACTION_CREATE":
             return dict(payload)
         user = payload.get("user") or payload["member"]["user"]
-        return {**payload, **self.members.get(int(user["id"]), {})}
+        return {**payload, "attachment_size_limit": FILE, **self.members.get(int(user["id"]), {})}
+
+    def channel(self, identity: int) -> ChannelHandle:
+        """A channel that somebody else opened, as simcord's actors take it."""
+        channel = self.backend.get_channel(identity)
+        guild = next((one for one in self._guilds if one.id == channel.guild_id), None)
+        return ChannelHandle(self, guild, channel)
+
+    def thread(self, parent: ChannelHandle, name: str) -> ChannelHandle:
+        """A thread that the server's owner opened."""
+        assert parent.guild
+        return self.channel(self.backend.create_thread(parent.id, name, parent.guild.owner.id).id)
+
+    def forbid(self, channel: int, *permissions: str, forbidden: bool = True) -> None:
+        """The bot may (not) do this in this channel any more."""
+        deny = discord.Permissions(**dict.fromkeys(permissions, True)).value if forbidden else 0
+        self.backend.set_overwrite(channel, Overwrite(self.backend.bot_user.id, OverwriteType.MEMBER, deny=deny))
+
+    def archive(self, thread: int, *, archived: bool = True, locked: bool = False) -> None:
+        self.backend.edit_channel(thread, {}, thread_metadata={"archived": archived, "locked": locked})
 
     def file(self, url: str) -> bytes:
         """The bytes of an attachment, by its address at whichever host."""

@@ -1,0 +1,98 @@
+"""One loopback Discord and one bot process for all tests of this folder; each test has a channel and people of its own.
+
+At the end of the session every request of the bot must have kept to Discord's description.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from loopback.bot import Bot, running
+from loopback.habits import unexplained
+from loopback.people import Act, Person
+from loopback.server import Loopback, until
+from painter import Painter
+
+if TYPE_CHECKING:
+    from simcord.backend.models import Message
+    from simcord.builders import ChannelHandle, GuildHandle
+
+PATIENCE = 20.0  # seconds for a first answer: a busy machine is no fault of the bot
+NUMBERS = itertools.count(1)
+
+
+@dataclass
+class Street:
+    """The loopback, the bot on it, its worker, and one server."""
+
+    loopback: Loopback
+    bot: Bot
+    painter: Painter
+    guild: GuildHandle
+
+
+@dataclass
+class Scene:
+    """What one test has: a fresh channel and a fresh member in it."""
+
+    street: Street
+    channel: ChannelHandle
+    alice: Person
+    acts: list[Act] = field(default_factory=list)
+
+    @property
+    def loopback(self) -> Loopback:
+        return self.street.loopback
+
+    def person(self, name: str, **says: Any) -> Person:
+        return Person(self.loopback, name, self.street.guild, patience=PATIENCE, **says)
+
+    async def imagine(self, prompt: str = "red apple", **options: Any) -> Act:
+        """Alice asks for a picture; returns once the bot has answered."""
+        act = await self.alice.slash(self.channel, "imagine", prompt=prompt, **options)
+        self.acts.append(act)
+        await act.answer()
+        return act
+
+    def finals(self) -> list[Message]:
+        """The messages of the channel that show a finished picture."""
+        return [one for one in self.loopback.world.messages(self.channel.id) if is_final(one)]
+
+    async def shown(self, *acts: Act, seconds: float = 60.0) -> list[Message]:
+        """Once all of them show their final: those messages, in the channel or wherever they stand now."""
+        wanted = len(acts or self.acts)
+        await until(lambda: len(self.finals()) >= wanted, seconds)
+        return self.finals()
+
+
+def is_final(message: Message) -> bool:
+    return any(each["filename"].startswith("darkroom-") for each in message.attachments)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Street]:
+    loopback = Loopback()
+    guild = loopback.world.create_guild()
+    guild.create_text_channel("pictures")
+    async with loopback.open(), running(loopback, tmp_path_factory.mktemp("bot")) as (bot, painter):
+        yield Street(loopback, bot, painter, guild)
+    assert [str(each) for each in unexplained(loopback.judge.findings)] == []
+    assert loopback.gaps == []
+
+
+@pytest.fixture
+def scene(street: Street) -> Iterator[Scene]:
+    """A channel and a member of its own; afterwards nothing is out of order any more."""
+    number = next(NUMBERS)
+    channel = street.guild.create_text_channel(f"pictures-{number}")
+    yield Scene(street, channel, Person(street.loopback, f"alice{number}", street.guild, patience=PATIENCE))
+    street.painter.speed, street.painter.stand_at = 0.01, None
+    street.painter.going.set()
+    street.loopback.troubles.over()
+    street.loopback.laws.file = None

@@ -1,0 +1,124 @@
+"""A plain discord.py bot with one thing of each kind, in this process: shows what the library itself does on the wire.
+
+It is what the acts, the gateway's orders and the table of habits are tried on. Knows nothing of Darkroom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import discord
+import pytest
+import yarl
+from discord import app_commands, ui
+from discord.gateway import DiscordWebSocket
+from discord.http import Route
+
+from loopback.server import TOKEN, Loopback, until
+from painter import stop
+
+QUICK = 1.0  # seconds without a word from the gateway until this bot thinks it dead
+
+
+class Words(ui.Modal, title="Words"):
+    """A modal with one text."""
+
+    text = ui.TextInput[Any](label="Text", custom_id="text")
+
+    async def on_submit(self, interaction: discord.Interaction) -> None:
+        await interaction.response.send_message(f"said {self.text.value}", ephemeral=True)
+
+
+class Controls(ui.View):
+    """A button, a menu, and a button that asks for words."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout=None)
+
+    @ui.button(label="Press", custom_id="press")
+    async def press(self, interaction: discord.Interaction, _button: Any) -> None:
+        await interaction.response.edit_message(content="pressed")
+
+    @ui.button(label="Words", custom_id="words")
+    async def words(self, interaction: discord.Interaction, _button: Any) -> None:
+        await interaction.response.send_modal(Words())
+
+    @ui.select(custom_id="choose", options=[discord.SelectOption(label=each) for each in "abc"])
+    async def choose(self, interaction: discord.Interaction, menu: Any) -> None:
+        await interaction.response.send_message(f"chose {menu.values[0]}")
+
+
+@app_commands.command(description="Says it again")
+@app_commands.describe(text="What to say", times="How often", to="Whom to")
+async def say(
+    interaction: discord.Interaction,
+    text: app_commands.Range[str, 1, 100],
+    times: app_commands.Range[int, 1, 3] = 1,
+    to: discord.Member | None = None,
+) -> None:
+    content = f"{text * times} {interaction.locale} {interaction.filesize_limit} {to.display_name if to else '-'}"
+    await interaction.response.send_message(content, view=Controls())
+
+
+@say.autocomplete("text")
+async def texts(_interaction: discord.Interaction, typed: str) -> list[app_commands.Choice[str]]:
+    return [app_commands.Choice(name=each, value=each) for each in ("apple", "pear") if each.startswith(typed)]
+
+
+@app_commands.context_menu(name="Look at it")
+async def look(interaction: discord.Interaction, message: discord.Message) -> None:
+    await interaction.response.send_message(f"{message.id}", ephemeral=True)
+
+
+@app_commands.context_menu(name="Look at them")
+async def meet(interaction: discord.Interaction, member: discord.Member) -> None:
+    await interaction.response.defer(ephemeral=True)
+    await interaction.followup.send(member.name, ephemeral=True)
+
+
+class Plain(discord.AutoShardedClient):
+    """Remembers which events it was told."""
+
+    def __init__(self, **options: Any) -> None:
+        intents = discord.Intents(guilds=True, guild_reactions=True, guild_messages=True)
+        super().__init__(intents=intents, heartbeat_timeout=QUICK, max_messages=None, **options)
+        self.tree = app_commands.CommandTree(self)
+        self.told: list[str] = []
+
+    async def setup_hook(self) -> None:
+        self.add_view(Controls())
+        for command in (say, look, meet):
+            self.tree.add_command(command)
+        await self.tree.sync()
+
+    async def on_raw_reaction_add(self, told: discord.RawReactionActionEvent) -> None:
+        self.told.append(str(told.emoji))
+
+    async def on_resumed(self) -> None:
+        self.told.append("resumed")
+
+    async def on_shard_resumed(self, shard: int) -> None:
+        self.told.append(f"resumed {shard}")
+
+
+@asynccontextmanager
+async def plain(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Plain]:
+    """The bot, connected to an open loopback by discord.py's own constants."""
+    monkeypatch.setattr(Route, "BASE", loopback.api)
+    monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", yarl.URL(loopback.gateway.url))
+    async with Plain() as client:
+        going: asyncio.Task[Any] = asyncio.create_task(client.start(TOKEN))
+        try:
+            await until(lambda: going.done() or (loopback.gateway.ready() and client.is_ready()))
+            yield client
+        finally:
+            await client.close()
+            await stop(going)
+
+
+def a_file(name: str = "a.png", text: str | None = "a picture") -> discord.File:
+    return discord.File(io.BytesIO(b"\x89PNG"), name, description=text)

@@ -1,0 +1,139 @@
+"""How Discord counts requests: by route and place, all together by the second, the wrong ones by ten minutes.
+
+Pure; the clock is an argument of every call. A bucket's window begins with its first request and ends as a whole, as
+the headers say. Sources: Discord's documentation "Rate Limits", and what its answers were seen to bear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass, field
+
+GLOBAL, SECOND = 50, 1.0  # requests a second of one bot, but for interactions
+INVALID, TEN_MINUTES = 10_000, 600.0  # of 401, 403 and 429, after which an address is shut out
+SHUT_OUT = 3600.0  # seconds
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`count` requests in `seconds` for each place that the pattern's groups name."""
+
+    name: str
+    methods: tuple[str, ...]
+    path: re.Pattern[str]
+    count: int
+    seconds: float
+
+
+def _limit(name: str, methods: str, path: str, count: int, seconds: float) -> Limit:
+    pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path).replace("*", "[^/]+")
+    return Limit(name, tuple(methods.split()), re.compile(pattern + "$"), count, seconds)
+
+
+# A name in braces is a part of the bucket, a star is not.
+LIMITS = (
+    _limit("post", "POST", "/channels/{channel}/messages", 5, 5.0),
+    _limit("edit", "PATCH", "/channels/{channel}/messages/*", 5, 5.0),
+    _limit("delete", "DELETE", "/channels/{channel}/messages/*", 5, 1.0),
+    _limit("read", "GET", "/channels/{channel}/messages/*", 5, 5.0),
+    _limit("history", "GET", "/channels/{channel}/messages", 5, 5.0),
+    _limit("react", "PUT DELETE", "/channels/{channel}/messages/*/reactions/.+", 1, 0.25),
+    _limit("threads", "POST", "/channels/{channel}/threads", 5, 5.0),
+    _limit("threads-of", "POST", "/channels/{channel}/messages/*/threads", 5, 5.0),
+    _limit("token-edit", "PATCH", "/webhooks/{application}/{token}/messages/*", 5, 5.0),
+    _limit("token-read", "GET", "/webhooks/{application}/{token}/messages/*", 5, 5.0),
+    _limit("token-delete", "DELETE", "/webhooks/{application}/{token}/messages/*", 5, 5.0),
+    _limit("token-post", "POST", "/webhooks/{application}/{token}", 5, 5.0),
+    _limit("commands", "PUT", "/applications/{application}/commands", 2, 20.0),
+    _limit("guild-commands", "PUT", "/applications/{application}/guilds/{guild}/commands", 2, 20.0),
+    _limit("direct", "POST", "/users/@me/channels", 10, 10.0),
+)
+
+
+@dataclass
+class Window:
+    """One bucket in use."""
+
+    ends: float = -math.inf
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`headers` go with the answer, whatever it is; with `retry_after` the answer is 429."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    retry_after: float | None = None
+    everywhere: bool = False  # the limit of all requests together
+    shut_out: bool = False  # the address sent too much nonsense: an answer of the network in front of Discord
+
+
+class Rates:
+    """All counters of one bot."""
+
+    def __init__(self, limits: tuple[Limit, ...] = LIMITS) -> None:
+        self.limits = limits
+        self.refused = 0  # 429 that we gave
+        self._windows: dict[tuple[str, ...], Window] = {}
+        self._together = Window()
+        self._invalid = Window()
+        self._opens = -math.inf
+
+    def spend(self, method: str, path: str, now: float, wall: float) -> Verdict:
+        """Count one request; `wall` is the time of day that the Reset header counts from."""
+        if now < self._opens:
+            return Verdict(retry_after=self._opens - now, shut_out=True)
+        if not path.startswith(("/webhooks/", "/interactions/")):
+            late = _spend(self._together, GLOBAL, SECOND, now)
+            if late is not None:
+                return self._refuse(
+                    {"X-RateLimit-Global": "true", "X-RateLimit-Scope": "global"}, late, everywhere=True
+                )
+        for limit in self.limits:
+            if method in limit.methods and (place := limit.path.match(path)):
+                return self._spend(limit, place.groups(), now, wall)
+        return Verdict()
+
+    def _spend(self, limit: Limit, place: tuple[str, ...], now: float, wall: float) -> Verdict:
+        window = self._windows.setdefault((limit.name, *place), Window())
+        late = _spend(window, limit.count, limit.seconds, now)
+        left = math.ceil(1000 * (window.ends - now)) / 1000  # never a moment too early
+        headers = {
+            "X-RateLimit-Limit": str(limit.count),
+            "X-RateLimit-Remaining": str(limit.count - window.used),
+            "X-RateLimit-Reset": f"{wall + left:.3f}",
+            "X-RateLimit-Reset-After": f"{left:.3f}",
+            "X-RateLimit-Bucket": hashlib.sha256(limit.name.encode()).hexdigest()[:32],
+        }
+        self._sweep(now)
+        return Verdict(headers) if late is None else self._refuse({**headers, "X-RateLimit-Scope": "user"}, late)
+
+    def _refuse(self, headers: dict[str, str], late: float, *, everywhere: bool = False) -> Verdict:
+        self.refused += 1
+        return Verdict({**headers, "Retry-After": str(math.ceil(late))}, late, everywhere)
+
+    def answered(self, status: int, now: float) -> None:
+        """Count an answer: too many wrong requests shut the whole address out."""
+        if status in (401, 403, 429) and _spend(self._invalid, INVALID - 1, TEN_MINUTES, now) is not None:
+            self._opens = now + SHUT_OUT
+
+    @property
+    def invalid(self) -> int:
+        """Wrong requests in the window that is open."""
+        return self._invalid.used
+
+    def _sweep(self, now: float) -> None:
+        if len(self._windows) > 4096:
+            self._windows = {name: one for name, one in self._windows.items() if one.ends > now}
+
+
+def _spend(window: Window, count: int, seconds: float, now: float) -> float | None:
+    """None, or the seconds after which it may be tried again."""
+    if now >= window.ends:
+        window.ends, window.used = now + seconds, 0
+    if window.used >= count:
+        return window.ends - now
+    window.used += 1
+    return None

@@ -1,0 +1,170 @@
+"""Rules of Discord that its OpenAPI description does not hold, and simcord does not check: by hand.
+
+Pure. Sources: Discord's documentation, "Application Commands", "Component Reference", "Message Object", "Embed Limits".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import discord
+
+Said = tuple[str, str]
+
+NAME = re.compile(r"[-_'\w]{1,32}")
+MESSAGE = re.compile(r"(POST|PATCH) .*(/messages(/\{\w+\}|/@original)?|/webhooks/\{\w+\}/\{\w+\})$")
+SUBCOMMAND, GROUP = 1, 2
+CHAT_INPUT = 1
+LOCALES = {each.value for each in discord.Locale}
+COMMANDS = {1: 100, 2: 15, 3: 15}  # how many of a kind a place may have
+ROW, BUTTON, TEXT, V2 = 1, 2, 10, 1 << 15
+SELECTS = (3, 5, 6, 7, 8)
+UPDATED, AUTOCOMPLETE, MODAL = 7, 8, 9
+
+
+def findings(operation: str, body: Any, files: int) -> Iterator[Said]:
+    """Place and words of everything that is wrong."""
+    if operation.endswith("/commands"):
+        yield from _commands(body if isinstance(body, list) else [body])
+    elif operation.endswith("/callback"):
+        yield from _callback(body or {}, files)
+    elif isinstance(body, dict) and MESSAGE.match(operation):
+        yield from _message(body, files, "")
+
+
+def _callback(body: dict[str, Any], files: int) -> Iterator[Said]:
+    data = body.get("data") or {}
+    if body.get("type") == AUTOCOMPLETE:
+        if len(data.get("choices") or ()) > 25:
+            yield "data.choices", "more than 25 choices"
+    elif body.get("type") == MODAL:
+        yield from _components(data.get("components") or (), "data.")
+        if not 1 <= len(data.get("title") or "") <= 45:
+            yield "data.title", "not 1 to 45 characters"
+    else:
+        yield from _message(data, files, "data.")
+
+
+def _message(body: dict[str, Any], files: int, where: str) -> Iterator[Said]:
+    if len(body.get("content") or "") > 2000:
+        yield f"{where}content", "longer than 2000 characters"
+    attachments = body.get("attachments") or []
+    if max(len(attachments), files) > 10:
+        yield f"{where}attachments", "more than 10"
+    if any(len(each.get("description") or "") > 1024 for each in attachments):
+        yield f"{where}attachments[].description", "longer than 1024 characters"
+    yield from _embeds(body.get("embeds") or [], where)
+    components = body.get("components") or []
+    yield from _components(components, where)
+    if int(body.get("flags") or 0) & V2:
+        yield from _layout(body, components, where)
+    elif len(components) > 5 or any(each.get("type") != ROW for each in components):
+        yield f"{where}components", "without the flag for layouts: at most 5 rows"
+
+
+def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Said]:
+    length = 0
+    for embed in embeds:
+        texts = [embed.get("title"), embed.get("description")]
+        texts += [(embed.get("footer") or {}).get("text"), (embed.get("author") or {}).get("name")]
+        texts += [each.get(part) for each in embed.get("fields") or () for part in ("name", "value")]
+        length += sum(len(text or "") for text in texts)
+    if length > 6000:
+        yield f"{where}embeds", "more than 6000 characters in all"
+
+
+def _layout(body: dict[str, Any], components: list[dict[str, Any]], where: str) -> Iterator[Said]:
+    if any(body.get(name) for name in ("content", "embeds", "poll", "sticker_ids")):
+        yield f"{where}flags", "a layout has no content, embeds, poll or stickers beside it"
+    if sum(len(each.get("content") or "") for each in _walk(components) if each.get("type") == TEXT) > 4000:
+        yield f"{where}components", "more than 4000 characters in all"
+
+
+def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Said]:
+    every = list(_walk(components))
+    if len(every) > 40:
+        yield f"{where}components", "more than 40 in all"
+    ids = [each["custom_id"] for each in every if each.get("custom_id") is not None]
+    if len(set(ids)) < len(ids):
+        yield f"{where}components", "the same custom_id twice"
+    if any(not 1 <= len(each) <= 100 for each in ids):
+        yield f"{where}components", "a custom_id that has not 1 to 100 characters"
+    for each in every:
+        for said in _component(each):
+            yield f"{where}components", said
+
+
+def _component(each: dict[str, Any]) -> Iterator[str]:
+    kind, inside = each.get("type"), each.get("components") or ()
+    if kind == ROW:
+        selects = sum(one.get("type") in SELECTS for one in inside)
+        if not inside or len(inside) > 5 or (selects and len(inside) > 1):
+            yield "a row holds 1 to 5 buttons or one menu"
+    elif kind == BUTTON:
+        if not each.get("label") and not each.get("emoji") and each.get("style") != 6:
+            yield "a button with neither label nor emoji"
+        if (each.get("style") in (1, 2, 3, 4)) != (each.get("custom_id") is not None):
+            yield "a button has a custom_id, or a link"
+    elif kind == 3 and not 1 <= len(each.get("options") or ()) <= 25:
+        yield "a menu has 1 to 25 options"
+
+
+def _walk(components: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every component, those inside others too."""
+    for each in components:
+        yield each
+        yield from _walk(each.get("components") or ())
+        yield from _walk([one for one in (each.get("component"), each.get("accessory")) if one])
+
+
+def _commands(commands: list[dict[str, Any]]) -> Iterator[Said]:
+    for kind, most in COMMANDS.items():
+        if sum(each.get("type", CHAT_INPUT) == kind for each in commands) > most:
+            yield "", f"more than {most} commands of type {kind}"
+    for command in commands:
+        chat = command.get("type", CHAT_INPUT) == CHAT_INPUT
+        yield from ((f"[]{where}", said) for where, said in _node(command, chat=chat))
+        if _length(command) > 8000:
+            yield "[]", "more than 8000 characters in all"
+
+
+def _node(node: dict[str, Any], *, chat: bool) -> Iterator[Said]:
+    """A command, a subcommand or an option."""
+    name, description = node.get("name") or "", node.get("description") or ""
+    if chat and (not NAME.fullmatch(name) or name != name.lower()):
+        yield ".name", "not 1 to 32 lower-case letters, digits, - or _"
+    if chat != (1 <= len(description) <= 100):
+        yield ".description", "not 1 to 100 characters" if chat else "only a slash command has one"
+    for part in ("name_localizations", "description_localizations"):
+        if unknown := (node.get(part) or {}).keys() - LOCALES:
+            yield f".{part}", f"unknown locale {min(unknown)}"
+    if node.get("choices") and node.get("autocomplete"):
+        yield ".choices", "beside autocomplete"
+    if len(node.get("choices") or ()) > 25:
+        yield ".choices", "more than 25"
+    options = node.get("options") or []
+    yield from _options(options)
+    for option in options:
+        yield from ((f".options[]{where}", said) for where, said in _node(option, chat=True))
+
+
+def _options(options: list[dict[str, Any]]) -> Iterator[Said]:
+    if len(options) > 25:
+        yield ".options", "more than 25"
+    if len({each.get("name") for each in options}) < len(options):
+        yield ".options", "the same name twice"
+    values = [bool(each.get("required")) for each in options if each.get("type") not in (SUBCOMMAND, GROUP)]
+    if values != sorted(values, reverse=True):
+        yield ".options", "a required option after one that is not"
+
+
+def _length(node: dict[str, Any]) -> int:
+    """Characters of names, descriptions and values, each in its longest language."""
+    length = sum(
+        max(len(node.get(part) or ""), *map(len, (node.get(f"{part}_localizations") or {"": ""}).values()))
+        for part in ("name", "description")
+    )
+    length += len(node["value"]) if isinstance(node.get("value"), str) else 0
+    return length + sum(_length(each) for each in [*(node.get("options") or ()), *(node.get("choices") or ())])
