@@ -30,6 +30,7 @@ from engine.job import (
     Result,
     Rung,
     Started,
+    Verdict,
     Warm,
     encode,
 )
@@ -81,6 +82,9 @@ class Painter:
         self.here = asyncio.Event()
         self.here.set()
         self.done: list[str] = []
+        self.checks = False  # it has a picture check
+        self.early: dict[int, Verdict] = {}  # image → what the check says of its previews, from 40 % of the steps on
+        self.verdicts: dict[int, Verdict] = {}  # image → the same of the finished picture; of the others: it passed
         self._wanted: set[str] = set()
         self._cancelled: set[str] = set()
 
@@ -113,19 +117,19 @@ class Painter:
             self._cancelled.add(job)
 
     async def _announce(self) -> None:
-        presence = Presence(
-            worker=self.name,
-            pools=("default",),
-            models=(self.model,),
-            device="paper and ink",
-            rows=32,
-            free=32,
-            build="test",
-        )
         while True:
             await self.here.wait()
-            await self.bus.announce(presence)
+            await self.bus.announce(self._presence())
             await asyncio.sleep(0.5)
+
+    def _presence(self) -> Presence:
+        return Presence(
+            worker=self.name, pools=("default",), models=(self.model,), device="paper and ink", rows=32, free=32,
+            build="test", checks=self.checks,
+        )  # fmt: skip
+
+    def _verdict(self, job: Job, said: dict[int, Verdict], image: int) -> Verdict:
+        return said.get(image, "passed") if job.check and self.checks else "unchecked"
 
     async def _work(self, delivered: Delivered[Job]) -> None:
         job = delivered.value
@@ -160,7 +164,7 @@ class Painter:
             while not self.going.is_set() and job.id not in self._cancelled:
                 await asyncio.sleep(0.02)
                 if job.id in self._wanted and shown < step - 1:  # asked for while it stands
-                    await self._frames(job.id, recipe, claim, shown := step - 1)
+                    await self._frames(job, recipe, claim, shown := step - 1)
             if job.id in self._cancelled or await self.bus.is_cancelled(job.id):
                 await self._tell(Cancelled(job=job.id, epoch=claim.epoch, steps=step - 1, cost=0.1))
                 return
@@ -169,7 +173,7 @@ class Painter:
                 await self._tell(Failed(job=job.id, epoch=claim.epoch, reason=reason, blame="model"))
                 return
             if job.id in self._wanted:
-                await self._frames(job.id, recipe, claim, shown := step)
+                await self._frames(job, recipe, claim, shown := step)
         await self._finish(job, recipe, claim)
 
     async def _finish(self, job: Job, recipe: Recipe, claim: Claim) -> None:
@@ -177,18 +181,20 @@ class Painter:
             payload = self.paint(recipe, image, recipe.steps, "PNG")
             with Image.open(io.BytesIO(payload)) as made:
                 size = made.size
-            await self._hand_in(job.id, claim, image, payload, size)
-            await self._hand_in(job.id, claim, image, self._ladder(job.id, recipe, image), size, "ladder")
+            await self._hand_in(job, claim, image, payload, size)
+            await self._hand_in(job, claim, image, self._ladder(job.id, recipe, image), size, "ladder")
         await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.2, seconds=0.5, ms_per_step=1.0))
         self.done.append(job.id)
 
-    async def _frames(self, job: str, recipe: Recipe, claim: Claim, step: int) -> None:
+    async def _frames(self, job: Job, recipe: Recipe, claim: Claim, step: int) -> None:
         left = (recipe.steps - step) * self.speed
         for image in range(recipe.count):
             picture = self.paint(recipe, image, step, "JPEG")
+            verdict = self._verdict(job, self.early, image) if step >= 0.4 * recipe.steps else "unchecked"
             frame = Frame(
-                job=job, image=image, epoch=claim.epoch, step=step, of=recipe.steps, picture=picture, seconds_left=left
-            )
+                job=job.id, image=image, epoch=claim.epoch, step=step, of=recipe.steps, picture=picture,
+                seconds_left=left, verdict=verdict,
+            )  # fmt: skip
             await self.bus.publish_frame(frame)
 
     def _ladder(self, job: str, recipe: Recipe, image: int) -> bytes:
@@ -202,25 +208,21 @@ class Painter:
         size = (source.width * task.factor, source.height * task.factor)
         out = io.BytesIO()
         source.resize(size, Image.Resampling.LANCZOS).save(out, "PNG")
-        await self._hand_in(job.id, claim, 0, out.getvalue(), size)
+        await self._hand_in(job, claim, 0, out.getvalue(), size)
         await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.1, seconds=0.1, ms_per_step=0.0))
         self.done.append(job.id)
 
     async def _hand_in(
-        self,
-        job: str,
-        claim: Claim,
-        image: int,
-        payload: bytes,
-        size: tuple[int, int],
+        self, job: Job, claim: Claim, image: int, payload: bytes, size: tuple[int, int],
         kind: Literal["image", "ladder"] = "image",
-    ) -> None:
+    ) -> None:  # fmt: skip
         sha = await self.bus.put_blob(payload)
         assert sha == hashlib.sha256(payload).hexdigest()
         await self._tell(
             Picture(
-                job=job, image=image, epoch=claim.epoch, kind=kind, sha256=sha, bytes=len(payload),
+                job=job.id, image=image, epoch=claim.epoch, kind=kind, sha256=sha, bytes=len(payload),
                 width=size[0], height=size[1],
+                verdict="unchecked" if kind == "ladder" else self._verdict(job, self.verdicts, image),
             )
         )  # fmt: skip
 

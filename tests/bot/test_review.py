@@ -1,0 +1,286 @@
+"""Held pictures: blurred before anybody has them, refused to whoever goes on from them, and decided by moderators."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from sqlalchemy import select
+
+from bot.blur import LARGEST, blurred
+from bot.feed import Developing, Settled
+from bot.held import NO_CHECK, held, is_held, lines, notes
+from bot.house import House
+from bot.pixels import Unreadable, opened
+from bot.refused import Refused
+from bot.store.records import Stored
+from bot.store.tables import incidents
+from bot.views import Member, Place, View
+from engine.job import Presence
+from painter import Painter, stop
+
+MODERATOR = Member("local:mo", "Mo", "local", moderator=True)
+BOB = Member("local:bob", "Bob", "local")
+
+
+def face(form: str = "PNG", size: tuple[int, int] = (256, 192)) -> bytes:
+    """Eyes and a mouth on a chequered ground."""
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for x in range(0, size[0], 16):
+        draw.rectangle((x, 0, x + 7, size[1]), fill="#ccc")
+    for x in (80, 150):
+        draw.ellipse((x, 60, x + 30, 90), fill="black")
+    draw.arc((80, 90, 180, 150), 0, 180, fill="red", width=6)
+    out = io.BytesIO()
+    picture.save(out, form)
+    return out.getvalue()
+
+
+def detail(picture: Image.Image) -> float:
+    """How much of a picture is finer than an eighth of it: its mean difference from itself smoothed."""
+    smooth = picture.resize((8, 8), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BICUBIC)
+    difference = ImageChops.difference(picture.convert("L"), smooth.convert("L"))
+    return sum(difference.tobytes()) / len(difference.tobytes())
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_nothing_can_be_recognised_nor_sharpened_again(form: Any) -> None:
+    source = face(form)
+    hidden = opened(blurred(source, form))
+    assert hidden.size == (256, 192)
+    assert detail(opened(source)) > 20
+    assert detail(hidden) < 2
+    assert detail(hidden.filter(ImageFilter.UnsharpMask(40, 500, 0))) < 8
+    assert blurred(source, form) == blurred(source, form)
+
+
+def test_a_blurred_picture_keeps_its_shape_and_says_nothing() -> None:
+    large = opened(blurred(face(size=(3000, 1000))))
+    assert large.size == (LARGEST, round(LARGEST / 3))
+    noted = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(noted, "PNG", comment="a secret")
+    assert not Image.open(io.BytesIO(blurred(noted.getvalue()))).info
+    assert opened(blurred(face(size=(1, 900)))).size == (1, LARGEST)
+    with pytest.raises(Unreadable):
+        blurred(b"no picture")
+    with pytest.raises(Unreadable):
+        blurred(face(size=(100, 100)), max_pixels=99)
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict", "reviewed", "expected"),
+    [
+        (True, "passed", "", False), (True, "flagged", "", True), (True, "unchecked", "", True),
+        (True, "flagged", "shown", False), (True, "unchecked", "shown", False), (True, "flagged", "hidden", True),
+        (True, "passed", "hidden", True), (False, "unchecked", "", False), (False, "flagged", "", False),
+        (False, "unchecked", "hidden", True),
+    ],
+)  # fmt: skip
+def test_what_is_held(check: bool, verdict: str, reviewed: str, expected: bool) -> None:
+    assert is_held(check, Stored("J", 0, "image", "a" * 64, 1, 64, 64, verdict, reviewed)) is expected
+
+
+def test_a_job_that_nobody_can_check_says_so() -> None:
+    plain = Presence(worker="one", pools=("default",), models=(), device="", rows=1, free=1, build="")
+    able = replace_presence(plain, "two")
+    assert notes(True, "default", {}) == notes(True, "default", {"one": plain}) == (NO_CHECK,)
+    assert notes(True, "other", {"two": able}) == (NO_CHECK,)
+    assert notes(True, "default", {"one": plain, "two": able}) == ()
+    assert notes(False, "default", {}) == ()
+
+
+def replace_presence(one: Presence, name: str) -> Presence:
+    return Presence(
+        worker=name, pools=one.pools, models=(), device="", rows=1, free=1, build="", checks=True
+    )  # fmt: skip
+
+
+@dataclass
+class Room:
+    """A house whose jobs are checked, and a worker whose verdicts a test chooses."""
+
+    house: House
+    painter: Painter
+    until: Any
+
+    async def ask(self, text: str, member: Member = BOB) -> str:
+        (ticket,) = await self.house.studio.imagine(text, member, Place("web", {}))
+        return ticket.job
+
+    async def done(self, job: str) -> View:
+        async def over() -> bool:
+            return (await self.house.studio.view(job)).state == "finished"
+
+        await self.until(over)
+        return await self.house.studio.view(job)
+
+    async def incidents(self) -> list[tuple[str, str, str]]:
+        asked = select(incidents).order_by(incidents.c.id)
+        rows = await self.house.store.ask(lambda connection: connection.execute(asked).mappings().all())
+        return [(row["kind"], row["actor"], row["said"]) for row in rows]
+
+
+@pytest_asyncio.fixture
+async def room(workplace: Any, until: Any) -> AsyncIterator[Room]:
+    house, painter = await workplace.house(), Painter(await workplace.bus())
+    painter.checks = True
+    check_all(house)
+    task = asyncio.create_task(painter.run())
+    await until(lambda: house.studio.workers())
+    yield Room(house, painter, until)
+    await stop(task)
+
+
+def check_all(house: House) -> None:
+    """Every job is checked."""
+    admission: Any = house.studio._admission
+    draft = admission._draft
+    admission._draft = lambda *given: replace(draft(*given), check=True)
+
+
+@pytest.mark.asyncio
+async def test_one_held_picture_costs_none_of_the_others(room: Room) -> None:
+    room.painter.verdicts = {1: "flagged", 2: "unchecked"}
+    job = await room.ask("a lamp --seed 3")
+    view = await room.done(job)
+    assert view.check
+    assert [shot.verdict for shot in view.pictures] == ["passed", "flagged", "unchecked", "passed"]
+    assert held(view) == (1, 2)
+    assert lines(view) == [
+        "Picture 2 is held by the picture check until a moderator has looked at it.",
+        "Picture 3 could not be checked, so it is held until a moderator has looked at it.",
+    ]
+    studio = room.house.studio
+    for index in (0, 3):
+        assert await studio.picture(job, index) == await studio.shown(job, index)
+    for index in (1, 2):
+        with pytest.raises(Refused, match=f"Picture {index + 1} ") as refused:
+            await studio.picture(job, index)
+        assert refused.value.status == 403
+        assert await studio.shown(job, index) == blurred(await room.house.desk.review._gallery.behind(job, index))
+
+
+@pytest.mark.asyncio
+async def test_nobody_goes_on_from_a_held_picture_until_it_is_shown(room: Room) -> None:
+    room.painter.verdicts = {1: "flagged"}
+    job = await room.ask("a lamp --seed 3")
+    await room.done(job)
+    studio, place = room.house.studio, Place("web", {})
+    for act in (studio.vary, studio.upscale):
+        with pytest.raises(Refused, match="Picture 2 is held by the picture check"):
+            await act(job, 1, BOB, place)
+    await studio.upscale(job, 0, BOB, place)
+    view = await room.house.desk.review.decide(job, 1, MODERATOR, show=True)
+    assert held(view) == ()
+    assert await studio.picture(job, 1)
+    room.painter.verdicts = {0: "flagged"}
+    larger = (await studio.upscale(job, 1, BOB, place)).job
+    assert held(await room.done(larger)) == (0,), "an enlargement is checked for itself"
+
+
+@pytest.mark.asyncio
+async def test_the_film_leaves_out_what_is_held(room: Room) -> None:
+    room.painter.verdicts = {0: "flagged"}
+    job, studio = await room.ask("a lamp --count 2"), room.house.studio
+    await room.done(job)
+    alone = opened(await studio.rung(job, 0))
+    await room.house.desk.review.decide(job, 0, MODERATOR, show=True)
+    both = opened(await studio.rung(job, 0))
+    assert both.width > 1.5 * alone.width
+    single = await room.ask("a lamp --count 1")
+    await room.done(single)
+    for asked in (studio.film(single), studio.rungs(single), studio.rung(single, 0)):
+        with pytest.raises(Refused, match="held by the picture check, so there is no film"):
+            await asked
+
+
+@pytest.mark.asyncio
+async def test_moderators_decide_and_all_of_it_is_noted(room: Room) -> None:
+    room.painter.verdicts = {0: "flagged", 1: "unchecked"}
+    job, review = await room.ask("a lamp --count 3"), room.house.desk.review
+    await room.done(job)
+    noted = [("held", BOB.id, "Picture 1 was flagged by the picture check."),
+             ("held", BOB.id, "Picture 2 could not be checked.")]  # fmt: skip
+    assert await room.incidents() == noted
+    seen = await review.look(job, MODERATOR)
+    assert [index for index, _ in seen] == [0, 1]
+    assert opened(seen[1][1]).getpixel((5, 5)) == (90, 20 + 10 * ((await seed(room, job)) % 20), 128)
+    assert held(await review.decide(job, 0, MODERATOR, show=False)) == (0, 1)
+    assert held(await review.decide(job, 1, MODERATOR, show=True)) == (0,)
+    assert held(await review.decide(job, 1, MODERATOR, show=True)) == (0,)  # twice changes nothing
+    with pytest.raises(Refused, match="Picture 1 stays hidden: a moderator has looked at it"):
+        await room.house.studio.picture(job, 0)
+    noted += [("denied", MODERATOR.id, "Picture 1 is kept hidden."), ("approved", MODERATOR.id, "Picture 2 is shown.")]
+    assert await room.incidents() == noted
+    assert held(await review.decide(job, 0, MODERATOR, show=True)) == ()
+    assert (await room.incidents())[-1] == ("approved", MODERATOR.id, "Picture 1 is shown.")
+
+
+async def seed(room: Room, job: str) -> int:
+    task: Any = (await room.house.studio.view(job)).recipe
+    return int(task.seed)
+
+
+@pytest.mark.asyncio
+async def test_what_cannot_be_decided(room: Room) -> None:
+    room.painter.verdicts = {0: "flagged"}
+    review = room.house.desk.review
+    room.painter.going.clear()
+    job = await room.ask("a lamp --count 2")
+    with pytest.raises(Refused, match="not finished"):
+        await review.decide(job, 0, MODERATOR, show=True)
+    room.painter.going.set()
+    await room.done(job)
+    for member in (BOB, Member("local:eve", "Eve", "elsewhere", moderator=True)):
+        for act in (review.look(job, member), review.decide(job, 0, member, show=True)):
+            with pytest.raises(Refused) as refused:
+                await act
+            assert refused.value.status == 403
+    with pytest.raises(Refused, match="Picture 2 is not held"):
+        await review.decide(job, 1, MODERATOR, show=False)
+    with pytest.raises(Refused, match="no such picture"):
+        await review.decide(job, 3, MODERATOR, show=True)
+    with pytest.raises(Refused, match="no such job"):
+        await review.decide("0" * 26, 0, MODERATOR, show=True)
+    await review.decide(job, 0, MODERATOR, show=True)
+    with pytest.raises(Refused, match="No picture of this job is held"):
+        await review.look(job, MODERATOR)
+
+
+@pytest.mark.asyncio
+async def test_previews_are_blurred_until_the_check_has_passed_their_image(room: Room) -> None:
+    room.painter.early = {1: "flagged"}
+    room.painter.paint, room.painter.speed = chequered, 0.05
+    frames: dict[int, list[tuple[int, bytes]]] = {0: [], 1: []}
+    async with room.house.feed.subscribe() as moments:
+        await room.ask("a lamp --count 2")
+        async for moment in moments:
+            if isinstance(moment, Developing):
+                for image, jpeg in moment.frames.items():
+                    frames[image].append((moment.step, jpeg))
+            if isinstance(moment, Settled):
+                break
+    clear = {image: [step for step, jpeg in seen if detail(opened(jpeg)) > 5] for image, seen in frames.items()}
+    assert clear[1] == []
+    assert clear[0]
+    assert min(clear[0]) >= 8, "40 % of 20 steps"
+    assert [step for step, jpeg in frames[0] if detail(opened(jpeg)) <= 5]
+
+
+def chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
+    return face(form, (recipe.width, recipe.height))
+
+
+@pytest.mark.asyncio
+async def test_without_a_worker_that_checks_all_is_held(room: Room) -> None:
+    room.painter.checks = False
+    view = await room.done(await room.ask("a lamp"))
+    assert held(view) == (0, 1, 2, 3)
+    assert [kind for kind, _, _ in await room.incidents()] == ["held"] * 4
