@@ -1,6 +1,7 @@
 """Taking orders: from what a member asks for to jobs in the store, all of them or none.
 
-Knows the rules of the house and the store; knows nothing of prompts or front ends.
+Knows the rules and the store; knows nothing of prompts or front ends. The rules are read, and what was used is counted,
+inside the transaction that writes the jobs.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from dataclasses import replace
 
 from ulid import ULID
 
-from bot.limits import Limits, Usage, check
+from bot.gate import Hour, passed
+from bot.limits import Limits
 from bot.orders import Order, check_fits, scoped
+from bot.preferences import Preferences
 from bot.register import Register
+from bot.rules import resolve
 from bot.store import Draft, Store
+from bot.store.ledger import Ledger
 from bot.views import Member, Place, Ticket
 from engine.job import Presence
 
@@ -22,13 +27,14 @@ NAME_LENGTH = 128
 
 
 class Admission:
-    """Made by `bot.house`. `woken` is called when a job was taken."""
+    """Made by `bot.house`. `limits` are the house's defaults; `woken` is called when a job was taken."""
 
     def __init__(
-        self, store: Store, register: Register, workers: Callable[[], Mapping[str, Presence]], *, limits: Limits,
-        max_age: float, woken: Callable[[], None], clock: Callable[[], float] = time.time,
+        self, store: Store, register: Register, preferences: Preferences,
+        workers: Callable[[], Mapping[str, Presence]], *, limits: Limits, max_age: float, woken: Callable[[], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._register, self._workers = store, register, workers
+        self._store, self._register, self._preferences, self._workers = store, register, preferences, workers
         self._limits, self._max_age, self._woken, self._clock = limits, max_age, woken, clock
 
     async def take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
@@ -37,11 +43,13 @@ class Admission:
         drafts = [self._draft(order, member, place, now) for order in orders]
         for draft in drafts:
             check_fits(draft)
-        price, frees = sum(order.cost for order in orders), await self._register.next_free(member.id)
-        online = bool(self._workers())
+        preference = await self._preferences.of(member.id)
+        hour = Hour(now, await self._register.next_free(member.id), bool(self._workers()))
+        relaxed = any(order.relaxed for order in orders)
 
-        def decide(usage: Usage) -> None:
-            check(self._limits, replace(usage, next_free=frees, workers=online), price, now, count=len(drafts))
+        def decide(ledger: Ledger) -> Sequence[Draft]:
+            terms = resolve(ledger.rules(), member, self._limits)
+            return passed(drafts, terms, ledger, preference, hour, relaxed=relaxed)
 
         records, new = await self._store.admit(drafts, scoped(key, member), decide, now)
         if new:

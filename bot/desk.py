@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bot.administration import Administration
 from bot.deliveries import Deliveries
 from bot.preferences import Preferences
 from bot.review import Review
@@ -18,5 +19,6 @@ class Desk:
     studio: Studio
     deliveries: Deliveries
     preferences: Preferences
+    administration: Administration
     review: Review
     shelf: Shelf

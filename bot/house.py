@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from bot.administration import Administration
 from bot.admission import Admission
 from bot.config import Settings
 from bot.deliveries import Deliveries
@@ -90,16 +91,19 @@ def build(
     )  # fmt: skip
     closing.freed = dispatcher.poke
     register = Register(store, board, forecast, limits=limits, clock=clock)
+    preferences = Preferences(store)
     admission = Admission(
-        store, register, workers, limits=limits, max_age=settings.max_age, woken=dispatcher.poke, clock=clock
-    )
+        store, register, preferences, workers, limits=limits, max_age=settings.max_age, woken=dispatcher.poke,
+        clock=clock,
+    )  # fmt: skip
     cancelling = Cancelling(store, bus, board, closing, workers)
     gallery = Gallery(store, pictures)
     studio = Studio(store, feed, models, register, gallery, admission, cancelling, workers, clock=clock)
     desk = Desk(
         studio,
         Deliveries(store, register, clock=clock),
-        Preferences(store),
+        preferences,
+        Administration(store, cancelling.cancel, limits=limits, clock=clock),
         Review(store, register, gallery, clock=clock),
         Shelf(store, register),
     )

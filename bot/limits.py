@@ -1,32 +1,36 @@
-"""How much one member may ask for: the limits, what was used of them, and the sentence when that is too much.
+"""How much may be used: the house's defaults, what was used, and the sentence when that would be too much.
 
-Knows numbers and an injected `now`; knows nothing of where usage is counted, of SQL or of a front end.
+Knows numbers and an injected `now`; knows nothing of who set a limit, of where usage is counted, of SQL or a front end.
 
 Shipped defaults: 3 jobs of a member run at once and 7 more wait (the eleventh is refused), as Midjourney has it; and
 1800 calibrated device-seconds in any 24 hours: half an hour of the machine, some tens of the embedded model's grids at
-full length. The window rolls: a charge counts until 24 hours after it was made, so there is no rush at midnight and no
-time zone. A job is charged its estimated cost when it is taken and the true cost when it ends (`engine.job.cost`).
-Every moment is in seconds since 1970, every cost in device-seconds.
+full length. The windows roll: a charge counts until 24 hours (or 30 days) after it was made, so there is no rush at
+midnight and no time zone. A job is charged its estimated cost when it is taken and the true cost when it ends
+(`engine.job.cost`). Every moment is in seconds since 1970, every cost in device-seconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bot.refused import Refused
 from bot.sentences import duration, jobs
 
-WINDOW = 24 * 3600.0  # seconds
+DAY = 24 * 3600.0  # seconds
+MONTH = 30 * DAY
+WINDOWS = {DAY: "24 hours", MONTH: "30 days"}
+ROUNDING = 1e-6  # device-seconds that sums of charges may be off
+PERIODS = {DAY: "day", MONTH: "month"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Policy. `cost_day` in device-seconds a rolling 24 hours; `guild_queued` caps what waits for a whole guild."""
+    """The house's defaults for a member. `cost_day` in device-seconds a rolling 24 hours."""
 
     running: int = 3
     queued: int = 7
     cost_day: float = 1800.0
-    guild_queued: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,88 +43,95 @@ class Charge:
 
 @dataclass(frozen=True)
 class Usage:
-    """Facts about one member. `running` counts jobs that left the queue; `next_free`: when the first of them ends.
+    """What is running and waiting. `running` counts jobs that left the queue; `next_free`: when the first of them ends.
 
     `workers`: whether anybody is there to run anything.
     """
 
     running: int = 0
     queued: int = 0
-    charges: tuple[Charge, ...] = ()
-    guild_queued: int = 0
     next_free: float | None = None
     workers: bool = True
 
-    def spent(self, now: float) -> float:
-        """Device-seconds charged in the 24 hours before `now`."""
-        return sum(charge.cost for charge in self.charges if charge.at > now - WINDOW)
+    def soon(self, now: float) -> str:
+        """When a place frees, in words."""
+        if self.next_free is not None:
+            return f"in about {duration(self.next_free - now)}"
+        return "when a job before it is done" if self.workers else "when a worker comes"
 
 
-def check(limits: Limits, usage: Usage, cost: float, now: float, *, count: int = 1) -> None:
-    """Returns if `count` more jobs of `cost` device-seconds in all may be taken. Raises `Refused` (429) otherwise."""
-    _check_places(limits, usage, now, count)
-    _check_guild(limits, usage, now, count)
-    _check_cost(limits, usage, cost, now)
+@dataclass(frozen=True)
+class Spending:
+    """What was charged in the `window` seconds before now. `leaves(excess)`: when the oldest charges that sum to at
+    least `excess` will have left the window.
+    """
+
+    spent: float
+    window: float
+    leaves: Callable[[float], float]
 
 
-def _check_places(limits: Limits, usage: Usage, now: float, count: int) -> None:
-    places = limits.running + limits.queued
+def spending(charges: Iterable[Charge], now: float, window: float = DAY) -> Spending:
+    """Of these charges, those that count."""
+    recent = sorted((charge for charge in charges if charge.at > now - window), key=lambda charge: charge.at)
+
+    def leaves(excess: float) -> float:
+        gone = 0.0
+        for charge in recent:
+            gone += charge.cost
+            if gone >= excess:
+                return charge.at + window
+        return recent[-1].at + window if recent else now
+
+    return Spending(sum(charge.cost for charge in recent), window, leaves)
+
+
+def check_places(running: int, queued: int, usage: Usage, now: float, *, count: int = 1, by: str = "") -> None:
+    """Returns if a member may have `count` more jobs. `by`: who set that, as a sentence. Raises `Refused` (429)."""
     used = usage.running + usage.queued
-    if used + count <= places:
+    if used + count <= running + queued:
         return
-    rule = f"at most {limits.running} of yours run at once and {limits.queued} more wait"
-    if count > places:
-        raise Refused(f"{_these(count)} too many at once: {rule}.", 429)
+    rule = f"at most {running} of yours {'run' if running != 1 else 'runs'} at once and {queued} more wait"
+    if count > running + queued:
+        raise Refused(_joined(f"{_these(count)} too many at once: {rule}.", by), 429)
     state = f"you have {usage.running} running and {usage.queued} waiting"
     asked = f", and this makes {jobs(count)}" if count > 1 else ""
-    frees = _soon(usage, now)
-    raise Refused(f"Your queue is full: {rule}; {state}{asked}. A place frees {frees}.", 429, frees=usage.next_free)
+    said = f"Your queue is full: {rule}; {state}{asked}. A place frees {usage.soon(now)}."
+    raise Refused(_joined(said, by), 429, frees=usage.next_free)
 
 
 def _these(count: int) -> str:
     return f"{count} jobs are" if count != 1 else "A job is"
 
 
-def _check_guild(limits: Limits, usage: Usage, now: float, count: int) -> None:
-    if limits.guild_queued is None or usage.guild_queued + count <= limits.guild_queued:
+def _joined(*sentences: str) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def check_waiting(most: int, usage: Usage, now: float, *, whose: str, count: int = 1, by: str = "") -> None:
+    """Returns if `count` more may wait where all members count together. `whose`: "This server's". Raises `Refused`."""
+    if usage.queued + count <= most:
         return
-    raise Refused(
-        f"This server's queue is full: {usage.guild_queued} of {limits.guild_queued} waiting jobs are taken. "
-        f"A place frees {_soon(usage, now)}.",
-        429,
-        frees=usage.next_free,
-    )
+    said = f"{whose} queue is full: {usage.queued} of {most} waiting jobs are taken"
+    said += f", and this makes {jobs(count)}." if count > 1 else "."
+    raise Refused(_joined(said, f"A place frees {usage.soon(now)}.", by), 429, frees=usage.next_free)
 
 
-def _soon(usage: Usage, now: float) -> str:
-    if usage.next_free is not None:
-        return f"in about {duration(usage.next_free - now)}"
-    return "when a job before it is done" if usage.workers else "when a worker comes"
-
-
-def _check_cost(limits: Limits, usage: Usage, cost: float, now: float) -> None:
-    spent = usage.spent(now)
-    if spent + cost <= limits.cost_day:
+def check_cost(limit: float, used: Spending, cost: float, now: float, *, whose: str = "Your", by: str = "") -> None:
+    """Returns if `cost` more may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
+    if used.spent + cost <= limit + ROUNDING:
         return
-    needs = f"this needs {duration(cost)} of device time"
-    if cost > limits.cost_day:
-        limit = f"your limit is {duration(limits.cost_day)} in 24 hours"
-        raise Refused(f"Too large: {needs}, and {limit}. Fewer --steps cost less.", 429)
-    frees = _affordable(limits, usage, cost, now)
-    raise Refused(
-        f"Your day's limit is reached: {duration(spent)} of {duration(limits.cost_day)} device time used in the last "
-        f"24 hours, and {needs}. Enough frees in about {duration(frees - now)}.",
-        429,
-        frees=frees,
+    needs, window = f"this needs {duration(cost)} of device time", WINDOWS[used.window]
+    if cost > limit:
+        said = f"{whose[:1].lower()}{whose[1:]} limit is {_amount(limit)} in {window}"
+        raise Refused(_joined(f"Too large: {needs}, and {said}. Fewer --steps cost less.", by), 429)
+    frees = used.leaves(used.spent + cost - limit)
+    said = (
+        f"{whose} {PERIODS[used.window]}'s limit is reached: {_amount(used.spent)} of {_amount(limit)} device time "
+        f"used in the last {window}, and {needs}. Enough frees in about {duration(frees - now)}."
     )
+    raise Refused(_joined(said, by), 429, frees=frees)
 
 
-def _affordable(limits: Limits, usage: Usage, cost: float, now: float) -> float:
-    """The first moment at which enough old charges have left the window; `cost` alone is within the limit."""
-    recent = sorted((charge for charge in usage.charges if charge.at > now - WINDOW), key=lambda charge: charge.at)
-    spent = sum(charge.cost for charge in recent)
-    for charge in recent:
-        spent -= charge.cost
-        if spent + cost <= limits.cost_day:
-            return charge.at + WINDOW
-    return now
+def _amount(seconds: float) -> str:
+    return duration(seconds) if seconds > 0 else "0 s"

@@ -18,7 +18,7 @@ from engine.job import Job, Malformed, Recipe, Task, decode, encode
 
 @dataclass(frozen=True)
 class Order:
-    """One job that somebody asks for. `cost` in device-seconds."""
+    """One job that somebody asks for. `cost` in device-seconds. `relaxed`: they asked for that speed by its flag."""
 
     action: Action
     prompt: str
@@ -27,6 +27,7 @@ class Order:
     pool: str
     cost: float
     parent: tuple[str, int] | None = None
+    relaxed: bool = False
 
     @property
     def model(self) -> str:

@@ -20,11 +20,11 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
-from bot.limits import Usage
 from bot.states import Move
 from bot.store import moves, reads, writes
 from bot.store.accounts import Wish
 from bot.store.engines import engines
+from bot.store.ledger import Ledger
 from bot.store.records import Draft, Moved, Record, Stored
 from engine.job import Warm
 
@@ -84,9 +84,9 @@ class Store:
         return await _on(self._reads, partial(_transaction, self._reader, question, args, options))
 
     async def admit(
-        self, drafts: Sequence[Draft], key: str | None, decide: Callable[[Usage], None], now: float
+        self, drafts: Sequence[Draft], key: str | None, decide: Callable[[Ledger], Sequence[Draft]], now: float
     ) -> tuple[list[Record], bool]:
-        """Usage is read, `decide` raises `Refused` or not, and all drafts with their places are written, or none.
+        """`decide` reads the ledger and raises `Refused`, or all drafts that it returns are written with their places.
 
         A known `key` gives the jobs that it made; True if they were made now. `decide` runs on the store's thread.
         """

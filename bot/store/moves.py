@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy import Connection, RowMapping, func, select, update
 
-from bot.limits import Usage
 from bot.states import ACTIVE, TRANSITIONS, Move, State, over
 from bot.store.accounts import Wish, bill, busy, choose, enter, serve, shift
-from bot.store.reads import of_key, usage
-from bot.store.records import Draft, Moved, Record, record
+from bot.store.ledger import Ledger
+from bot.store.reads import of_key
+from bot.store.records import RELAXED, Draft, Moved, Record, record
 from bot.store.tables import jobs, moves, places
 
 POISON = 3  # attempts without progress
@@ -24,14 +24,15 @@ OVERRUN = 10.0  # a worker may bill this many times the estimate against the fai
 
 
 def admit(
-    connection: Connection, drafts: Sequence[Draft], key: str | None, decide: Callable[[Usage], None],
+    connection: Connection, drafts: Sequence[Draft], key: str | None, decide: Callable[[Ledger], Sequence[Draft]],
     weights: Mapping[str, float], now: float,
 ) -> tuple[list[Record], bool]:  # fmt: skip
-    """All drafts with their places, or none: `decide` raises `Refused`. A known `key` gives what it made, and False."""
+    """All that `decide` makes of the drafts, with their places, or none: it raises `Refused`. A known `key` gives what
+    it made, and False.
+    """
     if key is not None and (known := of_key(connection, key)):
         return known, False
-    decide(usage(connection, drafts[0].member.id, drafts[0].member.guild, now))
-    return insert(connection, drafts, key, weights), True
+    return insert(connection, decide(Ledger(connection, drafts[0].member, now)), key, weights), True
 
 
 def insert(
@@ -88,7 +89,7 @@ def end(
         return None
     one = moved.record
     used = one.cost if spent is None else min(spent, OVERRUN * one.cost)
-    charged = min(used, one.cost)
+    charged = 0.0 if one.tier == RELAXED else min(used, one.cost)
     settled = update(jobs).where(jobs.c.id == job).values(charged=charged, billed=used).returning(jobs)
     bill(connection, one.account, used - one.billed)
     return Moved(record(connection.execute(settled).mappings().one()), moved.source)

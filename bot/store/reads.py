@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
 from bot.fair import Account, Waiting
-from bot.limits import WINDOW, Charge, Usage
 from bot.states import ACTIVE, OPEN
 from bot.store.records import Entry, Record, Stored, record
 from bot.store.tables import accounts, jobs, models, moves, pictures
@@ -32,23 +31,6 @@ def records(connection: Connection, asked: Select[*tuple[Any, ...]]) -> list[Rec
 def of_key(connection: Connection, key: str) -> list[Record]:
     """The jobs that an idempotency key made, in their order."""
     return records(connection, select(jobs).where(jobs.c.key == key).order_by(jobs.c.ordinal))
-
-
-def usage(connection: Connection, member: str, guild: str, now: float) -> Usage:
-    """What a member has running, waiting and spent. Charges count from when the job was asked for."""
-    counted = select(jobs.c.state, func.count().label("jobs")).where(jobs.c.member == member, jobs.c.state.in_(OPEN))
-    by = {row.state: int(row.jobs) for row in connection.execute(counted.group_by(jobs.c.state))}
-    recent = select(jobs.c.created, jobs.c.charged).where(
-        jobs.c.member == member, jobs.c.created > now - WINDOW, jobs.c.charged > 0
-    )
-    charges = tuple(Charge(row.created, row.charged) for row in connection.execute(recent))
-    waiting = select(func.count()).select_from(jobs).where(jobs.c.guild == guild, jobs.c.state == "queued")
-    return Usage(
-        running=sum(by.get(state, 0) for state in ACTIVE),
-        queued=by.get("queued", 0),
-        charges=charges,
-        guild_queued=int(connection.execute(waiting).scalar_one()),
-    )
 
 
 def newest(connection: Connection, guild: str | None, limit: int) -> list[Record]:
@@ -78,6 +60,13 @@ def queued_of(connection: Connection, member: str) -> list[Record]:
     """The jobs of a member that wait."""
     mine = select(jobs).where(jobs.c.member == member, jobs.c.state == "queued")
     return records(connection, mine.order_by(jobs.c.id).limit(100))
+
+
+def open_of(connection: Connection, guild: str | None) -> list[str]:
+    """Every job of a guild (None: of all) that is not over, what waits first: it is cancelled before it is sent."""
+    asked = select(jobs.c.id).where(jobs.c.state.in_(OPEN))
+    asked = asked if guild is None else asked.where(jobs.c.guild == guild)
+    return list(connection.execute(asked.order_by(jobs.c.state != "queued", jobs.c.id)).scalars())
 
 
 def overdue(connection: Connection, now: float) -> list[Record]:

@@ -12,10 +12,15 @@ from bot.states import State
 from bot.views import Action, Member, Place
 from engine.job import Blame, Enlarge, Job, Recipe, Share, Task, decode, encode, rows
 
+RELAXED = "relaxed"  # the tier whose jobs count against no limit of cost
+
 
 @dataclass(frozen=True)
 class Draft:
-    """A job that was not admitted yet. `cost` in device-seconds, `created` and `deadline` in seconds since 1970."""
+    """A job that was not admitted yet. `cost` in device-seconds, `created` and `deadline` in seconds since 1970.
+
+    `running_here`, `running_everywhere`: how many of the member may run at once in the guild, and in all of them.
+    """
 
     id: str
     action: Action
@@ -33,6 +38,8 @@ class Draft:
     parent: tuple[str, int] | None = None
     private: bool = False
     check: bool = False
+    running_here: int | None = None
+    running_everywhere: int | None = None
 
     @property
     def share(self) -> Share:
@@ -66,6 +73,8 @@ class Draft:
             "channel": self.member.channel,
             "private": self.private,
             "check": self.check,
+            "running_here": self.running_here,
+            "running_everywhere": self.running_everywhere,
             "tier": self.member.tier,
             "weight": self.weight,
             "pool": self.pool,
@@ -73,7 +82,7 @@ class Draft:
             "account": paths(self.pool, self.share)[-1],
             "rows": rows(recipe) if recipe else 1,
             "cost": self.cost,
-            "charged": self.cost,
+            "charged": 0.0 if self.member.tier == RELAXED else self.cost,
             "billed": 0.0,
             "attempt": 1,
             "barren": 0,
@@ -132,6 +141,8 @@ class Record:
     private: bool = False
     check: bool = False
     deleted: float | None = None
+    running_here: int | None = None
+    running_everywhere: int | None = None
 
     @property
     def steps(self) -> int:

@@ -45,6 +45,8 @@ jobs = Table(
     Column("private", Boolean, nullable=False, server_default=false()),  # for its author alone
     Column("check", Boolean, nullable=False, server_default=false()),  # its pictures pass the picture check first
     Column("deleted", Float),  # its pictures were taken away by author or moderator
+    Column("running_here", Integer),  # how many of its member may run at once in this guild, as it was admitted
+    Column("running_everywhere", Integer),  # and in all guilds
     Column("tier", String(64), nullable=False),
     Column("weight", Float, nullable=False),
     Column("pool", String(64), nullable=False),
@@ -77,6 +79,7 @@ jobs = Table(
     Index("jobs_member_created", "member", "created"),
     Index("jobs_guild", "guild", "id"),
     Index("jobs_guild_created", "guild", "created", "channel", "charged"),
+    Index("jobs_guild_state", "guild", "state", "channel"),
 )
 
 places = Table(  # one row for each place at which a job is shown

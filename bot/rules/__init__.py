@@ -1,0 +1,29 @@
+"""The rules: what admins set for members, channels, roles and servers, and what follows from them. Pure.
+
+Knows no store and no front end. Its parts: `rule` is one rule and one change of rules, `catalogue` which settings there
+are, `reading` their values as text, `terms` what holds for a member (the precedence is written there), `telling` the
+sentences about it, `presets` and `sheet` many rules at once: by name, and as YAML.
+"""
+
+from __future__ import annotations
+
+from bot.rules.catalogue import LIMITABLE, SETTINGS, Setting
+from bot.rules.rule import ALL, EVERYWHERE, SCOPES, Change, Rule, Scope, Step, Value
+from bot.rules.terms import Cap, Terms, resolve
+
+__all__ = [
+    "ALL",
+    "EVERYWHERE",
+    "LIMITABLE",
+    "SCOPES",
+    "SETTINGS",
+    "Cap",
+    "Change",
+    "Rule",
+    "Scope",
+    "Setting",
+    "Step",
+    "Terms",
+    "Value",
+    "resolve",
+]

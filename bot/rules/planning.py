@@ -1,0 +1,101 @@
+"""Which steps a change takes: from the rules of a guild as they are, and what somebody wants. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bot.refused import Refused
+from bot.rules.catalogue import SETTINGS, Setting
+from bot.rules.rule import EVERYWHERE, Change, Key, Scope, Step, Value, steps_between
+from bot.rules.sheet import ABSENT
+from bot.rules.telling import shown
+from bot.sentences import shortened
+
+Rules = Mapping[Key, Value]
+MOST_RULES = 1000  # of one guild
+SUBJECT = 64  # characters of an id
+
+
+def check_scope(one: Setting, guild: str, scope: Scope, subject: str) -> None:
+    """Raises `Refused` (422) where a setting cannot be set so."""
+    allowed = tuple(s for s in one.scopes if guild != EVERYWHERE or s in ("house", "user"))
+    if scope not in allowed:
+        said = ", ".join("server" if name == "guild" else name for name in allowed) or "one server at a time"
+        raise Refused(f"{one.name} cannot be set for {_article(scope)}; it can for: {said}.")
+    if (scope in ("house", "guild")) != (not subject):
+        raise Refused(f"A rule for {_article(scope)} {'takes no id' if subject else 'needs its id'}.")
+    if len(subject) > SUBJECT or not subject.isprintable():
+        raise Refused(f"An id has at most {SUBJECT} printable characters.")
+
+
+def _article(scope: Scope) -> str:
+    return {"house": "the house", "guild": "a server"}.get(scope, f"a {scope}")
+
+
+def replaced(before: Rules, key: Key, value: Value | None) -> tuple[Step, ...]:
+    """One rule, set or (None) unset. Raises `Refused` (422) where that changes nothing."""
+    after = {**before, key: value}
+    steps = steps_between(before, {key: value for key, value in after.items() if value is not None})
+    if not steps and value is None:
+        raise Refused(f"There is no such rule: {key[2]} is not set there.")
+    if not steps:
+        raise Refused(f"{key[2]} is {shown(key[2], value)} there already.")
+    return _bounded(before, steps)
+
+
+def altered(before: Rules, values: Mapping[Key, Value | None]) -> tuple[Step, ...]:
+    """Several rules set or (None) unset at once; others stay. Raises `Refused` where that changes nothing."""
+    after = {key: value for key, value in {**before, **values}.items() if value is not None}
+    steps = steps_between(before, after)
+    if not steps:
+        raise Refused("All of that is so already.")
+    return _bounded(before, steps)
+
+
+def reopened(before: Rules, *, house: bool) -> tuple[Step, ...]:
+    """Away with `closed`. Raises `Refused` where nothing is closed (422), or whoever runs the bot closed it (403)."""
+    theirs, own = ("house", "", "closed"), ("guild", "", "closed")
+    if theirs in before and not house:
+        raise Refused("Whoever runs this bot closed this server: only they can open it.", 403)
+    if theirs not in before and own not in before:
+        raise Refused("It is open already.")
+    return steps_between(before, {key: value for key, value in before.items() if key not in (theirs, own)})
+
+
+def brought(before: Rules, values: Rules) -> tuple[Step, ...]:
+    """The rules of a sheet in place of all that a sheet can say. Raises `Refused` where that changes nothing."""
+    stays = {key: value for key, value in before.items() if key[0] == "house" or key[2] in ABSENT}
+    steps = steps_between(before, {**stays, **values})
+    if not steps:
+        raise Refused("The rules are so already: nothing to import.")
+    return _bounded(before, steps)
+
+
+def undone(before: Rules, change: Change, later: int | None) -> tuple[Step, ...]:
+    """The steps that take a change back. Raises `Refused` where it was taken back, or what it set was set again.
+
+    `later`: the newest change since that touched one of its rules, for the sentence.
+    """
+    if change.undone is not None:
+        raise Refused(f"Change {change.number} is undone already, by change {change.undone}.")
+    for step in change.steps:
+        if before.get(step.key) != step.after:
+            since = f" by change {later}" if later else ""
+            raise Refused(
+                f"Change {change.number} cannot be undone: {step.setting} was changed again since{since}. "
+                f"Undo that first, or set it by hand."
+            )
+    return tuple(step.inverse() for step in reversed(change.steps))
+
+
+def closing(reason: str, name: str) -> str:
+    """The value of `closed`: why, and who closed it."""
+    most, by = SETTINGS["closed"].most, f" (closed by {shortened(name, 60)})"
+    return (shortened(reason, most - len(by)).rstrip(".") or "no reason given") + by
+
+
+def _bounded(before: Rules, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    more = sum((step.before is None) - (step.after is None) for step in steps)
+    if more > 0 and len(before) + more > MOST_RULES:
+        raise Refused(f"A server has at most {MOST_RULES} rules; it has {len(before)}, and these are {more} more.")
+    return steps

@@ -1,0 +1,62 @@
+"""Presets: many rules of a server at once, by name. They set values for the whole server and leave all else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from bot.refused import Refused
+from bot.rules.catalogue import SETTINGS
+from bot.rules.reading import nearest, read
+from bot.rules.rule import Key, Value
+from bot.sentences import shortened
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`values` by setting, as an admin would type them."""
+
+    name: str
+    about: str
+    values: Mapping[str, str]
+
+
+def _all(*presets: Preset) -> Mapping[str, Preset]:
+    return MappingProxyType({preset.name: preset for preset in presets})
+
+
+PRESETS = _all(
+    Preset(
+        "small server", "among friends: much for each, nothing counted together",
+        MappingProxyType({"running": "3", "queued": "20", "cost_day": "2 h", "results": "choice", "speeds": "all"}),
+    ),
+    Preset(
+        "large server", "many strangers: little for each, an end to what all may use together, relaxed beyond it",
+        MappingProxyType({
+            "running": "1", "queued": "3", "cost_day": "15 min", "cost_month": "3 h", "steps": "250",
+            "together_running": "20", "together_queued": "300", "together_cost_day": "12 h", "results": "choice",
+            "speeds": "all",
+        }),
+    ),
+    Preset(
+        "contest", "the same for everybody: one public job at a time, all of the same length",
+        MappingProxyType({
+            "running": "1", "queued": "1", "cost_day": "30 min", "steps": "100", "count": "4", "results": "public",
+            "speeds": "fast", "together_queued": "300",
+        }),
+    ),
+)  # fmt: skip
+
+
+def preset(name: str) -> Preset:
+    """By its name. Raises `Refused` (422), naming the nearest one."""
+    found = PRESETS.get(" ".join(name.casefold().replace("_", " ").replace("-", " ").split()))
+    if found is None:
+        raise Refused(f"There is no preset “{shortened(name, 40)}”; the nearest is {nearest(name, tuple(PRESETS))}.")
+    return found
+
+
+def rules_of(one: Preset) -> dict[Key, Value]:
+    """Its values as rules for the whole server."""
+    return {("guild", "", name): read(SETTINGS[name], text) for name, text in one.values.items()}

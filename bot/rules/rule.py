@@ -1,0 +1,84 @@
+"""One rule: what an admin set, for whom. Values only; knows nothing of what a setting means or of who may set it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Scope = Literal["house", "guild", "channel", "role", "user"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+Value = int | str | bool | tuple[str, ...]
+Key = tuple[str, str, str]  # scope, subject, setting: what a guild may have one value of
+
+EVERYWHERE = "*"  # in place of a guild: rules of whoever runs the bot, for every server
+ALL = ("*",)  # a list that allows everything
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`setting` is `value` for `subject`: the id of a channel, role or user; empty for a whole server.
+
+    Scope "house" belongs to whoever runs the bot: a ceiling for one server, or with `guild` "*" for all of them.
+    """
+
+    scope: Scope
+    subject: str
+    setting: str
+    value: Value
+    guild: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What it is the rule of, within its guild."""
+        return self.scope, self.subject, self.setting
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rule before and after a change; None: there was, or is, no rule."""
+
+    scope: Scope
+    subject: str
+    setting: str
+    before: Value | None
+    after: Value | None
+
+    @property
+    def key(self) -> Key:
+        """Which rule it changes."""
+        return self.scope, self.subject, self.setting
+
+    def inverse(self) -> Step:
+        """What takes it back."""
+        return Step(self.scope, self.subject, self.setting, self.after, self.before)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What somebody changed at the moment `at` (seconds since 1970), all of it or nothing.
+
+    `what` is set, unset, preset, import, close, open, budget or undo; `undoes` is the number of the change that an undo
+    took back, `undone` the number of the undo that took this one back.
+    """
+
+    number: int
+    guild: str
+    at: float
+    actor: str
+    actor_name: str
+    what: str
+    steps: tuple[Step, ...]
+    undoes: int | None = None
+    undone: int | None = None
+
+
+def steps_between(before: Mapping[Key, Value], after: Mapping[Key, Value]) -> tuple[Step, ...]:
+    """What turns one set of rules into another; in a settled order, and nothing that stays as it is."""
+    keys = sorted({*before, *after}, key=lambda key: (SCOPES.index(_scope(key)), key))
+    found = (Step(_scope(key), key[1], key[2], before.get(key), after.get(key)) for key in keys)
+    return tuple(step for step in found if step.before != step.after)
+
+
+def _scope(key: Key) -> Scope:
+    return next(scope for scope in SCOPES if scope == key[0])

@@ -1,0 +1,127 @@
+"""What is said about rules: who set one, for whom, and which of them decides. Pure; ids become names by a mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bot.limits import Limits
+from bot.rules.catalogue import SETTINGS, Setting
+from bot.rules.reading import written
+from bot.rules.rule import ALL, EVERYWHERE, Change, Rule, Scope, Step, Value
+from bot.rules.terms import COUNTED, Terms
+from bot.sentences import shortened
+
+Names = Mapping[str, str]  # a channel's, role's or user's id → how it is shown
+NOBODY: Names = {}
+SET_BY: Mapping[Scope, str] = {
+    "house": "Whoever runs this bot set that for this server.",
+    "guild": "This server's admins set that for everybody here.",
+    "channel": "This server's admins set that for this channel.",
+    "role": "This server's admins set that for a role of yours.",
+    "user": "This server's admins set that for you.",
+}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One setting as it holds for somebody: `value` as text, `used` so far ("2 of 3"; empty where nothing is counted).
+
+    `rule` decides, None for the bot's default. `sentence` says so, and what else applies.
+    """
+
+    setting: str
+    value: str
+    used: str
+    sentence: str
+    rule: Rule | None = None
+
+
+def set_by(rule: Rule | None) -> str:
+    """Who set it, as a sentence at the end of a refusal; empty for the bot's default."""
+    if rule is None:
+        return ""
+    return "Whoever runs this bot set that, over all servers." if rule.guild == EVERYWHERE else SET_BY[rule.scope]
+
+
+def shown(name: str, value: Value | None) -> str:
+    """A value for a sentence; "no limit" for none, and a long list is cut."""
+    if value is None:
+        return "no limit"
+    text = written(SETTINGS[name], value).replace("\n", ", ")
+    return "no limit" if text == "unlimited" else shortened(text, 200) or "empty"
+
+
+def subject(scope: Scope, subject: str, names: Names = NOBODY) -> str:
+    """Whom a rule is for."""
+    if scope in ("house", "guild"):
+        return "this server"
+    name = names.get(subject)
+    return f"{scope} {subject}" if name is None else name
+
+
+def described(step: Step, names: Names = NOBODY) -> str:
+    """One step of a change: "cost_day for @artists: 30 min → 1 h"."""
+    before, after = ("no rule" if value is None else shown(step.setting, value) for value in (step.before, step.after))
+    whom = "the house's ceiling" if step.scope == "house" else subject(step.scope, step.subject, names)
+    return f"{step.setting} for {whom}: {before} → {after}"
+
+
+def summed(change: Change, names: Names = NOBODY) -> str:
+    """A change in one sentence."""
+    number = len(change.steps)
+    which = described(change.steps[0], names) if number == 1 else f"{number} rules"
+    undone = f" (undone by {change.undone})" if change.undone else ""
+    of = f" of change {change.undoes}" if change.undoes else ""
+    return f"{change.number}: {change.what}{of} by {shortened(change.actor_name, 40)}: {which}{undone}"
+
+
+def because(setting: Setting, terms: Terms, rules: list[Rule], defaults: Limits, names: Names = NOBODY) -> str:
+    """Which rule decides a setting, over which others, and what whoever runs the bot allows. `rules` apply to them."""
+    decides = terms.because.get(setting.name)
+    value = getattr(terms, setting.name)
+    own = _ranked([rule for rule in rules if rule.scope != "house" and rule.guild != EVERYWHERE])
+    ceilings = [rule for rule in rules if rule.scope == "house" or rule.guild == EVERYWHERE]
+    said = f"{setting.name} is {shown(setting.name, value)}: {_who(decides, setting, defaults, names)}"
+    others = [rule for rule in own if decides is None or rule.key != decides.key or rule.guild != decides.guild]
+    if others:
+        said += f", over {', and '.join(_lesser(rule, names) for rule in others[:3])}"
+    high = [rule for rule in ceilings if rule != decides]
+    if high:
+        said += "; " + "; ".join(_ceiling(rule) for rule in high[:2])
+    return f"{said}."
+
+
+def _who(rule: Rule | None, setting: Setting, defaults: Limits, names: Names) -> str:
+    if rule is None:
+        return "no rule is set, so this bot's default holds" if _default(setting, defaults) else "no rule is set"
+    if rule.guild == EVERYWHERE:
+        return "whoever runs this bot decides, for all servers"
+    if rule.scope == "house":
+        return "whoever runs this bot decides, for this server"
+    if rule.scope == "guild":
+        return "the server's rule decides"
+    return f"the {rule.scope}'s rule for {subject(rule.scope, rule.subject, names)} decides"
+
+
+def _default(setting: Setting, defaults: Limits) -> bool:
+    return setting.name in COUNTED and hasattr(defaults, setting.name)
+
+
+def _lesser(rule: Rule, names: Names) -> str:
+    whose = "server" if rule.scope == "guild" else subject(rule.scope, rule.subject, names)
+    return f"the {whose}'s {shown(rule.setting, rule.value)}" if rule.scope == "guild" else (
+        f"{whose}'s {shown(rule.setting, rule.value)}"
+    )  # fmt: skip
+
+
+def _ceiling(rule: Rule) -> str:
+    where = "over all servers" if rule.guild == EVERYWHERE else "here"
+    listed = SETTINGS[rule.setting].kind in ("choices", "names", "choice") and rule.value != ALL
+    least = "only" if listed else "at most" if SETTINGS[rule.setting].numeric else "at least"
+    return f"whoever runs this bot allows {least} {shown(rule.setting, rule.value)} {where}"
+
+
+def _ranked(rules: list[Rule]) -> list[Rule]:
+    order: tuple[Scope, ...] = ("user", "role", "channel", "guild")
+    return sorted(rules, key=lambda rule: (order.index(rule.scope), rule.subject))
