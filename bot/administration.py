@@ -31,7 +31,7 @@ from bot.rules import (
     resolve,
     sheet,
 )
-from bot.rules.reading import read, setting
+from bot.rules.reading import read, read_list, setting
 from bot.rules.telling import NOBODY, Explained, Names, because, shown
 from bot.rules.terms import applies
 from bot.store import Store, reads
@@ -116,10 +116,13 @@ class Administration:
 
     # Writing
 
-    async def set(self, member: Member, scope: Scope, subject: str, name: str, text: str) -> Change:
-        """One rule from what was typed. `subject`: the id of a channel, role or user; empty for guild and house."""
+    async def set(self, member: Member, scope: Scope, subject: str, name: str, text: str | list[str]) -> Change:
+        """One rule from what was typed, or from the parts of a list, which may have commas in them.
+
+        `subject`: the id of a channel, role or user; empty for guild and house.
+        """
         one = self._settable(member, scope, name, subject)
-        value = read(one, text)
+        value = read(one, text) if isinstance(text, str) else read_list(one, text)
         return await self._change(member, "set", lambda now: planning.replaced(now, (scope, subject, one.name), value))
 
     async def unset(self, member: Member, scope: Scope, subject: str, name: str) -> Change:
