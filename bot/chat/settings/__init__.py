@@ -1,0 +1,53 @@
+"""How admins set, in Discord, who may spend how much: `/settings`, `/moderation`, and the cards that they open.
+
+`group` and `moderation` are the commands; `presses` finds what a button, a select or a form asks for in `VERBS`;
+the work lies in `looking`, `changing`, `exchange`, `doors` and `moderating`; `cards`, `forms`, `parts`, `wording` say
+how it looks. Nothing is kept between two presses: every card works after any restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from bot.chat.settings import changing, doors, exchange, looking, moderating, presses
+from bot.chat.settings.group import settings
+from bot.chat.settings.moderation import moderation
+
+if TYPE_CHECKING:
+    from bot.chat.settings.asked import Interaction
+
+__all__ = ["COMMANDS", "VERBS", "pressed"]
+
+COMMANDS = (settings, moderation)
+VERBS: Mapping[str, presses.Verb] = MappingProxyType(
+    {
+        "show": looking.show,
+        "page": looking.page,
+        "explain": looking.explain_chosen,
+        "log": looking.log,
+        "change": changing.ask,
+        "add": changing.ask_new,
+        "save": changing.save,
+        "undo": changing.undo_pressed,
+        "back": changing.undo_listed,
+        "presets": changing.offer_presets,
+        "preset": changing.preset_pressed,
+        "apply": changing.apply,
+        "dismiss": changing.dismiss,
+        "export": exchange.export,
+        "bring": exchange.brought,
+        "leave": exchange.left,
+        "close": doors.close_pressed,
+        "closed": doors.close,
+        "open": doors.reopen,
+        "words": moderating.edit_words,
+        "reword": moderating.reword,
+    }
+)
+
+
+async def pressed(interaction: Interaction) -> None:
+    """Does what a press of one of these cards asks for; anything else is left alone."""
+    await presses.dispatch(interaction, VERBS)

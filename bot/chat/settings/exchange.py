@@ -1,0 +1,111 @@
+"""A server's rules as a file, out and in. An import shows what it would change, and asks; it is all or nothing.
+
+The file goes along with the question, so that the answer needs no memory: whoever confirms after a restart still can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import TYPE_CHECKING
+
+import discord
+from discord import ui
+
+from bot.chat.settings import cards, looking, parts, wording
+from bot.chat.settings.asked import Shown, respond
+from bot.chat.settings.changing import own
+from bot.refused import Refused
+from bot.rules import planning, sheet
+from bot.sentences import shortened
+
+if TYPE_CHECKING:
+    from bot.chat.settings.asked import Interaction
+    from bot.chat.settings.presses import Press
+    from bot.views import Member
+
+NAME = "darkroom-settings.yaml"
+ENDINGS = (".yaml", ".yml", ".txt")
+CONTENT = 1900
+GONE = "The file of this import cannot be read any more. Send it again with `/settings import`."
+
+
+async def export(interaction: Interaction, press: Press | None = None) -> None:
+    """The rules as YAML, to keep, to edit, or to bring to another server."""
+
+    async def work(member: Member) -> Shown:
+        text = await looking.administration(interaction).export(member.guild)
+        said = "The rules of this server. Edit the file and send it back with `/settings import`."
+        return Shown(content=said, files=(_file(text),), fresh=True)
+
+    await respond(interaction, "set", work)
+
+
+async def bring(interaction: Interaction, attachment: discord.Attachment) -> None:
+    """What a file would change, and whether to."""
+
+    async def work(member: Member) -> Shown:
+        text = await read(attachment)
+        values = await asyncio.to_thread(sheet.bring, text)
+        steps = planning.brought(await own(interaction, member), values)
+        lines = parts.fitting([f"**This changes {len(steps)} rules:**", *wording.steps(steps)], CONTENT)
+        view = ui.View(timeout=None)
+        view.add_item(parts.button("Import", "bring", style=discord.ButtonStyle.primary))
+        view.add_item(parts.button("Cancel", "leave"))
+        return Shown(content="\n".join(lines), view=view, files=(_file(text),))
+
+    await respond(interaction, "set", work)
+
+
+async def brought(interaction: Interaction, press: Press) -> None:
+    """The import, confirmed: the file is read again, from the question."""
+
+    async def work(member: Member) -> Shown:
+        attached = interaction.message.attachments if interaction.message else []
+        if not attached:
+            raise Refused(GONE, 404)
+        change = await looking.administration(interaction).bring(member, await read(attached[0]))
+        notice = cards.notice(wording.changed(change), change.number)
+        shown = await looking.overview(interaction, member, notice)
+        return Shown(view=shown.view, fresh=True)
+
+    await respond(interaction, "set", work)
+
+
+async def left(interaction: Interaction, press: Press) -> None:
+    """Cancel: the question goes, with its file."""
+
+    async def work(member: Member) -> Shown:
+        return Shown(content="Nothing was changed.")
+
+    await respond(interaction, "set", work)
+
+
+async def read(attachment: discord.Attachment) -> str:
+    """The text of a file; what is too large, or no text, is refused before it is fetched. Raises `Refused`."""
+    if attachment.size > sheet.BYTES:
+        raise Refused(
+            f"That file is too large: {attachment.size // 1024} KiB of at most {sheet.BYTES // 1024} KiB.", 413
+        )
+    kind = (attachment.content_type or "").partition(";")[0].strip().casefold()
+    if not attachment.filename.casefold().endswith(ENDINGS) or not _textual(kind):
+        name = shortened(attachment.filename, 60)
+        raise Refused(f"“{name}” is no YAML file: the file that `/settings export` gives ends in .yaml.")
+    try:
+        payload = await attachment.read()
+    except discord.HTTPException:
+        raise Refused(GONE, 404) from None
+    try:
+        return payload.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = payload.count(b"\n", 0, error.start) + 1
+        raise Refused(f"Line {line} of the file is not UTF-8 text. Save it as UTF-8 and send it again.") from None
+
+
+def _textual(kind: str) -> bool:
+    """Discord guesses a type from the name; none at all is as good."""
+    return not kind or kind.startswith("text/") or kind.endswith(("yaml", "octet-stream"))
+
+
+def _file(text: str) -> discord.File:
+    return discord.File(io.BytesIO(text.encode()), filename=NAME)

@@ -1,0 +1,219 @@
+"""The commands of `/settings`: their options, and what is suggested while one types. What they do lies beside them.
+
+Discord shows them to those who may manage the server; each still asks the table of who may do what. Budgets work in a
+conversation with the bot too, since whoever runs it need not be a member of a server.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord import app_commands
+from discord.app_commands import AppCommandChannel, Choice, Range
+
+from bot.chat.settings import changing, doors, exchange, looking, suggest
+from bot.chat.settings.changing import target
+from bot.refused import Refused
+from bot.rules import reading
+from bot.rules.catalogue import SETTINGS, Setting
+from bot.rules.rule import Scope
+
+if TYPE_CHECKING:
+    from bot.chat.settings.asked import Interaction
+
+ASKED_IN = [
+    discord.ChannelType.text,
+    discord.ChannelType.news,
+    discord.ChannelType.forum,
+    discord.ChannelType.voice,
+    discord.ChannelType.stage_voice,
+]
+LONG = 4000  # characters of a value: a list may be long
+TOGETHER = ("cost_day", "cost_month", "running", "queued")  # a budget's short names: of all members together
+
+
+class Where(app_commands.Transformer):
+    """A channel in which pictures can be asked for; its id is all that is needed, so it need not be known to us."""
+
+    @property
+    def type(self) -> discord.AppCommandOptionType:
+        return discord.AppCommandOptionType.channel
+
+    @property
+    def channel_types(self) -> list[discord.ChannelType]:
+        return ASKED_IN
+
+    async def transform(self, interaction: discord.Interaction[Any], value: AppCommandChannel, /) -> int:
+        return value.id
+
+
+Channel = app_commands.Transform[int, Where]
+settings = app_commands.Group(
+    name="settings",
+    description="Who may spend how much on this server",
+    default_permissions=discord.Permissions(manage_guild=True),
+    allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=True, private_channel=False),
+    allowed_installs=app_commands.AppInstallationType(guild=True, user=False),
+)
+
+
+@settings.command(description="All settings of this server, and buttons to change them")
+async def show(interaction: Interaction) -> None:
+    await looking.show(interaction)
+
+
+@settings.command(name="set", description="Set a limit or a switch: for everyone, or for one channel, role or member")
+@app_commands.describe(
+    setting="What to set", value="Such as 5, 30 min, 512x512, on, unlimited, or names with commas between them",
+    channel="Only in this channel", role="Only for this role", member="Only for this member",
+)  # fmt: skip
+async def set_(
+    interaction: Interaction, setting: Range[str, 1, 40], value: Range[str, 1, LONG], channel: Channel | None = None,
+    role: discord.Role | None = None, member: discord.User | None = None,
+) -> None:  # fmt: skip
+    await changing.set_rule(interaction, _aim(interaction, channel, role, member), setting, value)
+
+
+@settings.command(description="Remove a rule, so that the next wider one holds again")
+@app_commands.describe(
+    setting="What to remove", channel="The rule for this channel", role="The rule for this role",
+    member="The rule for this member",
+)  # fmt: skip
+async def unset(
+    interaction: Interaction, setting: Range[str, 1, 40], channel: Channel | None = None,
+    role: discord.Role | None = None, member: discord.User | None = None,
+) -> None:  # fmt: skip
+    await changing.set_rule(interaction, _aim(interaction, channel, role, member), setting, "")
+
+
+@settings.command(description="What holds for a member, which rule decides it, and what they have used")
+@app_commands.describe(member="Whose", setting="Only this setting", channel="As it is in this channel")
+async def explain(
+    interaction: Interaction, member: discord.User, setting: Range[str, 1, 40] | None = None,
+    channel: Channel | None = None,
+) -> None:  # fmt: skip
+    held = member.roles if isinstance(member, discord.Member) else ()
+    where = "" if channel is None else str(channel)
+    await looking.explain(
+        interaction, looking.Asked(str(member.id), tuple(str(role.id) for role in held), where), setting or ""
+    )
+
+
+@settings.command(description="Many settings at once, for a kind of server; shows first what it would change")
+@app_commands.describe(name="Which preset")
+async def preset(interaction: Interaction, name: Range[str, 1, 40]) -> None:
+    await changing.preset(interaction, name)
+
+
+@settings.command(description="What was changed here, by whom, each with a button to undo it")
+async def log(interaction: Interaction) -> None:
+    await looking.log(interaction)
+
+
+@settings.command(description="Take back the last change, or the one of this number")
+@app_commands.describe(number="The change's number in the history")
+async def undo(interaction: Interaction, number: Range[int, 1, 2**31] | None = None) -> None:
+    await changing.undo(interaction, number)
+
+
+@settings.command(description="This server's settings as a file")
+async def export(interaction: Interaction) -> None:
+    await exchange.export(interaction)
+
+
+@settings.command(name="import", description="Settings from a file, in place of all; shows first what would change")
+@app_commands.describe(file="A file as export gives it (YAML)")
+async def import_(interaction: Interaction, file: discord.Attachment) -> None:
+    await exchange.bring(interaction, file)
+
+
+@settings.command(description="The owner's emergency stop: cancels everything here and takes nothing more")
+@app_commands.describe(reason="Members read it when they are refused")
+async def close(interaction: Interaction, reason: Range[str, 1, 300] | None = None) -> None:
+    await doors.ask_close(interaction, reason or "")
+
+
+@settings.command(name="open", description="Take new jobs again after close")
+async def open_(interaction: Interaction) -> None:
+    await doors.reopen(interaction)
+
+
+@settings.command(description="For whoever runs this bot: what all members of a server may spend together")
+@app_commands.describe(
+    guild="Which server; this one by default", cost_day="Device time in 24 hours, such as 2 h; none to remove",
+    cost_month="Device time in 30 days, such as 30 h; none to remove", running="Jobs at once; none to remove",
+    queued="Jobs that wait; none to remove", setting="Any other ceiling", value="Its value; none to remove",
+)  # fmt: skip
+async def budget(
+    interaction: Interaction, guild: Range[str, 1, 64] | None = None, cost_day: Range[str, 1, 40] | None = None,
+    cost_month: Range[str, 1, 40] | None = None, running: Range[str, 1, 40] | None = None,
+    queued: Range[str, 1, 40] | None = None, setting: Range[str, 1, 40] | None = None,
+    value: Range[str, 1, 500] | None = None,
+) -> None:  # fmt: skip
+    given = dict(zip(TOGETHER, (cost_day, cost_month, running, queued), strict=True))
+    limits = {f"together_{name}": text for name, text in given.items() if text is not None}
+    if setting and value:
+        limits[setting] = value
+    await doors.budget(interaction, guild or "", limits)
+
+
+def _aim(
+    interaction: Interaction, channel: int | None, role: discord.Role | None, member: discord.User | None
+) -> tuple[Scope, str] | Refused:
+    """Whom a rule is for, or why that cannot be said: refused only once it is known who asks."""
+    try:
+        return target(interaction.guild_id, channel, role and role.id, member and member.id)
+    except Refused as refused:
+        return refused
+
+
+@set_.autocomplete("setting")
+@unset.autocomplete("setting")
+@explain.autocomplete("setting")
+async def settings_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    taken = () if interaction.command is explain else changing.OWN_COMMANDS
+    return suggest.settings(typed, [name for name in SETTINGS if name not in taken])
+
+
+@budget.autocomplete("setting")
+async def ceilings_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    return suggest.settings(typed, [name for name, one in SETTINGS.items() if "house" in one.scopes])
+
+
+@set_.autocomplete("value")
+@budget.autocomplete("value")
+async def values_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    one = _named(interaction.namespace.setting)
+    return suggest.values(one, typed, {} if one is None else _known(interaction, one))
+
+
+@budget.autocomplete("cost_day")
+@budget.autocomplete("cost_month")
+async def costs_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    return suggest.named(typed, {one: one for one in (*suggest.COSTS, "none")})
+
+
+@budget.autocomplete("guild")
+async def servers_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    return suggest.named(typed, doors.servers(interaction))
+
+
+@preset.autocomplete("name")
+async def presets_suggested(interaction: Interaction, typed: str) -> list[Choice[str]]:
+    return suggest.presets(typed)
+
+
+def _named(name: str | None) -> Setting | None:
+    try:
+        return reading.setting(name or "")
+    except Refused:
+        return None
+
+
+def _known(interaction: Interaction, one: Setting) -> dict[str, str]:
+    if one.kind == "names":
+        return {warm.name: warm.name for warm in interaction.client.studio.models()}
+    if one.kind == "channel" and interaction.guild is not None:
+        return {str(channel.id): f"#{channel.name}" for channel in interaction.guild.text_channels}
+    return {}

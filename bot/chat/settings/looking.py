@@ -1,0 +1,136 @@
+"""Looking at the rules: the overview, the exceptions, what holds for one member and why, and the history."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from discord import ui
+
+from bot.access import forbidden
+from bot.chat.settings import cards, parts, wording
+from bot.chat.settings.asked import Shown, respond
+from bot.rules.rule import Change
+from bot.sentences import quoted
+from bot.views import Member
+
+if TYPE_CHECKING:
+    from bot.administration import Administration
+    from bot.chat.settings.asked import Interaction
+    from bot.chat.settings.presses import Press
+    from bot.rules.telling import Explained
+    from bot.usage import Line
+
+CHANGES = 5  # on one page of the history
+DEEP = 500  # changes that are kept
+_MARK = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
+_MENTIONS = {"channel": "<#", "role": "<@&", "user": "<@"}
+
+
+def administration(interaction: Interaction) -> Administration:
+    return interaction.client.desk.administration
+
+
+async def overview(interaction: Interaction, member: Member, notice: Sequence[ui.Item] = ()) -> Shown:
+    """Everything at a glance, under `notice`."""
+    rules = await administration(interaction).rules(member.guild)
+    terms = await administration(interaction).terms(Member("", "", member.guild))  # of somebody without exceptions
+    return Shown(view=cards.overview(terms, rules, notice))
+
+
+async def show(interaction: Interaction, press: Press | None = None) -> None:
+    await respond(interaction, "settings", lambda member: overview(interaction, member))
+
+
+async def page(interaction: Interaction, press: Press) -> None:
+    """A page of the rules for single channels, roles or members."""
+
+    async def work(member: Member) -> Shown:
+        rules = await administration(interaction).rules(member.guild)
+        return Shown(view=cards.exceptions(press.scope(0), rules, press.number()))
+
+    await respond(interaction, "settings", work)
+
+
+async def explain(interaction: Interaction, who: Asked, setting: str = "") -> None:
+    """What holds for somebody, who decides it, and what they have used."""
+
+    async def work(member: Member) -> Shown:
+        there = who.member(member.guild)
+        house = administration(interaction)
+        found = await house.explain(member.guild, there, setting or None, names=who.marks())
+        lines = (await house.allowance(there)).lines
+        head = f"## What holds for <@{who.user}>" + (f" in <#{who.channel}>" if who.channel else "")
+        said = parts.fitting([head, *(explained(one, _frees(one, lines)) for one in found)], parts.LAYOUT)
+        back = parts.row(parts.button("All settings", "show"))
+        return Shown(view=parts.layout(parts.text(*said), back, colour=cards.BLUE))
+
+    await respond(interaction, "explain", work)
+
+
+async def explain_chosen(interaction: Interaction, press: Press) -> None:
+    """The same for a member that was picked on the overview."""
+    resolved: Any = (interaction.data or {}).get("resolved") or {}
+    there = (resolved.get("members") or {}).get(press.one(), {})
+    await explain(interaction, Asked(press.one(), (*there.get("roles", ()), str(interaction.guild_id))))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whom an explanation is about: a user's id, the ids of their roles, and a channel's or none."""
+
+    user: str
+    roles: tuple[str, ...] = ()
+    channel: str = ""
+
+    def member(self, guild: str) -> Member:
+        return Member(f"discord:{self.user}", self.user, guild, roles=self.roles, channel=self.channel)
+
+    def marks(self) -> dict[str, str]:
+        """Names that outlast escaping: `_mentioned` makes mentions of them."""
+        found = {role: f"§role{role}§" for role in self.roles} | {self.channel: f"§channel{self.channel}§"}
+        return found | {f"discord:{self.user}": f"§user{self.user}§"}
+
+
+def explained(one: Explained, frees: float | None) -> str:
+    """A setting as it holds, in two short lines."""
+    used = f" · {quoted(one.used, 60)} used" if one.used else ""
+    soon = f", frees <t:{round(frees)}:R>" if frees is not None else ""
+    why = one.sentence.removeprefix(f"{one.setting} is {one.value}: ")
+    return f"{wording.title(one.setting)} · **{quoted(one.value, 90)}**{used}{soon}\n-# {_mentioned(why)}"
+
+
+def _mentioned(sentence: str) -> str:
+    return _MARK.sub(lambda found: f"{_MENTIONS[found[1]]}{found[2]}>", quoted(sentence, 400))
+
+
+def _frees(one: Explained, lines: Sequence[Line]) -> float | None:
+    """When some of what was used frees, of the tightest limit."""
+    tight = min((line for line in lines if line.setting == one.setting), key=lambda line: line.limit, default=None)
+    return tight.frees if tight is not None and tight.used else None
+
+
+async def log(interaction: Interaction, press: Press | None = None) -> None:
+    await respond(interaction, "settings", lambda member: history(interaction, member, press.number() if press else 0))
+
+
+async def history(interaction: Interaction, member: Member, page: int, notice: Sequence[ui.Item] = ()) -> Shown:
+    """One page of what was changed, the newest first, each with its Undo."""
+    changes = await administration(interaction).changes(member.guild, DEEP)
+    pages = max(1, -(-len(changes) // CHANGES))
+    page = max(0, min(page, pages - 1))
+    may = forbidden("set", member) is None
+    items: list[ui.Item] = [*notice, parts.text("## What was changed here")]
+    if not changes:
+        items.append(parts.text("Nothing yet."))
+    items += [_entry(change, page, may=may) for change in changes[page * CHANGES : (page + 1) * CHANGES]]
+    items += parts.pager("log", page=page, pages=pages)
+    items.append(parts.row(parts.button("All settings", "show")))
+    return Shown(view=parts.layout(*items, colour=cards.BLUE))
+
+
+def _entry(change: Change, page: int, *, may: bool) -> ui.Item:
+    control = parts.button("Undo", "back", change.number, page, off=change.undone is not None or not may)
+    return parts.beside(wording.entry(change), control)

@@ -1,0 +1,144 @@
+"""What keeps a server clean: words and patterns that prompts may not have, blocks, the picture check, reports.
+
+Words are edited in a form with all of them in it. What does not fit, or is refused, comes back as a file: nothing that
+somebody typed is lost.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import discord
+from discord import ui
+
+from bot.chat.presenter import refusal
+from bot.chat.settings import cards, changing, forms, looking, wording
+from bot.chat.settings.asked import Shown, respond
+from bot.refused import Refused
+from bot.rules import reading
+from bot.rules.catalogue import SETTINGS
+from bot.rules.rule import Change, Value
+from bot.sentences import quoted
+
+if TYPE_CHECKING:
+    from bot.chat.settings.asked import Interaction
+    from bot.chat.settings.presses import Press
+    from bot.views import Member
+
+LISTS = ("words", "patterns")
+TOO_LONG = (
+    "These lists are too long for a form: take `/settings export`, edit the file, and send it with `/settings import`. "
+    "Single words: `/moderation words add:` and `remove:`."
+)
+NO_CHECKER = "⚠️ No worker with a picture check is online: until one is, pictures wait unseen."
+
+
+async def edit_words(interaction: Interaction, press: Press | None = None) -> None:
+    """The form with all words and patterns."""
+
+    async def work(member: Member) -> ui.Modal:
+        now = await changing.own(interaction, member)
+        words, patterns = (_list(now.get(("guild", "", name))) for name in LISTS)
+        if any(len("\n".join(one)) > forms.LONG for one in (words, patterns)):
+            raise Refused(TOO_LONG, 413)
+        return forms.words(words, patterns)
+
+    await respond(interaction, "set", work)
+
+
+async def reword(interaction: Interaction, press: Press) -> None:
+    """The form, sent: what is wrong in one list leaves both as they were."""
+
+    async def work(member: Member) -> Shown:
+        typed = {name: press.one(name).splitlines() for name in LISTS}
+        try:
+            changes = await _reworded(interaction, member, typed)
+        except Refused as refused:
+            text = "\n".join(line for name in LISTS for line in (f"# {name}", *typed[name]))
+            kept = discord.File(io.BytesIO(text.encode()), filename="what-you-typed.txt")
+            return Shown(content=refusal(refused.sentence), files=(kept,), fresh=True)
+        return Shown(view=cards.done("\n".join(map(wording.changed, changes)) or "Nothing changed."), fresh=True)
+
+    await respond(interaction, "set", work)
+
+
+async def _reworded(interaction: Interaction, member: Member, typed: Mapping[str, Sequence[str]]) -> list[Change]:
+    now = await changing.own(interaction, member)
+    wanted = {name: [line.strip() for line in lines if line.strip()] for name, lines in typed.items()}
+    for name, lines in wanted.items():
+        if lines:
+            reading.read_list(SETTINGS[name], lines)  # both are checked before either is changed
+    house, changes = looking.administration(interaction), list[Change]()
+    for name, lines in wanted.items():
+        if set(lines) == set(_list(now.get(("guild", "", name)))):
+            continue
+        if lines:
+            changes.append(await house.set(member, "guild", "", name, lines))
+        else:
+            changes.append(await house.unset(member, "guild", "", name))
+    return changes
+
+
+async def change_words(interaction: Interaction, add: str, remove: str) -> None:
+    """Single words, by command: the rest stays."""
+
+    async def work(member: Member) -> Shown:
+        now = await changing.own(interaction, member)
+        words = _list(now.get(("guild", "", "words")))
+        new, gone = _parts(add), {part.casefold() for part in _parts(remove)}
+        missing = gone - {word.casefold() for word in words}
+        if missing:
+            raise Refused(f"These are not on the list: {', '.join(sorted(missing))}.")
+        left = [word for word in words if word.casefold() not in gone] + new
+        changes = await _reworded(interaction, member, {"words": left})
+        return Shown(view=cards.done("\n".join(map(wording.changed, changes)) or "Nothing changed: they are listed."))
+
+    await respond(interaction, "set", work)
+
+
+async def block(interaction: Interaction, user: int, reason: str) -> None:
+    """A member may make nothing here any more."""
+
+    async def work(member: Member) -> Shown:
+        change = await looking.administration(interaction).set(member, "user", f"discord:{user}", "blocked", "on")
+        why = f"\n-# Reason: {quoted(reason, 200)}" if reason else ""
+        said = f"⛔ <@{user}> is blocked: they can make nothing here. What runs is not stopped.{why}"
+        return Shown(view=cards.done(said, undo=change.number))
+
+    await respond(interaction, "set", work)
+
+
+async def unblock(interaction: Interaction, user: int) -> None:
+    async def work(member: Member) -> Shown:
+        change = await looking.administration(interaction).unset(member, "user", f"discord:{user}", "blocked")
+        return Shown(view=cards.done(f"✅ <@{user}> is no longer blocked.", undo=change.number))
+
+    await respond(interaction, "set", work)
+
+
+async def reports(interaction: Interaction, channel: int | None) -> None:
+    """Where reports go; without a channel they stay in the list of incidents."""
+    await changing.set_rule(interaction, ("guild", ""), "reports", "" if channel is None else str(channel))
+
+
+async def check(interaction: Interaction, on: bool) -> None:
+    """The picture check for the whole server, and a warning where no worker can do it."""
+
+    async def work(member: Member) -> Shown:
+        change = await looking.administration(interaction).set(member, "guild", "", "check", "on" if on else "off")
+        workers = interaction.client.studio.workers().values()
+        able = any(presence.checks for presence in workers)
+        said = wording.changed(change) + ("" if able or not on else f"\n{NO_CHECKER}")
+        return Shown(view=cards.done(said, undo=change.number))
+
+    await respond(interaction, "set", work)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _list(value: Value | None) -> tuple[str, ...]:
+    return value if isinstance(value, tuple) else ()

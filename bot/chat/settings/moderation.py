@@ -1,0 +1,58 @@
+"""The commands of `/moderation`: their options. Discord shows them to those who may manage messages; each asks too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import discord
+from discord import app_commands
+from discord.app_commands import Range
+
+from bot.chat.settings import moderating
+from bot.chat.settings.group import Channel
+
+if TYPE_CHECKING:
+    from bot.chat.settings.asked import Interaction
+
+moderation = app_commands.Group(
+    name="moderation",
+    description="What keeps this server clean: words, blocks, reports, the picture check",
+    default_permissions=discord.Permissions(manage_messages=True),
+    allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=False, private_channel=False),
+    allowed_installs=app_commands.AppInstallationType(guild=True, user=False),
+)
+
+
+@moderation.command(description="Words and patterns that no prompt may have; without options, a form with all of them")
+@app_commands.describe(add="Words to add, with commas between them", remove="Words to take off the list")
+async def words(
+    interaction: Interaction, add: Range[str, 1, 2000] | None = None, remove: Range[str, 1, 2000] | None = None
+) -> None:
+    if add is None and remove is None:
+        await moderating.edit_words(interaction)
+    else:
+        await moderating.change_words(interaction, add or "", remove or "")
+
+
+@moderation.command(description="A member may make nothing here any more")
+@app_commands.describe(member="Whom; also somebody who has left", reason="For the moderators' list")
+async def block(interaction: Interaction, member: discord.User, reason: Range[str, 1, 200] | None = None) -> None:
+    await moderating.block(interaction, member.id, reason or "")
+
+
+@moderation.command(description="A blocked member may ask for pictures again")
+@app_commands.describe(member="Whom")
+async def unblock(interaction: Interaction, member: discord.User) -> None:
+    await moderating.unblock(interaction, member.id)
+
+
+@moderation.command(description="Where members' reports go; without a channel, to the list of incidents alone")
+@app_commands.describe(channel="A channel that moderators read, and the bot may write in")
+async def reports(interaction: Interaction, channel: Channel | None = None) -> None:
+    await moderating.reports(interaction, channel)
+
+
+@moderation.command(description="Show pictures only after the picture check has passed them")
+@app_commands.describe(switch="On or off")
+async def check(interaction: Interaction, switch: Literal["on", "off"]) -> None:
+    await moderating.check(interaction, switch == "on")

@@ -1,0 +1,84 @@
+"""What cards are made of: buttons and selects that carry everything in their ids, and texts that fit.
+
+Knows discord's components and their limits; knows nothing of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import discord
+from discord import ui
+
+from bot.sentences import quoted
+
+PREFIX = "settings"
+LAYOUT = 3900  # characters of text that one layout may hold, of Discord's 4000
+OPTIONS, LABEL, ABOUT = 25, 100, 100  # Discord's limits: options of a select, characters of a label, of a description
+Style = discord.ButtonStyle
+
+
+def named(verb: str, *parts: object) -> str:
+    """The id of a component: `settings:<verb>:<part>:…`."""
+    return ":".join((PREFIX, verb, *(str(part) for part in parts)))
+
+
+def button(label: str, verb: str, *parts: object, style: Style = Style.secondary, off: bool = False) -> ui.Button:
+    """A button; what it does is in its id."""
+    return ui.Button(label=label, style=style, custom_id=named(verb, *parts), disabled=off)
+
+
+def select(placeholder: str, options: Iterable[tuple[str, str, str]], verb: str, *parts: object) -> ui.ActionRow:
+    """A select in a row of its own; options are (value, label, description), and the first 25 are offered."""
+    offered = [
+        discord.SelectOption(value=value, label=label[:LABEL], description=about[:ABOUT] or None)
+        for value, label, about in options
+    ][:OPTIONS]
+    menu: ui.Select = ui.Select(placeholder=placeholder, options=offered, custom_id=named(verb, *parts))
+    return ui.ActionRow(menu)
+
+
+def row(*buttons: ui.Button) -> ui.ActionRow:
+    return ui.ActionRow(*buttons)
+
+
+def layout(*items: ui.Item, colour: int | None = None) -> ui.LayoutView:
+    """A card: one container, so that it reads as one thing."""
+    view = ui.LayoutView(timeout=None)
+    view.add_item(ui.Container(*items, accent_colour=colour))
+    return view
+
+
+def text(*lines: str) -> ui.TextDisplay:
+    return ui.TextDisplay("\n".join(lines))
+
+
+def beside(line: str, control: ui.Button) -> ui.Section:
+    """A text with a button at its right."""
+    return ui.Section(ui.TextDisplay(line), accessory=control)
+
+
+def fitting(lines: Sequence[str], limit: int, more: str = "… and {} more.") -> list[str]:
+    """The lines that fit, whole, and how many did not."""
+    kept, used = list[str](), 0
+    for number, line in enumerate(lines):
+        if used + len(line) + 1 > limit - len(more) - 4:
+            return [*kept, more.format(len(lines) - number)]
+        kept.append(line)
+        used += len(line) + 1
+    return kept
+
+
+def name(found: str) -> str:
+    """What somebody called a server or themselves, for a card."""
+    return quoted(found, 80)
+
+
+def pager(verb: str, *parts: object, page: int, pages: int) -> list[ui.ActionRow]:
+    """Back and forth, where there is more than one page; pages count from 0."""
+    if pages <= 1:
+        return []
+    back = button("◀", verb, *parts, page - 1, off=page <= 0)
+    forth = button("▶", verb, *parts, page + 1, off=page >= pages - 1)
+    here = button(f"{page + 1} of {pages}", "nothing", off=True)
+    return [row(back, here, forth)]

@@ -1,0 +1,134 @@
+"""Rules and changes in the words of the admins' cards, in Discord's markdown.
+
+Pure: values in, texts out. Roles, channels and members are written as mentions, which every reader's client turns into
+names; nothing that a person wrote reaches a card but through `quoted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from bot.rules.catalogue import SETTINGS
+from bot.rules.reading import written
+from bot.rules.rule import Change, Scope, Step, Value
+from bot.sentences import quoted, shortened
+
+TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "running": "Running at once",
+        "queued": "Waiting in line",
+        "cost_day": "Device time a day",
+        "cost_month": "Device time a month",
+        "steps": "Most steps",
+        "pixels": "Largest picture",
+        "count": "Pictures of one job",
+        "models": "Models",
+        "samplers": "Samplers",
+        "commands": "Commands",
+        "results": "Results",
+        "speeds": "Speeds",
+        "blocked": "Blocked",
+        "together_running": "All together: running",
+        "together_queued": "All together: waiting",
+        "together_cost_day": "All together: time a day",
+        "together_cost_month": "All together: time a month",
+        "closed": "Closed",
+        "words": "Refused words",
+        "patterns": "Refused patterns",
+        "check": "Picture check",
+        "reports": "Reports go to",
+        "previews": "Live previews",
+        "long_ping": "Ping after long jobs",
+    }
+)
+EACH = tuple(name for name, one in SETTINGS.items() if "user" in one.scopes and name != "blocked")
+TOGETHER = tuple(name for name in SETTINGS if name.startswith("together_"))
+SWITCHES = ("check", "previews", "long_ping", "reports")
+DID: Mapping[str, str] = MappingProxyType(
+    {
+        "set": "set",
+        "unset": "removed",
+        "preset": "applied a preset",
+        "import": "brought a file",
+        "close": "closed",
+        "open": "opened",
+        "budget": "set the budget",
+        "undo": "undid",
+    }
+)
+LISTED, NO_RULE = 90, "no rule"
+
+
+def title(setting: str) -> str:
+    """What a setting is called on a card."""
+    return TITLES.get(setting) or setting.replace("_", " ")
+
+
+def whom(scope: Scope, subject: str) -> str:
+    """For whom a rule holds."""
+    number = subject.rpartition(":")[2]
+    if scope == "house":
+        return "the whole server, by whoever runs this bot"
+    if scope == "guild" or not number.isdigit():
+        return "everyone"
+    return {"channel": f"<#{number}>", "role": f"<@&{number}>", "user": f"<@{number}>"}[scope]
+
+
+def said(setting: str, value: Value | None) -> str:
+    """A value, as short as it can be said on a phone."""
+    if value is None:
+        return NO_RULE
+    one = SETTINGS.get(setting)
+    if one is None:
+        return quoted(str(value), LISTED)
+    if one.kind == "texts" and isinstance(value, tuple):
+        return f"{len(value)} {one.unit if len(value) != 1 else one.unit.removesuffix('s')}"
+    if one.kind == "channel":
+        return f"<#{value}>"
+    return quoted(written(one, value), LISTED)
+
+
+def plainly(setting: str, value: Value) -> str:
+    """A value where no markdown is read: in a select or a field."""
+    one = SETTINGS.get(setting)
+    return shortened(str(value) if one is None else written(one, value), LISTED)
+
+
+def stepped(step: Step) -> str:
+    """One line of a change: "Running at once for @crew: 3 → **5**"."""
+    holds = "" if step.scope == "guild" else f" for {whom(step.scope, step.subject)}"
+    return f"{title(step.setting)}{holds}: {said(step.setting, step.before)} → **{_after(step)}**"
+
+
+def _after(step: Step) -> str:
+    """Two lists of as many words look alike by their number."""
+    if isinstance(step.before, tuple) and isinstance(step.after, tuple) and SETTINGS[step.setting].kind == "texts":
+        new, gone = len({*step.after} - {*step.before}), len({*step.before} - {*step.after})
+        return f"{said(step.setting, step.after)} (+{new}, −{gone})"
+    return said(step.setting, step.after)
+
+
+def steps(found: Sequence[Step]) -> list[str]:
+    """All lines of a change."""
+    return [f"• {stepped(step)}" for step in found]
+
+
+def changed(change: Change) -> str:
+    """What has just been done, in one line for one rule and in several for more."""
+    if not change.steps:
+        return "Nothing changed: it was so already."
+    if len(change.steps) == 1:
+        return f"✅ {stepped(change.steps[0])}"
+    return f"✅ {len(change.steps)} rules changed."
+
+
+def entry(change: Change, limit: int = 3) -> str:
+    """A change in the history: who, what, when, and its first lines."""
+    whose = quoted(change.actor_name, 32)
+    undid = f"undid no. {change.undoes}" if change.undoes else DID.get(change.what, change.what)
+    head = f"**{change.number}.** {whose} {undid} · <t:{round(change.at)}:R>"
+    lines = steps(change.steps)
+    more = [f"-# … and {len(lines) - limit} more"] if len(lines) > limit else []
+    back = [f"-# taken back by no. {change.undone}"] if change.undone else []
+    return "\n".join([head, *lines[:limit], *more, *back])
