@@ -63,22 +63,25 @@ class Gallery:
         """One image as it is, held or not: for whoever decides about it, and nobody else."""
         return await self._bytes((await self._image(job, index))[0])
 
-    async def film(self, job: str) -> bytes:
-        """How the images came to be, as an animated WebP."""
-        shas = tuple(one.sha256 for one in await self._stored_ladders(job))
+    async def film(self, job: str, limit: int = film.LIMIT) -> bytes:
+        """How the images came to be, as an animated WebP of at most `limit` bytes."""
+        limit = min(limit, film.LIMIT)
+        key = (*(one.sha256 for one in await self._stored_ladders(job)), str(limit))
         async with self._turn:
-            if shas not in self._films:
-                self._films[shas] = await self._film(job)
+            if key not in self._films:
+                self._films[key] = await self._film(job, limit)
                 while len(self._films) > KEPT_FILMS:
                     self._films.popitem(last=False)
-            self._films.move_to_end(shas)
-            return self._films[shas]
+            self._films.move_to_end(key)
+            return self._films[key]
 
-    async def _film(self, job: str) -> bytes:
+    async def _film(self, job: str, limit: int) -> bytes:
         ladders = await self._ladders(job)
         try:
-            return await asyncio.to_thread(film.film, ladders)
-        except (Unreadable, film.TooLarge) as error:
+            return await asyncio.to_thread(film.film, ladders, limit=limit)
+        except film.TooLarge as error:
+            raise Refused("This film is too large to be shown here, even at its smallest.", 413) from error
+        except Unreadable as error:
             raise Refused(NO_FILM, 404) from error
 
     async def rungs(self, job: str) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bot.refused import Refused
 from bot.register import Register
 from bot.sentences import shortened
-from bot.store import Record, Store
+from bot.store import Record, Store, places
 from bot.store import shelf as stored
 from bot.store.shelf import Which
 from bot.views import Member, Place, View
@@ -87,10 +87,6 @@ class Shelf:
         found = await self._store.ask(stored.near, member.id, member.guild, member.channel, limit)
         return await self._register.views(found)
 
-    async def at(self, message: int) -> str | None:
-        """The job that a message shows."""
-        return await self._store.ask(stored.at, str(message))
-
     async def meant(self, text: str, member: Member) -> View:
         """The job that somebody names by its id, the link of its message, or a line with its seed. Raises `Refused`.
 
@@ -99,7 +95,7 @@ class Shelf:
         if found := ID.search(text):
             return await self._view(found[0].upper())
         if found := LINK.search(text):
-            job = await self.at(int(found[1]))
+            job = await self._store.ask(places.job_at, found[1])
             if job is None:
                 raise Refused("That message shows no job of mine.", 404)
             return await self._view(job)

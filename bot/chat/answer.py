@@ -74,7 +74,7 @@ def place_of(interaction: Interaction, now: float) -> Place:
 async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> None:
     """Ask the studio and answer with a card for each job; `again`: a slip of the finger gets a link to the first."""
     try:
-        _check_permissions(interaction)
+        check_permissions(interaction)
         tickets = await _in_time(interaction, ask(member_of(interaction), place_of(interaction, time.time())))
     except Refused as refused:
         await refuse(interaction, refused.sentence)
@@ -105,7 +105,7 @@ async def sorry(interaction: Interaction) -> None:
         log.warning("an apology could not be sent: %s", error)
 
 
-def _check_permissions(interaction: Interaction) -> None:
+def check_permissions(interaction: Interaction) -> None:
     """At submit, not when the picture is done and cannot be shown."""
     if interaction.guild_id is not None and not interaction.app_permissions.attach_files:
         raise Refused("I may not show pictures here: I need the permission Attach Files in this channel.", 403)

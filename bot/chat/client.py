@@ -16,12 +16,13 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from bot.chat.buttons import JobButton, Presses, controls
-from bot.chat.commands import COMMANDS
+from bot.chat.buttons import Presses, controls
+from bot.chat.commands import COMMANDS, ITEMS
 from bot.chat.courier import Courier
 from bot.chat.headers import trace
 from bot.chat.languages import Languages
 from bot.chat.mail import Mail
+from bot.chat.settings import pressed
 from bot.chat.tree import Tree
 from bot.together import first_of
 
@@ -61,7 +62,7 @@ class DarkroomClient(discord.AutoShardedClient):
         self._gateway = gateway
 
     async def setup_hook(self) -> None:
-        self.add_dynamic_items(JobButton)
+        self.add_dynamic_items(*ITEMS)
         self.keepers = await self._keepers()
         for command in COMMANDS:
             self.tree.add_command(command)
@@ -78,6 +79,10 @@ class DarkroomClient(discord.AutoShardedClient):
 
     async def launch_shard(self, gateway: yarl.URL, shard_id: int, *, initial: bool = False) -> None:
         await super().launch_shard(self._gateway or gateway, shard_id, initial=initial)
+
+    async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
+        """The cards of the settings keep nothing here: their presses and forms are found by their ids alone."""
+        await pressed(interaction)
 
     async def on_ready(self) -> None:
         log.info("Discord: %s is in %d servers", self.user, len(self.guilds))

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from discord import app_commands
+from discord import app_commands, ui
 
+from bot.chat.buttons import JobButton
+from bot.chat.film import film
 from bot.chat.help import show_help
 from bot.chat.imagine import imagine
+from bot.chat.menus import reproduce_shown, show_details, use_as_prompt
+from bot.chat.mine import Chosen, Turn, mine
+from bot.chat.overview import show_info
+from bot.chat.prefer import prefer
 from bot.chat.queue import cancel, queue
+from bot.chat.reproduce import reproduce
+from bot.chat.settings import COMMANDS as SETTINGS
 
 COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group, ...] = (
     imagine,
     queue,
     cancel,
+    mine,
+    show_info,
+    prefer,
+    reproduce,
+    film,
     show_help,
+    reproduce_shown,
+    use_as_prompt,
+    show_details,
+    *SETTINGS,
 )
+ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Turn, Chosen)  # buttons and menus that outlive a restart

@@ -12,6 +12,7 @@ from discord import app_commands
 from discord.app_commands import Choice, Range
 
 from bot.chat.answer import answer, guild_of, member_of
+from bot.chat.which import CHOICE, OFFERED
 from bot.sentences import SAMPLERS
 from engine.job import MAX_COUNT, MAX_STEPS
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
     from bot.views import Member, Place, Ticket
 
-OFFERED, CHOICE = 25, 100  # Discord's limits: choices, and characters in one
 ADVICE = {"ddpm": "the full chain", "dpmpp_2m": "good in 30 steps", "ddim": "even steps", "euler": "quick"}
 
 
@@ -53,9 +53,16 @@ async def imagine(
     named |= {"ar": aspect, "negative": negative, "fast": fast}
     options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
 
+    await typed(interaction, prompt, **options)
+
+
+async def typed(interaction: discord.Interaction[DarkroomClient], prompt: str, **options: Any) -> None:
+    """A prompt that a member typed, wherever they did; their suffix goes with it."""
+
     async def ask(member: Member, place: Place) -> list[Ticket]:
-        key = f"imagine:{interaction.id}"
-        return await interaction.client.studio.imagine(prompt, member, place, key=key, **options)
+        desk, key = interaction.client.desk, f"imagine:{interaction.id}"
+        suffix = (await desk.preferences.of(member.id)).suffix
+        return await desk.studio.imagine(prompt, member, place, key=key, suffix=suffix, **options)
 
     await answer(interaction, ask)
 

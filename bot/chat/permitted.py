@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bot.access import Action, forbidden
-from bot.chat.answer import member_of
+from bot.chat.answer import member_of, refuse
 from bot.chat.buttons import subject_of
 from bot.refused import Refused
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
     from bot.views import Member, View
 
+    Interaction = discord.Interaction[DarkroomClient]
+
 # What each command and menu does, as the table calls it. Those that are missing act on something and ask themselves.
 COMMANDS: Mapping[str, Action] = MappingProxyType(
     {
         "imagine": "imagine", "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
-        "reproduce": "reproduce", "film": "film", "settings": "settings", "help": "help",
+        "reproduce": "reproduce", "film": "film", "help": "help",
         "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
     }
 )  # fmt: skip
@@ -34,3 +37,12 @@ async def permit(interaction: discord.Interaction[DarkroomClient], action: Actio
     if reason := forbidden(action, member, subject, direct=interaction.guild_id is None):
         raise Refused(reason, 403)
     return member
+
+
+@asynccontextmanager
+async def refusing(interaction: Interaction) -> AsyncIterator[None]:
+    """A `Refused` out of the body is said to the member alone, and is then no error any more."""
+    try:
+        yield
+    except Refused as refused:
+        await refuse(interaction, refused.sentence)

@@ -12,7 +12,7 @@ from discord.app_commands import Range
 from bot import sentences
 from bot.chat import presenter
 from bot.chat.answer import guild_of, member_of, say
-from bot.chat.permitted import permit
+from bot.chat.permitted import permit, refusing
 from bot.chat.which import ALL, CHOICE, open_jobs
 from bot.refused import Refused
 
@@ -24,22 +24,25 @@ if TYPE_CHECKING:
 
 @app_commands.command(description="Who is before you, and why")
 async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
-    views = await interaction.client.studio.queue(guild_of(interaction))  # of this server: prompts are its own business
-    mine = any(view.member_id == member_of(interaction).id for view in views)
-    hint = f"-# {interaction.client.tree.mention('cancel')} takes one of yours back." if mine else ""
-    await say(interaction, presenter.queue(views, time.time(), hint))
+    async with refusing(interaction):
+        here = guild_of(interaction)  # of this server: prompts are its own business
+        views = await interaction.client.studio.queue(here)
+        mine = any(view.member_id == member_of(interaction).id for view in views)
+        hint = f"-# {interaction.client.tree.mention('cancel')} takes one of yours back." if mine else ""
+        await say(interaction, presenter.queue(views, time.time(), hint))
 
 
 @app_commands.command(description="Take back a job of yours, or all of them")
 @app_commands.describe(job="Choose one, or all; a link, an id or a seed works too")
 async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, CHOICE]) -> None:
-    if job.strip().casefold() == ALL:
-        await say(interaction, await _all(interaction))
-        return
-    view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
-    member = await permit(interaction, "cancel", view)
-    said = await interaction.client.studio.cancel(view.id, member)
-    await say(interaction, f"**{sentences.quoted(view.prompt, 200)}**\n{said}")
+    async with refusing(interaction):
+        if job.strip().casefold() == ALL:
+            await say(interaction, await _all(interaction))
+            return
+        view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
+        member = await permit(interaction, "cancel", view)
+        said = await interaction.client.studio.cancel(view.id, member)
+        await say(interaction, f"**{sentences.quoted(view.prompt, 200)}**\n{said}")
 
 
 @cancel.autocomplete("job")

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord import app_commands
 
-from bot.chat.answer import refuse, sorry
-from bot.chat.permitted import COMMANDS, permit
-from bot.refused import Refused
+from bot.chat.answer import sorry
+from bot.chat.permitted import COMMANDS, permit, refusing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +37,7 @@ class Synced:
 
 
 class Tree(app_commands.CommandTree["DarkroomClient"]):
-    """The commands. A `Refused` out of any of them is said to the member; an error of ours is logged and apologised."""
+    """The commands; an error of ours is logged, and told as such to the member."""
 
     def __init__(self, client: DarkroomClient) -> None:
         super().__init__(  # where the bot is a member: its pictures are messages of a channel
@@ -53,21 +52,15 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
         action = COMMANDS.get(str((interaction.data or {}).get("name", "")))
         if action is None or interaction.type is discord.InteractionType.autocomplete:
             return True
-        try:
+        async with refusing(interaction):
             await permit(interaction, action)
-        except Refused as refused:
-            await refuse(interaction, refused.sentence)
-            return False
-        return True
+            return True
+        return False
 
     async def on_error(
         self, interaction: discord.Interaction[DarkroomClient], error: app_commands.AppCommandError, /
     ) -> None:
-        cause = getattr(error, "original", error)
         name = interaction.command.name if interaction.command else "a command"
-        if isinstance(cause, Refused):
-            await refuse(interaction, cause.sentence)
-            return
         log.error("%s failed", name, exc_info=error)
         if interaction.type is discord.InteractionType.application_command:
             await sorry(interaction)

@@ -78,11 +78,17 @@ def recent_jobs(fits: Callable[[View], bool]) -> Callable[[Interaction, str], An
     return suggest
 
 
+async def job_shown(interaction: Interaction, message: discord.Message) -> str | None:
+    """The id of the job that a message of ours shows: by its buttons, else by what was noted of places."""
+    me = interaction.client.user
+    if me is None or message.author.id != me.id:
+        return None
+    return _named(message) or await interaction.client.desk.deliveries.job_at(str(message.id))
+
+
 async def shown_by(interaction: Interaction, message: discord.Message) -> View:
-    """The job that a message shows: by its buttons, else by what was noted of places. Raises `Refused` (404)."""
-    job: str | None = None
-    if message.author.id == interaction.application_id:
-        job = _named(message) or await interaction.client.desk.shelf.at(message.id)
+    """The job that a message shows. Raises `Refused` (404)."""
+    job = await job_shown(interaction, message)
     if job is None:
         raise Refused(NO_JOB, 404)
     return await interaction.client.studio.view(job)

@@ -40,13 +40,14 @@ OURS = {
         Flag("sampler", "word", "ddpm, ddim, euler or dpmpp_2m", "how the steps are taken"),
         Flag("count", "word", "1 to 4", "how many pictures"),
         Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M"),
+        Flag("relax", "nothing", "no value", "waits longer, and counts against no limit of cost"),
     )
 }
 ALIASES = {"aspect": "ar", "negative": "no", "cfg": "guidance"}
 
 # Midjourney's, by what they take: ignored here. "number" and "word" may also stand without a value.
 THEIRS: dict[str, Takes] = {
-    **dict.fromkeys(("tile", "video", "relax", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
+    **dict.fromkeys(("tile", "video", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
     **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop", "raw"), "nothing"),
     **dict.fromkeys(
         ("version", "v", "stylize", "stylise", "s", "quality", "q", "chaos", "c", "niji", "weird", "w"), "number"
@@ -92,6 +93,12 @@ def split(text: str) -> tuple[str, tuple[Given, ...]]:
         flags.append(Given(name, value))
         words.append(rest)
     return " ".join(" ".join(words).split()), tuple(flags)
+
+
+def first_flag(text: str) -> int:
+    """Where the first flag of `text` begins; its length where there is none."""
+    found = _START.search(text)
+    return found.start() if found else len(text)
 
 
 def _value(takes: Takes, text: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
 
-from bot.states import OPEN
+from bot.states import ENDS, OPEN
 from bot.store.reads import records
 from bot.store.records import Record
 from bot.store.tables import favourites, jobs, places
@@ -34,7 +34,7 @@ def _which(member: str, which: Which) -> ColumnElement[bool]:
     if which == "unshown":
         said = exists().where(places.c.job == jobs.c.id, places.c.reason != "")
         shown = exists().where(places.c.job == jobs.c.id, places.c.reason == "", places.c.delivered.is_not(None))
-        return and_(mine, said, ~shown)
+        return and_(mine, jobs.c.state.in_(ENDS), said, ~shown)
     return mine
 
 
@@ -51,12 +51,6 @@ def open_of(connection: Connection, member: str, limit: int) -> list[Record]:
     return records(connection, asked.order_by(jobs.c.id.desc()).limit(limit))
 
 
-def at(connection: Connection, message: str) -> str | None:
-    """The job that a message shows."""
-    asked = select(places.c.job).where(places.c.message == message).limit(1)
-    return connection.execute(asked).scalar_one_or_none()
-
-
 def whereabouts(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Place | None, str]]:
     """For each job: the place where it was shown, or would have been, and why it could not be shown anywhere."""
     found: dict[str, list[Any]] = {}
@@ -68,7 +62,7 @@ def whereabouts(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[P
 def _whereabouts(rows: Sequence[Any]) -> tuple[Place | None, str]:
     shown = next((row for row in rows if not row.reason and row.delivered is not None), None)
     one = shown or rows[0]
-    reason = "" if shown else next((row.reason for row in rows if row.reason), "")
+    reason = "" if shown else " ".join(row.reason for row in rows if row.reason)
     return Place(cast(PlaceKind, one.kind), dict(one.where)), reason
 
 

@@ -1,0 +1,95 @@
+"""All about one job, as text: what made it, when, what it cost, and its parameters to copy. Pure.
+
+The parameters are written as AUTOMATIC1111's web UI writes them, which other tools read.
+"""
+
+from __future__ import annotations
+
+from bot import sentences
+from bot.sentences import SAMPLERS, plain, quoted
+from bot.states import over
+from bot.views import View
+from engine.job import Recipe
+
+CONTENT = 2000
+SIGNS = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
+STATES = {"sent": "about to start", "queued": "waiting"}
+
+
+def details(view: View, now: float) -> str:
+    """A job for whoever may see it, within one message."""
+    head = [f"**{quoted(view.prompt, 600)}** · {quoted(view.member_name, 64)}", _state(view, now)]
+    head += [line for line in (_times(view), _origin(view), _reason(view)) if line]
+    head += [f"-# {quoted(note, 200)}" for note in view.notes[:4]]
+    foot = f"-# Job `{view.id}`"
+    room = CONTENT - sum(len(line) + 1 for line in (*head, foot)) - len("```\n\n```\n")
+    block = ["```", fenced(parameters(view), room), "```"] if isinstance(view.recipe, Recipe) and room > 100 else []
+    return "\n".join([*head, *block, foot])
+
+
+def parameters(view: View) -> str:
+    """A picture's parameters in three lines, as A1111 has them: prompt, negative prompt, settings."""
+    recipe = view.recipe
+    if not isinstance(recipe, Recipe):
+        return plain(view.prompt)
+    settings = {
+        "Steps": recipe.steps,
+        "Sampler": SAMPLERS[recipe.sampler],
+        "CFG scale": f"{recipe.guidance:g}",
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model": recipe.model,
+    }
+    lines = [plain(view.prompt), f"Negative prompt: {plain(recipe.negative)}" if recipe.negative else ""]
+    lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+    return "\n".join(line for line in lines if line)
+
+
+def fenced(text: str, limit: int) -> str:
+    """`text` for the inside of a code block: nothing in it ends the block, and it is cut to `limit` characters."""
+    text = text.replace("```", "`\u200b`\u200b`").replace("@", "@\u200b")
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _state(view: View, now: float) -> str:
+    line = f"{SIGNS[view.state]} {STATES.get(view.state, view.state)}"
+    if view.state == "queued":
+        line += f": {quoted(view.why, 200)}" if view.why else ""
+    elif not over(view.state):
+        line += f" · {sentences.percent(view.step, view.of)} % · step {view.step} of {view.of}"
+    if view.eta is not None:
+        line += f" · done <t:{round(now + view.eta)}:R>"
+    return f"{line} · private" if view.private else line
+
+
+def _times(view: View) -> str:
+    parts = [f"asked for <t:{round(view.created)}:f>"]
+    if view.started is not None:
+        parts.append(f"waited {sentences.duration(view.started - view.created)}")
+    if view.seconds is not None:
+        parts.append(f"took {sentences.duration(view.seconds)}")
+    if view.ms_per_step:
+        parts.append(f"{view.ms_per_step:.1f} ms a step")
+    verb = "counts" if over(view.state) else "is taken for"
+    parts.append(f"{verb} {sentences.duration(view.cost)} of device time" if view.cost > 0 else "costs nothing")
+    return " · ".join(parts)
+
+
+def _origin(view: View) -> str:
+    made = {
+        "vary": "A variation of picture",
+        "upscale": "An enlargement of picture",
+        "remix": "Other words for picture",
+    }
+    if view.parent is None:
+        return ""
+    job, index = view.parent
+    if view.action in made:
+        return f"{made[view.action]} {index + 1} of `{job}`"
+    return f"{'The same as' if view.action == 'reproduce' else 'Another seed of'} `{job}`"
+
+
+def _reason(view: View) -> str:
+    if view.deleted is not None:
+        return f"Its pictures were deleted <t:{round(view.deleted)}:R>."
+    return quoted(view.reason, 400)

@@ -1,0 +1,50 @@
+"""`/film`: how a job's pictures came to be, as an animation that fits where it is posted."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import discord
+from discord import app_commands
+from discord.app_commands import Range
+
+from bot.chat.answer import check_permissions, member_of
+from bot.chat.permitted import permit, refusing
+from bot.chat.presenter import ALT
+from bot.chat.which import recent_jobs
+from bot.sentences import quoted, shortened
+
+if TYPE_CHECKING:
+    from bot.chat.client import DarkroomClient
+    from bot.views import View
+
+MARGIN = 64 * 1024  # of the size limit, for what is sent around the file
+
+
+@app_commands.command(description="Show how a picture came out of the noise, as an animation")
+@app_commands.describe(job="Choose one; a link to its message, its id or its seed works too")
+async def film(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300]) -> None:
+    async with refusing(interaction):
+        view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
+        await permit(interaction, "film", view)
+        check_permissions(interaction)
+        await interaction.response.defer(
+            ephemeral=view.private, thinking=True
+        )  # making it may take more than three seconds
+        made = await interaction.client.studio.film(view.id, interaction.filesize_limit - MARGIN)
+        alt = shortened(f"Out of noise comes: {view.prompt}", ALT)
+        await interaction.edit_original_response(
+            content=f"🎞️ **{quoted(view.prompt, 900)}** · {quoted(view.member_name, 64)}",
+            attachments=[discord.File(io.BytesIO(made), f"darkroom-{view.id}-film.webp", description=alt)],
+            allowed_mentions=discord.AllowedMentions.none(),
+        )
+
+
+@film.autocomplete("job")
+async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[app_commands.Choice[str]]:
+    return await recent_jobs(_has_film)(interaction, typed)
+
+
+def _has_film(view: View) -> bool:
+    return view.state == "finished" and bool(view.ladders) and view.deleted is None

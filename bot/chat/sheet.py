@@ -1,0 +1,98 @@
+"""How a page of `/mine` looks: a title, a few short lines and a small picture for each job. Sends nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from discord import ui
+
+from bot import sentences
+from bot.chat.details import SIGNS, STATES
+from bot.sentences import quoted, shortened
+from bot.states import over
+from engine.job import Recipe
+
+if TYPE_CHECKING:
+    from bot.shelf import Kept, Page, Which
+    from bot.views import Place
+
+FILTERS: Mapping[Which, str] = MappingProxyType(
+    {"all": "All", "favourites": "Favourites", "waiting": "Waiting", "unshown": "Not shown"}
+)
+NOTHING: Mapping[Which, str] = MappingProxyType(
+    {
+        "all": "You have made nothing yet.",
+        "favourites": "No picture is a favourite of yours yet.",
+        "waiting": "Nothing of yours runs or waits.",
+        "unshown": "All that you made could be shown in its place.",
+    }
+)
+COLOUR = 0x5B6EE1
+
+
+class Sheet(ui.LayoutView):
+    """One page: a title, a section for each job, and the ways to other pages."""
+
+    def __init__(
+        self, page: Page, pictured: Collection[str], ways: Sequence[Sequence[ui.Item[Any]]], now: float
+    ) -> None:
+        super().__init__(timeout=None)
+        box: ui.Container[Sheet] = ui.Container(accent_colour=COLOUR)
+        box.add_item(ui.TextDisplay(_title(page)))
+        for kept in page.kept:
+            box.add_item(ui.Separator())
+            box.add_item(_section(kept, kept.view.id in pictured, now))
+        self.add_item(box)
+        for way in ways:
+            self.add_item(ui.ActionRow(*way))
+
+
+def _title(page: Page) -> str:
+    if not page.total:
+        return f"### Yours\n{NOTHING[page.which]}"
+    pages = f" · page {page.number} of {page.of}" if page.of > 1 else ""
+    return f"### Yours\n-# {FILTERS[page.which]}: {sentences.jobs(page.total)}{pages}"
+
+
+def _section(kept: Kept, pictured: bool, now: float) -> ui.Item[Any]:
+    text: ui.TextDisplay[Any] = ui.TextDisplay(describe(kept, now))
+    if not pictured:
+        return text
+    alt = shortened(kept.view.prompt, 256)
+    return ui.Section(text, accessory=ui.Thumbnail(f"attachment://{kept.view.id}.jpg", description=alt))
+
+
+def describe(kept: Kept, now: float) -> str:
+    """A job in a few short lines: a telephone shows some thirty characters beside the picture."""
+    view = kept.view
+    state = "" if view.state == "finished" else f" {STATES.get(view.state, view.state)}"
+    if view.state in ("running", "sent"):
+        state += f" {sentences.percent(view.step, view.of)} %"
+    facts = [f"{SIGNS[view.state]}{state} <t:{round(view.finished or view.created)}:R>"]
+    if isinstance(view.recipe, Recipe):
+        facts.append(f"seed {view.recipe.seed}")
+    if kept.liked:
+        facts.append("★" + " ".join(str(index + 1) for index in kept.liked))
+    if view.private:
+        facts.append("private")
+    if link := _link(kept.place):
+        facts.append(f"[open]({link})")
+    lines = [f"**{quoted(view.prompt, 140)}**", " · ".join(facts)]
+    if view.state == "queued" and view.why:
+        lines.append(f"-# {quoted(view.why, 120)}")
+    if view.deleted is not None:
+        lines.append("-# Its pictures were deleted.")
+    elif kept.reason:
+        lines.append(f"-# Not shown in its place: {quoted(kept.reason, 200)}")
+    elif over(view.state) and view.state != "finished" and view.reason:
+        lines.append(f"-# {quoted(view.reason, 160)}")
+    return "\n".join(lines)
+
+
+def _link(place: Place | None) -> str:
+    where = place.where if place is not None and place.kind == "discord" else {}
+    if not where.get("message") or not where.get("channel"):
+        return ""
+    return f"https://discord.com/channels/{where.get('guild') or '@me'}/{where['channel']}/{where['message']}"
