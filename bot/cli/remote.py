@@ -50,6 +50,9 @@ async def develop(
         except asyncio.CancelledError:
             await _json(session, "DELETE", f"/api/jobs/{job}", None)
             raise
+        for shot in end.get("pictures", ()):
+            if shot["held"]:
+                screen.say(shot["held"])
         return await _fetch(session, end, film=film, frames=screen.frames)
 
 
@@ -115,7 +118,10 @@ async def _events(session: aiohttp.ClientSession, path: str) -> AsyncIterator[tu
 async def _fetch(session: aiohttp.ClientSession, end: dict[str, Any], *, film: bool, frames: int) -> Developed:
     if end["state"] != "finished":
         raise Undeveloped(end["reason"] or f"The job was {end['state']}.")
-    pictures = [await _bytes(session, shot["url"]) for shot in end["pictures"]]
+    free = [shot for shot in end["pictures"] if not shot["held"]]
+    if end["pictures"] and not free:
+        raise Undeveloped("All of its pictures are held by the picture check.")
+    pictures = [await _bytes(session, shot["url"]) for shot in free]
     return Developed(
         id=end["id"],
         seed=end["seed"],

@@ -1,4 +1,4 @@
-"""What was made, as files: single pictures, the grid, the film and its rungs. None of it ever changes.
+"""What was made, as files: single pictures, the grid, the film and its rungs. None of it changes once it is shown.
 
 Knows addresses and content types; the studio has the bytes. Pictures count from 1, rungs from 0.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from bot.held import held
 from bot.refused import Refused
 from bot.states import over
 from bot.views import View
@@ -17,6 +18,7 @@ from engine.job import MAX_COUNT
 
 GRIDS = web.AppKey("grids", Grids)
 FOREVER = "private, max-age=31536000, immutable"
+NOT_YET = "no-store"  # while a picture of the job is held: grid and film will change
 CELL = 512  # pixels that the shorter side of a picture in the grid has at least
 
 
@@ -35,7 +37,7 @@ def routes() -> list[web.RouteDef]:
 async def picture(request: web.Request) -> web.Response:
     """One finished picture, as it was made."""
     view, index = await visible(request), index_of(request)
-    return _file(await request.app[STUDIO].picture(view.id, index), "image/png", f"{view.id}-{index + 1}.png")
+    return _file(await request.app[STUDIO].picture(view.id, index), "image/png", f"{view.id}-{index + 1}.png", view)
 
 
 async def whole_grid(request: web.Request) -> web.Response:
@@ -43,16 +45,17 @@ async def whole_grid(request: web.Request) -> web.Response:
     view, studio = _finished(await visible(request)), request.app[STUDIO]
 
     async def pictures() -> list[bytes]:
-        return [await studio.picture(view.id, shot.index) for shot in view.pictures]
+        return [await studio.shown(view.id, shot.index) for shot in view.pictures]
 
-    composed = await request.app[GRIDS].of(tuple(shot.sha256 for shot in view.pictures), pictures)
-    return _file(composed, "image/png", f"{view.id}.png")
+    hidden = held(view)
+    key = tuple(f"{shot.sha256}{' held' if shot.index in hidden else ''}" for shot in view.pictures)
+    return _file(await request.app[GRIDS].of(key, pictures), "image/png", f"{view.id}.png", view)
 
 
 async def film(request: web.Request) -> web.Response:
     """How the pictures came out of noise, as an animation."""
     view = _finished(await visible(request))
-    return _file(await request.app[STUDIO].film(view.id), "image/webp", f"{view.id}.webp")
+    return _file(await request.app[STUDIO].film(view.id), "image/webp", f"{view.id}.webp", view)
 
 
 async def rungs(request: web.Request) -> web.Response:
@@ -66,7 +69,7 @@ async def rungs(request: web.Request) -> web.Response:
 async def rung(request: web.Request) -> web.Response:
     """One image of the film; the first is 0."""
     view, number = _finished(await visible(request)), _number(request)
-    return _file(await request.app[STUDIO].rung(view.id, number), "image/webp", f"{view.id}-{number}.webp")
+    return _file(await request.app[STUDIO].rung(view.id, number), "image/webp", f"{view.id}-{number}.webp", view)
 
 
 def _finished(view: View) -> View:
@@ -90,6 +93,7 @@ def index_of(request: web.Request) -> int:
     return number - 1
 
 
-def _file(content: bytes, kind: str, name: str) -> web.Response:
-    headers = {"Cache-Control": FOREVER, "Content-Disposition": f'inline; filename="{name}"'}
+def _file(content: bytes, kind: str, name: str, view: View) -> web.Response:
+    keep = NOT_YET if held(view) else FOREVER
+    headers = {"Cache-Control": keep, "Content-Disposition": f'inline; filename="{name}"'}
     return web.Response(body=content, content_type=kind, headers=headers)

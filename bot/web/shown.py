@@ -11,6 +11,7 @@ from typing import Any
 
 from bot import sentences
 from bot.feed import Developing
+from bot.held import held, why
 from bot.views import Member, Ticket, View
 from engine.job import Presence, Recipe
 
@@ -110,7 +111,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _results(view: View) -> dict[str, Any]:
-    base = address(view.id)
+    base, hidden = address(view.id), held(view)
     shots = [
         {
             "n": shot.index + 1,
@@ -118,15 +119,17 @@ def _results(view: View) -> dict[str, Any]:
             "sha256": shot.sha256,
             "width": shot.width,
             "height": shot.height,
+            "held": why(shot.index, shot) if shot.index in hidden else "",
         }
         for shot in view.pictures
     ]
     complete = view.state == "finished"
+    filmed = complete and any(image not in hidden for image in view.ladders)
     return {
         "pictures": shots,
         "grid": f"{base}/grid.png" if complete and shots else None,
-        "film": f"{base}/film.webp" if complete and view.ladders else None,
-        "rungs": f"{base}/rungs" if complete and view.ladders else None,
+        "film": f"{base}/film.webp" if filmed else None,
+        "rungs": f"{base}/rungs" if filmed else None,
     }
 
 

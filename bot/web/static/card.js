@@ -104,6 +104,8 @@ export class Card {
     for (const picture of job.pictures) this.hang(picture, job);
     this.part("work").hidden = true;
     if (job.state !== "finished") this.say(job.reason || `This job was ${job.state}.`);
+    const held = job.pictures.map((picture) => picture.held).filter(Boolean);
+    if (held.length) this.say([job.footer, ...held].join(" · "));
     if (job.state !== "finished" || this.done) return;
     this.done = true;
     if (job.rungs) this.film = new Film(this.part("film"), this.part("tray"), job);
@@ -114,11 +116,19 @@ export class Card {
     const print = this.prints[picture.n - 1];
     const image = print.firstElementChild;
     print.classList.add("dry");
+    if (picture.held) return this.hide(print, picture);
     print.href = picture.url;
     print.target = "_blank";
     if (!job.width) this.part("tray").style.setProperty("--aspect", `${picture.width} / ${picture.height}`);
     image.src = picture.url;
     image.alt = `Picture ${picture.n} of ${job.count}: ${job.prompt}`;
+  }
+
+  // What the picture check holds keeps its last, blurred preview, with the reason.
+  hide(print, picture) {
+    print.title = picture.held;
+    print.firstElementChild.alt = picture.held;
+    if (!print.firstElementChild.src) print.classList.remove("dry");
   }
 
   offer(job) {
@@ -129,7 +139,7 @@ export class Card {
       more.append(this.button("Re-roll", "Re-roll: the same prompt with another seed", `${this.address}/reroll`));
     }
     const single = job.pictures.length === 1;
-    more.append(download(single ? "Picture" : "Pictures", single ? job.pictures[0].url : job.grid, `${job.id}.png`));
+    more.append(download(single ? "Picture" : "Pictures", single && !job.pictures[0].held ? job.pictures[0].url : job.grid, `${job.id}.png`));
     if (job.film) more.append(download("Film", job.film, `${job.id}.webp`));
     deeds.append(more);
     deeds.hidden = false;
