@@ -13,6 +13,7 @@ from dataclasses import replace
 from ulid import ULID
 
 from bot.gate import Hour, passed
+from bot.held import notes
 from bot.limits import Limits
 from bot.orders import Order, check_fits, scoped
 from bot.preferences import Preferences
@@ -44,12 +45,14 @@ class Admission:
         for draft in drafts:
             check_fits(draft)
         preference = await self._preferences.of(member.id)
-        hour = Hour(now, await self._register.next_free(member.id), bool(self._workers()))
+        workers = dict(self._workers())
+        hour = Hour(now, await self._register.next_free(member.id), bool(workers))
         relaxed = any(order.relaxed for order in orders)
 
         def decide(ledger: Ledger) -> Sequence[Draft]:
             terms = resolve(ledger.rules(), member, self._limits)
-            return passed(drafts, terms, ledger, preference, hour, relaxed=relaxed)
+            taken = passed(drafts, terms, ledger, preference, hour, relaxed=relaxed)
+            return [_checked(draft, workers) for draft in taken]
 
         records, new = await self._store.admit(drafts, scoped(key, member), decide, now)
         if new:
@@ -63,3 +66,9 @@ class Admission:
             place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
             deadline=now + self._max_age, parent=order.parent,
         )  # fmt: skip
+
+
+def _checked(draft: Draft, workers: Mapping[str, Presence]) -> Draft:
+    """In an age-restricted channel no picture is checked; elsewhere a job that nobody can check says so at once."""
+    check = draft.check and not draft.member.age_restricted
+    return replace(draft, check=check, notes=(*draft.notes, *notes(check, draft.pool, workers)))
