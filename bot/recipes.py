@@ -1,11 +1,17 @@
-"""What a button makes of a recipe: a variation, another roll, an enlargement; and exact mode's pinned batch. Pure."""
+"""What a button makes of a recipe: a variation, another roll, other words, an enlargement; exact mode's pinned batch.
+
+Pure. Knows recipes and requests; knows nothing of who asks.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
+from bot.prompt import Request
+from bot.prompt.concepts import balanced
+from bot.prompt.request import FAST_SAMPLER, FAST_STEPS, fit
 from bot.refused import Refused
-from engine.job import Ancestor, Enlarge, Recipe, rows
+from engine.job import Ancestor, Enlarge, Recipe, Warm, rows
 
 ANCESTORS = 8
 MAX_SIDE = 4096
@@ -28,6 +34,29 @@ def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
 def rerolled(recipe: Recipe, seed: int) -> Recipe:
     """The same words from other noise."""
     return msgspec.structs.replace(recipe, seed=seed)
+
+
+def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
+    """Other words from the same noise, all else as it was but for what flags beside the words say.
+
+    Raises `Refused` where the shape does not fit the model, or another model is asked for: its noise is not comparable.
+    """
+    if request.model not in (None, recipe.model):
+        raise Refused(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
+    width, height = fit(request.ar, warm) if request.ar else (recipe.width, recipe.height)
+    made = msgspec.structs.replace(
+        recipe,
+        concepts=balanced(request.concepts),
+        negative=request.negative,
+        sampler=request.sampler or (FAST_SAMPLER if request.fast else recipe.sampler),
+        steps=request.steps or (FAST_STEPS if request.fast else recipe.steps),
+        seed=recipe.seed if request.seed is None else request.seed,
+        guidance=recipe.guidance if request.guidance is None else request.guidance,
+        count=request.count or recipe.count,
+        width=width,
+        height=height,
+    )
+    return pinned(made) if made.bucket else made
 
 
 def pinned(recipe: Recipe) -> Recipe:

@@ -13,35 +13,35 @@ from collections.abc import Callable, Mapping
 from bot.access import Subject, forbidden
 from bot.admission import Admission
 from bot.feed import Feed
+from bot.further import Further
 from bot.gallery import Gallery
 from bot.models import Models
-from bot.orders import Order, assumed, renewed, totalled
+from bot.orders import Order, assumed, totalled
 from bot.prompt import parse, recipe
 from bot.queue.cancelling import Cancelling
-from bot.recipes import enlarged, enlarging_cost, pinned, rerolled, varied
+from bot.recipes import pinned
 from bot.refused import Refused
 from bot.register import Register
-from bot.store import Record, Store, reads
+from bot.store import Store
 from bot.views import Action, Member, Place, Shot, Ticket, View
-from engine.job import MAX_COUNT, Enlarge, Presence, Recipe, Warm, cost
+from engine.job import MAX_COUNT, Presence, Warm, cost
 
 __all__ = ["Action", "Member", "Place", "Shot", "Studio", "Ticket", "View"]
 
 SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
 
 
-class Studio:
-    """Made by `bot.house`. `fresh` draws a seed."""
+class Studio(Further):
+    """Made by `bot.house`. `fresh` draws a seed. What is made from finished pictures is in `Further`."""
 
     def __init__(
         self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
         cancelling: Cancelling, workers: Callable[[], Mapping[str, Presence]], *,
         clock: Callable[[], float] = time.time, fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     ) -> None:  # fmt: skip
+        super().__init__(models, register, gallery, admission, fresh)
         self.feed = feed
-        self._store, self._models, self._register, self._gallery = store, models, register, gallery
-        self._admission, self._cancelling, self._workers = admission, cancelling, workers
-        self._clock, self._fresh = clock, fresh
+        self._store, self._cancelling, self._workers, self._clock = store, cancelling, workers, clock
 
     # Making
 
@@ -66,50 +66,6 @@ class Studio:
                 Order("imagine", " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm))
             )
         return await self._admission.take(totalled(orders), member, place, key)
-
-    async def vary(
-        self, job: str, index: int, member: Member, place: Place, *, key: str | None = None, strength: float = 0.3
-    ) -> Ticket:
-        """Variations of one finished image; of an enlarged one, of its original. Raises `Refused`."""
-        record = await self._register.record(job)
-        while isinstance(record.task, Enlarge) and record.parent:
-            index, record = record.parent[1], await self._register.record(record.parent[0])
-        await self._gallery.stored(record.id, index)
-        if not isinstance(record.task, Recipe) or not 0 < strength <= 1:
-            raise Refused("This picture cannot be varied.")
-        made = varied(record.task, index, strength, self._fresh())
-        return await self._again("vary", record, index, made, member, place, key)
-
-    async def reroll(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
-        """The same recipe with another seed. Raises `Refused`."""
-        record = await self._register.record(job)
-        if not isinstance(record.task, Recipe):
-            raise Refused("An enlarged picture cannot be rolled again: roll its original.")
-        return await self._again("reroll", record, 0, rerolled(record.task, self._fresh()), member, place, key)
-
-    async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
-        """One finished image, enlarged. Raises `Refused`."""
-        record = await self._register.record(job)
-        source = await self._gallery.stored(job, index)
-        task = enlarged(source.sha256, source.width, source.height)
-        price = enlarging_cost(task, source.width, source.height)
-        pool = self._models.any_pool(record.pool)
-        order = Order("upscale", record.prompt, (), task, pool, price, (job, index))
-        return (await self._admission.take([order], member, place, key))[0]
-
-    async def _again(
-        self, action: Action, record: Record, index: int, made: Recipe, member: Member, place: Place, key: str | None
-    ) -> Ticket:
-        """A job from another one's recipe, on whatever pool has its model now."""
-        try:
-            profile = self._models.profile(made.model)
-        except KeyError:
-            order = Order(action, record.prompt, (), made, record.pool, record.cost, (record.id, index))
-        else:
-            made, notes = renewed(made, profile)
-            price = cost(made, profile.warm)
-            order = Order(action, record.prompt, notes, made, profile.pool, price, (record.id, index))
-        return (await self._admission.take([order], member, place, key))[0]
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel an own job, or as a moderator one of the own guild; says what happened. Raises `Refused`."""

@@ -11,7 +11,7 @@ from typing import Literal
 from bot.states import State
 from engine.job import Enlarge, Recipe
 
-Action = Literal["imagine", "vary", "reroll", "upscale"]
+Action = Literal["imagine", "vary", "reroll", "upscale", "remix", "reproduce"]
 PlaceKind = Literal["discord", "web", "terminal"]
 Role = Literal["answer", "notice", "direct"]
 
@@ -79,6 +79,7 @@ class Ticket:
     seed: int
     count: int
     cost: float
+    private: bool = False  # for its author alone
 
 
 @dataclass(frozen=True)

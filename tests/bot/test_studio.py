@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from bot.feed import Developing, Settled
+from bot.further import STRENGTHS
 from bot.models import SHIPPED, Profile
 from bot.orders import assumed
 from bot.recipes import enlarged, pinned, varied
@@ -82,7 +83,7 @@ async def test_a_variation_keeps_the_chain_of_streams(workplace, until, ann, her
     _, job = await _finished(house, workplace, until, ann, here)
     first = await house.studio.vary(job, 1, BOB, here)
     view = await _done(house.studio, first.job, until)
-    assert view.recipe.lineage == (Ancestor(seed=7, index=1, strength=0.3),)
+    assert view.recipe.lineage == (Ancestor(seed=7, index=1, strength=STRENGTHS["subtle"]),)
     assert view.recipe.seed == first.seed != 7
     assert (view.parent, view.action, view.member_id) == ((job, 1), "vary", BOB.id)
     second = await house.studio.view((await house.studio.vary(first.job, 0, ann, here, strength=0.5)).job)
@@ -121,7 +122,9 @@ async def test_an_enlargement_is_a_job_whose_source_the_worker_can_fetch(workpla
     with pytest.raises(Refused):
         await house.studio.reroll(ticket.job, ann, here)
     varied = await house.studio.vary(ticket.job, 0, ann, here)
-    assert (await house.studio.view(varied.job)).recipe.lineage == (Ancestor(seed=7, index=1, strength=0.3),)
+    assert (await house.studio.view(varied.job)).recipe.lineage == (
+        Ancestor(seed=7, index=1, strength=STRENGTHS["subtle"]),
+    )
 
 
 @pytest.mark.asyncio
