@@ -49,9 +49,9 @@ class Admission:
         hour = Hour(now, await self._register.next_free(member.id), bool(workers))
         relaxed = any(order.relaxed for order in orders)
 
-        def decide(ledger: Ledger) -> Sequence[Draft]:
+        def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
             terms = resolve(ledger.rules(), member, self._limits)
-            taken = passed(drafts, terms, ledger, preference, hour, relaxed=relaxed)
+            taken = passed(asked, terms, ledger, preference, hour, relaxed=relaxed)
             return [_checked(draft, workers) for draft in taken]
 
         records, new = await self._store.admit(drafts, scoped(key, member), decide, now)

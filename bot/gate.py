@@ -16,7 +16,7 @@ from bot.refused import Refused
 from bot.rules import Cap, Terms
 from bot.rules.telling import set_by, shown
 from bot.sentences import shortened
-from bot.store import Draft
+from bot.store import WEIGHTS, Draft
 from bot.store.ledger import Ledger
 from bot.store.records import RELAXED
 from engine.job import Recipe
@@ -51,6 +51,7 @@ def passed(
     return [
         replace(
             draft, member=replace(draft.member, tier=tier), private=private, check=draft.check or terms.check,
+            weight=WEIGHTS.get(tier, 1.0),
             notes=(*draft.notes, *notes), running_here=here, running_everywhere=everywhere,
         )
         for draft in drafts

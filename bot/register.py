@@ -64,6 +64,7 @@ class Register:
             seed=recipe.seed if recipe else 0,
             count=record.images,
             cost=record.cost,
+            private=record.private,
         )
 
     async def views(self, records: Sequence[Record]) -> list[View]:
@@ -104,12 +105,17 @@ class Register:
             cost=record.charged,
             cancelling=record.cancelling,
             worker=self._forecast.worker(record.pool, record.model),
-            why=self._forecast.why(record, spot, self._limits.running),
+            why=self._forecast.why(record, spot, self._running(record)),
             private=record.private,
             check=record.check,
             deleted=record.deleted,
             channel=record.channel,
         )
+
+    def _running(self, record: Record) -> int:
+        """How many of its member run at once: as its terms were, else the house's default."""
+        caps = [cap for cap in (record.running_here, record.running_everywhere) if cap is not None]
+        return min(caps, default=self._limits.running)
 
     async def queue(self, guild: str | None) -> list[View]:
         """What runs or was sent, oldest first, then what waits, in fair order; at most a hundred of these."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Parsed", "Request", "parse", "recipe", "remarks"]
 
-FIELDS = {"no": "negative"}  # where a Request calls a flag's value otherwise
+FIELDS = {"no": "negative", "relax": "relaxed"}  # where a Request calls a flag's value otherwise
 
 
 @dataclass(frozen=True)

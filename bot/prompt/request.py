@@ -31,7 +31,8 @@ class Request:
     """One prompt, parsed and in range. None means: the model's default, or for the seed, a random one.
 
     `concepts` carry the weights as written; `ar` is width : height. `text` is what was typed for this job, cleaned,
-    with its flags; `words` the same without them. `bucket` is not the member's business.
+    with its flags; `words` the same without them. `relaxed` is a speed of the queue and changes no pixel. `bucket` is
+    not the member's business.
     """
 
     concepts: tuple[Concept, ...]
@@ -44,6 +45,7 @@ class Request:
     sampler: Sampler | None = None
     count: int | None = None
     fast: bool = False
+    relaxed: bool = False
     eta: float = 0.0
     text: str = ""
     words: str = ""

@@ -88,10 +88,13 @@ def _negative(value: object) -> str:
     return text
 
 
-def _fast(value: object) -> bool:
-    if not isinstance(value, bool) and value != "":
-        raise _out_of_range("fast", value)
-    return value is not False
+def _bare(name: str) -> Callable[[object], bool]:
+    def reader(value: object) -> bool:
+        if not isinstance(value, bool) and value != "":
+            raise _out_of_range(name, value)
+        return value is not False
+
+    return reader
 
 
 def _model(value: str, models: Sequence[str]) -> str:
@@ -114,5 +117,6 @@ READERS: dict[str, Callable[[object], object]] = {
     "ar": _shape,
     "sampler": _sampler,
     "no": _negative,
-    "fast": _fast,
+    "fast": _bare("fast"),
+    "relax": _bare("relax"),
 }

@@ -22,7 +22,7 @@ from bot.pictures import Missing, Pictures
 from bot.queue.board import Board
 from bot.queue.closing import Closing
 from bot.queue.forecast import Forecast
-from bot.store import Record, Store, Unavailable, Wish
+from bot.store import Record, Store, Unavailable, Wish, rules
 from engine.bus import Bus, Unreachable
 from engine.job import Enlarge, Job, Malformed, Recipe
 
@@ -89,8 +89,9 @@ class Dispatcher:
             await self.republish()
             self._lost = False
         await self._models.refresh()
+        together = await self._store.ask(rules.together)
         for crew in crews(self._bus.workers).values():
-            wish = Wish(crew.pool, crew.models, self._limits.running)
+            wish = Wish(crew.pool, crew.models, self._limits.running, together=together)
             while moved := await self._store.pick(wish, crew.rows, self._overbook, self._clock()):
                 self._board.put(moved.record, self._clock())
                 await self._submit_or_fail(moved.record)

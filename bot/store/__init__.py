@@ -24,8 +24,7 @@ from bot.states import Move
 from bot.store import moves, reads, writes
 from bot.store.accounts import Wish
 from bot.store.engines import engines
-from bot.store.ledger import Ledger
-from bot.store.records import Draft, Moved, Record, Stored
+from bot.store.records import RELAXED, Draft, Moved, Record, Stored
 from engine.job import Warm
 
 __all__ = ["Draft", "Moved", "Record", "Store", "Stored", "Unavailable", "Wish"]
@@ -33,7 +32,7 @@ __all__ = ["Draft", "Moved", "Record", "Store", "Stored", "Unavailable", "Wish"]
 T = TypeVar("T")
 P = ParamSpec("P")
 
-WEIGHTS: Mapping[str, float] = MappingProxyType({})
+WEIGHTS: Mapping[str, float] = MappingProxyType({RELAXED: 0.25})
 READERS = 2
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
@@ -45,7 +44,7 @@ class Unavailable(ConnectionError):
 class Store:
     """Open it by `Store.open`, close it by `close`. `version` grows with every change that can move the queue.
 
-    `weights`: account path → weight in the fair order, for accounts that are not 1.
+    `weights`: tier → weight in the fair order beside the other tiers, for those that are not 1.
     """
 
     def __init__(self, writer: Engine, reader: Engine, weights: Mapping[str, float] = WEIGHTS) -> None:
@@ -84,7 +83,7 @@ class Store:
         return await _on(self._reads, partial(_transaction, self._reader, question, args, options))
 
     async def admit(
-        self, drafts: Sequence[Draft], key: str | None, decide: Callable[[Ledger], Sequence[Draft]], now: float
+        self, drafts: Sequence[Draft], key: str | None, decide: moves.Decide, now: float
     ) -> tuple[list[Record], bool]:
         """`decide` reads the ledger and raises `Refused`, or all drafts that it returns are written with their places.
 

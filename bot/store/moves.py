@@ -7,6 +7,7 @@ one UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or doubled mess
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection, RowMapping, func, select, update
 
@@ -17,6 +18,7 @@ from bot.store.reads import of_key
 from bot.store.records import RELAXED, Draft, Moved, Record, record
 from bot.store.tables import jobs, moves, places
 
+Decide = Callable[[Sequence[Draft], Ledger], Sequence[Draft]]
 POISON = 3  # attempts without progress
 ATTEMPTS = 20  # in all: what a worker says of its progress may be a lie
 WORN = f"It was tried {ATTEMPTS} times and never finished."
@@ -24,7 +26,7 @@ OVERRUN = 10.0  # a worker may bill this many times the estimate against the fai
 
 
 def admit(
-    connection: Connection, drafts: Sequence[Draft], key: str | None, decide: Callable[[Ledger], Sequence[Draft]],
+    connection: Connection, drafts: Sequence[Draft], key: str | None, decide: Decide,
     weights: Mapping[str, float], now: float,
 ) -> tuple[list[Record], bool]:  # fmt: skip
     """All that `decide` makes of the drafts, with their places, or none: it raises `Refused`. A known `key` gives what
@@ -32,7 +34,7 @@ def admit(
     """
     if key is not None and (known := of_key(connection, key)):
         return known, False
-    return insert(connection, decide(Ledger(connection, drafts[0].member, now)), key, weights), True
+    return insert(connection, decide(drafts, Ledger(connection, drafts[0].member, now)), key, weights), True
 
 
 def insert(
@@ -105,7 +107,7 @@ def pick(connection: Connection, wish: Wish, rows: int, overbook: float, now: fl
     if row is None or rows <= 0:
         return None
     if taken + min(row["rows"], rows) > rows:  # one that is larger than the whole pool has it to itself
-        row = choose(connection, Wish(wish.pool, wish.models, wish.running, newcomers=True))
+        row = choose(connection, replace(wish, newcomers=True))
         if row is None or taken + min(row["rows"], rows) > rows * (1 + overbook):
             return None
     return _send(connection, row, now)

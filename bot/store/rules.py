@@ -11,6 +11,7 @@ from sqlalchemy import Connection, RowMapping, and_, func, select
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Change, Rule, Step, Value
 from bot.rules.planning import undone
+from bot.rules.together import Together
 from bot.store.tables import changes
 from bot.store.tables import rules as kept
 
@@ -29,6 +30,12 @@ def of_guild(connection: Connection, guild: str) -> list[Rule]:
     """A guild's own rules, in a settled order."""
     asked = select(kept).where(kept.c.guild == guild).order_by(kept.c.scope, kept.c.subject, kept.c.setting)
     return [_rule(row) for row in connection.execute(asked).mappings()]
+
+
+def together(connection: Connection) -> Together:
+    """How many of all members run at once, in every guild that has a rule about it."""
+    found = connection.execute(select(kept).where(kept.c.setting == "together_running"))
+    return Together.of_rules([_rule(row) for row in found.mappings()])
 
 
 def change(

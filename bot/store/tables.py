@@ -161,6 +161,7 @@ rules = Table(  # what admins have set; guild "*" and scope "house" belong to wh
     Column("subject", String(64), primary_key=True),  # the channel's, role's or user's id; empty for a whole guild
     Column("setting", String(32), primary_key=True),
     Column("value", JSON, nullable=False),
+    Index("rules_setting", "setting"),
 )
 
 changes = Table(  # every change of the rules, with what it takes to undo it

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import sqlite3
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from sqlalchemy import Connection, create_engine, event, text
 from ulid import ULID
 
 from bot.fair import order
-from bot.limits import Charge, Limits, check
+from bot.limits import DAY, check_places
 from bot.refused import Refused
 from bot.states import ENDS
 from bot.store import Draft, Store, Stored, Unavailable, Wish, places, reads
+from bot.store.ledger import Ledger
+from bot.store.ledger import look as ledger
 from bot.store.moves import ATTEMPTS, POISON
 from bot.store.tables import metadata
 from bot.store.weeding import weed
@@ -44,8 +47,9 @@ def draft(user: str = "ann", guild: str = "g", tier: str = "standard", cost: flo
     return Draft(**(values | more))
 
 
-def free(_usage: object) -> None:
+def free(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
     """Admit everything."""
+    return drafts
 
 
 async def queue(store: Store, *drafts: Draft) -> list[str]:
@@ -109,8 +113,9 @@ async def test_twenty_at_once_with_one_key_make_one_job(store):
 
 @pytest.mark.asyncio
 async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothing(store):
-    def decide(usage):
-        check(Limits(running=3, queued=4), usage, 1.0, 1000.0)
+    def decide(drafts, ledger):
+        check_places(3, 4, ledger.usage("member everywhere"), 1000.0)
+        return drafts
 
     async def ask():
         try:
@@ -129,11 +134,16 @@ async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothin
 async def test_usage_counts_what_runs_waits_and_was_charged_in_a_day(store):
     jobs = await queue(store, draft(), draft(), draft(user="bob"), draft(created=-100_000.0))
     await store.pick(EVERYTHING, 8, 0.0, 1001.0)
-    usage = await store.ask(reads.usage, "ann", "g", 1002.0)
-    assert (usage.running, usage.queued, usage.guild_queued) == (1, 2, 3)
-    assert usage.charges == (Charge(1000.0, 10.0), Charge(1000.0, 10.0))
+    ann = Member("ann", "ann", "g")
+
+    def asked(ledger: Ledger) -> tuple[int, int, int, float, float]:
+        mine, all_of_them = ledger.usage("member here"), ledger.usage("guild")
+        spent = ledger.spending("member here", DAY).spent, ledger.spending("guild", DAY).spent
+        return (mine.running, mine.queued, all_of_them.queued, *spent)
+
+    assert await store.ask(ledger, ann, 1002.0, asked) == (1, 2, 3, 20.0, 30.0)
     await store.end("cancel", jobs[1], 1003.0, 0.0)
-    assert (await store.ask(reads.usage, "ann", "g", 1004.0)).charges == (Charge(1000.0, 10.0),)
+    assert await store.ask(ledger, ann, 1004.0, asked) == (1, 1, 2, 10.0, 20.0)
 
 
 @pytest.mark.asyncio

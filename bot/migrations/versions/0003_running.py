@@ -17,9 +17,11 @@ def upgrade() -> None:
     for name in COLUMNS:
         op.add_column("jobs", sa.Column(name, sa.Integer))
     op.create_index("jobs_guild_state", "jobs", ["guild", "state", "channel"])
+    op.create_index("rules_setting", "rules", ["setting"])
 
 
 def downgrade() -> None:
+    op.drop_index("rules_setting", "rules")
     op.drop_index("jobs_guild_state", "jobs")
     for name in COLUMNS:
         op.drop_column("jobs", name)

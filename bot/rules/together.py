@@ -1,0 +1,44 @@
+"""How many jobs of all members run at once: the caps of every server and channel, for the dispatcher. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from bot.rules.rule import EVERYWHERE, Rule
+
+
+@dataclass(frozen=True)
+class Together:
+    """`guilds`: of the admins of a server; `ceilings`: of whoever runs the bot for a server ("*": for each that has
+    none of its own); `channels`: by guild and channel.
+    """
+
+    guilds: Mapping[str, int] = field(default_factory=dict)
+    ceilings: Mapping[str, int] = field(default_factory=dict)
+    channels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of_rules(cls, rules: Iterable[Rule]) -> Together:
+        """From the rules of `together_running`, whatever guild they belong to."""
+        guilds, ceilings, channels = dict[str, int](), dict[str, int](), dict[str, dict[str, int]]()
+        for rule in rules:
+            if not isinstance(rule.value, int):
+                continue
+            if rule.scope == "house":
+                ceilings[rule.guild] = rule.value
+            elif rule.scope == "channel":
+                channels.setdefault(rule.guild, {})[rule.subject] = rule.value
+            else:
+                guilds[rule.guild] = rule.value
+        return cls(guilds, ceilings, channels)
+
+    def of(self, guild: str) -> int | None:
+        """The cap of a server; None if it has none."""
+        ceiling = self.ceilings.get(guild, self.ceilings.get(EVERYWHERE))
+        found = [cap for cap in (self.guilds.get(guild), ceiling) if cap is not None]
+        return min(found, default=None)
+
+    def channels_of(self, guild: str) -> Mapping[str, int]:
+        """The caps of a server's channels."""
+        return self.channels.get(guild, {})
