@@ -1,0 +1,100 @@
+"""Going on from what was made: remixes, reproductions, and how far a variation goes, over a real broker and store."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bot.further import NOT_EXACT, STRENGTHS
+from bot.recipes import pinned, remixed
+from bot.refused import Refused
+from bot.views import Member
+from engine.job import Ancestor, Concept
+
+pytestmark = pytest.mark.asyncio
+BOB = Member("local:bob", "Bob", "local")
+
+
+async def done(house, job, until):
+    async def over():
+        return (await house.studio.view(job)).state == "finished"
+
+    await until(over)
+    return await house.studio.view(job)
+
+
+async def finished(workplace, until, ann, here, text="a lamp --seed 7 --count 2 --no fog --steps 30"):
+    house = await workplace.house()
+    await workplace.worker()
+    await until(lambda: house.studio.workers())
+    (ticket,) = await house.studio.imagine(text, ann, here)
+    return house, await done(house, ticket.job, until)
+
+
+async def test_a_reproduction_is_the_same_recipe_with_its_batch_shape_pinned(workplace, until, ann, here):
+    house, first = await finished(workplace, until, ann, here)
+    ticket = await house.studio.reproduce(first.id, BOB, here, key="one")
+    assert ticket.notes == (NOT_EXACT,)
+    again = await house.studio.view(ticket.job)
+    assert again.recipe == pinned(first.recipe)
+    assert (again.action, again.parent, again.prompt) == ("reproduce", (first.id, 0), first.prompt)
+    assert (await house.studio.reproduce(first.id, BOB, here, key="one")).job == ticket.job
+    third = await house.studio.reproduce(ticket.job, BOB, here)
+    assert third.notes == (), "an exact run is reproduced to the byte"
+    enlarged = await house.studio.upscale(first.id, 0, ann, here)
+    with pytest.raises(Refused, match="reproduce its original"):
+        await house.studio.reproduce(enlarged.job, BOB, here)
+
+
+async def test_a_remix_is_other_words_from_the_same_noise(workplace, until, ann, here):
+    house, first = await finished(workplace, until, ann, here)
+    (ticket,) = await house.studio.remix(first.id, None, "a blue lamp", BOB, here)
+    view = await house.studio.view(ticket.job)
+    assert view.recipe == msgspec.structs.replace(first.recipe, concepts=(Concept("a blue lamp"),))
+    assert (view.action, view.parent, view.prompt) == ("remix", (first.id, 0), "a blue lamp")
+    assert ticket.notes == ()
+    (plain,) = await house.studio.remix(first.id, None, "a blue lamp --steps 12 --ar 2:1", BOB, here, negative="")
+    recipe = (await house.studio.view(plain.job)).recipe
+    assert (recipe.negative, recipe.steps, recipe.width / recipe.height) == ("", 12, 2)
+
+
+async def test_a_remix_of_one_picture_varies_it_and_a_roll_takes_other_noise(workplace, until, ann, here):
+    house, first = await finished(workplace, until, ann, here)
+    (ticket,) = await house.studio.remix(first.id, 1, "a blue lamp", BOB, here, strength=STRENGTHS["strong"])
+    view = await house.studio.view(ticket.job)
+    assert view.recipe.lineage == (Ancestor(seed=7, index=1, strength=0.6),)
+    assert view.parent == (first.id, 1)
+    (rolled,) = await house.studio.remix(first.id, None, "a blue lamp", BOB, here, strength=1)
+    recipe = (await house.studio.view(rolled.job)).recipe
+    assert recipe.seed != 7
+    assert recipe.lineage == ()
+    enlarged = await done(house, (await house.studio.upscale(first.id, 1, ann, here)).job, until)
+    (onward,) = await house.studio.remix(enlarged.id, 0, "a red lamp", BOB, here, strength=0.15)
+    assert (await house.studio.view(onward.job)).parent == (first.id, 1), "of its original"
+
+
+async def test_braces_make_several_remixes_and_all_are_taken_or_none(workplace, until, ann, here):
+    house, first = await finished(workplace, until, ann, here)
+    red, blue = await house.studio.remix(first.id, None, "a {red, blue} lamp", BOB, here)
+    assert (red.prompt, blue.prompt) == ("a red lamp", "a blue lamp")
+    before = len(await house.studio.recent())
+    for wrong in ("", "a lamp --model other", "a lamp --sampler nothing", "x" * 2001):
+        with pytest.raises(Refused):
+            await house.studio.remix(first.id, None, wrong, BOB, here)
+    with pytest.raises(Refused, match="no such picture"):
+        await house.studio.remix(first.id, 3, "a lamp", BOB, here)
+    for strength in (0, -1, 1.5):
+        with pytest.raises(Refused, match="strength"):
+            await house.studio.vary(first.id, 0, BOB, here, strength=strength)
+    assert len(await house.studio.recent()) == before
+
+
+async def test_a_remix_of_an_exact_job_is_exact(workplace, until, ann, here):
+    _, first = await finished(workplace, until, ann, here)
+    from bot.models import SHIPPED
+    from bot.prompt import parse
+
+    exact = pinned(first.recipe)
+    assert exact.bucket == 4
+    (request,) = parse("a lamp:: a table:: a cat:: a dog", None).requests
+    assert remixed(exact, request, SHIPPED).bucket == 16
