@@ -13,21 +13,25 @@ from collections.abc import Callable, Mapping
 from bot.access import Subject, forbidden
 from bot.admission import Admission
 from bot.feed import Feed
+from bot.film import LIMIT
 from bot.further import Further
 from bot.gallery import Gallery
 from bot.models import Models
 from bot.orders import Order, assumed, totalled
 from bot.prompt import parse, recipe
+from bot.prompt.suffix import suffixed
 from bot.queue.cancelling import Cancelling
 from bot.recipes import pinned
 from bot.refused import Refused
 from bot.register import Register
+from bot.sentences import shortened
 from bot.store import Store
 from bot.views import Action, Member, Place, Shot, Ticket, View
 from engine.job import MAX_COUNT, Presence, Warm, cost
 
 __all__ = ["Action", "Member", "Place", "Shot", "Studio", "Ticket", "View"]
 
+ADDED = "Your suffix was added: “{}”."
 SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
 
 
@@ -46,25 +50,33 @@ class Studio(Further):
     # Making
 
     async def imagine(
-        self, text: str, member: Member, place: Place, *, key: str | None = None, exact: bool = False, **options: object
-    ) -> list[Ticket]:
+        self, text: str, member: Member, place: Place, *, key: str | None = None, exact: bool = False, suffix: str = "",
+        **options: object,
+    ) -> list[Ticket]:  # fmt: skip
         """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
 
         `options` override the flags in the text: steps, seed, guidance, sampler, model, count, ar, fast, negative.
+        `suffix` goes behind the words of the prompt, and a note says so.
         `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
         """
         profiles = {profile.warm.name: profile for profile in self._models.profiles()}
         default = self._models.profile(None)
-        parsed = parse(text, default.warm, models=list(profiles), options=options)
+        ended = suffixed(text, suffix)
+        parsed = parse(ended, default.warm, models=list(profiles), options=options)
+        added = (ADDED.format(shortened(suffix, 100)),) if ended != text else ()
         orders: list[Order] = []
         for request in parsed.requests:
             profile = profiles[request.model] if request.model else default
             made = recipe(request, profile.warm, self._fresh())
             made = pinned(made) if exact else made
-            notes = parsed.notes if profile.live else (*parsed.notes, assumed(profile, bool(self._workers())))
+            notes = (*added, *parsed.notes)
+            notes = notes if profile.live else (*notes, assumed(profile, bool(self._workers())))
             orders.append(
-                Order("imagine", " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm))
-            )
+                Order(
+                    "imagine", " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm),
+                    relaxed=request.relaxed,
+                )
+            )  # fmt: skip
         return await self._admission.take(totalled(orders), member, place, key)
 
     async def cancel(self, job: str, member: Member) -> str:
@@ -97,9 +109,9 @@ class Studio(Further):
         """A finished image as everybody may see it: blurred while the picture check holds it. Raises `Refused` (404)."""
         return await self._gallery.shown(job, index)
 
-    async def film(self, job: str) -> bytes:
-        """How a job's images came to be, as an animated WebP. Raises `Refused` (404)."""
-        return await self._gallery.film(job)
+    async def film(self, job: str, limit: int = LIMIT) -> bytes:
+        """How a job's images came to be, as an animated WebP of at most `limit` bytes. Raises `Refused`."""
+        return await self._gallery.film(job, limit)
 
     async def rungs(self, job: str) -> list[int]:
         """The step at each rung of a job's film. Raises `Refused` (404)."""

@@ -46,8 +46,14 @@ def member_of(interaction: Interaction) -> Member:
         house=user.id in interaction.client.keepers,
         roles=tuple(str(role.id) for role in user.roles) if isinstance(user, discord.Member) else (),
         channel=str(getattr(channel, "parent_id", None) or interaction.channel_id or ""),
-        age_restricted=bool(getattr(channel, "nsfw", False)),
+        age_restricted=_for_adults(channel),
     )
+
+
+def _for_adults(channel: object) -> bool:
+    """Whether the channel, or a thread's parent, is age-restricted."""
+    asked = getattr(channel, "is_nsfw", None)  # a direct conversation has none
+    return asked is not None and bool(asked())
 
 
 def guild_of(interaction: Interaction) -> str:
