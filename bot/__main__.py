@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bot.cli import rules
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="A picture bot of your own: `darkroom up` opens the chatroom, `darkroom imagine` draws in the terminal.",
 )
+
+app.add_typer(rules.app, name="rules")
 
 Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")
@@ -122,6 +125,16 @@ def doctor(
     if as_json:
         typer.echo(report(findings))
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@app.command()
+def commands(as_json: AsJson = False) -> None:
+    """The Discord commands as they are registered, counted against Discord's limits. Needs no token."""
+    from bot.cli.commands import report
+
+    said, passed = report(as_json=as_json)
+    typer.echo(said)
+    raise typer.Exit(0 if passed else 1)
 
 
 @app.command(context_settings=PASSED_ON)

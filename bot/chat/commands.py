@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import discord
 from discord import app_commands, ui
 
 from bot.chat.buttons import JobButton
 from bot.chat.film import film
 from bot.chat.help import show_help
 from bot.chat.imagine import imagine
+from bot.chat.languages import Languages
 from bot.chat.menus import reproduce_shown, show_details, use_as_prompt
 from bot.chat.mine import Chosen, Turn, mine
 from bot.chat.overview import show_info
@@ -17,6 +19,7 @@ from bot.chat.prefer import prefer
 from bot.chat.queue import cancel, queue
 from bot.chat.reproduce import reproduce
 from bot.chat.settings import COMMANDS as SETTINGS
+from bot.chat.tree import Tree
 
 COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group, ...] = (
     imagine,
@@ -34,3 +37,12 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     *SETTINGS,
 )
 ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Turn, Chosen)  # buttons and menus that outlive a restart
+
+
+async def registered() -> list[dict[str, Any]]:
+    """The tree as it is sent to Discord; needs no connection."""
+    tree = Tree(cast(Any, discord.Client(intents=discord.Intents.none())))
+    await tree.set_translator(Languages())
+    for command in COMMANDS:
+        tree.add_command(command)
+    return await tree.payload()

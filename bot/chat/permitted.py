@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, Action] = MappingProxyType(
         "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
     }
 )  # fmt: skip
+ADMITTED: tuple[Action, ...] = ("imagine", "reproduce")  # they make jobs: admission asks the rules, when it writes
 
 
 async def permit(interaction: discord.Interaction[DarkroomClient], action: Action, view: View | None = None) -> Member:
@@ -36,6 +37,8 @@ async def permit(interaction: discord.Interaction[DarkroomClient], action: Actio
     subject = None if view is None else subject_of(view)
     if reason := forbidden(action, member, subject, direct=interaction.guild_id is None):
         raise Refused(reason, 403)
+    if action not in ADMITTED:
+        await interaction.client.desk.administration.allowed(member, action)
     return member
 
 
