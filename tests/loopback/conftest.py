@@ -60,6 +60,11 @@ class Scene:
         await act.answer()
         return act
 
+    def go_on(self) -> None:
+        """Jobs that stand still go on, and none stands still any more."""
+        self.street.painter.stand_at = None
+        self.street.painter.going.set()
+
     def finals(self) -> list[Message]:
         """The messages of the channel that show a finished picture."""
         return [one for one in self.loopback.world.messages(self.channel.id) if is_final(one)]
@@ -91,8 +96,9 @@ def scene(street: Street) -> Iterator[Scene]:
     """A channel and a member of its own; afterwards nothing is out of order any more."""
     number = next(NUMBERS)
     channel = street.guild.create_text_channel(f"pictures-{number}")
-    yield Scene(street, channel, Person(street.loopback, f"alice{number}", street.guild, patience=PATIENCE))
-    street.painter.speed, street.painter.stand_at = 0.01, None
-    street.painter.going.set()
+    made = Scene(street, channel, Person(street.loopback, f"alice{number}", street.guild, patience=PATIENCE))
+    yield made
+    made.go_on()
+    street.painter.speed = 0.01
     street.loopback.troubles.over()
     street.loopback.laws.file = None

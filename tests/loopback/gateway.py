@@ -133,7 +133,8 @@ class Gateway:
                 self._forget(session)
 
     def forget(self) -> None:
-        """No session can be resumed any more; who tries is told so."""
+        """Every line breaks, and no session can be resumed any more; who tries is told so."""
+        self.drop()
         for session in list(self.sessions.values()):
             self._forget(session)
 

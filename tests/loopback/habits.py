@@ -34,9 +34,7 @@ HABITS = (
     Habit("*", "*attachments[].id", NUMBER, "ids of attachments are numbers in JSON; Discord reads both"),
     Habit("*/messages", "message_reference.*", NUMBER, "so are the ids of a message that is answered"),
     *(
-        Habit(
-            "*", f"attachments[].{name}", NEW, "a kept attachment is sent back as it came; Discord reads its id alone"
-        )
+        Habit("*", f"attachments[].{name}", NEW, "a kept attachment is sent back as it came; only its id is read")
         for name in ("content_type", "proxy_url", "size", "spoiler", "url")
     ),
     Habit("PATCH *", "tts", NEW, "edits say that they are not read aloud; Discord does not look"),

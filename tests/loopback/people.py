@@ -71,7 +71,7 @@ class Person:
         self.loopback, self.patience = loopback, patience
         self.user: UserHandle = loopback.world.create_user(name)
         self.actor: MemberActor | UserHandle = guild.add_member(self.user) if guild else self.user
-        self.dm = guild is None
+        self.guild = guild
         loopback.world.members[self.user.id] = says
 
     @property
@@ -80,7 +80,7 @@ class Person:
 
     async def slash(self, channel: ChannelHandle | None, name: str, **options: Any) -> Act:
         """Type `/name`; `channel` is None in the direct conversation."""
-        where = () if self.dm else (channel,)
+        where = () if self.guild is None else (channel,)
         return self._done(await self.actor.slash(*where, name, **options))  # pyright: ignore
 
     async def autocomplete(self, channel: ChannelHandle, name: str, option: str, typed: str, **filled: Any) -> Act:

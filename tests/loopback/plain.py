@@ -21,8 +21,6 @@ from discord.http import Route
 from loopback.server import TOKEN, Loopback, until
 from painter import stop
 
-QUICK = 1.0  # seconds without a word from the gateway until this bot thinks it dead
-
 
 class Words(ui.Modal, title="Words"):
     """A modal with one text."""
@@ -85,7 +83,7 @@ class Plain(discord.AutoShardedClient):
 
     def __init__(self, **options: Any) -> None:
         intents = discord.Intents(guilds=True, guild_reactions=True, guild_messages=True)
-        super().__init__(intents=intents, heartbeat_timeout=QUICK, max_messages=None, **options)
+        super().__init__(intents=intents, max_messages=None, **options)
         self.tree = app_commands.CommandTree(self)
         self.told: list[str] = []
 
@@ -106,14 +104,16 @@ class Plain(discord.AutoShardedClient):
 
 
 @asynccontextmanager
-async def plain(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Plain]:
+async def plain(loopback: Loopback, monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[Plain]:
     """The bot, connected to an open loopback by discord.py's own constants."""
     monkeypatch.setattr(Route, "BASE", loopback.api)
     monkeypatch.setattr(DiscordWebSocket, "DEFAULT_GATEWAY", yarl.URL(loopback.gateway.url))
-    async with Plain() as client:
+    async with Plain(**options) as client:
         going: asyncio.Task[Any] = asyncio.create_task(client.start(TOKEN))
         try:
             await until(lambda: going.done() or (loopback.gateway.ready() and client.is_ready()))
+            if going.done():
+                going.result()
             yield client
         finally:
             await client.close()

@@ -1,0 +1,102 @@
+"""The gateway keeps to Discord's protocol: a plain discord.py bot resumes or comes anew, and misses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+
+from loopback.people import Person
+from loopback.plain import Plain, plain
+from loopback.server import Loopback, until
+
+pytestmark = pytest.mark.asyncio
+
+Open = Callable[..., AbstractAsyncContextManager[Plain]]
+
+
+@pytest.fixture
+def open_plain(monkeypatch: pytest.MonkeyPatch) -> Open:
+    return lambda loopback, **options: plain(loopback, monkeypatch, **options)
+
+
+def a_world(shards: int = 1) -> tuple[Loopback, list[Any], list[Person]]:
+    """A server on each shard, with a channel and a member."""
+    loopback = Loopback(shards=shards)
+    guilds = [loopback.world.create_guild(shard_id=shard) for shard in range(shards)]
+    channels = [guild.create_text_channel("here") for guild in guilds]
+    return loopback, channels, [Person(loopback, "alice", guild) for guild in guilds]
+
+
+async def test_a_dropped_line_is_resumed_and_what_was_missed_is_told(open_plain: Open) -> None:
+    loopback, (channel,), (alice,) = a_world()
+    async with loopback.open(), open_plain(loopback) as bot:
+        act = await alice.slash(channel, "say", text="hi")
+        message = await act.answer()
+        loopback.gateway.drop()
+        await alice.react(message, "👍")
+        await until(lambda: "resumed" in bot.told and "resumed 0" in bot.told)
+        assert bot.told[0] == "👍"
+        assert loopback.gateway.log == [("IDENTIFY", 0), ("RESUME", 0)]
+        assert (await (await alice.slash(channel, "say", text="yo")).answer()).content.startswith("yo")
+
+
+async def test_an_order_to_reconnect_is_followed_by_resuming(open_plain: Open) -> None:
+    loopback, (channel,), (alice,) = a_world()
+    async with loopback.open(), open_plain(loopback) as bot:
+        loopback.gateway.order_reconnect()
+        await until(lambda: "resumed" in bot.told)
+        loopback.gateway.invalidate(resumable=True)
+        await until(lambda: bot.told.count("resumed") == 2)
+        assert [each for each, _ in loopback.gateway.log] == ["IDENTIFY", "RESUME", "RESUME"]
+        assert await (await alice.slash(channel, "say", text="yo")).answer()
+
+
+async def test_a_session_that_is_gone_begins_anew(open_plain: Open) -> None:
+    loopback, (channel,), (alice,) = a_world()
+    async with loopback.open(), open_plain(loopback):
+        loopback.gateway.invalidate(resumable=False)
+        await until(lambda: loopback.gateway.log == [("IDENTIFY", 0)] * 2)
+        await until(loopback.gateway.ready)
+        assert await (await alice.slash(channel, "say", text="yo")).answer()
+
+
+async def test_a_gateway_that_does_not_answer_beats_is_left(open_plain: Open) -> None:
+    loopback, _, _ = a_world()
+    loopback.gateway.interval = 0.3
+    async with loopback.open(), open_plain(loopback, heartbeat_timeout=1.0) as bot:
+        await until(lambda: loopback.gateway.beats > 3)
+        assert bot.told == []
+        loopback.gateway.acknowledges = False
+        await until(lambda: len(loopback.gateway.log) == 2)
+        loopback.gateway.acknowledges = True
+        await until(lambda: "resumed" in bot.told)
+
+
+async def test_each_shard_has_its_own_servers(open_plain: Open) -> None:
+    loopback, channels, people = a_world(shards=2)
+    async with loopback.open(), open_plain(loopback) as bot:
+        assert sorted(loopback.gateway.log) == [("IDENTIFY", 0), ("IDENTIFY", 1)]
+        for shard, (channel, alice) in enumerate(zip(channels, people, strict=True)):
+            assert alice.guild
+            assert (alice.guild.id >> 22) % 2 == shard
+            assert await (await alice.slash(channel, "say", text="hi")).answer()
+        second = next(one for one in loopback.gateway.sessions.values() if one.shard == 1)
+        assert second.line
+        second.line.cut()
+        await until(lambda: "resumed 1" in bot.told)
+        assert "resumed 0" not in bot.told
+        assert await (await people[1].slash(channels[1], "say", text="hi")).answer()
+
+
+async def test_who_has_no_right_token_is_shown_out(open_plain: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback, _, _ = a_world()
+    monkeypatch.setattr("loopback.plain.TOKEN", "wrong")
+    async with loopback.open():
+        with pytest.raises(Exception, match="Improper token"):
+            async with open_plain(loopback):
+                raise AssertionError("it came in")
+    assert loopback.gateway.log == []
+    assert loopback.rates.invalid == 1
