@@ -131,18 +131,19 @@ class Room:
 async def room(workplace: Any, until: Any) -> AsyncIterator[Room]:
     house, painter = await workplace.house(), Painter(await workplace.bus())
     painter.checks = True
-    check_all(house)
+    await check_all(house)
     task = asyncio.create_task(painter.run())
     await until(lambda: house.studio.workers())
     yield Room(house, painter, until)
     await stop(task)
 
 
-def check_all(house: House) -> None:
-    """Every job is checked."""
-    admission: Any = house.studio._admission
-    draft = admission._draft
-    admission._draft = lambda *given: replace(draft(*given), check=True)
+ADMIN = Member("local:ada", "Ada", "local", admin=True)
+
+
+async def check_all(house: House, where: str = "on") -> None:
+    """The guild's rule: its pictures are checked."""
+    await house.desk.administration.set(ADMIN, "guild", "", "check", where)
 
 
 @pytest.mark.asyncio
@@ -281,6 +282,24 @@ def chequered(recipe: Any, image: int, step: int, form: Any) -> bytes:
 @pytest.mark.asyncio
 async def test_without_a_worker_that_checks_all_is_held(room: Room) -> None:
     room.painter.checks = False
-    view = await room.done(await room.ask("a lamp"))
+    await room.until(lambda: not any(one.checks for one in room.house.studio.workers().values()))
+    (ticket,) = await room.house.studio.imagine("a lamp", BOB, Place("web", {}))
+    assert NO_CHECK in ticket.notes
+    view = await room.done(ticket.job)
     assert held(view) == (0, 1, 2, 3)
+    assert NO_CHECK in view.notes
     assert [kind for kind, _, _ in await room.incidents()] == ["held"] * 4
+
+
+@pytest.mark.asyncio
+async def test_where_it_is_not_asked_for_or_adults_are_alone_nothing_is_held(room: Room) -> None:
+    room.painter.verdicts = {0: "flagged"}
+    grown = replace(BOB, age_restricted=True)
+    adults = await room.done(await room.ask("a lamp --count 1", grown))
+    await check_all(room.house, "off")
+    plain = await room.done(await room.ask("a lamp --count 1"))
+    for view in (adults, plain):
+        assert not view.check
+        assert held(view) == ()
+        assert await room.house.studio.picture(view.id, 0)
+    assert await room.incidents() == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from typing import Any
 
 import discord
@@ -18,12 +17,12 @@ from bot.views import Member
 pytestmark = pytest.mark.asyncio
 
 
-def check_all(world: Any) -> None:
-    """Every job is checked, and a worker can."""
+async def check_all(world: Any) -> None:
+    """The server's rule is that pictures are checked, and a worker can."""
     world.painter.checks = True
-    admission: Any = world.studio._admission
-    draft = admission._draft
-    admission._draft = lambda *given: replace(draft(*given), check=True)
+    admin = Member("discord:1", "ada", f"discord:{world.guild.id}", admin=True)
+    await world.client.desk.administration.set(admin, "guild", "", "check", "on")
+    await world.until(lambda: any(one.checks for one in world.studio.workers().values()))
 
 
 def moderator(world: Any) -> Any:
@@ -61,9 +60,8 @@ def tiles(grid: Image.Image) -> list[Image.Image]:
 
 async def held(world: Any, verdicts: dict[int, str], **options: Any) -> discord.Message:
     """A finished job of alice's with these verdicts."""
-    check_all(world)
+    await check_all(world)
     world.painter.verdicts, world.painter.paint = verdicts, quarters
-    await world.until(lambda: any(one.checks for one in world.studio.workers().values()))
     return await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple", **options))
 
 
@@ -146,9 +144,8 @@ async def test_a_single_picture_and_an_enlarged_one_are_hidden_whole(open_world:
 
 async def test_previews_are_blurred_until_the_check_has_passed_them(open_world: Any) -> None:
     async with open_world() as world:
-        check_all(world)
+        await check_all(world)
         world.painter.early, world.painter.paint, world.painter.stand_at = {2: "flagged"}, quarters, 6
-        await world.until(lambda: any(one.checks for one in world.studio.workers().values()))
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
         identity = result.response.id
         early = await world.until(lambda: (m := world.message(identity)) and m.attachments and m)
@@ -162,3 +159,15 @@ async def test_previews_are_blurred_until_the_check_has_passed_them(open_world: 
         final = await world.ended(result)
         assert all(clear(tile) for tile in tiles(pictures(world, final)[0])), "the finished one has its own verdict"
         assert not clear(Image.open(io.BytesIO(blurred(quarters(None, 0, 0, "PNG")))))
+
+
+async def test_an_age_restricted_channel_does_without(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulated Discord has no such channels, so here one's name says it."""
+    monkeypatch.setattr(discord.TextChannel, "is_nsfw", lambda channel: channel.name == "adults")
+    async with open_world() as world:
+        await check_all(world)
+        world.painter.verdicts, world.painter.paint = {0: "flagged"}, quarters
+        world.channel = world.guild.create_text_channel("adults")
+        card = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
+        assert "held" not in card.content
+        assert all(clear(tile) for tile in tiles(pictures(world, card)[0]))

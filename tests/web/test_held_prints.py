@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
+from bot.administration import Administration
 from bot.review import Review
 from bot.views import Member
 from bot.web.door import GUILD
@@ -21,12 +21,11 @@ pytestmark = pytest.mark.asyncio
 SAID = "Picture 2 is held by the picture check until a moderator has looked at it."
 
 
-def check_all(room: Room, verdicts: dict[int, Any]) -> None:
-    """Every job is checked, with these verdicts."""
+async def check_all(room: Room, verdicts: dict[int, Any]) -> None:
+    """The room's rule is that pictures are checked, and a worker can, with these verdicts."""
     room.drawers[0].checks, room.drawers[0].verdicts = True, verdicts
-    admission: Any = room.studio._admission
-    draft = admission._draft
-    admission._draft = lambda *given: replace(draft(*given), check=True)
+    rules = Administration(room.studio._store, room.studio._cancelling.cancel, limits=room.settings.limits)
+    await rules.set(Member("local:ada", "Ada", GUILD, admin=True), "guild", "", "check", "on")
 
 
 async def fetched(room: Room, path: str) -> tuple[int, str, bytes]:
@@ -46,7 +45,7 @@ def edges(grid: bytes) -> list[bool]:
 
 
 async def test_a_held_picture_is_refused_and_the_others_are_there(room: Room) -> None:
-    check_all(room, {1: "flagged"})
+    await check_all(room, {1: "flagged"})
     job = await room.end_of(await room.imagine("terrier"))
     assert [shot["held"] for shot in job["pictures"]] == ["", SAID, "", ""]
     status, said = await room.ask("GET", job["pictures"][1]["url"])
@@ -58,7 +57,7 @@ async def test_a_held_picture_is_refused_and_the_others_are_there(room: Room) ->
 
 
 async def test_a_grid_with_a_held_picture_is_blurred_there_until_it_is_shown(room: Room) -> None:
-    check_all(room, {1: "flagged"})
+    await check_all(room, {1: "flagged"})
     job = await room.end_of(await room.imagine("terrier"))
     status, kept, grid = await fetched(room, job["grid"])
     assert (status, kept) == (200, "no-store")
@@ -73,7 +72,7 @@ async def test_a_grid_with_a_held_picture_is_blurred_there_until_it_is_shown(roo
 
 
 async def test_a_job_that_is_held_whole_has_no_film(room: Room) -> None:
-    check_all(room, {0: "flagged"})
+    await check_all(room, {0: "flagged"})
     job = await room.end_of(await room.imagine("terrier", count=1))
     assert (job["film"], job["rungs"]) == (None, None)
     status, said = await room.ask("GET", f"/api/jobs/{job['id']}/rungs")
