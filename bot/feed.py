@@ -8,6 +8,7 @@ nothing of NATS, SQL or front ends.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -128,7 +129,9 @@ class Feed:
     def __init__(self) -> None:
         self._subscriptions: dict[str | None, set[Subscription]] = {}  # by the job that they ask for; None: all
         self._newest: dict[str, Moment] = {}  # of jobs that are not over
-        self.joined = asyncio.Event()  # set when somebody subscribes; whoever renews `want` clears it
+        self._watching: Counter[str] = Counter()
+        self._joined: set[str] | None = set()  # jobs that somebody began to look at; None: perhaps any
+        self.joined = asyncio.Event()  # set when somebody begins to look; whoever renews `want` clears it
 
     def publish(self, moment: Moment) -> None:
         """Give a moment to everyone who listens, and keep it for who comes later, until the job is over."""
@@ -152,8 +155,33 @@ class Feed:
         self._subscriptions.setdefault(job, set()).add(subscription)
         for moment in self._newest.values() if job is None else filter(None, [self._newest.get(job)]):
             subscription.offer(moment)
-        self.joined.set()
+        if previews:
+            self._note_joined(job)
         return subscription
+
+    def watch(self, job: str) -> None:
+        """Ask for a job's live frames without a subscription of its own, until `unwatch`."""
+        self._watching[job] += 1
+        self._note_joined(job)
+
+    def unwatch(self, job: str) -> None:
+        """One `watch` less."""
+        self._watching[job] -= 1
+        if self._watching[job] <= 0:
+            del self._watching[job]
+
+    def _note_joined(self, job: str | None) -> None:
+        if job is None:
+            self._joined = None
+        elif self._joined is not None:
+            self._joined.add(job)
+        self.joined.set()
+
+    def take_joined(self) -> set[str] | None:
+        """The jobs that somebody began to look at since the last call; None: it may be any of them."""
+        joined, self._joined = self._joined, set()
+        self.joined.clear()
+        return joined
 
     def leave(self, subscription: Subscription) -> None:
         """Stop giving to this subscription; idempotent."""
@@ -169,7 +197,7 @@ class Feed:
 
     def watched(self, job: str) -> bool:
         """True while somebody wants to see this job's live frames."""
-        return any(one.previews for one in self._listeners(job))
+        return job in self._watching or any(one.previews for one in self._listeners(job))
 
     def close(self) -> None:
         """End every subscription (at shutdown)."""

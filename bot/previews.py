@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -47,18 +48,26 @@ class Previews:
 
     async def want(self) -> None:
         """Say which jobs are watched: at once when somebody joins, and again and again while they stay."""
+        joined, renewed = None, -math.inf
         while True:
-            self._feed.joined.clear()
+            now = time.monotonic()
+            if joined is None or now - renewed >= WANT_SECONDS:
+                joined, renewed = set(self._board.runs), now
             try:
-                for job in [job for job in self._board.runs if self._feed.watched(job)]:
+                for job in [job for job in joined if job in self._board.runs and self._feed.watched(job)]:
                     await self._bus.want(job)
             except Unreachable as error:
                 log.warning("previews: %s", error)
-            try:
-                async with asyncio.timeout(WANT_SECONDS):
-                    await self._feed.joined.wait()
-            except TimeoutError:
-                continue
+            joined = await self._next_joined(renewed + WANT_SECONDS - time.monotonic())
+
+    async def _next_joined(self, seconds: float) -> set[str] | None:
+        """Whose jobs somebody begins to look at within so many seconds."""
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._feed.joined.wait()
+        except TimeoutError:
+            return set()
+        return self._feed.take_joined()
 
 
 async def _for_all(frame: Frame, run: Run) -> bytes | None:

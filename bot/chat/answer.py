@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import discord
 
 from bot.chat import presenter
+from bot.chat.notices import link
 from bot.refused import Refused
 from bot.views import Member, Place, Ticket
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 Ask = Callable[[Member, Place], Awaitable[Sequence[Ticket]]]
 
 SOON = 1.5  # seconds until we tell Discord that the answer takes longer: it waits three
+GLANCE = 0.7  # seconds that a look at preference and rules may take before that
 TOKEN_LIVES = 14 * 60.0  # of the fifteen minutes that Discord gives a token
 BROKEN = "Something broke on our side. It is logged; please try again."
 
@@ -81,7 +83,8 @@ async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> 
     """Ask the studio and answer with a card for each job; `again`: a slip of the finger gets a link to the first."""
     try:
         check_permissions(interaction)
-        tickets = await _in_time(interaction, ask(member_of(interaction), place_of(interaction, time.time())))
+        asked = ask(member_of(interaction), place_of(interaction, time.time()))
+        tickets, announced = await _in_time(interaction, asked)
     except Refused as refused:
         await refuse(interaction, refused.sentence)
         return
@@ -91,7 +94,7 @@ async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> 
         return
     for number, ticket in enumerate(tickets):
         try:
-            message = await _show(interaction, ticket, first=number == 0)
+            message = await _show(interaction, ticket, announced, first=number == 0)
             await interaction.client.desk.deliveries.moved(ticket.job, message=str(message))
         except Exception as error:  # the job is taken whatever happens here, and the courier finds or makes its message
             known = isinstance(error, discord.HTTPException)
@@ -117,24 +120,51 @@ def check_permissions(interaction: Interaction) -> None:
         raise Refused("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
 
 
-async def _in_time(interaction: Interaction, asked: Awaitable[Sequence[Ticket]]) -> Sequence[Ticket]:
+async def _in_time(
+    interaction: Interaction, asked: Awaitable[Sequence[Ticket]]
+) -> tuple[Sequence[Ticket], bool | None]:
+    """The tickets; and where they took so long that an answer had to be announced, whether as a private one."""
     task = asyncio.ensure_future(asked)
     done, _ = await asyncio.wait({task}, timeout=SOON)
+    announced: bool | None = None
     if not done:
-        await interaction.response.defer(thinking=True)
-    return await task
+        announced = await _likely_private(interaction)
+        await interaction.response.defer(thinking=True, ephemeral=announced)
+    return await task, announced
 
 
-async def _show(interaction: Interaction, ticket: Ticket, *, first: bool) -> int:
-    """Send the card of `ticket`; returns the id of its message."""
+async def _likely_private(interaction: Interaction) -> bool:
+    """What preference and rules say, as far as they can be had at once; the tickets have the last word."""
+    desk, member = interaction.client.desk, member_of(interaction)
+    try:
+        async with asyncio.timeout(GLANCE):
+            results = (await desk.administration.terms(member)).results
+            return results == "private" or (
+                results == "choice" and (await desk.preferences.of(member.id)).results == "private"
+            )
+    except (TimeoutError, ConnectionError):
+        return False
+
+
+async def _show(interaction: Interaction, ticket: Ticket, announced: bool | None, *, first: bool) -> int:
+    """Send the card of `ticket`; returns the id of its message. A private one is for its author's eyes alone."""
     card = presenter.accepted(ticket, interaction.user.display_name, time.time())
     view, quiet = interaction.client.controls(card) or discord.utils.MISSING, discord.AllowedMentions.none()
-    if not first:
-        return (await interaction.followup.send(card.content, view=view, allowed_mentions=quiet, wait=True)).id
-    if interaction.response.is_done():
+    if first and announced is None:
+        sent = await interaction.response.send_message(
+            card.content, view=view, ephemeral=ticket.private, allowed_mentions=quiet
+        )
+        return sent.message_id or (await interaction.original_response()).id
+    if first and announced == ticket.private:
         return (await interaction.edit_original_response(content=card.content, view=view, allowed_mentions=quiet)).id
-    sent = await interaction.response.send_message(card.content, view=view, allowed_mentions=quiet)
-    return sent.message_id or (await interaction.original_response()).id
+    if first:  # announced as what it is not, which cannot be changed: it gives way to another message
+        await interaction.edit_original_response(content="…", allowed_mentions=quiet)
+    message = await interaction.followup.send(
+        card.content, view=view, ephemeral=ticket.private, allowed_mentions=quiet, wait=True
+    )
+    if first:
+        await interaction.delete_original_response()
+    return message.id
 
 
 async def say(interaction: Interaction, text: str) -> None:
@@ -149,7 +179,4 @@ async def say(interaction: Interaction, text: str) -> None:
 
 
 async def _link(interaction: Interaction, job: str) -> str:
-    where = (await interaction.client.desk.deliveries.place_of(job)).where
-    if not where.get("message"):
-        return ""
-    return f"https://discord.com/channels/{where.get('guild') or '@me'}/{where['channel']}/{where['message']}"
+    return link((await interaction.client.desk.deliveries.place_of(job)).where)

@@ -21,8 +21,9 @@ class Pace:
     preview: float = 1.25  # seconds between two previews of a job that has its bucket to itself
     place: float = 30.0  # seconds between two edits that only move the place in the queue
     lead: float = 0.5  # no preview starts this shortly before its bucket's next final is due
-    previews_a_second: int = 20  # over all buckets; Discord allows 50 requests a second in all
-    finals_a_second: int = 40
+    newcomer: float = 5.0  # seconds of waiting that a job's first preview has ahead of the others
+    previews_a_second: int = 20  # over all buckets
+    requests_a_second: int = 40  # previews and finals; Discord allows 50 in all
 
 
 @dataclass
@@ -49,9 +50,10 @@ class Bucket:
 
     def clear_at(self, at: float) -> float:
         """`at`, or later if a final is due in this bucket just after it."""
-        for due in sorted(self.rendering.values()):
-            if due - self.pace.lead < at < due:
-                at = due
+        for due in sorted(due for due in self.rendering.values() if at < due < math.inf):
+            if due - self.pace.lead >= at:
+                break
+            at = due
         return at
 
     def interval(self) -> float:

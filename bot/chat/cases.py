@@ -1,4 +1,4 @@
-"""Which jobs have a message in Discord, and what is known of it. Knows the studio and its feed; sends nothing."""
+"""Which jobs have a message in Discord, and what is known of it. Knows the desk and its feed; sends nothing."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bot.refused import Refused
+from bot.views import Member
 
 if TYPE_CHECKING:
+    from bot.chat.outcome import Wishes
     from bot.desk import Desk
-    from bot.feed import Subscription
-    from bot.views import Place, View
+    from bot.rules import Terms
+    from bot.views import Place, Role, View
 
 STRANGERS = 4096  # jobs of other front ends, and ended ones, that we remember not to ask about again
 
 
 @dataclass
 class Case:
-    """A job whose message is kept up to date. `since` is on the courier's clock."""
+    """A job whose message is kept up to date. `since` is on the courier's clock, `place` that of its answer."""
 
     view: View
     place: Place
     since: float
-    watch: Subscription
     frames: dict[int, bytes] = field(default_factory=dict)
     fresh: bool = False  # frames came that were not yet shown
-    lost: bool = False  # the message is gone: no previews, the final goes into a new one
+    pictured: bool = True  # frames are shown, not words alone
+    lost: bool = False  # the answer is gone: no previews, the final goes elsewhere
+    ending: bool = False  # its last word is on the way
+    wishes: Wishes | None = None  # read when its last word is on the way
+    unposted: set[Role] = field(default_factory=set)  # places that this process made, and surely posted nothing to
     limit: int = 1 << 30  # bytes that Discord turned out to take
     troubles: int = 0
 
@@ -36,7 +41,7 @@ class Cases:
     """The open cases by job."""
 
     def __init__(self, desk: Desk, clock: Callable[[], float]) -> None:
-        self._studio, self._deliveries = desk.studio, desk.deliveries
+        self._studio, self._deliveries, self._administration = desk.studio, desk.deliveries, desk.administration
         self._clock = clock
         self._open: dict[str, Case] = {}
         self._strangers: OrderedDict[str, None] = OrderedDict()
@@ -55,21 +60,27 @@ class Cases:
             self._forget(job)
             return None
         if place.kind == "discord":
-            return self.open(view, place)
+            return await self.open(view, place)
         self._forget(job)
         return None
 
-    def open(self, view: View, place: Place) -> Case:
-        """From now on the workers are asked for this job's frames: the subscription says so, it is never read."""
+    async def open(self, view: View, place: Place) -> Case:
+        """From now on the workers are asked for this job's frames."""
         if view.id not in self._open:
-            watch = self._studio.feed.subscribe(view.id)
-            self._open[view.id] = Case(view, place, self._clock(), watch)
+            pictured = (await self.terms(view)).previews
+            self._studio.feed.watch(view.id)
+            self._open[view.id] = Case(view, place, self._clock(), pictured=pictured)
         return self._open[view.id]
 
+    async def terms(self, view: View) -> Terms:
+        """What the rules of a job's room say of how it is shown."""
+        author = Member(view.member_id, view.member_name, view.guild, channel=view.channel)
+        return await self._administration.terms(author)
+
     def close(self, job: str) -> None:
-        """Its message is final: late frames open no new case."""
-        if case := self._open.pop(job, None):
-            case.watch.close()
+        """Its last word was said everywhere: late frames open no new case."""
+        if self._open.pop(job, None):
+            self._studio.feed.unwatch(job)
         self._forget(job)
 
     def _forget(self, job: str) -> None:

@@ -1,7 +1,7 @@
 """Brings what happens to jobs into their messages: one task for all of them, started before the bot.
 
-It listens to the feed, asks the policy (`edits`) what to send now, composes it in a thread and hands it to the mail. A
-trouble with one message stays with that message. Knows when and what to send; knows nothing of the discord library.
+It listens to the feed and asks the policy (`edits`) what to send now; what is sent is the business of `progress`, at
+the end of `finals`. A trouble with one message stays with that message. Knows when; knows nothing of the library.
 """
 
 from __future__ import annotations
@@ -11,32 +11,44 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bot.chat import delivery, presenter
 from bot.chat.cases import Case, Cases
-from bot.chat.delivery import UPLOAD, Picture
+from bot.chat.delivery import UPLOAD
 from bot.chat.edits import Edit, Edits, Kind
-from bot.chat.mail import Expired, Gone, Later, Mail, TooLarge, Where, bucket
-from bot.chat.presenter import Card
+from bot.chat.finals import Finals
+from bot.chat.mail import Mail, bucket, lives, post_bucket
+from bot.chat.outcome import Wishes
+from bot.chat.progress import Progress
+from bot.chat.troubles import Expired, Later, TooLarge
 from bot.feed import Developing, Moment, Queued, Settled
 from bot.states import over
-from bot.views import Place
+from bot.views import Place, Role, View
 
 if TYPE_CHECKING:
     from bot.desk import Desk
 
 log = logging.getLogger(__name__)
 
-Content = Moment
-GRACE = 6.0  # seconds that an answer may take until its message id is known; then we look for it
-NO_TOKEN = {"token_until": "0"}  # a new message belongs to no interaction
+NO_TOKEN = {"token_until": "0"}  # the token is dead
 TRIES = 3  # of an unexpected error with one message
 SWEEP = 60.0  # seconds between two looks for what was missed
 
 
+@dataclass(frozen=True)
+class Last:
+    """The last word about a job, in one of its places."""
+
+    job: str
+    role: Role
+
+
+Content = Moment | Last
+
+
 class Courier:
-    """`run` until cancelled, or until the feed closes."""
+    """`run` until cancelled, or until the feed closes. `public` is the address of the pictures' gallery, if any."""
 
     def __init__(
         self,
@@ -44,15 +56,18 @@ class Courier:
         mail: Mail,
         edits: Edits[Content] | None = None,
         *,
+        public: str = "",
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.edits: Edits[Content] = edits or Edits()
-        self._studio, self._deliveries = desk.studio, desk.deliveries
+        self._desk, self._studio, self._deliveries = desk, desk.studio, desk.deliveries
         self._mail = mail
         self._clock = clock
         self._wall = wall
         self._cases = Cases(desk, clock)
+        self._progress = Progress(desk, mail, clock, wall)
+        self._finals = Finals(desk, mail, self._wishes, wall, public)
         self._given_up: set[str] = set()  # until the next start
         self._changed = asyncio.Event()
 
@@ -65,29 +80,30 @@ class Courier:
         """Deliver what ended while nobody was here, then keep up with the feed."""
         await self._mail.ready()
         async with self._studio.feed.subscribe(previews=False) as moments, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._send_all(group)), group.create_task(self._sweep_all())]
+            tasks = [group.create_task(self._send_all(group)), group.create_task(self._sweep_all(group))]
             async for moment in moments:
-                await self._take_in(moment)
+                await self._take_in(moment, group)
             for task in tasks:
                 task.cancel()
 
-    async def _sweep_all(self) -> None:
+    async def _wishes(self, view: View) -> Wishes:
+        chosen = await self._desk.preferences.of(view.member_id)
+        return Wishes(chosen.ping, chosen.direct, (await self._cases.terms(view)).long_ping)
+
+    async def _sweep_all(self, group: asyncio.TaskGroup) -> None:
         """Now, and again and again: what an outage of the store made us miss is not lost."""
         while True:
             try:
-                await self._sweep()
+                for view, place in await self._deliveries.owed("discord"):
+                    if view.id not in self._given_up:
+                        case = await self._cases.open(view, place)
+                        if over(view.state):
+                            self._end(view.id, case, group)
             except Exception:
                 log.exception("what is undelivered could not be read")
             await asyncio.sleep(SWEEP)
 
-    async def _sweep(self) -> None:
-        for view, place in await self._deliveries.owed("discord"):
-            if view.id not in self._given_up:
-                self._cases.open(view, place)
-                if over(view.state):
-                    self._offer("final", Settled(view.id, view.state, view.reason))
-
-    async def _take_in(self, moment: Moment) -> None:
+    async def _take_in(self, moment: Moment, group: asyncio.TaskGroup) -> None:
         try:
             case = await self._cases.find(moment.job)
         except Exception:
@@ -95,19 +111,46 @@ class Courier:
             return
         if case is None:
             return
-        if isinstance(moment, Developing):
+        if isinstance(moment, Settled):
+            self._end(moment.job, case, group)
+        elif case.lost:
+            return
+        elif isinstance(moment, Developing):
             case.frames |= moment.frames
             case.fresh |= bool(moment.frames)
-            self._offer("preview", moment, self._clock() + moment.seconds_left)
+            self._offer("preview", moment, case, self._clock() + moment.seconds_left)
         else:
-            self._offer("final" if isinstance(moment, Settled) else "place", moment)
+            self._offer("place", moment, case)
 
-    def _offer(self, kind: Kind, moment: Moment, due: float = math.inf) -> None:
-        case = self._cases[moment.job]
-        if case.lost and kind != "final":
+    def _end(self, job: str, case: Case, group: asyncio.TaskGroup) -> None:
+        """The job is over: nothing goes out any more but its last word."""
+        if not case.ending:
+            case.ending = True
+            self.edits.drop(job)
+            group.create_task(self._go_on(job, case))
+
+    async def _go_on(self, job: str, case: Case) -> None:
+        """Offer the last word in the next of the places that lack it; with none left, the case is closed."""
+        try:
+            found = await self._finals.next(job, case)
+        except Exception:
+            log.exception("job %s: where it is to be shown could not be read", job)
+            case.ending = False  # the next sweep begins again
             return
-        where = bucket(case.place.where, self._wall())
-        if self.edits.offer(Edit(moment.job, where, kind, moment, self._clock()), due):
+        if found is None:
+            self._cases.close(job)
+            return
+        role, where = found
+        name = bucket(where, self._wall()) if role == "answer" else post_bucket(where)
+        key = job if role == "answer" else f"{job}:{role}"
+        self.edits.offer(Edit(key, name, "final", Last(job, role), self._clock()))
+        self._changed.set()
+
+    def _offer(self, kind: Kind, moment: Moment, case: Case, due: float = math.inf) -> None:
+        where, now = case.place.where, self._wall()
+        if case.view.private and not lives(where, now):
+            return  # nobody but the token can edit it
+        if self.edits.offer(Edit(moment.job, bucket(where, now), kind, moment, self._clock()), due):
             self._changed.set()
 
     async def _send_all(self, group: asyncio.TaskGroup) -> None:
@@ -125,118 +168,75 @@ class Courier:
 
     async def _send(self, edit: Edit[Content]) -> None:
         """One request, with whatever may become of it: no trouble with it reaches the other messages."""
-        case = self._cases[edit.job]
+        job = edit.content.job
+        case = self._cases[job]
         try:
             await self._attempt(edit, case)
         except Later as later:
-            log.info("job %s: its message waits %.1f s: %s", edit.job, later.seconds, later)
+            log.info("job %s: its message waits %.1f s: %s", job, later.seconds, later)
             self._again(edit, case, later.seconds)
             if later.limited:
                 self.edits.hold(edit.bucket, self._clock() + later.seconds)
         except Expired:
             await self._hand_over(edit, case)
         except Exception:
-            self._stumble(edit, case)
+            await self._stumble(edit, case)
         else:
-            self._done(edit)
+            await self._done(edit, case)
         self._changed.set()
 
     async def _attempt(self, edit: Edit[Content], case: Case) -> None:
-        case.place = await self._deliveries.place_of(edit.job)
+        job, content = edit.content.job, edit.content
+        case.place = await self._deliveries.place_of(job)
+        role: Role = content.role if isinstance(content, Last) else "answer"
+        if role == "answer" and not case.place.where.get("message") and not case.lost:
+            await self._progress.find(job, case)
+        if role == "answer" and case.lost:
+            return
+        if isinstance(content, Queued | Developing):
+            if not case.ending:
+                await self._progress.show(content, case)
+            return
         try:
-            await self._deliver(edit, case)
+            await self._finals.show(job, role, case)
         except TooLarge as large:
             case.limit = min(case.limit, int(case.place.where.get("limit") or UPLOAD)) // 2
             raise Later(0.0, f"its picture is too large here: {large}") from large
-        except Gone as gone:
-            if edit.final and case.lost:  # neither the message nor its channel
-                log.warning("job %s: it cannot be delivered: %s", edit.job, gone)
-                await self._deliveries.delivered(edit.job)
-                return
-            log.warning("job %s: its message is gone: %s", edit.job, gone)
-            case.lost = True
-            if edit.final:
-                raise Later(0.0, "it is posted anew") from gone
-
-    async def _deliver(self, edit: Edit[Content], case: Case) -> None:
-        if not case.place.where.get("message") and not case.lost:
-            await self._find(edit.job, case)
-        if edit.final:
-            await self._finish(edit.job, case)
-        elif not case.lost:
-            card, picture = await self._progress(edit.content, case)
-            await self._mail.edit(case.place.where, card, picture, self._wall())
-
-    async def _finish(self, job: str, case: Case) -> None:
-        """The last edit, then the note that it was made: a crash between the two makes the same edit once more."""
-        where, case.view = case.place.where, await self._studio.view(job)
-        limit = min(case.limit, int(where.get("limit") or UPLOAD))
-        card, picture = await delivery.ending(self._studio, case.view, limit)
-        if case.lost:
-            await self._post_anew(job, where, card, picture)
-        else:
-            await self._mail.edit(where, card, picture, self._wall())
-        await self._deliveries.delivered(job)
-
-    async def _post_anew(self, job: str, where: Where, card: Card, picture: Picture | None) -> None:
-        """A new message for a lost one, unless we posted it already and did not live to note it."""
-        message = await self._mail.find(where, job, self._wall())
-        if message is None:
-            message = await self._mail.post(where, card, picture, job)
-        else:
-            await self._mail.edit({**where, "message": str(message)}, card, picture, self._wall())
-        await self._deliveries.moved(job, message=str(message), **NO_TOKEN)
-
-    async def _progress(self, moment: Content, case: Case) -> tuple[Card, Picture | None]:
-        now = self._wall()
-        if isinstance(moment, Queued):
-            case.view = await self._studio.view(moment.job)
-            return presenter.waiting(case.view, moment.place, moment.eta, now), None
-        assert isinstance(moment, Developing)
-        card = presenter.developing(case.view, moment.step, moment.of, moment.seconds_left, now)
-        if not case.fresh:
-            return card, None
-        case.fresh = False
-        return card, await delivery.preview(case.view, case.frames)
-
-    async def _find(self, job: str, case: Case) -> None:
-        """The message id is not known: the answer is still under way, or the bot died between answer and note."""
-        if self._clock() - case.since < GRACE and case.view.created > self._wall() - 60:
-            raise Later(0.3, "its first answer is still under way")
-        found = await self._mail.find(case.place.where, job, self._wall())
-        if found is None:
-            case.lost = True
-            return
-        await self._deliveries.moved(job, message=str(found))
-        case.place = await self._deliveries.place_of(job)
 
     async def _hand_over(self, edit: Edit[Content], case: Case) -> None:
         """The token died: from now on the message is edited as one of its channel, within the channel's budget."""
+        job = edit.content.job
         case.place = Place("discord", {**case.place.where, **NO_TOKEN})
-        self._again(edit, case, 0.0)
-        self._offer(edit.kind, edit.content)
         try:
-            await self._deliveries.moved(edit.job, **NO_TOKEN)
+            await self._deliveries.moved(job, **NO_TOKEN)
         except Exception:
-            log.exception("job %s: that its token is dead was not noted", edit.job)
+            log.exception("job %s: that its token is dead was not noted", job)
+        if isinstance(edit.content, Last):
+            await self._done(edit, case)
+            return
+        self._again(edit, case, 0.0)
+        self._offer(edit.kind, edit.content, case)
 
-    def _done(self, edit: Edit[Content]) -> None:
+    async def _done(self, edit: Edit[Content], case: Case) -> None:
         self.edits.sent(edit, self._clock())
         if edit.final:
-            self._cases.close(edit.job)
             self.edits.drop(edit.job)
+            await self._go_on(edit.content.job, case)
 
     def _again(self, edit: Edit[Content], case: Case, seconds: float) -> None:
         case.fresh = bool(case.frames)
         self.edits.failed(edit, self._clock(), seconds)
 
-    def _stumble(self, edit: Edit[Content], case: Case) -> None:
+    async def _stumble(self, edit: Edit[Content], case: Case) -> None:
         """An error that nobody foresaw. A final is tried again, at last by the next start."""
-        log.exception("job %s: its message was not edited", edit.job)
+        job = edit.content.job
+        log.exception("job %s: its message was not edited", job)
         if edit.final and case.troubles < TRIES - 1:
             case.troubles += 1
             self._again(edit, case, 2.0**case.troubles)
             return
+        self.edits.sent(edit, self._clock())
         if edit.final:
-            self._given_up.add(edit.job)
-        self._done(edit)
+            self._given_up.add(job)
+            self.edits.drop(edit.job)
+            self._cases.close(job)

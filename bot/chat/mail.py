@@ -1,4 +1,4 @@
-"""Sends cards to Discord: edits a message, posts one, finds one again. Troubles come out as one of four kinds.
+"""Sends cards to Discord: edits a message, posts one, finds one again. Troubles come out as those of `troubles`.
 
 Progress goes over the interaction's token while it lives: each token has a bucket of its own, and Discord takes it also
 where the bot may not see the channel. After that the same message is edited as an ordinary one of its channel. Knows
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import discord
 from discord.http import MultipartParameters, Route, handle_message_parameters
 
 from bot.chat.buttons import controls
 from bot.chat.delivery import Picture
 from bot.chat.presenter import Card
+from bot.chat.troubles import Gone, told
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -30,29 +30,18 @@ SEARCHED = 50  # messages of a channel looked through for one that we lost
 ONE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
 ORIGINAL = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
 QUIET = discord.AllowedMentions.none()
-# Discord's codes: unknown webhook, invalid webhook token, thread archived, edits of an old message used up
-DEAD_TOKEN, ARCHIVED, TOO_OLD, TOO_LARGE = (10015, 50027), 50083, 30046, 40005
+UNREADABLE_HISTORY = 160002  # Discord's code: to reply one must be allowed to read
 
 
-class Later(Exception):
-    """It may work after `seconds`: an outage, a broken line, or (`limited`) Discord lets the whole bucket wait."""
+@dataclass(frozen=True)
+class Letter:
+    """A new message: `nonce` keeps Discord from taking it twice within minutes, `ping` is the one whom it tells."""
 
-    def __init__(self, seconds: float, why: object, *, limited: bool = False) -> None:
-        super().__init__(str(why))
-        self.seconds = seconds
-        self.limited = limited
-
-
-class Gone(Exception):
-    """This message cannot be edited, or this channel not be written to, and waiting will not change that."""
-
-
-class Expired(Exception):
-    """The interaction's token is dead: forget it, the message may still be there."""
-
-
-class TooLarge(Exception):
-    """Discord does not take a file of this size here."""
+    card: Card
+    picture: Picture | None
+    nonce: str
+    ping: str = ""
+    reply_to: str = ""
 
 
 def lives(where: Where, now: float) -> bool:
@@ -70,6 +59,11 @@ def token_bucket(token: str) -> str:
     return f"token:{hashlib.sha256(token.encode()).hexdigest()[:16]}"
 
 
+def post_bucket(where: Where) -> str:
+    """What Discord counts a new message of this place with; the conversation with a user goes by the user."""
+    return f"post:{where['channel']}" if where.get("channel") else f"direct:{where.get('user', '')}"
+
+
 class Mail:
     """The hands of the courier."""
 
@@ -80,52 +74,85 @@ class Mail:
         """Returns once the client has logged in."""
         await self._client.opened.wait()
 
-    async def edit(self, where: Where, card: Card, picture: Picture | None, now: float) -> None:
-        """Edit the place's message; without a picture it keeps the one it has.
+    async def edit(
+        self, where: Where, card: Card, picture: Picture | None, now: float, *, keep: bool = True
+    ) -> None:  # fmt: skip
+        """Edit the place's message; without a picture it keeps the one it has, unless `keep` is False.
 
-        Raises `Later`, `Gone`, `Expired`, `TooLarge`.
+        Raises what `troubles` has.
         """
-        with _told():
+        files = [_file(card, picture)] if picture else (discord.utils.MISSING if keep else [])
+        with told():
             if lives(where, now):
-                await self._edit_by_token(where, card, picture)
+                await self._edit_by_token(where, card, files)
             else:
-                await self._edit_in_channel(where, card, picture)
+                await self._edit_in_channel(where, card, files)
 
-    async def post(self, where: Where, card: Card, picture: Picture | None, nonce: str) -> int:
-        """A new message in the place's channel; the same `nonce` within minutes does not make a second one."""
-        view = controls(card) or discord.utils.MISSING
-        file = _file(card, picture) if picture else discord.utils.MISSING
-        with _told():
-            channel = self._channel(where)
-            sent = await channel.send(card.content, file=file, view=view, nonce=nonce[-25:], allowed_mentions=QUIET)
-        return sent.id
+    async def post(self, where: Where, letter: Letter) -> int:
+        """A new message in the place's channel; its id. Raises what `troubles` has."""
+        try:
+            with told():
+                return await self._post(where, letter, letter.reply_to)
+        except discord.HTTPException as error:
+            if error.code != UNREADABLE_HISTORY:
+                raise
+        with told():
+            return await self._post(where, letter, "")
 
-    async def find(self, where: Where, job: str, now: float) -> int | None:
-        """The message that shows `job`, if we sent one and did not live to note its id."""
-        with _told():
+    async def _post(self, where: Where, letter: Letter, reply_to: str) -> int:
+        card, missing = letter.card, discord.utils.MISSING
+        channel = self._channel(where)
+        to = discord.MessageReference(
+            message_id=int(reply_to), channel_id=channel.id, fail_if_not_exists=False
+        ) if reply_to else missing  # fmt: skip
+        with handle_message_parameters(
+            content=card.content,
+            view=controls(card) or missing,
+            file=_file(card, letter.picture) if letter.picture else missing,
+            nonce=letter.nonce,
+            allowed_mentions=_only(letter.ping),
+            message_reference=to.to_message_reference_dict() if reply_to else missing,
+        ) as params:
+            sent = await self._client.http.send_message(channel.id, params=params)
+        return int(sent["id"])
+
+    async def direct(self, user: str) -> int:
+        """The channel of the conversation with a user. Raises what `troubles` has."""
+        with told():
+            return int((await self._client.http.start_private_message(int(user)))["id"])
+
+    async def find_answer(self, where: Where, job: str, now: float) -> int | None:
+        """The message that answered the request for `job`, if we sent one and did not live to note its id."""
+        with told():
             if lives(where, now) and (found := await self._original(where, job)):
                 return found
+        return await self._find(where, job, posted=False)
+
+    async def find_posted(self, where: Where, job: str) -> int | None:
+        """The message about `job` that was posted by itself, if we did so and did not live to note its id."""
+        return await self._find(where, job, posted=True)
+
+    async def _find(self, where: Where, job: str, *, posted: bool) -> int | None:
+        with told():
             try:
                 async for message in self._channel(where).history(limit=SEARCHED):
-                    if job in str([row.to_dict() for row in message.components]):
+                    by_itself = message.interaction_metadata is None
+                    ours = message.author == self._client.user
+                    if ours and by_itself == posted and job in _jobs(row.to_dict() for row in message.components):
                         return message.id
             except (discord.NotFound, discord.Forbidden):
                 return None
         return None
 
-    async def _edit_by_token(self, where: Where, card: Card, picture: Picture | None) -> None:
+    async def _edit_by_token(self, where: Where, card: Card, files: Any) -> None:
         # Through the client's own HTTP, not a Webhook: one rate limiter and one trace for all that we send.
         with handle_message_parameters(
-            content=card.content,
-            view=controls(card),
-            attachments=[_file(card, picture)] if picture else discord.utils.MISSING,
-            allowed_mentions=QUIET,
+            content=card.content, view=controls(card), attachments=files, allowed_mentions=QUIET
         ) as params:
             await self._request("PATCH", ONE, where, params)
 
-    async def _edit_in_channel(self, where: Where, card: Card, picture: Picture | None) -> None:
+    async def _edit_in_channel(self, where: Where, card: Card, files: Any) -> None:
         message = self._channel(where).get_partial_message(int(where["message"]))
-        files = [_file(card, picture)] if picture else discord.utils.MISSING
         await message.edit(content=card.content, view=controls(card), attachments=files, allowed_mentions=QUIET)
 
     async def _original(self, where: Where, job: str) -> int | None:
@@ -133,7 +160,7 @@ class Mail:
             message = await self._request("GET", ORIGINAL, where)
         except (discord.NotFound, discord.Forbidden):
             return None
-        return int(message["id"]) if job in str(message.get("components")) else None
+        return int(message["id"]) if job in _jobs(message.get("components") or ()) else None
 
     async def _request(
         self, method: str, path: str, where: Where, params: MultipartParameters | None = None
@@ -153,39 +180,25 @@ class Mail:
 
     def _channel(self, where: Where) -> discord.PartialMessageable:
         if not where.get("channel"):
-            raise Gone("it has no channel")
+            raise Gone("it has no channel", "Its channel is not known.")
         guild = int(where["guild"]) if where.get("guild") else None
         return self._client.get_partial_messageable(int(where["channel"]), guild_id=guild)
+
+
+def _only(user: str) -> discord.AllowedMentions:
+    if not user:
+        return QUIET
+    return discord.AllowedMentions(everyone=False, roles=False, replied_user=False, users=[discord.Object(int(user))])
 
 
 def _file(card: Card, picture: Picture) -> discord.File:
     return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Discord's errors as ours."""
-    try:
-        yield
-    except discord.RateLimited as error:
-        raise Later(error.retry_after, error, limited=True) from error
-    except discord.HTTPException as error:
-        raise _meant(error) from error
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise Later(2.0, f"{type(error).__name__}: {error}") from error
-
-
-def _meant(error: discord.HTTPException) -> Exception:
-    if error.status == 429:
-        return Later(5.0, error, limited=True)
-    if error.status >= 500:
-        return Later(2.0, error)
-    if error.status == 413 or error.code == TOO_LARGE:
-        return TooLarge(str(error))
-    if error.code in DEAD_TOKEN:
-        return Expired(str(error))
-    if error.status == 401:  # our own token: nobody's message is gone for that
-        return Later(60.0, error)
-    if error.status in (403, 404) or error.code in (ARCHIVED, TOO_OLD):
-        return Gone(str(error))
-    return error
+def _jobs(components: Iterable[Any]) -> set[str]:
+    """The jobs that a message's buttons are about."""
+    found: set[str] = set()
+    for one in components:
+        found |= _jobs(one.get("components") or ())
+        found.update(str(one.get("custom_id") or "").split(":")[1:2])
+    return found

@@ -38,7 +38,7 @@ class World:
         one = self.edits.take(self.now)
         if one is None:
             known = self.edits.wake(self.now)
-            self.edits._next = -math.inf
+            self.edits._dirty.update(self.edits._buckets)
             assert known <= self.edits.wake(self.now), "something could be sent earlier than it says"
             return None
         self._check(one)
@@ -174,20 +174,49 @@ def test_ten_seconds_of_one_job_show_at_least_six_previews_the_first_at_once() -
         assert times[0] == 0.0
 
 
-def test_intervals_widen_with_the_jobs_in_a_bucket_and_in_all() -> None:
+def test_intervals_widen_with_the_jobs_in_a_bucket() -> None:
     edits: Edits[int] = Edits()
     edits.offer(edit("a", "preview", 0))
     one = edits.interval("c")
     for number in range(3):
         edits.offer(edit(f"b{number}", "preview", 0))
     assert edits.interval("c") > one
-    for number in range(400):
-        edits.offer(edit(f"far{number}", "preview", 0, bucket=f"c{number}"))
-    assert edits.interval("c399") >= 400 / edits.pace.previews_a_second
-    edits.offer(edit("far399", "final", 0, bucket="c399"))
-    for number in range(400):
-        edits.drop(f"far{number}")
-    assert edits.interval("c399") == edits.pace.preview
+    for number in range(3):
+        edits.offer(edit(f"b{number}", "final", 0))
+    assert edits.interval("c") == one == edits.pace.preview
+
+
+def test_many_jobs_take_turns_within_what_all_may_have() -> None:
+    world = World(Edits())
+    play(world, jobs=300, seconds=60, buckets=300)
+    times = [at for at, _ in world.begun]
+    most = world.edits.pace.previews_a_second
+    assert all(late - early >= 1.0 for early, late in zip(times, times[most:], strict=False))
+    shown = defaultdict(list)
+    for at, one in world.begun:
+        shown[one.job].append(at)
+    assert {len(each) for each in shown.values()} <= {3, 4, 5}, "every job has as many as any other"
+    gaps = [late - early for each in shown.values() for early, late in itertools.pairwise(each)]
+    assert min(gaps) > 10, "and they lie evenly"
+
+
+def test_a_newcomer_is_shown_soon_and_nobody_waits_for_ever() -> None:
+    edits: Edits[int] = Edits(Pace(previews_a_second=1, newcomer=5.0))
+    for number in range(4):
+        edits.offer(edit(f"old{number}", "preview", 0, 0.0, f"c{number}"))
+    for now in range(4):
+        assert (first := edits.take(float(now)))
+        edits.sent(first, float(now))
+        edits.offer(edit(first.job, "preview", 1, float(now), first.bucket))
+    served = set()
+    for now in range(4, 40):
+        edits.offer(edit(f"new{now}", "preview", 0, float(now), f"new{now}"))
+        one = edits.take(float(now))
+        assert one
+        served.add(one.job)
+        edits.sent(one, float(now))
+    assert "new4" in served
+    assert {f"old{number}" for number in range(4)} <= served, "newcomers without end, and yet they had their turn"
 
 
 def test_a_late_frame_never_covers_a_final() -> None:

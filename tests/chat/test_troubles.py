@@ -9,7 +9,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.chat import courier
+from bot.chat import courier, progress
 from bot.refused import Refused
 
 pytestmark = pytest.mark.asyncio
@@ -76,51 +76,6 @@ async def test_while_the_token_lives_the_channel_is_left_alone(open_world: Any) 
         assert not any(path.startswith("/channels/") for path in edits(world))
 
 
-async def test_a_deleted_message_is_posted_anew_when_the_picture_is_done(open_world: Any) -> None:
-    async with open_world() as world:
-        deleted = (await begun(world)).response.id
-        world.env.backend.delete_message(world.channel.id, deleted)
-        world.painter.going.set()
-        (message,) = await world.until(lambda: [each for each in world.channel.history() if each.attachments])
-        assert has_picture(message)
-        assert message.id != deleted
-        await noted(world)
-
-
-async def test_a_crash_after_the_new_post_makes_no_second_one(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_world() as world:
-        deleted = (await begun(world)).response.id
-        world.env.backend.delete_message(world.channel.id, deleted)
-        note, failures = world.deliveries.moved, [OSError("the disk is away")]
-
-        async def noted_late(*given: Any, **named: Any) -> None:
-            if failures:
-                raise failures.pop()
-            await note(*given, **named)
-
-        monkeypatch.setattr(world.deliveries, "moved", noted_late)
-        world.painter.going.set()
-        await world.until(lambda: not failures)
-        await noted(world)
-        (message,) = world.channel.history()
-        assert has_picture(message)
-
-
-async def test_a_place_that_is_gone_for_good_is_said_in_the_log(
-    open_world: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with open_world() as world:
-        result = await begun(world)
-        world.env.inject_error("*", BY_TOKEN, status=404, code=10015, message="Unknown Webhook", times=None)
-        world.env.inject_error("*", "/channels/*", status=403, code=50001, message="Missing Access", times=None)
-        world.painter.going.set()
-        with caplog.at_level(logging.WARNING):
-            await world.until(lambda: "cannot be delivered" in caplog.text)
-        await noted(world)
-        after = await world.bob.slash(world.channel, "queue")
-        assert after.ephemeral, f"the courier and the bot live on after {result}"
-
-
 async def test_what_ended_while_the_bot_was_away_is_shown_once(open_world: Any) -> None:
     async with open_world() as world:
         result = await begun(world)
@@ -179,7 +134,7 @@ def nothing_at_first(ask: Any) -> Any:
 async def test_a_message_whose_id_was_not_noted_is_found_again(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier, "GRACE", 0.5)
+    monkeypatch.setattr(progress, "GRACE", 0.5)
     async with open_world() as world:
         result = await begun(world)
         await world.stop_courier()
@@ -204,7 +159,7 @@ async def test_a_picture_that_is_gone_or_spoilt_leaves_no_message_stuck(
                 raise Refused("This picture is not kept any more.", 404)
             return kept
 
-        monkeypatch.setattr(world.studio, "picture", picture)
+        monkeypatch.setattr(world.studio, "shown", picture)
         world.painter.going.set()
         final = await world.ended(result)
         assert "Its picture cannot be shown" in final.content

@@ -1,0 +1,72 @@
+"""Where a job that is over must be shown: in its answer, in a new message that tells its author, in a direct one.
+
+Pure, and a function of what the book of deliveries says: whoever asks again after a crash decides the same. The places
+come in an order that survives any crash: what is new is posted first, the answer then points to it or shows all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bot.views import Delivery, Role, View
+
+LONG = 60.0  # seconds
+ORDER: tuple[Role, ...] = ("notice", "answer", "direct")
+Deliveries = Mapping[Role, Delivery]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the author prefers and the server's rule: `long` is the seconds from which on an end is told."""
+
+    ping: bool = True
+    direct: bool = False
+    long: float = LONG
+
+
+def lacking(view: View, known: Deliveries, wishes: Wishes) -> list[Role]:
+    """The further places that this job needs, and does not have yet."""
+    wanted = {"notice": _needs_notice(view, known["answer"], wishes), "direct": _needs_direct(view, known, wishes)}
+    return [role for role in ORDER if wanted.get(role) and role not in known]
+
+
+def due(known: Deliveries) -> Role | None:
+    """Where the last word is to be shown next; None once it was shown wherever it can be."""
+    for role in ORDER:
+        one = known.get(role)
+        if one and one.delivered is None and not (role == "answer" and one.reason):
+            return role
+    return None
+
+
+def told(known: Deliveries) -> Delivery | None:
+    """The notice that stands, and the answer need only point to."""
+    one = known.get("notice")
+    return one if one and one.delivered is not None and not one.reason else None
+
+
+def gone(answer: Delivery) -> bool:
+    """True where the answer was there, and cannot be edited any more."""
+    return bool(answer.reason and answer.message)
+
+
+def _needs_notice(view: View, answer: Delivery, wishes: Wishes) -> bool:
+    if view.private or view.state == "cancelled" or answer.delivered is not None or gone(answer):
+        return False
+    return bool(answer.reason) or (wishes.ping and _long(view, wishes))
+
+
+def _needs_direct(view: View, known: Deliveries, wishes: Wishes) -> bool:
+    answer, notice = known["answer"], known.get("notice")
+    if view.state == "cancelled":
+        return False
+    if answer.reason and (gone(answer) or view.private or (notice is not None and notice.reason)):
+        return told(known) is None
+    if answer.delivered is not None or not answer.place.where.get("guild"):
+        return False  # over; or it stands in the conversation with its author already
+    return (wishes.direct and view.state == "finished") or (view.private and wishes.ping and _long(view, wishes))
+
+
+def _long(view: View, wishes: Wishes) -> bool:
+    return (view.finished or 0.0) - view.created >= wishes.long

@@ -1,0 +1,94 @@
+"""What may go wrong with one message in Discord, as five kinds; and why a place is gone, as a sentence for the member.
+
+Knows the library's errors and Discord's codes; knows nothing of jobs. Whatever is none of the five stays what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+import aiohttp
+import discord
+
+DEAD_TOKEN = (10015, 50027)  # unknown webhook, invalid webhook token
+TOO_LARGE, TOO_MANY_CONVERSATIONS = 40005, 40003
+WHY: Mapping[int, str] = MappingProxyType(
+    {
+        10003: "Its channel was deleted.",
+        10004: "I am not in its server any more.",
+        10008: "Its message was deleted.",
+        10013: "Discord does not know this account any more.",
+        30046: "Its message is too old to be changed.",
+        50001: "I can no longer see its channel.",
+        50007: "Your direct messages are closed to me.",
+        50013: "I am not allowed to write in its channel.",
+        50083: "Its thread is archived.",
+        50278: "We share no server any more, so I cannot write to you.",
+        160005: "Its thread is locked.",
+        200000: "The server's AutoMod did not let it through.",
+        200001: "The server's AutoMod did not let it through.",
+        240000: "Discord did not let a link in it through.",
+    }
+)
+UNKNOWN = "Discord does not let me show it there any more."
+
+
+class Later(Exception):
+    """It may work after `seconds`: an outage, a broken line, or (`limited`) Discord lets the whole bucket wait."""
+
+    def __init__(self, seconds: float, why: object, *, limited: bool = False) -> None:
+        super().__init__(str(why))
+        self.seconds = seconds
+        self.limited = limited
+
+
+class Gone(Exception):
+    """This message cannot be edited, or this channel not be written to, and waiting will not change that.
+
+    `sentence` says so to the member.
+    """
+
+    def __init__(self, why: object, sentence: str = UNKNOWN) -> None:
+        super().__init__(str(why))
+        self.sentence = sentence
+
+
+class Expired(Exception):
+    """The interaction's token is dead: forget it, the message may still be there."""
+
+
+class TooLarge(Exception):
+    """Discord does not take a file of this size here."""
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """The library's errors as ours."""
+    try:
+        yield
+    except discord.RateLimited as error:
+        raise Later(error.retry_after, error, limited=True) from error
+    except discord.HTTPException as error:
+        raise _meant(error) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Later(2.0, f"{type(error).__name__}: {error}") from error
+
+
+def _meant(error: discord.HTTPException) -> Exception:
+    if error.status == 429:
+        return Later(5.0, error, limited=True)
+    if error.status >= 500:
+        return Later(2.0, error)
+    if error.status == 413 or error.code == TOO_LARGE:
+        return TooLarge(str(error))
+    if error.code in DEAD_TOKEN:
+        return Expired(str(error))
+    if error.code == TOO_MANY_CONVERSATIONS:
+        return Later(60.0, error)
+    if error.status == 401:  # our own token: nobody's message is gone for that
+        return Later(60.0, error)
+    if error.status in (403, 404) or error.code in WHY:
+        return Gone(str(error), WHY.get(error.code, UNKNOWN))
+    return error
