@@ -35,6 +35,7 @@ ADVICE = {"ddpm": "the full chain", "dpmpp_2m": "good in 30 steps", "ddim": "eve
     aspect="Width to height, like 3:2",
     negative="What to steer away from",
     fast="Few steps of a quick sampler",
+    relax="Wait longer, and spend nothing of your limit",
 )
 async def imagine(
     interaction: discord.Interaction[DarkroomClient],
@@ -48,9 +49,10 @@ async def imagine(
     aspect: Range[str, 3, 16] | None = None,
     negative: Range[str, 1, 1000] | None = None,
     fast: bool | None = None,
+    relax: bool | None = None,
 ) -> None:
     named = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
-    named |= {"ar": aspect, "negative": negative, "fast": fast}
+    named |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax}
     options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
 
     await typed(interaction, prompt, **options)

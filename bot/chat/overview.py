@@ -12,20 +12,26 @@ from discord import app_commands
 from discord.app_commands import Range
 
 from bot import sentences
-from bot.chat.answer import guild_of, member_of, say
+from bot.chat.answer import member_of, say
 from bot.chat.details import details
 from bot.chat.permitted import permit, refusing
 from bot.chat.which import recent_jobs
+from bot.rules import ALL
+from bot.rules.telling import shown
 from bot.sentences import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from bot.chat.client import DarkroomClient
     from bot.studio import Studio
+    from bot.usage import Allowance
     from bot.views import View
 
     Interaction = discord.Interaction[DarkroomClient]
+
+
+LISTED = 8  # names of devices or models
 
 
 @app_commands.command(
@@ -52,32 +58,59 @@ async def about(interaction: Interaction, view: View) -> None:
 
 
 async def _overview(interaction: Interaction) -> str:
-    desk, member = interaction.client.desk, member_of(interaction)
+    desk, member, now = interaction.client.desk, member_of(interaction), time.time()
+    limits = allowed(await desk.administration.allowance(member), now)
     mine = await desk.shelf.open_of(member.id)
-    queue = await desk.studio.queue(guild_of(interaction))
-    own = await asyncio.to_thread(_version)
-    lines = [_now(mine, queue, interaction.guild_id is not None), *_workers(desk.studio), f"-# Darkroom {own}"]
-    return "\n".join(lines)
+    queue = await desk.studio.queue(member.guild)
+    foot = f"-# Darkroom {await asyncio.to_thread(_version)}"
+    return "\n".join(["**Your limits here**", *limits, *_now(mine, queue), *_workers(desk.studio), foot])
 
 
-def _now(mine: Sequence[View], queue: Sequence[View], in_server: bool) -> str:
+def allowed(given: Allowance, now: float) -> list[str]:
+    """What applies to a member where they are, one limit a line: what is used of it, and when some of that frees."""
+    terms = given.terms
+    lines = [f"• {line.sentence(now)}" for line in given.lines]
+    if terms.closed:
+        lines.insert(0, f"⚠️ Closed for new pictures: {quoted(terms.closed, 400)}")
+    if terms.blocked:
+        lines.insert(0, "⚠️ You are blocked here.")
+    size = shown("pixels", terms.pixels).replace("no limit", "of any size")
+    lines.append(f"• One job: at most {terms.steps} steps, {terms.count} pictures, {size}")
+    for name in ("models", "samplers", "speeds", "commands"):
+        if getattr(terms, name) != ALL:
+            lines.append(f"• {name.capitalize()}: {quoted(', '.join(getattr(terms, name)) or 'none', 200)}")
+    if terms.results != "choice":
+        lines.append(f"• Results are {terms.results} here")
+    if terms.check:
+        lines.append("• Pictures are shown after the picture check passed them")
+    return lines
+
+
+def _now(mine: Sequence[View], queue: Sequence[View]) -> list[str]:
     running = sum(view.state != "queued" for view in mine)
-    where = "In this server" if in_server else "Here"
     waits = sum(view.state == "queued" for view in queue)
-    return (
-        f"**Now** · {sentences.jobs(running)} of yours running, {len(mine) - running} waiting\n"
-        f"{where}: {len(queue) - waits} running, {waits} waiting"
-    )
+    return [
+        "**Now**",
+        f"• Yours: {running} running, {len(mine) - running} waiting",
+        f"• Here: {len(queue) - waits} running, {waits} waiting",
+    ]
 
 
 def _workers(studio: Studio) -> list[str]:
     """Who works, on what, and the models, as short lines."""
     workers = studio.workers()
     if not workers:
-        return [f"**Workers** · {sentences.NO_WORKER}"]
-    names = ", ".join(dict.fromkeys(quoted(one.device, 40) for one in workers.values()))
-    models = ", ".join(dict.fromkeys(quoted(warm.name, 40) for one in workers.values() for warm in one.models))
-    return [f"**Workers** · {len(workers)} online: {names[:300]}", f"**Models** · {models[:300] or 'none ready'}"]
+        return [f"**Workers**\n• {sentences.NO_WORKER}"]
+    devices = _listed(one.device for one in workers.values())
+    models = _listed(warm.name for one in workers.values() for warm in one.models)
+    return ["**Workers**", f"• {len(workers)} online: {devices}", f"• Models: {models or 'none ready'}"]
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Each once, as many as a few lines hold."""
+    once = list(dict.fromkeys(names))
+    more = f" and {len(once) - LISTED} more" if len(once) > LISTED else ""
+    return ", ".join(quoted(name, 40) for name in once[:LISTED]) + more
 
 
 def _version() -> str:
