@@ -93,6 +93,9 @@ class Plain(discord.AutoShardedClient):
             self.tree.add_command(command)
         await self.tree.sync()
 
+    async def before_identify_hook(self, shard_id: int | None, *, initial: bool = False) -> None:
+        """Nobody else is identifying: no five seconds of waiting."""
+
     async def on_raw_reaction_add(self, told: discord.RawReactionActionEvent) -> None:
         self.told.append(str(told.emoji))
 

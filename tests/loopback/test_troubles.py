@@ -83,8 +83,9 @@ async def test_a_token_that_is_a_quarter_of_an_hour_old(scene: Any) -> None:
 
 
 async def test_a_picture_that_is_too_large_takes_a_smaller_form(scene: Any) -> None:
+    scene.alice = scene.person("modest", attachment_size_limit=3000)
+    scene.loopback.laws.file = 1500  # less than was told
     act = await scene.imagine()
-    scene.loopback.laws.file = 1500
     (message,) = await scene.shown(act)
     assert message.attachments[0]["size"] <= 1500
     assert any(each.status == 413 and act.record.token in each.path for each in scene.loopback.asked)

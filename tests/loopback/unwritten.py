@@ -37,26 +37,26 @@ def findings(operation: str, body: Any, files: int) -> Iterator[Said]:
 def _callback(body: dict[str, Any], files: int) -> Iterator[Said]:
     data = body.get("data") or {}
     if body.get("type") == AUTOCOMPLETE:
-        if len(data.get("choices") or ()) > 25:
+        if len(_items(data, "choices")) > 25:
             yield "data.choices", "more than 25 choices"
     elif body.get("type") == MODAL:
-        yield from _components(data.get("components") or (), "data.")
-        if not 1 <= len(data.get("title") or "") <= 45:
+        yield from _components(_items(data, "components"), "data.")
+        if not 1 <= _length_of(data, "title") <= 45:
             yield "data.title", "not 1 to 45 characters"
     else:
         yield from _message(data, files, "data.")
 
 
 def _message(body: dict[str, Any], files: int, where: str) -> Iterator[Said]:
-    if len(body.get("content") or "") > 2000:
+    if _length_of(body, "content") > 2000:
         yield f"{where}content", "longer than 2000 characters"
-    attachments = body.get("attachments") or []
+    attachments = _items(body, "attachments")
     if max(len(attachments), files) > 10:
         yield f"{where}attachments", "more than 10"
-    if any(len(each.get("description") or "") > 1024 for each in attachments):
+    if any(_length_of(each, "description") > 1024 for each in attachments):
         yield f"{where}attachments[].description", "longer than 1024 characters"
-    yield from _embeds(body.get("embeds") or [], where)
-    components = body.get("components") or []
+    yield from _embeds(_items(body, "embeds"), where)
+    components = _items(body, "components")
     yield from _components(components, where)
     if int(body.get("flags") or 0) & V2:
         yield from _layout(body, components, where)
@@ -67,10 +67,9 @@ def _message(body: dict[str, Any], files: int, where: str) -> Iterator[Said]:
 def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Said]:
     length = 0
     for embed in embeds:
-        texts = [embed.get("title"), embed.get("description")]
-        texts += [(embed.get("footer") or {}).get("text"), (embed.get("author") or {}).get("name")]
-        texts += [each.get(part) for each in embed.get("fields") or () for part in ("name", "value")]
-        length += sum(len(text or "") for text in texts)
+        length += _length_of(embed, "title") + _length_of(embed, "description")
+        length += _length_of(embed.get("footer"), "text") + _length_of(embed.get("author"), "name")
+        length += sum(_length_of(each, "name") + _length_of(each, "value") for each in _items(embed, "fields"))
     if length > 6000:
         yield f"{where}embeds", "more than 6000 characters in all"
 
@@ -78,7 +77,7 @@ def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Said]:
 def _layout(body: dict[str, Any], components: list[dict[str, Any]], where: str) -> Iterator[Said]:
     if any(body.get(name) for name in ("content", "embeds", "poll", "sticker_ids")):
         yield f"{where}flags", "a layout has no content, embeds, poll or stickers beside it"
-    if sum(len(each.get("content") or "") for each in _walk(components) if each.get("type") == TEXT) > 4000:
+    if sum(_length_of(each, "content") for each in _walk(components) if each.get("type") == TEXT) > 4000:
         yield f"{where}components", "more than 4000 characters in all"
 
 
@@ -89,7 +88,7 @@ def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Sa
     ids = [each["custom_id"] for each in every if each.get("custom_id") is not None]
     if len(set(ids)) < len(ids):
         yield f"{where}components", "the same custom_id twice"
-    if any(not 1 <= len(each) <= 100 for each in ids):
+    if any(not 1 <= len(str(each)) <= 100 for each in ids):
         yield f"{where}components", "a custom_id that has not 1 to 100 characters"
     for each in every:
         for said in _component(each):
@@ -97,7 +96,7 @@ def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Sa
 
 
 def _component(each: dict[str, Any]) -> Iterator[str]:
-    kind, inside = each.get("type"), each.get("components") or ()
+    kind, inside = each.get("type"), _items(each, "components")
     if kind == ROW:
         selects = sum(one.get("type") in SELECTS for one in inside)
         if not inside or len(inside) > 5 or (selects and len(inside) > 1):
@@ -107,7 +106,7 @@ def _component(each: dict[str, Any]) -> Iterator[str]:
             yield "a button with neither label nor emoji"
         if (each.get("style") in (1, 2, 3, 4)) != (each.get("custom_id") is not None):
             yield "a button has a custom_id, or a link"
-    elif kind == 3 and not 1 <= len(each.get("options") or ()) <= 25:
+    elif kind == 3 and not 1 <= len(_items(each, "options")) <= 25:
         yield "a menu has 1 to 25 options"
 
 
@@ -115,8 +114,8 @@ def _walk(components: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every component, those inside others too."""
     for each in components:
         yield each
-        yield from _walk(each.get("components") or ())
-        yield from _walk([one for one in (each.get("component"), each.get("accessory")) if one])
+        yield from _walk(_items(each, "components"))
+        yield from _walk([one for one in (each.get("component"), each.get("accessory")) if isinstance(one, dict)])
 
 
 def _commands(commands: list[dict[str, Any]]) -> Iterator[Said]:
@@ -132,19 +131,19 @@ def _commands(commands: list[dict[str, Any]]) -> Iterator[Said]:
 
 def _node(node: dict[str, Any], *, chat: bool) -> Iterator[Said]:
     """A command, a subcommand or an option."""
-    name, description = node.get("name") or "", node.get("description") or ""
+    name, described = str(node.get("name") or ""), _length_of(node, "description")
     if chat and (not NAME.fullmatch(name) or name != name.lower()):
         yield ".name", "not 1 to 32 lower-case letters, digits, - or _"
-    if chat != (1 <= len(description) <= 100):
+    if chat != (1 <= described <= 100):
         yield ".description", "not 1 to 100 characters" if chat else "only a slash command has one"
     for part in ("name_localizations", "description_localizations"):
         if unknown := (node.get(part) or {}).keys() - LOCALES:
             yield f".{part}", f"unknown locale {min(unknown)}"
     if node.get("choices") and node.get("autocomplete"):
         yield ".choices", "beside autocomplete"
-    if len(node.get("choices") or ()) > 25:
+    if len(_items(node, "choices")) > 25:
         yield ".choices", "more than 25"
-    options = node.get("options") or []
+    options = _items(node, "options")
     yield from _options(options)
     for option in options:
         yield from ((f".options[]{where}", said) for where, said in _node(option, chat=True))
@@ -163,8 +162,19 @@ def _options(options: list[dict[str, Any]]) -> Iterator[Said]:
 def _length(node: dict[str, Any]) -> int:
     """Characters of names, descriptions and values, each in its longest language."""
     length = sum(
-        max(len(node.get(part) or ""), *map(len, (node.get(f"{part}_localizations") or {"": ""}).values()))
+        max(_length_of(node, part), *map(len, (node.get(f"{part}_localizations") or {"": ""}).values()))
         for part in ("name", "description")
     )
     length += len(node["value"]) if isinstance(node.get("value"), str) else 0
-    return length + sum(_length(each) for each in [*(node.get("options") or ()), *(node.get("choices") or ())])
+    return length + sum(_length(each) for each in [*_items(node, "options"), *_items(node, "choices")])
+
+
+def _items(node: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in a list; what is no list, or holds something else, is the description's business."""
+    value = node.get(name)
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _length_of(node: Any, name: str) -> int:
+    value = node.get(name) if isinstance(node, dict) else None
+    return len(value) if isinstance(value, str) else 0
