@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from bot import film
 from bot.blur import blurred
@@ -65,18 +66,18 @@ class Gallery:
 
     async def film(self, job: str, limit: int = film.LIMIT) -> bytes:
         """How the images came to be, as an animated WebP of at most `limit` bytes."""
-        limit = min(limit, film.LIMIT)
-        key = (*(one.sha256 for one in await self._stored_ladders(job)), str(limit))
+        limit, shown = min(limit, film.LIMIT), await self._stored_ladders(job)
+        key = (*(one.sha256 for one in shown), str(limit))
         async with self._turn:
             if key not in self._films:
-                self._films[key] = await self._film(job, limit)
+                self._films[key] = await self._film(shown, limit)
                 while len(self._films) > KEPT_FILMS:
                     self._films.popitem(last=False)
             self._films.move_to_end(key)
             return self._films[key]
 
-    async def _film(self, job: str, limit: int) -> bytes:
-        ladders = await self._ladders(job)
+    async def _film(self, shown: Sequence[Stored], limit: int) -> bytes:
+        ladders = [await self._bytes(one) for one in shown]
         try:
             return await asyncio.to_thread(film.film, ladders, limit=limit)
         except film.TooLarge as error:
