@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import discord
 
 from bot.chat import presenter
+from bot.chat.channel import check_channel, warning
 from bot.chat.notices import link
 from bot.refused import Refused
 from bot.views import Member, Place, Ticket
@@ -82,7 +83,7 @@ def place_of(interaction: Interaction, now: float) -> Place:
 async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> None:
     """Ask the studio and answer with a card for each job; `again`: a slip of the finger gets a link to the first."""
     try:
-        check_permissions(interaction)
+        check_channel(interaction)
         asked = ask(member_of(interaction), place_of(interaction, time.time()))
         tickets, announced = await _in_time(interaction, asked)
     except Refused as refused:
@@ -99,6 +100,19 @@ async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> 
         except Exception as error:  # the job is taken whatever happens here, and the courier finds or makes its message
             known = isinstance(error, discord.HTTPException)
             log.warning("job %s: its answer was not sent or not noted: %s", ticket.job, error, exc_info=not known)
+    await _warn(interaction, tickets[-1])
+
+
+async def _warn(interaction: Interaction, last: Ticket) -> None:
+    """Say what our permissions will not let us do here later."""
+    said = warning(interaction, last.eta, TOKEN_LIVES)
+    if not said:
+        return
+    try:
+        quiet = discord.AllowedMentions.none()
+        await interaction.followup.send(f"-# {said}", ephemeral=True, allowed_mentions=quiet)
+    except discord.HTTPException as error:
+        log.warning("a member was not told what is missing: %s", error)
 
 
 async def refuse(interaction: Interaction, sentence: str) -> None:
@@ -112,12 +126,6 @@ async def sorry(interaction: Interaction) -> None:
         await say(interaction, BROKEN)
     except discord.HTTPException as error:
         log.warning("an apology could not be sent: %s", error)
-
-
-def check_permissions(interaction: Interaction) -> None:
-    """At submit, not when the picture is done and cannot be shown."""
-    if interaction.guild_id is not None and not interaction.app_permissions.attach_files:
-        raise Refused("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
 
 
 async def _in_time(

@@ -9,7 +9,8 @@ import discord
 from discord import app_commands
 from discord.app_commands import Range
 
-from bot.chat.answer import check_permissions, member_of
+from bot.chat.answer import member_of
+from bot.chat.channel import check_channel
 from bot.chat.permitted import permit, refusing
 from bot.chat.presenter import ALT
 from bot.chat.which import recent_jobs
@@ -28,7 +29,7 @@ async def film(interaction: discord.Interaction[DarkroomClient], job: Range[str,
     async with refusing(interaction):
         view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
         await permit(interaction, "film", view)
-        check_permissions(interaction)
+        check_channel(interaction)
         await interaction.response.defer(
             ephemeral=view.private, thinking=True
         )  # making it may take more than three seconds

@@ -10,6 +10,7 @@ from discord import ui
 
 from bot import sentences
 from bot.chat.details import SIGNS, STATES
+from bot.chat.notices import link
 from bot.sentences import quoted, shortened
 from bot.states import over
 from engine.job import Recipe
@@ -77,8 +78,8 @@ def describe(kept: Kept, now: float) -> str:
         facts.append("★" + " ".join(str(index + 1) for index in kept.liked))
     if view.private:
         facts.append("private")
-    if link := _link(kept.place):
-        facts.append(f"[open]({link})")
+    if at := _link(kept.place):
+        facts.append(f"[open]({at})")
     lines = [f"**{quoted(view.prompt, 140)}**", " · ".join(facts)]
     if view.state == "queued" and view.why:
         lines.append(f"-# {quoted(view.why, 120)}")
@@ -92,7 +93,4 @@ def describe(kept: Kept, now: float) -> str:
 
 
 def _link(place: Place | None) -> str:
-    where = place.where if place is not None and place.kind == "discord" else {}
-    if not where.get("message") or not where.get("channel"):
-        return ""
-    return f"https://discord.com/channels/{where.get('guild') or '@me'}/{where['channel']}/{where['message']}"
+    return link(place.where) if place is not None and place.kind == "discord" else ""
