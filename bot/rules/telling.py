@@ -49,7 +49,7 @@ def shown(name: str, value: Value | None) -> str:
     if value is None:
         return "no limit"
     text = written(SETTINGS[name], value).replace("\n", ", ")
-    return "no limit" if text == "unlimited" else shortened(text, 200) or "empty"
+    return "no limit" if text == "unlimited" else shortened(text, 200) or "not set"
 
 
 def subject(scope: Scope, subject: str, names: Names = NOBODY) -> str:
@@ -101,7 +101,8 @@ def _who(rule: Rule | None, setting: Setting, defaults: Limits, names: Names) ->
         return "whoever runs this bot decides, for this server"
     if rule.scope == "guild":
         return "the server's rule decides"
-    return f"the {rule.scope}'s rule for {subject(rule.scope, rule.subject, names)} decides"
+    whom = subject(rule.scope, rule.subject, names)
+    return f"the {rule.scope}'s rule for {whom} decides" if rule.subject in names else f"the rule for {whom} decides"
 
 
 def _default(setting: Setting, defaults: Limits) -> bool:

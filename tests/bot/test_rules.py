@@ -1,0 +1,359 @@
+"""Rules: which of them decides, whatever their order; values as text and back; what a change takes, and its inverse."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.limits import Limits
+from bot.refused import Refused
+from bot.rules import ALL, EVERYWHERE, SETTINGS, Change, Rule, Step, Value, planning, presets, resolve
+from bot.rules.catalogue import Setting
+from bot.rules.reading import read, read_list, setting, written
+from bot.rules.telling import because, described, set_by, summed
+from bot.rules.terms import COUNTED, applies
+from bot.rules.together import Together
+from bot.views import Member
+
+ANN = Member("ann", "Ann", "g", roles=("artists", "members"), channel="studio")
+DEFAULTS = Limits()
+NUMBERS = (*COUNTED, "steps", "pixels", "count")
+SUBJECTS = {
+    "house": ("",), "guild": ("",), "channel": ("studio", "lobby"), "role": ("artists", "members", "others"),
+    "user": ("ann", "bob"),
+}  # fmt: skip
+
+
+def values(one: Setting) -> st.SearchStrategy[Value]:
+    """Any value that a setting can have."""
+    if one.kind in ("number", "cost", "seconds", "size"):
+        return st.integers(one.least, one.most)
+    if one.kind == "switch":
+        return st.booleans()
+    if one.kind == "choice":
+        return st.sampled_from(one.choices)
+    if one.kind == "choices":
+        chosen = st.sets(st.sampled_from(one.choices)).map(
+            lambda some: tuple(choice for choice in one.choices if choice in some)
+        )
+        return chosen | st.just(ALL)
+    if one.kind == "names":
+        return _lists(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)) | st.just(ALL) | st.just(())
+    if one.kind == "channel":
+        return st.integers(1, 10**19).map(str)
+    if one.kind == "texts":
+        return _lists(st.from_regex(r"[a-z]{2,12}[0-9]{0,3}( [a-z]{2,12})?", fullmatch=True))
+    return st.text(st.characters(codec="ascii", categories=("L", "N", "P")), min_size=1, max_size=40)
+
+
+def _lists(parts: st.SearchStrategy[str]) -> st.SearchStrategy[Value]:
+    some = st.sets(parts, min_size=1, max_size=5)
+    some = some.filter(lambda found: not {part.casefold() for part in found} & {"all", "none", "*"})
+    return some.map(lambda found: tuple(sorted(found, key=lambda part: (part.casefold(), part))))
+
+
+@st.composite
+def rules(draw: st.DrawFn, name: str | None = None) -> list[Rule]:
+    """Rules of a guild, of another one, and of the house, at most one of each key."""
+    found: dict[tuple[str, ...], Rule] = {}
+    for _ in range(draw(st.integers(0, 12))):
+        one = SETTINGS[name or draw(st.sampled_from(sorted(SETTINGS)))]
+        guild = draw(st.sampled_from(("g", "g", "g", "other", EVERYWHERE)))
+        scopes = [scope for scope in one.scopes if guild != EVERYWHERE or scope in ("house", "user")]
+        if scopes:
+            scope = draw(st.sampled_from(scopes))
+            rule = Rule(scope, draw(st.sampled_from(SUBJECTS[scope])), one.name, draw(values(one)), guild)
+            found[(guild, *rule.key)] = rule
+    return list(found.values())
+
+
+def plain(name: str, found: list[Rule]) -> int:
+    """The precedence of a number, written down as simply as it is documented."""
+    mine = {(rule.guild, rule.scope, rule.subject): rule.value for rule in found if rule.setting == name}
+    roles = [
+        value for (guild, scope, role), value in mine.items() if (guild, scope) == ("g", "role") and role in ANN.roles
+    ]
+    default = {"running": 3, "queued": 7, "cost_day": 1800}.get(name, SETTINGS[name].most)
+    for value in (
+        mine.get(("g", "user", "ann")), max(roles, default=None), mine.get(("g", "channel", "studio")),
+        mine.get(("g", "guild", "")), default,
+    ):  # fmt: skip
+        if value is not None:
+            break
+    wide = mine.get((EVERYWHERE, "user", "ann"), mine.get((EVERYWHERE, "house", "")))
+    return min(int(one) for one in (value, mine.get(("g", "house", "")), wide) if one is not None)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from([*COUNTED, "steps", "pixels", "count"]).flatmap(lambda name: st.tuples(st.just(name), rules(name)))
+)
+def test_the_precedence_is_as_documented(drawn: tuple[str, list[Rule]]) -> None:
+    name, found = drawn
+    terms = resolve(found, ANN, DEFAULTS)
+    assert getattr(terms, name) == plain(name, found)
+    decides = terms.because[name]
+    if decides is not None:
+        assert decides.value == getattr(terms, name)
+        assert any(decides == rule for rule in found)
+    assert min((cap.limit for cap in terms.of(name)), default=SETTINGS[name].most) == (
+        getattr(terms, name) if name in COUNTED else SETTINGS[name].most
+    )
+
+
+@settings(deadline=None)
+@given(rules(), st.randoms())
+def test_neither_order_nor_rules_for_others_matter(found: list[Rule], chance) -> None:
+    shuffled = [rule for rule in found if applies(rule, ANN)]
+    chance.shuffle(shuffled)
+    assert resolve(shuffled, ANN, DEFAULTS) == resolve(found, ANN, DEFAULTS)
+
+
+@settings(deadline=None)
+@given(rules(), rules())
+def test_a_ceiling_of_the_house_can_only_take_away(found: list[Rule], more: list[Rule]) -> None:
+    free = [rule for rule in found if rule.scope != "house" and rule.guild != EVERYWHERE]
+    ceilings = [rule for rule in more if rule.scope == "house" or rule.guild == EVERYWHERE]
+    before, after = resolve(free, ANN, DEFAULTS), resolve(free + ceilings, ANN, DEFAULTS)
+    for one in SETTINGS.values():
+        old, new = getattr(before, one.name), getattr(after, one.name)
+        if one.numeric:
+            assert new is not None or old is None
+            assert old is None or new <= old
+        elif one.kind == "switch" and one.name != "previews":
+            assert new or not old
+        elif one.kind in ("names", "choices"):
+            assert old == ALL or set(new) <= set(old)
+        elif one.kind == "texts":
+            assert set(old) <= set(new)
+
+
+@settings(deadline=None)
+@given(rules("cost_day"), st.integers(0, 10**6))
+def test_the_most_generous_role_counts(found: list[Rule], more: int) -> None:
+    roles = [rule for rule in found if rule.scope == "role" and rule.guild == "g"]
+    generous = Rule("role", "artists", "cost_day", more, "g")
+    rest = [rule for rule in roles if rule.subject != "artists"]
+    assert resolve([*rest, generous], ANN, DEFAULTS).cost_day >= more
+
+
+def test_the_worked_example() -> None:
+    found = [
+        Rule("guild", "", "cost_day", 1800, "g"),
+        Rule("role", "artists", "cost_day", 3600, "g"),
+        Rule("house", "", "cost_day", 7200, "g"),
+    ]
+    terms = resolve(found, ANN, DEFAULTS)
+    assert because(SETTINGS["cost_day"], terms, found, DEFAULTS, {"artists": "@artists"}) == (
+        "cost_day is 1 h: the role's rule for @artists decides, over the server's 30 min; whoever runs this bot allows "
+        "at most 2 h here."
+    )
+    assert terms.because["cost_day"] == found[1]
+    assert set_by(found[1]) == "This server's admins set that for a role of yours."
+
+
+def test_without_rules_the_defaults_hold_and_count_in_all_servers() -> None:
+    terms = resolve([], ANN, DEFAULTS)
+    assert (terms.running, terms.queued, terms.cost_day) == (3, 7, 1800)
+    assert {(cap.setting, cap.whose) for cap in terms.caps} == {
+        (name, "member everywhere") for name in ("running", "queued", "cost_day")
+    }
+    assert because(SETTINGS["running"], terms, [], DEFAULTS) == (
+        "running is 3: no rule is set, so this bot's default holds."
+    )
+
+
+def test_a_rule_of_the_server_counts_there_and_a_ceiling_everywhere_in_all() -> None:
+    found = [Rule("guild", "", "cost_day", 600, "g"), Rule("house", "", "cost_day", 900, EVERYWHERE)]
+    caps = resolve(found, ANN, DEFAULTS).of("cost_day")
+    assert [(cap.limit, cap.whose) for cap in caps] == [(600, "member here"), (900, "member everywhere")]
+
+
+def test_unlimited_lifts_the_default() -> None:
+    terms = resolve([Rule("user", "ann", "cost_day", SETTINGS["cost_day"].most, "g")], ANN, DEFAULTS)
+    assert terms.of("cost_day") == ()
+    assert terms.cost_day == SETTINGS["cost_day"].most
+    assert terms.because["cost_day"] is not None
+
+
+def test_a_role_that_is_blocked_blocks_though_another_is_not() -> None:
+    found = [Rule("role", "artists", "blocked", True, "g"), Rule("role", "members", "blocked", False, "g")]
+    assert resolve(found, ANN, DEFAULTS).blocked
+    assert not resolve([*found, Rule("user", "ann", "blocked", False, "g")], ANN, DEFAULTS).blocked
+    assert resolve([Rule("user", "ann", "blocked", True, EVERYWHERE)], ANN, DEFAULTS).blocked
+
+
+def test_lists_of_several_roles_add_up_and_a_ceiling_cuts_them() -> None:
+    found = [Rule("role", "artists", "models", ("a", "b"), "g"), Rule("role", "members", "models", ("c",), "g")]
+    assert resolve(found, ANN, DEFAULTS).models == ("a", "b", "c")
+    capped = resolve([*found, Rule("house", "", "models", ("b", "c", "d"), EVERYWHERE)], ANN, DEFAULTS)
+    assert capped.models == ("b", "c")
+    assert not capped.allows("models", "a")
+
+
+def test_words_of_the_house_and_of_the_server_hold_together() -> None:
+    found = [Rule("guild", "", "words", ("b",), "g"), Rule("house", "", "words", ("a",), EVERYWHERE)]
+    assert resolve(found, ANN, DEFAULTS).words == ("a", "b")
+
+
+def test_together_limits_hold_beside_each_other_and_a_budget_stands_for_the_general_one() -> None:
+    found = [
+        Rule("guild", "", "together_cost_day", 100, "g"),
+        Rule("channel", "studio", "together_cost_day", 50, "g"),
+        Rule("channel", "lobby", "together_cost_day", 5, "g"),
+        Rule("house", "", "together_cost_day", 80, "g"),
+        Rule("house", "", "together_cost_day", 10, EVERYWHERE),
+    ]
+    caps = resolve(found, ANN, DEFAULTS).of("together_cost_day")
+    assert sorted((cap.limit, cap.whose) for cap in caps) == [(50, "channel"), (80, "guild"), (100, "guild")]
+    running = Together.of_rules([replace(rule, setting="together_running") for rule in found])
+    assert (running.of("g"), running.of("other")) == (80, 10)
+    assert running.channels_of("g") == {"studio": 50, "lobby": 5}
+
+
+# Values as text
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(sorted(SETTINGS)).flatmap(lambda name: st.tuples(st.just(name), values(SETTINGS[name]))))
+def test_what_is_written_is_read_as_the_same(drawn: tuple[str, Value]) -> None:
+    name, value = drawn
+    one = SETTINGS[name]
+    if one.kind == "texts":
+        assert isinstance(value, tuple)
+        assert read_list(one, list(value)) == value
+    else:
+        assert read(one, written(one, value)) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("cost_day", "30 min", 1800), ("cost_day", "2h", 7200), ("cost_day", "1800", 1800), ("cost_day", "1.5 h", 5400),
+        ("cost_day", "1 h 30 minutes", 5400), ("cost_day", "Unlimited", 10**9), ("cost_month", "2 days", 172_800),
+        ("pixels", "512x512", 512 * 512), ("pixels", "512", 512 * 512), ("pixels", "768×512", 768 * 512),
+        ("samplers", "euler, DDIM", ("ddim", "euler")), ("samplers", "all", ALL), ("commands", "none", ()),
+        ("models", "second, embedded", ("embedded", "second")), ("blocked", "Yes", True), ("previews", "off", False),
+        ("results", "Private", "private"), ("reports", "<#123>", "123"),
+        ("words", "one, two\nthree", ("one", "three", "two")),
+        ("patterns", "a{1,3}\nb", ("a{1,3}", "b")), ("long_ping", "2 min", 120), ("running", " 5 ", 5),
+    ],
+)  # fmt: skip
+def test_what_admins_type(name: str, text: str, value: Value) -> None:
+    assert read(SETTINGS[name], text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("running", "many", "running cannot be “many”: it takes a whole number from 1 to 1000."),
+        ("running", "0", "running cannot be “0”: it takes a whole number from 1 to 1000."),
+        ("running", "", "running needs a value: it takes a whole number from 1 to 1000."),
+        ("cost_day", "soon", "“soon”: it takes device time such as “30 min”, “2 h”, “1800” (seconds) or “unlimited”."),
+        ("cost_day", "5 parsecs", "cost_day cannot be “5 parsecs”"),
+        ("pixels", "9000x9000", "from 16x16 to 4096x4096"),
+        ("samplers", "eulr", "the nearest is euler. It takes ddpm, ddim, euler, dpmpp_2m, all or none."),
+        ("results", "secret", "results cannot be “secret”: it takes public or private or choice."),
+        ("blocked", "maybe", "blocked cannot be “maybe”: it takes on or off."),
+        ("models", "../etc", "models cannot be “../etc”: it takes names, separated by commas, all or none."),
+        ("words", "x" * 101, "A forbidden word has 1 to 100 characters; this one has 101."),
+        ("words", ",,", "words takes at least one; to have none, unset it."),
+        ("words", ",".join(f"w{n}" for n in range(501)), "words takes at most 500; these are 501."),
+        ("running", "9" * 70_000, "That is too long for running"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_one_clear_sentence(name: str, text: str, said: str) -> None:
+    with pytest.raises(Refused) as refused:
+        read(SETTINGS[name], text)
+    assert said in refused.value.sentence
+    assert len(refused.value.sentence) < 250
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(SETTINGS)), st.text(max_size=60))
+def test_no_text_does_anything_but_be_read_or_refused(name: str, text: str) -> None:
+    one = SETTINGS[name]
+    with contextlib.suppress(Refused):
+        value = read(one, text)
+        assert one.kind == "texts" or read(one, written(one, value)) == value
+
+
+def test_a_setting_is_named_or_the_nearest_is() -> None:
+    assert setting(" Cost-Day ") is SETTINGS["cost_day"]
+    with pytest.raises(Refused, match="There is no setting “cost_dya”; the nearest is cost_day"):
+        setting("cost_dya")
+
+
+# Changes
+
+
+@settings(deadline=None)
+@given(rules(), rules())
+def test_the_steps_of_an_import_lead_there_and_their_inverse_back(old: list[Rule], new: list[Rule]) -> None:
+    before = {rule.key: rule.value for rule in old if rule.guild == "g"}
+    wanted = {rule.key: rule.value for rule in new if rule.guild == "g" and rule.scope != "house"}
+    wanted = {key: value for key, value in wanted.items() if key[2] != "closed"}
+    try:
+        steps = planning.brought(before, wanted)
+    except Refused:
+        return
+    after = _applied(before, steps)
+    kept = {key: value for key, value in before.items() if key[0] == "house" or key[2] == "closed"}
+    assert after == {**kept, **wanted}
+    change = Change(1, "g", 0.0, "ann", "Ann", "import", steps)
+    assert _applied(after, planning.undone(after, change, None)) == before
+
+
+def _applied(before: dict, steps: tuple[Step, ...]) -> dict:
+    after = dict(before)
+    for step in steps:
+        assert after.get(step.key) == step.before
+        after.pop(step.key, None)
+        if step.after is not None:
+            after[step.key] = step.after
+    return after
+
+
+def test_a_setting_is_refused_where_it_makes_no_sense() -> None:
+    for one, guild, scope, subject in (
+        ("words", "g", "user", "ann"), ("running", EVERYWHERE, "guild", ""), ("running", "g", "user", ""),
+        ("running", "g", "guild", "ann"), ("running", "g", "user", "x" * 65), ("reports", EVERYWHERE, "house", ""),
+    ):  # fmt: skip
+        with pytest.raises(Refused):
+            planning.check_scope(SETTINGS[one], guild, scope, subject)  # pyright: ignore[reportArgumentType]
+    planning.check_scope(SETTINGS["running"], EVERYWHERE, "user", "ann")
+
+
+def test_a_server_has_a_bounded_number_of_rules() -> None:
+    many: dict = {("user", f"u{n}", "running"): 1 for n in range(planning.MOST_RULES)}
+    with pytest.raises(Refused, match="A server has at most 1000 rules; it has 1000, and these are 1 more"):
+        planning.replaced(many, ("user", "one more", "running"), 2)
+    assert planning.replaced(many, ("user", "u1", "running"), 2)
+
+
+def test_presets_set_what_can_be_set() -> None:
+    for one in presets.PRESETS.values():
+        for (scope, subject, name), value in presets.rules_of(one).items():
+            planning.check_scope(SETTINGS[name], "g", "guild", "")
+            assert (scope, subject, read(SETTINGS[name], written(SETTINGS[name], value))) == ("guild", "", value)
+    assert presets.preset("Large-Server").name == "large server"
+    with pytest.raises(Refused, match="There is no preset “contst”; the nearest is contest"):
+        presets.preset("contst")
+
+
+def test_what_a_change_says() -> None:
+    step = Step("role", "7", "cost_day", 1800, 3600)
+    assert described(step, {"7": "@artists"}) == "cost_day for @artists: 30 min → 1 h"
+    assert summed(Change(4, "g", 0.0, "ann", "Ann", "set", (step,), None, 9)) == (
+        "4: set by Ann: cost_day for role 7: 30 min → 1 h (undone by 9)"
+    )
+
+
+def test_a_reason_is_bounded_with_who_closed_it() -> None:
+    assert planning.closing("too much. ", "Ann") == "too much (closed by Ann)"
+    assert planning.closing("", "Ann") == "no reason given (closed by Ann)"
+    assert len(planning.closing("x" * 5000, "y" * 500)) <= SETTINGS["closed"].most
