@@ -11,12 +11,13 @@ from discord import ui
 
 from bot.chat.settings import parts, wording
 from bot.rules.catalogue import SETTINGS
-from bot.rules.rule import EVERYWHERE, Rule, Scope
+from bot.rules.rule import EVERYWHERE, Change, Rule, Scope
 from bot.rules.terms import Terms
 from bot.sentences import quoted
 
 EXCEPTIONS: dict[Scope, str] = {"channel": "Channels", "role": "Roles", "user": "Members"}
 PAGE = 15  # rules on one page of exceptions
+CHANGES = 5  # on one page of the history
 RED, GREEN, BLUE = 0xED4245, 0x57F287, 0x5865F2
 NOT_CHANGED_HERE = ("closed", "words", "patterns", "blocked")  # commands of their own do that
 LEGEND = "-# **Bold** is set on this server, 🔒 by whoever runs this bot; the rest is the bot's default."
@@ -66,6 +67,32 @@ def exceptions(scope: Scope, rules: Sequence[Rule], page: int, notice: Sequence[
     return parts.layout(*items, colour=BLUE)
 
 
+def explanation(head: str, said: Sequence[str], user: str) -> ui.LayoutView:
+    """What holds for a member, and a select to set it for them."""
+    options = [(f"user/discord:{user}/{name}", wording.title(name), SETTINGS[name].about) for name in wording.EACH]
+    items = [
+        parts.text(*wording.fitting([head, *said], parts.LAYOUT)),
+        parts.select("Set something for this member …", options, "change", "member"),
+        parts.row(parts.button("All settings", "show")),
+    ]
+    return parts.layout(*items, colour=BLUE)
+
+
+def history(changes: Sequence[Change], page: int, *, may: bool, notice: Sequence[ui.Item] = ()) -> ui.LayoutView:
+    """One page of what was changed, the newest first, each with its Undo for those who `may`."""
+    pages = max(1, -(-len(changes) // CHANGES))
+    page = max(0, min(page, pages - 1))
+    items: list[ui.Item] = [*notice, parts.text("## What was changed here")]
+    if not changes:
+        items.append(parts.text("Nothing yet."))
+    for change in changes[page * CHANGES : (page + 1) * CHANGES]:
+        off = change.undone is not None or not may
+        items.append(parts.beside(wording.entry(change), parts.button("Undo", "back", change.number, page, off=off)))
+    items += parts.pager("log", page=page, pages=pages)
+    items.append(parts.row(parts.button("All settings", "show")))
+    return parts.layout(*items, colour=BLUE)
+
+
 def notice(line: str, undo: int | None = None) -> list[ui.Item]:
     """What has just happened, above a card; `undo`: the number of the change that a button takes back."""
     if undo is None:
@@ -75,7 +102,7 @@ def notice(line: str, undo: int | None = None) -> list[ui.Item]:
 
 def question(said: Sequence[str], yes: ui.Button) -> ui.LayoutView:
     """Shows what would change, and asks."""
-    shown = parts.fitting(said, parts.LAYOUT)
+    shown = wording.fitting(said, parts.LAYOUT)
     return parts.layout(parts.text(*shown), parts.row(yes, parts.button("Cancel", "dismiss")), colour=BLUE)
 
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from bot.views import Member
 
 OWN_COMMANDS: Mapping[str, str] = {
-    "closed": "`/settings close` and `/settings open` do that.",
-    "blocked": "`/moderation block` and `/moderation unblock` do that.",
+    "closed": "A server is closed by /settings close, and opened by /settings open.",
+    "blocked": "Members are blocked by /moderation block, and unblocked by /moderation unblock.",
 }
+NEAR: tuple[Scope, ...] = ("house", "guild", "channel", "role", "user")  # the last holds first
 PRESET = "Choose a preset: it changes some rules for everyone, and leaves those of single channels, roles and members."
 
 
@@ -63,14 +64,20 @@ async def set_rule(interaction: Interaction, aim: tuple[Scope, str] | Refused, s
 
 
 async def said(interaction: Interaction, change: Change) -> str:
-    """What a change did, and a ceiling above it that still holds."""
-    line = wording.changed(change)
+    """What a change did, and what holds in spite of it: a ceiling above it, rules that are nearer to members."""
+    lines = [wording.changed(change)]
     if len(change.steps) == 1 and change.steps[0].after is not None:
-        rules, name = await looking.administration(interaction).rules(change.guild), change.steps[0].setting
-        above = next((rule for rule in rules if rule.scope == "house" and rule.setting == name), None)
-        if above is not None:
-            line += f"\n-# 🔒 Whoever runs this bot allows {wording.said(name, above.value)}: that still holds."
-    return line
+        step = change.steps[0]
+        rules = await looking.administration(interaction).rules(change.guild)
+        same = [rule for rule in rules if rule.setting == step.setting]
+        nearer = sum(NEAR.index(rule.scope) > NEAR.index(step.scope) for rule in same)
+        lines += [
+            f"-# 🔒 Whoever runs this bot allows {wording.said(step.setting, rule.value)}: that still holds."
+            for rule in same
+            if rule.scope == "house" and step.scope != "house"
+        ]
+        lines += [f"-# {nearer} {'rule' if nearer == 1 else 'rules'} nearer to members still hold."] if nearer else []
+    return "\n".join(lines)
 
 
 async def ask(interaction: Interaction, press: Press) -> None:
@@ -149,7 +156,7 @@ async def undo_listed(interaction: Interaction, press: Press) -> None:
 
 def taken_back(change: Change) -> str:
     """What an undo did."""
-    return "\n".join([f"↩️ No. {change.undoes} was taken back:", *parts.fitting(wording.steps(change.steps), 1500)])
+    return "\n".join([f"↩️ No. {change.undoes} was taken back:", *wording.fitting(wording.steps(change.steps), 1500)])
 
 
 async def offer_presets(interaction: Interaction, press: Press) -> None:
@@ -173,7 +180,11 @@ async def preset(interaction: Interaction, name: str) -> None:
         one = presets.preset(name)
         steps = planning.altered(await own(interaction, member), presets.rules_of(one))
         yes = parts.button("Apply", "apply", one.name.replace(" ", "-"), style=discord.ButtonStyle.primary)
-        head = [f"## Preset “{one.name}”", f"{one.about}.", f"It changes {len(steps)} rules for everyone:"]
+        head = [
+            f"## Preset “{one.name}”",
+            f"{one.about[:1].upper()}{one.about[1:]}.",
+            f"It changes {len(steps)} rules for everyone:",
+        ]
         return Shown(view=cards.question([*head, *wording.steps(steps)], yes))
 
     await respond(interaction, "set", work)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NAME = "darkroom-settings.yaml"
 ENDINGS = (".yaml", ".yml", ".txt")
 CONTENT = 1900
-GONE = "The file of this import cannot be read any more. Send it again with `/settings import`."
+GONE = "The file of this import cannot be read any more. Send it again with /settings import."
 
 
 async def export(interaction: Interaction, press: Press | None = None) -> None:
@@ -38,7 +38,7 @@ async def export(interaction: Interaction, press: Press | None = None) -> None:
         said = "The rules of this server. Edit the file and send it back with `/settings import`."
         return Shown(content=said, files=(_file(text),), fresh=True)
 
-    await respond(interaction, "set", work)
+    await respond(interaction, "settings", work)
 
 
 async def bring(interaction: Interaction, attachment: discord.Attachment) -> None:
@@ -48,7 +48,7 @@ async def bring(interaction: Interaction, attachment: discord.Attachment) -> Non
         text = await read(attachment)
         values = await asyncio.to_thread(sheet.bring, text)
         steps = planning.brought(await own(interaction, member), values)
-        lines = parts.fitting([f"**This changes {len(steps)} rules:**", *wording.steps(steps)], CONTENT)
+        lines = wording.fitting([f"**This changes {len(steps)} rules:**", *wording.steps(steps)], CONTENT)
         view = ui.View(timeout=None)
         view.add_item(parts.button("Import", "bring", style=discord.ButtonStyle.primary))
         view.add_item(parts.button("Cancel", "leave"))
@@ -90,7 +90,7 @@ async def read(attachment: discord.Attachment) -> str:
     kind = (attachment.content_type or "").partition(";")[0].strip().casefold()
     if not attachment.filename.casefold().endswith(ENDINGS) or not _textual(kind):
         name = shortened(attachment.filename, 60)
-        raise Refused(f"“{name}” is no YAML file: the file that `/settings export` gives ends in .yaml.")
+        raise Refused(f"“{name}” is no YAML file: the file that /settings export gives ends in .yaml.")
     try:
         payload = await attachment.read()
     except discord.HTTPException:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from discord import ui
 
 from bot.access import forbidden
-from bot.chat.settings import cards, parts, wording
+from bot.chat.settings import cards, wording
 from bot.chat.settings.asked import Shown, respond
-from bot.rules.rule import Change
 from bot.sentences import quoted
 from bot.views import Member
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from bot.rules.telling import Explained
     from bot.usage import Line
 
-CHANGES = 5  # on one page of the history
 DEEP = 500  # changes that are kept
 _MARK = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
 _MENTIONS = {"channel": "<#", "role": "<@&", "user": "<@"}
@@ -55,19 +53,28 @@ async def page(interaction: Interaction, press: Press) -> None:
 
 
 async def explain(interaction: Interaction, who: Asked, setting: str = "") -> None:
-    """What holds for somebody, who decides it, and what they have used."""
+    """What holds for somebody, who decides it, and what they have used; and a way to change it for them."""
 
     async def work(member: Member) -> Shown:
-        there = who.member(member.guild)
-        house = administration(interaction)
+        there, house = who.member(member.guild), administration(interaction)
         found = await house.explain(member.guild, there, setting or None, names=who.marks())
         lines = (await house.allowance(there)).lines
+        decided = [one for one in found if one.rule is not None or one.setting == setting]
+        said = [explained(one, _frees(one, lines)) for one in decided]
+        said += _defaults([one for one in found if one not in decided])
         head = f"## What holds for <@{who.user}>" + (f" in <#{who.channel}>" if who.channel else "")
-        said = parts.fitting([head, *(explained(one, _frees(one, lines)) for one in found)], parts.LAYOUT)
-        back = parts.row(parts.button("All settings", "show"))
-        return Shown(view=parts.layout(parts.text(*said), back, colour=cards.BLUE))
+        return Shown(view=cards.explanation(head, said, who.user))
 
     await respond(interaction, "explain", work)
+
+
+def _defaults(found: Sequence[Explained]) -> list[str]:
+    """What no rule decides, in one small line each for what is counted and what is not."""
+    named = [one for one in found if one.setting in (*wording.EACH, "blocked")]
+    used = [f"{wording.title(one.setting)} {quoted(one.used, 60)}" for one in named if one.used]
+    rest = [f"{wording.title(one.setting)} {quoted(one.value, 60)}" for one in named if not one.used]
+    shown = (("By this bot's defaults, used: ", used), ("No rules for: ", rest))
+    return [f"-# {head}{', '.join(each)}." for head, each in shown if each]
 
 
 async def explain_chosen(interaction: Interaction, press: Press) -> None:
@@ -119,18 +126,4 @@ async def log(interaction: Interaction, press: Press | None = None) -> None:
 async def history(interaction: Interaction, member: Member, page: int, notice: Sequence[ui.Item] = ()) -> Shown:
     """One page of what was changed, the newest first, each with its Undo."""
     changes = await administration(interaction).changes(member.guild, DEEP)
-    pages = max(1, -(-len(changes) // CHANGES))
-    page = max(0, min(page, pages - 1))
-    may = forbidden("set", member) is None
-    items: list[ui.Item] = [*notice, parts.text("## What was changed here")]
-    if not changes:
-        items.append(parts.text("Nothing yet."))
-    items += [_entry(change, page, may=may) for change in changes[page * CHANGES : (page + 1) * CHANGES]]
-    items += parts.pager("log", page=page, pages=pages)
-    items.append(parts.row(parts.button("All settings", "show")))
-    return Shown(view=parts.layout(*items, colour=cards.BLUE))
-
-
-def _entry(change: Change, page: int, *, may: bool) -> ui.Item:
-    control = parts.button("Undo", "back", change.number, page, off=change.undone is not None or not may)
-    return parts.beside(wording.entry(change), control)
+    return Shown(view=cards.history(changes, page, may=forbidden("set", member) is None, notice=notice))

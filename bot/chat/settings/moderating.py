@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 LISTS = ("words", "patterns")
 TOO_LONG = (
-    "These lists are too long for a form: take `/settings export`, edit the file, and send it with `/settings import`. "
-    "Single words: `/moderation words add:` and `remove:`."
+    "These lists are too long for a form: take /settings export, edit the file, and send it with /settings import. "
+    "Single words go by /moderation words with add or remove."
 )
 NO_CHECKER = "⚠️ No worker with a picture check is online: until one is, pictures wait unseen."
 

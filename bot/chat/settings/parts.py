@@ -5,7 +5,7 @@ Knows discord's components and their limits; knows nothing of rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import discord
 from discord import ui
@@ -56,17 +56,6 @@ def text(*lines: str) -> ui.TextDisplay:
 def beside(line: str, control: ui.Button) -> ui.Section:
     """A text with a button at its right."""
     return ui.Section(ui.TextDisplay(line), accessory=control)
-
-
-def fitting(lines: Sequence[str], limit: int, more: str = "… and {} more.") -> list[str]:
-    """The lines that fit, whole, and how many did not."""
-    kept, used = list[str](), 0
-    for number, line in enumerate(lines):
-        if used + len(line) + 1 > limit - len(more) - 4:
-            return [*kept, more.format(len(lines) - number)]
-        kept.append(line)
-        used += len(line) + 1
-    return kept
 
 
 def name(found: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
 
 log = logging.getLogger(__name__)
-OLD = "This card is of an older version of the bot. `/settings show` opens a new one."
+OLD = "This card is of an older version of the bot. /settings show opens a new one."
 INTERACTIVE = (discord.InteractionType.component, discord.InteractionType.modal_submit)
 CHOSEN = ""  # the name under which a select's choice is filled in
 

@@ -58,6 +58,8 @@ DID: Mapping[str, str] = MappingProxyType(
     }
 )
 LISTED, NO_RULE = 90, "no rule"
+ENTRY = 560  # characters of one change in the history
+HOUSE: Scope = "house"
 
 
 def title(setting: str) -> str:
@@ -68,8 +70,8 @@ def title(setting: str) -> str:
 def whom(scope: Scope, subject: str) -> str:
     """For whom a rule holds."""
     number = subject.rpartition(":")[2]
-    if scope == "house":
-        return "the whole server, by whoever runs this bot"
+    if scope == HOUSE:
+        return "the whole server 🔒"
     if scope == "guild" or not number.isdigit():
         return "everyone"
     return {"channel": f"<#{number}>", "role": f"<@&{number}>", "user": f"<@{number}>"}[scope]
@@ -97,8 +99,9 @@ def plainly(setting: str, value: Value) -> str:
 
 def stepped(step: Step) -> str:
     """One line of a change: "Running at once for @crew: 3 → **5**"."""
-    holds = "" if step.scope == "guild" else f" for {whom(step.scope, step.subject)}"
-    return f"{title(step.setting)}{holds}: {said(step.setting, step.before)} → **{_after(step)}**"
+    holds = "" if step.scope in ("guild", HOUSE) else f" for {whom(step.scope, step.subject)}"
+    lock = "🔒 " if step.scope == HOUSE else ""
+    return f"{lock}{title(step.setting)}{holds}: {said(step.setting, step.before)} → **{_after(step)}**"
 
 
 def _after(step: Step) -> str:
@@ -123,12 +126,21 @@ def changed(change: Change) -> str:
     return f"✅ {len(change.steps)} rules changed."
 
 
-def entry(change: Change, limit: int = 3) -> str:
+def entry(change: Change) -> str:
     """A change in the history: who, what, when, and its first lines."""
     whose = quoted(change.actor_name, 32)
     undid = f"undid no. {change.undoes}" if change.undoes else DID.get(change.what, change.what)
     head = f"**{change.number}.** {whose} {undid} · <t:{round(change.at)}:R>"
-    lines = steps(change.steps)
-    more = [f"-# … and {len(lines) - limit} more"] if len(lines) > limit else []
     back = [f"-# taken back by no. {change.undone}"] if change.undone else []
-    return "\n".join([head, *lines[:limit], *more, *back])
+    return "\n".join([*fitting([head, *steps(change.steps)], ENTRY, 4), *back])
+
+
+def fitting(lines: Sequence[str], limit: int, most: int = 1000) -> list[str]:
+    """The lines that fit into `limit` characters, whole, at most `most` of them, and how many did not."""
+    kept, used = list[str](), 0
+    for number, line in enumerate(lines):
+        if number >= most or used + len(line) + 1 > limit - 24:
+            return [*kept, f"-# … and {len(lines) - number} more"]
+        kept.append(line)
+        used += len(line) + 1
+    return kept

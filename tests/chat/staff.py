@@ -1,0 +1,90 @@
+"""People with standings for the tests of the settings, and how to read the cards that they are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import discord
+import simcord
+from simcord.components import walk_components
+
+BUTTON = 2
+
+
+@dataclass
+class Staff:
+    """A second server with everybody in it: its owner, an admin, a moderator and a plain member, who was let near.
+
+    `keeper` runs the bot, and is a plain member here.
+    """
+
+    world: Any
+    guild: Any
+    channel: Any
+    owner: Any
+    admin: Any
+    moderator: Any
+    member: Any
+    keeper: Any
+    crew: Any  # a role that the member has
+
+    async def slash(self, who: Any, command: str, /, **options: Any) -> Any:
+        return await who.slash(self.channel, command, **options)
+
+
+async def hired(world: Any) -> Staff:
+    """The staff, after the bot has registered its commands."""
+    env: simcord.Env = world.env
+    boss = env.create_user("olga")
+    guild = env.create_guild("Pictures & co", owner=boss)
+    channel = guild.create_text_channel("studio")
+    manager = guild.create_role("manager", permissions=discord.Permissions(manage_guild=True))
+    janitor = guild.create_role("janitor", permissions=discord.Permissions(manage_messages=True))
+    crew = guild.create_role("crew")
+    found = {"admin": [manager], "moderator": [janitor], "member": [crew]}
+    people = {name: guild.add_member(env.create_user(name), roles=roles) for name, roles in found.items()}
+    keeper = guild.add_member(env.create_user("keeper"))
+    world.client.keepers = frozenset({keeper.id})
+    world.guild, world.channel = guild, channel  # where `world.ended` looks
+    owner = _member(world, guild, boss)
+    everybody: dict[Any, bool] = dict.fromkeys((janitor, crew, keeper), True)
+    for command in await world.client.tree.fetch_commands():
+        guild.set_command_permissions(command, everybody)  # an admin let them see every command
+    return Staff(world, guild, channel, owner, **people, keeper=keeper, crew=crew)
+
+
+def _member(world: Any, guild: Any, user: Any) -> Any:
+    from simcord.actors import MemberActor
+
+    return MemberActor(world.env, guild, user)
+
+
+def text(result: Any) -> str:
+    """All that a card or an answer says."""
+    shown = result.response if hasattr(result, "response") else result
+    assert shown is not None, "there was an answer"
+    said = [shown.content or ""]
+    said += [each["content"] for each in walk_components(shown.components) if each["type"] == 10]
+    return "\n".join(said)
+
+
+def said(result: Any) -> str:
+    """What was added after a late answer or beside the card."""
+    return "\n".join(text(each) for each in result.followups)
+
+
+def buttons(result: Any) -> list[str]:
+    shown = result.response
+    return [each.get("label", "") for each in walk_components(shown.components) if each["type"] == BUTTON]
+
+
+def ids(result: Any) -> list[str]:
+    """The ids of all that can be pressed or chosen."""
+    return [each["custom_id"] for each in walk_components(result.response.components) if "custom_id" in each]
+
+
+def fields(result: Any) -> dict[str, Any]:
+    """The fields of a form by their ids."""
+    assert result.modal is not None, "a form was opened"
+    return {each["custom_id"]: each for each in walk_components(result.modal["components"]) if "custom_id" in each}

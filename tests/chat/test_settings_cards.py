@@ -1,0 +1,149 @@
+"""The cards within Discord's limits, whatever rules there are and whatever somebody wrote into them."""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Any
+
+import discord
+import pytest
+from discord import app_commands, ui
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simcord.components import COMPONENTS_V2_FLAG, validate_components, validate_modal, walk_components
+
+from bot.chat.settings import COMMANDS, VERBS, cards, forms, parts, suggest, wording
+from bot.limits import Limits
+from bot.rules.catalogue import SETTINGS, Setting
+from bot.rules.rule import SCOPES, Change, Rule, Scope, Step, Value
+from bot.rules.terms import resolve
+from bot.views import Member
+
+GUILD = "discord:5"
+NASTY = "@everyone <@5> **x** [a](http://b.c) `y` \u202e" + "z" * 300
+ids = st.integers(10**17, 10**19).map(str)
+
+
+def value(one: Setting) -> st.SearchStrategy[Value]:
+    if one.kind == "switch":
+        return st.booleans()
+    if one.kind in ("number", "cost", "size", "seconds"):
+        return st.integers(one.least, one.most)
+    if one.kind == "choices":
+        return st.lists(st.sampled_from(one.choices), unique=True).map(tuple)
+    if one.kind in ("names", "texts"):
+        return st.lists(st.text(min_size=1, max_size=90) | st.just(NASTY), max_size=30).map(tuple)
+    if one.kind == "choice":
+        return st.sampled_from(one.choices)
+    return st.text(min_size=1, max_size=300) | st.just(NASTY[:300]) if one.kind == "text" else ids
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rule:
+    one = SETTINGS[draw(st.sampled_from(sorted(SETTINGS)))]
+    scope: Scope = draw(st.sampled_from(one.scopes))
+    subject = "" if scope in ("house", "guild") else draw(ids)
+    return Rule(scope, f"discord:{subject}" if scope == "user" else subject, one.name, draw(value(one)), GUILD)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> Change:
+    found = draw(st.lists(rules(), max_size=12))
+    steps = tuple(Step(r.scope, r.subject, r.setting, draw(st.none() | st.just(r.value)), r.value) for r in found)
+    name = draw(st.text(max_size=128) | st.just(NASTY[:128]))
+    what = draw(st.sampled_from(sorted(wording.DID)))
+    return Change(
+        draw(st.integers(1, 10**9)), GUILD, 1.7e9, "discord:1", name, what, steps, None, draw(st.none() | ids.map(int))
+    )
+
+
+def fits(view: ui.LayoutView) -> list[dict[str, Any]]:
+    """The card as Discord would take it; every id of it belongs to somebody."""
+    shown = validate_components(view.to_components(), flags=COMPONENTS_V2_FLAG)
+    found = list(walk_components(shown))
+    assert len(found) <= 40
+    text = "".join(each["content"] for each in found if each["type"] == 10)
+    assert "@everyone" not in text
+    assert re.search(r"(?<!\\)\]\(", text) is None, "no link of somebody's"
+    for each in found:
+        if "custom_id" in each and not each.get("disabled"):
+            assert each["custom_id"].split(":")[1] in VERBS
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(rules(), max_size=60), st.integers(0, 5))
+def test_overview_and_exceptions_fit(found: list[Rule], page: int) -> None:
+    terms = resolve(found, Member("", "", GUILD), Limits())
+    fits(cards.overview(terms, found, cards.notice("✅ Something changed.", 10**9)))
+    for scope in ("channel", "role", "user"):
+        fits(cards.exceptions(scope, found, page, cards.notice("✅ Something changed.", 10**9)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(changes(), max_size=12, unique_by=lambda change: change.number), st.integers(0, 3))
+def test_the_history_fits(found: list[Change], page: int) -> None:
+    fits(cards.history(found, page, may=True, notice=cards.notice("\n".join(["x" * 200] * 4))))
+    for change in found:
+        fits(cards.done(wording.changed(change), undo=change.number))
+        fits(cards.question(["## Preset", *wording.steps(change.steps)], parts.button("Apply", "apply", "contest")))
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_forms_are_as_discord_takes_them(name: str) -> None:
+    one = SETTINGS[name]
+    for form in (forms.change(one, None), forms.rule("user", f"discord:{2**63}", one, None)):
+        validate_modal(form.to_dict())
+        assert len(form.custom_id) <= 100
+        assert len(form.title) <= 45
+
+
+def test_the_other_forms_too() -> None:
+    for scope in ("channel", "role", "user"):
+        validate_modal(forms.add(scope).to_dict())
+    validate_modal(forms.words(["a"] * 500, ["b"]).to_dict())
+    validate_modal(forms.close(NASTY, 3, 4).to_dict())
+
+
+def test_every_setting_has_a_title_and_a_place() -> None:
+    assert set(wording.TITLES) == set(SETTINGS)
+    shown = {*wording.EACH, *wording.TOGETHER, *wording.SWITCHES, "words", "patterns", "closed", "blocked"}
+    assert shown == set(SETTINGS)
+    assert all(len(title) <= 45 for title in wording.TITLES.values())
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_suggestions_fit(name: str) -> None:
+    known = {"1": NASTY, "a" * 101: "too long to be a choice"}
+    for typed in ("", "o", "ddim, ", "xyz"):
+        found = suggest.values(SETTINGS[name], typed, known)
+        assert len(found) <= 25
+        assert all(1 <= len(each.name) <= 100 and 1 <= len(str(each.value)) <= 100 for each in found)
+    assert suggest.values(None, "", known) == []
+
+
+def test_a_list_is_completed_name_by_name() -> None:
+    found = suggest.values(SETTINGS["samplers"], "ddim, eu", {})
+    assert [each.value for each in found] == ["ddim, euler"]
+    assert "all" in [each.value for each in suggest.values(SETTINGS["samplers"], "", {})]
+
+
+def test_the_commands_are_within_discords_limits() -> None:
+    tree = app_commands.CommandTree(discord.Client(intents=discord.Intents(guilds=True)))
+    for group in COMMANDS:
+        tree.add_command(group)
+    for group in tree.get_commands():
+        shown = group.to_dict(tree)
+        counted = sum(len(each[part]) for each in walk(shown) for part in ("name", "description") if part in each)
+        assert counted < 8000
+        assert len(shown["options"]) <= 25
+        for each in walk(shown):
+            assert 1 <= len(each["description"]) <= 100
+            assert set(each["name"]) <= {*string.ascii_lowercase, "_"}
+            assert len(each.get("choices") or ()) <= 25
+    assert {scope for one in SETTINGS.values() for scope in one.scopes} == set(SCOPES)
+
+
+def walk(node: Any) -> list[Any]:
+    return [node, *(each for child in node.get("options") or () for each in walk(child))]
