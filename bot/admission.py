@@ -19,6 +19,7 @@ from bot.orders import Order, check_fits, scoped
 from bot.preferences import Preferences
 from bot.register import Register
 from bot.rules import resolve
+from bot.screening import Screening
 from bot.store import Draft, Store
 from bot.store.ledger import Ledger
 from bot.views import Member, Place, Ticket
@@ -31,11 +32,12 @@ class Admission:
     """Made by `bot.house`. `limits` are the house's defaults; `woken` is called when a job was taken."""
 
     def __init__(
-        self, store: Store, register: Register, preferences: Preferences,
+        self, store: Store, register: Register, preferences: Preferences, screening: Screening,
         workers: Callable[[], Mapping[str, Presence]], *, limits: Limits, max_age: float, woken: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._store, self._register, self._preferences, self._workers = store, register, preferences, workers
+        self._screening = screening
         self._limits, self._max_age, self._woken, self._clock = limits, max_age, woken, clock
 
     async def take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
@@ -44,6 +46,7 @@ class Admission:
         drafts = [self._draft(order, member, place, now) for order in orders]
         for draft in drafts:
             check_fits(draft)
+        await self._screening.check(drafts, member)
         preference = await self._preferences.of(member.id)
         workers = dict(self._workers())
         hour = Hour(now, await self._register.next_free(member.id), bool(workers))

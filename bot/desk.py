@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bot.administration import Administration
 from bot.deliveries import Deliveries
+from bot.moderation import Moderation
 from bot.preferences import Preferences
 from bot.review import Review
 from bot.shelf import Shelf
@@ -22,3 +23,4 @@ class Desk:
     administration: Administration
     review: Review
     shelf: Shelf
+    moderation: Moderation

@@ -20,6 +20,7 @@ from bot.desk import Desk
 from bot.feed import Feed
 from bot.gallery import Gallery
 from bot.models import Models
+from bot.moderation import Moderation
 from bot.pictures import Pictures
 from bot.preferences import Preferences
 from bot.previews import Previews
@@ -33,6 +34,7 @@ from bot.queue.patrol import Patrol
 from bot.queue.settle import Settle
 from bot.register import Register
 from bot.review import Review
+from bot.screening import Screening
 from bot.shelf import Shelf
 from bot.store import Store
 from bot.studio import Studio
@@ -71,6 +73,7 @@ class House:
             "patrol": self.patrol.run(),
             "previews": self.previews.show(),
             "wants": self.previews.want(),
+            "sweep": self.desk.moderation.keep_clean(),
         }
 
 
@@ -93,19 +96,21 @@ def build(
     register = Register(store, board, forecast, limits=limits, clock=clock)
     preferences = Preferences(store)
     admission = Admission(
-        store, register, preferences, workers, limits=limits, max_age=settings.max_age, woken=dispatcher.poke,
-        clock=clock,
+        store, register, preferences, Screening(store, limits=limits, clock=clock), workers, limits=limits,
+        max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
     )  # fmt: skip
     cancelling = Cancelling(store, bus, board, closing, workers)
     gallery = Gallery(store, pictures)
     studio = Studio(store, feed, models, register, gallery, admission, cancelling, workers, clock=clock)
+    administration = Administration(store, cancelling.cancel, limits=limits, clock=clock)
     desk = Desk(
         studio,
         Deliveries(store, register, clock=clock),
         preferences,
-        Administration(store, cancelling.cancel, limits=limits, clock=clock),
+        administration,
         Review(store, register, gallery, clock=clock),
         Shelf(store, register),
+        Moderation(store, pictures, cancelling, feed, administration.terms, clock=clock),
     )
     settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, pictures, clock=clock), clock=clock)
     patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)

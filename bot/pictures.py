@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import obstore
 from obstore.exceptions import BaseError
@@ -40,6 +41,7 @@ class Pictures:
 
     def __init__(self, place: str | Path) -> None:
         """`place`: a folder (made where it is missing), or an address: s3://bucket/prefix, gs://, az://, file://."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while anybody holds one
         self._folder: Path | None = None
         self._store: ObjectStore
         if isinstance(place, str) and "://" in place and not place.startswith("file://"):
@@ -47,6 +49,10 @@ class Pictures:
             return
         self._folder = Path(str(place).removeprefix("file://")).absolute()
         self._store = LocalStore(self._folder, mkdir=True)
+
+    def turn(self, sha256: str) -> asyncio.Lock:
+        """Held by who keeps a content and notes it, and by who looks whether it is noted and drops it: in turn."""
+        return self._turns.setdefault(sha256, asyncio.Lock())
 
     async def put(self, payload: bytes) -> str:
         """Keeps `payload` and returns its SHA-256. Whole or not at all, and on the disk when this returns."""

@@ -9,6 +9,7 @@ from bot.limits import Limits
 from bot.queue.board import Board
 from bot.queue.forecast import Forecast, Spot
 from bot.refused import Refused
+from bot.sentences import DELETED
 from bot.states import over
 from bot.store import Record, Store, Stored, reads
 from bot.views import Shot, Ticket, View
@@ -28,10 +29,12 @@ class Register:
         self._limits, self._clock = limits, clock
 
     async def record(self, job: str) -> Record:
-        """A job's row. Raises `Refused` (404)."""
+        """A job's row. Raises `Refused` (404), also for one whose pictures were deleted."""
         found = await self._store.record(job)
         if found is None:
             raise Refused("There is no such job.", 404)
+        if found.deleted is not None:
+            raise Refused(DELETED, 404)
         return found
 
     async def next_free(self, member: str) -> float | None:
@@ -126,7 +129,7 @@ class Register:
             waiting = [found[job] for job in outlook.spots if job in found and found[job].state == "queued"]
         else:
             waiting = await self._store.ask(reads.queued, guild, MOST_SHOWN)
-        shown = [one for one in (*active, *waiting) if guild in (None, one.guild)]
+        shown = [one for one in (*active, *waiting) if guild in (None, one.guild) and one.deleted is None]
         return await self.views(shown[: len(active) + MOST_SHOWN])
 
     async def recent(self, guild: str | None, limit: int) -> list[View]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
+DELETED = "Its pictures were deleted."
 BLAMED = {
     "member": "This one counts against your limit.",
     "model": "The model's fault: it costs you nothing.",

@@ -14,6 +14,7 @@ from bot.pictures import Pictures
 from bot.pixels import opened
 from bot.states import over
 from bot.store import Record, Store, Stored, reads
+from bot.store.deleting import unused
 from engine.bus import Bus
 from engine.job import Enlarge, Ladder, Picture, Recipe, decode
 
@@ -40,15 +41,19 @@ class Arrivals:
     async def keep(self, value: Picture) -> bool:
         """Store a picture. False: nobody waits for it any more. Raises `Wrong`, `NoBlob`, `Malformed`, `Unreadable`."""
         record = await self._store.record(value.job)
-        if record is None or over(record.state) or value.epoch < record.epoch:
+        if record is None or over(record.state) or value.epoch < record.epoch or record.deleted is not None:
             return False
         _expected(value, record)
         content = await self._bus.get_blob(value.sha256, LIMITS[value.kind])
         await asyncio.to_thread(check, value, content)
-        await self._pictures.put(content)
         sizes = (len(content), value.width, value.height)
         one = Stored(value.job, value.image, value.kind, value.sha256, *sizes, verdict=value.verdict)
-        return await self._store.keep(one, value.epoch, self._clock())
+        async with self._pictures.turn(value.sha256):
+            await self._pictures.put(content)
+            kept = await self._store.keep(one, value.epoch, self._clock())
+            if not kept and await self._store.ask(unused, value.sha256):  # over, or deleted, while it came in
+                await self._pictures.drop(value.sha256)
+        return kept
 
     async def missing(self, record: Record) -> list[str]:
         """What a job was asked for and has not come in, as `image 0` or `ladder 0`."""

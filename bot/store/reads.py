@@ -34,8 +34,8 @@ def of_key(connection: Connection, key: str) -> list[Record]:
 
 
 def newest(connection: Connection, guild: str | None, limit: int) -> list[Record]:
-    """The newest jobs first, over or not."""
-    asked = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+    """The newest jobs first, over or not; none that was deleted."""
+    asked = select(jobs).where(jobs.c.deleted.is_(None)).order_by(jobs.c.id.desc()).limit(limit)
     return records(connection, asked if guild is None else asked.where(jobs.c.guild == guild))
 
 

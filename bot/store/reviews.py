@@ -7,18 +7,27 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, RowMapping, select, update
 
+from bot.incidents import Kind
+from bot.refused import Refused
+from bot.sentences import DELETED
+from bot.store import incidents
 from bot.store.reads import stored
 from bot.store.records import Stored
-from bot.store.tables import incidents, jobs, pictures
+from bot.store.tables import jobs, pictures
 from bot.views import Member
 
 SAID = {"flagged": "was flagged by the picture check", "unchecked": "could not be checked"}
 
 
 def kept(connection: Connection, job: str) -> tuple[bool, list[Stored]]:
-    """Whether a job's pictures pass the picture check before they are shown, and its pictures and ladders."""
-    check = connection.execute(select(jobs.c.check).where(jobs.c.id == job)).scalar_one_or_none()
-    return bool(check), stored(connection, [job])
+    """Whether a job's pictures pass the picture check before they are shown, and its pictures and ladders.
+
+    Raises `Refused` (404) where they were deleted.
+    """
+    row = connection.execute(select(jobs.c.check, jobs.c.deleted).where(jobs.c.id == job)).first()
+    if row is not None and row.deleted is not None:
+        raise Refused(DELETED, 404)
+    return bool(row and row.check), stored(connection, [job])
 
 
 def note_held(connection: Connection, one: Stored, before: str | None, now: float) -> None:
@@ -39,11 +48,11 @@ def review(connection: Connection, job: str, image: int, decision: str, member: 
     if not connection.execute(changed).rowcount:
         return False
     row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one()
+    incidents.decided(connection, job, f"Picture {image + 1} ", now)
     kind, did = ("approved", "shown") if decision == "shown" else ("denied", "kept hidden")
     _note(connection, row, kind, member.id, member.name, f"Picture {image + 1} is {did}.", now)
     return True
 
 
-def _note(connection: Connection, job: RowMapping, kind: str, actor: str, name: str, said: str, now: float) -> None:
-    values = {"guild": job["guild"], "at": now, "kind": kind, "actor": actor, "actor_name": name[:128]}
-    connection.execute(incidents.insert().values(**values, job=job["id"], said=said))
+def _note(connection: Connection, job: RowMapping, kind: Kind, actor: str, name: str, said: str, now: float) -> None:
+    incidents.note(connection, job["guild"], kind, actor, name, said, now, job["id"])

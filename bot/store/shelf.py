@@ -25,7 +25,7 @@ def owned(connection: Connection, member: str, which: Which, limit: int, offset:
 
 
 def _which(member: str, which: Which) -> ColumnElement[bool]:
-    mine = jobs.c.member == member
+    mine = and_(jobs.c.member == member, jobs.c.deleted.is_(None))
     if which == "waiting":
         return and_(mine, jobs.c.state.in_(OPEN))
     if which == "favourites":
@@ -41,7 +41,12 @@ def _which(member: str, which: Which) -> ColumnElement[bool]:
 def near(connection: Connection, member: str, guild: str, channel: str, limit: int) -> list[Record]:
     """The newest of a member's own jobs and of the public ones of a channel, together."""
     public = and_(jobs.c.guild == guild, jobs.c.channel == channel, jobs.c.private.is_(False))
-    asked = select(jobs).where(or_(jobs.c.member == member, public)).order_by(jobs.c.id.desc()).limit(limit)
+    asked = (
+        select(jobs)
+        .where(or_(jobs.c.member == member, public), jobs.c.deleted.is_(None))
+        .order_by(jobs.c.id.desc())
+        .limit(limit)
+    )
     return records(connection, asked)
 
 

@@ -79,6 +79,7 @@ jobs = Table(
     Index("jobs_member_created", "member", "created"),
     Index("jobs_guild", "guild", "id"),
     Index("jobs_guild_created", "guild", "created", "channel", "charged"),
+    Index("jobs_parent", "parent", "action"),
     Index("jobs_guild_state", "guild", "state", "channel"),
 )
 
@@ -108,6 +109,7 @@ pictures = Table(
     Column("height", Integer, nullable=False),
     Column("verdict", String(16), nullable=False, server_default="unchecked"),  # of the picture check
     Column("reviewed", String(16), nullable=False, server_default=""),  # by a moderator: shown or hidden
+    Index("pictures_sha256", "sha256"),
 )
 
 accounts = Table(  # the fair order: pool → tier → guild → user
@@ -191,6 +193,8 @@ incidents = Table(  # what moderators want to know: refused words, blocks, repor
     Column("said", Text, nullable=False),
     Column("closed", Float),
     Index("incidents_guild", "guild", "id"),
+    Index("incidents_job", "job", "closed"),
+    Index("incidents_actor", "actor", "kind", "at"),
 )
 
 preferences = Table(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 
 from bot.states import OPEN
 from bot.store.records import Stored
 from bot.store.reviews import note_held
-from bot.store.tables import jobs, models, pictures, places
+from bot.store.tables import jobs, models, pictures
 from engine.job import Warm, encode
 
 
 def keep(connection: Connection, one: Stored, epoch: int, now: float) -> bool:
     """A picture or ladder, unless the job is unknown or over, or a newer epoch has it."""
     owner = select(jobs.c.id).where(jobs.c.id == one.job, jobs.c.state.in_(OPEN), jobs.c.epoch <= epoch)
-    if connection.execute(owner.with_for_update()).first() is None:
+    if connection.execute(owner.where(jobs.c.deleted.is_(None)).with_for_update()).first() is None:
         return False
     same = (pictures.c.job == one.job, pictures.c.image == one.image, pictures.c.kind == one.kind)
     before = connection.execute(select(pictures.c.verdict).where(*same)).scalar_one_or_none()

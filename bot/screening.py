@@ -1,0 +1,93 @@
+"""Screening: what members type, against the lists of forbidden words. What is refused is noted for the moderators.
+
+Before admission, on the store's readers: a long list must not hold up those who write. Knows rules and drafts; knows
+nothing of front ends. The sentence is for the member alone, so it may name the word that they typed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from bot.incidents import Kind
+from bot.limits import Limits
+from bot.refused import Refused
+from bot.rules import EVERYWHERE, Rule, Terms, resolve
+from bot.rules.words import Match, found
+from bot.sentences import shortened
+from bot.store import Draft, Store, incidents
+from bot.store.ledger import Ledger, look
+from bot.views import Member
+from engine.job import Recipe
+
+TANGLED = (
+    "So many characters of this prompt could mean several letters that it cannot be held against the word list here. "
+    "Write it more plainly."
+)
+
+
+class Screening:
+    """Made by `bot.house`. `limits` are the house's defaults."""
+
+    def __init__(self, store: Store, *, limits: Limits, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._limits, self._clock = store, limits, clock
+
+    async def check(self, drafts: Sequence[Draft], member: Member) -> None:
+        """Returns if none of them has a forbidden word or pattern. Raises `Refused` (422)."""
+
+        def terms(ledger: Ledger) -> tuple[list[Rule], Terms]:
+            rules = ledger.rules()
+            return rules, resolve(rules, member, self._limits)
+
+        rules, held = await self._store.ask(look, member, self._clock(), terms)
+        if held.blocked:  # admission refuses it; here it is noted
+            await self._note(member, "blocked", shortened(drafts[0].prompt, 200))
+            return
+        if not held.words and not held.patterns:
+            return
+        texts = tuple(dict.fromkeys(text for draft in drafts for text in typed(draft)))
+        match, text = await asyncio.to_thread(_first, texts, held)
+        if match is not None:
+            await self._note(member, "word", f"{_entry(match)} in “{shortened(text, 300)}”")
+            raise Refused(sentence(match, rules))
+
+    async def _note(self, member: Member, kind: Kind, said: str) -> None:
+        noted = (member.guild, kind, member.id, member.name, said, self._clock())
+        await self._store.write(incidents.note, *noted)
+
+
+def typed(draft: Draft) -> Iterable[str]:
+    """Every text of a draft that a member wrote: now, or when its parent was made."""
+    yield draft.prompt
+    if isinstance(draft.task, Recipe):
+        yield " ".join(concept.text for concept in draft.task.concepts)
+        yield draft.task.negative
+
+
+def _first(texts: Sequence[str], terms: Terms) -> tuple[Match | None, str]:
+    for text in texts:
+        if match := found(text, terms.words, terms.patterns):
+            return match, text
+    return None, ""
+
+
+def sentence(match: Match, rules: Iterable[Rule]) -> str:
+    """Why a prompt is refused, and by whose list; a server's own list is named before the house's."""
+    if match.kind == "tangled":
+        return TANGLED
+    setting = "words" if match.kind == "word" else "patterns"
+    listing = [one for one in rules if one.setting == setting and match.entry in _listed(one)]
+    ours = all(one.guild == EVERYWHERE or one.scope == "house" for one in listing)
+    whose = "of whoever runs this bot" if ours and listing else "of this server's admins"
+    if match.kind == "word":
+        return f"“{shortened(match.entry, 60)}” may not be in a prompt here: it is on the word list {whose}."
+    return f"This prompt has something that a pattern {whose} does not allow."
+
+
+def _listed(rule: Rule) -> Sequence[str]:
+    return rule.value if isinstance(rule.value, tuple) else ()
+
+
+def _entry(match: Match) -> str:
+    return f"“{shortened(match.entry, 80)}”" if match.entry else "too many signs for letters"

@@ -1,0 +1,64 @@
+"""Jobs whose pictures are taken away: marked first, then emptied picture by picture, so that no crash leaves any.
+
+A row in `pictures` of a deleted job says that its file may still be there. Each function works inside its caller's
+transaction; the files are `bot.moderation`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, select, update
+
+from bot.store import incidents
+from bot.store.records import Stored
+from bot.store.tables import favourites, jobs, pictures, places
+
+AT_ONCE = 500  # leftovers
+
+
+def with_enlargements(connection: Connection, job: str) -> list[str]:
+    """The job and every enlargement of its pictures, over or not: they are the same picture."""
+    found, newest = [job], [job]
+    while newest:
+        children = select(jobs.c.id).where(jobs.c.parent.in_(newest), jobs.c.action == "upscale")
+        newest = [row.id for row in connection.execute(children) if row.id not in found]
+        found += newest
+    return found
+
+
+def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now: float) -> list[str]:
+    """Their pictures belong to nobody from now on, and nothing of them is owed to anybody; those that were not deleted.
+
+    Noted once, for the first of them.
+    """
+    marking = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
+    marked = {row.id: row.guild for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild))}
+    gone = list(marked)
+    connection.execute(favourites.delete().where(favourites.c.job.in_(gone)))
+    connection.execute(
+        update(places).where(places.c.job.in_(gone), places.c.delivered.is_(None)).values(delivered=now)
+    )  # fmt: skip
+    incidents.settle(connection, gone, now)
+    if ids[0] in marked:
+        said = f"with {len(gone) - 1} enlarged" if len(gone) > 1 else ""
+        incidents.note(connection, marked[ids[0]], "deleted", *actor, said, now, ids[0])
+    return gone
+
+
+def leftovers(connection: Connection) -> list[Stored]:
+    """Pictures and ladders of deleted jobs, as long as their files may be there."""
+    asked = select(pictures).join(jobs, jobs.c.id == pictures.c.job).where(jobs.c.deleted.is_not(None))
+    return [Stored(**row) for row in connection.execute(asked.limit(AT_ONCE)).mappings()]
+
+
+def unused(connection: Connection, sha256: str) -> bool:
+    """True if no job that was not deleted has a picture of this content."""
+    asked = select(pictures.c.job).join(jobs, jobs.c.id == pictures.c.job)
+    return connection.execute(asked.where(pictures.c.sha256 == sha256, jobs.c.deleted.is_(None))).first() is None
+
+
+def emptied(connection: Connection, one: Stored) -> None:
+    """Its file is gone, or another job's."""
+    same = (pictures.c.job == one.job, pictures.c.image == one.image, pictures.c.kind == one.kind)
+    connection.execute(pictures.delete().where(*same, pictures.c.sha256 == one.sha256))
