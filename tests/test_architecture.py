@@ -40,7 +40,8 @@ PURE = [
     "bot.fair", "bot.film", "bot.grid", "bot.limits", "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
     "bot.rules.lookalikes", "bot.rules.patterns", "bot.rules.signs", "bot.rules.words", "bot.rules.wordtree",
-    "bot.views", "bot.chat.buckets", "bot.chat.edits", "bot.chat.presenter",
+    "bot.views", "bot.chat.buckets", "bot.chat.edits", "bot.chat.line", "bot.chat.notices", "bot.chat.outcome",
+    "bot.chat.presenter",
     "engine.job", "engine.ladder", "engine.plan", "engine.scheduler",
 ]  # fmt: skip
 IO = {

@@ -120,4 +120,4 @@ async def _connected(settings: Settings, desk: Desk, token: str) -> None:
     edits = Courier.policy()
     client = open_client(settings, desk, edits)
     async with client:
-        await first_of(Courier(desk, Mail(client), edits).run(), client.start(token))
+        await first_of(Courier(desk, Mail(client), edits, public=settings.public_url).run(), client.start(token))

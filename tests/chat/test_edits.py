@@ -100,6 +100,29 @@ def test_promises_hold_whatever_comes(script: list[tuple[str, int, float, bool]]
             assert late[0] >= early[1] + pace.window - 1e-9, "more than the budget in one window"
 
 
+@settings(max_examples=100, deadline=None)
+@given(steps, st.integers(1, 7))
+def test_a_learnt_limit_is_kept_from_then_on(script: list[tuple[str, int, float, bool]], limit: int) -> None:
+    world, count = World(Edits()), itertools.count()
+    for bucket in ("c0", "c1"):
+        world.edits.learn(bucket, limit, limit, 0.0)
+    for what, number, took, good in script:
+        job, bucket = f"job{number}", f"c{number % 2}"
+        if what in ("offer", "final"):
+            kind: Kind = "final" if what == "final" else "preview"
+            world.offer(edit(job, kind, next(count), world.now, bucket))
+        elif what == "take":
+            if one := world.send(took, good):
+                world.end_one()
+                left = max(0, limit - sum(end > world.now - 5 for _, end in world.spans[one.bucket]))
+                world.edits.learn(one.bucket, limit, left, world.now + 5.0)
+        else:
+            world.now += took
+    for spans in world.spans.values():
+        for early, late in zip(spans, spans[limit:], strict=False):
+            assert late[0] >= early[1] + world.edits.pace.window - 1e-9, "more than Discord allows in one window"
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.integers(1, 12),
@@ -205,7 +228,8 @@ def test_a_newcomer_is_shown_soon_and_nobody_waits_for_ever() -> None:
     for number in range(4):
         edits.offer(edit(f"old{number}", "preview", 0, 0.0, f"c{number}"))
     for now in range(4):
-        assert (first := edits.take(float(now)))
+        first = edits.take(float(now))
+        assert first
         edits.sent(first, float(now))
         edits.offer(edit(first.job, "preview", 1, float(now), first.bucket))
     served = set()

@@ -11,17 +11,19 @@ from aiohttp.test_utils import TestServer
 
 from bot.chat.edits import Edit, Edits
 from bot.chat.headers import bucket_of, trace
-from bot.chat.mail import bucket
+from bot.chat.mail import bucket, post_bucket
 
 WHERE = {"channel": "5", "token": "a.b-c", "token_until": "100"}
 
 
 def test_the_same_bucket_has_one_name() -> None:
-    assert bucket_of("/api/v10/channels/5/messages/7") == bucket(WHERE, now=101.0) == "channel:5"
-    assert bucket_of("/api/v10/webhooks/9/a.b-c/messages/@original") == bucket(WHERE, now=99.0)
+    assert bucket_of("PATCH", "/api/v10/channels/5/messages/7") == bucket(WHERE, now=101.0) == "channel:5"
+    assert bucket_of("PATCH", "/api/v10/webhooks/9/a.b-c/messages/@original") == bucket(WHERE, now=99.0)
     assert "a.b-c" not in bucket(WHERE, now=99.0)
-    assert bucket_of("/api/v10/channels/5/messages") is None
-    assert bucket_of("/api/v10/interactions/5/a.b-c/callback") is None
+    assert bucket_of("POST", "/api/v10/channels/5/messages") == post_bucket(WHERE) == "post:5"
+    assert bucket_of("GET", "/api/v10/channels/5/messages/7") is None
+    assert bucket_of("POST", "/api/v10/interactions/5/a.b-c/callback") is None
+    assert bucket_of("DELETE", "/api/v10/channels/5/messages/7") is None
 
 
 @pytest.mark.asyncio
