@@ -81,7 +81,7 @@ def bring(text: str) -> dict[Key, Value]:
 
 def _rules(scope: Scope, subject: str, section: Any, line: int) -> dict[Key, Value]:
     found: dict[Key, Value] = {}
-    for name, (at, value) in _mapping(section, line, "a section").items():
+    for name, (at, value) in _mapping(section, line, subject or "server").items():
         try:
             one = setting(name)
             if one.name in ABSENT:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bot.limits import Limits
 from bot.refused import Refused
-from bot.rules import ALL, EVERYWHERE, SETTINGS, Change, Rule, Step, Value, planning, presets, resolve
+from bot.rules import ALL, EVERYWHERE, SETTINGS, Change, Rule, Scope, Step, Value, planning, presets, resolve
 from bot.rules.catalogue import Setting
 from bot.rules.reading import read, read_list, setting, written
 from bot.rules.telling import because, described, set_by, summed
@@ -63,7 +63,7 @@ def rules(draw: st.DrawFn, name: str | None = None) -> list[Rule]:
     for _ in range(draw(st.integers(0, 12))):
         one = SETTINGS[name or draw(st.sampled_from(sorted(SETTINGS)))]
         guild = draw(st.sampled_from(("g", "g", "g", "other", EVERYWHERE)))
-        scopes = [scope for scope in one.scopes if guild != EVERYWHERE or scope in ("house", "user")]
+        scopes: list[Scope] = [scope for scope in one.scopes if guild != EVERYWHERE or scope in ("house", "user")]
         if scopes:
             scope = draw(st.sampled_from(scopes))
             rule = Rule(scope, draw(st.sampled_from(SUBJECTS[scope])), one.name, draw(values(one)), guild)
@@ -73,7 +73,7 @@ def rules(draw: st.DrawFn, name: str | None = None) -> list[Rule]:
 
 def plain(name: str, found: list[Rule]) -> int:
     """The precedence of a number, written down as simply as it is documented."""
-    mine = {(rule.guild, rule.scope, rule.subject): rule.value for rule in found if rule.setting == name}
+    mine = {(rule.guild, rule.scope, rule.subject): int(str(rule.value)) for rule in found if rule.setting == name}
     roles = [
         value for (guild, scope, role), value in mine.items() if (guild, scope) == ("g", "role") and role in ANN.roles
     ]
@@ -85,7 +85,7 @@ def plain(name: str, found: list[Rule]) -> int:
         if value is not None:
             break
     wide = mine.get((EVERYWHERE, "user", "ann"), mine.get((EVERYWHERE, "house", "")))
-    return min(int(one) for one in (value, mine.get(("g", "house", "")), wide) if one is not None)
+    return min(one for one in (value, mine.get(("g", "house", "")), wide) if one is not None)
 
 
 @settings(deadline=None, max_examples=300)

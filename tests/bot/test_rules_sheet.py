@@ -1,0 +1,140 @@
+"""A sheet of rules: what goes out comes back as it was; mistakes are named with their line; bombs are duds."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.refused import Refused
+from bot.rules import SETTINGS, Rule, Scope, Value, sheet
+from bot.rules.catalogue import Setting
+from bot.rules.sheet import ABSENT, BYTES, SECTIONS
+
+WORDS = st.from_regex(r"[a-z]{2,10}", fullmatch=True)
+TEXTS = st.sets(WORDS, min_size=1, max_size=4).map(lambda some: tuple(sorted(some)))
+IDS = st.from_regex(r"(discord:)?[0-9]{1,20}", fullmatch=True)
+
+
+def values(one: Setting) -> st.SearchStrategy[Value]:
+    if one.kind in ("number", "cost", "seconds", "size"):
+        return st.integers(one.least, one.most)
+    if one.kind == "switch":
+        return st.booleans()
+    if one.kind == "choice":
+        return st.sampled_from(one.choices)
+    if one.kind == "choices":
+        return st.integers(0, len(one.choices)).map(lambda most: one.choices[:most])
+    if one.kind == "channel":
+        return st.integers(1, 10**18).map(str)
+    return TEXTS
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> dict[tuple[str, str, str], Rule]:
+    found: dict[tuple[str, str, str], Rule] = {}
+    for _ in range(draw(st.integers(0, 15))):
+        one = SETTINGS[draw(st.sampled_from(sorted(set(SETTINGS) - set(ABSENT))))]
+        scopes: list[Scope] = [scope for scope in one.scopes if scope != "house"]
+        scope = draw(st.sampled_from(scopes))
+        subject = "" if scope == "guild" else draw(IDS)
+        rule = Rule(scope, subject, one.name, draw(values(one)), "g")
+        found[rule.key] = rule
+    return found
+
+
+@settings(deadline=None)
+@given(rules())
+def test_what_goes_out_comes_back(found: dict[tuple[str, str, str], Rule]) -> None:
+    text = sheet.out(found.values())
+    assert sheet.bring(text) == {key: rule.value for key, rule in found.items() if rule.scope != "house"}
+    assert text.startswith("# The rules of one server.")
+    assert set(yaml.safe_load(text)) <= {"version", *SECTIONS}
+
+
+def test_it_reads_what_an_admin_writes() -> None:
+    found = sheet.bring(
+        """
+        # comments are kept out of the way
+        version: 1
+        server:
+          cost_day: 1 h 30 min   # and here
+          pixels: 512x512
+          previews: off
+          words: [one, "two"]
+          samplers: euler, ddim
+        roles:
+          "123": {running: 5, blocked: yes}
+        users:
+          discord:7:
+            steps: 0100
+        channels:
+        """
+    )
+    assert found == {
+        ("guild", "", "cost_day"): 5400,
+        ("guild", "", "pixels"): 512 * 512,
+        ("guild", "", "previews"): False,
+        ("guild", "", "words"): ("one", "two"),
+        ("guild", "", "samplers"): ("ddim", "euler"),
+        ("role", "123", "running"): 5,
+        ("role", "123", "blocked"): True,
+        ("user", "discord:7", "steps"): 100,
+    }
+    assert sheet.bring("") == sheet.bring("# nothing\n") == sheet.bring("server:") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("server:\n  runing: 3", "Line 2 of the sheet: There is no setting “runing”; the nearest is running."),
+        ("sever:\n  running: 3", "Line 1 of the sheet: there is no section “sever”; the nearest is server."),
+        ("server:\n  steps: 5000", "Line 2 of the sheet: steps cannot be “5000”: it takes a whole number"),
+        ("server:\n  running: 3\n  running: 4", "Line 3 of the sheet: “running” stands there twice."),
+        ("server:\n  closed: no more", "Line 2 of the sheet: closed cannot be imported: close and open are"),
+        ("users:\n  '7':\n    words: [a]", "Line 3 of the sheet: words cannot be set for a user."),
+        ("server: 3", "Line 1 of the sheet: server must list names and values, as in “running: 3”."),
+        ("- 1", "Line 1 of the sheet: a sheet of rules must list names and values"),
+        ("version: 2", "Line 1 of the sheet: this bot reads version 1, not “2”."),
+        ("server:\n  running: [3]", "Line 2 of the sheet: running takes one value and not a list."),
+        ("server:\n  models: [{a: b}]", "Line 2 of the sheet: models takes a value, or a list of values."),
+        ("server:\n  steps: {a: 1}", "Line 2 of the sheet: steps takes a value"),
+        ("roles:\n  ? [a]\n  : 1", "Line 2 of the sheet: a name must be a text."),
+        ("users:\n  '': {steps: 1}", "Line 2 of the sheet: an id in users has 1 to 64 characters."),
+        ("server: &a {steps: 1}\nroles: {'1': *a}", "Line 1 of the sheet: anchors and aliases (& and *)"),
+        ("server: !!python/object/apply:os.system ['true']", "Line 1 of the sheet: tags (!) are not taken."),
+        ("server: {steps: 1", "Line 1 of the sheet: expected ',' or '}'"),
+        ("server:\n\t- x", "Line 2 of the sheet: found character"),
+        ("a: 1\n---\nb: 2", "it is more than one document"),
+        ("[" * 5000, "Line 1 of the sheet: it is nested too deep."),
+        ("server: {words: [" + "a," * 25_000 + "]}", "it has more than"),
+        ("\x00", "Line 1 of the sheet: it is not YAML."),
+        ("# " + "x" * BYTES, "A sheet of rules has at most 64 KiB."),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
+    with pytest.raises(Refused) as refused:
+        sheet.bring(text)
+    assert said in refused.value.sentence
+    assert len(refused.value.sentence) < 300
+
+
+BOMB = "a: &a [x,x,x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9)
+)
+
+
+def test_a_bomb_is_refused_at_its_first_anchor() -> None:
+    with pytest.raises(Refused, match=r"Line 1 of the sheet: anchors and aliases"):
+        sheet.bring(BOMB)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=300) | st.text(alphabet="server:rolsunig 0123\n\t-[]{}&*!'\"#,?|>%@", max_size=200))
+def test_no_text_does_anything_but_be_read_or_refused(text: str) -> None:
+    try:
+        found = sheet.bring(text)
+    except Refused:
+        return
+    assert all(setting in SETTINGS for _, _, setting in found)
