@@ -13,7 +13,7 @@ from typing import Literal
 
 from bot.sentences import shortened
 
-Kind = Literal["word", "blocked", "report", "held", "approved", "denied", "deleted", "closed"]
+Kind = Literal["word", "blocked", "report", "held", "approved", "denied", "deleted", "closed", "barred"]
 
 KINDS: Mapping[Kind, str] = MappingProxyType(
     {
@@ -25,6 +25,7 @@ KINDS: Mapping[Kind, str] = MappingProxyType(
         "denied": "{actor} kept a held picture hidden",
         "deleted": "{actor} deleted the pictures of a job",
         "closed": "{actor} closed an incident",
+        "barred": "{actor} blocked a member",
     }
 )
 WAITING: tuple[Kind, ...] = ("report", "held")  # for a moderator; the others are only noted

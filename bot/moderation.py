@@ -151,6 +151,13 @@ class Moderation:
         actor = (member.id, member.name)
         return await self._store.write(incidents.close, member.guild, number, actor, self._clock())
 
+    async def barred(self, whom: str, member: Member, reason: str) -> None:
+        """Note that `member` blocked `whom` (a name), and why; the block itself is a rule of `Administration`."""
+        _permit("set", member)
+        said = f"{whom}: {plain(reason)}" if plain(reason) else whom
+        noted = (member.guild, "barred", member.id, member.name, said, self._clock())
+        await self._store.write(incidents.note, *noted)
+
     async def _record(self, job: str) -> Record:
         """Also one that was deleted."""
         record = await self._store.record(job)

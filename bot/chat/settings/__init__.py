@@ -1,8 +1,8 @@
 """How admins set, in Discord, who may spend how much: `/settings`, `/moderation`, and the cards that they open.
 
 `group` and `moderation` are the commands; `presses` finds what a button, a select or a form asks for in `VERBS`;
-the work lies in `looking`, `changing`, `exchange`, `doors` and `moderating`; `cards`, `forms`, `parts`, `wording` say
-how it looks. Nothing is kept between two presses: every card works after any restart.
+the work lies in `looking`, `changing`, `exchange`, `doors`, `moderating` and `incidents`; `cards`, `forms`, `parts`
+and `wording` say how it looks. Nothing is kept between two presses: every card works after any restart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bot.chat.settings import changing, doors, exchange, looking, moderating, presses
+from bot.chat.settings import changing, doors, exchange, incidents, looking, moderating, presses
 from bot.chat.settings.group import settings
 from bot.chat.settings.moderation import moderation
 
@@ -42,6 +42,8 @@ VERBS: Mapping[str, presses.Verb] = MappingProxyType(
         "close": doors.close_pressed,
         "closed": doors.close,
         "open": doors.reopen,
+        "incidents": incidents.turned,
+        "shut": incidents.close,
         "words": moderating.edit_words,
         "reword": moderating.reword,
     }

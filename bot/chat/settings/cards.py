@@ -40,7 +40,9 @@ def overview(terms: Terms, rules: Sequence[Rule], notice: Sequence[ui.Item] = ()
             "Change this server …", _choices((*wording.TOGETHER, *wording.SWITCHES), terms), "change", "server"
         ),
         ui.ActionRow(ui.UserSelect(placeholder="What may one member do, and why? …", custom_id=parts.named("explain"))),
-        parts.row(*(_exceptions(scope, rules) for scope in EXCEPTIONS)),
+        parts.row(
+            *(_exceptions(scope, rules) for scope in EXCEPTIONS), parts.button("Incidents", "incidents", "waiting", 0)
+        ),
         _more(closed=bool(terms.closed)),
     ]
     return parts.layout(*items, colour=RED if terms.closed else BLUE)

@@ -98,13 +98,17 @@ async def change_words(interaction: Interaction, add: str, remove: str) -> None:
     await respond(interaction, "set", work)
 
 
-async def block(interaction: Interaction, user: int, reason: str) -> None:
-    """A member may make nothing here any more."""
+async def block(interaction: Interaction, user: discord.abc.User, reason: str) -> None:
+    """A member may make nothing here any more; who did it and why stands in the list of incidents."""
 
     async def work(member: Member) -> Shown:
-        change = await looking.administration(interaction).set(member, "user", f"discord:{user}", "blocked", "on")
+        who = f"discord:{user.id}"
+        if who == member.id:
+            raise Refused("That is you: ask another admin, if you mean it.")
+        change = await looking.administration(interaction).set(member, "user", who, "blocked", "on")
+        await interaction.client.desk.moderation.barred(f"{user.display_name} ({user.id})", member, reason)
         why = f"\n-# Reason: {quoted(reason, 200)}" if reason else ""
-        said = f"⛔ <@{user}> is blocked: they can make nothing here. What runs is not stopped.{why}"
+        said = f"⛔ <@{user.id}> is blocked: they can make nothing here. What runs is not stopped.{why}"
         return Shown(view=cards.done(said, undo=change.number))
 
     await respond(interaction, "set", work)

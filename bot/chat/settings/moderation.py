@@ -8,6 +8,7 @@ import discord
 from discord import app_commands
 from discord.app_commands import Range
 
+from bot.chat.settings import incidents as listing
 from bot.chat.settings import moderating
 from bot.chat.settings.group import Channel
 
@@ -37,7 +38,7 @@ async def words(
 @moderation.command(description="A member may make nothing here any more")
 @app_commands.describe(member="Whom; also somebody who has left", reason="For the moderators' list")
 async def block(interaction: Interaction, member: discord.User, reason: Range[str, 1, 200] | None = None) -> None:
-    await moderating.block(interaction, member.id, reason or "")
+    await moderating.block(interaction, member, reason or "")
 
 
 @moderation.command(description="A blocked member may ask for pictures again")
@@ -50,6 +51,12 @@ async def unblock(interaction: Interaction, member: discord.User) -> None:
 @app_commands.describe(channel="A channel that moderators read, and the bot may write in")
 async def reports(interaction: Interaction, channel: Channel | None = None) -> None:
     await moderating.reports(interaction, channel)
+
+
+@moderation.command(description="Reports, held pictures, refused words: what waits for a moderator, and what happened")
+@app_commands.describe(which="What waits, or all")
+async def incidents(interaction: Interaction, which: Literal["waiting", "all"] = "waiting") -> None:
+    await listing.show(interaction, which)
 
 
 @moderation.command(description="Show pictures only after the picture check has passed them")
