@@ -41,7 +41,7 @@ ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Turn, Chosen)  # butt
 
 async def registered() -> list[dict[str, Any]]:
     """The tree as it is sent to Discord; needs no connection."""
-    tree = Tree(cast(Any, discord.Client(intents=discord.Intents.none())))
+    tree = Tree(cast(Any, discord.Client(intents=discord.Intents(guilds=True))))
     await tree.set_translator(Languages())
     for command in COMMANDS:
         tree.add_command(command)

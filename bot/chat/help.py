@@ -1,18 +1,49 @@
-"""`/help`: what this bot does, on one screen."""
+"""`/help`: what this bot does, on one screen of a telephone, with every command to be tapped."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import discord
 from discord import app_commands
 
-from bot.chat import presenter
+from bot.chat.answer import member_of, say
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
+WHAT = """**Darkroom** turns words into pictures while you watch.
+{imagine} with a few words: four pictures develop here.
+-# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--relax` `--guidance 5` `--model …` \
+`--sampler euler`
+-# `red apple:: blue::-0.5` weighs parts, `{{red, green}} apple` makes each of them.
+
+**Under a picture**
+**U** enlarges one, **V** varies it, 🔄 rolls again with another seed.
+
+**Yours**
+{mine} · your pictures, from every server
+{queue} · who is before you, and why
+{cancel} · take a job back
+{info} · your limits, and what is left
+{prefer} · pings, privacy, speed, a suffix
+{reproduce} · the same picture once more
+{film} · how it came out of the noise
+
+-# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its words."""
+ADMIN = "-# {settings show} · limits, words and reports of this server"
+NAMES = ("imagine", "mine", "queue", "cancel", "info", "prefer", "reproduce", "film")
+
 
 @app_commands.command(name="help", description="What this bot does, and how to ask for it")
 async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
-    await interaction.response.send_message(presenter.HELP, ephemeral=True)
+    member = member_of(interaction)
+    staff = interaction.guild_id is not None and (member.moderator or member.admin or member.owner)
+    await say(interaction, told(interaction.client.tree.mention, staff=staff))
+
+
+def told(mention: Callable[[str], str], *, staff: bool) -> str:
+    """The text; `staff`: for those who may look at this server's settings."""
+    text = WHAT.format(**{name: mention(name) for name in NAMES})
+    return f"{text}\n{ADMIN.format(**{'settings show': mention('settings show')})}" if staff else text

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUIET = discord.AllowedMentions.none()
+CHOICES = [app_commands.Choice(name=app_commands.locale_str(name), value=which) for which, name in FILTERS.items()]
 
 
 @app_commands.command(description="Your own pictures and jobs, from every server; only you see them")
 @app_commands.describe(which="All of them, if you don't say", page="Which page, five jobs each; the newest first")
-@app_commands.choices(which=[app_commands.Choice(name=name, value=which) for which, name in FILTERS.items()])
+@app_commands.choices(which=CHOICES)
 async def mine(
     interaction: discord.Interaction[DarkroomClient],
     which: str = "all",

@@ -14,6 +14,7 @@ import discord
 
 DEAD_TOKEN = (10015, 50027)  # unknown webhook, invalid webhook token
 TOO_LARGE, TOO_MANY_CONVERSATIONS = 40005, 40003
+SLOW_MODE = 20016  # does not hold bots up, so Discord says; if it ever does, waiting helps
 WHY: Mapping[int, str] = MappingProxyType(
     {
         10003: "Its channel was deleted.",
@@ -77,7 +78,7 @@ def told() -> Iterator[None]:
 
 
 def _meant(error: discord.HTTPException) -> Exception:
-    if error.status == 429:
+    if error.status == 429 and error.code != SLOW_MODE:
         return Later(5.0, error, limited=True)
     if error.status >= 500:
         return Later(2.0, error)
@@ -87,6 +88,8 @@ def _meant(error: discord.HTTPException) -> Exception:
         return Expired(str(error))
     if error.code == TOO_MANY_CONVERSATIONS:
         return Later(60.0, error)
+    if error.code == SLOW_MODE:
+        return Later(30.0, error)
     if error.status == 401:  # our own token: nobody's message is gone for that
         return Later(60.0, error)
     if error.status in (403, 404) or error.code in WHY:
