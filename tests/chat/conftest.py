@@ -158,9 +158,3 @@ async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> A
 def open_world(tmp_path: Path, event_loop_stays_free: BlockBuster) -> Callable[..., Any]:
     """`async with open_world() as world`."""
     return lambda **options: a_world(tmp_path, event_loop_stays_free, **options)
-
-
-@pytest.fixture
-def open_rooms(tmp_path: Path, event_loop_stays_free: BlockBuster) -> Callable[[], Any]:
-    """`async with open_rooms() as (house, painter)`, for who brings a Discord of his own."""
-    return lambda: a_house(tmp_path, event_loop_stays_free)

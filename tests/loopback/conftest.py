@@ -65,15 +65,14 @@ class Scene:
         self.street.painter.stand_at = None
         self.street.painter.going.set()
 
-    def finals(self) -> list[Message]:
+    def finals(self, channel: int | None = None) -> list[Message]:
         """The messages of the channel that show a finished picture."""
-        return [one for one in self.loopback.world.messages(self.channel.id) if is_final(one)]
+        return [one for one in self.loopback.world.messages(channel or self.channel.id) if is_final(one)]
 
-    async def shown(self, *acts: Act, seconds: float = 60.0) -> list[Message]:
-        """Once all of them show their final: those messages, in the channel or wherever they stand now."""
+    async def shown(self, *acts: Act, channel: int | None = None, seconds: float = 60.0) -> list[Message]:
+        """Once as many finals are there as `acts`, or as Alice asked for: those messages, in the test's channel."""
         wanted = len(acts or self.acts)
-        await until(lambda: len(self.finals()) >= wanted, seconds)
-        return self.finals()
+        return await until(lambda: len(found := self.finals(channel)) >= wanted and found, seconds)
 
 
 def is_final(message: Message) -> bool:

@@ -41,24 +41,43 @@ class Finding:
         return f"{self.operation}: {self.where or 'the body'}: {self.said}"
 
 
-class Judge:
-    """Holds requests against the description, and collects what it finds."""
+class Book:
+    """A description, read and made strict; its validators are compiled when they are first needed."""
 
     def __init__(self, description: Mapping[str, Any]) -> None:
-        strict = Description(description).strict()
-        self._registry = Registry().with_resource(HERE, Resource(strict, DRAFT202012))
-        self._operations = list(_operations(description))
-        self._validator = cache(self._compile)
-        self.operation_of = cache(self._find)
-        self.findings: Counter[Finding] = Counter()
+        self._registry = Registry().with_resource(HERE, Resource(Description(description).strict(), DRAFT202012))
+        self._operations: dict[tuple[str, int], list[Operation]] = {}
+        for one in _operations(description):
+            self._operations.setdefault((one.method, one.name.count("/")), []).append(one)
+        self._compiled: dict[str, Any] = {}
 
-    @classmethod
-    def of_discord(cls) -> Judge:
-        return cls(json.loads(FILE.read_text()))
+    def operation(self, method: str, path: str) -> Operation | None:
+        """The operation with the most literal parts that fits."""
+        fitting = [one for one in self._operations.get((method, path.count("/")), ()) if one.pattern.fullmatch(path)]
+        return max(fitting, key=lambda one: -one.name.count("{"), default=None)
+
+    def validator(self, pointer: str) -> Any:
+        if pointer not in self._compiled:
+            self._compiled[pointer] = Validator({"$ref": f"{HERE}#{pointer}"}, registry=self._registry)
+        return self._compiled[pointer]
+
+
+@cache
+def discord() -> Book:
+    """Discord's own description; read once."""
+    return Book(json.loads(FILE.read_text()))
+
+
+class Judge:
+    """Holds requests against a description, and counts what it finds."""
+
+    def __init__(self, book: Book | None = None) -> None:
+        self._book = book or discord()
+        self.findings: Counter[Finding] = Counter()
 
     def hear(self, method: str, path: str, query: Mapping[str, str], body: Any, files: int = 0) -> list[Finding]:
         """What is wrong with this request; also counted in `findings`."""
-        operation = self.operation_of(method, path)
+        operation = self._book.operation(method, path)
         if operation is None:
             name = re.sub(r"/[\d]{5,}", "/{id}", path)
             found = [Finding(f"{method} {name}", "", "there is no such operation")]
@@ -81,18 +100,10 @@ class Judge:
             if operation.required:
                 yield Finding(operation.name, "", "needs a body")
             return
-        for error in self._validator(operation.body).iter_errors(body):
+        for error in self._book.validator(operation.body).iter_errors(body):
             yield from (Finding(operation.name, where, said) for where, said in _told(error))
         for where, said in unwritten.findings(operation.name, body, files):
             yield Finding(operation.name, where, said)
-
-    def _compile(self, pointer: str) -> Any:
-        return Validator({"$ref": f"{HERE}#{pointer}"}, registry=self._registry)
-
-    def _find(self, method: str, path: str) -> Operation | None:
-        """The operation with the most literal parts that fits."""
-        fitting = [one for one in self._operations if one.method == method and one.pattern.fullmatch(path)]
-        return max(fitting, key=lambda one: -one.name.count("{"), default=None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,6 +78,11 @@ class Person:
     def id(self) -> int:
         return self.user.id
 
+    @property
+    def dm(self) -> int:
+        """The channel of the direct conversation."""
+        return self.user.dm_channel.id
+
     async def slash(self, channel: ChannelHandle | None, name: str, **options: Any) -> Act:
         """Type `/name`; `channel` is None in the direct conversation."""
         where = () if self.guild is None else (channel,)

@@ -29,13 +29,19 @@ class Description:
         made = {name: self._schema(value) for name, value in schema.items()}
         if isinstance(schema.get("properties"), dict) and not {"additionalProperties", "allOf"} & schema.keys():
             made["additionalProperties"] = False
+        if "enum" in made:
+            made.pop("allOf", None)  # it says once more which values the whole family has
         for union in ("oneOf", "anyOf"):
             if isinstance(schema.get(union), list) and all(isinstance(each, dict) for each in schema[union]):
                 self._decide(made, union, schema[union])
         return made
 
     def _decide(self, made: dict[str, Any], union: str, branches: list[dict[str, Any]]) -> None:
-        """One branch for each `type` gives one plain error instead of one for each branch."""
+        """One branch for each `type`, one list for constants: one plain error instead of one for each branch."""
+        if all("const" in each for each in branches):
+            del made[union]
+            made["enum"] = [each["const"] for each in branches]
+            return
         given = [each for each in branches if each != {"type": "null"}]
         by_type = self._by_type(given)
         if len(given) == 1 and len(branches) == 2:

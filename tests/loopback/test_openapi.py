@@ -20,7 +20,7 @@ GALLERY = {"type": 12, "items": [{"media": {"url": "attachment://a.png"}}]}
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    return Judge.of_discord()
+    return Judge()
 
 
 def rows(*rows: list[Any]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def test_addresses_are_judged_too(judge: Judge) -> None:
 
 
 def test_the_same_finding_is_one_value_however_often_it_comes() -> None:
-    judge = Judge.of_discord()
+    judge = Judge()
     for number in range(3):
         judge.hear("POST", f"/channels/{number}/messages", {}, {"embeds": [{"x": number}, {"x": "y"}]})
     assert dict(judge.findings) == {

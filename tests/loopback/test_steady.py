@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from loopback.server import until
+from loopback.world import EVERYWHERE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -32,7 +33,7 @@ async def test_previews_and_finals_without_one_429(scene: Any) -> None:
 async def test_a_picture_can_be_fetched_from_its_address(scene: Any) -> None:
     await scene.imagine("terrier")
     (message,) = await scene.shown()
-    url = message.attachments[0]["url"].replace("https://cdn.simcord.invalid", scene.loopback.root)
+    url = message.attachments[0]["url"].replace(EVERYWHERE, scene.loopback.root)
     async with aiohttp.ClientSession() as client, client.get(url) as answer:
         assert Image.open(io.BytesIO(await answer.read())).width > 256
 
