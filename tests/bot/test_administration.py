@@ -1,0 +1,288 @@
+"""Administration over a real store: who may set what, every change on record, taking back, and the kill switch."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.administration import Administration
+from bot.limits import Limits
+from bot.refused import Refused
+from bot.rules import EVERYWHERE, Change
+from bot.store import Store, reads
+from bot.store.rules import KEPT_CHANGES
+from bot.views import Member
+
+NOW = 1_800_000_000.0
+ANN = Member("discord:1", "Ann", "g", admin=True)
+OWNER = Member("discord:2", "Olga", "g", admin=True, owner=True)
+HOUSE = Member("discord:3", "Hera", "g", house=True)
+MOD = Member("discord:4", "Mo", "g", moderator=True)
+BOB = Member("discord:5", "Bob", "g", roles=("9",), channel="7")
+
+
+async def no_jobs(_job: str) -> str:
+    raise AssertionError("nothing is to be cancelled")
+
+
+def administration(store: Store) -> Administration:
+    return Administration(store, no_jobs, limits=Limits(), clock=lambda: NOW)
+
+
+async def refusal(awaited) -> Refused:
+    with pytest.raises(Refused) as refused:
+        await awaited
+    return refused.value
+
+
+@pytest.mark.asyncio
+async def test_a_rule_is_set_explained_changed_and_taken_away(store):
+    desk = administration(store)
+    first = await desk.set(ANN, "guild", "", "cost_day", "30 min")
+    assert (first.what, first.actor, first.actor_name, first.at) == ("set", "discord:1", "Ann", NOW)
+    await desk.set(ANN, "role", "9", "cost_day", "1 h")
+    await desk.budget(HOUSE, "g", cost_day="2 h")
+    (found,) = await desk.explain("g", BOB, "cost day", {"9": "@artists"})
+    assert (found.setting, found.value, found.used) == ("cost_day", "1 h", "0 s of 1 h")
+    assert found.sentence == (
+        "cost_day is 1 h: the role's rule for @artists decides, over the server's 30 min; whoever runs this bot allows "
+        "at most 2 h here."
+    )
+    assert (await desk.terms(BOB)).cost_day == 3600
+    assert (await desk.terms(replace(BOB, guild="elsewhere"))).cost_day == 1800
+    await desk.unset(ANN, "role", "9", "cost_day")
+    assert (await desk.terms(BOB)).because["cost_day"].scope == "guild"
+    assert [change.what for change in await desk.changes("g")] == ["unset", "budget", "set", "set"]
+    assert await desk.changes("elsewhere") == []
+
+
+@pytest.mark.asyncio
+async def test_every_setting_is_explained(store):
+    found = await administration(store).explain("g", BOB)
+    assert all(one.sentence.startswith(f"{one.setting} is {one.value}: ") for one in found)
+    assert len(found) == 24
+
+
+@pytest.mark.asyncio
+async def test_who_may_write(store):
+    desk = administration(store)
+    for member in (BOB, MOD):
+        for awaited in (
+            desk.set(member, "guild", "", "running", "1"), desk.unset(member, "guild", "", "running"),
+            desk.preset(member, "contest"), desk.bring(member, "server: {running: 1}"), desk.close(member, "x"),
+            desk.open(member), desk.budget(member, "g", running="1"),
+        ):  # fmt: skip
+            assert (await refusal(awaited)).status == 403
+    for awaited in (
+        desk.set(ANN, "house", "", "running", "1"), desk.budget(ANN, "g", running="1"), desk.close(ANN, "x"),
+        desk.open(ANN), desk.set(replace(OWNER, guild=EVERYWHERE), "house", "", "running", "1"),
+        desk.close(replace(OWNER, guild=EVERYWHERE), "all"), desk.budget(OWNER, "g", running="1"),
+    ):  # fmt: skip
+        assert (await refusal(awaited)).status == 403
+    assert await desk.rules("g") == await desk.rules(EVERYWHERE) == []
+    assert await desk.changes("g") == []
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_value_writes_nothing(store):
+    desk = administration(store)
+    for scope, subject, name, text in (
+        ("guild", "", "runing", "1"), ("guild", "", "running", "0"), ("user", "", "running", "1"),
+        ("guild", "", "closed", "x"), ("guild", "7", "running", "1"), ("user", "u", "words", "x"),
+    ):  # fmt: skip
+        assert (await refusal(desk.set(ANN, scope, subject, name, text))).status == 422
+    assert "is not set there" in (await refusal(desk.unset(ANN, "guild", "", "running"))).sentence
+    await desk.set(ANN, "guild", "", "running", "2")
+    assert "running is 2 there already" in (await refusal(desk.set(ANN, "guild", "", "running", "2"))).sentence
+    assert len(await desk.changes("g")) == 1
+
+
+@pytest.mark.asyncio
+async def test_undo_takes_back_the_newest_and_then_the_one_before(store):
+    desk = administration(store)
+    await desk.set(ANN, "guild", "", "running", "1")
+    await desk.preset(ANN, "large server")
+    back = await desk.undo(ANN)
+    assert (back.what, back.undoes) == ("undo", 2)
+    assert [(rule.setting, rule.value) for rule in await desk.rules("g")] == [("running", 1)]
+    await desk.undo(ANN)
+    assert await desk.rules("g") == []
+    assert "There is nothing to undo." in (await refusal(desk.undo(ANN))).sentence
+    assert "Change 2 is undone already, by change 3." in (await refusal(desk.undo(ANN, 2))).sentence
+    await desk.undo(ANN, 3)  # an undo can be undone, by its number
+    assert len(await desk.rules("g")) == 9, "the preset found running as it wants it"
+
+
+@pytest.mark.asyncio
+async def test_what_was_set_again_since_is_not_undone(store):
+    desk = administration(store)
+    await desk.set(ANN, "guild", "", "running", "1")
+    await desk.set(ANN, "guild", "", "running", "2")
+    assert (await refusal(desk.undo(ANN, 1))).sentence == (
+        "Change 1 cannot be undone: running was changed again since by change 2. Undo that first, or set it by hand."
+    )
+    assert "There is no change 99 here." in (await refusal(desk.undo(ANN, 99))).sentence
+    assert (await refusal(desk.undo(replace(ANN, guild="other"), 1))).status == 404
+
+
+@pytest.mark.asyncio
+async def test_to_undo_takes_what_it_took_to_do(store):
+    desk = administration(store)
+    await desk.set(ANN, "guild", "", "running", "1")
+    budget = await desk.budget(HOUSE, "g", running="5", cost_day="1h")
+    await desk.close(OWNER, "holidays")
+    assert (await refusal(desk.undo(ANN, budget.number))).status == 403
+    assert (await refusal(desk.undo(ANN, budget.number + 1))).status == 403
+    assert (await desk.undo(ANN)).undoes == 1, "of what an admin may undo, the newest"
+    await desk.undo(OWNER)
+    await desk.undo(HOUSE, budget.number)
+    assert await desk.rules("g") == []
+
+
+@pytest.mark.asyncio
+async def test_an_import_is_one_change_and_all_or_nothing(store):
+    desk = administration(store)
+    await desk.set(ANN, "user", "discord:5", "blocked", "on")
+    await desk.budget(HOUSE, "g", cost_day="1 h")
+    await desk.close(OWNER, "tea")
+    text = await desk.export("g")
+    assert "tea" not in text
+    assert "cost_day" not in text
+    assert (await refusal(desk.bring(ANN, text))).sentence == "The rules are so already: nothing to import."
+    await refusal(desk.bring(ANN, "server:\n  running: 3\n  steps: 0"))
+    change = await desk.bring(ANN, "server:\n  running: 3\n  steps: 50\n")
+    assert {step.setting for step in change.steps} == {"running", "steps", "blocked"}
+    assert {rule.setting for rule in await desk.rules("g")} == {"running", "steps", "closed", "cost_day"}
+    await desk.undo(ANN, change.number)
+    assert await desk.export("g") == text
+
+
+@pytest.mark.asyncio
+async def test_whoever_runs_the_bot_sets_ceilings_and_what_holds_everywhere(store):
+    desk, everywhere = administration(store), replace(HOUSE, guild=EVERYWHERE)
+    await desk.set(everywhere, "house", "", "cost_day", "10 min")
+    await desk.set(everywhere, "user", "discord:5", "blocked", "on")
+    await desk.set(ANN, "guild", "", "cost_day", "5 h")
+    terms = await desk.terms(BOB)
+    assert (terms.cost_day, terms.blocked) == (600, True)
+    assert (await refusal(desk.set(everywhere, "guild", "", "running", "1"))).status == 422
+    assert (await refusal(desk.budget(HOUSE, "g", cost_day=None))).sentence == "All of that is so already."
+    await desk.budget(HOUSE, "g", together_cost_day="1 h")
+    await desk.budget(HOUSE, "g", together_cost_day=None, running="1")
+    assert [rule.setting for rule in await desk.rules("g") if rule.scope == "house"] == ["running"]
+
+
+@pytest.mark.asyncio
+async def test_closing_and_opening(store):
+    desk = administration(store)
+    assert (await refusal(desk.open(OWNER))).sentence == "It is open already."
+    assert await desk.close(OWNER, "too much\nnoise") == 0
+    assert (await desk.terms(BOB)).closed == "too much noise (closed by Olga)"
+    await desk.open(OWNER)
+    assert (await desk.terms(BOB)).closed == ""
+    await desk.close(HOUSE, "abuse")
+    assert "only they can open it" in (await refusal(desk.open(OWNER))).sentence
+    await desk.open(HOUSE)
+    await desk.close(replace(HOUSE, guild=EVERYWHERE), "moving")
+    assert (await desk.terms(replace(BOB, guild="any"))).closed == "moving (closed by Hera)"
+
+
+@pytest.mark.asyncio
+async def test_commands_that_make_no_job_ask_too(store):
+    desk = administration(store)
+    await desk.set(ANN, "guild", "", "commands", "imagine, queue")
+    await desk.set(ANN, "user", "discord:6", "blocked", "on")
+    await desk.close(OWNER, "tea")
+    await desk.allowed(BOB, "queue")
+    for always in ("cancel", "report", "delete", "help", "info", "mine", "prefer"):
+        await desk.allowed(replace(BOB, id="discord:6"), always)
+    assert (await refusal(desk.allowed(BOB, "film"))).sentence == (
+        "You may not use film here; allowed: imagine, queue. This server's admins set that for everybody here."
+    )
+    assert "You are blocked" in (await refusal(desk.allowed(replace(BOB, id="discord:6"), "queue"))).sentence
+
+
+@pytest.mark.asyncio
+async def test_old_changes_are_forgotten_and_those_of_others_are_not(store):
+    desk = administration(store)
+    other = await desk.set(replace(ANN, guild="h"), "guild", "", "running", "5")
+    for n in range(KEPT_CHANGES + 3):
+        await desk.set(ANN, "guild", "", "queued", str(n))
+    assert len(await desk.changes("g", 10_000)) == KEPT_CHANGES
+    assert [change.number for change in await desk.changes("h")] == [other.number]
+
+
+@pytest.mark.asyncio
+async def test_admins_at_once_lose_nothing(store):
+    desk = administration(store)
+    await asyncio.gather(*(desk.set(ANN, "user", f"discord:{n}", "running", "2") for n in range(40)))
+    assert len(await desk.rules("g")) == 40
+    assert len({change.number for change in await desk.changes("g", 100)}) == 40
+
+
+@pytest.mark.asyncio
+async def test_the_kill_switch_cancels_what_is_open_gives_back_and_admits_no_more(workplace, until, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker(rows=8)
+    apprentice.go.clear()
+    desk, studio = house.desk.administration, house.studio
+    jobs = [(await studio.imagine("a lamp", replace(BOB, id=f"discord:{n}"), here))[0].job for n in range(5)]
+    (elsewhere,) = await studio.imagine("a lamp", replace(BOB, guild="h"), here)
+    await until(lambda: apprentice.begun)
+    assert await desk.close(OWNER, "enough") == 5
+    refused = await refusal(studio.imagine("a lamp", BOB, here))
+    assert refused.status == 403
+    assert refused.sentence == (
+        "This server is closed for new pictures: enough (closed by Olga). It waits for the server's owner to open it."
+    )
+
+    async def over() -> bool:
+        found = await house.store.ask(reads.some, jobs)
+        return all(record.state == "cancelled" for record in found.values())
+
+    await until(over)
+    found = await house.store.ask(reads.some, jobs)
+    ran = set(apprentice.begun)
+    assert all(record.charged == (record.cost / 4 if job in ran else 0.0) for job, record in found.items())
+    assert (await house.store.record(elsewhere.job)).state in ("queued", "sent", "running")
+    await desk.open(OWNER)
+    await studio.imagine("a lamp", BOB, here)
+
+
+TEXTS = {"running": ("1", "2", "3"), "cost_day": ("10", "20", "unlimited"), "results": ("public", "private")}
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.sampled_from(sorted(TEXTS)), st.integers(0, 2), st.booleans()), max_size=12))
+def test_undoing_everything_in_turn_leads_back_to_nothing(plan: list[tuple[str, int, bool]]) -> None:
+    async def run(folder: str) -> None:
+        store = await Store.open(f"sqlite:///{Path(folder) / 'one.sqlite'}")
+        desk = administration(store)
+        seen: list[tuple[Change, list]] = []
+        for name, choice, roles in plan:
+            before = await desk.rules("g")
+            try:
+                change = await desk.set(
+                    ANN,
+                    "role" if roles else "guild",
+                    "9" if roles else "",
+                    name,
+                    TEXTS[name][choice % len(TEXTS[name])],
+                )
+            except Refused:
+                continue
+            seen.append((change, before))
+        for change, before in reversed(seen):
+            assert (await desk.undo(ANN)).undoes == change.number
+            assert await desk.rules("g") == before
+        assert await desk.rules("g") == []
+        await store.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(run(folder))
