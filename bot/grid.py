@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bot.pixels import PAPER, Form, opened, resized, saved
+from bot.pixels import PAPER, Form, opened, resized, saved, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,9 +32,11 @@ def compose(
 
     All are brought to the size of the largest; if its shorter side is below `cell` pixels it is enlarged to that by
     Lanczos. `shape` is the tiles' width : height while no picture is there. Raises `Unreadable` for what is no PNG,
-    JPEG or WebP picture of bounded size, `ValueError` for a number of pictures other than 1 to 4.
+    JPEG or WebP picture of bounded size, `ValueError` for a number of pictures other than 1 to 4. It carries the recipe
+    of the first picture that has one; the seeds of the others follow from it.
     """
-    return saved(sheet([None if one is None else opened(one) for one in pictures], cell, shape), form, quality)
+    made = sheet([None if one is None else opened(one) for one in pictures], cell, shape)
+    return saved(made, form, quality, _text(pictures) if form != "JPEG" else "")
 
 
 def sheet(pictures: Sequence[Image.Image | None], cell: int = CELL, shape: tuple[int, int] = (1, 1)) -> Image.Image:
@@ -75,14 +77,18 @@ def enlarge(picture: bytes, factor: int = 4, *, form: Form = "PNG", quality: int
 
 def under(picture: bytes, limit: int) -> tuple[bytes, Form] | None:
     """The picture in at most `limit` bytes: as it is, as lossless WebP, then as lossy; None where nothing fits."""
-    pixels = opened(picture)
+    pixels, text = opened(picture), text_of(picture)
     if len(picture) <= limit:
         return picture, _form(picture)
     for quality in (100, 95, 90, 80, 65):
-        smaller = saved(pixels, "WEBP", quality)
+        smaller = saved(pixels, "WEBP", quality, text)
         if len(smaller) <= limit:
             return smaller, "WEBP"
     return None
+
+
+def _text(pictures: Sequence[bytes | None]) -> str:
+    return next((text for text in (text_of(one) for one in pictures if one) if text), "")
 
 
 def _form(picture: bytes) -> Form:

@@ -10,11 +10,13 @@ import struct
 import zlib
 from typing import Literal
 
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 Form = Literal["PNG", "JPEG", "WEBP"]
 FORMS: tuple[Form, ...] = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 4096 * 4096
+RECIPE, MAX_TEXT = "parameters", 32_768  # a PNG's text chunk, and characters in it
 PAPER = (18, 18, 20)  # what stands behind transparent or missing pictures
 
 
@@ -51,13 +53,44 @@ def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def saved(picture: Image.Image, form: Form, quality: int = 90) -> bytes:
-    """The picture's bytes with no metadata: the same pixels give the same bytes. `quality` 100 is lossless for WebP."""
+def saved(picture: Image.Image, form: Form, quality: int = 90, text: str = "") -> bytes:
+    """The picture's bytes: the same pixels and text give the same bytes. `quality` 100 is lossless for WebP.
+
+    `text` is its recipe, kept where A1111 (the web UI whose form every gallery reads) keeps it: in a PNG under
+    `parameters`, in a WebP as the EXIF user comment, in a JPEG not at all. No other metadata is written.
+    """
     out = io.BytesIO()
     if form == "PNG":
-        picture.save(out, "PNG", compress_level=6)
+        picture.save(out, "PNG", compress_level=6, pnginfo=_chunks(text))
     elif form == "JPEG":
         picture.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
     else:
-        picture.save(out, "WEBP", quality=quality, lossless=quality >= 100, method=4)
+        picture.save(out, "WEBP", quality=quality, lossless=quality >= 100, method=4, exif=_comment(text))
     return out.getvalue()
+
+
+def text_of(payload: bytes) -> str:
+    """The recipe that a PNG carries; empty where it has none, or one that is longer than ours can be."""
+    try:
+        with Image.open(io.BytesIO(payload), formats=("PNG",)) as picture:
+            text = str(picture.info.get(RECIPE) or "")
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, OverflowError):
+        return ""
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return ""
+    return text if len(text) <= MAX_TEXT else ""
+
+
+def _chunks(text: str) -> PngInfo:
+    chunks = PngInfo()
+    if text:
+        chunks.add_text(RECIPE, text)
+    return chunks
+
+
+def _comment(text: str) -> bytes:
+    if not text:
+        return b""
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
+    return exif.tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 
 import torch
@@ -34,9 +35,9 @@ def webp(picture: Image.Image) -> bytes:
 
 def parameters(recipe: Recipe, image: int, revision: str) -> str:
     """The recipe of one image as A1111 writes it. With that seed diffusers draws the same picture."""
-    lines = [" ".join(_concept(concept.text, concept.weight) for concept in recipe.concepts)]
+    lines = [_words(" ".join(_concept(concept.text, concept.weight) for concept in recipe.concepts))]
     if recipe.negative:
-        lines.append(f"Negative prompt: {recipe.negative}")
+        lines.append(f"Negative prompt: {_words(recipe.negative)}")
     fields = {
         "Steps": recipe.steps,
         "Sampler": SAMPLER_NAMES[recipe.sampler],
@@ -60,6 +61,11 @@ def parameters(recipe: Recipe, image: int, revision: str) -> str:
 def latent_bytes(latents: torch.Tensor | None) -> bytes | None:
     """Float32, C-order."""
     return None if latents is None else latents.to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def _words(text: str) -> str:
+    """Readers split at this mark, wherever it stands."""
+    return re.sub(r"(negative prompt):", r"\1 :", text, flags=re.IGNORECASE)
 
 
 def _concept(text: str, weight: float) -> str:
