@@ -14,6 +14,8 @@ from bot.chat.channel import check_channel
 from bot.chat.permitted import permit, refusing
 from bot.chat.presenter import ALT
 from bot.chat.which import recent_jobs
+from bot.gallery import NO_FILM
+from bot.refused import Refused
 from bot.sentences import quoted, shortened
 
 if TYPE_CHECKING:
@@ -29,17 +31,7 @@ async def film(interaction: discord.Interaction[DarkroomClient], job: Range[str,
     async with refusing(interaction):
         view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
         await permit(interaction, "film", view)
-        check_channel(interaction)
-        await interaction.response.defer(
-            ephemeral=view.private, thinking=True
-        )  # making it may take more than three seconds
-        made = await interaction.client.studio.film(view.id, interaction.filesize_limit - MARGIN)
-        alt = shortened(f"Out of noise comes: {view.prompt}", ALT)
-        await interaction.edit_original_response(
-            content=f"🎞️ **{quoted(view.prompt, 900)}** · {quoted(view.member_name, 64)}",
-            attachments=[discord.File(io.BytesIO(made), f"darkroom-{view.id}-film.webp", description=alt)],
-            allowed_mentions=discord.AllowedMentions.none(),
-        )
+        await post_film(interaction, view)
 
 
 @film.autocomplete("job")
@@ -49,3 +41,18 @@ async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> 
 
 def _has_film(view: View) -> bool:
     return view.state == "finished" and bool(view.ladders) and view.deleted is None
+
+
+async def post_film(interaction: discord.Interaction[DarkroomClient], view: View) -> None:
+    """The film as the answer to a command or a press. Raises `Refused`."""
+    check_channel(interaction)
+    if not _has_film(view):
+        raise Refused(NO_FILM, 404)
+    await interaction.response.defer(ephemeral=view.private, thinking=True)  # it may take more than three seconds
+    made = await interaction.client.studio.film(view.id, interaction.filesize_limit - MARGIN)
+    alt = shortened(f"Out of noise comes: {view.prompt}", ALT)
+    await interaction.edit_original_response(
+        content=f"🎞️ **{quoted(view.prompt, 900)}** · {quoted(view.member_name, 64)}",
+        attachments=[discord.File(io.BytesIO(made), f"darkroom-{view.id}-film.webp", description=alt)],
+        allowed_mentions=discord.AllowedMentions.none(),
+    )
