@@ -39,7 +39,7 @@ async def hired(world: Any) -> Staff:
     boss = env.create_user("olga")
     guild = env.create_guild("Pictures & co", owner=boss)
     channel = guild.create_text_channel("studio")
-    manager = guild.create_role("manager", permissions=discord.Permissions(manage_guild=True))
+    manager = guild.create_role("manager", permissions=discord.Permissions(manage_guild=True, manage_messages=True))
     janitor = guild.create_role("janitor", permissions=discord.Permissions(manage_messages=True))
     crew = guild.create_role("crew")
     found = {"admin": [manager], "moderator": [janitor], "member": [crew]}

@@ -52,8 +52,8 @@ async def test_only_the_owner_closes(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)
         for who in (staff.admin, staff.moderator, staff.member):
-            assert "Only the server's owner may do that." in text(await staff.slash(who, "settings close"))
-            assert "Only the server's owner may do that." in text(await staff.slash(who, "settings open"))
+            assert "Only the server's owner may " in text(await staff.slash(who, "settings close"))
+            assert "Only the server's owner may " in text(await staff.slash(who, "settings open"))
 
 
 async def test_rules_go_out_as_a_file_and_come_back(open_world: Any) -> None:
@@ -143,6 +143,6 @@ async def test_nobody_else_sets_budgets(open_world: Any) -> None:
         staff = await hired(world)
         for who in (staff.owner, staff.admin, staff.member):
             refused = await staff.slash(who, "settings budget", queued="5")
-            assert "Only whoever runs this bot may do that." in text(refused)
+            assert "Only whoever runs this bot may " in text(refused)
         assert "Only whoever runs this bot" in text(await staff.member.user.slash("settings budget", queued="5"))
         assert "ask for it there" in text(await staff.keeper.user.slash("settings show"))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
+LATE = "That took too long to open. Please try again."
 QUIET = discord.AllowedMentions.none()
 
 
@@ -56,6 +57,9 @@ async def respond(interaction: Interaction, action: Action, work: Work) -> None:
         await tell(interaction, refused.sentence)
         return
     if isinstance(shown, ui.Modal):
+        if interaction.response.is_done():  # a form must be the first answer, and that was "wait"
+            await tell(interaction, LATE)
+            return
         shown.stop()  # found by its id: there is nothing to listen to
         await interaction.response.send_modal(shown)
         return

@@ -13,7 +13,7 @@ from bot.chat.settings.asked import Shown, respond
 from bot.chat.settings.presses import Press, as_scope
 from bot.refused import Refused
 from bot.rules import planning, presets, reading
-from bot.rules.rule import Change, Key, Rule, Scope, Value
+from bot.rules.rule import Change, Key, Rule, Scope, Step, Value
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
@@ -23,7 +23,8 @@ OWN_COMMANDS: Mapping[str, str] = {
     "closed": "A server is closed by /settings close, and opened by /settings open.",
     "blocked": "Members are blocked by /moderation block, and unblocked by /moderation unblock.",
 }
-NEAR: tuple[Scope, ...] = ("house", "guild", "channel", "role", "user")  # the last holds first
+NO_CHECKER = "⚠️ No worker with a picture check is online: until one is, pictures wait unseen."
+UNSEEN = "⚠️ I may not write in that channel: until I may, reports go to the list of incidents alone."
 PRESET = "Choose a preset: it changes some rules for everyone, and leaves those of single channels, roles and members."
 
 
@@ -64,20 +65,27 @@ async def set_rule(interaction: Interaction, aim: tuple[Scope, str] | Refused, s
 
 
 async def said(interaction: Interaction, change: Change) -> str:
-    """What a change did, and what holds in spite of it: a ceiling above it, rules that are nearer to members."""
+    """What a change did, and what keeps it from doing more."""
     lines = [wording.changed(change)]
     if len(change.steps) == 1 and change.steps[0].after is not None:
-        step = change.steps[0]
         rules = await looking.administration(interaction).rules(change.guild)
-        same = [rule for rule in rules if rule.setting == step.setting]
-        nearer = sum(NEAR.index(rule.scope) > NEAR.index(step.scope) for rule in same)
-        lines += [
-            f"-# 🔒 Whoever runs this bot allows {wording.said(step.setting, rule.value)}: that still holds."
-            for rule in same
-            if rule.scope == "house" and step.scope != "house"
-        ]
-        lines += [f"-# {nearer} {'rule' if nearer == 1 else 'rules'} nearer to members still hold."] if nearer else []
+        lines += wording.besides(change.steps[0], rules)
+        lines += _unready(interaction, change.steps[0])
     return "\n".join(lines)
+
+
+def _unready(interaction: Interaction, step: Step) -> list[str]:
+    """What is missing for a setting to work: a worker that can check, a channel that we may write in."""
+    if step.setting == "check" and step.after is True:
+        able = any(presence.checks for presence in interaction.client.studio.workers().values())
+        return [] if able else [NO_CHECKER]
+    if step.setting != "reports" or interaction.guild is None:
+        return []
+    channel = interaction.guild.get_channel(int(str(step.after)))
+    if channel is None:
+        return [UNSEEN]
+    may = channel.permissions_for(interaction.guild.me)
+    return [] if may.view_channel and may.send_messages else [UNSEEN]
 
 
 async def ask(interaction: Interaction, press: Press) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bot.chat.settings.presses import Press
     from bot.views import Member
 
+WHICH = "Say for which server: choose one of the list, or give its id, or * for each."
 REMOVED = ("none", "remove", "")
 GUILD = re.compile(r"(?:discord:)?([0-9]{1,20})")
 
@@ -72,6 +73,8 @@ async def budget(interaction: Interaction, guild: str, limits: Mapping[str, str]
     """Ceilings of whoever runs the bot, for one server or (`*`) for each; without any, what they are."""
 
     async def work(member: Member) -> Shown:
+        if not guild and interaction.guild_id is None:
+            raise Refused(WHICH)
         where = server(guild or guild_of(interaction))
         house, head = looking.administration(interaction), f"## Budget of {_named(interaction, where)}"
         if not limits:
@@ -92,7 +95,7 @@ def server(typed: str) -> str:
         return EVERYWHERE
     found = GUILD.fullmatch(typed.strip())
     if found is None:
-        raise Refused(f"“{shortened(typed, 40)}” is no server: choose one of the list, or give its id, or * for each.")
+        raise Refused(f"“{shortened(typed, 40)}” is no server. {WHICH}")
     return f"discord:{found[1]}"
 
 

@@ -214,6 +214,6 @@ def _named(name: str | None) -> Setting | None:
 def _known(interaction: Interaction, one: Setting) -> dict[str, str]:
     if one.kind == "names":
         return {warm.name: warm.name for warm in interaction.client.studio.models()}
-    if one.kind == "channel" and interaction.guild is not None:
+    if one.kind == "channel" and interaction.guild is not None and interaction.permissions.manage_guild:
         return {str(channel.id): f"#{channel.name}" for channel in interaction.guild.text_channels}
     return {}

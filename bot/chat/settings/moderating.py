@@ -32,7 +32,6 @@ TOO_LONG = (
     "These lists are too long for a form: take /settings export, edit the file, and send it with /settings import. "
     "Single words go by /moderation words with add or remove."
 )
-NO_CHECKER = "⚠️ No worker with a picture check is online: until one is, pictures wait unseen."
 
 
 async def edit_words(interaction: Interaction, press: Press | None = None) -> None:
@@ -127,17 +126,9 @@ async def reports(interaction: Interaction, channel: int | None) -> None:
     await changing.set_rule(interaction, ("guild", ""), "reports", "" if channel is None else str(channel))
 
 
-async def check(interaction: Interaction, on: bool) -> None:
-    """The picture check for the whole server, and a warning where no worker can do it."""
-
-    async def work(member: Member) -> Shown:
-        change = await looking.administration(interaction).set(member, "guild", "", "check", "on" if on else "off")
-        workers = interaction.client.studio.workers().values()
-        able = any(presence.checks for presence in workers)
-        said = wording.changed(change) + ("" if able or not on else f"\n{NO_CHECKER}")
-        return Shown(view=cards.done(said, undo=change.number))
-
-    await respond(interaction, "set", work)
+async def check(interaction: Interaction, switch: str) -> None:
+    """The picture check for the whole server."""
+    await changing.set_rule(interaction, ("guild", ""), "check", switch)
 
 
 def _parts(text: str) -> list[str]:

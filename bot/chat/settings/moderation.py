@@ -62,4 +62,4 @@ async def incidents(interaction: Interaction, which: Literal["waiting", "all"] =
 @moderation.command(description="Show pictures only after the picture check has passed them")
 @app_commands.describe(switch="On or off")
 async def check(interaction: Interaction, switch: Literal["on", "off"]) -> None:
-    await moderating.check(interaction, switch == "on")
+    await moderating.check(interaction, switch)

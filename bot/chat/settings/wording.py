@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from bot.rules.catalogue import SETTINGS
 from bot.rules.reading import written
-from bot.rules.rule import Change, Scope, Step, Value
+from bot.rules.rule import SCOPES, Change, Rule, Scope, Step, Value
 from bot.sentences import quoted, shortened
 
 TITLES: Mapping[str, str] = MappingProxyType(
@@ -124,6 +124,17 @@ def changed(change: Change) -> str:
     if len(change.steps) == 1:
         return f"✅ {stepped(change.steps[0])}"
     return f"✅ {len(change.steps)} rules changed."
+
+
+def besides(step: Step, rules: Sequence[Rule]) -> list[str]:
+    """What holds in spite of a rule that was set: ceilings above it, rules that are nearer to members."""
+    same = [rule for rule in rules if rule.setting == step.setting]
+    high = [rule for rule in same if rule.scope == HOUSE and step.scope != HOUSE]
+    near = sum(SCOPES.index(rule.scope) > SCOPES.index(step.scope) for rule in same)
+    lines = [f"-# 🔒 Whoever runs this bot allows {said(rule.setting, rule.value)}: that still holds." for rule in high]
+    if near:
+        lines.append(f"-# {near} {'rule' if near == 1 else 'rules'} nearer to members still hold.")
+    return lines
 
 
 def entry(change: Change) -> str:
