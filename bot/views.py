@@ -138,3 +138,7 @@ class View:
     check: bool = False
     deleted: float | None = None
     channel: str = ""
+
+    def hidden_from(self, member: str) -> bool:
+        """True if it is private, and another member's."""
+        return self.private and self.member_id != member

@@ -20,7 +20,7 @@ ANSWER = aiohttp.ClientTimeout(total=30)
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
 LINE = 4 * 1024 * 1024  # four previews in one event, base64
 TRIES = 5  # to open the stream again, without hearing anything
-ENDS = ("finished", "failed", "cancelled")
+ENDS = ("finished", "failed", "cancelled", "deleted")
 
 
 async def answers(url: str) -> bool:

@@ -16,7 +16,7 @@ from bot.views import Place, Ticket
 from bot.web import shown
 from bot.web.body import body_of
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
-from bot.web.live import STUDIO, at_work, visible
+from bot.web.live import STUDIO, at_work, visible, within_reach
 from bot.web.prints import index_of
 
 
@@ -85,7 +85,8 @@ async def jobs(request: web.Request) -> web.Response:
     queue, recent = await studio.queue(GUILD), await studio.recent(GUILD)
     waiting = {view.id for view in queue}
     done = [view for view in recent if view.id not in waiting]
-    return web.json_response({"jobs": [shown.job(view, reader) for view in [*queue, *done]]})
+    seen = [view for view in [*queue, *done] if not view.hidden_from(reader.id)]
+    return web.json_response({"jobs": [shown.job(view, reader) for view in seen]})
 
 
 async def imagine(request: web.Request) -> web.Response:
@@ -105,9 +106,9 @@ async def one(request: web.Request) -> web.Response:
 
 async def cancel(request: web.Request) -> web.Response:
     """Stops a job of one's own."""
-    view = await visible(request)
-    sentence = await request.app[STUDIO].cancel(view.id, member_of(request))
-    return web.json_response({"id": view.id, "sentence": sentence})
+    job = await within_reach(request)
+    sentence = await request.app[STUDIO].cancel(job, member_of(request))
+    return web.json_response({"id": job, "sentence": sentence})
 
 
 async def vary(request: web.Request) -> web.Response:

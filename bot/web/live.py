@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 
+from bot.access import Subject, forbidden
 from bot.feed import Developing, Moment, Queued, Settled, Subscription
 from bot.refused import Refused
 from bot.states import over
@@ -74,7 +75,7 @@ class Page:
     async def follow(self, moments: Subscription) -> None:
         """First the jobs as they are, then each moment as it comes."""
         queue, recent = await self._studio.queue(GUILD), await self._studio.recent(GUILD, RECENT)
-        views = {view.id: view for view in [*recent, *queue]}
+        views = {view.id: view for view in [*recent, *queue] if not view.hidden_from(self._reader.id)}
         self._seen.update(dict.fromkeys(views, True))
         ordered = sorted(views.values(), key=lambda view: (view.created, view.id))
         await self._tell("jobs", {"jobs": [shown.job(view, self._reader) for view in ordered]})
@@ -94,12 +95,19 @@ class Page:
         return False
 
     async def _show(self, job: str) -> None:
-        """The whole job: when it is new to the page, and when it is over."""
-        with contextlib.suppress(Refused):  # unknown to the studio: not for this page either
+        """The whole job: when it is new to the page, and when it is over. That one was deleted, where that was.
+
+        What is another room's, or somebody's private one, is not for this page.
+        """
+        try:
             view = await self._studio.view(job)
-            self._seen[job] = view.guild == GUILD
-            if self._seen[job]:
-                await self._tell("job", shown.job(view, self._reader))
+        except Refused as refused:
+            if self._seen.get(job, True):
+                await self._tell("gone", {"id": job, "reason": refused.sentence})
+            return
+        self._seen[job] = view.guild == GUILD and not view.hidden_from(self._reader.id)
+        if self._seen[job]:
+            await self._tell("job", shown.job(view, self._reader))
 
     async def watch_room(self) -> None:
         """Tells who is at work, at once and whenever it changes."""
@@ -142,9 +150,12 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, moments
 
 
 async def _tell_end(request: web.Request, stream: EventSourceResponse) -> None:
-    view = await visible(request)
-    value = shown.job(view, member_of(request))
-    await stream.send(json.dumps(value), event=view.state, id=END)
+    try:
+        view = await visible(request)
+    except Refused as refused:  # deleted under our eyes
+        gone = {"id": request.match_info["id"], "state": "deleted", "reason": refused.sentence}
+        return await stream.send(json.dumps(gone), event="deleted", id=END)
+    await stream.send(json.dumps(shown.job(view, member_of(request))), event=view.state, id=END)
 
 
 def _spoken(moment: Queued | Developing) -> tuple[str, dict[str, Any]]:
@@ -154,11 +165,25 @@ def _spoken(moment: Queued | Developing) -> tuple[str, dict[str, Any]]:
 
 
 async def visible(request: web.Request) -> View:
-    """The job that the address names, if this visitor may see it: a guest sees only this room's. Refuses with 404."""
+    """The job that the address names, if this visitor may see it; a guest sees only this room's. Refuses with 404.
+
+    A private one is its author's alone: not even whoever runs the room is shown it.
+    """
     view = await request.app[STUDIO].view(request.match_info["id"])
-    if view.guild != GUILD and not request[VISITOR].owner:
+    if (view.guild != GUILD and not request[VISITOR].owner) or view.hidden_from(member_of(request).id):
         raise Refused("There is no such job.", 404)
     return view
+
+
+async def within_reach(request: web.Request) -> str:
+    """The id of a job that this visitor may cancel, seen or not: whoever runs the room may also stop private ones."""
+    with contextlib.suppress(Refused):
+        return (await visible(request)).id
+    view = await request.app[STUDIO].view(request.match_info["id"])
+    subject = Subject(view.member_id, view.member_name, view.guild, view.private)
+    if forbidden("cancel", member_of(request), subject):
+        raise Refused("There is no such job.", 404)
+    return view.id
 
 
 @contextlib.asynccontextmanager

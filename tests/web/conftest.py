@@ -16,6 +16,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from bot.config import Settings, load
+from bot.desk import Desk
 from bot.house import open_house
 from bot.studio import Studio
 from bot.web.app import open_chatroom, opened
@@ -33,6 +34,7 @@ class Room:
     url: str
     port: int
     client: aiohttp.ClientSession
+    desk: Desk
     studio: Studio
     app: web.Application
     settings: Settings
@@ -87,7 +89,7 @@ def open_room(tmp_path: Path, broker: Broker) -> OpenRoom:
             app = await asyncio.to_thread(open_chatroom, settings, house.studio)
             real = await parts.enter_async_context(opened(app, "127.0.0.1", port))
             client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20))
-            room = Room(f"http://127.0.0.1:{real}", real, client, house.studio, app, settings)
+            room = Room(f"http://127.0.0.1:{real}", real, client, house.desk, house.studio, app, settings)
             for _ in range(workers):
                 room.drawers.append(await parts.enter_async_context(working(broker)))
             await _until(lambda: len(room.studio.workers()) >= workers)

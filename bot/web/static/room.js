@@ -56,6 +56,7 @@ const heard = {
   job: (job) => (show(job), title()),
   queued: (place) => cards.get(place.id)?.queued({ ...place, worker: online }),
   frame: (frame) => (cards.get(frame.id)?.frame(frame), title()),
+  gone: ({ id }) => (cards.get(id)?.element.remove(), cards.delete(id), title()), // its pictures were deleted
 };
 
 function lost() {

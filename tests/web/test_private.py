@@ -1,0 +1,142 @@
+"""What others' private jobs and deleted pictures look like over HTTP: as if they were not there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from rich.console import Console
+
+from bot.cli import remote
+from bot.cli.developed import Undeveloped
+from bot.cli.screen import Screen
+from bot.sentences import DELETED
+from bot.studio import Member
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.web.conftest import Room
+
+pytestmark = pytest.mark.asyncio
+
+AUTHOR = Member("local:terminal", "Terminal", "local")
+
+
+def browsing() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
+
+
+async def page(browser: aiohttp.ClientSession, room: Room) -> AsyncIterator[tuple[str, Any]]:
+    """What a page in this browser is told."""
+    async with browser.get(f"{room.url}/api/events") as answer:
+        name = ""
+        async for raw in answer.content:
+            key, _, value = raw.decode().rstrip("\r\n").partition(": ")
+            if key == "event":
+                name = value
+            elif key == "data":
+                yield name, json.loads(value)
+
+
+async def test_a_private_job_is_there_for_its_author_alone(room: Room) -> None:
+    await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
+    room.drawers[0].going.clear()
+    job = await room.imagine("a secret lamp")
+    async with browsing() as other:
+        async with other.get(room.url):  # comes in, with a cookie
+            pass
+        told: list[tuple[str, Any]] = []
+        watching = asyncio.create_task(watch(other, room, told))
+        for path in ("", "/events", "/grid.png", "/film.webp", "/rungs", "/rungs/0.webp", "/pictures/1.png"):
+            async with other.get(f"{room.url}/api/jobs/{job}{path}") as answer:
+                assert (answer.status, (await answer.json())["error"]) == (404, "There is no such job."), path
+        for path in ("vary/1", "upscale/1", "reroll"):
+            async with other.post(f"{room.url}/api/jobs/{job}/{path}") as answer:
+                assert answer.status == 404, path
+        async with other.get(f"{room.url}/api/jobs") as answer:
+            assert (await answer.json())["jobs"] == []
+        _, mine = await room.ask("GET", "/api/jobs")
+        assert [one["id"] for one in mine["jobs"]] == [job]
+        room.drawers[0].going.set()
+        assert (await room.end_of(job))["state"] == "finished"
+        await room.desk.preferences.prefer(AUTHOR.id, "results", "public")
+        public = await room.imagine("a public lamp")
+        async with asyncio.timeout(20):
+            while not any(value.get("id") == public and value.get("state") == "finished" for _, value in told):
+                await asyncio.sleep(0.05)
+        watching.cancel()
+        assert job not in json.dumps(told)
+        assert "secret" not in json.dumps(told)
+
+
+async def watch(browser: aiohttp.ClientSession, room: Room, told: list[tuple[str, Any]]) -> None:
+    async for event in page(browser, room):
+        told.append(event)
+
+
+async def test_whoever_runs_the_room_may_stop_a_private_job_without_seeing_it(room: Room) -> None:
+    await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
+    room.drawers[0].going.clear()
+    job = await room.imagine("a secret lamp")
+    async with browsing() as owner:  # on this computer everybody is
+        async with owner.get(room.url):
+            pass
+        async with owner.delete(f"{room.url}/api/jobs/{job}") as answer:
+            assert answer.status == 200
+            assert "secret" not in await answer.text()
+    room.drawers[0].going.set()
+    assert (await room.end_of(job))["state"] == "cancelled"
+
+
+async def test_deleted_pictures_are_gone_from_the_page_and_the_api(room: Room) -> None:
+    job = await room.imagine("a lamp")
+    await room.end_of(job)
+    async with room.client.get(f"{room.url}/api/jobs/{job}/grid.png") as answer:
+        assert answer.status == 200, "and is kept in memory from now on"
+    told: list[tuple[str, Any]] = []
+    watching = asyncio.create_task(watch(room.client, room, told))
+    async with asyncio.timeout(10):
+        while "jobs" not in [name for name, _ in told]:
+            await asyncio.sleep(0.02)
+    await room.desk.moderation.delete(job, AUTHOR)
+    for path in ("", "/events", "/grid.png", "/film.webp", "/rungs", "/rungs/0.webp", "/pictures/1.png"):
+        async with room.client.get(f"{room.url}/api/jobs/{job}{path}") as answer:
+            assert (answer.status, (await answer.json())["error"]) == (404, DELETED), path
+    for path in ("vary/1", "upscale/1", "reroll"):
+        status, said = await room.ask("POST", f"/api/jobs/{job}/{path}")
+        assert (status, said["error"]) == (404, DELETED), path
+    assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
+    async with asyncio.timeout(10):
+        while ("gone", {"id": job, "reason": DELETED}) not in told:
+            await asyncio.sleep(0.02)
+    watching.cancel()
+
+
+async def test_a_stream_of_a_job_that_is_deleted_while_it_runs_ends_and_says_so(room: Room) -> None:
+    room.drawers[0].speed = 0.1
+    job = await room.imagine("a lamp")
+    heard: list[tuple[str, Any]] = []
+    async for event in room.events(f"/api/jobs/{job}/events"):
+        heard.append(event)
+        if event[0] == "frame" and len(heard) < 4:
+            await room.desk.moderation.delete(job, AUTHOR)
+    assert heard[-1] == ("deleted", {"id": job, "state": "deleted", "reason": DELETED})
+
+
+async def test_the_terminal_says_that_what_it_waits_for_was_deleted(room: Room) -> None:
+    room.drawers[0].going.clear()
+
+    async def delete_it() -> None:
+        while not (queue := await room.studio.queue("local")):
+            await asyncio.sleep(0.02)
+        await room.desk.moderation.delete(queue[0].id, Member("local:mod", "Mo", "local", moderator=True))
+        room.drawers[0].going.set()
+
+    deleting = asyncio.create_task(delete_it())
+    with Screen(Console(quiet=True), 1) as screen, pytest.raises(Undeveloped, match=DELETED):
+        await remote.develop(room.url, "", "a lamp", {}, film=False, screen=screen)
+    await deleting
