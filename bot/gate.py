@@ -22,6 +22,7 @@ from bot.store.records import RELAXED
 from engine.job import Recipe
 
 HINT = "Relaxed jobs (--relax, or /prefer speed relaxed) cost nothing of it."
+SLOWED = "Only the relaxed speed is allowed to you here: it waits longer, and costs nothing of your limits."
 OVER = {"channel": "This channel's", "guild": "This server's"}
 COSTS = {"cost_day": DAY, "cost_month": MONTH}
 
@@ -45,14 +46,15 @@ def passed(
     check_open(terms)
     for draft in drafts:
         check_asked(terms, draft)
-    tier, private, notes = _tier(terms, preference, relaxed), *_privacy(terms, preference)
+    tier, slowed = _tier(terms, preference, relaxed)
+    private, hidden = _privacy(terms, preference)
     _check_use(drafts, terms, ledger, hour, free=tier == RELAXED)
     here, everywhere = _running(terms, "member here"), _running(terms, "member everywhere")
     return [
         replace(
             draft, member=replace(draft.member, tier=tier), private=private, check=draft.check or terms.check,
             weight=WEIGHTS.get(tier, 1.0),
-            notes=(*draft.notes, *notes), running_here=here, running_everywhere=everywhere,
+            notes=(*draft.notes, *slowed, *hidden), running_here=here, running_everywhere=everywhere,
         )
         for draft in drafts
     ]  # fmt: skip
@@ -115,8 +117,8 @@ def _with(said: str, terms: Terms, setting: str) -> str:
     return f"{said} {set_by(terms.because.get(setting))}".rstrip()
 
 
-def _tier(terms: Terms, preference: Preference, relaxed: bool) -> str:
-    """What was asked for now must be allowed; what is only preferred gives way."""
+def _tier(terms: Terms, preference: Preference, relaxed: bool) -> tuple[str, tuple[str, ...]]:
+    """What was asked for now must be allowed; what is only preferred gives way, and a note says so where it waits."""
     if relaxed and not terms.allows("speeds", "relaxed"):
         raise Refused(_said(terms, "speeds", "The relaxed speed is not allowed here"), 403)
     wanted = "relaxed" if relaxed else preference.speed
@@ -124,7 +126,9 @@ def _tier(terms: Terms, preference: Preference, relaxed: bool) -> str:
         wanted = "relaxed" if wanted == "fast" else "fast"
     if not terms.allows("speeds", wanted):
         raise Refused(_said(terms, "speeds", "No speed is allowed to you here"), 403)
-    return RELAXED if wanted == "relaxed" else "standard"
+    if wanted == "fast":
+        return "standard", ()
+    return RELAXED, () if relaxed or preference.speed == "relaxed" else (SLOWED,)
 
 
 def _privacy(terms: Terms, preference: Preference) -> tuple[bool, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bot.administration import Administration
 from bot.limits import Limits
 from bot.refused import Refused
-from bot.rules import EVERYWHERE, Change
+from bot.rules import EVERYWHERE, Change, Scope
 from bot.store import Store, reads
 from bot.store.rules import KEPT_CHANGES
 from bot.views import Member
@@ -57,7 +57,9 @@ async def test_a_rule_is_set_explained_changed_and_taken_away(store):
     assert (await desk.terms(BOB)).cost_day == 3600
     assert (await desk.terms(replace(BOB, guild="elsewhere"))).cost_day == 1800
     await desk.unset(ANN, "role", "9", "cost_day")
-    assert (await desk.terms(BOB)).because["cost_day"].scope == "guild"
+    decides = (await desk.terms(BOB)).because["cost_day"]
+    assert decides is not None
+    assert decides.scope == "guild"
     assert [change.what for change in await desk.changes("g")] == ["unset", "budget", "set", "set"]
     assert await desk.changes("elsewhere") == []
 
@@ -92,10 +94,11 @@ async def test_who_may_write(store):
 @pytest.mark.asyncio
 async def test_a_wrong_value_writes_nothing(store):
     desk = administration(store)
-    for scope, subject, name, text in (
+    wrong: list[tuple[Scope, str, str, str]] = [
         ("guild", "", "runing", "1"), ("guild", "", "running", "0"), ("user", "", "running", "1"),
         ("guild", "", "closed", "x"), ("guild", "7", "running", "1"), ("user", "u", "words", "x"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for scope, subject, name, text in wrong:
         assert (await refusal(desk.set(ANN, scope, subject, name, text))).status == 422
     assert "is not set there" in (await refusal(desk.unset(ANN, "guild", "", "running"))).sentence
     await desk.set(ANN, "guild", "", "running", "2")

@@ -316,7 +316,7 @@ def run(scenario) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "d.sqlite"
             file.write_bytes(empty)
-            store = await Store.open(f"sqlite:///{file}", {"default/v": 3.0})
+            store = await Store.open(f"sqlite:///{file}", {"v": 3.0})
             try:
                 await scenario(store)
             finally:

@@ -1,0 +1,333 @@
+"""Admission over an open house: what each rule refuses, in which words, and what a job that is taken carries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from bot.refused import Refused
+from bot.rules import EVERYWHERE, Scope
+from bot.views import Member, Place
+
+OLGA = Member("discord:2", "Olga", "g", admin=True, owner=True)
+HERA = Member("discord:3", "Hera", "g", house=True)
+BOB = Member("discord:5", "Bob", "g", roles=("9", "8"), channel="7")
+HERE = Place("web", {"room": "1"})
+EVERYBODY = "This server's admins set that for everybody here."
+HINT = "Relaxed jobs (--relax, or /prefer speed relaxed) cost nothing of it."
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rules of a server and its ceilings; prompts that are taken; and one that is refused with a sentence."""
+
+    rules: Sequence[tuple[Scope, str, str, str]]
+    said: str
+    ask: str = "a lamp"
+    taken: Sequence[str] = ()
+    ceilings: dict[str, str] = field(default_factory=dict)
+    status: int = 403
+
+
+CASES = {
+    "steps": Case(
+        [("guild", "", "steps", "30")],
+        f"This asks for 50 steps, and at most 30 are allowed here: add --steps 30. {EVERYBODY}",
+        "a lamp --steps 50", ["a lamp --steps 30"], status=422,
+    ),
+    "count": Case(
+        [("role", "8", "count", "2")],
+        "This asks for 4 pictures, and at most 2 are allowed here: add --count 2. This server's admins set that for a "
+        "role of yours.",
+        taken=["a lamp --count 2"], status=422,
+    ),
+    "pixels": Case(
+        [("channel", "7", "pixels", "64x64")],
+        "This would be 80x48, and at most 60x60 is allowed here. Whoever runs this bot set that for this server.",
+        "a lamp --ar 5:3", ceilings={"pixels": "60x60"}, status=422,
+    ),
+    "models": Case(
+        [("user", "discord:5", "models", "large, other")],
+        "The model embedded is not allowed here; allowed: large, other. This server's admins set that for you.",
+    ),
+    "samplers": Case(
+        [("guild", "", "samplers", "ddim, euler")],
+        f"The sampler ddpm is not allowed here; allowed: ddim, euler. {EVERYBODY}", taken=["a lamp --sampler euler"],
+    ),
+    "commands": Case(
+        [("channel", "7", "commands", "vary, queue")],
+        "You may not use imagine here; allowed: vary, queue. This server's admins set that for this channel.",
+    ),
+    "blocked": Case(
+        [("user", "discord:5", "blocked", "on")],
+        "You are blocked on this server: you can make nothing here until its admins unblock you.",
+    ),
+    "blocked role": Case(
+        [("role", "9", "blocked", "on"), ("role", "8", "blocked", "off")],
+        "A role of yours is blocked on this server: you can make nothing here until its admins unblock you.",
+    ),
+    "blocked server": Case(
+        [], "Whoever runs this bot has blocked this server: nothing can be made here.", ceilings={"blocked": "on"},
+    ),
+    "speeds": Case(
+        [("guild", "", "speeds", "fast")],
+        f"The relaxed speed is not allowed here; allowed: fast. {EVERYBODY}", "a lamp --relax", ["a lamp"],
+    ),
+    "queued": Case(
+        [("guild", "", "queued", "1"), ("role", "9", "running", "1")],
+        f"Your queue is full: at most 1 of yours runs at once and 1 more wait; you have 0 running and 2 waiting. "
+        f"A place frees when a worker comes. {EVERYBODY}",
+        taken=["a lamp", "a lamp"], status=429,
+    ),
+    "together_queued": Case(
+        [("guild", "", "together_queued", "2")],
+        f"This server's queue is full: 2 of 2 waiting jobs are taken. A place frees when a worker comes. {EVERYBODY}",
+        taken=["a lamp", "a lamp"], status=429,
+    ),
+    "channel's queue": Case(
+        [("channel", "7", "together_queued", "3"), ("guild", "", "together_queued", "9")],
+        "This channel's queue is full: 1 of 3 waiting jobs are taken, and this makes 3 jobs. A place frees when a "
+        "worker comes. This server's admins set that for this channel.",
+        "a {red,blue,green} lamp", ["a lamp"], status=429,
+    ),
+    "cost_day": Case(
+        [("role", "9", "cost_day", "50")],
+        "Your day's limit is reached: 33 s of 50 s device time used in the last 24 hours, and this needs 33 s of "
+        f"device time. Enough frees in about 1 d. This server's admins set that for a role of yours. {HINT}",
+        taken=["a lamp"], status=429,
+    ),
+    "cost_month": Case(
+        [("guild", "", "cost_month", "60"), ("guild", "", "speeds", "fast")],
+        "Your month's limit is reached: 33 s of 1 min device time used in the last 30 days, and this needs 33 s of "
+        f"device time. Enough frees in about 30 d. {EVERYBODY}",
+        taken=["a lamp"], status=429,
+    ),
+    "too large": Case(
+        [("guild", "", "cost_day", "10")],
+        "Too large: this needs 33 s of device time, and your limit is 10 s in 24 hours. Fewer --steps cost less. "
+        f"{EVERYBODY} {HINT}",
+        taken=["a lamp --steps 100"], status=429,
+    ),
+    "a budget": Case(
+        [("guild", "", "together_cost_day", "1 h")],
+        "This server's day's limit is reached: 33 s of 40 s device time used in the last 24 hours, and this needs 33 s "
+        f"of device time. Enough frees in about 1 d. Whoever runs this bot set that for this server. {HINT}",
+        taken=["a lamp"], ceilings={"together_cost_day": "40"}, status=429,
+    ),
+}  # fmt: skip
+
+
+async def refusal(awaited) -> Refused:
+    with pytest.raises(Refused) as refused:
+        await awaited
+    return refused.value
+
+
+@pytest.mark.asyncio
+async def test_every_refusal_names_limit_use_when_it_frees_and_who_set_it(workplace):
+    house = await workplace.house()
+    desk, studio = house.desk.administration, house.studio
+    for name, case in CASES.items():
+        for scope, subject, setting, text in case.rules:
+            await desk.set(replace(OLGA, guild=name), scope, subject, setting, text)
+        if case.ceilings:
+            await desk.budget(HERA, name, **case.ceilings)
+        asker = replace(BOB, guild=name, id="discord:5")
+        for text in case.taken:
+            await studio.imagine(text, asker, HERE)
+        refused = await refusal(studio.imagine(case.ask, asker, HERE))
+        assert (name, refused.sentence) == (name, case.said)
+        assert (name, refused.status) == (name, case.status)
+        for view in await studio.queue(name):
+            await studio.cancel(view.id, asker)
+
+
+@pytest.mark.asyncio
+async def test_a_promise_of_when_it_frees_is_kept(workplace):
+    moment = 1_800_000_000.0
+    house = await workplace.house(clock=lambda: moment)
+    desk, studio = house.desk.administration, house.studio
+    await desk.set(OLGA, "guild", "", "together_cost_day", "80")
+    for n in range(2):
+        (ticket,) = await studio.imagine("a lamp", replace(BOB, id=f"discord:{n}"), HERE)
+        await house.store.end("cancel", ticket.job, moment, None)
+        moment += 3600
+    refused = await refusal(studio.imagine("a lamp", BOB, HERE))
+    assert "1 min 5 s of 1 min 20 s" in refused.sentence
+    assert "Enough frees in about 22 h" in refused.sentence
+    assert refused.frees == 1_800_000_000.0 + 86_400
+    moment = refused.frees
+    await studio.imagine("a lamp", BOB, HERE)
+
+
+@pytest.mark.asyncio
+async def test_the_default_and_ceilings_everywhere_count_in_all_servers(workplace):
+    house = await workplace.house()
+    desk, studio = house.desk.administration, house.studio
+    await desk.budget(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day="80")
+    await desk.set(replace(OLGA, guild="mine"), "guild", "", "cost_day", "unlimited")
+    for guild in ("mine", "other"):
+        await studio.imagine("a lamp", replace(BOB, guild=guild), HERE)
+    refused = await refusal(studio.imagine("a lamp", replace(BOB, guild="mine"), HERE))
+    assert "1 min 5 s of 1 min 20 s device time used" in refused.sentence
+    assert "Whoever runs this bot set that, over all servers." in refused.sentence
+    await desk.budget(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day=None)
+    for n in range(8):
+        await studio.imagine("a lamp", replace(BOB, guild=f"g{n}"), HERE)
+    assert "10 waiting" in (await refusal(studio.imagine("a lamp", replace(BOB, guild="another"), HERE))).sentence
+    await desk.set(replace(OLGA, guild="mine"), "guild", "", "queued", "9")
+    await studio.imagine("a lamp", replace(BOB, guild="mine"), HERE)
+
+
+@pytest.mark.asyncio
+async def test_relaxed_jobs_cost_nothing_of_a_limit_and_weigh_a_quarter(workplace):
+    house = await workplace.house()
+    desk, studio = house.desk.administration, house.studio
+    await desk.set(OLGA, "guild", "", "cost_day", "40")
+    await studio.imagine("a lamp", BOB, HERE)
+    await refusal(studio.imagine("a lamp", BOB, HERE))
+    (one,) = await studio.imagine("a lamp --relax", BOB, HERE)
+    await house.desk.preferences.prefer(BOB.id, "speed", "relaxed")
+    (two,) = await studio.imagine("a lamp", BOB, HERE)
+    for ticket in (one, two):
+        record = await house.store.record(ticket.job)
+        assert (record.tier, record.weight, record.charged) == ("relaxed", 0.25, 0.0)
+        assert record.job().share.weight == 0.25
+    asked = "SELECT path, weight FROM accounts WHERE path LIKE 'default/%'"
+    rows = await house.store.ask(lambda connection: connection.exec_driver_sql(asked).all())
+    assert {path: weight for path, weight in rows if path.count("/") == 1} == {
+        "default/standard": 1.0,
+        "default/relaxed": 0.25,
+    }
+    (line,) = [line for line in (await desk.allowance(BOB)).lines if line.setting == "cost_day"]
+    assert (line.share, round(line.used)) == ("33 s of 40 s", 32)
+    assert line.frees is not None
+    await desk.set(OLGA, "guild", "", "speeds", "fast")
+    assert "day's limit" in (await refusal(studio.imagine("a lamp", BOB, HERE))).sentence, "a preference gives way"
+    await desk.set(OLGA, "guild", "", "speeds", "relaxed")
+    await house.desk.preferences.prefer(BOB.id, "speed", "fast")
+    (three,) = await studio.imagine("a lamp", BOB, HERE)
+    assert (await house.store.record(three.job)).tier == "relaxed"
+    assert any("relaxed" in note for note in three.notes)
+
+
+@pytest.mark.asyncio
+async def test_who_sees_results(workplace):
+    house = await workplace.house()
+    desk, studio = house.desk.administration, house.studio
+
+    async def private(text: str = "a lamp") -> bool:
+        (ticket,) = await studio.imagine(text, BOB, HERE)
+        return (await house.store.record(ticket.job)).private
+
+    assert not await private()
+    await house.desk.preferences.prefer(BOB.id, "results", "private")
+    assert await private()
+    await desk.set(OLGA, "guild", "", "results", "public")
+    assert (await refusal(private())).sentence == (
+        f"Results are public here, and you prefer private ones. To take part: /prefer results public. {EVERYBODY}"
+    )
+    await house.desk.preferences.prefer(BOB.id, "results", "public")
+    assert not await private()
+    await desk.set(OLGA, "channel", "7", "results", "private")
+    (ticket,) = await studio.imagine("a lamp", BOB, HERE)
+    assert (await house.store.record(ticket.job)).private
+    assert "Results are private here: only you see this one." in ticket.notes
+    (ticket,) = await studio.imagine("a lamp", replace(BOB, channel="8"), HERE)
+    assert not (await house.store.record(ticket.job)).private
+
+
+@pytest.mark.asyncio
+async def test_a_pressed_button_asks_the_rules_too(workplace, until):
+    house = await workplace.house()
+    await workplace.worker()
+    desk, studio = house.desk.administration, house.studio
+    (ticket,) = await studio.imagine("a lamp", BOB, HERE)
+
+    async def finished() -> bool:
+        return (await studio.view(ticket.job)).state == "finished"
+
+    await until(finished)
+    await desk.set(OLGA, "guild", "", "commands", "imagine, upscale")
+    assert "You may not use vary here" in (await refusal(studio.vary(ticket.job, 0, BOB, HERE))).sentence
+    assert "You may not use reroll here" in (await refusal(studio.reroll(ticket.job, BOB, HERE))).sentence
+    await studio.upscale(ticket.job, 0, BOB, HERE)
+
+
+@pytest.mark.asyncio
+async def test_the_same_request_again_is_answered_though_the_rules_have_changed(workplace):
+    house = await workplace.house()
+    (one,) = await house.studio.imagine("a lamp", BOB, HERE, key="k")
+    await house.desk.administration.close(OLGA, "tea")
+    (again,) = await house.studio.imagine("a lamp", BOB, HERE, key="k")
+    assert again.job == one.job
+
+
+@pytest.mark.asyncio
+async def test_of_many_at_once_no_more_are_taken_than_the_server_allows(workplace):
+    house = await workplace.house()
+    await house.desk.administration.set(OLGA, "guild", "", "together_queued", "5")
+
+    async def ask(n: int) -> int:
+        try:
+            await house.studio.imagine("a lamp", replace(BOB, id=f"discord:{n}"), HERE)
+        except Refused:
+            return 0
+        return 1
+
+    assert sum(await asyncio.gather(*(ask(n) for n in range(15)))) == 5
+
+
+# Running at once
+
+
+@pytest.mark.asyncio
+async def test_how_many_run_at_once_is_the_members_own(workplace, until):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker(rows=1000)
+    apprentice.go.clear()
+    desk = house.desk.administration
+    await desk.set(OLGA, "guild", "", "running", "1")
+    await desk.set(OLGA, "role", "9", "running", "5")
+    await desk.budget(replace(HERA, guild=EVERYWHERE), EVERYWHERE, running="4")
+    plain = replace(BOB, id="discord:6", roles=())
+    for member in (BOB, plain):
+        await house.studio.imagine("a {a,b,c,d,e,f} lamp", member, HERE)
+    await until(lambda: len(apprentice.begun) == 5)
+    await house.dispatcher.round()
+    queue = await house.studio.queue("g")
+    running = [view.member_id for view in queue if view.state != "queued"]
+    assert sorted(running) == ["discord:5"] * 4 + ["discord:6"]
+    assert queue[-1].why in (
+        "1 of this member's run already: one of them must end first.",
+        "4 of this member's run already: one of them must end first.",
+    )
+
+
+@pytest.mark.asyncio
+async def test_how_many_of_all_members_run_at_once(workplace, until):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker(rows=1000)
+    apprentice.go.clear()
+    desk = house.desk.administration
+    await desk.set(OLGA, "guild", "", "together_running", "3")
+    await desk.set(OLGA, "channel", "7", "together_running", "1")
+    for n in range(3):
+        member = replace(BOB, id=f"discord:{n}")
+        await house.studio.imagine("a {a,b} lamp", member, HERE)
+        await house.studio.imagine("a {a,b} lamp", replace(member, channel="8"), HERE)
+    (free,) = await house.studio.imagine("a lamp", replace(BOB, guild="other"), HERE)
+    await until(lambda: len(apprentice.begun) == 4)
+    await house.dispatcher.round()
+    sent = [view for view in await house.studio.queue() if view.state != "queued"]
+    assert sorted(view.channel for view in sent if view.guild == "g") == ["7", "8", "8"]
+    assert free.job in [view.id for view in sent]
+    apprentice.go.set()
+
+    async def done() -> bool:
+        return all(view.state == "finished" for view in await house.studio.recent("g"))
+
+    await until(done, 30)
