@@ -11,6 +11,8 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from engine.job import Blame, Recipe
 
 SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}
@@ -25,14 +27,27 @@ BLAMED = {
 
 _JOINERS = "\u200c\u200d"  # needed inside Persian and Indic words and between emoji; a disguise anywhere else
 _INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that draw nothing
+MARKS = 4  # combining ones on a letter
 _SPECIAL = frozenset("\\*_~`|<>#[]/")
 _LIST = re.compile(r"[0-9]+(?=[.)] )")
 
 
 def plain(text: str) -> str:
-    """`text` on one line: no control, bidi, zero-width, private or unpaired character, single spaces, trimmed."""
-    kept = (_kept(text, place) for place in range(len(text)))
-    return " ".join("".join(kept).split())
+    """`text` on one line: no control, bidi, zero-width, private or unpaired character, single spaces, trimmed.
+
+    A letter keeps at most four marks: no script needs more, and heaps of them climb over the lines around.
+    """
+    kept = "".join(_kept(text, place) for place in range(len(text)))
+    return " ".join("".join(_tamed(kept)).split())
+
+
+def _tamed(text: str) -> Iterator[str]:
+    marks = MARKS  # none at the beginning or after a space: there they would climb on something else
+    for character in text:
+        mark = unicodedata.category(character) in ("Mn", "Me")
+        marks = marks + 1 if mark else MARKS if character == " " else 0
+        if not mark or marks <= MARKS:
+            yield character
 
 
 def _kept(text: str, place: int) -> str:

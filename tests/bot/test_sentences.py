@@ -108,11 +108,14 @@ def test_a_bar_keeps_its_width(step: int, of: int, width: int) -> None:
 @quick
 @given(st.one_of(st.text(), hostile))
 @example("e\u200dvil \u2800 \U000e0041")
+@example("z\u0300\u0301\u0302\u0303\u0304\u0305\u0306a\u0488\u0489\u20dd\u20de\u0489l \u0301go")
+@example(" \u0301")
 def test_plain_text_hides_nothing(text: str) -> None:
     shown = plain(text)
     assert plain(shown) == shown
     assert "\u200b" not in shown
     shown.encode()  # raises for a lone surrogate
+    assert not re.search("[\u0300-\u036f\u0489\u20d0-\u20f0]{5}", shown), "heaps of marks"
     for character in shown.replace("\u200c", "").replace("\u200d", ""):
         assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
     assert not re.search(r"[\x00-\x7f][\u200c\u200d]|[\u200c\u200d][\x00-\x7f]", shown)
