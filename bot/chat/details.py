@@ -28,10 +28,13 @@ def details(view: View, now: float) -> str:
 
 
 def parameters(view: View) -> str:
-    """A picture's parameters in three lines, as A1111 has them: prompt, negative prompt, settings."""
+    """A picture's parameters in three lines, as A1111 has them and as they stand in its PNG: prompt, negative prompt,
+    settings.
+    """
     recipe = view.recipe
     if not isinstance(recipe, Recipe):
         return plain(view.prompt)
+    words = " ".join(one.text if one.weight == 1 else f"{one.text}::{one.weight:g}" for one in recipe.concepts)
     settings = {
         "Steps": recipe.steps,
         "Sampler": SAMPLERS[recipe.sampler],
@@ -40,14 +43,16 @@ def parameters(view: View) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model": recipe.model,
     }
-    lines = [plain(view.prompt), f"Negative prompt: {plain(recipe.negative)}" if recipe.negative else ""]
+    if recipe.lineage:
+        settings["Variation of"] = " ".join(f"{one.seed + one.index}@{one.strength:g}" for one in recipe.lineage)
+    lines = [plain(words), f"Negative prompt: {plain(recipe.negative)}" if recipe.negative else ""]
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     return "\n".join(line for line in lines if line)
 
 
 def fenced(text: str, limit: int) -> str:
     """`text` for the inside of a code block: nothing in it ends the block, and it is cut to `limit` characters."""
-    text = text.replace("```", "`\u200b`\u200b`").replace("@", "@\u200b")
+    text = text.replace("``", "`\u200b`").replace("@", "@\u200b")
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
