@@ -1,0 +1,145 @@
+"""What is said of one job, and how a page of one's own looks: within Discord's limits, whatever a member wrote."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import discord
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.chat.details import details, fenced, parameters
+from bot.chat.mine import Chosen, Turn
+from bot.chat.sheet import FILTERS, Sheet, describe
+from bot.chat.which import CHOICE, label, offered
+from bot.shelf import Kept, Page
+from bot.views import Place, Shot, View
+from engine.job import Ancestor, Concept, Enlarge, Recipe
+
+JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
+NOW = 1_800_000_000.0
+RECIPE = Recipe(
+    concepts=(Concept(text="terrier, looking up"), Concept(text="blue", weight=-0.5)), negative="fog", model="embedded",
+    sampler="dpmpp_2m", steps=30, seed=7, guidance=3.5, width=64, height=48, dtype="float32",
+)  # fmt: skip
+
+
+def a_view(**changes: Any) -> View:
+    view = View(
+        id=JOB, state="finished", prompt="terrier, looking up --seed 7", recipe=RECIPE, member_id="discord:1",
+        member_name="Alice", guild="discord:2", created=NOW - 90, started=NOW - 60, finished=NOW, seconds=12.3,
+        ms_per_step=8.5, ahead=None, eta=None, reason="", step=30, of=30, ladders=(0,), parent=None, action="imagine",
+        pictures=(Shot(0, "0" * 64, 64, 48),), cost=12.0,
+    )  # fmt: skip
+    return replace(view, **changes)
+
+
+def test_parameters_are_those_of_the_png() -> None:
+    assert parameters(a_view()) == (
+        "terrier, looking up blue::-0.5\nNegative prompt: fog\n"
+        "Steps: 30, Sampler: DPM++ 2M, CFG scale: 3.5, Seed: 7, Size: 64x48, Model: embedded"
+    )
+
+
+def test_every_field_is_as_the_engine_writes_it() -> None:
+    encode = pytest.importorskip("engine.encode", exc_type=ImportError)
+    varied = Recipe(
+        **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name != "lineage"},
+        lineage=(Ancestor(seed=3, index=1, strength=0.25),),
+    )
+    for recipe in (RECIPE, varied):
+        *words, fields = parameters(a_view(recipe=recipe)).split("\n")
+        *engines_words, engines_fields = encode.parameters(recipe, 0, "abc").split("\n")
+        assert words == engines_words
+        assert set(fields.split(", ")) <= set(engines_fields.split(", "))
+
+
+def test_details_say_who_when_how_and_at_what_cost() -> None:
+    said = details(a_view(notes=("The braces make 2 jobs.",)), NOW)
+    for part in ("Alice", "✅ finished", "waited 30 s", "took 13 s", "8.5 ms a step", "counts 12 s", "Seed: 7", JOB):
+        assert part in said
+    assert "-# The braces make 2 jobs." in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (
+            {"state": "queued", "why": "2 ahead of it.", "eta": 50.0},
+            f"⏳ waiting: 2 ahead of it. · done <t:{NOW + 50:.0f}:R>",
+        ),
+        ({"state": "running", "step": 15, "eta": 5.0}, "▶️ running · 50 % · step 15 of 30"),
+        ({"state": "failed", "reason": "Our fault."}, "Our fault."),
+        ({"deleted": NOW}, "Its pictures were deleted"),
+        ({"private": True}, "private"),
+        ({"cost": 0.0}, "costs nothing"),
+        ({"action": "vary", "parent": (PARENT, 2)}, f"A variation of picture 3 of `{PARENT}`"),
+        ({"action": "reroll", "parent": (PARENT, 0)}, f"Another seed of `{PARENT}`"),
+        ({"action": "reproduce", "parent": (PARENT, 0)}, f"The same as `{PARENT}`"),
+        ({"action": "remix", "parent": (PARENT, 0)}, f"Other words for picture 1 of `{PARENT}`"),
+        (
+            {"action": "upscale", "parent": (PARENT, 1), "recipe": Enlarge(source="0" * 64)},
+            f"An enlargement of picture 2 of `{PARENT}`",
+        ),
+    ],
+)
+def test_details_in_every_state(changes: dict[str, Any], part: str) -> None:
+    assert part in details(a_view(**changes), NOW)
+
+
+wild = st.text(max_size=3000) | st.text(alphabet="@everyone<>&#`*_~|\\[]()/:t123 \n​‮", max_size=3000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(wild, wild)
+def test_nothing_overflows_and_nothing_that_a_member_wrote_does_harm(prompt: str, said: str) -> None:
+    recipe = Recipe(
+        **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name not in ("concepts", "negative")},
+        concepts=(Concept(text=prompt or "x"),), negative=said,
+    )  # fmt: skip
+    view = a_view(prompt=prompt, member_name=said[:100], reason=said, notes=(said,) * 6, why=said, recipe=recipe)
+    text = details(view, NOW)
+    assert len(text) <= 2000
+    assert text.count("```") in (0, 2)
+    kept = Kept(view, Place("discord", {"guild": "1", "channel": "2", "message": "3"}), said, (0, 3))
+    for each in (text, describe(kept, NOW), fenced(prompt, 500)):
+        assert "@everyone" not in each
+        assert "@here" not in each
+    for each in (label(view, said, now=NOW), *(choice.name for choice in offered([view], "", "discord:1"))):
+        assert 1 <= len(each) <= CHOICE
+
+
+def a_page(jobs: int, which: Any = "all", number: int = 1, of: int = 3) -> Page:
+    words = "*" * 600
+    kept = tuple(
+        Kept(
+            a_view(id=f"01ARZ3NDEKTSV4RRFFQ69G5FA{n}", prompt=words, why=words, reason=words, state="failed"),
+            Place("discord", {"guild": "1" * 19, "channel": "2" * 19, "message": "3" * 19}), words, (0, 1, 2, 3),
+        )
+        for n in range(jobs)
+    )  # fmt: skip
+    return Page(kept, which, number, of, jobs)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("which", FILTERS)
+async def test_the_fullest_page_is_within_discords_limits(which: Any) -> None:
+    page = a_page(5, which, 2)
+    chosen = Chosen([(kept.view.id, label(kept.view, now=NOW)) for kept in page.kept])
+    turns = [Turn(each, 1, "f", here=each == which) for each in FILTERS]
+    ways = [[chosen], turns, [Turn(which, 1, "n"), Turn(which, 3, "o")]]
+    sheet = Sheet(page, [kept.view.id for kept in page.kept], ways, NOW)
+    assert sheet.content_length() <= 4000
+    assert sheet.total_children_count <= 40
+    ids = [item.custom_id for item in sheet.walk_children() if hasattr(item, "custom_id")]  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(ids) == len(set(ids)), "Discord refuses two of the same"
+    assert sum(isinstance(item, discord.ui.Section) for item in sheet.walk_children()) == 5
+
+
+def test_a_jobs_label_says_how_far_it_is() -> None:
+    assert label(a_view(), now=NOW + 61) == "terrier, looking up --seed 7 · 1 min 1 s ago"
+    assert label(a_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
+    assert label(a_view(state="queued", ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
+    assert label(a_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
