@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import discord
 import pytest
 
+from bot.chat.answer import SOON
 from chat.staff import buttons, fields, hired, ids, text
 
+SEES = discord.PermissionOverwrite(view_channel=True)
 pytestmark = pytest.mark.asyncio
 
 
@@ -45,3 +49,152 @@ async def test_the_overview_shows_what_holds_and_changes_it(open_world: Any) -> 
         again = await staff.admin.click(back.response, label="All settings")
         assert "Running at once · 3" in text(again)
         assert all(len(each) <= 100 for each in ids(again))
+
+
+async def test_exceptions_are_added_changed_and_removed_by_form(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        shown = await staff.slash(staff.admin, "settings show")
+        page = await staff.admin.click(shown.response, label="Roles: 0")
+        assert "None." in text(page)
+        form = await staff.admin.click(page.response, label="Add a rule")
+        assert set(fields(form)) == {"who", "setting", "value"}
+        filled = {"who": [staff.crew], "setting": ["speeds"], "value": "fast, relaxed"}
+        added = await staff.admin.submit_modal(form, filled)
+        assert f"`1` <@&{staff.crew.id}> · Speeds: **fast, relaxed**" in text(added)
+
+        rule = f"role/{staff.crew.id}/speeds"
+        form = await staff.admin.select(added.response, [rule], custom_id="settings:change:rule")
+        chosen = [each["value"] for each in fields(form)["value"]["options"] if each.get("default")]
+        assert chosen == ["fast", "relaxed"]
+        changed = await staff.admin.submit_modal(form, {"value": ["relaxed"]})
+        assert "Speeds: **relaxed**" in text(changed)
+        form = await staff.admin.select(changed.response, [rule], custom_id="settings:change:rule")
+        gone = await staff.admin.submit_modal(form, {"value": []})
+        assert "relaxed → **no rule**" in text(gone)
+        assert "None." in text(gone)
+        back = await staff.admin.click(gone.response, label="Back")
+        assert "Roles: 0" in buttons(back)
+
+
+async def test_one_form_serves_everyone_a_channel_and_a_member(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        for filled, says in (
+            ({"value": "9"}, "Most steps: no rule → **9**"),
+            ({"value": "8", "channel": [staff.channel]}, f"<#{staff.channel.id}>: no rule → **8**"),
+            ({"value": "7", "who": [staff.member]}, f"<@{staff.member.id}>: no rule → **7**"),
+            ({"value": "6", "who": [staff.crew]}, f"<@&{staff.crew.id}>: no rule → **6**"),
+            ({"value": "5", "who": [staff.guild.default_role]}, "Most steps: 9 → **5**"),
+        ):
+            shown = await staff.slash(staff.admin, "settings show")
+            form = await staff.admin.select(shown.response, ["steps"], custom_id="settings:change")
+            assert says in text(await staff.admin.submit_modal(form, filled))
+        shown = await staff.slash(staff.admin, "settings show")
+        form = await staff.admin.select(shown.response, ["steps"], custom_id="settings:change")
+        assert fields(form)["value"]["value"] == "5"
+        both = await staff.admin.submit_modal(form, {"value": "4", "who": [staff.crew], "channel": [staff.channel]})
+        assert "Choose one of channel, role and member" in text(both)
+        form = await staff.admin.select(shown.response, ["steps"], custom_id="settings:change")
+        wrong = await staff.admin.submit_modal(form, {"value": "many"})
+        assert "a whole number from 1 to" in text(wrong)
+        form = await staff.admin.select(shown.response, ["check"], custom_id="settings:change:server")
+        assert "No worker can check pictures now" in text(await staff.admin.submit_modal(form, {"value": ["on"]}))
+
+
+async def test_many_exceptions_have_pages(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        lines = "".join(f"  '{number}':\n    running: 2\n" for number in range(10**17, 10**17 + 40))
+        asked = await staff.slash(staff.admin, "settings import", file=("a.yml", f"roles:\n{lines}".encode()))
+        assert "40 rules" in text(asked)
+        assert "more" in text(asked)
+        done = await staff.admin.click(asked.response, label="Import")
+        assert "40 rules changed" in text(done)
+        first = await staff.admin.click(done.response, label="Roles: 40")
+        assert "1 of 3" in buttons(first)
+        last = await staff.admin.click((await staff.admin.click(first.response, label="▶")).response, label="▶")
+        assert "`40`" in text(last)
+        assert "`30`" not in text(last)
+
+
+async def test_cards_and_forms_outlive_a_restart(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        shown = await staff.slash(staff.admin, "settings show")
+        form = await staff.admin.select(shown.response, ["queued"], custom_id="settings:change")
+        await world.restart()
+        saved = await staff.admin.submit_modal(form, {"value": "2"})
+        assert "Waiting in line: no rule → **2**" in text(saved)
+        await world.restart()
+        assert "was taken back" in text(await staff.admin.click(saved.response, label="Undo"))
+
+
+async def test_who_hears_of_what_keeps_a_rule_from_doing_more(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        await staff.slash(staff.admin, "settings set", setting="steps", value="50", role=staff.crew)
+        wide = text(await staff.slash(staff.admin, "settings set", setting="steps", value="40"))
+        assert "1 rule nearer to members goes first" in wide
+        await staff.slash(staff.keeper, "settings budget", setting="steps", value="30")
+        assert "Whoever runs this bot allows 30" in text(
+            await staff.slash(staff.admin, "settings set", setting="steps", value="45")
+        )
+        unseen = {staff.guild.default_role: discord.PermissionOverwrite(view_channel=False)}
+        hidden = staff.guild.create_text_channel("hidden", overwrites={**unseen, staff.admin: SEES})
+        said = text(await staff.slash(staff.admin, "moderation reports", channel=hidden))
+        assert "I may not write in that channel" in said
+
+
+async def test_unset_and_what_is_refused(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        await staff.slash(staff.admin, "settings set", setting="running", value="2", member=staff.member)
+        gone = text(await staff.slash(staff.admin, "settings unset", setting="running", member=staff.member))
+        assert "2 → **no rule**" in gone
+        for options, says in (
+            ({"setting": "runing", "value": "2"}, "the nearest is running"),
+            ({"setting": "running", "value": "2", "role": staff.crew, "member": staff.member}, "Choose one of"),
+            ({"setting": "together_running", "value": "2", "role": staff.crew}, "cannot be set for a role"),
+            ({"setting": "blocked", "value": "on", "member": staff.member}, "/moderation block"),
+            ({"setting": "closed", "value": "on"}, "/settings close"),
+            ({"setting": "models", "value": "@everyone"}, "names"),
+        ):
+            refused = await staff.slash(staff.admin, "settings set", **options)
+            assert refused.ephemeral
+            assert says in text(refused).replace("\\", "")
+            assert "@everyone" not in text(refused)
+
+
+async def test_suggestions_while_typing(open_world: Any) -> None:
+    async with open_world() as world:
+        staff = await hired(world)
+
+        async def offered(option: str, typed: str, **filled: Any) -> list[str]:
+            found = await staff.admin.autocomplete(staff.channel, "settings set", option, typed, **filled)
+            return [each["value"] for each in found]
+
+        assert await offered("setting", "device time") == [
+            "cost_day", "cost_month", "together_cost_day", "together_cost_month",
+        ]  # fmt: skip
+        assert "closed" not in await offered("setting", "")
+        assert await offered("value", "emb", setting="models") == ["embedded"]
+        assert await offered("value", "30", setting="cost_day") == ["30 min"]
+        assert await offered("value", "stu", setting="reports") == [str(staff.channel.id)]
+        assert await offered("value", "", setting="no such") == []
+
+
+async def test_a_slow_answer_still_comes(open_world: Any, monkeypatch: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        house = world.house.desk.administration
+        prompt = house.rules
+
+        async def slow(guild: str) -> Any:
+            await asyncio.sleep(SOON + 0.3)
+            return await prompt(guild)
+
+        monkeypatch.setattr(house, "rules", slow)
+        shown = await staff.slash(staff.admin, "settings show")
+        await world.until(lambda: shown.response is not None and "Running at once" in text(shown))
+        assert shown.ephemeral

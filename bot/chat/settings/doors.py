@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bot.views import Member
 
 WHICH = "Say for which server: choose one of the list, or give its id, or * for each."
-REMOVED = ("none", "remove", "")
+REMOVED = ("none", "remove")
 GUILD = re.compile(r"(?:discord:)?([0-9]{1,20})")
 
 
@@ -81,6 +81,8 @@ async def budget(interaction: Interaction, guild: str, limits: Mapping[str, str]
             rules = [rule for rule in await house.rules(where) if rule.scope == "house"]
             lines = [_line(rule) for rule in rules] or ["None: nothing but the bot's defaults."]
             return Shown(view=parts.layout(parts.text(head, *lines), colour=cards.BLUE))
+        if not all(limits) or not all(limits.values()):
+            raise Refused("A ceiling needs both: which setting, and its value.")
         read = {name: None if text.strip().casefold() in REMOVED else text for name, text in limits.items()}
         change = await house.budget(member, where, **read)
         return Shown(view=parts.layout(parts.text(head, wording.changed(change), *wording.steps(change.steps)),

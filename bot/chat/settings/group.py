@@ -153,8 +153,8 @@ async def budget(
 ) -> None:  # fmt: skip
     given = dict(zip(TOGETHER, (cost_day, cost_month, running, queued), strict=True))
     limits = {f"together_{name}": text for name, text in given.items() if text is not None}
-    if setting and value:
-        limits[setting] = value
+    if setting or value:
+        limits[setting or ""] = value or ""
     await doors.budget(interaction, guild or "", limits)
 
 

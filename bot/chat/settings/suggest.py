@@ -71,7 +71,8 @@ def _lists(names: tuple[str, ...], typed: str) -> list[Choice[str]]:
     chosen = [part.strip() for part in before.split(",") if part.strip()]
     left = [one for one in names if one not in chosen and last.strip().casefold() in one.casefold()]
     full = [", ".join([*chosen, one]) for one in left]
-    return _choices((one, one) for one in (full if chosen else [*full, "all", "none"]))
+    whole = [] if chosen else [one for one in ("all", "none") if typed.strip().casefold() in one]
+    return _choices((one, one) for one in [*full, *whole])
 
 
 def _choices(pairs: Iterable[tuple[str, str]]) -> list[Choice[str]]:

@@ -133,7 +133,7 @@ def besides(step: Step, rules: Sequence[Rule]) -> list[str]:
     near = sum(SCOPES.index(rule.scope) > SCOPES.index(step.scope) for rule in same)
     lines = [f"-# 🔒 Whoever runs this bot allows {said(rule.setting, rule.value)}: that still holds." for rule in high]
     if near:
-        lines.append(f"-# {near} {'rule' if near == 1 else 'rules'} nearer to members still hold.")
+        lines.append(f"-# {near} {'rule nearer to members goes' if near == 1 else 'rules nearer to members go'} first.")
     return lines
 
 
