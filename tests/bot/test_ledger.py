@@ -1,0 +1,216 @@
+"""The ledger over real SQLite files: what counts against a limit is what was really spent, whatever happens to jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, event
+from ulid import ULID
+
+from bot.limits import DAY, MONTH
+from bot.rules.terms import Whose
+from bot.states import over
+from bot.store import Draft, Moved, Record, Store, Wish
+from bot.store.ledger import Ledger, look
+from bot.views import Member, Place
+from engine.job import Concept, Recipe
+
+NOW = 1_800_000_000.0
+RECIPE = Recipe(
+    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+    height=64, dtype="float32",
+)  # fmt: skip
+EVERYTHING = Wish("default", ("embedded",), running=10**6)
+MEMBERS = [
+    Member("ann", "Ann", "g", channel="a"), Member("ann", "Ann", "h", channel="c"),
+    Member("bob", "Bob", "g", channel="b"), Member("ann", "Ann", "g", "relaxed", channel="a"),
+]  # fmt: skip
+COST = 10.0
+
+
+def draft(member: Member, **more: Any) -> Draft:
+    values: dict[str, Any] = {
+        "id": str(ULID()), "action": "imagine", "prompt": "a lamp", "notes": (), "task": RECIPE, "member": member,
+        "place": Place("web", {"message": "1"}), "pool": "default", "model": "embedded", "cost": COST, "created": NOW,
+        "deadline": NOW + 3600,
+    }  # fmt: skip
+    return Draft(**(values | more))
+
+
+def all_of_them(drafts: Sequence[Draft], _ledger: Ledger) -> Sequence[Draft]:
+    return drafts
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["admit", "pick", "start", "requeue", "finish", "fail", "cancel", "wish"]),
+        st.integers(0, 5), st.integers(0, 4), st.integers(0, 40), st.one_of(st.none(), st.floats(0, 30)),
+    ),
+    max_size=50,
+)  # fmt: skip
+
+
+class Bookkeeper:
+    """What each job costs its member, kept beside the store as plainly as it can be said."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Member] = {}
+        self.charged: dict[str, float] = {}
+        self.open: set[str] = set()
+
+    def admitted(self, job: str, member: Member) -> None:
+        self.jobs[job] = member
+        self.open.add(job)
+        self.charged[job] = 0.0 if member.tier == "relaxed" else COST
+
+    def ended(self, record: Record) -> None:
+        """Once for each job: what it gave back is never given back again."""
+        assert record.id in self.open
+        self.open.remove(record.id)
+        assert 0.0 <= record.charged <= self.charged[record.id]
+        self.charged[record.id] = record.charged
+
+    def sums(self, whose: Whose, asker: Member) -> tuple[float, int]:
+        """Device-seconds charged, and jobs that are open."""
+        counted = [job for job, member in self.jobs.items() if _counts(whose, member, asker)]
+        return sum(self.charged[job] for job in counted), sum(job in self.open for job in counted)
+
+
+def _counts(whose: Whose, member: Member, asker: Member) -> bool:
+    if whose == "member everywhere":
+        return member.id == asker.id
+    if member.guild != asker.guild:
+        return False
+    return {"member here": member.id == asker.id, "channel": member.channel == asker.channel}.get(whose, True)
+
+
+async def act(store: Store, book: Bookkeeper, action: str, which: int, epoch: int, step: int, spent: float | None):
+    if action == "admit" or not book.jobs:
+        member = MEMBERS[which % len(MEMBERS)]
+        records, _ = await store.admit([draft(member)], None, all_of_them, NOW)
+        book.admitted(records[0].id, member)
+        return None
+    if action == "pick":
+        return await store.pick(EVERYTHING, 16, 1.0, NOW + 1)
+    job = list(book.jobs)[which % len(book.jobs)]
+    if action == "start":
+        return await store.start(job, epoch, "w", step, NOW + 2)
+    if action == "requeue":
+        return await store.requeue(job, NOW + 3, step=step, why="w")
+    if action == "wish":
+        return (await store.wish(job, NOW + 4))[1]
+    return await store.end(action, job, NOW + 5, spent, epoch=epoch)  # pyright: ignore[reportArgumentType]
+
+
+@functools.cache
+def migrated() -> bytes:
+    """An empty database, made once: hypothesis opens many."""
+
+    async def make(file: Path) -> None:
+        await (await Store.open(f"sqlite:///{file}")).close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(make(Path(folder) / "d.sqlite"))
+        return (Path(folder) / "d.sqlite").read_bytes()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(actions)
+def test_what_counts_is_what_was_spent_and_is_given_back_once(sequence) -> None:
+    async def scenario(folder: str) -> None:
+        file, book = Path(folder) / "d.sqlite", Bookkeeper()
+        file.write_bytes(migrated())
+        store = await Store.open(f"sqlite:///{file}")
+        for step in sequence:
+            moved: Moved | None = await act(store, book, *step)
+            if moved is not None and over(moved.record.state):
+                book.ended(moved.record)
+            await compare(store, book)
+        await store.close()
+
+    migrated()
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(scenario(folder))
+
+
+async def compare(store: Store, book: Bookkeeper) -> None:
+    def read(ledger: Ledger) -> list[tuple[float, int]]:
+        populations: tuple[Whose, ...] = get_args(Whose)
+        found = [(ledger.spending(whose, DAY).spent, ledger.usage(whose)) for whose in populations]
+        return [(spent, usage.running + usage.queued) for spent, usage in found]
+
+    for asker in MEMBERS[:3]:
+        found = await store.ask(look, asker, NOW + 6, read)
+        expected = [book.sums(whose, asker) for whose in get_args(Whose)]
+        assert [count for _, count in found] == [count for _, count in expected]
+        assert [spent for spent, _ in found] == pytest.approx([spent for spent, _ in expected])
+        assert min(spent for spent, _ in found) >= 0.0
+
+
+@pytest.mark.asyncio
+async def test_when_enough_leaves_the_window_is_the_same_for_one_and_for_all(store):
+    await store.admit(
+        [draft(MEMBERS[0], created=NOW - 10 * n, cost=float(n)) for n in range(1, 6)], None, all_of_them, NOW
+    )
+
+    def read(ledger: Ledger) -> list[tuple[float, float]]:
+        mine, everybodys = ledger.spending("member here", DAY), ledger.spending("guild", DAY)
+        return [(mine.leaves(excess), everybodys.leaves(excess)) for excess in (0.5, 5.0, 5.5, 9.0, 14.9, 15.0)]
+
+    found = await store.ask(look, MEMBERS[0], NOW, read)
+    assert [mine for mine, _ in found] == [NOW + DAY - 10 * n for n in (5, 5, 4, 4, 1, 1)]
+    assert all(mine == everybodys for mine, everybodys in found)
+
+
+@pytest.mark.asyncio
+async def test_every_question_reads_by_index_however_many_jobs_there_were(store):
+    await store.admit([draft(MEMBERS[n % 4]) for n in range(200)], None, all_of_them, NOW)
+    statements: list[tuple[str, Any]] = []
+
+    def keep(_connection, _cursor, statement, parameters, _context, _many):
+        statements.append((statement, parameters))
+
+    def read(ledger: Ledger) -> None:
+        ledger.rules()
+        for whose in get_args(Whose):
+            ledger.usage(whose)
+            for window in (DAY, MONTH):
+                ledger.spending(whose, window).leaves(1.0)
+
+    event.listen(store._reader, "before_cursor_execute", keep)
+    await store.ask(look, MEMBERS[0], NOW, read)
+    event.remove(store._reader, "before_cursor_execute", keep)
+    asked = [(sql, given) for sql, given in statements if sql.startswith("SELECT")]
+    assert len(asked) == 1 + 4 + 4 + 8
+
+    def plans(connection: Connection) -> list[str]:
+        return [
+            "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", given))
+            for sql, given in asked
+        ]
+
+    for plan in await store.ask(plans):
+        assert "SCAN jobs" not in plan
+        assert "SCAN rules" not in plan
+
+
+@pytest.mark.asyncio
+async def test_no_question_is_asked_twice(store):
+    statements: list[str] = []
+    event.listen(store._reader, "before_cursor_execute", lambda _c, _u, statement, *_: statements.append(statement))
+
+    def read(ledger: Ledger) -> None:
+        for _ in range(3):
+            ledger.usage("guild")
+            ledger.spending("member here", DAY)
+
+    await store.ask(look, MEMBERS[0], NOW, read)
+    assert sum(sql.startswith("SELECT") for sql in statements) == 2
