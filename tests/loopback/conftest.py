@@ -1,6 +1,6 @@
-"""One loopback Discord and one bot process for all tests of this folder; each test has a channel and people of its own.
+"""One loopback Discord and one bot process for all tests of a file; each test has a channel and people of its own.
 
-At the end of the session every request of the bot must have kept to Discord's description.
+At the end of each file every request of the bot must have kept to Discord's description.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def is_final(message: Message) -> bool:
     return any(each["filename"].startswith("darkroom-") for each in message.attachments)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Street]:
     loopback = Loopback()
     guild = loopback.world.create_guild()

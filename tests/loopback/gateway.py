@@ -167,8 +167,8 @@ class Gateway:
     async def _take(self, line: Line, said: dict[str, Any]) -> None:
         if said["op"] == BEAT:
             self.beats += 1
-            if self.acknowledges:
-                line.put({"op": ACK, "d": None})
+            if self.acknowledges:  # not at once: discord.py notes only after sending when it sent
+                asyncio.get_running_loop().call_later(0.05, line.put, {"op": ACK, "d": None})
         elif said["op"] in (IDENTIFY, RESUME) and said["d"]["token"] != self.token:
             await line.socket.close(code=4004, message=b"Authentication failed.")
         elif said["op"] == IDENTIFY:

@@ -33,6 +33,7 @@ BOOLEAN = "is neither true nor false"
 HABITS = (
     Habit("*", "*attachments[].id", NUMBER, "ids of attachments are numbers in JSON; Discord reads both"),
     Habit("*/messages", "message_reference.*", NUMBER, "so are the ids of a message that is answered"),
+    Habit("POST /users/@me/channels", "recipient_id", NUMBER, "and the one to whom a direct message goes"),
     *(
         Habit("*", f"attachments[].{name}", NEW, "a kept attachment is sent back as it came; only its id is read")
         for name in ("content_type", "proxy_url", "size", "spoiler", "url")

@@ -12,7 +12,7 @@ from PIL import Image
 from loopback.server import until
 from loopback.world import EVERYWHERE
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_previews_and_finals_without_one_429(scene: Any) -> None:
