@@ -57,7 +57,7 @@ async def _show(interaction: Interaction, which: Which, number: int) -> None:
     pictures = {kept.view.id: await thumbnail(desk.studio, kept.view) for kept in page.kept}
     small = {job: made for job, made in pictures.items() if made}
     await interaction.edit_original_response(
-        view=Sheet(page, small.keys(), _ways(page, now), now),
+        view=Sheet(page, small.keys(), _ways(page, now)),
         attachments=[discord.File(io.BytesIO(made), f"{job}.jpg") for job, made in small.items()],
         allowed_mentions=QUIET,
     )
@@ -77,7 +77,7 @@ class Turn(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]+):(?P
     """To another page, or to another filter."""
 
     def __init__(self, which: Which, number: int, way: str, *, here: bool = False) -> None:
-        name = {"n": "◀ Newer", "o": "Older ▶"}.get(way) or FILTERS[which]
+        name = {"n": "← Newer", "o": "Older →"}.get(way) or FILTERS[which]
         style = discord.ButtonStyle.primary if here and way == "f" else discord.ButtonStyle.secondary
         super().__init__(ui.Button(label=name, style=style, disabled=here, custom_id=f"mine:{which}:{number}:{way}"))
         self.which: Which = which

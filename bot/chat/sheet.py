@@ -13,7 +13,6 @@ from bot.chat.details import SIGNS, STATES
 from bot.chat.notices import link
 from bot.sentences import quoted, shortened
 from bot.states import over
-from engine.job import Recipe
 
 if TYPE_CHECKING:
     from bot.shelf import Kept, Page, Which
@@ -36,15 +35,13 @@ COLOUR = 0x5B6EE1
 class Sheet(ui.LayoutView):
     """One page: a title, a section for each job, and the ways to other pages."""
 
-    def __init__(
-        self, page: Page, pictured: Collection[str], ways: Sequence[Sequence[ui.Item[Any]]], now: float
-    ) -> None:
+    def __init__(self, page: Page, pictured: Collection[str], ways: Sequence[Sequence[ui.Item[Any]]]) -> None:
         super().__init__(timeout=None)
         box: ui.Container[Sheet] = ui.Container(accent_colour=COLOUR)
         box.add_item(ui.TextDisplay(_title(page)))
         for kept in page.kept:
             box.add_item(ui.Separator())
-            box.add_item(_section(kept, kept.view.id in pictured, now))
+            box.add_item(_section(kept, kept.view.id in pictured))
         self.add_item(box)
         for way in ways:
             self.add_item(ui.ActionRow(*way))
@@ -57,29 +54,29 @@ def _title(page: Page) -> str:
     return f"### Yours\n-# {FILTERS[page.which]}: {sentences.jobs(page.total)}{pages}"
 
 
-def _section(kept: Kept, pictured: bool, now: float) -> ui.Item[Any]:
-    text: ui.TextDisplay[Any] = ui.TextDisplay(describe(kept, now))
+def _section(kept: Kept, pictured: bool) -> ui.Item[Any]:
+    text: ui.TextDisplay[Any] = ui.TextDisplay(describe(kept))
     if not pictured:
         return text
     alt = shortened(kept.view.prompt, 256)
     return ui.Section(text, accessory=ui.Thumbnail(f"attachment://{kept.view.id}.jpg", description=alt))
 
 
-def describe(kept: Kept, now: float) -> str:
+def describe(kept: Kept) -> str:
     """A job in a few short lines: a telephone shows some thirty characters beside the picture."""
     view = kept.view
     state = "" if view.state == "finished" else f" {STATES.get(view.state, view.state)}"
     if view.state in ("running", "sent"):
         state += f" {sentences.percent(view.step, view.of)} %"
-    facts = [f"{SIGNS[view.state]}{state} <t:{round(view.finished or view.created)}:R>"]
-    if isinstance(view.recipe, Recipe):
-        facts.append(f"seed {view.recipe.seed}")
+    facts = [f"{SIGNS[view.state]}{state}", f"<t:{round(view.finished or view.created)}:R>"]
+    if view.state == "finished":
+        facts = [" ".join(facts)]
+    if not kept.reason and (at := _link(kept.place, view.private)):
+        facts.append(f"[open]({at})")
     if kept.liked:
         facts.append("★" + " ".join(str(index + 1) for index in kept.liked))
     if view.private:
         facts.append("private")
-    if at := _link(kept.place):
-        facts.append(f"[open]({at})")
     lines = [f"**{quoted(view.prompt, 140)}**", " · ".join(facts)]
     if view.state == "queued" and view.why:
         lines.append(f"-# {quoted(view.why, 120)}")
@@ -92,5 +89,8 @@ def describe(kept: Kept, now: float) -> str:
     return "\n".join(lines)
 
 
-def _link(place: Place | None) -> str:
-    return link(place.where) if place is not None and place.kind == "discord" else ""
+def _link(place: Place | None, private: bool) -> str:
+    """The message's address; a private one in a server was for one moment and one pair of eyes."""
+    if place is None or place.kind != "discord" or (private and place.where.get("guild")):
+        return ""
+    return link(place.where)

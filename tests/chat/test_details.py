@@ -104,7 +104,7 @@ def test_nothing_overflows_and_nothing_that_a_member_wrote_does_harm(prompt: str
     assert len(text) <= 2000
     assert text.count("```") in (0, 2)
     kept = Kept(view, Place("discord", {"guild": "1", "channel": "2", "message": "3"}), said, (0, 3))
-    for each in (text, describe(kept, NOW), fenced(prompt, 500)):
+    for each in (text, describe(kept), fenced(prompt, 500)):
         assert "@everyone" not in each
         assert "@here" not in each
     for each in (label(view, said, now=NOW), *(choice.name for choice in offered([view], "", "discord:1"))):
@@ -130,7 +130,7 @@ async def test_the_fullest_page_is_within_discords_limits(which: Any) -> None:
     chosen = Chosen([(kept.view.id, label(kept.view, now=NOW)) for kept in page.kept])
     turns = [Turn(each, 1, "f", here=each == which) for each in FILTERS]
     ways = [[chosen], turns, [Turn(which, 1, "n"), Turn(which, 3, "o")]]
-    sheet = Sheet(page, [kept.view.id for kept in page.kept], ways, NOW)
+    sheet = Sheet(page, [kept.view.id for kept in page.kept], ways)
     assert sheet.content_length() <= 4000
     assert sheet.total_children_count <= 40
     ids = [item.custom_id for item in sheet.walk_children() if hasattr(item, "custom_id")]  # pyright: ignore[reportAttributeAccessIssue]
