@@ -79,7 +79,7 @@ def quoted(text: str, limit: int = 1000) -> str:
     pieces: list[str] = []
     left = limit
     for place, character in enumerate(text):
-        listed = place == numbered.end() if numbered else place == 0 and character == "-"
+        listed = place == numbered.end() if numbered else place == 0 and character in "-+"
         piece = "\\" + character if listed else _escaped(character)
         rest = len(text) - place - 1
         if len(piece) > left - (1 if rest else 0):

@@ -1,0 +1,242 @@
+"""Whatever members write is only ever read: no ping, no format, no link, no embed, no disguise, in any message of ours.
+
+First the escaping itself, against a list of attacks and random mixes of them; then the whole bot, told all of it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.chat import presenter
+from bot.chat.details import fenced
+from bot.pixels import text_of
+from bot.sentences import MARKS, plain, quoted, shortened
+
+ATTACKS = {
+    "everyone": "@everyone", "here": "@here", "user": "<@1>", "nick": "<@!1>", "role": "<@&2>", "channel": "<#3>",
+    "command": "</imagine:1>", "subcommand": "</settings show:1>", "guild": "<id:browse>",
+    "customize": "<id:customize>",
+    "linked roles": "<id:linked-roles:1>", "emoji": "<:ok:1>", "moving emoji": "<a:ok:1>", "time": "<t:1:R>",
+    "heading": "# big", "small": "-# small", "quote": "> quote", "long quote": ">>> quote", "list": "- item",
+    "star list": "* item", "numbers": "1. item", "more numbers": "12) item", "bold": "**bold**", "italic": "*it*",
+    "other italic": "_it_", "underline": "__under__", "strike": "~~no~~", "spoiler": "||secret||", "code": "`code`",
+    "block": "```py\ncode\n```", "link": "[click](https://evil.example)", "hidden link": "[a](<https://evil.example>)",
+    "address": "https://evil.example/a_b", "quiet address": "<https://evil.example>", "invite": "discord.gg/evil",
+    "long invite": "https://discord.com/invite/evil", "bare invite": "discord.com/invite/evil", "app": "discord://-/x",
+    "mail": "mailto:a@evil.example", "attachment": "attachment://x.png", "newline": "a\n# b\n> c", "return": "a\r# b",
+    "separator": "a\u2028# b", "next line": "a\u0085# b", "override": "\u202egnp.exe", "isolate": "\u2067abc\u2069",
+    "joiner": "@\u200deveryone", "zero width": "@\u200beveryone", "tag": "a\U000e0041\U000e007f", "escape": "\\",
+    "escaped": "\\*x\\*", "escaped escape": "\\\\**x**", "null": "a\0b", "bell": "\x07\x1b[31m", "fill": "\u3164\u2800",
+    "zalgo": "z\u0300\u0301\u0302\u0303\u0304\u0305\u0489\u20dda", "surrogate": "\ud800", "private": "\ue000\uf8ff",
+    "ticks": "`````", "many ticks": "``" * 9, "long word": "w" * 1900,
+}  # fmt: skip
+LINK = r"https://discord\.com/channels/[@\d/me]+"
+OURS = re.compile(rf"<t:\d+:[Rf]>|<@\d+>|</[a-z ]+:\d+>|\[open\]\({LINK}\)|{LINK}")
+
+mixed = st.lists(st.sampled_from(sorted(ATTACKS.values())) | st.text(max_size=6), max_size=12).map("".join)
+spaced = st.lists(st.sampled_from(sorted(ATTACKS.values())) | st.text(max_size=6), max_size=12).map(" ".join)
+quick = settings(deadline=None, max_examples=400)
+
+
+def live(text: str) -> str:
+    """What Discord would still interpret: an escaped sign is none (a backslash before anything but letters, digits
+    and spaces takes its meaning).
+    """
+    return re.sub(r"\\[^0-9A-Za-z\s]", "·", text)
+
+
+def check(text: str) -> None:
+    """Nothing in it is anything but words."""
+    assert text.isprintable() or "\u200b" in text
+    left = live(text)
+    assert not re.search(r"[*_~`|<>#\[\]\\/]", left), left
+    assert not re.search(r"@(?!\u200b)", left)
+    assert not re.match(r"\s*(?:[-+*]|\d+[.)])\s", left), left
+    assert not re.search(r"://|\bdiscord(?:app)?\.(?:gg|com)/", left)
+    assert "\n" not in text
+    for character in text.replace("\u200b", "").replace("\u200c", "").replace("\u200d", ""):
+        assert unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"), hex(ord(character))
+    assert not re.search(rf"[\u0300-\u036f\u0489\u20d0-\u20f0]{{{MARKS + 1}}}", text)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_no_attack_survives_being_quoted(name: str) -> None:
+    for text in (ATTACKS[name], f"a {ATTACKS[name]} b", ATTACKS[name] * 2, f" \n{ATTACKS[name]}"):
+        check(quoted(text, 4000))
+        for limit in range(1, 40):
+            check(quoted(text, limit))
+            assert len(quoted(text, limit)) <= limit
+
+
+@quick
+@given(mixed | spaced, st.integers(1, 300))
+def test_no_mix_of_attacks_survives_either(text: str, limit: int) -> None:
+    check(quoted(text, limit))
+    check(quoted(text, 10_000))
+    once = plain(text)
+    assert plain(once) == once
+    assert once.isprintable() or re.search("[\u200c\u200d]", once)
+    assert len(shortened(text, limit)) <= limit
+
+
+@quick
+@given(mixed | spaced)
+def test_a_quoted_text_reads_as_it_was_written(text: str) -> None:
+    read = re.sub(r"\\([^0-9A-Za-z\s])", r"\1", quoted(text, 100_000)).replace("@\u200b", "@")
+    assert read == plain(text)
+
+
+@quick
+@given(st.text("`a\n\u200b", max_size=60) | mixed, st.integers(20, 200))
+def test_nothing_ends_a_code_block(text: str, limit: int) -> None:
+    assert "```" not in fenced(plain(text), limit)
+    assert "@everyone" not in fenced(plain(text), limit)
+
+
+# The whole bot
+
+NAME = "**@everyone** <@&2> [x](https://evil.example) \u202e`x` ||y||"
+HOSTILE = [" ".join(list(ATTACKS.values())[start : start + 9]) for start in range(0, 63, 9)]
+
+
+def parts(message: Any) -> Iterator[str]:
+    """Every text of a message that Discord reads as markdown."""
+    yield message.content
+
+    def visit(part: Any) -> Iterator[str]:
+        part = part if isinstance(part, dict) else part.to_dict()
+        if "content" in part:
+            yield part["content"]
+        for inner in (*part.get("components", ()), *([part["accessory"]] if "accessory" in part else ())):
+            yield from visit(inner)
+
+    for part in message.components:
+        yield from visit(part)
+
+
+def harmless(message: Any) -> None:
+    """A message as Discord would have it: it pings nobody, embeds nothing, links nowhere."""
+    sent = getattr(message, "_message", message)  # what the simulated Discord made of a response
+    assert not sent.mention_everyone
+    pinged = ("mentions", "role_mentions", "mention_user_ids", "mention_role_ids")
+    assert not any(getattr(sent, name, None) for name in pinged)
+    assert list(message.embeds) == []
+    for text in parts(message):
+        left = live(re.sub(r"```.*?```", "", OURS.sub("", text), flags=re.DOTALL))
+        assert not re.search(r"@(?!\u200b)|<(?=[@#:/tai])|://|\]\(|\|\||~~|\bdiscord\.gg/", left), text
+        assert not re.search(r"^(?:# |>>> |```)", left, re.MULTILINE), text
+        assert not re.search("[\u202a-\u202e\u2066-\u2069\ud800-\udfff\ue000-\uf8ff\u0000-\u0009\u000b-\u001f]", text)
+    for attachment in message.attachments:
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,80}", attachment.filename)
+        alt = attachment.description or ""
+        assert len(alt) <= presenter.ALT
+        assert plain(alt) == alt
+
+
+async def hostile_author(world: Any) -> Any:
+    return world.guild.add_member(world.env.create_user("mallory", global_name=NAME[:32]), nick=NAME[:32])
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("prompt", HOSTILE, ids=range(len(HOSTILE)))
+async def test_no_message_of_the_bot_does_what_a_prompt_or_a_name_says(open_world: Any, prompt: str) -> None:
+    words = "fox " + re.sub(r"-#|[{}]|\ud800", " ", prompt)[:1500]  # what the grammar would refuse
+    async with open_world() as world:
+        mallory = await hostile_author(world)
+        asked = await mallory.slash(world.channel, "imagine", prompt=words, negative=prompt.replace("\ud800", "")[:900])
+        harmless(asked.response)
+        assert "fox" in asked.response.content, asked.response.content
+        harmless(await world.ended(asked))
+        (view,) = await world.studio.recent()
+        for command, options in (("queue", {}), ("info", {}), ("info", {"job": view.id}), ("mine", {})):
+            harmless((await world.bob.slash(world.channel, command, **options)).response)
+            harmless((await mallory.slash(world.channel, command, **options)).response)
+        for message in world.channel.history():
+            harmless(message)
+            for attachment in message.attachments:
+                text = text_of(world.env.backend.cdn.get(attachment.url))
+                assert not re.search(r"[\u0000-\u0009\u000b-\u001f\u007f\u202e\u200b]", text)
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_that_quotes_does_no_harm_and_is_for_one_alone(open_world: Any) -> None:
+    async with open_world() as world:
+        mallory = await hostile_author(world)
+        for typed in (
+            "fox --@everyone",
+            "fox --model <@&2>",
+            "fox --ar [a](https://evil.example)",
+            "a::**b**::x --é|| 3",
+        ):
+            said = await mallory.slash(world.channel, "imagine", prompt=typed)
+            assert said.ephemeral or said.response.content
+            harmless(said.response)
+        assert [message for message in world.channel.history() if "evil" in message.content] == []
+
+
+@pytest.mark.asyncio
+async def test_a_forbidden_word_is_named_to_its_author_alone(open_world: Any) -> None:
+    async with open_world() as world:
+        member = await a_member(world)
+        admin = replace(member, id="discord:1", name="Ada", moderator=True, admin=True)
+        await world.house.desk.administration.set(admin, "guild", "", "words", "gore")
+        said = await world.alice.slash(world.channel, "imagine", prompt="g.0.r.e, at night")
+        assert said.ephemeral
+        assert said.response.content == (
+            "🚫 “gore” may not be in a prompt here: it is on the word list of this server's admins."
+        )
+        assert list(world.channel.history()) == []
+        noted, *_ = await world.house.desk.moderation.incidents(admin)
+        assert (noted.kind, noted.actor_name) == ("word", "alice")
+        ok = await world.alice.slash(world.channel, "imagine", prompt="a gorey fox, gored")
+        assert not ok.ephemeral
+
+
+async def a_member(world: Any) -> Any:
+    """Alice as the house knows her, by a job of hers that is gone again."""
+    await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp"))
+    (view,) = await world.studio.recent()
+    from bot.views import Member
+
+    member = Member(view.member_id, view.member_name, view.guild)
+    await world.house.desk.moderation.delete(view.id, member)
+    for message in list(world.channel.history()):
+        await world.client.http.delete_message(world.channel.id, message.id)
+    return member
+
+
+@pytest.mark.asyncio
+async def test_others_see_of_a_private_job_that_there_is_one(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.house.desk.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        world.painter.stand_at = 3
+        asked = await world.alice.slash(world.channel, "imagine", prompt="a secret fox")
+        assert asked.ephemeral
+        await world.until(lambda: not world.painter.going.is_set())
+        shown = (await world.bob.slash(world.channel, "queue")).response.content
+        assert "a private picture" in shown
+        assert "secret" not in shown
+        assert "alice" not in shown
+        mine = (await world.alice.slash(world.channel, "queue")).response.content
+        assert "a secret fox" in mine
+        (view,) = await world.studio.recent()
+        for command, option in (("info", "job"), ("cancel", "job"), ("reproduce", "job"), ("film", "job")):
+            offers = await world.bob.autocomplete(world.channel, command, option, "")
+            assert "secret" not in str(offers)
+            said = await world.bob.slash(world.channel, command, **{option: view.id})
+            assert said.ephemeral
+            assert "secret" not in str(list(parts(said.response)))
+        assert "secret" not in str(await world.bob.autocomplete(world.channel, "imagine", "prompt", "a"))
+        assert all(
+            "secret" not in message.content for message in world.channel.history() if not message.flags.ephemeral
+        )
+        world.painter.stand_at = None
+        world.painter.going.set()
