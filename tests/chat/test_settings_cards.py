@@ -19,6 +19,8 @@ from bot.rules.catalogue import SETTINGS, Setting
 from bot.rules.rule import SCOPES, Change, Rule, Scope, Step, Value
 from bot.rules.terms import resolve
 from bot.views import Member
+from loopback.habits import unexplained
+from loopback.openapi import FILE, Judge
 
 GUILD = "discord:5"
 NASTY = "@everyone <@5> **x** [a](http://b.c) `y` \u202e" + "z" * 300
@@ -104,6 +106,27 @@ def test_the_other_forms_too() -> None:
         validate_modal(forms.add(scope).to_dict())
     validate_modal(forms.words(["a"] * 500, ["b"]).to_dict())
     validate_modal(forms.close(NASTY, 3, 4).to_dict())
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
+def test_discords_own_description_takes_every_form_and_card() -> None:
+    judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
+    every: list[ui.Modal] = [forms.words(["a"], []), forms.close("x", 1, 2)]
+    every += [forms.add(scope) for scope in ("channel", "role", "user")]
+    for one in SETTINGS.values():
+        every += [forms.change(one, None), forms.rule("user", f"discord:{10**17}", one, None)]
+    for form in every:
+        judge.hear("POST", callback, {}, {"type": 9, "data": form.to_dict()})
+    found = [Rule("role", "7", "running", 3, GUILD), Rule("guild", "", "closed", "x", GUILD)]
+    terms, change = resolve(found, Member("", "", GUILD), Limits()), Change(1, GUILD, 1.0, "a", "b", "set", ())
+    for view in (
+        cards.overview(terms, found, cards.notice("x", 3)), cards.exceptions("role", found, 0),
+        cards.history([change], 0, may=True), cards.explanation("a", ["b"], "5"), cards.done("x", undo=1),
+        cards.question(["a"], parts.button("x", "apply", "y")),
+    ):  # fmt: skip
+        body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}
+        judge.hear("POST", callback, {}, {"type": 4, "data": body})
+    assert unexplained(judge.findings) == []
 
 
 def test_every_setting_has_a_title_and_a_place() -> None:

@@ -9,6 +9,7 @@ import discord
 import pytest
 
 from bot.chat.answer import SOON
+from bot.chat.settings import cards, parts
 from chat.staff import buttons, fields, hired, ids, text
 
 SEES = discord.PermissionOverwrite(view_channel=True)
@@ -198,3 +199,37 @@ async def test_a_slow_answer_still_comes(open_world: Any, monkeypatch: Any) -> N
         shown = await staff.slash(staff.admin, "settings show")
         await world.until(lambda: shown.response is not None and "Running at once" in text(shown))
         assert shown.ephemeral
+
+
+async def test_the_other_buttons_of_the_overview(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        await staff.slash(staff.admin, "settings set", setting="running", value="2")
+        shown = await staff.slash(staff.owner, "settings show")
+        sheet = await staff.owner.click(shown.response, label="Export")
+        assert sheet.response.id != shown.response.id, "the card stays"
+        assert sheet.response.attachments[0].filename.endswith(".yaml")
+        assert "words" in fields(await staff.owner.click(shown.response, label="Words"))
+        assert "reason" in fields(await staff.owner.click(shown.response, label="Close"))
+        assert "Nothing waits." in text(await staff.owner.click(shown.response, label="Incidents"))
+
+
+async def test_a_card_of_another_version_says_so(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        room = world.client.get_channel(staff.channel.id)
+        for verb in ("ancient", "page", "add"):
+            press = parts.button("Old", verb, "elsewhere", 99)
+            card = await room.send(view=parts.layout(parts.row(press)))
+            assert "older version" in text(await staff.admin.click(card, label="Old")), verb
+
+
+async def test_an_error_of_ours_is_said_and_the_card_still_works(open_world: Any, monkeypatch: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        shown = await staff.slash(staff.admin, "settings show")
+        with monkeypatch.context() as patched:
+            patched.setattr(cards, "history", None)
+            broken = await staff.admin.click(shown.response, label="History")
+            assert "Something broke on our side" in text(broken)
+        assert "Nothing yet." in text(await staff.admin.click(shown.response, label="History"))
