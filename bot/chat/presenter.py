@@ -95,11 +95,14 @@ def unkept(card: Card) -> Card:
     return replace(card, content=_fit([card.content, said], CONTENT))
 
 
-def queue(views: Sequence[View], now: float, hint: str = "") -> str:
-    """The running jobs, then the waiting ones in the order in which they will start, with the reason; then `hint`."""
+def queue(views: Sequence[View], now: float, hint: str = "", reader: str = "") -> str:
+    """The running jobs, then the waiting ones in the order in which they will start, with the reason; then `hint`.
+
+    Of others' private jobs `reader` sees that they are there.
+    """
     if not views:
         return "Nothing is running and nothing waits: a job starts at once."
-    shown = _fit([_line(number, view, now) for number, view in enumerate(views, 1)], CONTENT - 40 - len(hint))
+    shown = _fit([_line(number, view, now, reader) for number, view in enumerate(views, 1)], CONTENT - 40 - len(hint))
     left = len(views) - shown.count("\n") - 1
     more = f"… and {sentences.jobs(left)} more." if left else ""
     return "\n".join(part for part in (shown, more, hint) if part)
@@ -115,12 +118,15 @@ def already(link: str) -> str:
     return f"That is already on its way: {link}" if link else "That is already on its way."
 
 
-def _line(number: int, view: View, now: float) -> str:
-    who = f"`{number}.` {quoted(view.prompt, 60)} · {quoted(view.member_name, 32)}"
+def _line(number: int, view: View, now: float, reader: str) -> str:
+    hidden = view.hidden_from(reader)
+    what = "a private picture" if hidden else f"{quoted(view.prompt, 60)} · {quoted(view.member_name, 32)}"
+    who = f"`{number}.` {what}"
     done = "" if view.eta is None else f" · done {_moment(now + view.eta)}"
     if view.state != "queued":
         return f"{who} · ▶️ {sentences.percent(view.step, view.of)} %{done}"
-    return f"{who} · ⏳ {quoted(view.why, 120) or _waiting(view.ahead or 0, None, view.worker, now)}{done}"
+    why = "" if hidden else quoted(view.why, 120)
+    return f"{who} · ⏳ {why or _waiting(view.ahead or 0, None, view.worker, now)}{done}"
 
 
 def _waiting(ahead: int, eta: float | None, worker: bool, now: float) -> str:

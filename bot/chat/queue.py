@@ -27,9 +27,10 @@ async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with refusing(interaction):
         here = guild_of(interaction)  # of this server: prompts are its own business
         views = await interaction.client.studio.queue(here)
-        mine = any(view.member_id == member_of(interaction).id for view in views)
+        me = member_of(interaction).id
+        mine = any(view.member_id == me for view in views)
         hint = f"-# {interaction.client.tree.mention('cancel')} takes one of yours back." if mine else ""
-        await say(interaction, presenter.queue(views, time.time(), hint))
+        await say(interaction, presenter.queue(views, time.time(), hint, me))
 
 
 @app_commands.command(description="Take back a job of yours, or all of them")
@@ -42,7 +43,9 @@ async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[st
         view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
         member = await permit(interaction, "cancel", view)
         said = await interaction.client.studio.cancel(view.id, member)
-        await say(interaction, f"**{sentences.quoted(view.prompt, 200)}**\n{said}")
+        mine = view.member_id == member.id
+        prompt = "A private job" if view.private and not mine else sentences.quoted(view.prompt, 200)
+        await say(interaction, f"**{prompt}**\n{said}")
 
 
 @cancel.autocomplete("job")
