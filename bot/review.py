@@ -14,7 +14,7 @@ from bot.held import held
 from bot.refused import Refused
 from bot.register import Register
 from bot.store import Store
-from bot.store.reviews import review
+from bot.store.reviews import review, waiting
 from bot.views import Member, View
 
 
@@ -29,9 +29,15 @@ class Review:
     async def look(self, job: str, member: Member) -> list[tuple[int, bytes]]:
         """The held images of a job as they are, each with its index: for the eyes of a moderator alone."""
         view = await self._view(job, member, "approve")
-        if not (waiting := held(view)):
+        if not (hidden := held(view)):
             raise Refused("No picture of this job is held.", 404)
-        return [(index, await self._gallery.behind(job, index)) for index in waiting]
+        return [(index, await self._gallery.behind(job, index)) for index in hidden]
+
+    async def waiting(self, member: Member, limit: int) -> list[View]:
+        """The jobs of the member's guild with pictures that wait for a moderator, the oldest first; private too."""
+        if reason := forbidden("approve", member):
+            raise Refused(reason, 403)
+        return await self._register.views(await self._store.ask(waiting, member.guild, limit))
 
     async def decide(self, job: str, index: int, member: Member, *, show: bool) -> View:
         """Show a held picture, or keep it hidden; the job as it is then. The same twice changes nothing."""

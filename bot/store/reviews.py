@@ -5,14 +5,14 @@ Each works inside its caller's transaction.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, RowMapping, select, update
+from sqlalchemy import Connection, RowMapping, exists, select, update
 
 from bot.incidents import Kind
 from bot.refused import Refused
 from bot.sentences import DELETED
 from bot.store import incidents
-from bot.store.reads import stored
-from bot.store.records import Stored
+from bot.store.reads import records, stored
+from bot.store.records import Record, Stored
 from bot.store.tables import jobs, pictures
 from bot.views import Member
 
@@ -39,6 +39,16 @@ def note_held(connection: Connection, one: Stored, before: str | None, now: floa
     if row is not None:
         said = f"Picture {one.image + 1} {SAID[one.verdict]}."
         _note(connection, row, "held", row["member"], row["member_name"], said, now)
+
+
+def waiting(connection: Connection, guild: str, limit: int) -> list[Record]:
+    """The jobs of a guild with pictures that nobody has decided about, the oldest first."""
+    undecided = exists().where(
+        pictures.c.job == jobs.c.id, pictures.c.kind == "image", pictures.c.verdict != "passed",
+        pictures.c.reviewed == "",
+    )  # fmt: skip
+    theirs = (jobs.c.guild == guild, jobs.c.state == "finished", jobs.c.check.is_(True), jobs.c.deleted.is_(None))
+    return records(connection, select(jobs).where(*theirs, undecided).order_by(jobs.c.id).limit(limit))
 
 
 def review(connection: Connection, job: str, image: int, decision: str, member: Member, now: float) -> bool:

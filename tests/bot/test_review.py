@@ -303,3 +303,22 @@ async def test_where_it_is_not_asked_for_or_adults_are_alone_nothing_is_held(roo
         assert held(view) == ()
         assert await room.house.studio.picture(view.id, 0)
     assert await room.incidents() == []
+
+
+@pytest.mark.asyncio
+async def test_moderators_see_what_waits_for_them(room: Room) -> None:
+    room.painter.verdicts = {0: "flagged"}
+    first = await room.ask("a lamp --count 1")
+    await room.done(first)
+    second = await room.ask("a lamp --count 2")
+    await room.done(second)
+    room.painter.verdicts = {}
+    await room.done(await room.ask("a chair"))
+    review = room.house.desk.review
+    assert [view.id for view in await review.waiting(MODERATOR, 10)] == [first, second]
+    assert [view.id for view in await review.waiting(MODERATOR, 1)] == [first]
+    await review.decide(first, 0, MODERATOR, show=False)
+    assert [view.id for view in await review.waiting(MODERATOR, 10)] == [second]
+    assert await review.waiting(Member("local:eve", "Eve", "elsewhere", moderator=True), 10) == []
+    with pytest.raises(Refused, match="Only moderators"):
+        await review.waiting(BOB, 10)
