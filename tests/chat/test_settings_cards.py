@@ -75,7 +75,7 @@ def fits(view: ui.LayoutView) -> list[dict[str, Any]]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(rules(), max_size=60), st.integers(0, 5))
+@given(st.lists(rules(), max_size=60, unique_by=lambda rule: rule.key), st.integers(0, 5))
 def test_overview_and_exceptions_fit(found: list[Rule], page: int) -> None:
     terms = resolve(found, Member("", "", GUILD), Limits())
     fits(cards.overview(terms, found, cards.notice("✅ Something changed.", 10**9)))
