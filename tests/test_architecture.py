@@ -41,7 +41,7 @@ PURE = [
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
     "bot.rules.lookalikes", "bot.rules.patterns", "bot.rules.signs", "bot.rules.words", "bot.rules.wordtree",
     "bot.views", "bot.chat.buckets", "bot.chat.edits", "bot.chat.line", "bot.chat.notices", "bot.chat.outcome",
-    "bot.chat.presenter",
+    "bot.chat.presenter", "bot.chat.settings.wording",
     "engine.job", "engine.ladder", "engine.plan", "engine.scheduler",
 ]  # fmt: skip
 IO = {
