@@ -23,6 +23,7 @@ __all__ = ["Kept", "Page", "Shelf", "Which"]
 PAGE = 5  # jobs
 SEARCHED = 300  # newest jobs looked through for a seed
 OPEN_AT_MOST = 100
+TYPED = 100  # newest jobs whose prompts are offered again
 ID = re.compile(r"(?<![0-9A-Z])[0-9A-HJKMNP-TV-Z]{26}(?![0-9A-Z])", re.IGNORECASE)
 LINK = re.compile(r"/channels/(?:@me|\d+)/\d+/(\d+)")
 SEED = re.compile(r"\bseed:?\s*(\d{1,10})\b|^\s*(\d{1,10})\s*$", re.IGNORECASE)
@@ -81,6 +82,11 @@ class Shelf:
     async def open_of(self, member: str) -> list[View]:
         """A member's jobs that run or wait, the newest first."""
         return await self._register.views(await self._store.ask(stored.open_of, member, OPEN_AT_MOST))
+
+    async def prompts(self, member: str) -> list[str]:
+        """What a member typed of late, in any server, the newest first and each once."""
+        found, _ = await self._store.ask(stored.owned, member, "all", TYPED, 0)
+        return list(dict.fromkeys(record.prompt for record in found if record.action == "imagine"))
 
     async def near(self, member: Member, limit: int) -> list[View]:
         """The newest of a member's own jobs and of the public ones of the channel where they are."""

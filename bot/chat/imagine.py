@@ -11,7 +11,7 @@ import discord
 from discord import app_commands
 from discord.app_commands import Choice, Range
 
-from bot.chat.answer import answer, guild_of, member_of
+from bot.chat.answer import answer, member_of
 from bot.chat.which import CHOICE, OFFERED
 from bot.sentences import SAMPLERS
 from engine.job import MAX_COUNT, MAX_STEPS
@@ -71,12 +71,10 @@ async def typed(interaction: discord.Interaction[DarkroomClient], prompt: str, *
 
 @imagine.autocomplete("prompt")
 async def recent_prompts(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    """The member's own latest prompts in this server."""
-    me, seen = member_of(interaction).id, dict[str, None]()
-    for view in await interaction.client.studio.recent(guild_of(interaction)):
-        if view.member_id == me and view.action == "imagine" and len(view.prompt) <= CHOICE:
-            seen[view.prompt] = None
-    return [Choice(name=each, value=each) for each in seen if typed.casefold() in each.casefold()][:OFFERED]
+    """The member's own latest prompts."""
+    prompts = await interaction.client.desk.shelf.prompts(member_of(interaction).id)
+    short = [each for each in prompts if len(each) <= CHOICE and typed.casefold() in each.casefold()]
+    return [Choice(name=each, value=each) for each in short][:OFFERED]
 
 
 @imagine.autocomplete("model")

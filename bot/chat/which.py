@@ -35,7 +35,8 @@ NO_JOB = "That message shows no job of mine."
 def label(view: View, whose: str = "", *, now: float) -> str:
     """A job in one line: its prompt, how far it is, and whose it is where that is not plain."""
     tail = " · ".join(part for part in (f"by {shortened(whose, 20)}" if whose else "", _state(view, now)) if part)
-    return f"{shortened(view.prompt, CHOICE - len(tail) - 3)} · {tail}"
+    prompt = "A private job" if whose and view.private else view.prompt
+    return f"{shortened(prompt, CHOICE - len(tail) - 3)} · {tail}"
 
 
 def _state(view: View, now: float) -> str:

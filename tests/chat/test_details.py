@@ -143,3 +143,4 @@ def test_a_jobs_label_says_how_far_it_is() -> None:
     assert label(a_view(state="cancelled"), now=NOW + 5).endswith("cancelled 5 s ago")
     assert label(a_view(state="queued", ahead=2), "Bob", now=NOW).endswith("by Bob · waiting, 2 jobs ahead")
     assert label(a_view(state="running", step=3), now=NOW).endswith("running, step 3 of 30")
+    assert label(a_view(private=True), "Bob", now=NOW).startswith("A private job · by Bob"), "moderators may cancel it"
