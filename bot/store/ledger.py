@@ -6,6 +6,7 @@ device-seconds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -36,28 +37,32 @@ class Ledger:
         return rules.applying(self._connection, self._member.guild)
 
     def _population(self, whose: Whose) -> list[ColumnElement[bool]]:
-        if whose == "member everywhere":
+        """A member's are found by the member alone, and sorted by guild here: with both, SQLite walks the guild's."""
+        if whose.startswith("member"):
             return [jobs.c.member == self._member.id]
         theirs = [jobs.c.guild == self._member.guild]
-        if whose == "member here":
-            return [jobs.c.member == self._member.id, *theirs]
         return [*theirs, jobs.c.channel == self._member.channel] if whose == "channel" else theirs
+
+    def _counts(self, whose: Whose, guild: str) -> bool:
+        return whose != "member here" or guild == self._member.guild
 
     def _usage(self, whose: Whose) -> Usage:
         """What runs and what waits now."""
-        counted = select(jobs.c.state, func.count().label("jobs")).where(
+        counted = select(jobs.c.state, jobs.c.guild, func.count().label("jobs")).where(
             *self._population(whose), jobs.c.state.in_(OPEN)
         )
-        by = {row.state: int(row.jobs) for row in self._connection.execute(counted.group_by(jobs.c.state))}
-        return Usage(running=sum(by.get(state, 0) for state in ACTIVE), queued=by.get("queued", 0))
+        by: Counter[str] = Counter()
+        for row in self._connection.execute(counted.group_by(jobs.c.state, jobs.c.guild)):
+            by[row.state] += int(row.jobs) * self._counts(whose, row.guild)
+        return Usage(running=sum(by[state] for state in ACTIVE), queued=by["queued"])
 
     def _spending(self, whose: Whose, window: float) -> Spending:
         """What was charged in the last `window` seconds. Charges count from when the job was asked for."""
         recent = [*self._population(whose), jobs.c.created > self._now - window]
         if whose.startswith("member"):
-            asked = select(jobs.c.created, jobs.c.charged).where(*recent, jobs.c.charged > 0)
-            charges = [Charge(row.created, row.charged) for row in self._connection.execute(asked)]
-            return spending(charges, self._now, window)
+            asked = select(jobs.c.created, jobs.c.charged, jobs.c.guild).where(*recent, jobs.c.charged > 0)
+            rows = [row for row in self._connection.execute(asked) if self._counts(whose, row.guild)]
+            return spending([Charge(row.created, row.charged) for row in rows], self._now, window)
         total = select(func.coalesce(func.sum(jobs.c.charged), 0.0)).where(*recent)
         spent = float(self._connection.execute(total).scalar_one())
         return Spending(spent, window, lambda excess: self._leaves(recent, excess) + window)
