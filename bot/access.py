@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from bot.views import Member
+from bot.views import Member, View
 
 Standing = Literal["member", "moderator", "admin", "owner", "house"]
 Whose = Literal["none", "own", "another's", "private", "elsewhere"]
 Action = Literal[
     "imagine", "queue", "mine", "info", "prefer", "help",
-    "cancel", "upscale", "vary", "reroll", "remix", "reproduce", "prompt", "film", "details", "favourite", "delete",
-    "report", "approve", "deny",
+    "cancel", "upscale", "vary", "reroll", "remix", "reproduce", "prompt", "film", "details", "favourite", "envelope",
+    "delete", "report", "approve", "deny", "dismiss",
     "settings", "explain", "set", "close", "budget",
 ]  # fmt: skip
 
@@ -30,9 +30,11 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 class Permit:
     """The least standing that may act: on nothing in particular or an own job (`own`), on another's public one in the
     same server (`others`), on another's private one (`private`). None: nobody. `direct`: also in a conversation with
-    the bot. Jobs of another server are their author's, and the house's where `house` says so.
+    the bot. Jobs of another server are their author's, and the house's where `house` says so. `deed`: what they do, as
+    it stands after "may".
     """
 
+    deed: str
     own: Standing | None = "member"
     others: Standing | None = "member"
     private: Standing | None = None
@@ -40,39 +42,56 @@ class Permit:
     direct: bool = True
 
 
-ANYBODY = Permit()
-AUTHOR = Permit(others=None)
-MODERATED = Permit(others="moderator", private="moderator", house=True)  # their author's, and the moderators'
+def _anybody(deed: str) -> Permit:
+    """Whoever sees a picture may go on from it, at their own expense; a private one is its author's alone."""
+    return Permit(deed)
+
+
+def _moderated(deed: str) -> Permit:
+    """Their author's and the moderators' business."""
+    return Permit(deed, others="moderator", private="moderator", house=True)
+
+
+def _moderators(deed: str) -> Permit:
+    """The moderators' business, also where the job is their own."""
+    return Permit(deed, own="moderator", others="moderator", private="moderator", house=True)
+
 
 TABLE: Mapping[Action, Permit] = MappingProxyType(
     {
-        "imagine": ANYBODY,
-        "queue": ANYBODY,
-        "mine": ANYBODY,
-        "info": ANYBODY,
-        "prefer": ANYBODY,
-        "help": ANYBODY,
-        "cancel": MODERATED,
-        "upscale": ANYBODY,  # whoever sees a picture may go on from it, at their own expense
-        "vary": ANYBODY,
-        "reroll": ANYBODY,
-        "remix": ANYBODY,
-        "reproduce": ANYBODY,
-        "prompt": ANYBODY,
-        "film": ANYBODY,
-        "details": ANYBODY,
-        "favourite": ANYBODY,
-        "delete": MODERATED,
-        "report": Permit(own=None),  # one's own is deleted, not reported
-        "approve": Permit(own="moderator", others="moderator", private="moderator", house=True),
-        "deny": Permit(own="moderator", others="moderator", private="moderator", house=True),
-        "settings": Permit(own="moderator", direct=False),  # to look at them
-        "explain": Permit(own="moderator", direct=False),
-        "set": Permit(own="admin", direct=False),
-        "close": Permit(own="owner", direct=False),
-        "budget": Permit(own="house"),
+        "imagine": _anybody("ask for pictures"),
+        "queue": _anybody("look at the queue"),
+        "mine": _anybody("look through their own jobs"),
+        "info": _anybody("look at their limits"),
+        "prefer": _anybody("set what they prefer"),
+        "help": _anybody("read the help"),
+        "cancel": _moderated("cancel this job"),
+        "upscale": _anybody("enlarge this picture"),
+        "vary": _anybody("vary this picture"),
+        "reroll": _anybody("roll this again"),
+        "remix": _anybody("remix this"),
+        "reproduce": _anybody("make this once more"),
+        "prompt": _anybody("use these words"),
+        "film": _anybody("see this film"),
+        "details": _anybody("see the details of this job"),
+        "favourite": _anybody("keep this picture as a favourite"),
+        "envelope": _anybody("have these pictures sent to them"),
+        "delete": _moderated("delete these pictures"),
+        "report": Permit("report this", own=None),  # one's own is deleted, not reported
+        "approve": _moderators("look at and show held pictures"),
+        "deny": _moderators("keep held pictures hidden"),
+        "dismiss": _moderators("dismiss a report"),
+        "settings": Permit("look at this server's settings", own="moderator", direct=False),
+        "explain": Permit("see which rule decides", own="moderator", direct=False),
+        "set": Permit("change this server's settings", own="admin", direct=False),
+        "close": Permit("close or open this server", own="owner", direct=False),
+        "budget": Permit("set what a whole server may spend", own="house"),
     }
 )
+PRIVATE = "That job is private: it is its author's alone."
+YOURS = "This one is yours: delete it instead."  # of a report, the one thing that may not be done to one's own
+ELSEWHERE = "That job belongs to another server."
+INDIRECT = "That belongs to a server: ask for it there."
 SAID: Mapping[Standing, str] = MappingProxyType(
     {
         "member": "members",
@@ -92,6 +111,11 @@ class Subject:
     author_name: str
     guild: str
     private: bool = False
+
+
+def subject_of(view: View) -> Subject:
+    """What an action on a job acts on."""
+    return Subject(view.member_id, view.member_name, view.guild, view.private)
 
 
 def standing(member: Member) -> Standing:
@@ -130,20 +154,14 @@ def forbidden(action: Action, member: Member, subject: Subject | None = None, *,
     """Why `member` may not, as a sentence for them; None if they may. `direct`: in a conversation with the bot."""
     relation = whose(member, subject)
     needed = least(action, relation)
-    if direct and not TABLE[action].direct:
-        return "That belongs to a server: ask for it there."
+    permit = TABLE[action]
+    if direct and not permit.direct:
+        return INDIRECT
     if needed is not None and STANDINGS.index(standing(member)) >= STANDINGS.index(needed):
         return None
     if relation == "elsewhere":
-        return "That job belongs to another server."
+        return ELSEWHERE
     if needed is None:
-        return _nobody(action, relation)
-    if subject is not None and relation in ("another's", "private") and TABLE[action].own == "member":
-        return f"Only {subject.author_name} and {SAID[needed]} may {action} it."
-    return f"Only {SAID[needed]} may do that."
-
-
-def _nobody(action: Action, relation: Whose) -> str:
-    if relation == "private":
-        return "That job is private: it is its author's alone."
-    return "This one is yours: delete it instead." if action == "report" else "Only its author may do that."
+        return PRIVATE if relation == "private" else YOURS
+    theirs = f"{subject.author_name} and " if subject is not None and permit.own == "member" else ""
+    return f"Only {theirs}{SAID[needed]} may {permit.deed}."

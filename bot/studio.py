@@ -25,7 +25,7 @@ from bot.recipes import pinned
 from bot.refused import Refused
 from bot.register import Register
 from bot.sentences import shortened
-from bot.store import Store
+from bot.store import Store, members
 from bot.views import Action, Member, Place, Shot, Ticket, View
 from engine.job import MAX_COUNT, Presence, Warm, cost
 
@@ -86,6 +86,11 @@ class Studio(Further):
         if reason := forbidden("cancel", member, subject):
             raise Refused(reason, 403)
         return await self._cancelling.cancel(job)
+
+    async def favour(self, job: str, index: int, member: Member) -> bool:
+        """Make a finished image a favourite of the member's, or no longer one; True if it is now. Raises `Refused`."""
+        await self._gallery.stored(job, index)
+        return await self._store.write(members.favour, member.id, job, index, self._clock())
 
     # Looking
 

@@ -10,39 +10,48 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import discord
 from discord import ui
 
-from bot.access import Action, Subject, forbidden
-from bot.chat import decisions
-from bot.chat.answer import answer, member_of, refuse, sorry
-from bot.chat.presenter import AGAIN_SIGN, Button, Card, Press
+from bot.access import Action
+from bot.chat import decisions, onward, removal, reporting
+from bot.chat.answer import member_of, refuse, sorry
+from bot.chat.film import post_film
+from bot.chat.forms import Filled, filled
+from bot.chat.permitted import permit, refusing
+from bot.chat.rows import PRESSES, Button, Press
 from bot.refused import Refused
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.studio import Studio
-    from bot.views import Member, Place, Ticket, View
+    from bot.chat.presenter import Card
+    from bot.views import View
+
+    Interaction = discord.Interaction[DarkroomClient]
 
 log = logging.getLogger(__name__)
 
-STYLES = {
-    "up": discord.ButtonStyle.secondary,
-    "vary": discord.ButtonStyle.primary,
-    "reroll": discord.ButtonStyle.secondary,
-    "cancel": discord.ButtonStyle.danger,
-    "look": discord.ButtonStyle.secondary,
-    "approve": discord.ButtonStyle.success,
-    "deny": discord.ButtonStyle.danger,
-}
-ACTIONS: Mapping[Press, Action] = {
-    "up": "upscale", "vary": "vary", "reroll": "reroll", "cancel": "cancel",
-    "look": "approve", "approve": "approve", "deny": "deny",
-}  # fmt: skip
+GREY, BLUE, RED, GREEN = (
+    discord.ButtonStyle.secondary, discord.ButtonStyle.primary, discord.ButtonStyle.danger, discord.ButtonStyle.success,
+)  # fmt: skip
+STYLES: Mapping[Press, discord.ButtonStyle] = MappingProxyType(
+    {"vary": BLUE, "subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN}
+)
+ACTIONS: Mapping[Press, Action] = MappingProxyType(
+    {
+        "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
+        "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
+        "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
+        "dismiss": "dismiss",
+    }
+)  # fmt: skip
+FORMS: Mapping[str, Action] = MappingProxyType({"remix": "remix", "report": "report"})
 AGAIN = 10.0  # seconds in which a second press of the same button by the same member is a slip of the finger
-ID = r"(?P<press>up|vary|reroll|cancel|look|approve|deny):(?P<job>[0-9A-HJKMNP-TV-Z]{26})(?::(?P<index>[0-3]))?"
+ID = rf"(?P<press>{'|'.join(PRESSES)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
+LIKED = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite of yours any more."}
 
 
 class Presses:
@@ -67,19 +76,15 @@ class Presses:
         self._recent.pop((custom_id, member), None)
 
 
-def subject_of(view: View) -> Subject:
-    """What a press acts on, as the table of who may do what sees it."""
-    return Subject(view.member_id, view.member_name, view.guild, view.private)
-
-
 class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
     """Any button of any job."""
 
     def __init__(self, button: Button, row: int | None = None) -> None:
-        emoji = AGAIN_SIGN if button.press == "reroll" else None
-        label = None if emoji else button.label
-        super().__init__(ui.Button(style=STYLES[button.press], label=label, emoji=emoji, custom_id=button.id), row=row)
+        style, label = STYLES.get(button.press, GREY), button.label or None
+        item = ui.Button[ui.View](style=style, label=label, emoji=button.sign or None, custom_id=button.id)
+        super().__init__(item, row=row)
         self.button = button
+        self.view_of: View | None = None  # the job, once it was looked up
 
     @classmethod
     async def from_custom_id(
@@ -88,68 +93,81 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
         index = match["index"]
         # the template admits nothing but these words
         press: Press = match["press"]  # pyright: ignore[reportAssignmentType]
-        label = getattr(item, "label", None) or AGAIN_SIGN
+        label = getattr(item, "label", None) or ""
         return cls(Button(press, match["job"], label, None if index is None else int(index)))
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
-            view = await interaction.client.studio.view(self.button.job)
-            reason = forbidden(ACTIONS[self.button.press], member_of(interaction), subject_of(view))
+            self.view_of = await interaction.client.studio.view(self.button.job)
+            await permit(interaction, ACTIONS[self.button.press], self.view_of)
         except Refused as refused:
-            reason = refused.sentence
+            await refuse(interaction, refused.sentence)
         except Exception:
             log.exception("job %s: a press of %s could not be checked", self.button.job, self.button.press)
             await sorry(interaction)
-            return False
-        if reason:
-            await refuse(interaction, reason)
-        return reason is None
+        else:
+            return True
+        return False
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        assert self.view_of is not None
         try:
-            if self.button.press == "cancel":
-                await self._cancel(interaction)
-            elif self.button.press == "look":
-                await decisions.look(interaction, self.button.job)
-            elif self.button.press in ("approve", "deny"):
-                await decisions.decide(interaction, self.button, controls)
-            else:
-                await self._ask(interaction)
+            async with refusing(interaction):
+                await _do(interaction, self.button, self.view_of)
         except Exception:
             log.exception("job %s: a press of %s failed", self.button.job, self.button.press)
             await sorry(interaction)
 
-    async def _ask(self, interaction: discord.Interaction[DarkroomClient]) -> None:
-        studio, client = interaction.client.studio, interaction.client
-        user = str(interaction.user.id)
-        made: list[Ticket] = []
-        key, first = client.presses.key(self.button.id, user, str(interaction.id))
 
-        async def ask(member: Member, place: Place) -> list[Ticket]:
-            made.append(await _asked(studio, self.button, member, place, key))
-            return made
-
-        try:
-            await answer(interaction, ask, again=not first)
-        finally:
-            if not made:
-                client.presses.forget(self.button.id, user)
-
-    async def _cancel(self, interaction: discord.Interaction[DarkroomClient]) -> None:
-        try:
-            said = await interaction.client.studio.cancel(self.button.job, member_of(interaction))
-        except Refused as refused:
-            await refuse(interaction, refused.sentence)
-        else:
+async def _do(interaction: Interaction, button: Button, view: View) -> None:
+    """What the press asks for. Raises `Refused`."""
+    match button.press:
+        case "cancel":
+            said = await interaction.client.studio.cancel(view.id, member_of(interaction))
             await interaction.response.send_message(said, ephemeral=True)
+        case "film":
+            await post_film(interaction, view)
+        case "favour":
+            now = await interaction.client.studio.favour(view.id, button.index or 0, member_of(interaction))
+            await interaction.response.send_message(LIKED[now], ephemeral=True)
+        case "report":
+            await reporting.open_report(interaction, view)
+        case "show":
+            await reporting.show(interaction, view)
+        case "dismiss":
+            await reporting.dismiss(interaction, button.index or 0)
+        case "delete":
+            await removal.confirm(interaction, view)
+        case "erase":
+            await removal.erase(interaction, view)
+        case "look":
+            await decisions.look(interaction, view)
+        case "approve" | "deny":
+            await decisions.decide(interaction, button)
+        case _:
+            await onward.go_on(interaction, button, view)
 
 
-async def _asked(studio: Studio, button: Button, member: Member, place: Place, key: str) -> Ticket:
-    if button.press == "reroll" or button.index is None:
-        return await studio.reroll(button.job, member, place, key=key)
-    if button.press == "vary":
-        return await studio.vary(button.job, button.index, member, place, key=key)
-    return await studio.upscale(button.job, button.index, member, place, key=key)
+async def submitted(interaction: Interaction) -> None:
+    """A form about a job, if that is what was sent: checked like the button that opened it, also after a restart."""
+    form = filled(interaction)
+    if form is None or form.form not in FORMS:
+        return
+    try:
+        async with refusing(interaction):
+            view = await interaction.client.studio.view(form.job)
+            await permit(interaction, FORMS[form.form], view)
+            await _take(interaction, form, view)
+    except Exception:
+        log.exception("job %s: the form %s failed", form.job, form.form)
+        await sorry(interaction)
+
+
+async def _take(interaction: Interaction, form: Filled, view: View) -> None:
+    if form.form == "remix":
+        await onward.remix(interaction, form, view)
+    else:
+        await reporting.report(interaction, form, view)
 
 
 def controls(card: Card) -> ui.View | None:

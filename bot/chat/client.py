@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -16,7 +17,8 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from bot.chat.buttons import Presses, controls
+from bot.chat import reporting
+from bot.chat.buttons import Presses, controls, submitted
 from bot.chat.commands import COMMANDS, ITEMS
 from bot.chat.courier import Courier
 from bot.chat.headers import trace
@@ -63,6 +65,7 @@ class DarkroomClient(discord.AutoShardedClient):
 
     async def setup_hook(self) -> None:
         self.add_dynamic_items(*ITEMS)
+        self.desk.moderation.post = partial(reporting.post, self)
         self.keepers = await self._keepers()
         for command in COMMANDS:
             self.tree.add_command(command)
@@ -81,8 +84,9 @@ class DarkroomClient(discord.AutoShardedClient):
         await super().launch_shard(self._gateway or gateway, shard_id, initial=initial)
 
     async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
-        """The cards of the settings keep nothing here: their presses and forms are found by their ids alone."""
+        """Cards of the settings, and forms, keep nothing here: they are found by their ids alone."""
         await pressed(interaction)
+        await submitted(interaction)
 
     async def on_ready(self) -> None:
         log.info("Discord: %s is in %d servers", self.user, len(self.guilds))

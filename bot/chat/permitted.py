@@ -7,9 +7,8 @@ from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bot.access import Action, forbidden
+from bot.access import Action, forbidden, subject_of
 from bot.chat.answer import member_of, refuse
-from bot.chat.buttons import subject_of
 from bot.refused import Refused
 
 if TYPE_CHECKING:

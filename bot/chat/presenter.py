@@ -6,18 +6,17 @@ every text can be read and tested without one. Whatever a member wrote goes thro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from bot import held, sentences
+from bot.chat import rows
+from bot.chat.rows import Row
 from bot.sentences import quoted
-from bot.views import Ticket, View
+from bot.views import Action, Ticket, View
 from engine.job import Recipe
 
-CONTENT, ALT, ROW = 2000, 1024, 5
-AGAIN_SIGN = "🔄"
-Press = Literal["up", "vary", "reroll", "cancel", "look", "approve", "deny"]
+CONTENT, ALT = 2000, 1024
 
 HELP = """**Darkroom** turns words into pictures while you watch.
 `/imagine` with a prompt: four pictures develop here. Options, or flags inside the prompt:
@@ -28,58 +27,44 @@ HELP = """**Darkroom** turns words into pictures while you watch.
 
 
 @dataclass(frozen=True)
-class Button:
-    """All that a press needs lies in its id: it works after any restart."""
-
-    press: Press
-    job: str
-    label: str
-    index: int | None = None
-
-    @property
-    def id(self) -> str:
-        tail = "" if self.index is None else f":{self.index}"
-        return f"{self.press}:{self.job}{tail}"
-
-
-@dataclass(frozen=True)
 class Card:
     """One message: its text, its rows of buttons, and what the picture says to those who cannot see it."""
 
     content: str
-    rows: tuple[tuple[Button, ...], ...] = ()
+    rows: tuple[Row, ...] = ()
     alt: str = ""
 
 
 def accepted(ticket: Ticket, member: str, now: float) -> Card:
     """The first answer to a request: its place in the queue, or what it waits for."""
     state = _waiting(ticket.ahead, ticket.eta, ticket.worker, now)
-    return Card(_text(ticket.prompt, quoted(member, 64), [f"⏳ {state}"], ticket.notes), _cancel(ticket.job))
+    return Card(_text(ticket.prompt, quoted(member, 64), [f"⏳ {state}"], ticket.notes), rows.cancelling(ticket.job))
 
 
 def waiting(view: View, ahead: int, eta: float | None, now: float) -> Card:
     """A job that has not begun."""
     state = _waiting(ahead, eta, view.worker, now)
-    return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], view.notes), _cancel(view.id))
+    return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], view.notes), rows.cancelling(view.id))
 
 
 def developing(view: View, step: int, of: int, seconds_left: float, now: float) -> Card:
     """A job under way, at `step` of `of`."""
     done = f"{sentences.bar(step, of, 12)} {sentences.percent(step, of)} % · step {step} of {of}"
     lines = [f"{done} · done {_moment(now + seconds_left)}"]
-    return Card(_text(view.prompt, _whose(view), lines, view.notes), _cancel(view.id), _alt(view))
+    return Card(_text(view.prompt, _whose(view), lines, view.notes), rows.cancelling(view.id), _alt(view))
 
 
 def ended(view: View) -> Card:
     """A job that is over, whichever way."""
+    if view.deleted is not None:
+        return Card(_text(view.prompt, _whose(view), [f"🗑️ {sentences.DELETED}"], ()))
     if view.state == "finished":
         lines = [_footer(view), *(f"🔒 {line}" for line in held.lines(view))]
-        rows = (*_actions(view), *_decisions(view))
-        return Card(_text(view.prompt, _whose(view), lines, view.notes), rows, _alt(view))
+        return Card(_text(view.prompt, _whose(view), lines, view.notes), rows.finished(view), _alt(view))
     cancelled = view.state == "cancelled"
     said = view.reason or (sentences.cancelled(view.step, view.of) if cancelled else "It failed.")
-    again = () if view.action == "upscale" else ((_reroll(view.id),),)
-    return Card(_text(view.prompt, _whose(view), [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"], ()), again)
+    lines = [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"]
+    return Card(_text(view.prompt, _whose(view), lines, ()), rows.again(view))
 
 
 def unshown(card: Card) -> Card:
@@ -142,11 +127,12 @@ def _moment(at: float) -> str:
 def _whose(view: View) -> str:
     """Whose job it is, and where it comes from."""
     name = quoted(view.member_name, 64)
-    if view.action == "reroll":
-        return f"{name} · another seed"
-    if view.parent is None or view.action not in ("vary", "upscale"):
-        return name
-    return f"{name} · {'variation of' if view.action == 'vary' else 'picture'} {view.parent[1] + 1}"
+    number = view.parent[1] + 1 if view.parent else 1
+    origins: Mapping[Action, str] = {
+        "vary": f"variation of {number}", "upscale": f"picture {number}", "reroll": "another seed", "remix": "remixed",
+        "reproduce": "made once more",
+    }  # fmt: skip
+    return f"{name} · {origins[view.action]}" if view.action in origins else name
 
 
 def _text(prompt: str, whose: str, lines: Sequence[str], notes: Sequence[str]) -> str:
@@ -173,37 +159,3 @@ def _footer(view: View) -> str:
 
 def _alt(view: View) -> str:
     return sentences.shortened(view.prompt, ALT)
-
-
-def _cancel(job: str) -> tuple[tuple[Button, ...], ...]:
-    return ((Button("cancel", job, "Cancel"),),)
-
-
-def _reroll(job: str) -> Button:
-    return Button("reroll", job, AGAIN_SIGN)
-
-
-def _actions(view: View) -> tuple[tuple[Button, ...], ...]:
-    """U and V for each picture and a re-roll; under an enlarged picture, V for the one it was made from.
-
-    Each card bears its own job's id in a button: by that a lost message is found again.
-    """
-    if not isinstance(view.recipe, Recipe):
-        return ((Button("vary", view.id, f"V{view.parent[1] + 1 if view.parent else 1}", 0),),)
-    ups = tuple(Button("up", view.id, f"U{shot.index + 1}", shot.index) for shot in view.pictures)
-    varies = tuple(Button("vary", view.id, f"V{shot.index + 1}", shot.index) for shot in view.pictures)
-    return (*ups, _reroll(view.id)), varies
-
-
-def _decisions(view: View) -> tuple[tuple[Button, ...], ...]:
-    """For moderators, where pictures are held: a look at them, and what becomes of each."""
-    waiting = [shot for shot in view.pictures if held.is_held(view.check, shot)]
-    if not waiting:
-        return ()
-    buttons = [Button("look", view.id, "Look at what is held")]
-    for shot in waiting:
-        which = f" {shot.index + 1}" if len(view.pictures) > 1 else ""
-        buttons.append(Button("approve", view.id, f"Show{which}", shot.index))
-        if not shot.reviewed:
-            buttons.append(Button("deny", view.id, f"Keep{which} hidden", shot.index))
-    return tuple(tuple(buttons[at : at + ROW]) for at in range(0, len(buttons), ROW))

@@ -77,3 +77,8 @@ def _prompts(parts: list[str | _Choice]) -> list[str]:
         endings = [part] if isinstance(part, str) else [one for option in part.options for one in _prompts(option)]
         made = [begun + ending for begun in made for ending in endings]
     return made
+
+
+def literally(text: str) -> str:
+    """`text` so that it stands for itself alone when it is read again: braces that are there are plain ones."""
+    return re.sub(r"[{}]", r"\\\g<0>", text)

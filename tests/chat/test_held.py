@@ -9,9 +9,8 @@ import discord
 import pytest
 from PIL import Image
 
-from bot.access import forbidden
+from bot.access import forbidden, subject_of
 from bot.blur import blurred
-from bot.chat.buttons import subject_of
 from bot.views import Member
 
 pytestmark = pytest.mark.asyncio
@@ -105,6 +104,7 @@ async def test_a_moderator_looks_alone_and_shows_it_to_all(open_world: Any) -> N
         assert "Only you see this" in looked.response.content
         assert [one.filename for one in looked.response.attachments] == ["SPOILER_held-2.png"]
         assert clear(pictures(world, looked.response)[0])
+        assert world.labels(looked.response) == ["Show 2", "Keep 2 hidden"]
         await mo.click(card, label="Show 2")
         shown = world.message(card.id)
         assert "held" not in shown.content
@@ -171,3 +171,45 @@ async def test_an_age_restricted_channel_does_without(open_world: Any, monkeypat
         card = await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple"))
         assert "held" not in card.content
         assert all(clear(tile) for tile in tiles(pictures(world, card)[0]))
+
+
+async def test_what_waits_is_listed_and_decided_from_the_list(open_world: Any) -> None:
+    async with open_world() as world:
+        mo = moderator(world)
+        assert "No picture waits" in (await mo.slash(world.channel, "moderation held")).response.content
+        card = await held(world, {1: "flagged", 2: "unchecked"})
+        listed = await mo.slash(world.channel, "moderation held")
+        assert listed.ephemeral
+        assert "**red apple** · alice · 2 held" in listed.response.content
+        looked = await mo.click(listed.response, label="Look at 1")
+        assert world.labels(looked.response) == ["Show 2", "Keep 2 hidden", "Show 3", "Keep 3 hidden"]
+        await mo.click(looked.response, label="Show 2")
+        assert [clear(tile) for tile in tiles(pictures(world, world.message(card.id))[0])] == [True, True, False, True]
+        assert "Picture 3 could not be checked" in world.message(card.id).content
+        again = world.message(looked.response.id)
+        assert world.labels(again) == ["Show 3", "Keep 3 hidden"]
+        await mo.click(again, label="Keep 3 hidden")
+        assert "Picture 3 stays hidden" in world.message(card.id).content
+        assert "No picture waits" in (await mo.slash(world.channel, "moderation held")).response.content
+        refused = await world.bob.slash(world.channel, "moderation held")
+        assert "Only moderators" in refused.response.content
+
+
+async def test_the_notice_of_a_long_job_is_brought_up_to_date_too(open_world: Any) -> None:
+    async with open_world() as world:
+        await check_all(world)
+        admin = Member("discord:1", "ada", f"discord:{world.guild.id}", admin=True)
+        await world.client.desk.administration.set(admin, "guild", "", "long_ping", "0")
+        world.painter.verdicts, world.painter.paint = {1: "flagged"}, quarters
+        mo = moderator(world)
+        await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        notice = await world.until(
+            lambda: next((m for m in world.channel.history() if "Show 2" in world.labels(m)), None)
+        )
+        assert "<@" in notice.content
+        listed = await mo.slash(world.channel, "moderation held")
+        looked = await mo.click(listed.response, label="Look at 1")
+        await mo.click(looked.response, label="Show 2")
+        shown = world.message(notice.id)
+        assert "<@" in shown.content
+        assert all(clear(tile) for tile in tiles(pictures(world, shown)[0]))

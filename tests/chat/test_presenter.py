@@ -5,36 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.chat import presenter
 from bot.chat.presenter import Card
-from bot.views import Shot, Ticket, View
-from engine.job import Concept, Enlarge, Recipe
-
-JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
-NOW = 1_800_000_000.0
-
-
-def a_recipe(count: int = 4) -> Recipe:
-    return Recipe(
-        concepts=(Concept("terrier"),), model="embedded", sampler="ddpm", steps=1000, seed=7, guidance=3.0,
-        width=64, height=64, count=count, dtype="float32",
-    )  # fmt: skip
-
-
-def a_view(**changes: object) -> View:
-    count = changes.pop("count", 4)
-    assert isinstance(count, int)
-    view = View(
-        id=JOB, state="finished", prompt="terrier, looking up", recipe=a_recipe(count), member_id="discord:1",
-        member_name="Alice", guild="discord:2", created=NOW, started=NOW, finished=NOW, seconds=12.3, ms_per_step=8.5,
-        ahead=None, eta=None, reason="", step=1000, of=1000, ladders=(), parent=None, action="imagine",
-        pictures=tuple(Shot(index, "0" * 64, 64, 64) for index in range(count)),
-    )  # fmt: skip
-    return replace(view, **changes)
+from bot.views import Shot, Ticket
+from engine.job import Enlarge
+from samples import JOB, NOW, PARENT, a_view
 
 
 def a_ticket(**changes: object) -> Ticket:
@@ -98,14 +76,16 @@ def test_a_running_job_shows_percent_and_a_clock_that_runs_by_itself() -> None:
     assert f"<t:{round(NOW + 33)}:R>" in card.content
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_finished_job_has_a_button_for_each_picture(count: int) -> None:
-    card = presenter.ended(a_view(count=count))
-    ups, varies = card.rows
-    assert [button.label for button in ups] == [*(f"U{n + 1}" for n in range(count)), "🔄"]
-    assert [button.id for button in varies] == [f"vary:{JOB}:{n}" for n in range(count)]
+def test_a_finished_job_says_what_made_it() -> None:
+    card = presenter.ended(a_view())
     assert "seed 7" in card.content
     assert card.alt == "terrier, looking up"
+
+
+def test_deleted_pictures_leave_a_sentence_and_no_buttons() -> None:
+    card = presenter.ended(a_view(deleted=NOW, pictures=()))
+    assert "Its pictures were deleted." in card.content
+    assert card.rows == ()
 
 
 def test_an_enlarged_picture_says_how_it_was_made() -> None:
@@ -115,8 +95,6 @@ def test_an_enlarged_picture_says_how_it_was_made() -> None:
     card = presenter.ended(view)
     assert "nlarged ×4" in card.content
     assert "by Lanczos" in card.content
-    assert [button.id for row in card.rows for button in row] == [f"vary:{JOB}:0"]
-    assert card.rows[0][0].label == "V3"
 
 
 def test_the_queue_says_why_and_never_overflows() -> None:

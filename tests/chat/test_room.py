@@ -10,8 +10,8 @@ import discord
 import pytest
 from PIL import Image
 
-from bot.access import forbidden
-from bot.chat.buttons import AGAIN, Presses, subject_of
+from bot.access import forbidden, subject_of
+from bot.chat.buttons import AGAIN, Presses
 from bot.refused import Refused
 from bot.views import Member
 
@@ -54,7 +54,9 @@ async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:
         world.painter.going.set()
 
         final = await world.ended(result)
-        assert world.labels(final) == ["U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4"]
+        assert world.labels(final) == [
+            "U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4", "Remix", "Film", "🚩", "🗑️",
+        ]  # fmt: skip
         assert "seed 3" in final.content
         grid = opened(world, final)
         assert grid.width > 256
@@ -75,8 +77,8 @@ async def test_buttons_outlive_a_restart(open_world: Any) -> None:
         assert opened(world, enlarged).size == (256, 256)
         assert opened(world, enlarged).getpixel((9, 9))[0] == 90
 
-        assert world.labels(enlarged) == ["V2"]
-        await world.ended(await world.bob.click(enlarged, label="V2"))
+        assert world.labels(enlarged) == ["Vary (Subtle)", "Vary (Strong)", "Remix", "❤️", "🚩", "🗑️"]
+        await world.ended(await world.bob.click(enlarged, label="Vary (Strong)"))
         (onward,) = [view for view in await world.studio.recent() if view.action == "vary"]
         assert onward.parent == (job_of(first), 1)
 
@@ -223,7 +225,7 @@ async def test_options_reach_the_recipe(open_world: Any) -> None:
             world.channel, "imagine", prompt="red apple --steps 9", model="embedded", **options
         )
         final = await world.ended(result)
-        assert world.labels(final) == ["U1", "🔄", "V1"]
+        assert world.labels(final) == ["U1", "🔄", "V1", "Remix", "Film", "❤️", "🚩", "🗑️"]
         (view,) = await world.studio.recent()
         recipe = view.recipe
         assert (recipe.steps, recipe.seed, recipe.guidance, recipe.sampler) == (5, 9, 2.5, "euler")

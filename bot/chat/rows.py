@@ -1,0 +1,110 @@
+"""The rows of buttons under a card: which there are, in what order, on what a telephone shows. Pure.
+
+Knows jobs and Discord's limits; knows nothing of what a press does (`buttons`) or of how a button is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from bot import held
+from bot.views import View
+from engine.job import Recipe
+
+Press = Literal[
+    "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
+    "look", "approve", "deny", "show", "dismiss",
+]  # fmt: skip
+PRESSES: tuple[Press, ...] = get_args(Press)
+SIGNS: Mapping[Press, str] = MappingProxyType(
+    {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
+)
+ROW = 5  # Discord's limit
+
+
+@dataclass(frozen=True)
+class Button:
+    """All that a press needs lies in its id: it works after any restart. `index`: of a picture, or an incident."""
+
+    press: Press
+    job: str
+    label: str = ""
+    index: int | None = None
+
+    @property
+    def id(self) -> str:
+        tail = "" if self.index is None else f":{self.index}"
+        return f"{self.press}:{self.job}{tail}"
+
+    @property
+    def sign(self) -> str:
+        """Its emoji; empty for none."""
+        return SIGNS.get(self.press, "")
+
+
+Row = tuple[Button, ...]
+
+
+def cancelling(job: str) -> tuple[Row, ...]:
+    """Under a job that waits or runs."""
+    return ((Button("cancel", job, "Cancel"),),)
+
+
+def again(view: View) -> tuple[Row, ...]:
+    """Under a job that failed or was cancelled."""
+    return () if view.action == "upscale" else ((Button("reroll", view.id),),)
+
+
+def finished(view: View) -> tuple[Row, ...]:
+    """Under finished pictures: U and V for each of a grid, the two ways to vary an enlarged one, then what is for all.
+
+    Each card bears its own job's id in a button: by that a lost message is found again.
+    """
+    return (*_onward(view), _others(view), *deciding(view, look=True))
+
+
+def erasing(job: str) -> tuple[Row, ...]:
+    """The question whether it is meant."""
+    return ((Button("erase", job, "Delete them"),),)
+
+
+def reported(job: str, incident: int | None) -> tuple[Row, ...]:
+    """Under the card that moderators get of a report."""
+    dismiss = () if incident is None else (Button("dismiss", job, "Dismiss", incident),)
+    return ((Button("show", job, "Show"), Button("delete", job, "Delete"), *dismiss),)
+
+
+def _onward(view: View) -> tuple[Row, ...]:
+    if not isinstance(view.recipe, Recipe):
+        return ((Button("subtle", view.id, "Vary (Subtle)", 0), Button("strong", view.id, "Vary (Strong)", 0)),)
+    ups = tuple(Button("up", view.id, f"U{shot.index + 1}", shot.index) for shot in view.pictures)
+    varies = tuple(Button("vary", view.id, f"V{shot.index + 1}", shot.index) for shot in view.pictures)
+    return (*ups, Button("reroll", view.id)), varies
+
+
+def _others(view: View) -> Row:
+    """A favourite is one picture: of a grid, it is enlarged first. What is private has nobody to report it."""
+    single = len(view.pictures) == 1
+    enlarged = not isinstance(view.recipe, Recipe)
+    return (
+        Button("remix", view.id, "Remix", 0 if enlarged else None),
+        *((Button("film", view.id, "Film"),) if view.ladders else ()),
+        *((Button("favour", view.id, index=view.pictures[0].index),) if single else ()),
+        *(() if view.private else (Button("report", view.id),)),
+        Button("delete", view.id),
+    )
+
+
+def deciding(view: View, *, look: bool = False) -> tuple[Row, ...]:
+    """For moderators, where pictures are held: what becomes of each, and before that a `look` at them."""
+    waiting = [shot for shot in view.pictures if held.is_held(view.check, shot)]
+    buttons = [Button("look", view.id, "Look at what is held")] if look and waiting else []
+    for shot in waiting:
+        which = f" {shot.index + 1}" if len(view.pictures) > 1 else ""
+        buttons.append(Button("approve", view.id, f"Show{which}", shot.index))
+        if not shot.reviewed:
+            buttons.append(Button("deny", view.id, f"Keep{which} hidden", shot.index))
+    return tuple(tuple(buttons[at : at + ROW]) for at in range(0, len(buttons), ROW))

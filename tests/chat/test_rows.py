@@ -1,0 +1,67 @@
+"""The rows under a card: what is there for whom, in Discord's limits, and ids that outlive this version."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+import pytest
+
+from bot.chat import rows
+from bot.chat.buttons import ACTIONS, ID
+from bot.chat.rows import PRESSES, Press
+from bot.views import Shot
+from engine.job import Enlarge
+from samples import JOB, PARENT, a_view
+
+
+def said(row: rows.Row) -> list[str]:
+    return [button.label or button.sign for button in row]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_under_a_grid_are_u_and_v_for_each_picture_and_what_is_for_all(count: int) -> None:
+    ups, varies, others = rows.finished(a_view(count=count, ladders=tuple(range(count))))
+    assert said(ups) == [*(f"U{n + 1}" for n in range(count)), "🔄"]
+    assert [button.id for button in varies] == [f"vary:{JOB}:{n}" for n in range(count)]
+    assert said(others) == ["Remix", "Film", "🚩", "🗑️"]
+    assert others[0].id == f"remix:{JOB}"
+
+
+def test_one_picture_can_be_a_favourite() -> None:
+    *_, others = rows.finished(a_view(count=1))
+    assert said(others) == ["Remix", "❤️", "🚩", "🗑️"]
+
+
+def test_under_an_enlarged_picture_are_the_two_ways_to_vary_it() -> None:
+    shots = (Shot(0, "0" * 64, 256, 256),)
+    view = a_view(recipe=Enlarge(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=shots)
+    varies, others = rows.finished(view)
+    assert [button.id for button in varies] == [f"subtle:{JOB}:0", f"strong:{JOB}:0"]
+    assert said(others) == ["Remix", "❤️", "🚩", "🗑️"]
+    assert others[0].id == f"remix:{JOB}:0"
+
+
+def test_what_is_private_has_nobody_to_report_it() -> None:
+    assert "🚩" not in [each for row in rows.finished(a_view(private=True)) for each in said(row)]
+
+
+def test_however_much_is_held_there_are_five_rows_of_five() -> None:
+    shots = tuple(Shot(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
+    found = rows.finished(a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3)))
+    assert len(found) == 5
+    assert all(1 <= len(row) <= 5 for row in found)
+    ids = [button.id for row in found for button in row]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(ID, each) for each in ids)
+
+
+def test_ids_of_older_messages_are_still_read() -> None:
+    for old in (f"up:{JOB}:3", f"vary:{JOB}:0", f"reroll:{JOB}", f"cancel:{JOB}", f"deny:{JOB}:1"):
+        assert re.fullmatch(ID, old)
+    for wrong in (f"up:{JOB[:-1]}", f"open:{JOB}", f"up:{JOB}:", f"up:{JOB}:-1", f"up:{JOB}:1\n", f"mine:show:{JOB}"):
+        assert not re.fullmatch(ID, wrong)
+
+
+def test_every_press_is_an_action_of_the_table() -> None:
+    assert set(ACTIONS) == set(PRESSES) == set(get_args(Press))

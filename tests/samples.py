@@ -1,0 +1,30 @@
+"""A finished job as members see it, for tests that need none that was made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bot.views import Shot, View
+from engine.job import Concept, Recipe
+
+JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
+NOW = 1_800_000_000.0
+
+
+def a_recipe(count: int = 4) -> Recipe:
+    return Recipe(
+        concepts=(Concept("terrier"),), model="embedded", sampler="ddpm", steps=1000, seed=7, guidance=3.0,
+        width=64, height=64, count=count, dtype="float32",
+    )  # fmt: skip
+
+
+def a_view(**changes: object) -> View:
+    count = changes.pop("count", 4)
+    assert isinstance(count, int)
+    view = View(
+        id=JOB, state="finished", prompt="terrier, looking up", recipe=a_recipe(count), member_id="discord:1",
+        member_name="Alice", guild="discord:2", created=NOW, started=NOW, finished=NOW, seconds=12.3, ms_per_step=8.5,
+        ahead=None, eta=None, reason="", step=1000, of=1000, ladders=(), parent=None, action="imagine",
+        pictures=tuple(Shot(index, "0" * 64, 64, 64) for index in range(count)),
+    )  # fmt: skip
+    return replace(view, **changes)
