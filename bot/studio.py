@@ -111,7 +111,7 @@ class Studio(Further):
         return await self._gallery.picture(job, index)
 
     async def shown(self, job: str, index: int) -> bytes:
-        """A finished image as everybody may see it: blurred while the picture check holds it. Raises `Refused` (404)."""
+        """A finished image as everybody may see it: blurred while it is held. Raises `Refused` (404)."""
         return await self._gallery.shown(job, index)
 
     async def film(self, job: str, limit: int = LIMIT) -> bytes:
