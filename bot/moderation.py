@@ -147,7 +147,7 @@ class Moderation:
 
     async def close(self, number: int, member: Member) -> Incident:
         """An incident that needs nobody any more. For moderators."""
-        _permit("settings", member)
+        _permit("dismiss", member)
         actor = (member.id, member.name)
         return await self._store.write(incidents.close, member.guild, number, actor, self._clock())
 
