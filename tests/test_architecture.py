@@ -39,6 +39,8 @@ PURE = [
     "bot.access", "bot.blur", "bot.held",
     "bot.fair", "bot.film", "bot.grid", "bot.limits", "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
+    "bot.rules", "bot.rules.catalogue", "bot.rules.planning", "bot.rules.presets", "bot.rules.reading",
+    "bot.rules.rule", "bot.rules.sheet", "bot.rules.telling", "bot.rules.terms", "bot.rules.together",
     "bot.rules.lookalikes", "bot.rules.patterns", "bot.rules.signs", "bot.rules.words", "bot.rules.wordtree",
     "bot.views", "bot.chat.buckets", "bot.chat.edits", "bot.chat.line", "bot.chat.notices", "bot.chat.outcome",
     "bot.chat.presenter", "bot.chat.settings.wording",

@@ -199,12 +199,12 @@ def _run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> 
     from bot.store import Store
 
     settings = load(**({} if data is None else {"data": data}))
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def never(_job: str) -> str:
         raise Refused("Jobs are cancelled by the running bot.")
 
     async def run() -> Any:
-        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = await Store.open(settings.database)
         try:
             return await act(Administration(store, never, limits=settings.limits))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 from sqlalchemy import RowMapping
@@ -13,6 +15,10 @@ from bot.views import Action, Member, Place
 from engine.job import Blame, Enlarge, Job, Recipe, Share, Task, decode, encode, rows
 
 RELAXED = "relaxed"  # the tier whose jobs count against no limit of cost
+NOT_BEGUN: Mapping[str, object] = MappingProxyType({
+    "billed": 0.0, "attempt": 1, "barren": 0, "step": 0, "epoch": 0, "worker": "", "cancelling": False, "reason": "",
+    "blame": "",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,17 +89,9 @@ class Draft:
             "rows": rows(recipe) if recipe else 1,
             "cost": self.cost,
             "charged": 0.0 if self.member.tier == RELAXED else self.cost,
-            "billed": 0.0,
-            "attempt": 1,
-            "barren": 0,
-            "step": 0,
-            "epoch": 0,
-            "worker": "",
-            "cancelling": False,
             "created": self.created,
             "deadline": self.deadline,
-            "reason": "",
-            "blame": "",
+            **NOT_BEGUN,
         }
 
 

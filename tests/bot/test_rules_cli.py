@@ -1,0 +1,99 @@
+"""`darkroom rules`: what the owner of the machine types, and what a running bot then holds members to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from bot.__main__ import main
+from bot.refused import Refused
+from bot.views import Member, Place
+
+
+def darkroom(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["darkroom", "rules", *words, "--data", str(folder)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return int(left.value.code or 0)
+
+
+@pytest.fixture
+def rules(monkeypatch, tmp_path, capsys):
+    def run(*words: str, fails: bool = False) -> str:
+        code = darkroom(monkeypatch, tmp_path / "data", *words)
+        said = capsys.readouterr()
+        assert (code != 0) is fails, said
+        return said.err if fails else said.out
+
+    return run
+
+
+def test_set_show_explain_and_undo(rules):
+    assert rules("show") == "No rules are set: the bot's defaults hold.\n"
+    assert rules("set", "cost_day", "2 h") == (
+        "cost_day for the house's ceiling: no rule → 2 h\nChange 1: `darkroom rules undo 1` takes it back.\n"
+    )
+    rules("set", "cost_day", "1h", "--guild", "g", "--role", "7")
+    rules("budget", "together_cost_day=10 h", "running=2", "--guild", "g")
+    shown = json.loads(rules("show", "--guild", "g", "--json"))
+    assert [(rule["scope"], rule["subject"], rule["setting"], rule["text"]) for rule in shown] == [
+        ("house", "", "running", "2"), ("house", "", "together_cost_day", "10 h"), ("role", "7", "cost_day", "1 h"),
+    ]  # fmt: skip
+    assert "role 7                       cost_day             1 h" in rules("show", "--guild", "g")
+    (found,) = json.loads(rules("explain", "discord:1", "cost_day", "--guild", "g", "--role", "7", "--json"))
+    assert (found["value"], found["used"]) == ("1 h", "0 s of 1 h")
+    assert found["sentence"] == (
+        "cost_day is 1 h: the rule for role 7 decides; whoever runs this bot allows at most 2 h over all servers."
+    )
+    assert "running is 2: whoever runs this bot decides" in rules("explain", "discord:1", "--guild", "g")
+    assert "budget by terminal: 2 rules" in rules("log", "--guild", "g")
+    rules("budget", "running=", "--guild", "g")
+    rules("undo", "--guild", "g")
+    assert "running" in rules("show", "--guild", "g")
+    rules("unset", "cost_day", "--guild", "g", "--role", "7")
+    assert " cost_day " not in rules("show", "--guild", "g")
+
+
+def test_export_and_import(rules, tmp_path):
+    rules("set", "running", "2", "--guild", "g")
+    rules("set", "blocked", "on", "--guild", "g", "--user", "discord:5")
+    file = tmp_path / "rules.yaml"
+    rules("export", str(file), "--guild", "g")
+    assert rules("export", "--guild", "g") == file.read_text()
+    rules("import", str(file), "--guild", "h")
+    assert rules("show", "--guild", "h") == rules("show", "--guild", "g")
+    file.write_text("server:\n  runing: 3\n")
+    assert "Line 2 of the sheet: There is no setting “runing”" in rules("import", str(file), "--guild", "h", fails=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("set", "cost_dya", "1h"), "There is no setting “cost_dya”; the nearest is cost_day."),
+        (("set", "running", "many"), "running cannot be “many”: it takes a whole number from 1 to 1000."),
+        (("set", "running", "1", "--role", "1", "--user", "2"), "A rule is for one of --channel, --role, --user or"),
+        (("set", "running", "1", "--role", "1"), "running cannot be set for a role; it can for: house, user."),
+        (("budget", "running"), "“running” is no SETTING=VALUE, as in cost_day=1h."),
+        (("undo",), "There is nothing to undo."),
+        (("import", "nowhere.yaml"), "does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(rules, words, said):
+    assert said in " ".join(rules(*words, fails=True).split())
+
+
+@pytest.mark.asyncio
+async def test_a_running_bot_reads_what_the_terminal_wrote(workplace, monkeypatch, capsys):
+    house = await workplace.house()
+    bob = Member("discord:5", "Bob", "g")
+    await house.studio.imagine("a lamp", bob, Place("web", {}))
+
+    def type_it() -> int:
+        return darkroom(monkeypatch, workplace.settings.data, "set", "steps", "10", "--guild", "g")
+
+    assert await asyncio.to_thread(type_it) == 0
+    with pytest.raises(Refused, match="at most 10 are allowed here"):
+        await house.studio.imagine("a lamp", bob, Place("web", {}))
