@@ -208,8 +208,12 @@ def _permit(action: access.Action, member: Member) -> None:
         raise Refused(reason, 403)
 
 
+def undoing(change: Change) -> tuple[access.Action, ...]:
+    """What somebody must be allowed to do to undo it: what it took to do it."""
+    doors: access.Action = "close" if any(step.setting == "closed" for step in change.steps) else "set"
+    return ("budget", doors) if any(step.scope == "house" for step in change.steps) else (doors,)
+
+
 def _permit_undo(member: Member, change: Change) -> None:
-    """What it takes to undo is what it took to do."""
-    if any(step.scope == "house" for step in change.steps):
-        _permit("budget", member)
-    _permit("close" if any(step.setting == "closed" for step in change.steps) else "set", member)
+    for action in undoing(change):
+        _permit(action, member)

@@ -86,7 +86,7 @@ def test_overview_and_exceptions_fit(found: list[Rule], page: int) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(changes(), max_size=12, unique_by=lambda change: change.number), st.integers(0, 3))
 def test_the_history_fits(found: list[Change], page: int) -> None:
-    fits(cards.history(found, page, may=True, notice=cards.notice("\n".join(["x" * 200] * 4))))
+    fits(cards.history(found, page, [1], cards.notice("\n".join(["x" * 200] * 4))))
     for change in found:
         fits(cards.done(wording.changed(change), undo=change.number))
         fits(cards.question(["## Preset", *wording.steps(change.steps)], parts.button("Apply", "apply", "contest")))
@@ -121,7 +121,7 @@ def test_discords_own_description_takes_every_form_and_card() -> None:
     terms, change = resolve(found, Member("", "", GUILD), Limits()), Change(1, GUILD, 1.0, "a", "b", "set", ())
     for view in (
         cards.overview(terms, found, cards.notice("x", 3)), cards.exceptions("role", found, 0),
-        cards.history([change], 0, may=True), cards.explanation("a", ["b"], "5"), cards.done("x", undo=1),
+        cards.history([change], 0, [1]), cards.explanation("a", ["b"], "5"), cards.done("x", undo=1),
         cards.question(["a"], parts.button("x", "apply", "y")),
     ):  # fmt: skip
         body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}

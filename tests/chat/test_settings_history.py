@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from simcord.components import walk_components
 
 from chat.staff import buttons, hired, text
 
@@ -92,6 +93,23 @@ async def test_a_preset_shows_what_it_would_change_and_asks(open_world: Any) -> 
         await staff.admin.click(done.response, label="Undo")
         assert await rules(world, staff) == []
         assert "the nearest is" in text(await staff.slash(staff.admin, "settings preset", name="hugeserver"))
+
+
+async def test_an_undo_takes_what_the_change_took(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        await staff.slash(staff.admin, "settings set", setting="running", value="2")
+        await staff.slash(staff.keeper, "settings budget", running="9")
+        form = await staff.slash(staff.owner, "settings close", reason="night")
+        await staff.owner.submit_modal(form, {"reason": "night"})
+        for who, may in ((staff.moderator, 0), (staff.admin, 1), (staff.owner, 2), (staff.keeper, 3)):
+            shown = await staff.slash(who, "settings log")
+            found = [each for each in walk_components(shown.response.components) if each.get("label") == "Undo"]
+            assert [not each.get("disabled") for each in found].count(True) == may, who.name
+        close, budget, _ = await world.house.desk.administration.changes(f"discord:{staff.guild.id}")
+        for change, says in ((close, "Only the server's owner"), (budget, "Only whoever runs this bot")):
+            assert says in text(await staff.slash(staff.admin, "settings undo", number=change.number))
+        assert "was taken back" in text(await staff.slash(staff.owner, "settings undo", number=close.number))
 
 
 async def rules(world: Any, staff: Any) -> list[Any]:

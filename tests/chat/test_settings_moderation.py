@@ -76,6 +76,16 @@ async def test_a_blocked_member_makes_nothing_until_unblocked(open_world: Any) -
         assert "is blocked" in text(await staff.slash(staff.admin, "moderation block", member=stranger))
 
 
+async def test_a_whole_role_can_be_blocked(open_world: Any) -> None:
+    async with open_world() as world:
+        staff = await hired(world)
+        await staff.slash(staff.admin, "settings set", setting="blocked", value="on", role=staff.crew)
+        assert "block" in text(await staff.slash(staff.member, "imagine", prompt="red apple"))
+        await world.ended(await staff.slash(staff.moderator, "imagine", prompt="red apple"))
+        await staff.slash(staff.admin, "settings unset", setting="blocked", role=staff.crew)
+        await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
+
+
 async def test_reports_wait_in_the_list_until_a_moderator_closes_them(open_world: Any) -> None:
     async with open_world() as world:
         staff = await hired(world)

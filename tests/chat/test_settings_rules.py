@@ -157,7 +157,6 @@ async def test_unset_and_what_is_refused(open_world: Any) -> None:
             ({"setting": "runing", "value": "2"}, "the nearest is running"),
             ({"setting": "running", "value": "2", "role": staff.crew, "member": staff.member}, "Choose one of"),
             ({"setting": "together_running", "value": "2", "role": staff.crew}, "cannot be set for a role"),
-            ({"setting": "blocked", "value": "on", "member": staff.member}, "/moderation block"),
             ({"setting": "closed", "value": "on"}, "/settings close"),
             ({"setting": "models", "value": "@everyone"}, "names"),
         ):

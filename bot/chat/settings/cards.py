@@ -5,7 +5,7 @@ Pure but for discord's components: values in, layouts out. Short lines, for a ph
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from discord import ui
 
@@ -80,15 +80,17 @@ def explanation(head: str, said: Sequence[str], user: str) -> ui.LayoutView:
     return parts.layout(*items, colour=BLUE)
 
 
-def history(changes: Sequence[Change], page: int, *, may: bool, notice: Sequence[ui.Item] = ()) -> ui.LayoutView:
-    """One page of what was changed, the newest first, each with its Undo for those who `may`."""
+def history(
+    changes: Sequence[Change], page: int, mine: Collection[int], notice: Sequence[ui.Item] = ()
+) -> ui.LayoutView:
+    """One page of what was changed, the newest first; those of the numbers `mine` can be undone by whoever looks."""
     pages = max(1, -(-len(changes) // CHANGES))
     page = max(0, min(page, pages - 1))
     items: list[ui.Item] = [*notice, parts.text("## What was changed here")]
     if not changes:
         items.append(parts.text("Nothing yet."))
     for change in changes[page * CHANGES : (page + 1) * CHANGES]:
-        off = change.undone is not None or not may
+        off = change.undone is not None or change.number not in mine
         items.append(parts.beside(wording.entry(change), parts.button("Undo", "back", change.number, page, off=off)))
     items += parts.pager("log", page=page, pages=pages)
     items.append(parts.row(parts.button("All settings", "show")))

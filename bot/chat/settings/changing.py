@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
     from bot.views import Member
 
-OWN_COMMANDS: Mapping[str, str] = {
-    "closed": "A server is closed by /settings close, and opened by /settings open.",
-    "blocked": "Members are blocked by /moderation block, and unblocked by /moderation unblock.",
-}
+OWN_COMMANDS: Mapping[str, str] = {"closed": "A server is closed by /settings close, and opened by /settings open."}
 NO_CHECKER = "⚠️ No worker can check pictures now: until one can, a moderator must look at each before it is shown."
 UNSEEN = "⚠️ I may not write in that channel: until I may, reports go to the list of incidents alone."
 PRESET = "Choose a preset: it changes some rules for everyone, and leaves those of single channels, roles and members."

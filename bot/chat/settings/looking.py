@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from discord import ui
 
 from bot.access import forbidden
+from bot.administration import undoing
 from bot.chat.settings import cards, wording
 from bot.chat.settings.asked import Shown, respond
 from bot.sentences import quoted
@@ -126,4 +127,5 @@ async def log(interaction: Interaction, press: Press | None = None) -> None:
 async def history(interaction: Interaction, member: Member, page: int, notice: Sequence[ui.Item] = ()) -> Shown:
     """One page of what was changed, the newest first, each with its Undo."""
     changes = await administration(interaction).changes(member.guild, DEEP)
-    return Shown(view=cards.history(changes, page, may=forbidden("set", member) is None, notice=notice))
+    mine = {one.number for one in changes if not any(forbidden(action, member) for action in undoing(one))}
+    return Shown(view=cards.history(changes, page, mine, notice))

@@ -8,6 +8,7 @@ import discord
 from discord import app_commands
 from discord.app_commands import Range
 
+from bot.chat import decisions
 from bot.chat.settings import incidents as listing
 from bot.chat.settings import moderating
 from bot.chat.settings.group import Channel
@@ -57,6 +58,11 @@ async def reports(interaction: Interaction, channel: Channel | None = None) -> N
 @app_commands.describe(which="What waits, or all")
 async def incidents(interaction: Interaction, which: Literal["waiting", "all"] = "waiting") -> None:
     await listing.show(interaction, which)
+
+
+@moderation.command(description="Pictures that the picture check holds and nobody has decided about")
+async def held(interaction: Interaction) -> None:
+    await decisions.list_waiting(interaction)
 
 
 @moderation.command(description="Show pictures only after the picture check has passed them")
