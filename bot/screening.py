@@ -1,7 +1,9 @@
 """Screening: what members type, against the lists of forbidden words. What is refused is noted for the moderators.
 
-Before admission, on the store's readers: a long list must not hold up those who write. Knows rules and drafts; knows
-nothing of front ends. The sentence is for the member alone, so it may name the word that they typed.
+Before admission, on the store's readers: a long list must not hold up those who write. Lists hold in age-restricted
+channels and in threads like anywhere else (only the picture check is left out there); in a conversation with the bot
+there is only the list of whoever runs it. Knows rules and drafts; knows nothing of front ends. The sentence is for the
+member alone, so it may name the word that they typed.
 """
 
 from __future__ import annotations

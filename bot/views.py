@@ -22,7 +22,7 @@ class Member:
 
     `moderator`, `admin` (may manage the server), `owner` (of the server) and `house` (runs the bot) are standings as
     `bot.access` reads them. `roles` are the member's roles there; `channel` is where they ask (a thread counts as its
-    parent), `age_restricted` whether it is for adults.
+    parent), `age_restricted` whether it is for adults: no picture is checked there, while lists of words hold.
     """
 
     id: str

@@ -84,6 +84,24 @@ async def test_what_was_made_before_its_word_was_listed_is_not_made_again(workpl
     assert (await house.studio.view(job)).state == "finished", "what is there stays"
 
 
+async def test_other_words_for_a_picture_and_a_suffix_are_read_too(workplace, until, ann, here):
+    house = await workplace.house()
+    await workplace.worker()
+    await until(lambda: house.studio.workers())
+    job = await a_finished_job(house, until, ann, here, "a lamp --count 1")
+    await house.desk.administration.set(ADMIN, "guild", "", "words", "gore")
+    adults = replace(ann, channel="18", age_restricted=True)
+    for asked in (
+        house.studio.remix(job, 0, "a lamp, g0re", ann, here),
+        house.studio.remix(job, None, "a lamp --no gore", ann, here),
+        house.studio.imagine("a lamp", ann, here, suffix="with g o r e"),
+        house.studio.imagine("gore", adults, here),
+    ):
+        assert "“gore” may not be in a prompt here" in (await refused(asked)).sentence
+    direct = replace(ann, guild="discord:dm:1")
+    await house.studio.imagine("gore", direct, here)
+
+
 async def test_the_list_of_whoever_runs_the_bot_holds_everywhere_and_is_named(workplace, ann, here):
     house = await workplace.house()
     await house.desk.administration.set(HOUSE, "house", "", "words", "gore")
@@ -214,7 +232,11 @@ async def test_a_job_that_runs_is_cancelled_with_it_and_leaves_no_picture(workpl
     apprentice.go.clear()
     await until(lambda: house.studio.workers())
     (ticket,) = await house.studio.imagine("a lamp --count 1", ann, here)
-    await until(lambda: ticket.job in apprentice.begun)
+
+    async def began():
+        return (await house.store.record(ticket.job)).state == "running"
+
+    await until(began)
     record = await house.store.record(ticket.job)
     await apprentice.picture(record.job(), record.epoch, 0)
 
