@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import discord
@@ -86,7 +86,7 @@ async def decide(interaction: Interaction, button: Button) -> None:
 async def _renew(interaction: Interaction, view: View) -> None:
     client, here = interaction.client, interaction.message
     shown = await client.desk.deliveries.of(view.id)
-    mine = (role for role, one in shown.items() if here is not None and one.message == str(here.id))
+    mine: Iterator[Role] = (role for role, one in shown.items() if here is not None and one.message == str(here.id))
     pressed: Role | None = next(mine, None)
     if pressed is None and here is not None and here.flags.ephemeral:
         card = _alone(view)
