@@ -10,6 +10,8 @@ from types import MappingProxyType
 
 from discord import Locale, app_commands
 
+from bot.chat.settings.german import GERMAN as SETTINGS
+
 GERMAN: Mapping[str, str] = MappingProxyType(
     {
         # imagine
@@ -73,4 +75,6 @@ class Languages(app_commands.Translator):
     async def translate(
         self, string: app_commands.locale_str, locale: Locale, context: app_commands.TranslationContextTypes
     ) -> str | None:
-        return GERMAN.get(string.message) if locale is Locale.german else None
+        if locale is not Locale.german:
+            return None
+        return GERMAN.get(string.message) or SETTINGS.get(string.message)

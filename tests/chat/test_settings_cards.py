@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from simcord.components import COMPONENTS_V2_FLAG, validate_components, validate_modal, walk_components
 
 from bot.chat.settings import COMMANDS, VERBS, cards, forms, parts, suggest, wording
+from bot.chat.settings.german import GERMAN
 from bot.limits import Limits
 from bot.rules.catalogue import SETTINGS, Setting
 from bot.rules.rule import SCOPES, Change, Rule, Scope, Step, Value
@@ -170,3 +171,12 @@ def test_the_commands_are_within_discords_limits() -> None:
 
 def walk(node: Any) -> list[Any]:
     return [node, *(each for child in node.get("options") or () for each in walk(child))]
+
+
+def test_the_commands_speak_german_too() -> None:
+    tree = app_commands.CommandTree(discord.Client(intents=discord.Intents(guilds=True)))
+    for group in COMMANDS:
+        tree.add_command(group)
+    said = {each["description"] for group in tree.get_commands() for each in walk(group.to_dict(tree))}
+    assert set(GERMAN) <= said, "a translation of something that is not said any more"
+    assert all(1 <= len(each) <= 100 for each in GERMAN.values())
