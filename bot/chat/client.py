@@ -17,13 +17,14 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from bot.chat import reporting
+from bot.chat import menus, reporting
 from bot.chat.buttons import Presses, controls, submitted
 from bot.chat.commands import COMMANDS, ITEMS
 from bot.chat.courier import Courier
 from bot.chat.headers import trace
 from bot.chat.languages import Languages
 from bot.chat.mail import Mail
+from bot.chat.reactions import Reactions
 from bot.chat.settings import pressed
 from bot.chat.tree import Tree
 from bot.together import first_of
@@ -42,11 +43,11 @@ RETRY, RETRY_AT_MOST = 15.0, 300.0  # seconds until the next attempt to reach Di
 
 
 class DarkroomClient(discord.AutoShardedClient):
-    """Discord, over one desk. No privileged intents: interactions bring all that we need."""
+    """Discord, over one desk. No privileged intents: interactions and reactions bring all that we need."""
 
     def __init__(self, desk: Desk, synced: Path, *, gateway: yarl.URL | None = None, **options: Any) -> None:
         super().__init__(
-            intents=discord.Intents(guilds=True),
+            intents=discord.Intents(guilds=True, guild_reactions=True, dm_reactions=True),
             allowed_mentions=discord.AllowedMentions.none(),
             member_cache_flags=discord.MemberCacheFlags.none(),
             max_messages=None,
@@ -56,6 +57,7 @@ class DarkroomClient(discord.AutoShardedClient):
         self.desk = desk
         self.studio = desk.studio
         self.presses = Presses()
+        self.reactions = Reactions(self)
         self.controls = controls
         self.tree = Tree(self)
         self.keepers: frozenset[int] = frozenset()  # who runs this bot, as Discord has it
@@ -87,6 +89,10 @@ class DarkroomClient(discord.AutoShardedClient):
         """Cards of the settings, and forms, keep nothing here: they are found by their ids alone."""
         await pressed(interaction)
         await submitted(interaction)
+        await menus.submitted(interaction)
+
+    async def on_raw_reaction_add(self, payload: discord.RawReactionActionEvent) -> None:
+        await self.reactions.added(payload)
 
     async def on_ready(self) -> None:
         log.info("Discord: %s is in %d servers", self.user, len(self.guilds))

@@ -12,7 +12,7 @@ from bot.chat.film import film
 from bot.chat.help import show_help
 from bot.chat.imagine import imagine
 from bot.chat.languages import Languages
-from bot.chat.menus import reproduce_shown, show_details, use_as_prompt
+from bot.chat.menus import report_shown, reproduce_shown, show_details, use_as_prompt
 from bot.chat.mine import Chosen, Turn, mine
 from bot.chat.overview import show_info
 from bot.chat.prefer import prefer
@@ -34,6 +34,7 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     reproduce_shown,
     use_as_prompt,
     show_details,
+    report_shown,
     *SETTINGS,
 )
 ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Turn, Chosen)  # buttons and menus that outlive a restart

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import discord
-from discord import app_commands, ui
+from discord import app_commands
 
 from bot.chat import imagine
 from bot.chat.answer import sorry
+from bot.chat.forms import filled, form, line, named, open_form
 from bot.chat.overview import about
 from bot.chat.permitted import permit, refusing
+from bot.chat.reporting import open_report
 from bot.chat.reproduce import again
 from bot.chat.which import job_shown, shown_by
+from bot.prompt.permutations import literally
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROMPT = 2000
+PROMPT = 2000  # characters, as /imagine takes them
+FORM, NOBODYS = "prompt", "0" * 26  # a form about no job
 
 
 @app_commands.context_menu(name="Reproduce")
@@ -43,35 +47,39 @@ async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], messag
     """Of our own messages the prompt that they show, of any other one its text."""
     async with refusing(interaction):
         words = await _words(interaction, message)
-        await interaction.response.send_modal(Prompt(words[:PROMPT]))
+        modal = form("Use as prompt", named(FORM, NOBODYS))
+        modal.add_item(line(FORM, "Prompt", "Flags like --ar 3:2 work here too", value=words, most=PROMPT))
+        await open_form(interaction, modal)
+
+
+@app_commands.context_menu(name="Report")
+async def report_shown(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
+    async with refusing(interaction):
+        view = await shown_by(interaction, message)
+        await permit(interaction, "report", view)
+        await open_report(interaction, view)
 
 
 async def _words(interaction: Interaction, message: discord.Message) -> str:
     if job := await job_shown(interaction, message):
         view = await interaction.client.studio.view(job)
         await permit(interaction, "prompt", view)
-        return view.prompt
+        return literally(view.prompt)
     words = " ".join(message.content.split())
     if not words:
         raise Refused("There are no words in that message.")
     return words
 
 
-class Prompt(ui.Modal, title="Use as prompt"):
-    """The words, to be changed and sent."""
-
-    def __init__(self, words: str) -> None:
-        super().__init__(timeout=None)
-        self.words: ui.TextInput[Prompt] = ui.TextInput(
-            style=discord.TextStyle.paragraph, default=words, min_length=1, max_length=PROMPT, custom_id="prompt"
-        )
-        self.add_item(ui.Label(text="Prompt", description="Flags like --ar 3:2 work here too", component=self.words))
-
-    async def on_submit(self, interaction: discord.Interaction[Any], /) -> None:
+async def submitted(interaction: Interaction) -> None:
+    """The form with the words, if that is what was sent; it works after a restart too."""
+    sent = filled(interaction)
+    if sent is None or sent.form != FORM:
+        return
+    try:
         async with refusing(interaction):
             await permit(interaction, "imagine")
-            await imagine.typed(interaction, self.words.value)
-
-    async def on_error(self, interaction: discord.Interaction[Any], error: Exception, /) -> None:
-        log.error("a prompt from a modal failed", exc_info=error)
+            await imagine.typed(interaction, sent.fields.get(FORM, ""))
+    except Exception:
+        log.exception("a prompt from a form failed")
         await sorry(interaction)

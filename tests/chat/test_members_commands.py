@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from bot.refused import Refused
+from bot.store import members
+from bot.views import Member
 
 pytestmark = pytest.mark.asyncio
 
@@ -171,6 +173,11 @@ async def test_mine_filters(open_world: Any) -> None:
         assert "red apple" not in written(result)
         await world.alice.click(result.response, label="Favourites")
         assert "No picture is a favourite" in written(result)
+        await world.house.store.write(members.favour, f"discord:{world.alice.id}", job, 2, 1.0)
+        await world.alice.click(result.response, label="All")
+        await world.alice.click(result.response, label="Favourites")
+        assert "red apple" in written(result)
+        assert "★3" in written(result)
         await world.alice.click(result.response, label="Not shown")
         assert "could be shown" in written(result)
 
@@ -410,6 +417,7 @@ async def test_the_menus_of_a_message_of_ours(open_world: Any) -> None:
         assert (await newest(world)).recipe.seed == 5
         shown = await world.bob.context_menu(world.channel, "Use as prompt", message)
         assert shown.modal["components"][0]["component"]["value"] == "red apple"
+        await world.restart()
         taken = await world.bob.submit_modal(shown, {"prompt": "red apple, at dawn"})
         assert "red apple, at dawn" in text(taken)
         assert (await newest(world)).member_name == "bob"
@@ -417,6 +425,24 @@ async def test_the_menus_of_a_message_of_ours(open_world: Any) -> None:
         refused = await world.bob.submit_modal(wrong, {"prompt": "red apple --stepps 5"})
         assert refused.ephemeral
         assert "steps" in text(refused)
+
+
+async def test_a_message_is_reported_by_its_menu(open_world: Any) -> None:
+    async with open_world() as world:
+        message = await draw(world)
+        own = await world.alice.context_menu(world.channel, "Report", message)
+        assert own.ephemeral
+        assert "delete it instead" in text(own)
+        shown = await world.bob.context_menu(world.channel, "Report", message)
+        done = await world.bob.submit_modal(shown, {"reason": "too red"})
+        assert done.ephemeral
+        assert "Reported" in text(done)
+        (incident,) = await world.house.desk.moderation.incidents(a_moderators_standing(world))
+        assert incident.said == "too red"
+
+
+def a_moderators_standing(world: Any) -> Member:
+    return Member("discord:1", "carol", f"discord:{world.guild.id}", moderator=True)
 
 
 async def test_the_menus_of_anybodys_message(open_world: Any) -> None:
