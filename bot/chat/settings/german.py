@@ -37,7 +37,9 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         "What was changed here, by whom, each with a button to undo it": (
             "Was hier von wem geändert wurde, jedes mit einem Knopf zum Zurücknehmen"
         ),
-        "Take back the last change, or the one of this number": "Nimmt eine Änderung zurück, sonst die letzte",
+        "Take back the last change, or the one of this number": (
+            "Nimmt die letzte Änderung zurück, oder die mit dieser Nummer"
+        ),
         "The change's number in the history": "Die Nummer der Änderung im Verlauf",
         "This server's settings as a file": "Die Einstellungen dieses Servers als Datei",
         "Settings from a file, in place of all; shows first what would change": (
