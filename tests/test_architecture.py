@@ -42,8 +42,9 @@ PURE = [
     "bot.rules", "bot.rules.catalogue", "bot.rules.planning", "bot.rules.presets", "bot.rules.reading",
     "bot.rules.rule", "bot.rules.sheet", "bot.rules.telling", "bot.rules.terms", "bot.rules.together",
     "bot.rules.lookalikes", "bot.rules.patterns", "bot.rules.signs", "bot.rules.words", "bot.rules.wordtree",
-    "bot.views", "bot.chat.buckets", "bot.chat.edits", "bot.chat.line", "bot.chat.notices", "bot.chat.outcome",
-    "bot.chat.presenter", "bot.chat.settings.wording",
+    "bot.views", "bot.prompt.suffix", "bot.chat.buckets", "bot.chat.counted", "bot.chat.details", "bot.chat.edits",
+    "bot.chat.line", "bot.chat.notices", "bot.chat.outcome", "bot.chat.presenter", "bot.chat.rows",
+    "bot.chat.settings.wording",
     "engine.job", "engine.ladder", "engine.plan", "engine.scheduler",
 ]  # fmt: skip
 IO = {

@@ -18,13 +18,6 @@ from engine.job import Recipe
 
 CONTENT, ALT = 2000, 1024
 
-HELP = """**Darkroom** turns words into pictures while you watch.
-`/imagine` with a prompt: four pictures develop here. Options, or flags inside the prompt:
-`--steps 40` `--seed 7` `--guidance 5` `--ar 3:2` `--no text` `--sampler euler` `--model …` `--count 1` `--fast`
-`red apple:: blue::-0.5` weighs parts of a prompt, `{red, green} apple` asks for each of them.
-**U1–U4** enlarge a picture, **V1–V4** vary it, **🔄** asks again with a new seed, **Cancel** stops your own job.
-`/queue` shows who is before you, and why."""
-
 
 @dataclass(frozen=True)
 class Card:
