@@ -22,8 +22,9 @@ from bot.store import Record
 from bot.views import Action, Member, Place, Ticket
 from engine.job import Enlarge, Recipe, cost
 
-# How far a variation's noise moves away from its parent's: 0 is the same picture, 1 has nothing in common with it.
-STRENGTHS: Mapping[Strength, float] = MappingProxyType({"subtle": 0.15, "strong": 0.6})
+# How far a variation's noise moves away from its parent's: 0 is the same picture, 1 has nothing in common with it. The
+# pixels of the embedded model differed by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
+STRENGTHS: Mapping[Strength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
