@@ -206,7 +206,7 @@ async def test_recent_and_queue_are_by_guild_and_places_are_kept(workplace, ann,
     ((view, place),) = await house.desk.deliveries.owed("discord")
     assert (view.id, place.kind) == (two.job, "discord")
     await house.desk.deliveries.delivered(two.job)
-    assert await house.studio.undelivered("discord") == []
+    assert await house.desk.deliveries.owed("discord") == []
 
 
 @pytest.mark.asyncio
