@@ -39,6 +39,7 @@ HABITS = (
         for name in ("content_type", "proxy_url", "size", "spoiler", "url")
     ),
     Habit("PATCH *", "tts", NEW, "edits say that they are not read aloud; Discord does not look"),
+    Habit("POST */callback", "data.tts", NEW, "an answer that edits is an edit, too"),
     Habit("*", "*embeds[].flags", NEW, "embeds bear the flags that Discord gives, none in a new one"),
     Habit("PUT *commands", "[].nsfw", NEW, "the description forgot it; Discord documents it under Application Command"),
     Habit("POST *", "?with_response", BOOLEAN, "booleans of addresses are 0 and 1; Discord reads both"),

@@ -17,7 +17,7 @@ from loopback.server import Loopback, until
 if TYPE_CHECKING:
     from simcord.actors import MemberActor
     from simcord.backend.models import Interaction, Message
-    from simcord.builders import ChannelHandle, GuildHandle, UserHandle
+    from simcord.builders import ChannelHandle, GuildHandle, RoleHandle, UserHandle
 
 PATIENCE = 3.0  # seconds that Discord waits for a first answer
 
@@ -65,12 +65,13 @@ class Person:
         guild: GuildHandle | None = None,
         *,
         patience: float = PATIENCE,
+        roles: Sequence[RoleHandle] = (),
         **says: Any,
     ) -> None:
         """`says`: what this one's interactions say differently, like `locale` or `attachment_size_limit`."""
         self.loopback, self.patience = loopback, patience
         self.user: UserHandle = loopback.world.create_user(name)
-        self.actor: MemberActor | UserHandle = guild.add_member(self.user) if guild else self.user
+        self.actor: MemberActor | UserHandle = guild.add_member(self.user, roles=list(roles)) if guild else self.user
         self.guild = guild
         loopback.world.members[self.user.id] = says
 
@@ -83,12 +84,12 @@ class Person:
         """The channel of the direct conversation."""
         return self.user.dm_channel.id
 
-    async def slash(self, channel: ChannelHandle | None, name: str, **options: Any) -> Act:
+    async def slash(self, channel: ChannelHandle | None, name: str, /, **options: Any) -> Act:
         """Type `/name`; `channel` is None in the direct conversation."""
         where = () if self.guild is None else (channel,)
         return self._done(await self.actor.slash(*where, name, **options))  # pyright: ignore
 
-    async def autocomplete(self, channel: ChannelHandle, name: str, option: str, typed: str, **filled: Any) -> Act:
+    async def autocomplete(self, channel: ChannelHandle, name: str, option: str, typed: str, /, **filled: Any) -> Act:
         """Type into an option; `taken()` says when the choices are in `result.autocomplete_choices`."""
         from simcord.actors import _autocomplete_result
 

@@ -46,8 +46,8 @@ LIMITS = (
     _limit("token-read", "GET", "/webhooks/{application}/{token}/messages/*", 5, 5.0),
     _limit("token-delete", "DELETE", "/webhooks/{application}/{token}/messages/*", 5, 5.0),
     _limit("token-post", "POST", "/webhooks/{application}/{token}", 5, 5.0),
-    _limit("commands", "PUT", "/applications/{application}/commands", 2, 20.0),
-    _limit("guild-commands", "PUT", "/applications/{application}/guilds/{guild}/commands", 2, 20.0),
+    _limit("commands", "PUT", "/applications/{application}/commands", 5, 20.0),
+    _limit("guild-commands", "PUT", "/applications/{application}/guilds/{guild}/commands", 5, 20.0),
     _limit("direct", "POST", "/users/@me/channels", 10, 10.0),
 )
 

@@ -74,7 +74,7 @@ async def test_the_habits_of_the_library_are_known_and_all_occur(open_plain: Ope
         await (await bot.fetch_user(alice.id)).send("psst")
         act = await alice.slash(channel, "say", text="hi")
         message = await act.answer()
-        for one in (await alice.press(message, label="Words"), await alice.menu(channel, "Look at them", alice)):
+        for one in (await alice.press(message, custom_id="press"), await alice.menu(channel, "Look at them", alice)):
             await one.taken()
         await (await alice.autocomplete(channel, "say", "text", "a")).taken()
         await until(lambda: len([each for each in loopback.asked if each.done]) == len(loopback.asked))

@@ -77,12 +77,12 @@ def _embeds(embeds: list[dict[str, Any]], where: str) -> Iterator[Said]:
 def _layout(body: dict[str, Any], components: list[dict[str, Any]], where: str) -> Iterator[Said]:
     if any(body.get(name) for name in ("content", "embeds", "poll", "sticker_ids")):
         yield f"{where}flags", "a layout has no content, embeds, poll or stickers beside it"
-    if sum(_length_of(each, "content") for each in _walk(components) if each.get("type") == TEXT) > 4000:
+    if sum(_length_of(each, "content") for each in inside(components) if each.get("type") == TEXT) > 4000:
         yield f"{where}components", "more than 4000 characters in all"
 
 
 def _components(components: Iterable[dict[str, Any]], where: str) -> Iterator[Said]:
-    every = list(_walk(components))
+    every = list(inside(components))
     if len(every) > 40:
         yield f"{where}components", "more than 40 in all"
     ids = [each["custom_id"] for each in every if each.get("custom_id") is not None]
@@ -110,12 +110,12 @@ def _component(each: dict[str, Any]) -> Iterator[str]:
         yield "a menu has 1 to 25 options"
 
 
-def _walk(components: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def inside(components: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every component, those inside others too."""
     for each in components:
         yield each
-        yield from _walk(_items(each, "components"))
-        yield from _walk([one for one in (each.get("component"), each.get("accessory")) if isinstance(one, dict)])
+        yield from inside(_items(each, "components"))
+        yield from inside([one for one in (each.get("component"), each.get("accessory")) if isinstance(one, dict)])
 
 
 def _commands(commands: list[dict[str, Any]]) -> Iterator[Said]:

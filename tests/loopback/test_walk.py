@@ -1,0 +1,37 @@
+"""Whatever the bot offers can be typed, pressed, chosen and filled in: each is answered, and keeps to Discord's rules.
+
+What it means is tested elsewhere; here nothing may stay without an answer, and nothing may be logged as an error.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import discord
+import pytest
+from PIL import Image
+
+from loopback.server import until
+from loopback.walk import Walker
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+
+
+async def test_everything_a_moderator_can_reach(scene: Any) -> None:
+    street = scene.street
+    role = street.guild.create_role("all", permissions=discord.Permissions.all())
+    who = scene.person("mod", roles=[role])
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "green").save(out, "PNG")
+    scene.alice = who
+    act = await scene.imagine("terrier")
+    await scene.shown(act)
+    walker = Walker(who, scene.channel, role, out.getvalue(), {"prompt": "terrier"})
+    answered = [act, *await walker.menus(act.message), *await walker.commands()]
+    await walker.follow(answered)
+    await until(lambda: street.loopback.clock() - street.loopback.asked[-1].at > 1.0)  # what was put off is done
+    print("\n".join(walker.said))
+    assert walker.silent == []
+    assert "Traceback" not in street.bot.printed()
+    assert len(walker.said) > 20

@@ -1,0 +1,157 @@
+"""Walks through everything that a bot offers: every command, then one of each kind of button, menu and form shown.
+
+Knows Discord's kinds of options and components; what they mean is nobody's business here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from simcord.backend.errors import SetupError
+from simcord.interactions import command_leaves
+
+from loopback.people import Act, Person
+from loopback.unwritten import inside
+
+if TYPE_CHECKING:
+    from simcord.backend.models import Message
+    from simcord.builders import ChannelHandle
+
+VARIES = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}|\d+")  # ids of jobs, numbers of pages and pictures
+SLASH, OF_USER, OF_MESSAGE = 1, 2, 3
+BUTTON, MENU, PEOPLE, ROLES, ANYBODY, CHANNELS = 2, 3, 5, 6, 7, 8
+TEXT, INTEGER, BOOLEAN, MEMBER, CHANNEL, ROLE, MENTIONED, NUMBER, FILE = 3, 4, 5, 6, 7, 8, 9, 10, 11
+
+
+@dataclass
+class Walker:
+    """One member who tries everything once; `said` tells for each step what was done."""
+
+    who: Person
+    channel: ChannelHandle
+    role: Any
+    file: bytes
+    texts: dict[str, str] = field(default_factory=dict)  # option → what is typed there
+    said: list[str] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)  # steps that were not answered in time
+    _seen: set[str] = field(default_factory=set)
+
+    async def commands(self) -> list[Act]:
+        """Every slash command once with its required options and once with all, as the bot suggests them."""
+        acts = []
+        for command in self._visible():
+            if command.get("type", SLASH) == SLASH:
+                for path, leaf in command_leaves(command):
+                    acts.extend(await self._command(" ".join(path), leaf.get("options") or []))
+        return acts
+
+    async def _command(self, name: str, options: list[dict[str, Any]]) -> list[Act]:
+        acts = []
+        every = {each["name"]: await self._suggested(name, each) or self._value(each) for each in options}
+        required = {each["name"]: every[each["name"]] for each in options if each.get("required")}
+        for given in [required, every] if every != required else [required]:
+            act = await self._step(f"/{name} {' '.join(given)}", self.who.slash, self.channel, name, **given)
+            acts.extend([act] if act else [])
+        return acts
+
+    async def _suggested(self, name: str, option: dict[str, Any]) -> Any:
+        """The first suggestion for what nobody told us to type, if there is one."""
+        if not option.get("autocomplete"):
+            return None
+        offered: list[dict[str, Any]] = []
+        for typed in ("a", ""):
+            what = f"suggest /{name} {option['name']}"
+            act = await self._step(what, self.who.autocomplete, self.channel, name, option["name"], typed)
+            offered = (act.record.autocomplete_choices if act else None) or []
+        return offered[0]["value"] if offered and option["name"] not in self.texts else None
+
+    async def menus(self, message: Message) -> list[Act]:
+        """Every context menu command, on a message and on the walker."""
+        acts = []
+        for command in self._visible():
+            target = {OF_USER: self.who, OF_MESSAGE: message}.get(command.get("type", SLASH))
+            if target is not None:
+                act = await self._step(f"menu {command['name']}", self.who.menu, self.channel, command["name"], target)
+                acts.extend([act] if act else [])
+        return acts
+
+    def _visible(self) -> list[dict[str, Any]]:
+        backend = self.who.loopback.world.backend
+        return list(backend.visible_commands(user_id=self.who.id, channel_id=self.channel.id))
+
+    async def follow(self, acts: list[Act], depth: int = 8) -> None:
+        """Press and choose everything under the answers, and under what that brings."""
+        while acts and depth:
+            following = []
+            for act in acts:
+                if act.record.modal:
+                    form = await self._step("form", self.who.submit, act, self._filled(act.record.modal))
+                    following.extend([form] if form else [])
+                elif message := act.message:
+                    following.extend(await self._touch(message))
+            acts, depth = following, depth - 1
+
+    async def _touch(self, message: Message) -> list[Act]:
+        acts = []
+        for each in list(inside(message.components)):
+            name = each.get("custom_id")
+            kind = VARIES.sub("…", name or "")
+            if not name or each.get("disabled") or kind in self._seen:
+                continue
+            self._seen.add(kind)
+            if each["type"] == BUTTON:
+                act = await self._step(f"press {name}", self.who.press, message, custom_id=name)
+            else:
+                act = await self._step(f"choose {name}", self.who.select, message, self._values(each), custom_id=name)
+            acts.extend([act] if act else [])
+        return acts
+
+    async def _step(self, what: str, do: Any, *args: Any, **options: Any) -> Act | None:
+        """One act, answered; None where simcord says that a real member could not do it any more."""
+        try:
+            act: Act = await do(*args, **options)
+        except SetupError as error:
+            self.said.append(f"{what}: {error}")
+            return None
+        self.said.append(what)
+        try:
+            return await act.taken(15.0)
+        except AssertionError:
+            self.silent.append(what)
+            return None
+
+    def _value(self, option: dict[str, Any]) -> Any:
+        kind = option["type"]
+        if option.get("choices"):
+            return option["choices"][0]["value"]
+        plain: dict[int, Any] = {
+            TEXT: self.texts.get(option["name"], "apple")[: option.get("max_length", 100)],
+            INTEGER: max(1, option.get("min_value", 1)),
+            NUMBER: float(max(1, option.get("min_value", 1))),
+            BOOLEAN: True,
+            MEMBER: self.who.actor,
+            MENTIONED: self.who.actor,
+            CHANNEL: self.channel,
+            ROLE: self.role,
+            FILE: ("picture.png", self.file),
+        }
+        return plain[kind]
+
+    def _values(self, menu: dict[str, Any]) -> list[Any]:
+        if menu["type"] == MENU:
+            return [menu["options"][0]["value"]][: menu.get("max_values", 1)]
+        found = {PEOPLE: self.who.actor, ANYBODY: self.who.actor, ROLES: self.role, CHANNELS: self.channel}
+        return [found[menu["type"]]]
+
+    def _filled(self, modal: dict[str, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for each in inside(modal.get("components") or ()):
+            if (name := each.get("custom_id")) is None:
+                continue
+            if each["type"] == 4:  # a text
+                values[name] = each.get("value") or "1"
+            elif each["type"] in (MENU, PEOPLE, ROLES, ANYBODY, CHANNELS):
+                values[name] = self._values(each)
+        return values
