@@ -57,7 +57,7 @@ async def test_without_a_token_there_is_nothing_to_serve(open_world: Any, tmp_pa
 async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_world: Any, tmp_path: Path) -> None:
     async with open_world() as world:
         made = client.open_client(load(data=tmp_path, discord_gateway="ws://127.0.0.1:1"), world.house.desk)
-        assert made.intents == discord.Intents(guilds=True)
+        assert made.intents == discord.Intents(guilds=True, guild_reactions=True, dm_reactions=True)
         assert made.allowed_mentions
         assert made.allowed_mentions.to_dict() == discord.AllowedMentions.none().to_dict()
         assert str(DiscordWebSocket.DEFAULT_GATEWAY).startswith("ws://127.0.0.1:1")
