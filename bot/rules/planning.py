@@ -20,7 +20,8 @@ def check_scope(one: Setting, guild: str, scope: Scope, subject: str) -> None:
     """Raises `Refused` (422) where a setting cannot be set so."""
     allowed = tuple(s for s in one.scopes if guild != EVERYWHERE or s in ("house", "user"))
     if scope not in allowed:
-        said = ", ".join("server" if name == "guild" else name for name in allowed) or "one server at a time"
+        offered = [name for name in allowed if name != "house" or guild == EVERYWHERE]  # ceilings are not the admins'
+        said = ", ".join("server" if name == "guild" else name for name in offered) or "one server at a time"
         raise Refused(f"{one.name} cannot be set for {_article(scope)}; it can for: {said}.")
     if (scope in ("house", "guild")) != (not subject):
         raise Refused(f"A rule for {_article(scope)} {'takes no id' if subject else 'needs its id'}.")

@@ -67,10 +67,10 @@ async def test_a_blocked_member_makes_nothing_until_unblocked(open_world: Any) -
         listed = await staff.slash(staff.moderator, "moderation incidents", which="all")
         assert "blocked a member: member" in text(listed)
         assert "spam" in text(listed)
-        assert "already" in text(await staff.slash(staff.admin, "moderation block", member=staff.member))
+        assert "blocked already" in text(await staff.slash(staff.admin, "moderation block", member=staff.member))
         assert "no longer" in text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
         await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
-        assert "no such rule" in text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
+        assert "not blocked here" in text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
         assert "That is you" in text(await staff.slash(staff.admin, "moderation block", member=staff.admin))
         stranger = world.env.create_user("stranger")
         assert "is blocked" in text(await staff.slash(staff.admin, "moderation block", member=stranger))
@@ -82,6 +82,8 @@ async def test_a_whole_role_can_be_blocked(open_world: Any) -> None:
         await staff.slash(staff.admin, "settings set", setting="blocked", value="on", role=staff.crew)
         assert "block" in text(await staff.slash(staff.member, "imagine", prompt="red apple"))
         await world.ended(await staff.slash(staff.moderator, "imagine", prompt="red apple"))
+        still = text(await staff.slash(staff.admin, "moderation unblock", member=staff.member))
+        assert "not blocked themselves; their role" in still
         await staff.slash(staff.admin, "settings unset", setting="blocked", role=staff.crew)
         await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
 

@@ -104,6 +104,8 @@ async def block(interaction: Interaction, user: discord.abc.User, reason: str) -
         who = f"discord:{user.id}"
         if who == member.id:
             raise Refused("That is you: ask another admin, if you mean it.")
+        if (await changing.own(interaction, member)).get(("user", who, "blocked")):
+            raise Refused("They are blocked already.")
         change = await looking.administration(interaction).set(member, "user", who, "blocked", "on")
         await interaction.client.desk.moderation.barred(f"{user.display_name} ({user.id})", member, reason)
         why = f"\n-# Reason: {quoted(reason, 200)}" if reason else ""
@@ -113,10 +115,21 @@ async def block(interaction: Interaction, user: discord.abc.User, reason: str) -
     await respond(interaction, "set", work)
 
 
-async def unblock(interaction: Interaction, user: int) -> None:
+async def unblock(interaction: Interaction, user: discord.abc.User) -> None:
+    """A blocked member may ask again, unless a role of theirs is blocked too: then that is said."""
+
     async def work(member: Member) -> Shown:
-        change = await looking.administration(interaction).unset(member, "user", f"discord:{user}", "blocked")
-        return Shown(view=cards.done(f"✅ <@{user}> is no longer blocked.", undo=change.number))
+        now, who = await changing.own(interaction, member), f"discord:{user.id}"
+        held = user.roles if isinstance(user, discord.Member) else ()
+        roles = [f"“{role.name}”" for role in held if now.get(("role", str(role.id), "blocked"))]
+        still = f"their role {', '.join(roles)} is, until /settings unset takes that away." if roles else ""
+        if not now.get(("user", who, "blocked")):
+            raise Refused(f"They are not blocked themselves; {still}" if still else "They are not blocked here.")
+        change = await looking.administration(interaction).unset(member, "user", who, "blocked")
+        said = (
+            f"✅ <@{user.id}> is no longer blocked themselves." if still else f"✅ <@{user.id}> is no longer blocked."
+        )
+        return Shown(view=cards.done(f"{said}\n-# But {quoted(still, 300)}" if still else said, undo=change.number))
 
     await respond(interaction, "set", work)
 

@@ -45,7 +45,7 @@ async def block(interaction: Interaction, member: discord.User, reason: Range[st
 @moderation.command(description="A blocked member may ask for pictures again")
 @app_commands.describe(member="Whom")
 async def unblock(interaction: Interaction, member: discord.User) -> None:
-    await moderating.unblock(interaction, member.id)
+    await moderating.unblock(interaction, member)
 
 
 @moderation.command(description="Where members' reports go; without a channel, to the list of incidents alone")
