@@ -36,7 +36,7 @@ VAGUE = {
     "process",
 }
 PURE = [
-    "bot.access", "bot.blur", "bot.held",
+    "bot.access", "bot.blur", "bot.held", "bot.incidents",
     "bot.fair", "bot.film", "bot.grid", "bot.limits", "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
     "bot.rules", "bot.rules.catalogue", "bot.rules.planning", "bot.rules.presets", "bot.rules.reading",

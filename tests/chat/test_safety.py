@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.chat import presenter
+from bot.chat import presenter, removal
 from bot.chat.details import fenced
 from bot.pixels import text_of
 from bot.sentences import MARKS, plain, quoted, shortened
+from bot.views import Member
 
 ATTACKS = {
     "everyone": "@everyone", "here": "@here", "user": "<@1>", "nick": "<@!1>", "role": "<@&2>", "channel": "<#3>",
@@ -204,8 +205,6 @@ async def a_member(world: Any) -> Any:
     """Alice as the house knows her, by a job of hers that is gone again."""
     await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp"))
     (view,) = await world.studio.recent()
-    from bot.views import Member
-
     member = Member(view.member_id, view.member_name, view.guild)
     await world.house.desk.moderation.delete(view.id, member)
     for message in list(world.channel.history()):
@@ -240,3 +239,24 @@ async def test_others_see_of_a_private_job_that_there_is_one(open_world: Any) ->
         )
         world.painter.stand_at = None
         world.painter.going.set()
+
+
+@pytest.mark.asyncio
+async def test_what_is_deleted_while_it_develops_is_not_posted_again(
+    open_world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world() as world:
+        world.painter.stand_at = 5
+        asked = await world.alice.slash(world.channel, "imagine", prompt="a fox")
+        await world.until(lambda: "step 4 of 20" in world.message(asked.response.id).content)
+        (view,) = await world.studio.recent()
+        member = Member(view.member_id, view.member_name, view.guild)
+        await removal.delete(world.client, view.id, member)
+        world.painter.stand_at = None
+        world.painter.going.set()
+        await world.until(lambda: view.id not in world.house.board.runs)
+        assert (await world.house.store.record(view.id)).state == "cancelled"
+        again = await world.alice.slash(world.channel, "imagine", prompt="a lamp", count=1)
+        await world.ended(again)
+        assert ["fox" in message.content for message in world.channel.history()] == [False]
+        assert [each.getMessage() for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")] == []
