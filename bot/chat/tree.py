@@ -52,9 +52,13 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
         action = COMMANDS.get(str((interaction.data or {}).get("name", "")))
         if action is None or interaction.type is discord.InteractionType.autocomplete:
             return True
-        async with refusing(interaction):
-            await permit(interaction, action)
-            return True
+        try:
+            async with refusing(interaction):
+                await permit(interaction, action)
+                return True
+        except Exception:  # the library would let the member wait for an answer that never comes
+            log.exception("who may use a command could not be found out")
+            await sorry(interaction)
         return False
 
     async def on_error(

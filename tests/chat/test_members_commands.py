@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bot.refused import Refused
-from bot.store import members
+from bot.store import Unavailable, members
 from bot.views import Member
 
 pytestmark = pytest.mark.asyncio
@@ -476,6 +476,24 @@ async def test_what_a_server_does_not_allow_is_refused(open_world: Any) -> None:
         assert "may not use queue" in text(await world.alice.slash(world.channel, "queue"))
         assert "🚫" in text(await world.alice.slash(world.channel, "reproduce", job=job))
         assert "🚫" not in text(await world.alice.slash(world.channel, "info"))
+
+
+async def test_an_error_of_ours_is_apologised_for(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_world() as world:
+
+        async def broken(*_: object, **__: object) -> None:
+            raise Unavailable("The database cannot be used now.")
+
+        with monkeypatch.context() as broken_rules:
+            broken_rules.setattr(world.house.desk.administration, "allowed", broken)
+            at_the_door = await world.alice.slash(world.channel, "queue")
+        assert at_the_door.ephemeral
+        assert "Something broke on our side" in text(at_the_door)
+        monkeypatch.setattr(world.house.desk.shelf, "page", broken)
+        listed = await world.alice.slash(world.channel, "mine", which="all")
+        assert "Something broke" in "".join(each.content for each in listed.followups)
+        (told,) = world.env.errors
+        assert isinstance(told, discord.app_commands.CommandInvokeError)
 
 
 # registering
