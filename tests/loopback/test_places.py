@@ -61,6 +61,19 @@ async def test_a_message_that_was_deleted_meanwhile(scene: Any) -> None:
     assert scene.loopback.world.messages(scene.channel.id) == []
 
 
+@pytest.mark.parametrize("how", ["broken", 502])
+async def test_a_direct_message_that_took_effect_unnoticed_is_not_sent_twice(scene: Any, how: Any) -> None:
+    scene.street.painter.stand_at = 10
+    act = await scene.imagine()
+    scene.loopback.world.backend.delete_message(scene.channel.id, act.message.id)
+    troubles, there = scene.loopback.troubles, {"path": "/channels/*/messages", "method": "POST", "carried_out": True}
+    trouble = troubles.break_lines(**there) if how == "broken" else troubles.storm(how, times=1, **there)
+    scene.go_on()
+    await scene.shown(act, channel=scene.alice.dm)
+    await until(lambda: trouble.met and asked_again(scene))
+    assert len(scene.loopback.world.messages(scene.alice.dm)) == 1
+
+
 async def test_a_channel_that_is_deleted_meanwhile_and_no_direct_messages(scene: Any) -> None:
     """Nobody can be told, and nobody else is held up."""
     doomed = scene.street.guild.create_text_channel("doomed")
@@ -84,3 +97,8 @@ async def test_a_member_of_a_new_server(scene: Any) -> None:
     await act.answer()
     await scene.shown(act, channel=channel.id)
     assert await until(lambda: not scene.loopback.gaps)
+
+
+def asked_again(scene: Any) -> bool:
+    """The bot looked into the conversation, or sent the message once more."""
+    return len([each for each in scene.loopback.asked if each.path == f"/channels/{scene.alice.dm}/messages"]) > 1

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from simcord.backend.errors import SetupError
+from simcord.backend.errors import BackendError, SetupError
 from simcord.interactions import command_leaves
 
 from loopback.people import Act, Person
@@ -37,6 +37,7 @@ class Walker:
     said: list[str] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)  # steps that were not answered in time
     _seen: set[str] = field(default_factory=set)
+    _ways: dict[int, tuple[Any, dict[str, Any]]] = field(default_factory=dict)  # act → how it came about
 
     async def commands(self) -> list[Act]:
         """Every slash command once with its required options and once with all, as the bot suggests them."""
@@ -90,32 +91,57 @@ class Walker:
                     form = await self._step("form", self.who.submit, act, self._filled(act.record.modal))
                     following.extend([form] if form else [])
                 elif message := act.message:
-                    following.extend(await self._touch(message))
+                    following.extend(await self._touch(act, message))
             acts, depth = following, depth - 1
 
-    async def _touch(self, message: Message) -> list[Act]:
-        acts = []
+    async def _touch(self, act: Act, message: Message) -> list[Act]:
+        """One of each kind of what the message shows; where a press changed it, the way there is gone again."""
+        acts, here = [], act
         for each in list(inside(message.components)):
             name = each.get("custom_id")
             kind = VARIES.sub("…", name or "")
             if not name or each.get("disabled") or kind in self._seen:
                 continue
             self._seen.add(kind)
-            if each["type"] == BUTTON:
-                act = await self._step(f"press {name}", self.who.press, message, custom_id=name)
-            else:
-                act = await self._step(f"choose {name}", self.who.select, message, self._values(each), custom_id=name)
-            acts.extend([act] if act else [])
+            if name not in _shown(here):
+                here = await self._again(act) or here
+            made = await self._use(here, each)
+            acts.extend([made] if made else [])
         return acts
+
+    async def _use(self, act: Act, each: dict[str, Any]) -> Act | None:
+        """Press or choose what stands under an act's answer."""
+        name, message = each["custom_id"], act.message
+        if message is None:
+            return None
+        if each["type"] == BUTTON:
+            made = await self._step(f"press {name}", self.who.press, message, custom_id=name)
+        else:
+            made = await self._step(f"choose {name}", self.who.select, message, self._values(each), custom_id=name)
+        if made:
+            self._ways[made.record.id] = (act, each)
+        return made
+
+    async def _again(self, act: Act) -> Act | None:
+        """The same act once more, from the command on: the member goes back to where a component was."""
+        way = self._ways.get(act.record.id)
+        if way is None:
+            return None
+        if isinstance(way[0], Act):
+            before = await self._again(way[0])
+            return await self._use(before, way[1]) if before else None
+        return await self._step("again", *way[0], **way[1])
 
     async def _step(self, what: str, do: Any, *args: Any, **options: Any) -> Act | None:
         """One act, answered; None where simcord says that a real member could not do it any more."""
         try:
             act: Act = await do(*args, **options)
-        except SetupError as error:
+        except (SetupError, BackendError) as error:
             self.said.append(f"{what}: {error}")
             return None
         self.said.append(what)
+        if do == self.who.slash:
+            self._ways[act.record.id] = ((do, *args), options)
         try:
             return await act.taken(15.0)
         except AssertionError:
@@ -155,3 +181,8 @@ class Walker:
             elif each["type"] in (MENU, PEOPLE, ROLES, ANYBODY, CHANNELS):
                 values[name] = self._values(each)
         return values
+
+
+def _shown(act: Act) -> set[str]:
+    """The custom ids under an act's answer, as it stands now."""
+    return {each["custom_id"] for each in inside(act.message.components if act.message else ()) if "custom_id" in each}
