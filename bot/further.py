@@ -48,14 +48,14 @@ class Further:
 
     async def reroll(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
         """The same recipe with another seed."""
-        record = await self._parent(job)
+        record = await self._register.record(job)
         if not isinstance(record.task, Recipe):
             raise Refused("An enlarged picture cannot be rolled again: roll its original.")
         return await self._again("reroll", record, 0, rerolled(record.task, self._fresh()), member, place, key)
 
     async def reproduce(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
         """The same recipe and seed, its batch shape pinned: the same pixels as any other exact run of it."""
-        record = await self._parent(job)
+        record = await self._register.record(job)
         if not isinstance(record.task, Recipe):
             raise Refused("An enlarged picture cannot be reproduced: reproduce its original.")
         notes = () if record.task.bucket else (NOT_EXACT,)
@@ -79,7 +79,7 @@ class Further:
 
     async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
         """One finished image, enlarged."""
-        record = await self._parent(job)
+        record = await self._register.record(job)
         source = await self._gallery.stored(job, index)
         task = enlarged(source.sha256, source.width, source.height)
         price = enlarging_cost(task, source.width, source.height)
@@ -87,18 +87,11 @@ class Further:
         order = Order("upscale", record.prompt, (), task, pool, price, (job, index))
         return (await self._admission.take([order], member, place, key))[0]
 
-    async def _parent(self, job: str) -> Record:
-        """What is gone on from."""
-        record = await self._register.record(job)
-        if record.deleted is not None:
-            raise Refused("Its pictures were deleted.", 404)
-        return record
-
     async def _original(self, job: str, index: int | None, what: str) -> tuple[Record, Recipe, int | None]:
         """The job and image that were drawn, where `job` is only their enlargement."""
-        record = await self._parent(job)
+        record = await self._register.record(job)
         while isinstance(record.task, Enlarge) and record.parent:
-            index, record = record.parent[1], await self._parent(record.parent[0])
+            index, record = record.parent[1], await self._register.record(record.parent[0])
         if index is not None:
             await self._gallery.stored(record.id, index)
         if not isinstance(record.task, Recipe):

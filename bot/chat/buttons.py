@@ -98,7 +98,8 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
-            self.view_of = await interaction.client.studio.view(self.button.job)
+            if self.button.press != "dismiss":  # a report may be about what was deleted since
+                self.view_of = await interaction.client.studio.view(self.button.job)
             await permit(interaction, ACTIONS[self.button.press], self.view_of)
         except Refused as refused:
             await refuse(interaction, refused.sentence)
@@ -110,10 +111,12 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
         return False
 
     async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        assert self.view_of is not None
         try:
             async with refusing(interaction):
-                await _do(interaction, self.button, self.view_of)
+                if self.view_of is None:
+                    await reporting.dismiss(interaction, self.button.index or 0)
+                else:
+                    await _do(interaction, self.button, self.view_of)
         except Exception:
             log.exception("job %s: a press of %s failed", self.button.job, self.button.press)
             await sorry(interaction)
@@ -134,8 +137,6 @@ async def _do(interaction: Interaction, button: Button, view: View) -> None:
             await reporting.open_report(interaction, view)
         case "show":
             await reporting.show(interaction, view)
-        case "dismiss":
-            await reporting.dismiss(interaction, button.index or 0)
         case "delete":
             await removal.confirm(interaction, view)
         case "erase":

@@ -49,8 +49,6 @@ def developing(view: View, step: int, of: int, seconds_left: float, now: float) 
 
 def ended(view: View) -> Card:
     """A job that is over, whichever way."""
-    if view.deleted is not None:
-        return Card(_text(view.prompt, _whose(view), [f"🗑️ {sentences.DELETED}"], ()))
     if view.state == "finished":
         lines = [_footer(view), *(f"🔒 {line}" for line in held.lines(view))]
         return Card(_text(view.prompt, _whose(view), lines, view.notes), rows.finished(view), _alt(view))

@@ -174,6 +174,9 @@ async def test_a_report_reaches_the_moderators_channel_and_is_dismissed_there(op
         assert shown.ephemeral
         assert shown.response.attachments[0].filename.startswith("SPOILER_")
         assert "Only moderators" in text(await world.bob.click(card, label="Dismiss"))
+        asked = await mo.click(card, label="Delete")
+        await mo.click(asked.response, label="Delete them")
+        assert "Its pictures were deleted." in text(await mo.click(card, label="Show"))
         await mo.click(card, label="Dismiss")
         (card,) = channel.history()
         assert "Dismissed by mo" in card.content

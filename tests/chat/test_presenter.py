@@ -82,12 +82,6 @@ def test_a_finished_job_says_what_made_it() -> None:
     assert card.alt == "terrier, looking up"
 
 
-def test_deleted_pictures_leave_a_sentence_and_no_buttons() -> None:
-    card = presenter.ended(a_view(deleted=NOW, pictures=()))
-    assert "Its pictures were deleted." in card.content
-    assert card.rows == ()
-
-
 def test_an_enlarged_picture_says_how_it_was_made() -> None:
     view = a_view(
         recipe=Enlarge(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=(Shot(0, "0" * 64, 256, 256),)

@@ -1,0 +1,209 @@
+"""An envelope and a cross on a message, as members set them; and what others' reactions cost: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import discord
+import pytest
+
+from bot.chat.reactions import TURNS, WINDOW, Turns
+from bot.refused import Refused
+
+pytestmark = pytest.mark.asyncio
+
+ENVELOPE, CROSS = "✉️", "❌"
+
+
+async def made(world: Any, **options: Any) -> discord.Message:
+    return await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple", seed=7, **options))
+
+
+def letters(actor: Any) -> list[Any]:
+    channel = actor.user.dm_channel
+    return list(channel.history()) if channel is not None else []
+
+
+def moderator(world: Any) -> Any:
+    role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
+    return world.guild.add_member(world.env.create_user("mo"), roles=[role])
+
+
+async def test_an_envelope_brings_the_pictures_to_whoever_reacts(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world)
+        (view,) = await world.studio.recent()
+        await world.bob.react(grid, ENVELOPE)
+        (letter,) = await world.until(lambda: letters(world.bob))
+        assert [one.filename for one in letter.attachments] == [f"darkroom-{view.id}-{n}.png" for n in (1, 2, 3, 4)]
+        assert [one.description for one in letter.attachments] == ["red apple"] * 4
+        for said in ("red apple", "alice", "Seed: 7", view.id, str(grid.id)):
+            assert said in letter.content
+        assert world.env.backend.cdn.get(letter.attachments[2].url) == await world.studio.picture(view.id, 2)
+        assert letters(world.alice) == []
+
+
+async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.client.desk.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        (view,) = await world.studio.recent()
+        await world.until(lambda: world.painter.done)
+        await world.until(lambda: "Cancel" not in world.labels(result.response))
+        message = result.response.id
+        for actor in (world.bob, moderator(world)):
+            await world.client.reactions.added(reaction(world, message, actor, ENVELOPE))
+            assert letters(actor) == []
+        await world.client.reactions.added(reaction(world, message, world.alice, ENVELOPE))
+        assert view.id in letters(world.alice)[0].content
+
+
+def reaction(world: Any, message: int, actor: Any, sign: str, guild: Any = None, **changes: Any) -> Any:
+    """A raw event of one who is a member there."""
+    there = world.client.get_guild((guild or world.guild).id)
+    payload = {
+        "id": str(actor.id), "username": actor.name, "discriminator": "0", "avatar": None, "global_name": None,
+    }  # fmt: skip
+    member = discord.Member(
+        data={
+            "user": payload, "flags": 0, "joined_at": None, "premium_since": None, "deaf": False, "mute": False,
+            "roles": [str(each) for each in world.env.backend.get_guild(there.id).members[actor.id].role_ids],
+        },
+        guild=there, state=world.client._connection,
+    )  # fmt: skip
+    values = {
+        "emoji": discord.PartialEmoji(name=sign), "user_id": actor.id, "member": member, "guild_id": there.id,
+        "message_id": message, "channel_id": world.channel.id, "message_author_id": world.client.user.id,
+    }  # fmt: skip
+    return SimpleNamespace(**{**values, **changes})
+
+
+async def test_a_cross_of_the_author_cancels_what_runs_and_deletes_what_is_done(open_world: Any) -> None:
+    async with open_world() as world:
+        world.painter.stand_at = 3
+        running = (await world.alice.slash(world.channel, "imagine", prompt="red apple")).response
+        await world.bob.react(running.message, CROSS)
+        (view,) = await world.studio.recent()
+        assert not view.cancelling
+        await world.alice.react(running.message, CROSS)
+        await world.until(lambda: "ancelled" in world.message(running.id).content)
+        world.painter.stand_at = None
+        world.painter.going.set()
+
+        grid = await made(world)
+        view = (await world.studio.recent())[0]
+        await world.bob.react(grid, CROSS)
+        assert (await world.studio.view(view.id)).deleted is None
+        await world.alice.react(grid, CROSS)
+        await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
+        with pytest.raises(Refused, match="deleted"):
+            await world.studio.view(view.id)
+
+
+async def test_a_cross_of_a_moderator_deletes_too(open_world: Any) -> None:
+    async with open_world() as world:
+        grid, mo = await made(world), moderator(world)
+        await mo.react(grid, CROSS)
+        await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
+
+
+async def test_other_signs_other_messages_and_other_bots_cost_nothing(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+        grid = await made(world)
+        theirs = await world.bob.send(world.channel, "hello")
+        asked: list[str] = []
+        job_at = world.deliveries.job_at
+
+        async def counted(message: str) -> str | None:
+            asked.append(message)
+            return await job_at(message)
+
+        monkeypatch.setattr(type(world.deliveries), "job_at", lambda _, message: counted(message))
+        before = len(world.env.http_requests)
+        for sign in (CROSS, ENVELOPE):
+            event = reaction(world, theirs.id, world.alice, sign, message_author_id=world.bob.id)
+            await world.client.reactions.added(event)
+        await world.alice.react(grid, "👍")
+        robot = world.guild.add_member(world.env.create_user("robot", bot=True))
+        await robot.react(grid, CROSS)
+        assert asked == [], "the event says whose message it is"
+        unknown = reaction(world, theirs.id, world.alice, CROSS, message_author_id=None)
+        await world.client.reactions.added(unknown)
+        assert asked == [str(theirs.id)]
+        assert len(world.env.http_requests) == before
+        assert (await world.studio.recent())[0].deleted is None
+
+
+async def test_a_hundred_reactions_are_looked_at_five_times(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=1)
+        for _ in range(100):
+            await world.client.reactions.added(reaction(world, grid.id, world.bob, ENVELOPE))
+        assert len(letters(world.bob)) == TURNS
+
+
+async def test_turns_come_back_and_are_each_members_own() -> None:
+    now = [0.0]
+    turns = Turns(lambda: now[0])
+    assert [turns.take(1) for _ in range(TURNS + 1)] == [*[True] * TURNS, False]
+    assert turns.take(2)
+    now[0] = WINDOW + 0.1
+    assert turns.take(1)
+
+
+async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=1)
+        world.env.inject_error(
+            "POST", "/channels/*/messages", status=403, code=50007, message="Cannot send messages to this user",
+            times=None,
+        )  # fmt: skip
+        with caplog.at_level(logging.INFO, "bot.chat.reactions"):
+            for _ in range(3):
+                await world.client.reactions.added(reaction(world, grid.id, world.bob, ENVELOPE))
+        assert caplog.text.count("could not be sent") == 1
+        assert letters(world.bob) == []
+
+
+async def test_in_a_direct_conversation(open_world: Any) -> None:
+    async with open_world() as world:
+        user = world.alice.user
+        await user.slash("imagine", prompt="red apple")
+        await world.until(lambda: world.painter.done)
+        await world.until(lambda: "Cancel" not in world.labels(user.dm_channel.history()[-1]))
+        message = user.dm_channel.history()[-1]
+        await user.set_reaction(message, ENVELOPE, reacted=True)
+        await world.until(lambda: len(user.dm_channel.history()) == 2)
+        await user.set_reaction(message, CROSS, reacted=True)
+        await world.until(lambda: message.id not in {one.id for one in user.dm_channel.history()})
+
+
+async def test_from_another_server_nothing_is_reached(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world)
+        elsewhere = world.env.create_guild("Elsewhere")
+        dora = elsewhere.add_member(world.env.create_user("dora"))
+        await asyncio.sleep(0)
+        for sign in (ENVELOPE, CROSS):
+            await world.client.reactions.added(reaction(world, grid.id, dora, sign, elsewhere))
+        assert letters(dora) == []
+        assert (await world.studio.recent())[0].deleted is None
+
+
+async def test_an_error_of_ours_is_logged_and_contained(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world() as world:
+        grid = await made(world)
+
+        async def broken(*_: object) -> str:
+            raise OSError("the disk is away")
+
+        monkeypatch.setattr(type(world.deliveries), "job_at", broken)
+        await world.alice.react(grid, CROSS)
+        assert "a reaction to message" in caplog.text
