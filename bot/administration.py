@@ -163,17 +163,18 @@ class Administration:
     async def close(self, member: Member, reason: str) -> int:
         """The kill switch: nothing new is taken, and every open job of the guild is cancelled; says how many were.
 
-        From the moment that this begins no job is admitted. What a cancelled job did not run is given back.
+        From the moment that this begins no job is admitted. What a cancelled job did not run is given back. Where an
+        outage interrupts it, the server stays closed, and closing it again cancels the rest.
         """
         _permit("close", member)
         value = planning.closing(reason, member.name)
         key = (_closer(member), "", "closed")
-        await self._change(member, "close", lambda now: planning.replaced(now, key, value))
-        cancelled = 0
-        for job in await self._store.ask(reads.open_of, None if member.guild == EVERYWHERE else member.guild):
+        if value not in [rule.value for rule in await self.rules(member.guild) if rule.key == key]:
+            await self._change(member, "close", lambda now: planning.replaced(now, key, value))
+        jobs = await self._store.ask(reads.open_of, None if member.guild == EVERYWHERE else member.guild)
+        for job in jobs:
             await self._cancel(job)
-            cancelled += 1
-        return cancelled
+        return len(jobs)
 
     async def open(self, member: Member) -> Change:
         """Take new jobs again. What whoever runs the bot has closed, only they open."""

@@ -49,7 +49,7 @@ class Admission:
         await self._screening.check(drafts, member)
         preference = await self._preferences.of(member.id)
         workers = dict(self._workers())
-        hour = Hour(now, await self._register.next_free(member.id), bool(workers))
+        hour = Hour(now, await self._register.next_free(member.id), self._register.next_room(), bool(workers))
         relaxed = any(order.relaxed for order in orders)
 
         def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:

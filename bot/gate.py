@@ -7,13 +7,14 @@ the ledger; knows nothing of how they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bot.limits import DAY, MONTH, check_cost, check_places, check_waiting
 from bot.preferences import Preference
 from bot.refused import Refused
-from bot.rules import Cap, Terms
+from bot.rules import Terms
 from bot.rules.telling import set_by, shown
 from bot.sentences import shortened
 from bot.store import WEIGHTS, Draft
@@ -29,10 +30,13 @@ COSTS = {"cost_day": DAY, "cost_month": MONTH}
 
 @dataclass(frozen=True)
 class Hour:
-    """The moment of the question: `frees` is when the first of the member's jobs ends; `workers`, if any is online."""
+    """The moment of the question: `frees` is when the first of the member's jobs ends, `room` when the first of all
+    does, as far as anybody can say; `workers`, if any is online.
+    """
 
     now: float
     frees: float | None = None
+    room: float | None = None
     workers: bool = True
 
 
@@ -147,22 +151,33 @@ def _running(terms: Terms, whose: str) -> int | None:
 
 
 def _check_use(drafts: Sequence[Draft], terms: Terms, ledger: Ledger, hour: Hour, *, free: bool) -> None:
-    count = len(drafts)
+    """Of several limits that are reached, the one is told that holds longest: its promise is then true of all."""
+    found = [refused for check in _checks(drafts, terms, ledger, hour, free) if (refused := _tried(check)) is not None]
+    if found:
+        raise max(found, key=lambda refused: (refused.frees is None, refused.frees or 0.0))
+
+
+def _tried(check: Callable[[], None]) -> Refused | None:
+    try:
+        check()
+    except Refused as refused:
+        return refused
+    return None
+
+
+def _checks(
+    drafts: Sequence[Draft], terms: Terms, ledger: Ledger, hour: Hour, free: bool
+) -> Iterator[Callable[[], None]]:
+    count, cost = len(drafts), sum(draft.cost for draft in drafts)
     for cap in terms.of("queued"):
         usage = replace(ledger.usage(cap.whose), next_free=hour.frees, workers=hour.workers)
-        check_places(terms.running, cap.limit, usage, hour.now, count=count, by=_by(cap))
+        yield partial(check_places, terms.running, cap.limit, usage, hour.now, count=count, by=set_by(cap.rule))
     for cap in terms.of("together_queued"):
-        usage = replace(ledger.usage(cap.whose), workers=hour.workers)
-        check_waiting(cap.limit, usage, hour.now, whose=OVER[cap.whose], count=count, by=_by(cap))
-    if not free:
-        hint = HINT if terms.allows("speeds", "relaxed") else ""
-        cost = sum(draft.cost for draft in drafts)
-        for setting, window in COSTS.items():
-            for cap in (*terms.of(setting), *terms.of(f"together_{setting}")):
-                by = f"{_by(cap)} {hint}".strip()
-                used = ledger.spending(cap.whose, window)
-                check_cost(cap.limit, used, cost, hour.now, whose=OVER.get(cap.whose, "Your"), by=by)
-
-
-def _by(cap: Cap) -> str:
-    return set_by(cap.rule)
+        usage = replace(ledger.usage(cap.whose), next_free=hour.room, workers=hour.workers)
+        whose = OVER[cap.whose]
+        yield partial(check_waiting, cap.limit, usage, hour.now, whose=whose, count=count, by=set_by(cap.rule))
+    hint = HINT if terms.allows("speeds", "relaxed") else ""
+    for setting, window in COSTS.items() if not free else ():
+        for cap in (*terms.of(setting), *terms.of(f"together_{setting}")):
+            used, by = ledger.spending(cap.whose, window), f"{set_by(cap.rule)} {hint}".strip()
+            yield partial(check_cost, cap.limit, used, cost, hour.now, whose=OVER.get(cap.whose, "Your"), by=by)

@@ -109,12 +109,16 @@ def _joined(*sentences: str) -> str:
 
 
 def check_waiting(most: int, usage: Usage, now: float, *, whose: str, count: int = 1, by: str = "") -> None:
-    """Returns if `count` more may wait where all members count together. `whose`: "This server's". Raises `Refused`."""
+    """Returns if `count` more may wait where all members count together. `whose`: "This server's". Raises `Refused`.
+
+    Whose job starts next is the fair order's: `next_free` is only the first moment at which any may start.
+    """
     if usage.queued + count <= most:
         return
     said = f"{whose} queue is full: {usage.queued} of {most} waiting jobs are taken"
     said += f", and this makes {jobs(count)}." if count > 1 else "."
-    raise Refused(_joined(said, f"A place frees {usage.soon(now)}.", by), 429, frees=usage.next_free)
+    earliest = " at the earliest" if usage.next_free is not None else ""
+    raise Refused(_joined(said, f"A place frees {usage.soon(now)}{earliest}.", by), 429)
 
 
 def check_cost(limit: float, used: Spending, cost: float, now: float, *, whose: str = "Your", by: str = "") -> None:

@@ -51,6 +51,13 @@ class Register:
         known = [end for end in ends if end is not None]
         return now + min(known) if known else None
 
+    def next_room(self) -> float | None:
+        """When the first of all running jobs ends, so that another may start; None if nobody can say."""
+        now = self._clock()
+        ends = [self._forecast.eta(run.record, None, now) for run in self._board.runs.values()]
+        known = [end for end in ends if end is not None]
+        return now + min(known) if known else None
+
     async def ticket(self, record: Record) -> Ticket:
         """What is said to a member whose job was taken."""
         task, spot = record.task, await self._forecast.spot(record)

@@ -29,7 +29,9 @@ app = typer.Typer(
 )
 
 EVERYWHERE = "*"  # as `bot.rules.EVERYWHERE`, which is dear to import
-Guild = Annotated[str, typer.Option(metavar="ID", help="A server; local is the chatroom and the terminal.")]
+Guild = Annotated[
+    str, typer.Option(metavar="ID", help="A server, as discord:123; local is the chatroom here.")
+]
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
 User = Annotated[str, typer.Option(metavar="ID", help="The rule is for a user, as discord:123.")]

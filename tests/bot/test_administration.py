@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ulid import ULID
 
 from bot.administration import Administration
 from bot.limits import Limits
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Change, Scope
-from bot.store import Store, reads
+from bot.store import Draft, Store, Unavailable, reads
 from bot.store.rules import KEPT_CHANGES
-from bot.views import Member
+from bot.views import Member, Place
+from engine.job import Concept, Recipe
 
 NOW = 1_800_000_000.0
 ANN = Member("discord:1", "Ann", "g", admin=True)
@@ -25,6 +27,17 @@ OWNER = Member("discord:2", "Olga", "g", admin=True, owner=True)
 HOUSE = Member("discord:3", "Hera", "g", house=True)
 MOD = Member("discord:4", "Mo", "g", moderator=True)
 BOB = Member("discord:5", "Bob", "g", roles=("9",), channel="7")
+
+
+def draft(member: Member) -> Draft:
+    recipe = Recipe(
+        concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+        height=64, dtype="float32",
+    )  # fmt: skip
+    return Draft(
+        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=recipe, member=member, place=Place("web", {}),
+        pool="default", model="embedded", cost=10.0, created=NOW, deadline=NOW + 60,
+    )  # fmt: skip
 
 
 async def no_jobs(_job: str) -> str:
@@ -194,6 +207,28 @@ async def test_closing_and_opening(store):
     await desk.open(HOUSE)
     await desk.close(replace(HOUSE, guild=EVERYWHERE), "moving")
     assert (await desk.terms(replace(BOB, guild="any"))).closed == "moving (closed by Hera)"
+
+
+@pytest.mark.asyncio
+async def test_an_interrupted_closing_is_closed_and_goes_on_the_second_time(store):
+    lamps = [draft(replace(BOB, id=f"discord:{n}")) for n in range(3)]
+    await store.admit(lamps, None, lambda drafts, _ledger: drafts, NOW)
+    broken = True
+
+    async def cancel(job: str) -> str:
+        if broken and job == lamps[1].id:
+            raise Unavailable("away")
+        await store.wish(job, NOW)
+        return ""
+
+    desk = Administration(store, cancel, limits=Limits(), clock=lambda: NOW)
+    with pytest.raises(Unavailable):
+        await desk.close(OWNER, "noise")
+    assert (await desk.terms(BOB)).closed
+    broken = False
+    assert await desk.close(OWNER, "noise") == 2
+    assert await store.ask(reads.open_of, "g") == []
+    assert len(await desk.changes("g")) == 1
 
 
 @pytest.mark.asyncio

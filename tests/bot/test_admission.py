@@ -164,6 +164,18 @@ async def test_a_promise_of_when_it_frees_is_kept(workplace):
 
 
 @pytest.mark.asyncio
+async def test_of_several_limits_the_one_is_told_that_holds_longest(workplace):
+    house = await workplace.house()
+    desk = house.desk.administration
+    for setting, text in (("cost_day", "40"), ("cost_month", "50"), ("queued", "0"), ("running", "1")):
+        await desk.set(OLGA, "guild", "", setting, text)
+    (ticket,) = await house.studio.imagine("a lamp", BOB, HERE)
+    await house.store.end("cancel", ticket.job, 1.0, None)
+    assert "Your month's limit" in (await refusal(house.studio.imagine("a lamp", BOB, HERE))).sentence
+    assert "2 jobs are too many" in (await refusal(house.studio.imagine("{a,b} lamp", BOB, HERE))).sentence
+
+
+@pytest.mark.asyncio
 async def test_the_default_and_ceilings_everywhere_count_in_all_servers(workplace):
     house = await workplace.house()
     desk, studio = house.desk.administration, house.studio

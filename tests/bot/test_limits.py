@@ -90,6 +90,9 @@ def test_a_server_may_have_a_limit_of_its_own() -> None:
         "This server's queue is full: 20 of 20 waiting jobs are taken. A place frees when a job before it is done. "
         "Ann set that."
     )
+    soon = refusal(lambda: check_waiting(20, Usage(queued=20, next_free=NOW + 9), NOW, whose="This server's"))
+    assert soon.sentence.endswith("A place frees in about 9 s at the earliest.")
+    assert soon.frees is None
 
 
 def test_the_day_rolls() -> None:
