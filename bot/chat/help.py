@@ -20,7 +20,8 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 -# `red apple:: blue::-0.5` weighs parts, `{{red, green}} apple` makes each of them.
 
 **Under a picture**
-**U** enlarges one, **V** varies it, 🔄 rolls again with another seed.
+**U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came, ❤️ keeps it.
+-# React ✉️ to have it as a direct message, ❌ to take your own away.
 
 **Yours**
 {mine} · your pictures, from every server
