@@ -76,10 +76,13 @@ def enlarge(picture: bytes, factor: int = 4, *, form: Form = "PNG", quality: int
 
 
 def under(picture: bytes, limit: int) -> tuple[bytes, Form] | None:
-    """The picture in at most `limit` bytes: as it is, as lossless WebP, then as lossy; None where nothing fits."""
-    pixels, text = opened(picture), text_of(picture)
+    """The picture in at most `limit` bytes: as it is, as lossless WebP, then as lossy; None where nothing fits.
+
+    Raises `Unreadable` for what it would have to make smaller and cannot read.
+    """
     if len(picture) <= limit:
         return picture, _form(picture)
+    pixels, text = opened(picture), text_of(picture)
     for quality in (100, 95, 90, 80, 65):
         smaller = saved(pixels, "WEBP", quality, text)
         if len(smaller) <= limit:

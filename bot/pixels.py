@@ -57,13 +57,14 @@ def saved(picture: Image.Image, form: Form, quality: int = 90, text: str = "") -
     """The picture's bytes: the same pixels and text give the same bytes. `quality` 100 is lossless for WebP.
 
     `text` is its recipe, kept where A1111 (the web UI whose form every gallery reads) keeps it: in a PNG under
-    `parameters`, in a WebP as the EXIF user comment, in a JPEG not at all. No other metadata is written.
+    `parameters`, in a WebP as the EXIF user comment, in a JPEG not at all. No other metadata is written. What is made
+    here waits for somebody: a quarter of the time is worth a fifth more bytes.
     """
     out = io.BytesIO()
     if form == "PNG":
-        picture.save(out, "PNG", compress_level=6, pnginfo=_chunks(text))
+        picture.save(out, "PNG", compress_level=2, pnginfo=_chunks(text))
     elif form == "JPEG":
-        picture.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
+        picture.save(out, "JPEG", quality=quality, subsampling=0)
     else:
         picture.save(out, "WEBP", quality=quality, lossless=quality >= 100, method=4, exif=_comment(text))
     return out.getvalue()

@@ -187,7 +187,8 @@ class Courier:
 
     async def _attempt(self, edit: Edit[Content], case: Case) -> None:
         job, content = edit.content.job, edit.content
-        case.place = await self._deliveries.place_of(job)
+        if not case.place.where.get("message"):
+            case.place = await self._deliveries.place_of(job)
         role: Role = content.role if isinstance(content, Last) else "answer"
         if role == "answer" and not case.place.where.get("message") and not case.lost:
             await self._progress.find(job, case)

@@ -41,7 +41,10 @@ class Finals:
 
     async def next(self, job: str, case: Case) -> tuple[Role, Where] | None:
         """The place that must be seen to now; None once the job is settled everywhere, which is then noted."""
-        case.view, known = await self._studio.view(job), await self._deliveries.of(job)
+        known = await self._deliveries.of(job)
+        if outcome.settled(known):
+            return None
+        case.view = await self._studio.view(job)
         case.wishes = case.wishes or await self._wishes(case.view)
         for role in outcome.lacking(case.view, known, case.wishes):
             where = _new_place(role, known["answer"].place.where, case.view)

@@ -40,6 +40,12 @@ def due(known: Deliveries) -> Role | None:
     return None
 
 
+def settled(known: Deliveries) -> bool:
+    """True once nothing is left to show, and nothing further can be lacking."""
+    answer = known["answer"]
+    return due(known) is None and answer.delivered is not None and not answer.reason
+
+
 def told(known: Deliveries) -> Delivery | None:
     """The notice that stands, and the answer need only point to."""
     one = known.get("notice")

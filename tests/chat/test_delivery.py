@@ -9,18 +9,19 @@ import discord
 import pytest
 
 from bot.chat import progress
+from bot.states import over
 from bot.views import Member
 
 pytestmark = pytest.mark.asyncio
 
 
 async def noted(world: Any) -> None:
-    """Until the book says that everything was shown, or why it cannot be."""
-    for _ in range(500):
-        if not await world.deliveries.owed("discord"):
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("something was not noted as delivered")
+    """Until every job is over and the book says that everything was shown, or why it cannot be."""
+    async with asyncio.timeout(40):
+        while any(not over(view.state) for view in await world.studio.recent()):
+            await asyncio.sleep(0.02)
+        while await world.deliveries.owed("discord"):
+            await asyncio.sleep(0.02)
 
 
 async def pinging(world: Any, seconds: int = 0) -> None:

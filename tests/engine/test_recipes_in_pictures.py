@@ -26,8 +26,12 @@ def picture(image: int, recipe: Recipe = RECIPE) -> bytes:
     return png(noise, parameters(recipe, image, "abc123"))
 
 
+KEPT: list[Image.Image] = []  # sd-parsers 0.6 remembers a comment by its picture's id, which must not come twice
+
+
 def parsed(payload: bytes) -> PromptInfo:
-    found = ParserManager().parse(Image.open(io.BytesIO(payload)))
+    KEPT.append(Image.open(io.BytesIO(payload)))
+    found = ParserManager().parse(KEPT[-1])
     assert found
     return found
 
