@@ -155,3 +155,16 @@ async def test_a_card_in_the_hands_of_somebody_who_lost_their_standing(open_worl
             refused = await staff.admin.click(shown.response, label=label)
             assert "Only" in text(refused), label
         assert await rules(world, staff) == []
+
+
+async def test_explain_says_when_something_frees(open_world: Any) -> None:
+    async with open_world() as world:
+        staff = await hired(world)
+        await staff.slash(staff.admin, "settings set", setting="cost_day", value="1 h")
+        await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
+        said = text(await staff.slash(staff.admin, "settings explain", member=staff.member, setting="cost_day"))
+        assert re.search(r"\*\*1 h\*\* · \d+ s of 1 h used, frees <t:\d+:R>", said)
+        assert "the server's rule decides" in said
+        assert "no setting" in text(
+            await staff.slash(staff.admin, "settings explain", member=staff.member, setting="nothing")
+        )

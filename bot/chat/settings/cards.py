@@ -11,7 +11,7 @@ from discord import ui
 
 from bot.chat.settings import parts, wording
 from bot.rules.catalogue import SETTINGS
-from bot.rules.rule import EVERYWHERE, Change, Rule, Scope
+from bot.rules.rule import EVERYWHERE, Change, Rule, Scope, Value
 from bot.rules.terms import Terms
 from bot.sentences import quoted
 
@@ -19,7 +19,6 @@ EXCEPTIONS: dict[Scope, str] = {"channel": "Channels", "role": "Roles", "user": 
 PAGE = 15  # rules on one page of exceptions
 CHANGES = 5  # on one page of the history
 RED, GREEN, BLUE = 0xED4245, 0x57F287, 0x5865F2
-NOT_CHANGED_HERE = ("closed", "words", "patterns", "blocked")  # commands of their own do that
 LEGEND = "-# **Bold** is set on this server, 🔒 by whoever runs this bot; the rest is the bot's default."
 ORDER = "-# Of several rules the nearest holds: member, then role, channel, everyone."
 
@@ -134,8 +133,13 @@ def _line(name: str, terms: Terms) -> str:
 
 
 def _choices(names: Sequence[str], terms: Terms) -> list[tuple[str, str, str]]:
-    """Settings for a select; their present value stands on the cards above."""
-    return [(name, wording.title(name), SETTINGS[name].about) for name in names]
+    """Settings for a select, each with its present value."""
+    return [(name, wording.title(name), _described(name, getattr(terms, name))) for name in names]
+
+
+def _described(name: str, value: Value | None) -> str:
+    now = wording.plainly(name, value)[:40] if value not in (None, "") else "nothing"
+    return f"now {now}: {SETTINGS[name].about}"
 
 
 def _of(scope: Scope, rules: Sequence[Rule]) -> list[Rule]:

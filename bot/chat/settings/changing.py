@@ -78,7 +78,7 @@ def _unready(interaction: Interaction, step: Step) -> list[str]:
         return [] if able else [NO_CHECKER]
     if step.setting != "reports" or interaction.guild is None:
         return []
-    channel = interaction.guild.get_channel(int(str(step.after)))
+    channel = interaction.guild.get_channel_or_thread(int(str(step.after)))
     if channel is None:
         return [UNSEEN]
     may = channel.permissions_for(interaction.guild.me)
@@ -161,7 +161,7 @@ async def undo_listed(interaction: Interaction, press: Press) -> None:
 
 def taken_back(change: Change) -> str:
     """What an undo did."""
-    return "\n".join([f"↩️ No. {change.undoes} was taken back:", *wording.fitting(wording.steps(change.steps), 1500)])
+    return "\n".join([f"↩️ No. {change.undoes} was taken back:", *wording.fitting(wording.steps(change.steps), 700)])
 
 
 async def offer_presets(interaction: Interaction, press: Press) -> None:
