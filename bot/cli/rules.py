@@ -29,9 +29,7 @@ app = typer.Typer(
 )
 
 EVERYWHERE = "*"  # as `bot.rules.EVERYWHERE`, which is dear to import
-Guild = Annotated[
-    str, typer.Option(metavar="ID", help="A server, as discord:123; local is the chatroom here.")
-]
+Guild = Annotated[str, typer.Option(metavar="ID", help="A server, as discord:123; local is the chatroom here.")]
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
 User = Annotated[str, typer.Option(metavar="ID", help="The rule is for a user, as discord:123.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -357,3 +358,18 @@ def test_a_reason_is_bounded_with_who_closed_it() -> None:
     assert planning.closing("too much. ", "Ann") == "too much (closed by Ann)"
     assert planning.closing("", "Ann") == "no reason given (closed by Ann)"
     assert len(planning.closing("x" * 5000, "y" * 500)) <= SETTINGS["closed"].most
+
+
+def test_the_page_about_limits_is_complete() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(rows) == list(SETTINGS)
+    for one in SETTINGS.values():
+        assert all(choice in rows[one.name] for choice in one.choices)
+        said = rows[one.name].split("|")[3].strip()
+        named = {"server": "guild"}
+        listed = list(one.scopes) if said == "all" else [named.get(word, word) for word in said.split(", ")]
+        assert set(listed) == set(one.scopes), one.name
+    for one in presets.PRESETS.values():
+        row = next(line for line in page.splitlines() if line.startswith(f"| {one.name} "))
+        assert row.split("|")[2].strip() == ", ".join(f"{name} {text}" for name, text in one.values.items())
