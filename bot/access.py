@@ -31,20 +31,26 @@ class Permit:
     """The least standing that may act: on nothing in particular or an own job (`own`), on another's public one in the
     same server (`others`), on another's private one (`private`). None: nobody. `direct`: also in a conversation with
     the bot. Jobs of another server are their author's, and the house's where `house` says so. `deed`: what they do, as
-    it stands after "may".
+    it stands after "may". `jobs`: whether there is a job to act on at all.
     """
 
     deed: str
     own: Standing | None = "member"
-    others: Standing | None = "member"
+    others: Standing | None = None
     private: Standing | None = None
     house: bool = False
     direct: bool = True
+    jobs: bool = True
+
+
+def _simply(deed: str) -> Permit:
+    """Everyone's business, and about no job."""
+    return Permit(deed, jobs=False)
 
 
 def _anybody(deed: str) -> Permit:
     """Whoever sees a picture may go on from it, at their own expense; a private one is its author's alone."""
-    return Permit(deed)
+    return Permit(deed, others="member")
 
 
 def _moderated(deed: str) -> Permit:
@@ -57,14 +63,19 @@ def _moderators(deed: str) -> Permit:
     return Permit(deed, own="moderator", others="moderator", private="moderator", house=True)
 
 
+def _governed(deed: str, least: Standing) -> Permit:
+    """About the rules of a server."""
+    return Permit(deed, own=least, direct=False, jobs=False)
+
+
 TABLE: Mapping[Action, Permit] = MappingProxyType(
     {
-        "imagine": _anybody("ask for pictures"),
-        "queue": _anybody("look at the queue"),
-        "mine": _anybody("look through their own jobs"),
-        "info": _anybody("look at their limits"),
-        "prefer": _anybody("set what they prefer"),
-        "help": _anybody("read the help"),
+        "imagine": _simply("ask for pictures"),
+        "queue": _simply("look at the queue"),
+        "mine": _simply("look through their own jobs"),
+        "info": _simply("look at their limits"),
+        "prefer": _simply("set what they prefer"),
+        "help": _simply("read the help"),
         "cancel": _moderated("cancel this job"),
         "upscale": _anybody("enlarge this picture"),
         "vary": _anybody("vary this picture"),
@@ -77,15 +88,15 @@ TABLE: Mapping[Action, Permit] = MappingProxyType(
         "favourite": _anybody("keep this picture as a favourite"),
         "envelope": _anybody("have these pictures sent to them"),
         "delete": _moderated("delete these pictures"),
-        "report": Permit("report this", own=None),  # one's own is deleted, not reported
+        "report": Permit("report this", own=None, others="member"),  # one's own is deleted, not reported
         "approve": _moderators("look at and show held pictures"),
         "deny": _moderators("keep held pictures hidden"),
         "dismiss": _moderators("dismiss a report"),
-        "settings": Permit("look at this server's settings", own="moderator", direct=False),
-        "explain": Permit("see which rule decides", own="moderator", direct=False),
-        "set": Permit("change this server's settings", own="admin", direct=False),
-        "close": Permit("close or open this server", own="owner", direct=False),
-        "budget": Permit("set what a whole server may spend", own="house"),
+        "settings": _governed("look at this server's settings", "moderator"),
+        "explain": _governed("see which rule decides", "moderator"),
+        "set": _governed("change this server's settings", "admin"),
+        "close": _governed("close or open this server", "owner"),
+        "budget": Permit("set what a whole server may spend", own="house", jobs=False),
     }
 )
 PRIVATE = "That job is private: it is its author's alone."
@@ -151,10 +162,14 @@ def least(action: Action, relation: Whose) -> Standing | None:
 
 
 def forbidden(action: Action, member: Member, subject: Subject | None = None, *, direct: bool = False) -> str | None:
-    """Why `member` may not, as a sentence for them; None if they may. `direct`: in a conversation with the bot."""
-    relation = whose(member, subject)
+    """Why `member` may not, as a sentence for them; None if they may. `direct`: in a conversation with the bot.
+
+    Raises ValueError for a subject of what is about no job: that would be answered by chance.
+    """
+    permit, relation = TABLE[action], whose(member, subject)
+    if subject is not None and not permit.jobs:
+        raise ValueError(f"{action} acts on no job")
     needed = least(action, relation)
-    permit = TABLE[action]
     if direct and not permit.direct:
         return INDIRECT
     if needed is not None and STANDINGS.index(standing(member)) >= STANDINGS.index(needed):

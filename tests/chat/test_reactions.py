@@ -64,7 +64,7 @@ async def test_a_private_picture_goes_to_its_author_alone(open_world: Any) -> No
 def reaction(world: Any, message: int, actor: Any, sign: str, guild: Any = None, **changes: Any) -> Any:
     """A raw event of one who is a member there."""
     there = world.client.get_guild((guild or world.guild).id)
-    payload = {
+    payload: Any = {
         "id": str(actor.id), "username": actor.name, "discriminator": "0", "avatar": None, "global_name": None,
     }  # fmt: skip
     member = discord.Member(

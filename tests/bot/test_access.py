@@ -1,0 +1,276 @@
+"""Who may do what, read by a second pair of eyes: the table of `bot.access` against the one below, cell by cell.
+
+`python tests/bot/test_access.py > docs/access.md` writes the page for admins anew; a test keeps it true.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bot.access import ACTIONS, SAID, STANDINGS, TABLE, Action, Standing, Subject, forbidden, standing, subject_of
+from bot.views import Member
+from samples import a_view
+
+ROOT = Path(__file__).parents[2]
+HERE, ELSEWHERE = "discord:1", "discord:2"
+AUTHOR = "discord:author"
+DIRECT = f"discord:dm:{AUTHOR.removeprefix('discord:')}"
+
+# What each word of the table below stands for, written out.
+WHO: dict[str, set[Standing]] = {
+    "everyone": {"member", "moderator", "admin", "owner", "house"},
+    "moderators": {"moderator", "admin", "owner", "house"},
+    "admins": {"admin", "owner", "house"},
+    "owner": {"owner", "house"},
+    "house": {"house"},
+    "nobody": set(),
+}
+# Nothing in particular, or an own job; another's job of this server; another's private one; a job of another server
+# ("-": it is about no job); and whether it can be done in a conversation with the bot at all.
+EXPECTED = """
+imagine     everyone    -           -           -       direct
+queue       everyone    -           -           -       direct
+mine        everyone    -           -           -       direct
+info        everyone    -           -           -       direct
+prefer      everyone    -           -           -       direct
+help        everyone    -           -           -       direct
+cancel      everyone    moderators  moderators  house   direct
+upscale     everyone    everyone    nobody      nobody  direct
+vary        everyone    everyone    nobody      nobody  direct
+reroll      everyone    everyone    nobody      nobody  direct
+remix       everyone    everyone    nobody      nobody  direct
+reproduce   everyone    everyone    nobody      nobody  direct
+prompt      everyone    everyone    nobody      nobody  direct
+film        everyone    everyone    nobody      nobody  direct
+details     everyone    everyone    nobody      nobody  direct
+favourite   everyone    everyone    nobody      nobody  direct
+envelope    everyone    everyone    nobody      nobody  direct
+delete      everyone    moderators  moderators  house   direct
+report      nobody      everyone    nobody      nobody  direct
+approve     moderators  moderators  moderators  house   direct
+deny        moderators  moderators  moderators  house   direct
+dismiss     moderators  moderators  moderators  house   direct
+settings    moderators  -           -           -       server
+explain     moderators  -           -           -       server
+set         admins      -           -           -       server
+close       owner       -           -           -       server
+budget      house       -           -           -       direct
+"""
+RELATIONS = ("none", "own", "another's", "private", "elsewhere")
+# Every sentence that a refused member may read.
+SENTENCES = """
+That belongs to a server: ask for it there.
+That job belongs to another server.
+That job is private: it is its author's alone.
+This one is yours: delete it instead.
+Only Ann and moderators (who may manage messages here) may cancel this job.
+Only Ann and moderators (who may manage messages here) may delete these pictures.
+Only moderators (who may manage messages here) may dismiss a report.
+Only moderators (who may manage messages here) may keep held pictures hidden.
+Only moderators (who may manage messages here) may look at and show held pictures.
+Only moderators (who may manage messages here) may look at this server's settings.
+Only moderators (who may manage messages here) may see which rule decides.
+Only admins (who may manage this server) may change this server's settings.
+Only the server's owner may close or open this server.
+Only whoever runs this bot may set what a whole server may spend.
+"""
+
+
+def expected(action: str) -> Sequence[str]:
+    return next(row.split()[1:] for row in EXPECTED.split("\n") if row.split()[:1] == [action])
+
+
+ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected(action)[1] != "-"]
+
+
+MODERATED: set[Action] = {"cancel", "delete", "approve", "deny", "dismiss"}
+
+
+def a_member(who: Standing, *, author: bool = False, guild: str = HERE) -> Member:
+    """Of this standing and no more flags than it takes: none follows from a lower one."""
+    plain = Member(AUTHOR if author else "discord:other", "Ann" if author else "Bob", guild)
+    return plain if who == "member" else replace(plain, **{who: True})
+
+
+def a_case(relation: str, who: Standing, *, direct: bool) -> tuple[Member, Subject | None]:
+    """Somebody in a server or alone with the bot, and the job that they act on."""
+    here = DIRECT if direct else HERE
+    if relation == "none":
+        return a_member(who, guild=here), None
+    guild = ELSEWHERE if relation == "elsewhere" else here
+    member = a_member(who, author=relation == "own", guild=here)
+    return member, Subject(AUTHOR, "Ann", guild, private=relation == "private")
+
+
+def relations(action: Action) -> tuple[str, ...]:
+    return ("none",) if expected(action)[1] == "-" else RELATIONS
+
+
+def every_case() -> Iterator[tuple[Action, str, Standing, bool]]:
+    for action in ACTIONS:
+        for relation, who, direct in itertools.product(relations(action), STANDINGS, (False, True)):
+            yield action, relation, who, direct
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_table_is_what_a_second_reader_wrote_down(action: Action) -> None:
+    own, others, private, elsewhere, place = expected(action)
+    cells = {"none": own, "own": own, "another's": others, "private": private, "elsewhere": elsewhere}
+    for relation in relations(action):
+        cell = cells[relation]
+        for direct in (False, True):
+            may = {
+                who
+                for who in STANDINGS
+                for member, subject in [a_case(relation, who, direct=direct)]
+                if forbidden(action, member, subject, direct=direct) is None
+            }
+            assert may == (set() if direct and place == "server" else WHO[cell]), (relation, direct)
+
+
+def test_what_is_about_no_job_is_never_asked_about_one() -> None:
+    for action in set(ACTIONS) - set(ABOUT_JOBS):
+        with pytest.raises(ValueError, match="acts on no job"):
+            forbidden(action, a_member("house"), Subject(AUTHOR, "Ann", HERE))
+
+
+def test_the_second_reader_knows_every_action() -> None:
+    assert [row.split()[0] for row in EXPECTED.strip().split("\n")] == list(ACTIONS)
+    assert set(TABLE) == set(ACTIONS)
+
+
+def test_an_author_can_always_cancel_and_delete_what_is_theirs() -> None:
+    jobs = [Subject(AUTHOR, "Ann", guild, private) for guild in (HERE, ELSEWHERE, DIRECT) for private in (False, True)]
+    for who, subject, direct in itertools.product(STANDINGS, jobs, (False, True)):
+        author = a_member(who, author=True)
+        assert forbidden("cancel", author, subject, direct=direct) is None
+        assert forbidden("delete", author, subject, direct=direct) is None
+
+
+def test_nobody_of_another_server_does_anything_but_the_house_where_it_is_said() -> None:
+    for action, who in itertools.product(ABOUT_JOBS, STANDINGS):
+        member, subject = a_case("elsewhere", who, direct=False)
+        may = forbidden(action, member, subject) is None
+        assert may == (who == "house" and action in MODERATED)
+
+
+def test_what_is_private_is_closed_to_plain_members() -> None:
+    for action in ABOUT_JOBS:
+        member, subject = a_case("private", "member", direct=False)
+        assert forbidden(action, member, subject) is not None
+
+
+def test_a_private_job_is_looked_at_by_its_author_alone() -> None:
+    """Moderators take it away or decide what is held; they cannot use it."""
+    for action, who in itertools.product(set(ABOUT_JOBS) - MODERATED, STANDINGS):
+        member, subject = a_case("private", who, direct=False)
+        assert forbidden(action, member, subject) == "That job is private: it is its author's alone."
+
+
+def test_a_higher_standing_may_all_that_a_lower_one_may() -> None:
+    rows: set[tuple[Action, str, bool]] = {(action, relation, direct) for action, relation, _, direct in every_case()}
+    for action, relation, direct in rows:
+        row = [
+            forbidden(action, *a_case(relation, who, direct=direct), direct=direct) is None for who in STANDINGS
+        ]  # fmt: skip
+        assert row == sorted(row), (action, relation)
+
+
+def test_the_highest_standing_counts() -> None:
+    flags = ("moderator", "admin", "owner", "house")
+    for given in itertools.product((False, True), repeat=4):
+        member = replace(a_member("member"), **dict(zip(flags, given, strict=True)))
+        highest = [flag for flag, has in zip(flags, given, strict=True) if has]
+        assert standing(member) == (highest[-1] if highest else "member")
+
+
+def test_every_refusal_is_a_sentence_that_somebody_has_read() -> None:
+    said = set[str]()
+    for action, relation, who, direct in every_case():
+        sentence = forbidden(action, *a_case(relation, who, direct=direct), direct=direct)
+        said |= {sentence} if sentence else set()
+    assert said == set(SENTENCES.strip().split("\n"))
+
+
+def test_what_is_acted_on_is_taken_from_the_view() -> None:
+    assert subject_of(a_view(private=True)) == Subject("discord:1", "Alice", "discord:2", True)
+
+
+def asked() -> set[str]:
+    """Every action that the code asks for: in a call that checks one, or in a mapping of buttons, forms, commands."""
+    words = set[str]()
+    for path in (ROOT / "bot").rglob("*.py"):
+        if path.name == "access.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and _name(node.func) in ("permit", "_permit", "forbidden", "respond", "may"):
+                words |= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+            if isinstance(node, ast.AnnAssign) and "Action" in ast.dump(node.annotation) and node.value:
+                words |= {one.value for one in ast.walk(node.value) if isinstance(one, ast.Constant)}
+    return {word for word in words if isinstance(word, str)}
+
+
+def _name(called: ast.expr) -> str:
+    return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+
+
+def test_no_row_of_the_table_is_dead() -> None:
+    assert set(ACTIONS) - asked() == set()
+
+
+COLUMNS = (
+    "may", "nothing in particular, or an own job", "another's job in this server", "another's private job",
+    "a job of another server", "in a conversation with the bot",
+)  # fmt: skip
+
+
+def page() -> str:
+    """`docs/access.md`, for admins."""
+    shown = {**SAID, "member": "everyone"}
+
+    def cell(least: Standing | None) -> str:
+        return "–" if least is None else shown[least].partition(" (")[0]
+
+    lines = [
+        "# Who may do what",
+        "",
+        "Made from `bot/access.py`, which the bot itself asks before every command, button and reaction.",
+        "Each column names the least standing that may, whoever stands higher may too. From the least:",
+        ", ".join(shown[who] for who in STANDINGS) + ".",
+        "",
+        "What limits how much somebody may ask for, blocks among it, are rules: `/settings`.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for permit in TABLE.values():
+        others = [cell(permit.others), cell(permit.private), "whoever runs this bot" if permit.house else "–"]
+        direct = "yes" if permit.direct else "no"
+        cells = [permit.deed, cell(permit.own), *(others if permit.jobs else ["", "", ""]), direct]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "## What the others read", "", *(f"- {one}" for one in sorted(told())), ""])
+
+
+def told() -> set[str]:
+    """Every refusal, with “the author” for its name."""
+    found = set[str]()
+    for action, relation, who, direct in every_case():
+        member, subject = a_case(relation, who, direct=direct)
+        if subject is not None:
+            subject = Subject(subject.author, "*the author*", subject.guild, subject.private)
+        found |= {forbidden(action, member, subject, direct=direct) or ""}
+    return found - {""}
+
+
+def test_the_page_for_admins_is_true() -> None:
+    assert (ROOT / "docs" / "access.md").read_text() == page(), "python tests/bot/test_access.py > docs/access.md"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
