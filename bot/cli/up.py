@@ -89,7 +89,7 @@ async def _open(parts: AsyncExitStack, settings: Settings, models: Sequence[str]
         warming.set()
         workshop = await parts.enter_async_context(_workshop(settings, models, url, token))
     house = await parts.enter_async_context(open_house(settings, bus))
-    app = open_chatroom(settings, house.studio, warming)
+    app = open_chatroom(settings, house.studio, house.desk.review, warming)
     port = await parts.enter_async_context(_listening(app, settings))
     if settings.discord_token is not None:
         from bot.chat.client import serve  # costs 40 MB, so only with a token

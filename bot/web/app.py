@@ -15,8 +15,9 @@ import jinja2
 from aiohttp import web
 
 from bot.config import Settings
+from bot.review import Review
 from bot.studio import Studio
-from bot.web import api, door, live, prints, views
+from bot.web import api, decisions, door, live, prints, views
 from bot.web.auth import Door, Gate, key_of
 from bot.web.grids import Grids
 
@@ -26,13 +27,16 @@ IDLE = 30.0  # seconds that a connection may be held without a request
 TEMPLATES = ("base.html", "room.html", "discord.html", "enter.html", "sentence.html")
 
 
-def open_chatroom(settings: Settings, studio: Studio, warming: asyncio.Event | None = None) -> web.Application:
+def open_chatroom(
+    settings: Settings, studio: Studio, review: Review, warming: asyncio.Event | None = None
+) -> web.Application:  # fmt: skip
     """The chatroom over this studio. Creates the room's key in the data folder at the first start.
 
     `warming` is set for as long as an engine that was started with the room is on its way.
     """
     app = web.Application(middlewares=[door.errors, door.entrance], client_max_size=MOST_BYTES)
     app[live.STUDIO] = studio
+    app[decisions.REVIEW] = review
     app[live.WARMING] = warming or asyncio.Event()
     app[live.CLOSING] = asyncio.Event()
     app[live.STREAMS] = set()
@@ -42,7 +46,7 @@ def open_chatroom(settings: Settings, studio: Studio, warming: asyncio.Event | N
     app[prints.GRIDS] = Grids(prints.CELL)
     app[views.IN_DISCORD] = settings.discord_token is not None
     _furnish(app)
-    app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *live.routes()])
+    app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *decisions.routes(), *live.routes()])
     app.router.add_static("/static", HERE / "static")
     app.on_response_prepare.append(door.dress)
     app.on_shutdown.append(_close)

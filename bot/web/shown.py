@@ -58,6 +58,7 @@ def job(view: View, reader: Member) -> dict[str, Any]:
         "prompt": view.prompt,
         "author": {"name": view.member_name, "you": yours},
         "may_cancel": yours or reader.moderator,
+        "may_decide": reader.moderator,
         "created": view.created,
         "started": view.started,
         "finished": view.finished,

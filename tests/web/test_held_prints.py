@@ -6,16 +6,16 @@ import io
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 from PIL import Image
 
 from bot.administration import Administration
-from bot.review import Review
 from bot.views import Member
-from bot.web.door import GUILD
+from bot.web.door import GATE, GUILD
 
 if TYPE_CHECKING:
-    from tests.web.conftest import Room
+    from tests.web.conftest import OpenRoom, Room
 
 pytestmark = pytest.mark.asyncio
 SAID = "Picture 2 is held by the picture check until a moderator has looked at it."
@@ -26,6 +26,10 @@ async def check_all(room: Room, verdicts: dict[int, Any]) -> None:
     room.drawers[0].checks, room.drawers[0].verdicts = True, verdicts
     rules = Administration(room.studio._store, room.studio._cancelling.cancel, limits=room.settings.limits)
     await rules.set(Member("local:ada", "Ada", GUILD, admin=True), "guild", "", "check", "on")
+
+
+def browsing() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
 
 async def fetched(room: Room, path: str) -> tuple[int, str, bytes]:
@@ -63,8 +67,12 @@ async def test_a_grid_with_a_held_picture_is_blurred_there_until_it_is_shown(roo
     assert (status, kept) == (200, "no-store")
     assert edges(grid) == [True, False, True, True]
     assert (await fetched(room, job["film"]))[1] == "no-store"
-    review = Review(room.studio._store, room.studio._register, room.studio._gallery)
-    await review.decide(job["id"], 1, Member("local:mo", "Mo", GUILD, moderator=True), show=True)
+    address = f"/api/jobs/{job['id']}/pictures/2"
+    status, kept, content = await fetched(room, f"{address}/held.png")
+    assert (status, kept) == (200, "no-store")
+    assert content.startswith(b"\x89PNG")
+    status, said = await room.ask("POST", f"{address}/show")
+    assert (status, said["pictures"][1]["held"]) == (200, "")
     status, kept, grid = await fetched(room, job["grid"])
     assert "immutable" in kept
     assert edges(grid) == [True] * 4
@@ -78,3 +86,37 @@ async def test_a_job_that_is_held_whole_has_no_film(room: Room) -> None:
     status, said = await room.ask("GET", f"/api/jobs/{job['id']}/rungs")
     assert status == 403
     assert "no film" in said["error"]
+
+
+async def test_the_owner_keeps_one_hidden_and_cannot_decide_about_the_others(room: Room) -> None:
+    await check_all(room, {1: "flagged"})
+    job = await room.end_of(await room.imagine("terrier"))
+    assert job["may_decide"]
+    address = f"/api/jobs/{job['id']}/pictures"
+    status, said = await room.ask("POST", f"{address}/2/hide")
+    assert (status, said["pictures"][1]["held"]) == (200, "Picture 2 stays hidden: a moderator has looked at it.")
+    assert await room.ask("POST", f"{address}/1/show") == (404, {"error": "Picture 1 is not held."})
+    assert await room.ask("GET", f"{address}/1/held.png") == (404, {"error": "Picture 1 is not held."})
+
+
+async def test_guests_do_not_decide(open_room: OpenRoom) -> None:
+    async with open_room(host="0.0.0.0") as room, browsing() as owner, browsing() as guest:
+        gate = room.app[GATE]
+        for browser, token in ((owner, gate.invite(owner=True)), (guest, gate.invite(owner=False))):
+            async with browser.post(f"{room.url}/api/entrance", json={"token": token}) as answer:
+                assert answer.status == 201
+        await check_all(room, {0: "flagged"})
+        async with guest.post(f"{room.url}/api/jobs", json={"prompt": "terrier", "count": 1}) as answer:
+            job = f"{room.url}/api/jobs/{(await answer.json())['id']}"
+        async with guest.get(f"{job}/events") as answer:
+            assert "event: finished" in await answer.text()  # the stream ends with its job
+        for method, what in (("GET", "held.png"), ("POST", "show"), ("POST", "hide")):
+            async with guest.request(method, f"{job}/pictures/1/{what}") as answer:
+                assert answer.status == 403
+                assert "moderators" in (await answer.json())["error"]
+        async with guest.get(job) as answer:
+            assert not (await answer.json())["may_decide"]
+        async with owner.post(f"{job}/pictures/1/show") as answer:
+            assert answer.status == 200
+        async with guest.get(f"{job}/pictures/1.png") as answer:
+            assert answer.status == 200

@@ -142,7 +142,24 @@ export class Card {
     more.append(download(single ? "Picture" : "Pictures", single && !job.pictures[0].held ? job.pictures[0].url : job.grid, `${job.id}.png`));
     if (job.film) more.append(download("Film", job.film, `${job.id}.webp`));
     deeds.append(more);
+    const held = job.pictures.filter((picture) => picture.held);
+    if (job.may_decide) deeds.append(...held.map((picture) => this.decision(picture, job)));
     deeds.hidden = false;
+  }
+
+  // For the room's owner: a look at a held picture, and what becomes of it.
+  decision(picture, job) {
+    const row = group(`Held ${picture.n}`, `What becomes of picture ${picture.n}, which is held`);
+    const address = `${this.address}/pictures/${picture.n}`;
+    const look = Object.assign(document.createElement("a"), { href: `${address}/held.png`, textContent: "Look" });
+    look.target = "_blank";
+    const decide = (text, verb) =>
+      this.button(text, `${text}: picture ${picture.n}`, `${address}/${verb}`, () => {
+        row.remove();
+        if (verb === "show") this.hang({ ...picture, held: "" }, job);
+      });
+    row.append(look, decide("Show", "show"), decide("Keep hidden", "hide"));
+    return row;
   }
 
   row(job, letter, verb, title) {
@@ -157,18 +174,19 @@ export class Card {
     return row;
   }
 
-  button(text, label, address) {
+  button(text, label, address, then = () => {}) {
     const button = document.createElement("button");
     Object.assign(button, { type: "button", textContent: text, title: label });
     button.setAttribute("aria-label", label);
-    button.addEventListener("click", () => this.press(button, "POST", address));
+    button.addEventListener("click", () => this.press(button, "POST", address, then));
     return button;
   }
 
-  async press(button, method, address) {
+  async press(button, method, address, then = () => {}) {
     button.disabled = true;
     const agreed = await this.act(method, address);
     button.disabled = method === "DELETE" && agreed;
+    if (agreed) then();
     if (method !== "DELETE" && agreed) button.classList.add("used");
   }
 

@@ -1,0 +1,52 @@
+"""What the room's owner does about held pictures: look at one, show it to all, keep it hidden.
+
+Knows addresses; who may is the review's own rule.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from bot.refused import Refused
+from bot.review import Review
+from bot.web import shown
+from bot.web.door import member_of
+from bot.web.live import visible
+from bot.web.prints import NOT_YET, index_of
+
+REVIEW = web.AppKey("review", Review)
+
+
+def routes() -> list[web.RouteDef]:
+    """The addresses of the decisions, and of a look before one."""
+    picture = "/api/jobs/{id}/pictures/{n}"
+    return [
+        web.get(picture + "/held.png", look),
+        web.post(picture + "/show", show),
+        web.post(picture + "/hide", hide),
+    ]
+
+
+async def look(request: web.Request) -> web.Response:
+    """A held picture as it is."""
+    view, index = await visible(request), index_of(request)
+    pictures = dict(await request.app[REVIEW].look(view.id, member_of(request)))
+    if index not in pictures:
+        raise Refused(f"Picture {index + 1} is not held.", 404)
+    return web.Response(body=pictures[index], content_type="image/png", headers={"Cache-Control": NOT_YET})
+
+
+async def show(request: web.Request) -> web.Response:
+    """From now on everybody sees it; the job as it is then."""
+    return await _decided(request, show=True)
+
+
+async def hide(request: web.Request) -> web.Response:
+    """It stays hidden; the job as it is then."""
+    return await _decided(request, show=False)
+
+
+async def _decided(request: web.Request, *, show: bool) -> web.Response:
+    view, index, member = await visible(request), index_of(request), member_of(request)
+    decided = await request.app[REVIEW].decide(view.id, index, member, show=show)
+    return web.json_response(shown.job(decided, member))
