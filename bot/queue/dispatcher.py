@@ -89,7 +89,7 @@ class Dispatcher:
             await self.republish()
             self._lost = False
         await self._models.refresh()
-        together = await self._store.ask(rules.together)
+        together = self._forecast.together = await self._store.ask(rules.together)
         for crew in crews(self._bus.workers).values():
             wish = Wish(crew.pool, crew.models, self._limits.running, together=together)
             while moved := await self._store.pick(wish, crew.rows, self._overbook, self._clock()):

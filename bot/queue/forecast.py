@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from bot.fair import Account, Waiting, order
 from bot.models import crews
 from bot.queue.board import Board
+from bot.rules.together import Together
 from bot.store import Record, Store, reads
 from engine.job import Presence
 
@@ -40,6 +41,7 @@ class Forecast:
 
     def __init__(self, store: Store, board: Board, workers: Callable[[], Mapping[str, Presence]]) -> None:
         self._store, self._board, self._workers = store, board, workers
+        self.together = Together()  # as the dispatcher last read it
         self._version = -1
         self._outlook = Outlook()
 
@@ -102,9 +104,24 @@ class Forecast:
         mine = sum(run.record.member == record.member for run in self._board.runs.values())
         if mine >= running:
             return f"{mine} of this member's run already: one of them must end first."
+        if said := self._full(record):
+            return said
         if spot is not None and spot.ahead:
             return f"{spot.ahead} ahead of it."
         return "Next in line: it starts when there is room."
+
+    def _full(self, record: Record) -> str:
+        """Why no more of its server or channel run now, in words; empty if more may."""
+        most, channel = self.together.of(record.guild), self.together.channels_of(record.guild).get(record.channel)
+        theirs = [run.record for run in self._board.runs.values() if run.record.guild == record.guild]
+        if most == 0:
+            return "Nothing is begun on this server at present."
+        if most is not None and len(theirs) >= most:
+            return f"{len(theirs)} of this server's run already: one of them must end first."
+        here = sum(one.channel == record.channel for one in theirs)
+        if channel is not None and here >= channel:
+            return f"{here} of this channel's run already: one of them must end first."
+        return ""
 
 
 def _spots(ones: list[tuple[Waiting, str]], accounts: Mapping[str, Account]) -> Iterator[tuple[str, Spot]]:

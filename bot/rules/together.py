@@ -7,22 +7,29 @@ from dataclasses import dataclass, field
 
 from bot.rules.rule import EVERYWHERE, Rule
 
+SETTINGS = ("together_running", "closed")
+
 
 @dataclass(frozen=True)
 class Together:
     """`guilds`: of the admins of a server; `ceilings`: of whoever runs the bot for a server ("*": for each that has
-    none of its own); `channels`: by guild and channel.
+    none of its own); `channels`: by guild and channel; `shut`: the servers that are closed ("*": all), where what still
+    waits is not begun.
     """
 
     guilds: Mapping[str, int] = field(default_factory=dict)
     ceilings: Mapping[str, int] = field(default_factory=dict)
     channels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    shut: frozenset[str] = frozenset()
 
     @classmethod
     def of_rules(cls, rules: Iterable[Rule]) -> Together:
-        """From the rules of `together_running`, whatever guild they belong to."""
+        """From all rules of the `SETTINGS` that it takes, whatever guild they belong to."""
         guilds, ceilings, channels = dict[str, int](), dict[str, int](), dict[str, dict[str, int]]()
+        shut: set[str] = set()
         for rule in rules:
+            if rule.setting == "closed":
+                shut.add(rule.guild)
             if not isinstance(rule.value, int):
                 continue
             if rule.scope == "house":
@@ -31,10 +38,12 @@ class Together:
                 channels.setdefault(rule.guild, {})[rule.subject] = rule.value
             else:
                 guilds[rule.guild] = rule.value
-        return cls(guilds, ceilings, channels)
+        return cls(guilds, ceilings, channels, frozenset(shut))
 
     def of(self, guild: str) -> int | None:
         """The cap of a server; None if it has none."""
+        if {guild, EVERYWHERE} & self.shut:
+            return 0
         ceiling = self.ceilings.get(guild, self.ceilings.get(EVERYWHERE))
         found = [cap for cap in (self.guilds.get(guild), ceiling) if cap is not None]
         return min(found, default=None)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, and_, func, select
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Change, Rule, Step, Value
 from bot.rules.planning import undone
-from bot.rules.together import Together
+from bot.rules.together import SETTINGS, Together
 from bot.store.tables import changes
 from bot.store.tables import rules as kept
 
@@ -34,7 +34,7 @@ def of_guild(connection: Connection, guild: str) -> list[Rule]:
 
 def together(connection: Connection) -> Together:
     """How many of all members run at once, in every guild that has a rule about it."""
-    found = connection.execute(select(kept).where(kept.c.setting == "together_running"))
+    found = connection.execute(select(kept).where(kept.c.setting.in_(SETTINGS)))
     return Together.of_rules([_rule(row) for row in found.mappings()])
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from bot.administration import Administration
+from bot.limits import Limits
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Scope
 from bot.views import Member, Place
@@ -337,9 +339,42 @@ async def test_how_many_of_all_members_run_at_once(workplace, until):
     sent = [view for view in await house.studio.queue() if view.state != "queued"]
     assert sorted(view.channel for view in sent if view.guild == "g") == ["7", "8", "8"]
     assert free.job in [view.id for view in sent]
+    waiting = [view for view in await house.studio.queue("g") if view.state == "queued"]
+    assert {view.why for view in waiting} - {"3 of this member's run already: one of them must end first."} == {
+        "3 of this server's run already: one of them must end first."
+    }
+    await desk.set(OLGA, "guild", "", "together_running", "9")
+    await desk.set(OLGA, "channel", "8", "together_running", "2")
+    await house.dispatcher.round()
+    waiting = [view for view in await house.studio.queue("g") if view.state == "queued"]
+    assert {view.why for view in waiting} - {"3 of this member's run already: one of them must end first."} <= {
+        "1 of this channel's run already: one of them must end first.",
+        "2 of this channel's run already: one of them must end first.",
+    }
+    await desk.unset(OLGA, "channel", "8", "together_running")
     apprentice.go.set()
 
     async def done() -> bool:
         return all(view.state == "finished" for view in await house.studio.recent("g"))
 
     await until(done, 30)
+
+
+@pytest.mark.asyncio
+async def test_what_waits_on_a_closed_server_is_not_begun(workplace, until):
+    house = await workplace.house()
+    (ticket,) = await house.studio.imagine("a lamp", BOB, HERE)
+    (free,) = await house.studio.imagine("a lamp", replace(BOB, guild="other"), HERE)
+
+    async def away(_job: str) -> str:
+        raise ConnectionError
+
+    stuck = Administration(house.store, away, limits=Limits())
+    with pytest.raises(ConnectionError):
+        await stuck.close(OLGA, "tea")
+    apprentice, _ = await workplace.worker()
+    await until(lambda: free.job in apprentice.begun)
+    await house.dispatcher.round()
+    assert (await house.studio.view(ticket.job)).why == "Nothing is begun on this server at present."
+    await house.desk.administration.open(OLGA)
+    await until(lambda: ticket.job in apprentice.begun)
