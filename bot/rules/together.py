@@ -17,9 +17,9 @@ class Together:
     waits is not begun.
     """
 
-    guilds: Mapping[str, int] = field(default_factory=dict)
-    ceilings: Mapping[str, int] = field(default_factory=dict)
-    channels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    guilds: Mapping[str, int] = field(default_factory=dict[str, int])
+    ceilings: Mapping[str, int] = field(default_factory=dict[str, int])
+    channels: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
     shut: frozenset[str] = frozenset()
 
     @classmethod
