@@ -1,0 +1,30 @@
+"""`darkroom bench discord`: measures the bot over the loopback Discord that the tests have; needs a checkout.
+
+Runs it as a process of its own; knows nothing of what it measures.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from bot.refused import Refused
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("simcord", "jsonschema", "psutil")  # of the extra `dev`
+
+
+def run(args: Sequence[str], root: Path = ROOT) -> int:
+    """The exit code. Raises `Refused` where there is nothing to measure with."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing or not (root / "tests" / "loopback" / "bench.py").exists():
+        raise Refused(
+            "This measures over the tests' loopback Discord: run it in a checkout, after pip install -e '.[dev]'."
+        )
+    paths = os.pathsep.join((str(root / "tests"), str(root)))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"}
+    return subprocess.run([sys.executable, "-m", "loopback.bench", *args], env=environment, check=False).returncode

@@ -1,0 +1,104 @@
+"""`darkroom bench discord`: a busy evening over the loopback Discord, and a bot that is killed, as rows."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from engine.bench.row import Row, as_json, as_table
+from loopback.bench_kills import FEW, POINTS, Outcome, kills
+from loopback.bench_load import Evening, Size, evening
+from loopback.habits import unexplained
+from loopback.openapi import Judge
+
+SOON = 2.0  # seconds
+SLACK = 0.25  # seconds in which the bot may not know yet that a job has ended
+
+
+def load_rows(seen: Evening) -> list[Row]:
+    """The claims of one evening."""
+    first = sorted(1000 * (act.answered - act.sent) for act in seen.acts if act.answered)
+    finals = seen.final_of()
+    late = {job: finals[job][0].done - at for job, at in seen.ended.items() if job in finals}
+    where = f"{seen.size.jobs} jobs, {seen.size.channels} channels, {seen.size.guilds} guilds"
+    previews = [len(each) for each in seen.previews_of().values()]
+    judge = Judge()
+    for one in seen.loopback.asked:
+        judge.hear(one.method, one.path, one.query, one.body, len(one.files))
+    return [
+        Row("first answer, p50", _at(first, 0.5), "≤ 300", "ms", where),
+        Row("first answer, p99", _at(first, 0.99), "≤ 300", "ms", f"of {len(first)}, worst {_at(first, 1):.0f} ms"),
+        Row("429 caused by us", seen.loopback.rates.refused, "= 0", ""),
+        Row("finals shown", len(finals), f"= {seen.size.jobs}", "", f"{sum(map(_posted, finals.values()))} as notices"),
+        Row("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", ""),
+        Row(
+            "finals later than 2 s", sum(each > SOON for each in late.values()), "= 0", "",
+            f"p50 {_at(sorted(late.values()), 0.5):.2f} s, p99 {_at(sorted(late.values()), 0.99):.2f} s, "
+            f"worst {max(late.values(), default=0.0):.2f} s",
+        ),
+        Row("finals behind a preview", behind(seen), "= 0", ""),
+        Row("previews per job", statistics.mean(previews or [0]), "≥ 1", "", f"{sum(previews)} in all"),
+        Row("memory of the bot, most", seen.memory / 1e6, "≤ 400", "MB"),
+        Row("the bot's share of one core", seen.cpu / seen.seconds, "≤ 1", "", f"over {seen.seconds:.0f} s"),
+        Row("findings against Discord's description", len(unexplained(judge.findings)), "= 0", ""),
+    ]  # fmt: skip
+
+
+def behind(seen: Evening) -> int:
+    """Finals that a preview of the same message kept waiting, or covered."""
+    previews, count = seen.previews_of(), 0
+    answers = {act.message.id: act.record.token for act in seen.acts if act.message}
+    for job, shown in seen.final_of().items():
+        final = shown[0]
+        ended = seen.ended.get(job, final.at)
+        token = next((one for one in answers.values() if one in final.path), None)
+        mine = [
+            one for path, each in previews.items() if path == final.path or (token and token in path) for one in each
+        ]
+        count += any(ended + SLACK < one.at for one in mine)
+    return count
+
+
+def kill_rows(outcomes: list[Outcome]) -> list[Row]:
+    """The claims about a bot that dies."""
+    lost = [str(one.point) for one in outcomes if one.lost]
+    twice = [str(one.point) for one in outcomes if one.twice]
+    at = f"killed at {len(outcomes)} points of a job's life"
+    return [
+        Row("pictures lost by kill -9", len(lost), "= 0", "", "; ".join([at, *lost])),
+        Row("pictures posted twice by kill -9", len(twice), "= 0", "", "; ".join([at, *twice])),
+    ]
+
+
+def _posted(requests: list) -> int:
+    return int(requests[0].method == "POST")
+
+
+def _at(values: list[float], share: float) -> float:
+    return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def main(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="darkroom bench discord", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of it")
+    parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+    chosen = parser.parse_args(args)
+    size = Size(jobs=100, channels=20, guilds=5, short=12.0, long=14.0) if chosen.quick else Size()
+    with tempfile.TemporaryDirectory() as fresh:
+        rows = load_rows(asyncio.run(evening(Path(fresh), size, _say)))
+    with tempfile.TemporaryDirectory() as fresh:
+        rows += kill_rows(asyncio.run(kills(Path(fresh), FEW if chosen.quick else POINTS, _say)))
+    print(as_json(rows) if chosen.json else as_table(rows))
+    return 0
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,17 @@
+"""The real bot's process is killed in the middle of a job, comes back, and the picture is there once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loopback.bench_kills import FEW, kills
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(600)
+async def test_a_killed_bot_loses_nothing_and_posts_nothing_twice(tmp_path: Path) -> None:
+    outcomes = await kills(tmp_path, FEW, print)
+    assert [str(one.point) for one in outcomes if one.lost] == []
+    assert [str(one.point) for one in outcomes if one.twice] == []
