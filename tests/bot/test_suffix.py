@@ -1,0 +1,38 @@
+"""A member's own ending: behind the words, before the flags, never twice."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.prompt import parse
+from bot.prompt.suffix import suffixed
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "made"),
+    [
+        ("red apple", "at dawn", "red apple at dawn"),
+        ("red apple ", ", at dawn", "red apple, at dawn"),
+        ("red apple --ar 3:2", "at dawn", "red apple at dawn --ar 3:2"),
+        ("red apple —seed 7", "at dawn", "red apple at dawn —seed 7"),
+        ("red apple --seed 7", "--seed 9 --no fog", "red apple --seed 9 --no fog --seed 7"),
+        ("red apple, At  Dawn", "at dawn", "red apple, At  Dawn"),
+        ("red apple", "  ", "red apple"),
+        ("", "at dawn", " at dawn"),
+    ],
+)
+def test_where_it_goes(text: str, suffix: str, made: str) -> None:
+    assert suffixed(text, suffix) == made
+
+
+def test_what_is_typed_wins_over_the_suffix() -> None:
+    (request,) = parse(suffixed("apple --seed 7", "pale --seed 9 --steps 20"), None).requests
+    assert (request.words, request.seed, request.steps) == ("apple pale", 7, 20)
+
+
+@given(st.text(max_size=80), st.text(max_size=40))
+def test_added_once_is_added_for_good(text: str, suffix: str) -> None:
+    once = suffixed(text, suffix)
+    assert suffixed(once, suffix) == once
