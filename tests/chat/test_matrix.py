@@ -1,0 +1,311 @@
+"""The authorization matrix through the code itself: every button, form, menu and command, pressed by everybody.
+
+What must come of each press is read from `bot.access` and from who somebody is, put down here by hand. Whatever is
+allowed stops at the next door, for the whole bot is closed for new pictures: so one world serves all presses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import discord
+import pytest
+from simcord.backend.errors import SetupError
+from simcord.components import walk_components
+
+from bot.access import ACTIONS, ELSEWHERE, INDIRECT, PRIVATE, YOURS, Action, Subject, forbidden
+from bot.chat import buttons
+from bot.chat.answer import BROKEN
+from bot.chat.presenter import refusal
+from bot.chat.rows import Button, Press
+from bot.chat.settings import VERBS
+from bot.views import Member
+from chat.staff import Staff, hired
+
+pytestmark = pytest.mark.asyncio
+
+REFUSALS = ("Only ", ELSEWHERE, INDIRECT, PRIVATE, YOURS)  # how the sentences of the table begin
+OF_PICTURES: tuple[Press, ...] = ("up", "vary", "subtle", "strong", "favour", "approve", "deny")
+DESTROYING: tuple[Press, ...] = ("erase",)
+
+# What each command does; those with options get these, {job} being the job that is acted on.
+COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
+    "imagine": ("imagine", {"prompt": "apple"}),
+    "queue": ("queue", {}),
+    "mine": ("mine", {}),
+    "info": ("info", {}),
+    "prefer": ("prefer", {}),
+    "help": ("help", {}),
+    "cancel": ("cancel", {"job": "{job}"}),
+    "reproduce": ("reproduce", {"job": "{job}"}),
+    "film": ("film", {"job": "{job}"}),
+    "settings show": ("settings", {}),
+    "settings set": ("set", {"setting": "running", "value": "3"}),
+    "settings unset": ("set", {"setting": "running"}),
+    "settings explain": ("explain", {"member": "{member}"}),
+    "settings preset": ("set", {"name": "small server"}),
+    "settings log": ("settings", {}),
+    "settings undo": ("set", {}),
+    "settings export": ("settings", {}),
+    "settings import": ("set", {"file": ("rules.yaml", b"rules: {}")}),
+    "settings close": ("close", {}),
+    "settings open": ("close", {}),
+    "settings budget": ("budget", {"guild": "1", "running": "5"}),
+    "moderation words": ("set", {}),
+    "moderation block": ("set", {"member": "{member}"}),
+    "moderation unblock": ("set", {"member": "{member}"}),
+    "moderation reports": ("set", {}),
+    "moderation incidents": ("settings", {}),
+    "moderation held": ("approve", {}),
+    "moderation check": ("set", {"switch": "off"}),
+}
+MENUS: Mapping[str, Action] = {
+    "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details", "Report": "report",
+}  # fmt: skip
+# What each press of a card of the settings does.
+CARDS: Mapping[str, Action] = {
+    "show": "settings", "page": "settings", "explain": "explain", "log": "settings", "change": "set", "add": "set",
+    "save": "set", "undo": "set", "back": "set", "presets": "set", "preset": "set", "apply": "set",
+    "export": "settings", "bring": "set", "leave": "set", "close": "close", "closed": "close", "open": "close",
+    "incidents": "settings", "shut": "settings", "words": "set", "reword": "set",
+}  # fmt: skip
+OPEN_TO_ALL = {"dismiss": "it takes a card away that one has, and changes nothing"}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Somebody at a place: whoever clicks, and what the table must see in them. `board`: what they can press."""
+
+    name: str
+    hand: Any
+    member: Member
+    channel: Any
+    direct: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everybody, and what they act on."""
+
+    world: Any
+    staff: Staff
+    actors: tuple[Actor, ...]
+    subjects: Mapping[str, Subject]  # by job
+
+    def forbidden(self, action: Action, actor: Actor, job: str | None) -> str | None:
+        subject = None if job is None else self.subjects[job]
+        return forbidden(action, actor.member, subject, direct=actor.direct)
+
+    async def board(self, actor: Actor, ids: list[str]) -> discord.Message:
+        """A message of the bot's where the actor is, with these buttons: whichever card bears them, the table holds."""
+        view = discord.ui.View(timeout=None)
+        for each in ids:
+            view.add_item(discord.ui.Button(label=each[:40], custom_id=each))
+        view.stop()
+        if actor.direct:
+            channel = await self.world.client.create_dm(discord.Object(actor.hand.id))
+        else:
+            channel = self.world.client.get_partial_messageable(actor.channel.id, guild_id=actor.hand.guild.id)
+        return await channel.send("everything at once", view=view)
+
+
+def who(hand: Any, name: str, guild: str, flags: Sequence[str]) -> Member:
+    return replace(Member(f"discord:{hand.id}", name, guild), **dict.fromkeys(flags, True))
+
+
+async def set_up(world: Any, *, count: int = 2) -> Scene:
+    """A public and a private job of the author's, finished; then the whole bot closes."""
+    outside, abroad = world.guild, world.channel
+    staff = await hired(world)
+    world.painter.speed = 0.0
+    bob = staff.guild.add_member(world.env.create_user("bert"), roles=[staff.crew])
+    here, author = f"discord:{staff.guild.id}", staff.member
+    prompt = "{" + ",".join(f"apple {number}" for number in range(count - 1)) + "} --count 1 --steps 2"
+    await staff.slash(author, "imagine", prompt=prompt)
+    await world.client.desk.preferences.prefer(f"discord:{author.id}", "results", "private")
+    await staff.slash(author, "imagine", prompt="secret --count 1 --steps 2")
+    await world.client.desk.preferences.prefer(f"discord:{author.id}", "results", "public")
+    await world.until(lambda: len(world.painter.done) == count)
+    while await world.deliveries.owed("discord"):
+        await world.until(lambda: True)
+    views = await world.studio.recent()
+    everywhere = Member(f"discord:{staff.keeper.id}", "keeper", "*", house=True)
+    await world.client.desk.administration.close(everywhere, "for the test")
+
+    def at(hand: Any, name: str, *flags: str) -> Actor:
+        return Actor(name, hand, who(hand, name, here, flags), staff.channel)
+
+    def beyond(hand: Any, name: str, *flags: str) -> Actor:
+        return Actor(f"{name} elsewhere", hand, who(hand, name, f"discord:{outside.id}", flags), abroad)
+
+    def alone(hand: Any, name: str, *flags: str) -> Actor:
+        member = who(hand, name, f"discord:dm:{hand.id}", flags)
+        return Actor(f"{name} alone with the bot", hand.user, member, None, direct=True)
+
+    actors = (
+        at(author, "author"),
+        at(bob, "member"),
+        at(staff.moderator, "moderator", "moderator"),
+        at(staff.admin, "admin", "moderator", "admin"),
+        at(staff.owner, "owner", "moderator", "admin", "owner"),
+        at(staff.keeper, "house", "house"),
+        beyond(world.alice, "stranger"),
+        beyond(outside.add_member(staff.keeper.user), "house", "house"),
+        alone(author, "author"),
+        alone(bob, "member"),
+        alone(staff.keeper, "house", "house"),
+    )
+    subjects = {view.id: Subject(view.member_id, view.member_name, view.guild, view.private) for view in views}
+    assert {subject.author for subject in subjects.values()} == {f"discord:{author.id}"}
+    return Scene(world, staff, actors, subjects)
+
+
+def everything(result: Any) -> str:
+    """All that the bot said, wherever."""
+    shown = [result.response, *result.followups]
+    nodes = [node for one in shown if one for node in walk_components(one.components)]
+    return "\n".join([one.content for one in shown if one] + [node["content"] for node in nodes if node["type"] == 10])
+
+
+def judge(wanted: str | None, result: Any, what: str) -> None:
+    """Refused with that sentence, for their eyes alone; or not refused by the table at all."""
+    assert result.acknowledged, what
+    said = everything(result)
+    assert BROKEN not in said, what
+    if wanted is not None:
+        assert said == refusal(wanted), what
+        assert all(one.ephemeral for one in (result.response, *result.followups) if one), what
+    else:
+        assert not any(f"{start}" in said for start in REFUSALS), f"{what}: {said}"
+
+
+REFUSALS = (
+    "Only ",
+    "That job belongs to another server",
+    "That job is private",
+    "This one is yours",
+    "That belongs to a",
+)
+
+
+def ids_of(job: str, presses: tuple[Press, ...]) -> Iterator[tuple[Press, str]]:
+    for press in presses:
+        index = 0 if press in OF_PICTURES else 999 if press == "dismiss" else None
+        yield press, Button(press, job, index=index).id
+
+
+async def test_every_button_pressed_by_everybody_on_public_and_private_jobs(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world)
+        presses = tuple(press for press in get_args(Press) if press not in DESTROYING)
+        for actor in scene.actors:
+            for job in scene.subjects:
+                pressed = dict(ids_of(job, presses))
+                board = await scene.board(actor, list(pressed.values()))
+                for press, custom_id in pressed.items():
+                    about = None if press == "dismiss" else job
+                    wanted = scene.forbidden(buttons.ACTIONS[press], actor, about)
+                    result = await actor.hand.click(board, custom_id=custom_id)
+                    judge(wanted, result, f"{press} by {actor.name}, private: {scene.subjects[job].private}")
+
+
+async def test_what_cannot_be_undone_pressed_by_everybody(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world, count=9)
+        left = list(scene.subjects)
+        for actor in scene.actors:
+            board = await scene.board(actor, [f"erase:{left[0]}"])
+            wanted = scene.forbidden("delete", actor, left[0])
+            judge(wanted, await actor.hand.click(board, custom_id=f"erase:{left[0]}"), f"erase by {actor.name}")
+            kept = {view.id for view in await world.studio.recent()}
+            assert (left[0] in kept) == (wanted is not None), actor.name
+            left = [job for job in left if job in kept]
+        assert len(left) == 1, "the author twice, moderator, admin, owner, and whoever runs the bot in three places"
+
+
+async def test_every_form_sent_by_somebody_who_may_not(open_world: Any) -> None:
+    """A form is checked like its button: standings change between the two."""
+    async with open_world() as world:
+        scene = await set_up(world)
+        public = next(job for job, subject in scene.subjects.items() if not subject.private)
+        member = next(actor for actor in scene.actors if actor.name == "member")
+        board = await scene.board(member, [f"remix:{public}", f"report:{public}"])
+        for form, values in (("remix", {"prompt": "pear", "negative": ""}), ("report", {"reason": "rude"})):
+            for job, subject in scene.subjects.items():
+                asked = await member.hand.click(board, custom_id=f"{form}:{public}")
+                asked._interaction.modal["custom_id"] = asked.modal["custom_id"].replace(public, job)  # as if forged
+                sent = await member.hand.submit_modal(asked, values)
+                wanted = scene.forbidden(buttons.FORMS[form], member, job)
+                judge(wanted, sent, f"{form}, private: {subject.private}")
+
+
+async def test_every_command_typed_by_everybody(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world)
+        names = {command.qualified_name for command in world.client.tree.walk_commands() if is_leaf(command)}
+        assert names == set(COMMANDS)
+        for actor in scene.actors:
+            for name, (action, options) in COMMANDS.items():
+                about = scene.subjects if "{job}" in options.values() else [None]
+                for job in about:
+                    wanted = scene.forbidden(action, actor, job)
+                    result = await typed(scene, actor, name, options, job)
+                    if result is not None:
+                        judge(wanted, result, f"/{name} by {actor.name}")
+                    else:
+                        assert actor.direct or "elsewhere" in actor.name, "everybody of the staff sees every command"
+
+
+def is_leaf(command: Any) -> bool:
+    return not hasattr(command, "walk_commands")
+
+
+async def typed(scene: Scene, actor: Actor, name: str, options: Mapping[str, Any], job: str | None) -> Any:
+    """None where Discord does not offer the command at all."""
+    filled = {"{job}": job, "{member}": scene.world.bob.user}
+    given = {option: filled.get(value, value) if isinstance(value, str) else value for option, value in options.items()}
+    try:
+        if actor.direct:
+            return await actor.hand.slash(name, **given)
+        return await actor.hand.slash(actor.channel, name, **given)
+    except SetupError:
+        return None
+
+
+async def test_every_menu_opened_by_everybody_who_sees_the_message(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world)
+        assert {menu.name for menu in world.client.tree.get_commands(type=discord.AppCommandType.message)} == set(MENUS)
+        public = next(job for job, subject in scene.subjects.items() if not subject.private)
+        shown = (await world.deliveries.place_of(public)).where["message"]
+        message = next(each for each in scene.staff.channel.history() if str(each.id) == shown)
+        for actor in scene.actors:
+            if actor.direct or "elsewhere" in actor.name:
+                continue
+            for name, action in MENUS.items():
+                result = await actor.hand.context_menu(actor.channel, name, message)
+                judge(scene.forbidden(action, actor, public), result, f"{name} by {actor.name}")
+
+
+async def test_every_card_of_the_settings_pressed_by_everybody(open_world: Any) -> None:
+    async with open_world() as world:
+        scene = await set_up(world)
+        assert set(CARDS) | set(OPEN_TO_ALL) == set(VERBS)
+        for actor in scene.actors:
+            refused = [verb for verb, action in CARDS.items() if scene.forbidden(action, actor, None) is not None]
+            if not refused:
+                continue
+            board = await scene.board(actor, [f"settings:{verb}:1:1" for verb in refused])
+            for verb in refused:
+                result = await actor.hand.click(board, custom_id=f"settings:{verb}:1:1")
+                judge(scene.forbidden(CARDS[verb], actor, None), result, f"settings:{verb} by {actor.name}")
+
+
+async def test_every_action_of_the_table_is_pressed_here_or_in_the_reactions() -> None:
+    pressed = {
+        *buttons.ACTIONS.values(), *buttons.FORMS.values(), *MENUS.values(), *CARDS.values(),
+        *(action for action, _ in COMMANDS.values()),
+    }  # fmt: skip
+    assert set(ACTIONS) - pressed == {"envelope"}
