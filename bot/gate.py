@@ -14,7 +14,7 @@ from functools import partial
 from bot.limits import DAY, MONTH, check_cost, check_places, check_waiting
 from bot.preferences import Preference
 from bot.refused import Refused
-from bot.rules import Terms
+from bot.rules import EVERYWHERE, Rule, Terms
 from bot.rules.telling import set_by, shown
 from bot.sentences import shortened
 from bot.store import WEIGHTS, Draft
@@ -66,22 +66,21 @@ def passed(
 
 def check_open(terms: Terms) -> None:
     """Raises `Refused` (403) where nobody, or not this member, may make anything."""
-    by = terms.because.get("closed")
     if terms.closed:
-        who = "This bot is" if by is not None and by.scope == "house" else "This server is"
-        raise Refused(f"{who} closed for new pictures: {terms.closed}. It waits for {_opener(by)} to open it.", 403)
+        by = terms.because.get("closed")
+        what = "This bot" if by is not None and by.guild == EVERYWHERE else "This server"
+        opener = "whoever runs the bot" if by is not None and by.scope == "house" else "the server's owner"
+        raise Refused(f"{what} is closed for new pictures: {terms.closed}. It waits for {opener} to open it.", 403)
     if terms.blocked:
-        rule = terms.because.get("blocked")
-        if rule is not None and rule.scope == "house":
-            raise Refused("Whoever runs this bot has blocked this server: nothing can be made here.", 403)
-        if rule is not None and rule.guild == "*":
-            raise Refused("Whoever runs this bot has blocked you: you can make nothing.", 403)
-        whom = "A role of yours is" if rule is not None and rule.scope == "role" else "You are"
-        raise Refused(f"{whom} blocked on this server: you can make nothing here until its admins unblock you.", 403)
+        raise Refused(_blocked(terms.because.get("blocked")), 403)
 
 
-def _opener(rule: object) -> str:
-    return "whoever runs the bot" if getattr(rule, "scope", "") == "house" else "the server's owner"
+def _blocked(rule: Rule | None) -> str:
+    if rule is not None and (rule.scope == "house" or rule.guild == EVERYWHERE):
+        whom = "you" if rule.scope == "user" else "everybody" if rule.guild == EVERYWHERE else "this server"
+        return f"Whoever runs this bot has blocked {whom}: nothing can be made until they take that back."
+    whom = "A role of yours is" if rule is not None and rule.scope == "role" else "You are"
+    return f"{whom} blocked on this server: you can make nothing here until its admins unblock you."
 
 
 def check_action(terms: Terms, action: str) -> None:

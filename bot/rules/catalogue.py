@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from bot.rules.rule import Scope
+from bot.rules.rule import Scope, Value
 from engine.job import MAX_COUNT, MAX_STEPS, Sampler
 
 Kind = Literal["number", "cost", "seconds", "size", "choice", "choices", "names", "switch", "texts", "text", "channel"]
 
+LISTS: tuple[Kind, ...] = ("choices", "names", "texts")
 MEMBER: tuple[Scope, ...] = ("house", "guild", "channel", "role", "user")
 TOGETHER: tuple[Scope, ...] = ("house", "guild", "channel")
 WHOLE: tuple[Scope, ...] = ("house", "guild")
@@ -26,7 +27,8 @@ FOREVER = 10**9  # device-seconds: as good as no limit
 
 # What `commands` can take away. The others always work: nobody shall be kept from cancelling, deleting or reporting.
 LIMITABLE = (
-    "imagine", "vary", "reroll", "remix", "reproduce", "upscale", "prompt", "film", "details", "favourite", "queue",
+    "imagine", "vary", "reroll", "remix", "reproduce", "upscale", "prompt", "film", "details", "favourite", "envelope",
+    "queue",
 )  # fmt: skip
 
 
@@ -46,6 +48,16 @@ class Setting:
     most: int = 0
     longest: int = 0
     choices: tuple[str, ...] = ()
+
+    def takes(self, value: Value) -> bool:
+        """False for what no version of this one can have written: such a rule is passed over."""
+        if self.kind in LISTS:
+            return isinstance(value, tuple)
+        if self.kind == "switch":
+            return isinstance(value, bool)
+        if self.numeric or self.kind == "seconds":
+            return isinstance(value, int) and not isinstance(value, bool) and self.least <= value <= self.most
+        return isinstance(value, str) and (not self.choices or value in self.choices)
 
     @property
     def numeric(self) -> bool:

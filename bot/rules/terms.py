@@ -86,7 +86,7 @@ class Terms:
 
 def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> Terms:
     """The terms of `member` where they are. `rules`: their guild's and those everywhere; others are passed over."""
-    mine = sorted((rule for rule in rules if rule.setting in SETTINGS and applies(rule, member)), key=_near)
+    mine = sorted((rule for rule in rules if _sound(rule) and applies(rule, member)), key=_near)
     by: dict[str, list[Rule]] = {}
     for rule in mine:
         by.setdefault(rule.setting, []).append(rule)
@@ -104,6 +104,11 @@ def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> Terms:
             values[name], because[name] = _weighed(setting, found)
     given = {name: value for name, value in values.items() if value is not None}
     return Terms(**given, caps=tuple(caps), because=MappingProxyType(because))  # pyright: ignore[reportArgumentType]
+
+
+def _sound(rule: Rule) -> bool:
+    setting = SETTINGS.get(rule.setting)
+    return setting is not None and rule.scope in setting.scopes and setting.takes(rule.value)
 
 
 def _near(rule: Rule) -> tuple[bool, int, str]:

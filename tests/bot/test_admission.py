@@ -72,7 +72,8 @@ CASES = {
         "A role of yours is blocked on this server: you can make nothing here until its admins unblock you.",
     ),
     "blocked server": Case(
-        [], "Whoever runs this bot has blocked this server: nothing can be made here.", ceilings={"blocked": "on"},
+        [], "Whoever runs this bot has blocked this server: nothing can be made until they take that back.",
+        ceilings={"blocked": "on"},
     ),
     "speeds": Case(
         [("guild", "", "speeds", "fast")],
@@ -163,6 +164,26 @@ async def test_a_promise_of_when_it_frees_is_kept(workplace):
     assert refused.frees == 1_800_000_000.0 + 86_400
     moment = refused.frees
     await studio.imagine("a lamp", BOB, HERE)
+
+
+@pytest.mark.asyncio
+async def test_what_whoever_runs_the_bot_closes_or_blocks_is_said_as_such(workplace):
+    house = await workplace.house()
+    desk, everywhere = house.desk.administration, replace(HERA, guild=EVERYWHERE)
+
+    async def said() -> str:
+        return (await refusal(house.studio.imagine("a lamp", BOB, HERE))).sentence
+
+    await desk.set(everywhere, "user", BOB.id, "blocked", "on")
+    assert await said() == "Whoever runs this bot has blocked you: nothing can be made until they take that back."
+    await desk.close(HERA, "abuse")
+    assert await said() == (
+        "This server is closed for new pictures: abuse (closed by Hera). It waits for whoever runs the bot to open it."
+    )
+    await desk.close(everywhere, "moving")
+    assert await said() == (
+        "This bot is closed for new pictures: moving (closed by Hera). It waits for whoever runs the bot to open it."
+    )
 
 
 @pytest.mark.asyncio

@@ -196,6 +196,16 @@ def test_lists_of_several_roles_add_up_and_a_ceiling_cuts_them() -> None:
     assert not capped.allows("models", "a")
 
 
+def test_a_rule_that_makes_no_sense_is_passed_over() -> None:
+    wrong: list[Value] = [True, "many", ("a",), -1, 10**12, ""]
+    found = [
+        Rule("guild", "", name, value, "g") for name, one in SETTINGS.items() for value in wrong if not one.takes(value)
+    ]
+    assert len(found) > 100
+    strange = [Rule("guild", "", "of a later version", 1, "g"), Rule("user", "ann", "words", ("a",), "g")]
+    assert resolve([*found, *strange], ANN, DEFAULTS) == resolve([], ANN, DEFAULTS)
+
+
 def test_words_of_the_house_and_of_the_server_hold_together() -> None:
     found = [Rule("guild", "", "words", ("b",), "g"), Rule("house", "", "words", ("a",), EVERYWHERE)]
     assert resolve(found, ANN, DEFAULTS).words == ("a", "b")
