@@ -15,6 +15,7 @@ from bot.cli.developed import Undeveloped
 from bot.cli.screen import Screen
 from bot.sentences import DELETED
 from bot.studio import Member
+from painter import stop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -68,7 +69,7 @@ async def test_a_private_job_is_there_for_its_author_alone(room: Room) -> None:
         async with asyncio.timeout(20):
             while not any(value.get("id") == public and value.get("state") == "finished" for _, value in told):
                 await asyncio.sleep(0.05)
-        watching.cancel()
+        await stop(watching)
         assert job not in json.dumps(told)
         assert "secret" not in json.dumps(told)
 
@@ -113,7 +114,7 @@ async def test_deleted_pictures_are_gone_from_the_page_and_the_api(room: Room) -
     async with asyncio.timeout(10):
         while ("gone", {"id": job, "reason": DELETED}) not in told:
             await asyncio.sleep(0.02)
-    watching.cancel()
+    await stop(watching)
 
 
 async def test_a_stream_of_a_job_that_is_deleted_while_it_runs_ends_and_says_so(room: Room) -> None:
