@@ -44,7 +44,7 @@ async def go_on(interaction: Interaction, button: Button, view: View) -> None:
     preference = await interaction.client.desk.preferences.of(member_of(interaction).id)
     how = _how(button, preference)
     if button.press == "remix" or (preference.remix and how is not None):
-        await open_form(interaction, _remix_form(view, how or "same", button.index))
+        await open_form(interaction, remix_form(view, how or "same", button.index))
     else:
         await _ask(interaction, button, how)
 
@@ -75,7 +75,7 @@ def _how(button: Button, preference: Preference) -> How | None:
     return button.press if button.press in ("subtle", "strong") else preference.variation
 
 
-def _remix_form(view: View, how: How, index: int | None) -> ui.Modal:
+def remix_form(view: View, how: How, index: int | None) -> ui.Modal:
     """Filled in with the words that there are; flags that were typed are in the recipe already."""
     try:
         words, _ = split(view.prompt)

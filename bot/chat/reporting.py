@@ -17,6 +17,8 @@ from bot.refused import Refused
 from bot.sentences import quoted
 
 if TYPE_CHECKING:
+    from discord import ui
+
     from bot.chat.client import DarkroomClient
     from bot.moderation import Report
     from bot.views import View
@@ -28,9 +30,14 @@ QUIET = discord.AllowedMentions.none()
 
 async def open_report(interaction: Interaction, view: View) -> None:
     """Ask what is wrong with it."""
-    modal = form("Report to the moderators", named("report", view.id))
+    await open_form(interaction, report_form(view.id))
+
+
+def report_form(job: str) -> ui.Modal:
+    """One question."""
+    modal = form("Report to the moderators", named("report", job))
     modal.add_item(line("reason", "What is wrong with it?", "The moderators of this server read it", most=REASON))
-    await open_form(interaction, modal)
+    return modal
 
 
 async def report(interaction: Interaction, filled: Filled, view: View) -> None:
@@ -45,8 +52,8 @@ async def post(client: DarkroomClient, one: Report) -> bool:
     where = next((place.place.where for place in places.values() if place.place.kind == "discord"), {})
     guild = int(one.guild.removeprefix("discord:")) if one.guild.removeprefix("discord:").isdecimal() else None
     channel = client.get_partial_messageable(int(one.channel), guild_id=guild)
-    card = _card(one, link(where))
-    await channel.send(card.content, view=client.controls(card) or discord.utils.MISSING, allowed_mentions=QUIET)
+    shown = card(one, link(where))
+    await channel.send(shown.content, view=client.controls(shown) or discord.utils.MISSING, allowed_mentions=QUIET)
     return True
 
 
@@ -77,7 +84,8 @@ async def dismiss(interaction: Interaction, number: int) -> None:
         await interaction.response.edit_message(content=text[:2000], view=None, allowed_mentions=QUIET)
 
 
-def _card(one: Report, address: str) -> Card:
+def card(one: Report, address: str) -> Card:
+    """A report as moderators see it; `address` is its message, where that is known."""
     lines = [
         f"🚩 **{quoted(one.reporter, 64)}** reported a picture of **{quoted(one.author, 64)}**:",
         f"> {quoted(one.reason, 900)}",

@@ -1,0 +1,105 @@
+"""The forms and cards about a job as Discord describes them, whatever members wrote; and what comes back of a form."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import discord
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simcord.components import validate_components, validate_modal, walk_components
+
+from bot.chat import presenter, reporting, rows
+from bot.chat.buttons import controls
+from bot.chat.forms import Filled, filled, named
+from bot.chat.onward import TITLES, remix_form
+from bot.moderation import REASON, Report
+from bot.prompt import parse
+from bot.prompt.concepts import clean
+from bot.prompt.permutations import literally
+from bot.views import Shot
+from engine.job import Enlarge
+from loopback.habits import unexplained
+from loopback.openapi import FILE, Judge
+from samples import JOB, a_recipe, a_view
+
+NASTY = "@everyone <@5> **x** {a, b} \\{c\\} [a](http://b.c) `y` \u202e"
+words = st.text(max_size=2000) | st.text(alphabet="{},\\ab -:", max_size=200)
+
+
+@settings(max_examples=50, deadline=None)
+@given(words, words, st.sampled_from(sorted(TITLES)), st.sampled_from([None, 0, 3]))
+def test_a_remix_form_is_within_discords_limits(prompt: str, negative: str, how: Any, index: int | None) -> None:
+    recipe = a_recipe(4)
+    view = a_view(prompt=prompt, recipe=type(recipe)(**{**fields_of(recipe), "negative": negative[:2000]}))
+    modal = remix_form(view, how, index).to_dict()
+    validate_modal(modal)
+    assert len(modal["title"]) <= 45
+    for node in walk_components(modal["components"]):
+        assert len(node.get("value") or "") <= 2000
+        assert len(node.get("label") or "") <= 45
+        assert len(node.get("description") or "") <= 100
+
+
+def fields_of(recipe: Any) -> dict[str, Any]:
+    return {name: getattr(recipe, name) for name in recipe.__struct_fields__}
+
+
+@settings(max_examples=200, deadline=None)
+@given(words)
+def test_words_in_a_form_stand_for_themselves(text: str) -> None:
+    """Whatever a job's prompt became, sent unchanged it is one job with the same words."""
+    said = clean(text).replace("--", "").replace("::", "").replace("—", "").replace("–", "").replace("―", "")
+    if not said.strip() or len(literally(said)) > 2000 or "\\" in said:
+        return
+    parsed = parse(literally(said), None)
+    assert len(parsed.requests) == 1
+    assert parsed.requests[0].words == " ".join(said.split())
+
+
+def a_report(**changes: str) -> Report:
+    values = {"author": NASTY, "reporter": NASTY, "reason": "x" * REASON, **changes}
+    return Report(12, "discord:1", "5", JOB, values["author"], values["reporter"], values["reason"])
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="Discord's OpenAPI file is not here")
+@pytest.mark.asyncio
+async def test_discords_own_description_takes_every_form_and_card() -> None:
+    judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
+    for how in TITLES:
+        judge.hear("POST", callback, {}, {"type": 9, "data": remix_form(a_view(prompt=NASTY), how, 0).to_dict()})
+    judge.hear("POST", callback, {}, {"type": 9, "data": reporting.report_form(JOB).to_dict()})
+    shots = tuple(Shot(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
+    several = a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3), prompt=NASTY)
+    enlarged = a_view(recipe=Enlarge(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
+    found = [presenter.ended(several), presenter.ended(enlarged), reporting.card(a_report(), "https://discord.com/1")]
+    for card in [*found, presenter.Card("Delete?", rows.erasing(JOB))]:
+        view = controls(card)
+        assert view
+        validate_components(view.to_components(), flags=0)
+        assert len(card.content) <= presenter.CONTENT
+        body = {"content": card.content, "components": view.to_components(), "allowed_mentions": {"parse": []}}
+        judge.hear("POST", callback, {}, {"type": 4, "data": body})
+        view.stop()
+    assert unexplained(judge.findings) == []
+
+
+def test_a_card_of_a_report_quotes_without_harm() -> None:
+    said = reporting.card(a_report(reason=NASTY), "").content
+    for wrong in ("@everyone", "<@5>", "**x**", "\u202e"):
+        assert wrong not in said
+
+
+def sent(custom_id: str, kind: discord.InteractionType = discord.InteractionType.modal_submit) -> Any:
+    node = {"type": 18, "component": {"type": 4, "custom_id": "prompt", "value": "pear"}}
+    return SimpleNamespace(type=kind, data={"custom_id": custom_id, "components": [node]})
+
+
+def test_what_comes_back_of_a_form_is_read_by_its_id() -> None:
+    assert filled(sent(named("remix", JOB, "subtle", 3))) == Filled("remix", JOB, "subtle", 3, {"prompt": "pear"})
+    assert filled(sent(named("report", JOB))) == Filled("report", JOB, "", None, {"prompt": "pear"})
+    for other in (f"remix:{JOB}", f"remix-form:{JOB[:-1]}:same", f"remix-form:{JOB}:same:x", "settings:save", ""):
+        assert filled(sent(other)) is None
+    assert filled(sent(named("remix", JOB), discord.InteractionType.component)) is None
