@@ -140,6 +140,48 @@ async def test_the_author_deletes_after_a_question_and_nothing_is_left(open_worl
             await world.studio.reroll(job, admin(world), await world.deliveries.place_of(job))
 
 
+async def test_the_notice_of_a_long_job_goes_with_its_answer(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.client.desk.administration.set(admin(world), "guild", "", "long_ping", "0")
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        await world.until(lambda: len(world.channel.history()) == 2)
+        notice = await world.until(
+            lambda: next((one for one in world.channel.history() if "U1" in world.labels(one)), None)
+        )
+        assert notice.id != result.response.id
+        job = (await newest(world)).id
+        asked = await world.alice.click(notice, custom_id=f"delete:{job}")
+        await world.alice.click(asked.response, label="Delete them")
+        assert world.channel.history() == []
+
+
+async def test_after_a_quarter_of_an_hour_it_is_deleted_as_a_message_of_its_channel(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world)
+        job = (await newest(world)).id
+        await world.deliveries.moved(job, token_until="0")
+        asked = await world.alice.click(grid, custom_id=f"delete:{job}")
+        await world.alice.click(asked.response, label="Delete them")
+        assert world.channel.history() == []
+        (request,) = [each for each in world.env.http_requests if each.method == "DELETE"]
+        assert request.path.startswith("/channels/")
+
+
+async def test_a_message_that_discord_keeps_is_told_and_its_pictures_are_gone(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world)
+        job = (await newest(world)).id
+        world.env.inject_error("DELETE", "*", status=403, code=50001, message="Missing Access", times=None)
+        asked = await world.alice.click(grid, custom_id=f"delete:{job}")
+        again = await world.alice.click(grid, custom_id=f"delete:{job}")
+        await world.alice.click(asked.response, label="Delete them")
+        assert "could not be taken away" in text(asked)
+        with pytest.raises(Refused, match="deleted"):
+            await world.studio.picture(job, 0)
+        late = await world.alice.click(again.response, label="Delete them")
+        assert "Its pictures were deleted." in text(late)
+
+
 async def test_a_moderator_deletes_what_is_not_theirs(open_world: Any) -> None:
     async with open_world() as world:
         grid, mo = await made(world), moderator(world)
