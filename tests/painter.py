@@ -82,6 +82,7 @@ class Painter:
         self.here = asyncio.Event()
         self.here.set()
         self.done: list[str] = []
+        self._over = False
         self.checks = False  # it has a picture check
         self.early: dict[int, Verdict] = {}  # image → what the check says of its previews, from 40 % of the steps on
         self.verdicts: dict[int, Verdict] = {}  # image → the same of the finished picture; of the others: it passed
@@ -92,11 +93,14 @@ class Painter:
         async with asyncio.TaskGroup() as group:
             for keep_up in (self._listen_wants(), self._listen_cancels(), self._announce()):
                 group.create_task(keep_up)
-            while True:
-                await self.here.wait()
-                delivered = await self.bus.pull(["default"], timeout=0.5)
-                if delivered is not None:
-                    group.create_task(self._work(delivered))
+            try:
+                while True:
+                    await self.here.wait()
+                    delivered = await self.bus.pull(["default"], timeout=0.5)
+                    if delivered is not None:
+                        group.create_task(self._work(delivered))
+            finally:
+                self._over = True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
 
     async def leave(self) -> None:
         """Nobody counts on this worker until it comes back, and it pulls nothing."""
@@ -117,7 +121,7 @@ class Painter:
             self._cancelled.add(job)
 
     async def _announce(self) -> None:
-        while True:
+        while not self._over:
             await self.here.wait()
             await self.bus.announce(self._presence())
             await asyncio.sleep(0.5)
@@ -158,10 +162,12 @@ class Painter:
     async def _develop(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         shown = 0
         for step in range(1, recipe.steps + 1):
+            if self._over:
+                return
             if self.stand_at == step:
                 self.going.clear()
             await asyncio.sleep(self.speed)
-            while not self.going.is_set() and job.id not in self._cancelled:
+            while not (self.going.is_set() or self._over) and job.id not in self._cancelled:
                 await asyncio.sleep(0.02)
                 if job.id in self._wanted and shown < step - 1:  # asked for while it stands
                     await self._frames(job, recipe, claim, shown := step - 1)
