@@ -53,12 +53,20 @@ class Gallery:
 
     async def shown(self, job: str, index: int) -> bytes:
         """One image as everybody may see it: blurred while it is held."""
-        one, held = await self._image(job, index)
+        return await self._shown(*await self._image(job, index))
+
+    async def _shown(self, one: Stored, held: bool) -> bytes:
         content = await self._bytes(one)
         try:
             return await asyncio.to_thread(blurred, content) if held else content
         except Unreadable as error:
             raise Refused(GONE, 404) from error
+
+    async def all_shown(self, job: str) -> list[bytes]:
+        """Every finished image of a job, in order, as `shown` has each."""
+        check, kept = await self._store.ask(reviews.kept, job)
+        images = [one for one in kept if one.kind == "image"]
+        return [await self._shown(one, is_held(check, one)) for one in images]
 
     async def behind(self, job: str, index: int) -> bytes:
         """One image as it is, held or not: for whoever decides about it, and nobody else."""

@@ -112,7 +112,7 @@ def build(
         Shelf(store, register),
         Moderation(store, pictures, cancelling, feed, administration.terms, clock=clock),
     )
-    settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, pictures, clock=clock), clock=clock)
+    settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, board, pictures, clock=clock), clock=clock)
     patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
     previews = Previews(bus, board, feed, clock=clock)
     return House(desk, feed, store, pictures, board, dispatcher, patrol, settle, previews, bus)

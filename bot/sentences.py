@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _joinable(character: str) -> bool:
     return not character.isascii() and unicodedata.category(character)[0] in "LMS"
 
 
+@lru_cache(maxsize=2048)  # a job's words are said again with each of its previews
 def quoted(text: str, limit: int = 1000) -> str:
     """`text` for a Discord message, at most `limit` characters: it pings nobody, links nowhere, formats nothing.
 

@@ -114,6 +114,10 @@ class Studio(Further):
         """A finished image as everybody may see it: blurred while it is held. Raises `Refused` (404)."""
         return await self._gallery.shown(job, index)
 
+    async def all_shown(self, job: str) -> list[bytes]:
+        """Every finished image of a job, as everybody may see it. Raises `Refused` (404)."""
+        return await self._gallery.all_shown(job)
+
     async def film(self, job: str, limit: int = LIMIT) -> bytes:
         """How a job's images came to be, as an animated WebP of at most `limit` bytes. Raises `Refused`."""
         return await self._gallery.film(job, limit)

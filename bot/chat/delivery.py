@@ -64,7 +64,7 @@ async def final(studio: Studio, view: View, limit: int = UPLOAD) -> Picture | No
     """
     if view.state != "finished":
         return None
-    pictures = [await studio.shown(view.id, shot.index) for shot in view.pictures]
+    pictures = await studio.all_shown(view.id)
     made = await asyncio.to_thread(_made, pictures, isinstance(view.recipe, Recipe), limit)
     if made is None:
         return None

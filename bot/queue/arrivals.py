@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from bot.pictures import Pictures
 from bot.pixels import opened
+from bot.queue.board import Board
 from bot.states import over
 from bot.store import Record, Store, Stored, reads
 from bot.store.deleting import unused
@@ -34,13 +35,14 @@ class Arrivals:
     """Where pictures come in."""
 
     def __init__(
-        self, store: Store, bus: Bus, pictures: Pictures, *, clock: Callable[[], float] = time.time
+        self, store: Store, bus: Bus, board: Board, pictures: Pictures, *, clock: Callable[[], float] = time.time
     ) -> None:  # fmt: skip
-        self._store, self._bus, self._pictures, self._clock = store, bus, pictures, clock
+        self._store, self._bus, self._board, self._pictures, self._clock = store, bus, board, pictures, clock
 
     async def keep(self, value: Picture) -> bool:
         """Store a picture. False: nobody waits for it any more. Raises `Wrong`, `NoBlob`, `Malformed`, `Unreadable`."""
-        record = await self._store.record(value.job)
+        run = self._board.runs.get(value.job)  # what it does not know yet, SQL does: each picture is noted there
+        record = run.record if run else await self._store.record(value.job)
         if record is None or over(record.state) or value.epoch < record.epoch or record.deleted is not None:
             return False
         _expected(value, record)

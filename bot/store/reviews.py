@@ -31,14 +31,15 @@ def kept(connection: Connection, job: str) -> tuple[bool, list[Stored]]:
 
 
 def note_held(connection: Connection, one: Stored, before: str | None, now: float) -> None:
-    """An incident for a picture that comes in and is held; none where the same was noted `before` it came again."""
+    """An incident for a picture that comes in and is held; none where the same was noted `before` it came again.
+
+    Only for jobs whose pictures are to pass the check.
+    """
     if one.kind != "image" or one.verdict == "passed" or one.verdict == before:
         return
-    owner = select(jobs).where(jobs.c.id == one.job, jobs.c.check.is_(True))
-    row = connection.execute(owner).mappings().first()
-    if row is not None:
-        said = f"Picture {one.image + 1} {SAID[one.verdict]}."
-        _note(connection, row, "held", row["member"], row["member_name"], said, now)
+    row = connection.execute(select(jobs).where(jobs.c.id == one.job)).mappings().one()
+    said = f"Picture {one.image + 1} {SAID[one.verdict]}."
+    _note(connection, row, "held", row["member"], row["member_name"], said, now)
 
 
 def waiting(connection: Connection, guild: str, limit: int) -> list[Record]:

@@ -13,14 +13,16 @@ from engine.job import Warm, encode
 
 def keep(connection: Connection, one: Stored, epoch: int, now: float) -> bool:
     """A picture or ladder, unless the job is unknown or over, or a newer epoch has it."""
-    owner = select(jobs.c.id).where(jobs.c.id == one.job, jobs.c.state.in_(OPEN), jobs.c.epoch <= epoch)
-    if connection.execute(owner.where(jobs.c.deleted.is_(None)).with_for_update()).first() is None:
+    owner = select(jobs.c.check).where(jobs.c.id == one.job, jobs.c.state.in_(OPEN), jobs.c.epoch <= epoch)
+    row = connection.execute(owner.where(jobs.c.deleted.is_(None)).with_for_update()).first()
+    if row is None:
         return False
     same = (pictures.c.job == one.job, pictures.c.image == one.image, pictures.c.kind == one.kind)
-    before = connection.execute(select(pictures.c.verdict).where(*same)).scalar_one_or_none()
-    connection.execute(pictures.delete().where(*same))
+    gone = connection.execute(pictures.delete().where(*same).returning(pictures.c.verdict))
+    before = gone.scalar_one_or_none()
     connection.execute(pictures.insert().values(**vars(one)))
-    note_held(connection, one, before, now)
+    if row.check:
+        note_held(connection, one, before, now)
     return True
 
 

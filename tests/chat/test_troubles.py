@@ -154,12 +154,12 @@ async def test_a_picture_that_is_gone_or_spoilt_leaves_no_message_stuck(
     async with open_world() as world:
         result = await begun(world)
 
-        async def picture(*_: object) -> bytes:
+        async def pictures(*_: object) -> list[bytes]:
             if not kept:
                 raise Refused("This picture is not kept any more.", 404)
-            return kept
+            return 4 * [kept]
 
-        monkeypatch.setattr(world.studio, "shown", picture)
+        monkeypatch.setattr(world.studio, "all_shown", pictures)
         world.painter.going.set()
         final = await world.ended(result)
         assert "Its picture cannot be shown" in final.content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import sys
 import tempfile
@@ -43,9 +44,15 @@ def load_rows(seen: Evening) -> list[Row]:
         Row("finals behind a preview", behind(seen), "= 0", ""),
         Row("previews per job", statistics.mean(previews or [0]), "≥ 1", "", f"{sum(previews)} in all"),
         Row("memory of the bot, most", seen.memory / 1e6, "≤ 400", "MB"),
-        Row("the bot's share of one core", seen.cpu / seen.seconds, "≤ 1", "", f"over {seen.seconds:.0f} s"),
+        Row("the bot's share of one core", seen.cpu["bot"] / seen.seconds, "≤ 1", "", _shares(seen)),
         Row("findings against Discord's description", len(unexplained(judge.findings)), "= 0", ""),
     ]  # fmt: skip
+
+
+def _shares(seen: Evening) -> str:
+    """Who else had the machine: they all share it."""
+    others = ", ".join(f"{who} {used / seen.seconds:.2f}" for who, used in sorted(seen.cpu.items()) if who != "bot")
+    return f"over {seen.seconds:.0f} s; beside it {others}; {os.cpu_count()} cores"
 
 
 def behind(seen: Evening) -> int:
