@@ -118,10 +118,14 @@ class Further:
         base, said = renewed(base, profile)
         names = [one.warm.name for one in self._models.profiles()]
         parsed = parse(text, None, models=names, options={"negative": negative})
-        made = [(remixed(base, request, profile.warm), request.text) for request in parsed.requests]
         warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), profile.warm))
         notes, parent = tuple(dict.fromkeys((*parsed.notes, *warned, *said))), (record.id, index or 0)
-        return [Order("remix", text, notes, one, profile.pool, cost(one, profile.warm), parent) for one, text in made]
+        orders: list[Order] = []
+        for request in parsed.requests:
+            made, words = remixed(base, request, profile.warm), " ".join(request.text.split())
+            price = cost(made, profile.warm)
+            orders.append(Order("remix", words, notes, made, profile.pool, price, parent, relaxed=request.relaxed))
+        return orders
 
     def _known(self, model: str) -> Profile | None:
         try:

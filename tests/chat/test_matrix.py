@@ -30,6 +30,14 @@ REFUSALS = ("Only ", ELSEWHERE, INDIRECT, PRIVATE, YOURS)  # how the sentences o
 OF_PICTURES: tuple[Press, ...] = ("up", "vary", "subtle", "strong", "favour", "approve", "deny")
 DESTROYING: tuple[Press, ...] = ("erase",)
 
+# What each button and each form does.
+BUTTONS: Mapping[Press, Action] = {
+    "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
+    "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
+    "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
+    "dismiss": "dismiss",
+}  # fmt: skip
+FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report"}
 # What each command does; those with options get these, {job} being the job that is acted on.
 COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
@@ -199,14 +207,15 @@ def ids_of(job: str, presses: tuple[Press, ...]) -> Iterator[tuple[Press, str]]:
 async def test_every_button_pressed_by_everybody_on_public_and_private_jobs(open_world: Any) -> None:
     async with open_world() as world:
         scene = await set_up(world)
-        presses = tuple(press for press in get_args(Press) if press not in DESTROYING)
+        assert set(get_args(Press)) == set(BUTTONS)
+        presses = tuple(press for press in BUTTONS if press not in DESTROYING)
         for actor in scene.actors:
             for job in scene.subjects:
                 pressed = dict(ids_of(job, presses))
                 board = await scene.board(actor, list(pressed.values()))
                 for press, custom_id in pressed.items():
                     about = None if press == "dismiss" else job
-                    wanted = scene.forbidden(buttons.ACTIONS[press], actor, about)
+                    wanted = scene.forbidden(BUTTONS[press], actor, about)
                     result = await actor.hand.click(board, custom_id=custom_id)
                     judge(wanted, result, f"{press} by {actor.name}, private: {scene.subjects[job].private}")
 
@@ -232,12 +241,13 @@ async def test_every_form_sent_by_somebody_who_may_not(open_world: Any) -> None:
         public = next(job for job, subject in scene.subjects.items() if not subject.private)
         member = next(actor for actor in scene.actors if actor.name == "member")
         board = await scene.board(member, [f"remix:{public}", f"report:{public}"])
+        assert set(buttons.FORMS) == set(FORMS)
         for form, values in (("remix", {"prompt": "pear", "negative": ""}), ("report", {"reason": "rude"})):
             for job, subject in scene.subjects.items():
                 asked = await member.hand.click(board, custom_id=f"{form}:{public}")
                 asked._interaction.modal["custom_id"] = asked.modal["custom_id"].replace(public, job)  # as if forged
                 sent = await member.hand.submit_modal(asked, values)
-                wanted = scene.forbidden(buttons.FORMS[form], member, job)
+                wanted = scene.forbidden(FORMS[form], member, job)
                 judge(wanted, sent, f"{form}, private: {subject.private}")
 
 
@@ -305,7 +315,7 @@ async def test_every_card_of_the_settings_pressed_by_everybody(open_world: Any) 
 
 async def test_every_action_of_the_table_is_pressed_here_or_in_the_reactions() -> None:
     pressed = {
-        *buttons.ACTIONS.values(), *buttons.FORMS.values(), *MENUS.values(), *CARDS.values(),
+        *BUTTONS.values(), *FORMS.values(), *MENUS.values(), *CARDS.values(),
         *(action for action, _ in COMMANDS.values()),
     }  # fmt: skip
     assert set(ACTIONS) - pressed == {"envelope"}

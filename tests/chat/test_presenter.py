@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bot.chat import presenter
 from bot.chat.presenter import Card
-from bot.views import Shot, Ticket
+from bot.views import Action, Shot, Ticket
 from engine.job import Enlarge
 from samples import JOB, NOW, PARENT, a_view
 
@@ -80,6 +80,16 @@ def test_a_finished_job_says_what_made_it() -> None:
     card = presenter.ended(a_view())
     assert "seed 7" in card.content
     assert card.alt == "terrier, looking up"
+
+
+def test_a_card_says_where_its_job_comes_from() -> None:
+    said: dict[Action, str] = {
+        "imagine": "· Alice", "reroll": "· Alice · another seed", "vary": "· Alice · variation of 3",
+        "remix": "· Alice · remixed", "reproduce": "· Alice · made once more", "upscale": "· Alice · picture 3",
+    }  # fmt: skip
+    for action, ends in said.items():
+        head = presenter.ended(a_view(action=action, parent=(PARENT, 2))).content.split("\n")[0]
+        assert head.endswith(ends)
 
 
 def test_an_enlarged_picture_says_how_it_was_made() -> None:
