@@ -32,6 +32,7 @@ from bot.rules import (
     sheet,
 )
 from bot.rules.reading import read, read_list, setting
+from bot.rules.rule import addressed
 from bot.rules.telling import NOBODY, Explained, Names, because, shown
 from bot.rules.terms import applies
 from bot.store import Store, reads
@@ -119,15 +120,15 @@ class Administration:
     async def set(self, member: Member, scope: Scope, subject: str, name: str, text: str | list[str]) -> Change:
         """One rule from what was typed, or from the parts of a list, which may have commas in them.
 
-        `subject`: the id of a channel, role or user; empty for guild and house.
+        `subject`: the id of a channel, role or user, or its mention; empty for guild and house.
         """
-        one = self._settable(member, scope, name, subject)
+        one, subject = self._settable(member, scope, name, subject)
         value = read(one, text) if isinstance(text, str) else read_list(one, text)
         return await self._change(member, "set", lambda now: planning.replaced(now, (scope, subject, one.name), value))
 
     async def unset(self, member: Member, scope: Scope, subject: str, name: str) -> Change:
         """Take one rule away."""
-        one = self._settable(member, scope, name, subject)
+        one, subject = self._settable(member, scope, name, subject)
         return await self._change(member, "unset", lambda now: planning.replaced(now, (scope, subject, one.name), None))
 
     async def preset(self, member: Member, name: str) -> Change:
@@ -139,7 +140,7 @@ class Administration:
     async def bring(self, member: Member, text: str) -> Change:
         """Import a sheet in place of all rules of the guild, as one change."""
         _permit("set", member)
-        values = await asyncio.to_thread(sheet.bring, text)
+        values = await asyncio.to_thread(sheet.bring, text, member.guild)
         return await self._change(member, "import", lambda now: planning.brought(now, values))
 
     async def budget(self, member: Member, guild: str, **limits: str | None) -> Change:
@@ -184,13 +185,14 @@ class Administration:
     async def _change(self, member: Member, what: str, plan: kept.Plan) -> Change:
         return await self._store.write(kept.change, member.guild, what, _actor(member), plan, self._clock())
 
-    def _settable(self, member: Member, scope: Scope, name: str, subject: str) -> Setting:
+    def _settable(self, member: Member, scope: Scope, name: str, subject: str) -> tuple[Setting, str]:
         _permit("budget" if scope == "house" or member.guild == EVERYWHERE else "set", member)
         one = setting(name)
         if one.name == "closed":
             raise Refused("A server is closed by close and opened by open, not by setting a value.")
-        planning.check_scope(one, member.guild, scope, subject)
-        return one
+        whom = addressed(member.guild, scope, subject)
+        planning.check_scope(one, member.guild, scope, whom)
+        return one, whom
 
 
 def _closer(member: Member) -> Scope:

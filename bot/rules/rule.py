@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ Value = int | str | bool | tuple[str, ...]
 Key = tuple[str, str, str]  # scope, subject, setting: what a guild may have one value of
 
 EVERYWHERE = "*"  # in place of a guild: rules of whoever runs the bot, for every server
+_MENTION = re.compile(r"(?:<(?:@[!&]?|#))?([0-9]{1,20})>?")
 ALL = ("*",)  # a list that allows everything
 
 
@@ -71,6 +73,18 @@ class Change:
     steps: tuple[Step, ...]
     undoes: int | None = None
     undone: int | None = None
+
+
+def addressed(guild: str, scope: Scope, subject: str) -> str:
+    """An id as members carry it: on a Discord server, and for all of them, "789" and "<@789>" are "discord:789" where
+    users are meant; channels and roles go by their number alone.
+    """
+    found = _MENTION.fullmatch(subject.strip())
+    if found is None or scope in ("house", "guild"):
+        return subject.strip()
+    if scope == "user" and (guild == EVERYWHERE or guild.startswith("discord:")):
+        return f"discord:{found[1]}"
+    return found[1]
 
 
 def steps_between(before: Mapping[Key, Value], after: Mapping[Key, Value]) -> tuple[Step, ...]:

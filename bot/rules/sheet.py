@@ -15,7 +15,7 @@ import yaml
 from bot.refused import Refused
 from bot.rules.catalogue import SETTINGS, Setting
 from bot.rules.reading import nearest, read, read_list, setting, written
-from bot.rules.rule import Key, Rule, Scope, Value
+from bot.rules.rule import Key, Rule, Scope, Value, addressed
 from bot.sentences import shortened
 
 BYTES = 64 * 1024
@@ -53,8 +53,8 @@ def _native(one: Setting, value: Value) -> Any:
     return written(one, value)
 
 
-def bring(text: str) -> dict[Key, Value]:
-    """The rules of a sheet. Raises `Refused` (422, 413) for the first mistake."""
+def bring(text: str, guild: str = "") -> dict[Key, Value]:
+    """The rules of a sheet for `guild`. Raises `Refused` (422, 413) for the first mistake."""
     if len(text.encode("utf-8", "replace")) > BYTES:
         raise Refused(f"A sheet of rules has at most {BYTES // 1024} KiB.", 413)
     read_in = _tree(text)
@@ -75,7 +75,7 @@ def bring(text: str) -> dict[Key, Value]:
         for subject, (at, values) in _mapping(section, line, title).items():
             if not 0 < len(subject) <= SUBJECT:
                 raise _wrong(at, f"an id in {title} has 1 to {SUBJECT} characters")
-            found |= _rules(scope, subject, values, at)
+            found |= _rules(scope, addressed(guild, scope, subject), values, at)
     return found
 
 

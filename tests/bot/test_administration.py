@@ -195,6 +195,23 @@ async def test_whoever_runs_the_bot_sets_ceilings_and_what_holds_everywhere(stor
 
 
 @pytest.mark.asyncio
+async def test_ids_are_taken_as_people_write_them(store):
+    desk, ann = administration(store), replace(ANN, guild="discord:1")
+    asked: list[tuple[Scope, str, str]] = [
+        ("user", "789", "running"), ("user", "<@!789>", "queued"), ("user", "discord:789", "steps"),
+        ("role", "<@&5>", "running"), ("channel", " <#6> ", "running"),
+    ]  # fmt: skip
+    for scope, typed, name in asked:
+        await desk.set(ann, scope, typed, name, "7")
+    found = {(rule.scope, rule.subject) for rule in await desk.rules("discord:1")}
+    assert found == {("user", "discord:789"), ("role", "5"), ("channel", "6")}
+    await desk.unset(ann, "user", "789", "steps")
+    await desk.bring(ann, "users: {789: {count: 1}}")
+    assert [rule.key for rule in await desk.rules("discord:1")] == [("user", "discord:789", "count")]
+    await desk.set(replace(ANN, guild="local"), "user", "local:ann", "running", "1")
+
+
+@pytest.mark.asyncio
 async def test_closing_and_opening(store):
     desk = administration(store)
     assert (await refusal(desk.open(OWNER))).sentence == "It is open already."

@@ -46,7 +46,7 @@ async def bring(interaction: Interaction, attachment: discord.Attachment) -> Non
 
     async def work(member: Member) -> Shown:
         text = await read(attachment)
-        values = await asyncio.to_thread(sheet.bring, text)
+        values = await asyncio.to_thread(sheet.bring, text, member.guild)
         steps = planning.brought(await own(interaction, member), values)
         lines = wording.fitting([f"**This changes {len(steps)} rules:**", *wording.steps(steps)], CONTENT)
         view = ui.View(timeout=None)
