@@ -29,7 +29,17 @@ app = typer.Typer(
 )
 
 EVERYWHERE = "*"  # as `bot.rules.EVERYWHERE`, which is dear to import
-Guild = Annotated[str, typer.Option(metavar="ID", help="A server, as discord:123; local is the chatroom here.")]
+
+
+def _discord(guild: str) -> str:
+    """A bare number is a server of Discord."""
+    return f"discord:{guild}" if guild.isascii() and guild.isdigit() else guild
+
+
+Guild = Annotated[
+    str,
+    typer.Option(metavar="ID", callback=_discord, help="A server of Discord by its id; local is the chatroom here."),
+]
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
 User = Annotated[str, typer.Option(metavar="ID", help="The rule is for a user, as discord:123.")]

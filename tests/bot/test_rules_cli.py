@@ -57,6 +57,13 @@ def test_set_show_explain_and_undo(rules):
     assert " cost_day " not in rules("show", "--guild", "g")
 
 
+def test_a_bare_number_is_a_server_of_discord(rules):
+    rules("set", "running", "2", "--guild", "123", "--user", "456")
+    (rule,) = json.loads(rules("show", "--guild", "discord:123", "--json"))
+    assert (rule["guild"], rule["subject"]) == ("discord:123", "discord:456")
+    assert "running is 2" in rules("explain", "discord:456", "running", "--guild", "123")
+
+
 def test_export_and_import(rules, tmp_path):
     rules("set", "running", "2", "--guild", "g")
     rules("set", "blocked", "on", "--guild", "g", "--user", "discord:5")
