@@ -38,7 +38,7 @@ def _discord(guild: str) -> str:
 
 Guild = Annotated[
     str,
-    typer.Option(metavar="ID", callback=_discord, help="A server of Discord by its id; local is the chatroom here."),
+    typer.Option(metavar="ID", callback=_discord, help="A server by its id; local is the chatroom here."),
 ]
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
