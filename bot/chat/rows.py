@@ -23,6 +23,7 @@ SIGNS: Mapping[Press, str] = MappingProxyType(
     {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
 )
 ROW = 5  # Discord's limit
+DIRECT = "discord:dm:"  # how the guild begins of a conversation with the bot
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,15 @@ def _onward(view: View) -> tuple[Row, ...]:
 
 
 def _others(view: View) -> Row:
-    """A favourite is one picture: of a grid, it is enlarged first. What is private has nobody to report it."""
+    """A favourite is one picture: one of a grid is enlarged first. What its author alone sees nobody can report."""
     single = len(view.pictures) == 1
     enlarged = not isinstance(view.recipe, Recipe)
+    alone = view.private or view.guild.startswith(DIRECT)
     return (
         Button("remix", view.id, "Remix", 0 if enlarged else None),
         *((Button("film", view.id, "Film"),) if view.ladders else ()),
         *((Button("favour", view.id, index=view.pictures[0].index),) if single else ()),
-        *(() if view.private else (Button("report", view.id),)),
+        *(() if alone else (Button("report", view.id),)),
         Button("delete", view.id),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import discord
 import pytest
+from simcord.builders import ChannelHandle
 
 from bot.chat.reactions import TURNS, WINDOW, Turns
 from bot.refused import Refused
@@ -181,6 +182,22 @@ async def test_in_a_direct_conversation(open_world: Any) -> None:
         await world.until(lambda: len(user.dm_channel.history()) == 2)
         await user.set_reaction(message, CROSS, reacted=True)
         await world.until(lambda: message.id not in {one.id for one in user.dm_channel.history()})
+
+
+async def test_in_a_thread(open_world: Any) -> None:
+    async with open_world() as world:
+        started = world.env.backend.create_thread(world.channel.id, "apples", world.alice.id, type=11)
+        started.thread_members[world.client.user.id] = world.env.backend.now_iso()
+        thread = ChannelHandle(world.env, world.guild, started)
+        result = await world.alice.slash(thread, "imagine", prompt="red apple")
+        await world.until(lambda: "Cancel" not in world.labels(result.response))
+        message = result.response.message
+        await world.bob.react(message, ENVELOPE)
+        await world.until(lambda: letters(world.bob))
+        await world.bob.react(message, CROSS)
+        assert message.id in {one.id for one in thread.history()}
+        await moderator(world).react(message, CROSS)
+        await world.until(lambda: message.id not in {one.id for one in thread.history()})
 
 
 async def test_from_another_server_nothing_is_reached(open_world: Any) -> None:

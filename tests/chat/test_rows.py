@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -42,8 +42,9 @@ def test_under_an_enlarged_picture_are_the_two_ways_to_vary_it() -> None:
     assert others[0].id == f"remix:{JOB}:0"
 
 
-def test_what_is_private_has_nobody_to_report_it() -> None:
-    assert "🚩" not in [each for row in rows.finished(a_view(private=True)) for each in said(row)]
+@pytest.mark.parametrize("alone", [{"private": True}, {"guild": "discord:dm:1"}])
+def test_what_its_author_alone_sees_has_nobody_to_report_it(alone: dict[str, Any]) -> None:
+    assert "🚩" not in [each for row in rows.finished(a_view(**alone)) for each in said(row)]
 
 
 def test_however_much_is_held_there_are_five_rows_of_five() -> None:
