@@ -22,6 +22,7 @@ from obstore.store import LocalStore, from_url
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+SMALL = 128 * 1024  # bytes
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,6 +44,7 @@ class Pictures:
         """`place`: a folder (made where it is missing), or an address: s3://bucket/prefix, gs://, az://, file://."""
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while anybody holds one
         self._folder: Path | None = None
+        self._lasting: set[Path] = set()  # upper folders whose own names are on the disk; at most 256
         self._store: ObjectStore
         if isinstance(place, str) and "://" in place and not place.startswith("file://"):
             self._store = from_url(place)
@@ -56,12 +58,12 @@ class Pictures:
 
     async def put(self, payload: bytes) -> str:
         """Keeps `payload` and returns its SHA-256. Whole or not at all, and on the disk when this returns."""
-        sha256 = await asyncio.to_thread(_digest, payload)
+        sha256 = await _digest(payload)
         path = _path(sha256)
         with _using():
             await obstore.put_async(self._store, path, payload)
         if self._folder is not None:  # S3 answers once it is safe; a file is only in the page cache
-            await asyncio.to_thread(_settle, self._folder / path)
+            await asyncio.to_thread(self._settle, self._folder / path)
         return sha256
 
     async def get(self, sha256: str) -> bytes:
@@ -74,7 +76,7 @@ class Pictures:
                 payload = bytes(await found.bytes_async())
         except FileNotFoundError as error:
             raise Missing(sha256) from error
-        if await asyncio.to_thread(_digest, payload) != sha256:
+        if await _digest(payload) != sha256:
             raise Spoiled(sha256)
         return payload
 
@@ -96,6 +98,22 @@ class Pictures:
                 await obstore.delete_async(self._store, _path(sha256))
 
 
+    def _settle(self, path: Path) -> None:
+        """fsync of the file and of the folders that name it: a power cut after `put` loses nothing.
+
+        The upper folders are there for good after the first time; a lower one may have been made just now.
+        """
+        lower, upper, top, root = list(path.parents)[:4]
+        above = () if upper in self._lasting else (top, root)
+        for part in (path, lower, upper, *above):
+            descriptor = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._lasting.add(upper)
+
+
 @contextmanager
 def _using() -> Iterator[None]:
     """obstore's errors are not OSErrors, but mean the same: not now. That nothing is there passes as it is."""
@@ -111,15 +129,8 @@ def _path(sha256: str) -> str:
     return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
 
-def _digest(payload: bytes) -> str:
-    return hashlib.sha256(payload).hexdigest()
-
-
-def _settle(path: Path) -> None:
-    """fsync of the file and of the folders that name it: a power cut after `put` loses nothing."""
-    for part in (path, *list(path.parents)[:4]):
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+async def _digest(payload: bytes) -> str:
+    """Of a small one at once: a thread costs more than the sum."""
+    if len(payload) <= SMALL:
+        return hashlib.sha256(payload).hexdigest()
+    return await asyncio.to_thread(lambda: hashlib.sha256(payload).hexdigest())

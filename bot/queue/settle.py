@@ -24,7 +24,7 @@ from engine.job import Cancelled, Failed, Finished, Picture, Result, Started
 log = logging.getLogger(__name__)
 
 TRIES = 3
-AT_ONCE = 8
+AT_ONCE = 16
 PAUSE = 0.25  # seconds before a report comes again, times its tries
 OUTAGE_PAUSE = 2.0
 

@@ -1,8 +1,9 @@
 """The store: the record of every job, owner, charge and place. All SQL of the house lives in this package.
 
-SQLite in WAL with `synchronous=FULL`: what was committed survives a power cut. One transaction for each transition. The
-transactions are plain functions of a connection (`moves`, `reads`), each run as a whole on a thread of the store's own:
-a hop between event loop and driver at every statement would cost more than the statements.
+SQLite in WAL with `synchronous=FULL`: what was committed survives a power cut. One transaction for each transition;
+those that wait together share a commit (`writer`). They are plain functions of a connection (`moves`, `reads`), each
+run as a whole on a thread of the store's own: a hop between event loop and driver at every statement would cost more
+than the statements.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bot.store import moves, reads, writes
 from bot.store.accounts import Wish
 from bot.store.engines import engines
 from bot.store.records import RELAXED, Draft, Moved, Record, Stored
+from bot.store.writer import Unavailable, Writer
 from engine.job import Warm
 
 __all__ = ["Draft", "Moved", "Record", "Store", "Stored", "Unavailable", "Wish"]
@@ -37,10 +39,6 @@ READERS = 2
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
-class Unavailable(ConnectionError):
-    """The database is full, locked or away: nothing was written, and it may work later."""
-
-
 class Store:
     """Open it by `Store.open`, close it by `close`. `version` grows with every change that can move the queue.
 
@@ -48,8 +46,7 @@ class Store:
     """
 
     def __init__(self, writer: Engine, reader: Engine, weights: Mapping[str, float] = WEIGHTS) -> None:
-        self._writer, self._reader, self._weights = writer, reader, weights
-        self._writes = ThreadPoolExecutor(1, "store-writer")  # SQLite has one writer: they take turns here
+        self._writer, self._reader, self._weights = Writer(writer), reader, weights
         self._reads = ThreadPoolExecutor(READERS, "store-reader")
         self.version = 0
 
@@ -62,14 +59,13 @@ class Store:
 
     async def close(self) -> None:
         """Finish what has begun, then close every connection."""
-        for threads in (self._writes, self._reads):
-            await asyncio.to_thread(threads.shutdown)
-        self._writer.dispose()
+        await self._writer.close()
+        await asyncio.to_thread(self._reads.shutdown)
         self._reader.dispose()
 
     async def write(self, act: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
-        """Run `act` in one transaction that may write; it commits when `act` returns."""
-        return await _on(self._writes, partial(_transaction, self._writer, act, args, options))
+        """Run `act` as one transaction that may write, whole or not at all; it is committed when this returns."""
+        return await self._writer.run(lambda connection: act(connection, *args, **options))
 
     async def _move(self, act: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
         """As `write`, for what may move the queue: None says that nothing did."""
@@ -80,7 +76,8 @@ class Store:
 
     async def ask(self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **options: P.kwargs) -> T:
         """Ask one of `bot.store.reads`: `await store.ask(reads.newest, guild, 50)`. One look at the tables."""
-        return await _on(self._reads, partial(_transaction, self._reader, question, args, options))
+        act = partial(_transaction, self._reader, question, args, options)
+        return await asyncio.get_running_loop().run_in_executor(self._reads, act)
 
     async def admit(
         self, drafts: Sequence[Draft], key: str | None, decide: moves.Decide, now: float
@@ -127,10 +124,6 @@ class Store:
     async def record(self, job: str) -> Record | None:
         """One job."""
         return (await self.ask(reads.some, [job])).get(job)
-
-
-async def _on(threads: ThreadPoolExecutor, act: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(threads, act)
 
 
 def _transaction(engine: Engine, act: Callable[..., T], args: Sequence[object], options: Mapping[str, object]) -> T:

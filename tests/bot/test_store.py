@@ -58,7 +58,7 @@ async def queue(store: Store, *drafts: Draft) -> list[str]:
 
 
 def look(store: Store, sql: str) -> list[tuple]:
-    url = str(store._writer.url)
+    url = str(store._writer.engine.url)
     with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
         return connection.execute(sql).fetchall()
 
@@ -408,7 +408,7 @@ def _invariants(store: Store, ends: dict[str, tuple]) -> None:
 async def test_a_pick_reads_by_index_however_long_the_queue_is(store):
     await queue(store, *(draft(f"u{n}", f"g{n % 7}") for n in range(300)))
     statements: list[tuple] = []
-    engine = store._writer
+    engine = store._writer.engine
 
     def keep(_connection, _cursor, statement, parameters, _context, _many):
         statements.append((statement, parameters))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import sqlite3
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from loopback.server import Loopback
 
 SHORT, LONG = 52.0, 64.0  # seconds: below and above the minute from which on an end is told by a new message
 RATE = 20.0  # requests for pictures a second, and so finals
+JOB = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 ROOM = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_COST_DAY": "1000000"}
 
 
@@ -51,6 +54,7 @@ class Evening:
     loopback: Loopback
     acts: list[Act] = field(default_factory=list)
     ended: dict[str, float] = field(default_factory=dict)  # job → when its device was done
+    stored: dict[str, float] = field(default_factory=dict)  # job → when the bot had stored that
     memory: int = 0  # bytes, the most
     cpu: dict[str, float] = field(default_factory=dict)  # who → seconds of a core
     seconds: float = 0.0  # on the wall, from the first request to the last final
@@ -64,15 +68,12 @@ class Evening:
         return found
 
     def previews_of(self) -> dict[str, list[Asked]]:
-        """The requests that brought frames, by the address of the message."""
+        """The requests that brought a job's frames."""
         found: dict[str, list[Asked]] = defaultdict(list)
         for one in self.loopback.asked:
-            if one.files and one.files[0].filename == "developing.jpg":
-                found[one.path].append(one)
+            if one.files and one.files[0].filename == "developing.jpg" and (match := JOB.search(str(one.body))):
+                found[match[0]].append(one)
         return found
-
-    def statuses(self) -> Counter[int]:
-        return Counter(one.status for one in self.loopback.asked)
 
 
 @asynccontextmanager
@@ -130,7 +131,16 @@ async def evening(folder: Path, size: Size, say: Callable[[str], None]) -> Eveni
             seen.seconds = time.monotonic() - began
             seen.cpu = {who: used - before.get(who, 0.0) for who, used in _cpu(bot).items()}
         await bot.end()
+    seen.stored = await asyncio.to_thread(_stored, folder / "bot" / "darkroom.sqlite")
     return seen
+
+
+def _stored(database: Path) -> dict[str, float]:
+    """When each job was over, as the bot's store has it; by the monotonic clock."""
+    with closing(sqlite3.connect(database)) as store:
+        rows = store.execute("SELECT id, ended FROM jobs WHERE ended IS NOT NULL").fetchall()
+    shift = time.monotonic() - time.time()
+    return {job: ended + shift for job, ended in rows}
 
 
 async def _ask(people: list[Person], channels: list, seen: Evening) -> None:
