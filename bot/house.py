@@ -12,17 +12,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bot.administration import Administration
-from bot.admission import Admission
 from bot.config import Settings
-from bot.deliveries import Deliveries
 from bot.desk import Desk
+from bot.desk.administration import Administration
+from bot.desk.admission import Admission
+from bot.desk.deliveries import Deliveries
+from bot.desk.moderation import Moderation
+from bot.desk.preferences import Preferences
+from bot.desk.register import Register
+from bot.desk.review import Review
+from bot.desk.screening import Screening
+from bot.desk.shelf import Shelf
+from bot.desk.studio import Studio
 from bot.feed import Feed
-from bot.gallery import Gallery
+from bot.images.gallery import Gallery
+from bot.images.pictures import Pictures
 from bot.models import Models
-from bot.moderation import Moderation
-from bot.pictures import Pictures
-from bot.preferences import Preferences
 from bot.previews import Previews
 from bot.queue.arrivals import Arrivals
 from bot.queue.board import Board
@@ -32,12 +37,7 @@ from bot.queue.dispatcher import Dispatcher
 from bot.queue.forecast import Forecast
 from bot.queue.patrol import Patrol
 from bot.queue.settle import Settle
-from bot.register import Register
-from bot.review import Review
-from bot.screening import Screening
-from bot.shelf import Shelf
 from bot.store import Store
-from bot.studio import Studio
 from engine.bus import Bus
 from engine.job import Presence
 

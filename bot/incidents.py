@@ -1,6 +1,6 @@
 """What moderators are told of: one kind for each thing that happens, and a sentence for each incident. Pure.
 
-`bot.store.incidents` keeps them, the changes of rules (blocks among them) are kept apart (`bot.administration`). What
+`bot.store.incidents` keeps them, the changes of rules (blocks among them) are kept apart (`desk.administration`). What
 waits for somebody is open; all else is a note, closed as it is made.
 """
 

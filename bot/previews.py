@@ -12,9 +12,9 @@ import math
 import time
 from collections.abc import Callable
 
-from bot.blur import MAX_FRAME, blurred
 from bot.feed import Developing, Feed
-from bot.pixels import Unreadable
+from bot.images.blur import MAX_FRAME, blurred
+from bot.images.pixels import Unreadable
 from bot.queue.board import Board, Run
 from engine.bus import Bus, Unreachable
 from engine.job import Frame

@@ -36,14 +36,16 @@ VAGUE = {
     "process",
 }
 PURE = [
-    "bot.access", "bot.blur", "bot.held", "bot.incidents",
-    "bot.fair", "bot.film", "bot.grid", "bot.limits", "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
+    "bot.access", "bot.images.blur", "bot.images.held", "bot.incidents",
+    "bot.fair", "bot.images.film", "bot.images.grid", "bot.limits",
+    "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
     "bot.rules", "bot.rules.catalogue", "bot.rules.planning", "bot.rules.presets", "bot.rules.reading",
     "bot.rules.rule", "bot.rules.sheet", "bot.rules.telling", "bot.rules.terms", "bot.rules.together",
     "bot.rules.lookalikes", "bot.rules.patterns", "bot.rules.signs", "bot.rules.words", "bot.rules.wordtree",
-    "bot.views", "bot.prompt.suffix", "bot.chat.buckets", "bot.chat.counted", "bot.chat.details", "bot.chat.edits",
-    "bot.chat.line", "bot.chat.notices", "bot.chat.outcome", "bot.chat.presenter", "bot.chat.rows",
+    "bot.views", "bot.prompt.suffix", "bot.chat.post.buckets", "bot.chat.commands.counted", "bot.chat.details",
+    "bot.chat.post.edits",
+    "bot.chat.post.line", "bot.chat.notices", "bot.chat.post.outcome", "bot.chat.presenter", "bot.chat.rows",
     "bot.chat.settings.wording",
     "engine.job", "engine.ladder", "engine.plan", "engine.scheduler",
 ]  # fmt: skip

@@ -17,22 +17,23 @@ import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
-from bot.chat import menus, reporting
-from bot.chat.buttons import Presses, controls, submitted
-from bot.chat.commands import COMMANDS, ITEMS
-from bot.chat.courier import Courier
-from bot.chat.headers import trace
-from bot.chat.languages import Languages
-from bot.chat.mail import Mail
-from bot.chat.reactions import Reactions
+from bot.chat.commands import menus
+from bot.chat.commands.languages import Languages
+from bot.chat.commands.registered import COMMANDS, ITEMS
+from bot.chat.commands.tree import Tree
+from bot.chat.post.courier import Courier
+from bot.chat.post.headers import trace
+from bot.chat.post.mail import Mail
+from bot.chat.presses import reporting
+from bot.chat.presses.buttons import Presses, controls, submitted
+from bot.chat.presses.reactions import Reactions
 from bot.chat.settings import pressed
-from bot.chat.tree import Tree
 from bot.together import first_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bot.chat.edits import Edits
+    from bot.chat.post.edits import Edits
     from bot.config import Settings
     from bot.desk import Desk
 

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bot import grid
 from bot.chat import presenter
 from bot.chat.presenter import Card
-from bot.pixels import Unreadable
+from bot.images import grid
+from bot.images.pixels import Unreadable
 from bot.refused import Refused
 from engine.job import Enlarge, Recipe
 
 if TYPE_CHECKING:
-    from bot.studio import Studio
+    from bot.desk.studio import Studio
     from bot.views import View
 
 log = logging.getLogger(__name__)

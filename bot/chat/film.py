@@ -14,7 +14,7 @@ from bot.chat.channel import check_channel
 from bot.chat.permitted import permit, refusing
 from bot.chat.presenter import ALT
 from bot.chat.which import recent_jobs
-from bot.gallery import NO_FILM
+from bot.images.gallery import NO_FILM
 from bot.refused import Refused
 from bot.sentences import quoted, shortened
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bot import held, sentences
+from bot import sentences
 from bot.chat import rows
 from bot.chat.rows import Row
+from bot.images import held
 from bot.sentences import quoted
 from bot.views import Action, Ticket, View
 from engine.job import Recipe

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from bot import held
+from bot.images import held
 from bot.views import View
 from engine.job import Recipe
 

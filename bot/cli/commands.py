@@ -13,8 +13,8 @@ NESTED = (1, 2)  # options that are commands of their own
 
 def report(*, as_json: bool) -> tuple[str, bool]:
     """What is printed, and whether everything is within its limit."""
-    from bot.chat.commands import registered
-    from bot.chat.counted import rows
+    from bot.chat.commands.counted import rows
+    from bot.chat.commands.registered import registered
 
     tree = asyncio.run(registered())
     counted = rows(tree)

@@ -16,9 +16,9 @@ from ulid import ULID
 
 from bot.cli.developed import Developed, Undeveloped
 from bot.cli.screen import Screen
-from bot.film import film as film_of
+from bot.desk.recipes import pinned
+from bot.images.film import film as film_of
 from bot.prompt import parse, recipe
-from bot.recipes import pinned
 from bot.refused import Refused
 from engine.job import Frame, Job, Recipe, Share, Warm, cost
 

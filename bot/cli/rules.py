@@ -1,6 +1,6 @@
 """`darkroom rules`: limits from the command line, for whoever owns the machine; beside a running bot or without one.
 
-Writes into the data folder's store, where a running bot reads them at the next request. Knows `bot.administration`;
+Writes into the data folder's store, where a running bot reads them at the next request. Knows `Administration`;
 everything that costs time is imported inside the commands.
 """
 
@@ -18,7 +18,7 @@ import typer
 from bot.refused import Refused
 
 if TYPE_CHECKING:
-    from bot.administration import Administration
+    from bot.desk.administration import Administration
     from bot.rules import Change, Rule, Scope
     from bot.views import Member
 
@@ -204,8 +204,8 @@ def _whom(guild: str, channel: str, role: str, user: str, house: bool) -> tuple[
 
 def _run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> Any:
     """Open the store, act, close it."""
-    from bot.administration import Administration
     from bot.config import load
+    from bot.desk.administration import Administration
     from bot.store import Store
 
     settings = load(**({} if data is None else {"data": data}))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aiohttp.web import Application
 
     from bot.config import Settings
-    from bot.studio import Studio
+    from bot.desk.studio import Studio
 
 HERE = "here"  # the name of the worker that we start
 GLANCE = 0.25  # seconds between two looks for the engine, until it is warm

@@ -10,8 +10,8 @@ import struct
 import time
 from collections.abc import Callable
 
-from bot.pictures import Pictures
-from bot.pixels import opened
+from bot.images.pictures import Pictures
+from bot.images.pixels import opened
 from bot.queue.board import Board
 from bot.states import over
 from bot.store import Record, Store, Stored, reads

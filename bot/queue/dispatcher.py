@@ -15,10 +15,10 @@ from contextlib import suppress
 import msgspec
 
 from bot.feed import Feed, Queued
+from bot.images.pictures import Missing, Pictures
 from bot.limits import Limits
 from bot.models import Models, crews
 from bot.orders import renewed
-from bot.pictures import Missing, Pictures
 from bot.queue.board import Board
 from bot.queue.closing import Closing
 from bot.queue.forecast import Forecast

@@ -1,7 +1,7 @@
 """Jobs whose pictures are taken away: marked first, then emptied picture by picture, so that no crash leaves any.
 
 A row in `pictures` of a deleted job says that its file may still be there. Each function works inside its caller's
-transaction; the files are `bot.moderation`'s.
+transaction; the files are `bot.desk.moderation`'s.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import jinja2
 from aiohttp import web
 
 from bot.config import Settings
-from bot.review import Review
-from bot.studio import Studio
+from bot.desk.review import Review
+from bot.desk.studio import Studio
 from bot.web import api, decisions, door, live, prints, views
 from bot.web.auth import Door, Gate, key_of
 from bot.web.grids import Grids

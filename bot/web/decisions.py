@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from bot.desk.review import Review
 from bot.refused import Refused
-from bot.review import Review
 from bot.web import shown
 from bot.web.door import member_of
 from bot.web.live import visible

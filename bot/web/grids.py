@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from weakref import WeakValueDictionary
 
-from bot import grid
+from bot.images import grid
 
 AT_ONCE = 2  # each takes a core, and tens of megabytes of pixels
 MOST = 48

@@ -18,11 +18,11 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 
 from bot.access import Subject, forbidden
+from bot.desk.studio import Studio
 from bot.feed import Developing, Moment, Queued, Settled, Subscription
 from bot.refused import Refused
 from bot.states import over
 from bot.store import Unavailable
-from bot.studio import Studio
 from bot.together import first_of
 from bot.views import View
 from bot.web import shown

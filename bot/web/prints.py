@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from bot.held import held
+from bot.images.held import held
 from bot.refused import Refused
 from bot.states import over
 from bot.views import View

@@ -11,7 +11,7 @@ from typing import Any
 
 from bot import sentences
 from bot.feed import Developing
-from bot.held import held, why
+from bot.images.held import held, why
 from bot.views import Member, Ticket, View
 from engine.job import Presence, Recipe
 

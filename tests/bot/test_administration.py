@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ulid import ULID
 
-from bot.administration import Administration
+from bot.desk.administration import Administration
 from bot.limits import Limits
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Change, Scope

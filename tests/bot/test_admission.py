@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from bot.administration import Administration
+from bot.desk.administration import Administration
 from bot.limits import Limits
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Scope

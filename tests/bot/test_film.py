@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bot.film import FRAME_MS, HOLD_MS, TooLarge, film, rung, steps
-from bot.grid import GAP
-from bot.pixels import Unreadable
+from bot.images.film import FRAME_MS, HOLD_MS, TooLarge, film, rung, steps
+from bot.images.grid import GAP
+from bot.images.pixels import Unreadable
 from engine.job import Ladder, Rung, encode
 
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"

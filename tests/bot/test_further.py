@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bot.further import NOT_EXACT, STRENGTHS
-from bot.recipes import pinned, remixed
+from bot.desk.further import NOT_EXACT, STRENGTHS
+from bot.desk.recipes import pinned, remixed
 from bot.refused import Refused
 from bot.views import Member
 from engine.job import Ancestor, Concept

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bot.grid import GAP, compose, enlarge, under
-from bot.pixels import PAPER, Form, Unreadable, opened, saved
+from bot.images.grid import GAP, compose, enlarge, under
+from bot.images.pixels import PAPER, Form, Unreadable, opened, saved
 
 RED, GREEN, BLUE, WHITE = (220, 20, 20), (20, 200, 20), (20, 20, 220), (240, 240, 240)
 

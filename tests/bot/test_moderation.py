@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from bot import incidents as kinds
+from bot.desk.moderation import Report
+from bot.desk.screening import TANGLED
 from bot.incidents import KINDS, Incident, told
-from bot.moderation import Report
 from bot.refused import Refused
-from bot.screening import TANGLED
 from bot.sentences import DELETED
 from bot.store import deleting, incidents, members, reads
 from bot.views import Member

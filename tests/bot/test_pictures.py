@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.pictures import Missing, Pictures, Spoiled
+from bot.images.pictures import Missing, Pictures, Spoiled
 
 ABC = hashlib.sha256(b"abc").hexdigest()
 

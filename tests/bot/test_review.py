@@ -13,11 +13,11 @@ import pytest_asyncio
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from sqlalchemy import select
 
-from bot.blur import LARGEST, blurred
 from bot.feed import Developing, Settled
-from bot.held import NO_CHECK, held, is_held, lines, notes
 from bot.house import House
-from bot.pixels import Unreadable, opened
+from bot.images.blur import LARGEST, blurred
+from bot.images.held import NO_CHECK, held, is_held, lines, notes
+from bot.images.pixels import Unreadable, opened
 from bot.refused import Refused
 from bot.store.records import Stored
 from bot.store.tables import incidents

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bot.feed import Developing, Settled
-from bot.pixels import saved
+from bot.images.pixels import saved
 from bot.queue import settle
 from bot.queue.arrivals import size
 from engine.bus import subjects

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from bot.desk.shelf import PAGE
 from bot.refused import Refused
-from bot.shelf import PAGE
 from bot.store import members
 from bot.views import Place
 

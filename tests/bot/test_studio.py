@@ -7,11 +7,11 @@ import asyncio
 import msgspec
 import pytest
 
+from bot.desk.further import STRENGTHS
+from bot.desk.recipes import enlarged, pinned, varied
 from bot.feed import Developing, Settled
-from bot.further import STRENGTHS
 from bot.models import SHIPPED, Profile
 from bot.orders import assumed
-from bot.recipes import enlarged, pinned, varied
 from bot.refused import Refused
 from bot.sentences import priced
 from bot.store import reads

@@ -17,8 +17,8 @@ import simcord
 from blockbuster import BlockBuster
 
 from bot.chat.client import DarkroomClient
-from bot.chat.courier import Courier
-from bot.chat.mail import Mail
+from bot.chat.post.courier import Courier
+from bot.chat.post.mail import Mail
 from bot.config import load
 from bot.house import open_house
 from engine.bus import Bus
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from simcord.builders import ChannelHandle, GuildHandle
     from simcord.results import InteractionResult
 
-    from bot.deliveries import Deliveries
     from bot.desk import Desk
+    from bot.desk.deliveries import Deliveries
+    from bot.desk.studio import Studio
     from bot.house import House
-    from bot.studio import Studio
 
 mimetypes.init()  # reads files, else at the simulated Discord's first upload
 

@@ -9,7 +9,7 @@ import discord
 import pytest
 from PIL import Image
 
-from bot.further import STRENGTHS
+from bot.desk.further import STRENGTHS
 from bot.refused import Refused
 from bot.views import Member
 
@@ -56,7 +56,7 @@ async def test_v_varies_as_the_member_likes_and_under_an_enlargement_one_chooses
         for label, strength in (("Vary (Subtle)", "subtle"), ("Vary (Strong)", "strong")):
             await world.ended(await world.bob.click(enlarged, label=label))
             view = await newest(world)
-            assert (view.recipe.lineage[-1].strength, view.parent[1]) == (STRENGTHS[strength], 0)
+            assert (view.recipe.lineage[-1].strength, view.parent[1]) == (STRENGTHS[strength], 0)  # pyright: ignore[reportArgumentType] - of the two above
 
 
 async def test_a_remix_is_typed_into_a_form_that_outlives_a_restart(open_world: Any) -> None:

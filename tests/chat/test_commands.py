@@ -11,14 +11,14 @@ import discord
 import pytest
 
 from bot.access import ACTIONS
-from bot.chat.commands import COMMANDS, registered
-from bot.chat.counted import characters, rows
-from bot.chat.help import NAMES, told
-from bot.chat.imagine import ADVICE
-from bot.chat.languages import GERMAN
+from bot.chat.commands.counted import characters, rows
+from bot.chat.commands.help import NAMES, told
+from bot.chat.commands.imagine import ADVICE
+from bot.chat.commands.languages import GERMAN
+from bot.chat.commands.registered import COMMANDS, registered
 from bot.chat.permitted import COMMANDS as ASKED
 from bot.chat.which import CHOICE
-from bot.preferences import NAMES as PREFERENCES
+from bot.desk.preferences import NAMES as PREFERENCES
 from bot.sentences import SAMPLERS
 
 MEMBERS = {"imagine", "queue", "cancel", "mine", "info", "prefer", "reproduce", "film", "help"}

@@ -8,7 +8,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.chat import progress
+from bot.chat.post import progress
 from bot.states import over
 from bot.views import Member
 
@@ -302,5 +302,5 @@ async def test_a_token_that_ends_during_a_slow_upload_hands_over_to_the_channel(
         assert len(world.channel.history()) == 1
 
 
-class _Response:
+class _Response(Any):
     status, reason = 401, "Unauthorized"

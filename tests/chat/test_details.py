@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bot.chat.commands.mine import Chosen, Turn
+from bot.chat.commands.sheet import FILTERS, Sheet, describe
 from bot.chat.details import details, fenced, parameters
-from bot.chat.mine import Chosen, Turn
-from bot.chat.sheet import FILTERS, Sheet, describe
 from bot.chat.which import CHOICE, label, offered
-from bot.shelf import Kept, Page
+from bot.desk.shelf import Kept, Page
 from bot.views import Place, Shot, View
 from engine.job import Ancestor, Concept, Enlarge, Recipe
 

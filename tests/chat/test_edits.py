@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.chat.buckets import Pace
-from bot.chat.edits import Edit, Edits, Kind
+from bot.chat.post.buckets import Pace
+from bot.chat.post.edits import Edit, Edits, Kind
 
 
 def edit(job: str, kind: Kind, content: int, now: float = 0.0, bucket: str = "c") -> Edit[int]:

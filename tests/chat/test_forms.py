@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simcord.components import validate_components, validate_modal, walk_components
 
-from bot.chat import presenter, reporting, rows
-from bot.chat.buttons import controls
-from bot.chat.forms import Filled, filled, named
-from bot.chat.onward import TITLES, remix_form
-from bot.moderation import REASON, Report
+from bot.chat import presenter, rows
+from bot.chat.presses import reporting
+from bot.chat.presses.buttons import controls
+from bot.chat.presses.forms import Filled, filled, named
+from bot.chat.presses.onward import TITLES, remix_form
+from bot.desk.moderation import REASON, Report
 from bot.prompt import parse
 from bot.prompt.concepts import clean
 from bot.prompt.permutations import literally

@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from bot.chat.edits import Edit, Edits
-from bot.chat.headers import bucket_of, trace
-from bot.chat.mail import bucket, post_bucket
+from bot.chat.post.edits import Edit, Edits
+from bot.chat.post.headers import bucket_of, trace
+from bot.chat.post.mail import bucket, post_bucket
 
 WHERE = {"channel": "5", "token": "a.b-c", "token_until": "100"}
 

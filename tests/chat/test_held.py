@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bot.access import forbidden, subject_of
-from bot.blur import blurred
+from bot.images.blur import blurred
 from bot.views import Member
 
 pytestmark = pytest.mark.asyncio

@@ -16,9 +16,9 @@ from simcord.backend.errors import SetupError
 from simcord.components import walk_components
 
 from bot.access import ACTIONS, ELSEWHERE, INDIRECT, PRIVATE, YOURS, Action, Subject, forbidden
-from bot.chat import buttons
 from bot.chat.answer import BROKEN
 from bot.chat.presenter import refusal
+from bot.chat.presses import buttons
 from bot.chat.rows import Button, Press
 from bot.chat.settings import VERBS
 from bot.views import Member
@@ -208,7 +208,7 @@ async def test_every_button_pressed_by_everybody_on_public_and_private_jobs(open
     async with open_world() as world:
         scene = await set_up(world)
         assert set(get_args(Press)) == set(BUTTONS)
-        presses = tuple(press for press in BUTTONS if press not in DESTROYING)
+        presses: tuple[Press, ...] = tuple(press for press in BUTTONS if press not in DESTROYING)
         for actor in scene.actors:
             for job in scene.subjects:
                 pressed = dict(ids_of(job, presses))

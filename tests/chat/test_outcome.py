@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.chat import notices, outcome
-from bot.chat.outcome import Wishes
+from bot.chat import notices
+from bot.chat.post import outcome
+from bot.chat.post.outcome import Wishes
 from bot.chat.presenter import CONTENT, Card
 from bot.states import State
 from bot.views import Delivery, Place, Role, View

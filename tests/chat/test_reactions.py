@@ -11,7 +11,7 @@ import discord
 import pytest
 from simcord.builders import ChannelHandle
 
-from bot.chat.reactions import TURNS, WINDOW, Turns
+from bot.chat.presses.reactions import TURNS, WINDOW, Turns
 from bot.refused import Refused
 
 pytestmark = pytest.mark.asyncio
@@ -164,7 +164,7 @@ async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: p
             "POST", "/channels/*/messages", status=403, code=50007, message="Cannot send messages to this user",
             times=None,
         )  # fmt: skip
-        with caplog.at_level(logging.INFO, "bot.chat.reactions"):
+        with caplog.at_level(logging.INFO, "bot.chat.presses.reactions"):
             for _ in range(3):
                 await world.client.reactions.added(reaction(world, grid.id, world.bob, ENVELOPE))
         assert caplog.text.count("could not be sent") == 1

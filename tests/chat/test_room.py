@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bot.access import forbidden, subject_of
-from bot.chat.buttons import AGAIN, Presses
+from bot.chat.presses.buttons import AGAIN, Presses
 from bot.refused import Refused
 from bot.views import Member
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from bot.chat import rows
-from bot.chat.buttons import ACTIONS, ID
+from bot.chat.presses.buttons import ACTIONS, ID
 from bot.chat.rows import PRESSES, Press
 from bot.views import Shot
 from engine.job import Enlarge

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.chat import presenter, removal
+from bot.chat import presenter
 from bot.chat.details import fenced
-from bot.pixels import text_of
+from bot.chat.presses import removal
+from bot.images.pixels import text_of
 from bot.sentences import MARKS, plain, quoted, shortened
 from bot.views import Member
 

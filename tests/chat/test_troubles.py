@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any
 
 import discord
 import pytest
 
-from bot.chat import courier, progress
+from bot.chat.post import courier, progress
 from bot.refused import Refused
 
 pytestmark = pytest.mark.asyncio

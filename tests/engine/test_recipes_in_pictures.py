@@ -10,7 +10,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 
-from bot import grid
+from bot.images import grid
 from engine.encode import parameters, png
 from engine.job import Concept, Recipe
 from engine.upscale import enlarge

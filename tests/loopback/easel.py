@@ -1,7 +1,7 @@
 """A device with a thousand rows, as a process of its own: jobs take a given time, frames come as fast as one lane goes.
 
-`python -m loopback.easel URL SECONDS [LONGER]`, the broker's token in the environment. Prints one line of JSON for each
-job that ended: its id, and when, on the machine's monotonic clock. Speaks the true wire contract, loads no torch.
+`python -m loopback.easel URL SECONDS LONGER RATE`, the broker's token in the environment. Prints one line of JSON for
+each job that ended: its id, and when, on the machine's monotonic clock. Speaks the true wire contract, loads no torch.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from engine.job import Finished, Frame, Job, Ladder, Presence, Recipe, Rung, Sta
 from painter import Painter, stop
 
 FRAMES = 200  # a second in all: what one decoding lane does at 5 ms a frame
-FINALS = 20  # a second in all
 BEAT = 4.0  # seconds; a lease lasts ten
 ROWS = 50_000
 
 
 class Easel(Painter):
-    """Every job takes `seconds` from its start; every second one `longer`."""
+    """Every job takes `seconds` from its start, every second one `longer`; at most `rate` of them end in a second."""
 
-    def __init__(self, bus: Bus, seconds: float, longer: float) -> None:
+    def __init__(self, bus: Bus, seconds: float, longer: float, rate: float) -> None:
         super().__init__(bus, "easel")
+        self.rate = rate
         self.durations = itertools.cycle((seconds, longer))
         self.open: OrderedDict[str, tuple[Recipe, Claim, float, float]] = OrderedDict()
         self._slot = 0.0
@@ -68,7 +68,7 @@ class Easel(Painter):
         beats = asyncio.create_task(self._beat(delivered, claim))
         try:
             await asyncio.sleep(duration)
-            self._slot = max(self._slot + 1 / FINALS, time.monotonic())
+            self._slot = max(self._slot + 1 / self.rate, time.monotonic())
             await asyncio.sleep(self._slot - time.monotonic())
             await self._end(job, job.task, claim)
         finally:
@@ -129,11 +129,11 @@ def _unique(png: bytes, text: str) -> bytes:
     return png[:-12] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[-12:]
 
 
-async def main(url: str, seconds: float, longer: float) -> None:
+async def main(url: str, seconds: float, longer: float, rate: float) -> None:
     bus = await Bus.connect(url, os.environ["DARKROOM_NATS_TOKEN"])
     await bus.declare()
-    await Easel(bus, seconds, longer).run()
+    await Easel(bus, seconds, longer, rate).run()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], float(sys.argv[2]), float(sys.argv[-1])))
+    asyncio.run(main(sys.argv[1], *(float(each) for each in sys.argv[2:5])))

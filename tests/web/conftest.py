@@ -17,8 +17,8 @@ from aiohttp import web
 
 from bot.config import Settings, load
 from bot.desk import Desk
+from bot.desk.studio import Studio
 from bot.house import open_house
-from bot.studio import Studio
 from bot.web.app import open_chatroom, opened
 from engine.bus import Bus
 from engine.bus.broker import Broker

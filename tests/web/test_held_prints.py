@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from bot.administration import Administration
+from bot.desk.administration import Administration
 from bot.views import Member
 from bot.web.door import GATE, GUILD
 

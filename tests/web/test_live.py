@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from bot.desk.studio import Member, Place
 from bot.feed import Queued
-from bot.studio import Member, Place
 from bot.web.live import STREAMS
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from rich.console import Console
 from bot.cli import remote
 from bot.cli.developed import Undeveloped
 from bot.cli.screen import Screen
+from bot.desk.studio import Member
 from bot.sentences import DELETED
-from bot.studio import Member
 from painter import stop
 
 if TYPE_CHECKING:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from discord import ui
 
 from bot.access import forbidden
-from bot.administration import undoing
 from bot.chat.settings import cards, wording
 from bot.chat.settings.asked import Shown, respond
+from bot.desk.administration import undoing
 from bot.sentences import quoted
 from bot.views import Member
 
 if TYPE_CHECKING:
-    from bot.administration import Administration
     from bot.chat.settings.asked import Interaction
     from bot.chat.settings.presses import Press
+    from bot.desk.administration import Administration
+    from bot.desk.usage import Line
     from bot.rules.telling import Explained
-    from bot.usage import Line
 
 DEEP = 500  # changes that are kept
 _MARK = re.compile(r"§(channel|role|user)([0-9]{1,20})§")

@@ -8,7 +8,7 @@ import discord
 from discord import app_commands
 from discord.app_commands import Range
 
-from bot.chat import decisions
+from bot.chat.presses import decisions
 from bot.chat.settings import incidents as listing
 from bot.chat.settings import moderating
 from bot.chat.settings.group import Channel

@@ -1,0 +1,49 @@
+"""Every command there is, in one tuple: what is registered, counted and translated."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import discord
+from discord import app_commands, ui
+
+from bot.chat.commands.help import show_help
+from bot.chat.commands.imagine import imagine
+from bot.chat.commands.languages import Languages
+from bot.chat.commands.menus import report_shown, reproduce_shown, show_details, use_as_prompt
+from bot.chat.commands.mine import Chosen, Turn, mine
+from bot.chat.commands.overview import show_info
+from bot.chat.commands.prefer import prefer
+from bot.chat.commands.queue import cancel, queue
+from bot.chat.commands.reproduce import reproduce
+from bot.chat.commands.tree import Tree
+from bot.chat.film import film
+from bot.chat.presses.buttons import JobButton
+from bot.chat.settings import COMMANDS as SETTINGS
+
+COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group, ...] = (
+    imagine,
+    queue,
+    cancel,
+    mine,
+    show_info,
+    prefer,
+    reproduce,
+    film,
+    show_help,
+    reproduce_shown,
+    use_as_prompt,
+    show_details,
+    report_shown,
+    *SETTINGS,
+)
+ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Turn, Chosen)  # buttons and menus that outlive a restart
+
+
+async def registered() -> list[dict[str, Any]]:
+    """The tree as it is sent to Discord; needs no connection."""
+    tree = Tree(cast(Any, discord.Client(intents=discord.Intents(guilds=True))))
+    await tree.set_translator(Languages())
+    for command in COMMANDS:
+        tree.add_command(command)
+    return await tree.payload()

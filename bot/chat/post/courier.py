@@ -1,0 +1,243 @@
+"""Brings what happens to jobs into their messages: one task for all of them, started before the bot.
+
+It listens to the feed and asks the policy (`edits`) what to send now; what is sent is the business of `progress`, at
+the end of `finals`. A trouble with one message stays with that message. Knows when; knows nothing of the library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bot.chat.delivery import UPLOAD
+from bot.chat.post.cases import Case, Cases
+from bot.chat.post.edits import Edit, Edits, Kind
+from bot.chat.post.finals import Finals
+from bot.chat.post.mail import Mail, bucket, lives, post_bucket
+from bot.chat.post.outcome import Wishes
+from bot.chat.post.progress import Progress
+from bot.chat.post.troubles import Expired, Later, TooLarge
+from bot.feed import Developing, Moment, Queued, Settled
+from bot.states import over
+from bot.views import Place, Role, View
+
+if TYPE_CHECKING:
+    from bot.desk import Desk
+
+log = logging.getLogger(__name__)
+
+NO_TOKEN = {"token_until": "0"}  # the token is dead
+TRIES = 3  # of an unexpected error with one message
+SWEEP = 60.0  # seconds between two looks for what was missed
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last word about a job, in one of its places."""
+
+    job: str
+    role: Role
+
+
+Content = Moment | Last
+
+
+class Courier:
+    """`run` until cancelled, or until the feed closes. `public` is the address of the pictures' gallery, if any."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        mail: Mail,
+        edits: Edits[Content] | None = None,
+        *,
+        public: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.edits: Edits[Content] = edits or Edits()
+        self._desk, self._studio, self._deliveries = desk, desk.studio, desk.deliveries
+        self._mail = mail
+        self._clock = clock
+        self._wall = wall
+        self._cases = Cases(desk, clock)
+        self._progress = Progress(desk, mail, clock, wall)
+        self._finals = Finals(desk, mail, self._wishes, wall, public)
+        self._given_up: set[str] = set()  # until the next start
+        self._changed = asyncio.Event()
+
+    @staticmethod
+    def policy() -> Edits[Content]:
+        """A policy of the kind that it asks."""
+        return Edits()
+
+    async def run(self) -> None:
+        """Deliver what ended while nobody was here, then keep up with the feed."""
+        await self._mail.ready()
+        async with self._studio.feed.subscribe(previews=False) as moments, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._send_all(group)), group.create_task(self._sweep_all(group))]
+            async for moment in moments:
+                await self._take_in(moment, group)
+            for task in tasks:
+                task.cancel()
+
+    async def _wishes(self, view: View) -> Wishes:
+        chosen = await self._desk.preferences.of(view.member_id)
+        return Wishes(chosen.ping, chosen.direct, (await self._cases.terms(view)).long_ping)
+
+    async def _sweep_all(self, group: asyncio.TaskGroup) -> None:
+        """Now, and again and again: what an outage of the store made us miss is not lost."""
+        while True:
+            try:
+                for view, place in await self._deliveries.owed("discord"):
+                    if view.id not in self._given_up:
+                        case = await self._cases.open(view, place)
+                        if over(view.state):
+                            self._end(view.id, case, group)
+            except Exception:
+                log.exception("what is undelivered could not be read")
+            await asyncio.sleep(SWEEP)
+
+    async def _take_in(self, moment: Moment, group: asyncio.TaskGroup) -> None:
+        try:
+            case = await self._cases.find(moment.job)
+        except Exception:
+            log.exception("job %s: a moment of it was not taken in", moment.job)
+            return
+        if case is None:
+            return
+        if isinstance(moment, Settled):
+            self._end(moment.job, case, group)
+        elif case.lost:
+            return
+        elif isinstance(moment, Developing):
+            case.frames |= moment.frames
+            case.fresh |= bool(moment.frames)
+            self._offer("preview", moment, case, self._clock() + moment.seconds_left)
+        else:
+            self._offer("place", moment, case)
+
+    def _end(self, job: str, case: Case, group: asyncio.TaskGroup) -> None:
+        """The job is over: nothing goes out any more but its last word."""
+        if not case.ending:
+            case.ending = True
+            self.edits.drop(job)
+            group.create_task(self._go_on(job, case))
+
+    async def _go_on(self, job: str, case: Case) -> None:
+        """Offer the last word in the next of the places that lack it; with none left, the case is closed."""
+        try:
+            found = await self._finals.next(job, case)
+        except Exception:
+            log.exception("job %s: where it is to be shown could not be read", job)
+            case.ending = False  # the next sweep begins again
+            return
+        if found is None:
+            self._cases.close(job)
+            return
+        role, where = found
+        name = bucket(where, self._wall()) if role == "answer" else post_bucket(where)
+        key = job if role == "answer" else f"{job}:{role}"
+        self.edits.offer(Edit(key, name, "final", Last(job, role), self._clock()))
+        self._changed.set()
+
+    def _offer(self, kind: Kind, moment: Moment, case: Case, due: float = math.inf) -> None:
+        where, now = case.place.where, self._wall()
+        if case.view.private and not lives(where, now):
+            return  # nobody but the token can edit it
+        if self.edits.offer(Edit(moment.job, bucket(where, now), kind, moment, self._clock()), due):
+            self._changed.set()
+
+    async def _send_all(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            self._changed.clear()
+            while edit := self.edits.take(self._clock()):
+                group.create_task(self._send(edit))
+            wake = self.edits.wake(self._clock())
+            timeout = None if math.isinf(wake) else max(0.0, wake - self._clock())
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _send(self, edit: Edit[Content]) -> None:
+        """One request, with whatever may become of it: no trouble with it reaches the other messages."""
+        job = edit.content.job
+        case = self._cases[job]
+        try:
+            await self._attempt(edit, case)
+        except Later as later:
+            log.info("job %s: its message waits %.1f s: %s", job, later.seconds, later)
+            self._again(edit, case, later.seconds)
+            if later.limited:
+                self.edits.hold(edit.bucket, self._clock() + later.seconds)
+        except Expired:
+            await self._hand_over(edit, case)
+        except Exception:
+            await self._stumble(edit, case)
+        else:
+            await self._done(edit, case)
+        self._changed.set()
+
+    async def _attempt(self, edit: Edit[Content], case: Case) -> None:
+        job, content = edit.content.job, edit.content
+        if not case.place.where.get("message"):
+            case.place = await self._deliveries.place_of(job)
+        role: Role = content.role if isinstance(content, Last) else "answer"
+        if role == "answer" and not case.place.where.get("message") and not case.lost:
+            await self._progress.find(job, case)
+        if role == "answer" and case.lost:
+            return
+        if isinstance(content, Queued | Developing):
+            if not case.ending:
+                await self._progress.show(content, case)
+            return
+        try:
+            await self._finals.show(job, role, case)
+        except TooLarge as large:
+            case.limit = min(case.limit, int(case.place.where.get("limit") or UPLOAD)) // 2
+            raise Later(0.0, f"its picture is too large here: {large}") from large
+
+    async def _hand_over(self, edit: Edit[Content], case: Case) -> None:
+        """The token died: from now on the message is edited as one of its channel, within the channel's budget."""
+        job = edit.content.job
+        case.place = Place("discord", {**case.place.where, **NO_TOKEN})
+        try:
+            await self._deliveries.moved(job, **NO_TOKEN)
+        except Exception:
+            log.exception("job %s: that its token is dead was not noted", job)
+        if isinstance(edit.content, Last):
+            await self._done(edit, case)
+            return
+        self._again(edit, case, 0.0)
+        self._offer(edit.kind, edit.content, case)
+
+    async def _done(self, edit: Edit[Content], case: Case) -> None:
+        self.edits.sent(edit, self._clock())
+        if edit.final:
+            self.edits.drop(edit.job)
+            await self._go_on(edit.content.job, case)
+
+    def _again(self, edit: Edit[Content], case: Case, seconds: float) -> None:
+        case.fresh = bool(case.frames)
+        self.edits.failed(edit, self._clock(), seconds)
+
+    async def _stumble(self, edit: Edit[Content], case: Case) -> None:
+        """An error that nobody foresaw. A final is tried again, at last by the next start."""
+        job = edit.content.job
+        log.exception("job %s: its message was not edited", job)
+        if edit.final and case.troubles < TRIES - 1:
+            case.troubles += 1
+            self._again(edit, case, 2.0**case.troubles)
+            return
+        self.edits.sent(edit, self._clock())
+        if edit.final:
+            self._given_up.add(job)
+            self.edits.drop(edit.job)
+            self._cases.close(job)

@@ -1,0 +1,52 @@
+"""What Discord's answers say of its limits, told to the edit policy: no rate is hard-coded but as a first guess.
+
+Listens to the client's own requests (discord.py keeps these headers to itself). Only messages are of interest: edits of
+them, and new ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+
+from bot.chat.post.edits import Edits
+from bot.chat.post.mail import token_bucket
+
+CHANNEL = re.compile(r"/channels/(\d+)/messages/\d+$")
+POSTS = re.compile(r"/channels/(\d+)/messages$")
+TOKEN = re.compile(r"/webhooks/\d+/([^/]+)/messages/[^/]+$")
+
+
+def bucket_of(method: str, path: str) -> str | None:
+    """The policy's name of the bucket that a request is counted in; None for what it does not send."""
+    if method == "POST":
+        match = POSTS.search(path)
+        return f"post:{match[1]}" if match else None
+    if method != "PATCH":
+        return None
+    if match := CHANNEL.search(path):
+        return f"channel:{match[1]}"
+    if match := TOKEN.search(path):
+        return token_bucket(match[1])
+    return None
+
+
+def trace(edits: Edits[Any], clock: Callable[[], float]) -> aiohttp.TraceConfig:
+    """A trace for `discord.Client(http_trace=…)` that keeps `edits` informed."""
+
+    async def learn(
+        _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestEndParams
+    ) -> None:
+        headers, bucket = params.response.headers, bucket_of(params.method, params.url.path)
+        if bucket is None or "X-RateLimit-Remaining" not in headers:
+            return
+        limit, remaining = int(headers["X-RateLimit-Limit"]), int(headers["X-RateLimit-Remaining"])
+        edits.learn(bucket, limit, remaining, clock() + float(headers["X-RateLimit-Reset-After"]))
+
+    config = aiohttp.TraceConfig()
+    config.on_request_end.append(learn)
+    return config

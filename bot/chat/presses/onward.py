@@ -1,0 +1,116 @@
+"""Presses that make a job of a job: U, V, another roll, and other words for any of them in a form.
+
+A slip of the finger makes one job: two presses in a row ask with the same key. Who may was decided before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from bot.chat.answer import answer, member_of
+from bot.chat.presses.forms import Filled, form, line, named, open_form
+from bot.desk.further import STRENGTHS
+from bot.prompt.flags import split
+from bot.prompt.permutations import literally
+from bot.refused import Refused
+from engine.job import Recipe
+
+if TYPE_CHECKING:
+    import discord
+    from discord import ui
+
+    from bot.chat.client import DarkroomClient
+    from bot.chat.rows import Button
+    from bot.desk.preferences import Preference
+    from bot.desk.studio import Studio
+    from bot.views import Member, Place, Ticket, View
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+How = Literal["same", "subtle", "strong", "roll"]
+
+PROMPT = 2000  # characters, as /imagine takes them
+# What a remix starts from: the noise that was, noise at some distance from one picture's, or other noise.
+DISTANCES: Mapping[str, float | None] = MappingProxyType({"same": None, **STRENGTHS, "roll": 1.0})
+TITLES: Mapping[How, str] = MappingProxyType(
+    {"same": "Remix", "subtle": "Vary subtly", "strong": "Vary strongly", "roll": "Roll again"}
+)
+
+
+async def go_on(interaction: Interaction, button: Button, view: View) -> None:
+    """Make what the button says, or open the form for its words, as the button or the member's preference has it."""
+    preference = await interaction.client.desk.preferences.of(member_of(interaction).id)
+    how = _how(button, preference)
+    if button.press == "remix" or (preference.remix and how is not None):
+        await open_form(interaction, remix_form(view, how or "same", button.index))
+    else:
+        await _ask(interaction, button, how)
+
+
+async def remix(interaction: Interaction, filled: Filled, view: View) -> None:
+    """The form, sent."""
+    if filled.how not in DISTANCES:
+        raise Refused("This form is of an older version of the bot. Please press the button once more.")
+    words, negative = filled.fields.get("prompt", ""), filled.fields.get("negative", "")
+    key, distance = f"form:{interaction.id}", DISTANCES[filled.how]
+
+    async def ask(member: Member, place: Place) -> Sequence[Ticket]:
+        return await interaction.client.studio.remix(
+            view.id, filled.index, words, member, place, key=key, strength=distance, negative=negative
+        )
+
+    await answer(interaction, ask)
+
+
+def _how(button: Button, preference: Preference) -> How | None:
+    """How far from the parent's noise; None for an enlargement."""
+    if button.press == "up":
+        return None
+    if button.press == "reroll":
+        return "roll"
+    if button.press == "remix" and button.index is None:
+        return "same"
+    return button.press if button.press in ("subtle", "strong") else preference.variation
+
+
+def remix_form(view: View, how: How, index: int | None) -> ui.Modal:
+    """Filled in with the words that there are; flags that were typed are in the recipe already."""
+    try:
+        words, _ = split(view.prompt)
+    except Refused:  # taken by an older grammar
+        words = view.prompt
+    negative = view.recipe.negative if isinstance(view.recipe, Recipe) else ""
+    which = "" if index is None or how in ("same", "roll") else f" picture {index + 1}"
+    modal = form(f"{TITLES[how]}{which}", named("remix", view.id, how, index))
+    modal.add_item(line("prompt", "Prompt", "Flags like --steps 40 work here too", value=literally(words), most=PROMPT))
+    modal.add_item(
+        line("negative", "Steer away from", "Empty for nothing", value=negative, most=PROMPT, required=False)
+    )
+    return modal
+
+
+async def _ask(interaction: Interaction, button: Button, how: How | None) -> None:
+    presses, user = interaction.client.presses, str(interaction.user.id)
+    made: list[Ticket] = []
+    key, first = presses.key(button.id, user, str(interaction.id))
+
+    async def ask(member: Member, place: Place) -> list[Ticket]:
+        made.append(await _asked(interaction.client.studio, button, how, member, place, key))
+        return made
+
+    try:
+        await answer(interaction, ask, again=not first)
+    finally:
+        if not made:
+            presses.forget(button.id, user)
+
+
+async def _asked(studio: Studio, button: Button, how: How | None, member: Member, place: Place, key: str) -> Ticket:
+    if how == "roll" or button.index is None:
+        return await studio.reroll(button.job, member, place, key=key)
+    if how is None:
+        return await studio.upscale(button.job, button.index, member, place, key=key)
+    strength = STRENGTHS["strong" if how == "strong" else "subtle"]
+    return await studio.vary(button.job, button.index, member, place, key=key, strength=strength)

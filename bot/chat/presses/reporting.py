@@ -1,0 +1,93 @@
+"""Reports: the form, the thanks, and the card that moderators get in the channel that the server's admins chose."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import discord
+
+from bot.chat import delivery, rows
+from bot.chat.answer import member_of, say
+from bot.chat.notices import link
+from bot.chat.presenter import Card
+from bot.chat.presses.forms import Filled, form, line, named, open_form
+from bot.desk.moderation import REASON
+from bot.refused import Refused
+from bot.sentences import quoted
+
+if TYPE_CHECKING:
+    from discord import ui
+
+    from bot.chat.client import DarkroomClient
+    from bot.desk.moderation import Report
+    from bot.views import View
+
+    Interaction = discord.Interaction[DarkroomClient]
+
+QUIET = discord.AllowedMentions.none()
+
+
+async def open_report(interaction: Interaction, view: View) -> None:
+    """Ask what is wrong with it."""
+    await open_form(interaction, report_form(view.id))
+
+
+def report_form(job: str) -> ui.Modal:
+    """One question."""
+    modal = form("Report to the moderators", named("report", job))
+    modal.add_item(line("reason", "What is wrong with it?", "The moderators of this server read it", most=REASON))
+    return modal
+
+
+async def report(interaction: Interaction, filled: Filled, view: View) -> None:
+    """The form, sent."""
+    reason = filled.fields.get("reason", "")
+    await say(interaction, await interaction.client.desk.moderation.report(view.id, member_of(interaction), reason))
+
+
+async def post(client: DarkroomClient, one: Report) -> bool:
+    """Put a report into its channel. Raises `discord.HTTPException` where Discord does not take it."""
+    places = await client.desk.deliveries.of(one.job)
+    where = next((place.place.where for place in places.values() if place.place.kind == "discord"), {})
+    guild = int(one.guild.removeprefix("discord:")) if one.guild.removeprefix("discord:").isdecimal() else None
+    channel = client.get_partial_messageable(int(one.channel), guild_id=guild)
+    shown = card(one, link(where))
+    await channel.send(shown.content, view=client.controls(shown) or discord.utils.MISSING, allowed_mentions=QUIET)
+    return True
+
+
+async def show(interaction: Interaction, view: View) -> None:
+    """The pictures as everybody may see them, for the moderator alone and behind Discord's own cover."""
+    await interaction.response.defer(ephemeral=True, thinking=True)
+    picture = None
+    if view.deleted is None and view.state == "finished":
+        try:
+            picture = await delivery.final(interaction.client.studio, view, interaction.filesize_limit)
+        except Refused as refused:
+            await interaction.edit_original_response(content=quoted(refused.sentence))
+            return
+    if picture is None:
+        await interaction.edit_original_response(content="There is nothing to show.")
+        return
+    file = discord.File(io.BytesIO(picture.payload), picture.name, spoiler=True)
+    said = f"**{quoted(view.prompt, 900)}** · {quoted(view.member_name, 64)}"
+    await interaction.edit_original_response(content=said, attachments=[file], allowed_mentions=QUIET)
+
+
+async def dismiss(interaction: Interaction, number: int) -> None:
+    """Nothing is wrong with it, or it is dealt with: the card says by whom."""
+    incident = await interaction.client.desk.moderation.close(number, member_of(interaction))
+    assert interaction.message
+    text = f"{interaction.message.content}\n-# Dismissed by {quoted(interaction.user.display_name, 64)}."
+    if incident.closed is not None:
+        await interaction.response.edit_message(content=text[:2000], view=None, allowed_mentions=QUIET)
+
+
+def card(one: Report, address: str) -> Card:
+    """A report as moderators see it; `address` is its message, where that is known."""
+    lines = [
+        f"🚩 **{quoted(one.reporter, 64)}** reported a picture of **{quoted(one.author, 64)}**:",
+        f"> {quoted(one.reason, 900)}",
+    ]
+    return Card("\n".join([*lines, address] if address else lines), rows.reported(one.job, one.incident))

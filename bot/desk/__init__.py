@@ -1,0 +1,26 @@
+"""The desk: the use cases that a front end stands behind. A frozen bundle, made by `bot.house`; it does nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot.desk.administration import Administration
+from bot.desk.deliveries import Deliveries
+from bot.desk.moderation import Moderation
+from bot.desk.preferences import Preferences
+from bot.desk.review import Review
+from bot.desk.shelf import Shelf
+from bot.desk.studio import Studio
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What members, moderators and admins may do, by subject."""
+
+    studio: Studio
+    deliveries: Deliveries
+    preferences: Preferences
+    administration: Administration
+    review: Review
+    shelf: Shelf
+    moderation: Moderation

@@ -1,0 +1,77 @@
+"""Taking orders: from what a member asks for to jobs in the store, all of them or none.
+
+Knows the rules and the store; knows nothing of prompts or front ends. The rules are read, and what was used is counted,
+inside the transaction that writes the jobs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from ulid import ULID
+
+from bot.desk.gate import Hour, passed
+from bot.desk.preferences import Preferences
+from bot.desk.register import Register
+from bot.desk.screening import Screening
+from bot.images.held import notes
+from bot.limits import Limits
+from bot.orders import Order, check_fits, scoped
+from bot.rules import resolve
+from bot.store import Draft, Store
+from bot.store.ledger import Ledger
+from bot.views import Member, Place, Ticket
+from engine.job import Presence
+
+NAME_LENGTH = 128
+
+
+class Admission:
+    """Made by `bot.house`. `limits` are the house's defaults; `woken` is called when a job was taken."""
+
+    def __init__(
+        self, store: Store, register: Register, preferences: Preferences, screening: Screening,
+        workers: Callable[[], Mapping[str, Presence]], *, limits: Limits, max_age: float, woken: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._store, self._register, self._preferences, self._workers = store, register, preferences, workers
+        self._screening = screening
+        self._limits, self._max_age, self._woken, self._clock = limits, max_age, woken, clock
+
+    async def take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
+        """The orders as jobs. The same `key` twice: the jobs that it made. Raises `Refused`."""
+        now = self._clock()
+        drafts = [self._draft(order, member, place, now) for order in orders]
+        for draft in drafts:
+            check_fits(draft)
+        await self._screening.check(drafts, member)
+        preference = await self._preferences.of(member.id)
+        workers = dict(self._workers())
+        hour = Hour(now, await self._register.next_free(member.id), self._register.next_room(), bool(workers))
+        relaxed = any(order.relaxed for order in orders)
+
+        def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
+            terms = resolve(ledger.rules(), member, self._limits)
+            taken = passed(asked, terms, ledger, preference, hour, relaxed=relaxed)
+            return [_checked(draft, workers) for draft in taken]
+
+        records, new = await self._store.admit(drafts, scoped(key, member), decide, now)
+        if new:
+            self._woken()
+        return [await self._register.ticket(record) for record in records]
+
+    def _draft(self, order: Order, member: Member, place: Place, now: float) -> Draft:
+        named = replace(member, name=member.name[:NAME_LENGTH])
+        return Draft(
+            id=str(ULID()), action=order.action, prompt=order.prompt, notes=order.notes, task=order.task, member=named,
+            place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
+            deadline=now + self._max_age, parent=order.parent,
+        )  # fmt: skip
+
+
+def _checked(draft: Draft, workers: Mapping[str, Presence]) -> Draft:
+    """In an age-restricted channel no picture is checked; elsewhere a job that nobody can check says so at once."""
+    check = draft.check and not draft.member.age_restricted
+    return replace(draft, check=check, notes=(*draft.notes, *notes(check, draft.pool, workers)))

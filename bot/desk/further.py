@@ -1,0 +1,140 @@
+"""Going on from what was made: variations, other words, another roll, the same once more, an enlargement.
+
+Half of the studio. Knows recipes, the gallery and admission; knows nothing of who may (`bot.access`) or of front ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from bot.desk.admission import Admission
+from bot.desk.preferences import Strength
+from bot.desk.recipes import enlarged, enlarging_cost, pinned, remixed, rerolled, varied
+from bot.desk.register import Register
+from bot.images.gallery import Gallery
+from bot.models import Models, Profile
+from bot.orders import Order, renewed, totalled
+from bot.prompt import parse, remarks
+from bot.refused import Refused
+from bot.store import Record
+from bot.views import Action, Member, Place, Ticket
+from engine.job import Enlarge, Recipe, cost
+
+# How far a variation's noise moves away from its parent's: 0 is the same picture, 1 has nothing in common with it. The
+# pixels of the embedded model differed by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
+STRENGTHS: Mapping[Strength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
+NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
+
+
+class Further:
+    """`fresh` draws a seed. Every method raises `Refused`, and the same `key` twice gives the same job."""
+
+    def __init__(
+        self, models: Models, register: Register, gallery: Gallery, admission: Admission, fresh: Callable[[], int]
+    ) -> None:
+        self._models, self._register, self._gallery = models, register, gallery
+        self._admission, self._fresh = admission, fresh
+
+    async def vary(
+        self, job: str, index: int, member: Member, place: Place, *,
+        key: str | None = None, strength: float = STRENGTHS["subtle"],
+    ) -> Ticket:  # fmt: skip
+        """Variations of one finished image; of an enlarged one, of its original."""
+        record, recipe, at = await self._original(job, index, "varied")
+        made = varied(recipe, at or 0, _within(strength), self._fresh())
+        return await self._again("vary", record, at or 0, made, member, place, key)
+
+    async def reroll(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+        """The same recipe with another seed."""
+        record = await self._register.record(job)
+        if not isinstance(record.task, Recipe):
+            raise Refused("An enlarged picture cannot be rolled again: roll its original.")
+        return await self._again("reroll", record, 0, rerolled(record.task, self._fresh()), member, place, key)
+
+    async def reproduce(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+        """The same recipe and seed, its batch shape pinned: the same pixels as any other exact run of it."""
+        record = await self._register.record(job)
+        if not isinstance(record.task, Recipe):
+            raise Refused("An enlarged picture cannot be reproduced: reproduce its original.")
+        notes = () if record.task.bucket else (NOT_EXACT,)
+        return await self._again("reproduce", record, 0, pinned(record.task), member, place, key, notes)
+
+    async def remix(
+        self, job: str, index: int | None, text: str, member: Member, place: Place, *,
+        key: str | None = None, strength: float | None = None, negative: str | None = None,
+    ) -> list[Ticket]:  # fmt: skip
+        """A finished job with other words; `text` may have flags, and braces make several jobs.
+
+        From the same noise; with a `strength`, variations of image `index`; without an index, a `strength` of 1 is
+        another roll. `negative` stands for `--no`; None keeps the one that it had, "" drops it.
+        """
+        record, recipe, index = await self._original(job, index, "remixed")
+        if strength is not None:
+            seed = self._fresh()
+            recipe = rerolled(recipe, seed) if index is None else varied(recipe, index, _within(strength), seed)
+        orders = await self._reworded(record, recipe, index, text, recipe.negative if negative is None else negative)
+        return await self._admission.take(totalled(orders), member, place, key)
+
+    async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+        """One finished image, enlarged."""
+        record = await self._register.record(job)
+        source = await self._gallery.stored(job, index)
+        task = enlarged(source.sha256, source.width, source.height)
+        price = enlarging_cost(task, source.width, source.height)
+        pool = self._models.any_pool(record.pool)
+        order = Order("upscale", record.prompt, (), task, pool, price, (job, index))
+        return (await self._admission.take([order], member, place, key))[0]
+
+    async def _original(self, job: str, index: int | None, what: str) -> tuple[Record, Recipe, int | None]:
+        """The job and image that were drawn, where `job` is only their enlargement."""
+        record = await self._register.record(job)
+        while isinstance(record.task, Enlarge) and record.parent:
+            index, record = record.parent[1], await self._register.record(record.parent[0])
+        if index is not None:
+            await self._gallery.stored(record.id, index)
+        if not isinstance(record.task, Recipe):
+            raise Refused(f"This picture cannot be {what}.")
+        return record, record.task, index
+
+    async def _again(
+        self, action: Action, record: Record, index: int, made: Recipe, member: Member, place: Place, key: str | None,
+        notes: tuple[str, ...] = (),
+    ) -> Ticket:  # fmt: skip
+        """A job from another one's recipe, on whatever pool has its model now."""
+        pool, price = record.pool, record.cost
+        if profile := self._known(made.model):
+            made, said = renewed(made, profile)
+            pool, price, notes = profile.pool, cost(made, profile.warm), (*notes, *said)
+        order = Order(action, record.prompt, notes, made, pool, price, (record.id, index))
+        return (await self._admission.take([order], member, place, key))[0]
+
+    async def _reworded(self, record: Record, base: Recipe, index: int | None, text: str, negative: str) -> list[Order]:
+        """An order for each permutation of other words for `base`."""
+        profile = self._known(base.model)
+        if profile is None:
+            raise Refused(f"No worker that was ever here knows {base.model}: it cannot be remixed.")
+        base, said = renewed(base, profile)
+        names = [one.warm.name for one in self._models.profiles()]
+        parsed = parse(text, None, models=names, options={"negative": negative})
+        warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), profile.warm))
+        notes, parent = tuple(dict.fromkeys((*parsed.notes, *warned, *said))), (record.id, index or 0)
+        orders: list[Order] = []
+        for request in parsed.requests:
+            made, words = remixed(base, request, profile.warm), " ".join(request.text.split())
+            price = cost(made, profile.warm)
+            orders.append(Order("remix", words, notes, made, profile.pool, price, parent, relaxed=request.relaxed))
+        return orders
+
+    def _known(self, model: str) -> Profile | None:
+        try:
+            return self._models.profile(model)
+        except KeyError:
+            return None
+
+
+def _within(strength: float) -> float:
+    if not 0 < strength <= 1:
+        raise Refused("A variation's strength is above 0 and at most 1.")
+    return strength

@@ -1,0 +1,182 @@
+"""Whether what a member asks for is taken: their terms, and the use that their terms count. One sentence if not.
+
+Runs inside the transaction that would write the jobs, so that nothing changes between question and answer. Every
+refusal names the limit, the use and when it frees, as far as that can be known, and who set it. Knows terms, drafts and
+the ledger; knows nothing of how they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from bot.desk.preferences import Preference
+from bot.limits import DAY, MONTH, check_cost, check_places, check_waiting
+from bot.refused import Refused
+from bot.rules import EVERYWHERE, Rule, Terms
+from bot.rules.telling import set_by, shown
+from bot.sentences import shortened
+from bot.store import WEIGHTS, Draft
+from bot.store.ledger import Ledger
+from bot.store.records import RELAXED
+from engine.job import Recipe
+
+HINT = "Relaxed jobs (--relax, or /prefer speed relaxed) cost nothing of it."
+SLOWED = "Only the relaxed speed is allowed to you here: it waits longer, and costs nothing of your limits."
+OVER = {"channel": "This channel's", "guild": "This server's"}
+COSTS = {"cost_day": DAY, "cost_month": MONTH}
+
+
+@dataclass(frozen=True)
+class Hour:
+    """The moment of the question: `frees` is when the first of the member's jobs ends, `room` when the first of all
+    does, as far as anybody can say; `workers`, if any is online.
+    """
+
+    now: float
+    frees: float | None = None
+    room: float | None = None
+    workers: bool = True
+
+
+def passed(
+    drafts: Sequence[Draft], terms: Terms, ledger: Ledger, preference: Preference, hour: Hour, *, relaxed: bool = False
+) -> list[Draft]:
+    """The drafts as they may be written: with tier, privacy, check and running limits. Raises `Refused`.
+
+    `relaxed`: the member asked for that speed now, and does not only prefer it.
+    """
+    check_open(terms)
+    for draft in drafts:
+        check_asked(terms, draft)
+    tier, slowed = _tier(terms, preference, relaxed)
+    private, hidden = _privacy(terms, preference)
+    _check_use(drafts, terms, ledger, hour, free=tier == RELAXED)
+    here, everywhere = _running(terms, "member here"), _running(terms, "member everywhere")
+    return [
+        replace(
+            draft, member=replace(draft.member, tier=tier), private=private, check=draft.check or terms.check,
+            weight=WEIGHTS.get(tier, 1.0),
+            notes=(*draft.notes, *slowed, *hidden), running_here=here, running_everywhere=everywhere,
+        )
+        for draft in drafts
+    ]  # fmt: skip
+
+
+def check_open(terms: Terms) -> None:
+    """Raises `Refused` (403) where nobody, or not this member, may make anything."""
+    if terms.closed:
+        by = terms.because.get("closed")
+        what = "This bot" if by is not None and by.guild == EVERYWHERE else "This server"
+        opener = "whoever runs the bot" if by is not None and by.scope == "house" else "the server's owner"
+        raise Refused(f"{what} is closed for new pictures: {terms.closed}. It waits for {opener} to open it.", 403)
+    if terms.blocked:
+        raise Refused(_blocked(terms.because.get("blocked")), 403)
+
+
+def _blocked(rule: Rule | None) -> str:
+    if rule is not None and (rule.scope == "house" or rule.guild == EVERYWHERE):
+        whom = "you" if rule.scope == "user" else "everybody" if rule.guild == EVERYWHERE else "this server"
+        return f"Whoever runs this bot has blocked {whom}: nothing can be made until they take that back."
+    whom = "A role of yours is" if rule is not None and rule.scope == "role" else "You are"
+    return f"{whom} blocked on this server: you can make nothing here until its admins unblock you."
+
+
+def check_action(terms: Terms, action: str) -> None:
+    """Raises `Refused` (403) where a member may not do that."""
+    if not terms.allows("commands", action):
+        raise Refused(_said(terms, "commands", f"You may not use {action} here"), 403)
+
+
+def check_asked(terms: Terms, draft: Draft) -> None:
+    """Raises `Refused` for what is not allowed here, whoever has used how much."""
+    check_action(terms, draft.action)
+    task = draft.task
+    if not isinstance(task, Recipe):
+        return
+    if not terms.allows("models", task.model):
+        raise Refused(_said(terms, "models", f"The model {task.model} is not allowed here"), 403)
+    if not terms.allows("samplers", task.sampler):
+        raise Refused(_said(terms, "samplers", f"The sampler {task.sampler} is not allowed here"), 403)
+    for name, asked in (("steps", task.steps), ("count", task.count)):
+        most = getattr(terms, name)
+        if asked > most:
+            what = {"steps": "steps", "count": "pictures"}[name]
+            said = f"This asks for {asked} {what}, and at most {most} are allowed here: add --{name} {most}."
+            raise Refused(_with(said, terms, name))
+    if task.width * task.height > terms.pixels:
+        most = shown("pixels", terms.pixels)
+        said = f"This would be {task.width}x{task.height}, and at most {most} is allowed here."
+        raise Refused(_with(said, terms, "pixels"))
+
+
+def _said(terms: Terms, setting: str, what: str) -> str:
+    listed = ", ".join(getattr(terms, setting)) or "none"
+    return _with(f"{what}; allowed: {shortened(listed, 200)}.", terms, setting)
+
+
+def _with(said: str, terms: Terms, setting: str) -> str:
+    return f"{said} {set_by(terms.because.get(setting))}".rstrip()
+
+
+def _tier(terms: Terms, preference: Preference, relaxed: bool) -> tuple[str, tuple[str, ...]]:
+    """What was asked for now must be allowed; what is only preferred gives way, and a note says so where it waits."""
+    if relaxed and not terms.allows("speeds", "relaxed"):
+        raise Refused(_said(terms, "speeds", "The relaxed speed is not allowed here"), 403)
+    wanted = "relaxed" if relaxed else preference.speed
+    if not terms.allows("speeds", wanted):
+        wanted = "relaxed" if wanted == "fast" else "fast"
+    if not terms.allows("speeds", wanted):
+        raise Refused(_said(terms, "speeds", "No speed is allowed to you here"), 403)
+    if wanted == "fast":
+        return "standard", ()
+    return RELAXED, () if relaxed or preference.speed == "relaxed" else (SLOWED,)
+
+
+def _privacy(terms: Terms, preference: Preference) -> tuple[bool, tuple[str, ...]]:
+    """Nobody who prefers private results is made public by a rule: they are told before anything is made."""
+    likes = preference.results == "private"
+    if terms.results == "public" and likes:
+        said = "Results are public here, and you prefer private ones. To take part: /prefer results public."
+        raise Refused(_with(said, terms, "results"), 403)
+    if terms.results == "private" and not likes:
+        return True, ("Results are private here: only you see this one.",)
+    return likes, ()
+
+
+def _running(terms: Terms, whose: str) -> int | None:
+    return min((cap.limit for cap in terms.of("running") if cap.whose == whose), default=None)
+
+
+def _check_use(drafts: Sequence[Draft], terms: Terms, ledger: Ledger, hour: Hour, *, free: bool) -> None:
+    """Of several limits that are reached, the one is told that holds longest: its promise is then true of all."""
+    found = [refused for check in _checks(drafts, terms, ledger, hour, free) if (refused := _tried(check)) is not None]
+    if found:
+        raise max(found, key=lambda refused: (refused.frees is None, refused.frees or 0.0))
+
+
+def _tried(check: Callable[[], None]) -> Refused | None:
+    try:
+        check()
+    except Refused as refused:
+        return refused
+    return None
+
+
+def _checks(
+    drafts: Sequence[Draft], terms: Terms, ledger: Ledger, hour: Hour, free: bool
+) -> Iterator[Callable[[], None]]:
+    count, cost = len(drafts), sum(draft.cost for draft in drafts)
+    for cap in terms.of("queued"):
+        usage = replace(ledger.usage(cap.whose), next_free=hour.frees, workers=hour.workers)
+        yield partial(check_places, terms.running, cap.limit, usage, hour.now, count=count, by=set_by(cap.rule))
+    for cap in terms.of("together_queued"):
+        usage = replace(ledger.usage(cap.whose), next_free=hour.room, workers=hour.workers)
+        whose = OVER[cap.whose]
+        yield partial(check_waiting, cap.limit, usage, hour.now, whose=whose, count=count, by=set_by(cap.rule))
+    hint = HINT if terms.allows("speeds", "relaxed") else ""
+    for setting, window in COSTS.items() if not free else ():
+        for cap in (*terms.of(setting), *terms.of(f"together_{setting}")):
+            used, by = ledger.spending(cap.whose, window), f"{set_by(cap.rule)} {hint}".strip()
+            yield partial(check_cost, cap.limit, used, cost, hour.now, whose=OVER.get(cap.whose, "Your"), by=by)

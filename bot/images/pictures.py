@@ -1,0 +1,135 @@
+"""Finished pictures and ladders by their content: a folder on this machine, or S3 and its like, by obstore.
+
+Knows bytes and their SHA-256; knows nothing of jobs, formats or who may see what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, from_url
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+SMALL = 128 * 1024  # bytes
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Missing(KeyError):
+    """Nothing is kept under that SHA-256."""
+
+
+class Spoiled(Missing):
+    """What is kept under that SHA-256 is something else now, as after a torn write: as good as missing."""
+
+
+class Pictures:
+    """Content-addressed, write-once. Bytes with the SHA-256 abcd… lie under `sha256/ab/cd/abcd…`.
+
+    Every method raises OSError while the store cannot be used: a full disk, a bucket that is away.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        """`place`: a folder (made where it is missing), or an address: s3://bucket/prefix, gs://, az://, file://."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while anybody holds one
+        self._folder: Path | None = None
+        self._lasting: set[Path] = set()  # upper folders whose own names are on the disk; at most 256
+        self._store: ObjectStore
+        if isinstance(place, str) and "://" in place and not place.startswith("file://"):
+            self._store = from_url(place)
+            return
+        self._folder = Path(str(place).removeprefix("file://")).absolute()
+        self._store = LocalStore(self._folder, mkdir=True)
+
+    def turn(self, sha256: str) -> asyncio.Lock:
+        """Held by who keeps a content and notes it, and by who looks whether it is noted and drops it: in turn."""
+        return self._turns.setdefault(sha256, asyncio.Lock())
+
+    async def put(self, payload: bytes) -> str:
+        """Keeps `payload` and returns its SHA-256. Whole or not at all, and on the disk when this returns."""
+        sha256 = await _digest(payload)
+        path = _path(sha256)
+        with _using():
+            await obstore.put_async(self._store, path, payload)
+        if self._folder is not None:  # S3 answers once it is safe; a file is only in the page cache
+            await asyncio.to_thread(self._settle, self._folder / path)
+        return sha256
+
+    async def get(self, sha256: str) -> bytes:
+        """The bytes, checked against their name. Raises `Missing`, or `Spoiled` where the check fails."""
+        if not _SHA256.fullmatch(sha256):
+            raise Missing(sha256)
+        try:
+            with _using():
+                found = await obstore.get_async(self._store, _path(sha256))
+                payload = bytes(await found.bytes_async())
+        except FileNotFoundError as error:
+            raise Missing(sha256) from error
+        if await _digest(payload) != sha256:
+            raise Spoiled(sha256)
+        return payload
+
+    async def has(self, sha256: str) -> bool:
+        """Whether something is kept under that SHA-256, unchecked."""
+        if not _SHA256.fullmatch(sha256):
+            return False
+        try:
+            with _using():
+                await obstore.head_async(self._store, _path(sha256))
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def drop(self, sha256: str) -> None:
+        """Forgets the bytes; nothing happens where there are none."""
+        if await self.has(sha256):
+            with _using():
+                await obstore.delete_async(self._store, _path(sha256))
+
+    def _settle(self, path: Path) -> None:
+        """fsync of the file and of the folders that name it: a power cut after `put` loses nothing.
+
+        The upper folders are there for good after the first time; a lower one may have been made just now.
+        """
+        lower, upper, top, root = list(path.parents)[:4]
+        above = () if upper in self._lasting else (top, root)
+        for part in (path, lower, upper, *above):
+            descriptor = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._lasting.add(upper)
+
+
+@contextmanager
+def _using() -> Iterator[None]:
+    """obstore's errors are not OSErrors, but mean the same: not now. That nothing is there passes as it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except BaseError as error:
+        raise OSError(f"The picture store cannot be used now: {str(error).partition(chr(10))[0]}") from error
+
+
+def _path(sha256: str) -> str:
+    return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+async def _digest(payload: bytes) -> str:
+    """Of a small one at once: a thread costs more than the sum."""
+    if len(payload) <= SMALL:
+        return hashlib.sha256(payload).hexdigest()
+    return await asyncio.to_thread(lambda: hashlib.sha256(payload).hexdigest())
