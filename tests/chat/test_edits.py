@@ -42,6 +42,7 @@ class World:
             assert known <= self.edits.wake(self.now), "something could be sent earlier than it says"
             return None
         self._check(one)
+        self.edits.made(one)
         self.under_way.append((self.now + took, good, one))
         self.spans[one.bucket].append((self.now, self.now + took))
         self.begun.append((self.now, one))
@@ -241,6 +242,27 @@ def test_a_newcomer_is_shown_soon_and_nobody_waits_for_ever() -> None:
         edits.sent(one, float(now))
     assert "new4" in served
     assert {f"old{number}" for number in range(4)} <= served, "newcomers without end, and yet they had their turn"
+
+
+def test_while_a_preview_is_made_no_other_is_begun_but_finals_are() -> None:
+    edits: Edits[int] = Edits()
+    for name in ("a", "b"):
+        edits.offer(edit(name, "preview", 0, bucket=name))
+    first = edits.take(0.0)
+    assert first
+    assert edits.take(0.1) is None
+    assert math.isinf(edits.wake(0.1)), "that it is made will be told"
+    edits.offer(edit("c", "final", 1, 0.2, "c"))
+    final = edits.take(0.2)
+    assert final
+    assert final.job == "c"
+    edits.made(first)
+    second = edits.take(0.3)
+    assert second
+    assert {first.job, second.job} == {"a", "b"}
+    edits.failed(second, 0.4, after=1.0)
+    edits.offer(edit("d", "preview", 0, 0.4, "d"))
+    assert edits.take(0.4), "a preview that came to nothing is not being made any more"
 
 
 def test_a_late_frame_never_covers_a_final() -> None:

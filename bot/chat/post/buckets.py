@@ -23,6 +23,7 @@ class Pace:
     lead: float = 0.5  # no preview starts this shortly before its bucket's next final is due
     newcomer: float = 5.0  # seconds of waiting that a job's first preview has ahead of the others
     previews_a_second: int = 20  # over all buckets
+    made_at_once: int = 1  # previews that are being made, before they go out
     requests_a_second: int = 40  # previews and finals; Discord allows 50 in all
 
 

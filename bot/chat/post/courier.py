@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bot.chat.delivery import UPLOAD
@@ -196,13 +197,17 @@ class Courier:
             return
         if isinstance(content, Queued | Developing):
             if not case.ending:
-                await self._progress.show(content, case)
+                await self._progress.show(content, case, partial(self._made, edit))
             return
         try:
             await self._finals.show(job, role, case)
         except TooLarge as large:
             case.limit = min(case.limit, int(case.place.where.get("limit") or UPLOAD)) // 2
             raise Later(0.0, f"its picture is too large here: {large}") from large
+
+    def _made(self, edit: Edit[Content]) -> None:
+        self.edits.made(edit)
+        self._changed.set()
 
     async def _hand_over(self, edit: Edit[Content], case: Case) -> None:
         """The token died: from now on the message is edited as one of its channel, within the channel's budget."""

@@ -2,8 +2,8 @@
 
 Pure: the clock is an argument, the content is opaque. It keeps the newest content of each job, sends finals before
 previews, never has two requests under way in one bucket, and never spends more than a bucket's budget. The more jobs
-render, the longer the interval between two previews of one: they take turns, in their bucket and over all. It knows
-nothing of Discord, messages or pictures.
+render, and the busier the machine, the longer the interval between two previews of one: they take turns, in their
+bucket and over all. It knows nothing of Discord, messages or pictures.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Edits(Generic[T]):
         self._recent: deque[float] = deque(maxlen=self.pace.requests_a_second)  # starts in all buckets
         self._previews: deque[float] = deque(maxlen=self.pace.previews_a_second)
         self._line = Line()  # of buckets
+        self._making: set[str] = set()  # jobs whose preview is being made
         self._dirty: set[str] = set()  # buckets whose place in the line may be wrong
         self._sweep_at = SWEPT
 
@@ -75,21 +76,27 @@ class Edits(Generic[T]):
         """What to send now, or None. The bucket is busy until `sent` or `failed` is called with the same edit."""
         self._settle(now)
         for final in (True, False):
-            while self._overall(final) <= now and (name := self._line.head(final)) is not None:
+            while self._may(final) and self._overall(final) <= now and (name := self._line.head(final)) is not None:
                 edit, _ = self._best(name, now)
                 if edit is not None and edit.final == final:
                     return self._begin(edit, now)
                 self._place(name, now)
         return None
 
+    def made(self, edit: Edit[T]) -> None:
+        """A preview goes out, and the next one may be made."""
+        self._making.discard(edit.job)
+
     def sent(self, edit: Edit[T], now: float) -> None:
         """The request ended well."""
+        self.made(edit)
         self._spend(edit.bucket, now)
         if edit.final and edit.job not in self._waiting:
             self._started.pop(edit.job, None)
 
     def failed(self, edit: Edit[T], now: float, after: float = 0.0) -> None:
         """The request ended badly: it waits again for `after` seconds, unless something newer has come."""
+        self.made(edit)
         newer = self._waiting.get(edit.job)
         stale = not edit.final and edit.job in self._ended
         if not stale and (newer is None or (edit.final and not newer.final)):
@@ -119,8 +126,8 @@ class Edits(Generic[T]):
     def wake(self, now: float) -> float:
         """When `take` may next have something, as far as is known now; infinity when only an event can change that."""
         self._settle(now)
-        ready = [max(now, self._overall(final)) for final in (True, False) if self._line.head(final) is not None]
-        return min([self._line.wakes(), *ready])
+        ready = [final for final in (True, False) if self._may(final) and self._line.head(final) is not None]
+        return min([self._line.wakes(), *(max(now, self._overall(final)) for final in ready)])
 
     def interval(self, bucket: str) -> float:
         """Seconds between two previews of one job in this bucket, where nothing else limits them."""
@@ -134,7 +141,13 @@ class Edits(Generic[T]):
         self._recent.append(now)
         if not edit.final:
             self._previews.append(now)
+        if edit.kind == "preview":
+            self._making.add(edit.job)
         return edit
+
+    def _may(self, final: bool) -> bool:
+        """Previews take no machine away from finals: while one is made no other is begun, so a busy one shows fewer."""
+        return final or len(self._making) < self.pace.made_at_once
 
     def _settle(self, now: float) -> None:
         """Bring every bucket that changed, or whose moment has come, to its place in the line."""

@@ -34,9 +34,13 @@ class Progress:
         self._studio, self._deliveries = desk.studio, desk.deliveries
         self._mail, self._clock, self._wall = mail, clock, wall
 
-    async def show(self, moment: Queued | Developing, case: Case) -> None:
-        """The newest of it. Raises what `troubles` has, but `Gone`: then the case is lost."""
+    async def show(self, moment: Queued | Developing, case: Case, made: Callable[[], None]) -> None:
+        """The newest of it; `made` is called when it goes out.
+
+        Raises what `troubles` has, but `Gone`: then the case is lost.
+        """
         card, picture = await self._made(moment, case)
+        made()
         try:
             await self._mail.edit(case.place.where, card, picture, self._wall())
         except Gone as gone:
