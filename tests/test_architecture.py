@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,17 @@ def test_functions_are_short() -> None:
     assert [name for name in LONG_FUNCTIONS if long.get(name, 0) <= MAX_FUNCTION] == [], (
         "no exception is needed any more"
     )
+
+
+def test_a_constant_that_is_made_is_made_once() -> None:
+    """Such as the one for "this pings nobody": who changes one copy changes what holds in one place."""
+    made: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            named = re.fullmatch(r"[A-Z][A-Z_]+ = .*", ast.unparse(node), re.DOTALL)
+            if named and isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                made.setdefault(ast.unparse(node), []).append(_name(path))
+    assert {line: where for line, where in made.items() if len(where) > 1} == {}
 
 
 def test_names_say_what_they_mean() -> None:

@@ -20,6 +20,7 @@ from bot.chat.answer import member_of, sorry
 from bot.chat.commands.sheet import FILTERS, Sheet
 from bot.chat.commands.thumbnail import thumbnail
 from bot.chat.permitted import permit, refusing
+from bot.chat.quiet import QUIET
 from bot.chat.which import label
 from bot.desk.shelf import Which
 from bot.states import over
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUIET = discord.AllowedMentions.none()
 CHOICES = [app_commands.Choice(name=app_commands.locale_str(name), value=which) for which, name in FILTERS.items()]
 
 

@@ -18,6 +18,7 @@ from bot.chat import delivery, notices, rows
 from bot.chat.answer import member_of, refuse
 from bot.chat.delivery import UPLOAD, Picture
 from bot.chat.presenter import CONTENT, Card, refusal
+from bot.chat.quiet import QUIET
 from bot.chat.rows import ROW, Button
 from bot.images import grid
 from bot.images.held import held, lines
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUIET = discord.AllowedMentions.none()
 MOST = 20  # jobs of a list: each has a button, and a message takes 25
 NONE_WAITS = "No picture waits for a moderator here."
 LATE = "It is decided and noted, but this message could not be brought up to date."

@@ -15,6 +15,7 @@ from bot.chat.delivery import ENDING, UPLOAD
 from bot.chat.details import parameters
 from bot.chat.notices import link
 from bot.chat.presenter import ALT
+from bot.chat.quiet import QUIET
 from bot.images import grid
 from bot.refused import Refused
 from bot.sentences import quoted, shortened
@@ -33,7 +34,7 @@ async def send(client: DarkroomClient, view: View, user: int) -> None:
         return
     where = (await client.desk.deliveries.place_of(view.id)).where
     channel = await client.create_dm(discord.Object(user))
-    await channel.send(_letter(view, link(where)), files=files, allowed_mentions=discord.AllowedMentions.none())
+    await channel.send(_letter(view, link(where)), files=files, allowed_mentions=QUIET)
 
 
 async def _files(client: DarkroomClient, view: View) -> list[discord.File]:

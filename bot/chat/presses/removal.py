@@ -18,6 +18,7 @@ from discord.http import Route
 from bot.chat import rows
 from bot.chat.answer import member_of
 from bot.chat.presenter import Card
+from bot.chat.quiet import QUIET
 from bot.sentences import quoted
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 OF_ANSWER = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
 LEFT = "A message of it could not be taken away: Discord does not let me. Its pictures are gone from here."
-QUIET = discord.AllowedMentions.none()
 
 
 async def confirm(interaction: Interaction, view: View) -> None:

@@ -12,6 +12,7 @@ from bot.chat.answer import member_of, say
 from bot.chat.notices import link
 from bot.chat.presenter import Card
 from bot.chat.presses.forms import Filled, form, line, named, open_form
+from bot.chat.quiet import QUIET
 from bot.desk.moderation import REASON
 from bot.refused import Refused
 from bot.sentences import quoted
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from bot.views import View
 
     Interaction = discord.Interaction[DarkroomClient]
-
-QUIET = discord.AllowedMentions.none()
 
 
 async def open_report(interaction: Interaction, view: View) -> None:

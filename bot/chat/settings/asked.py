@@ -18,6 +18,7 @@ from discord import ui
 from bot.access import Action, forbidden
 from bot.chat.answer import SOON, member_of
 from bot.chat.presenter import refusal
+from bot.chat.quiet import QUIET
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LATE = "That took too long to open. Please try again."
-QUIET = discord.AllowedMentions.none()
 
 
 @dataclass(frozen=True)
