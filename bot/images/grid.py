@@ -68,13 +68,6 @@ def scaled(width: int, height: int, least: int, most: int) -> tuple[int, int]:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def enlarge(picture: bytes, factor: int = 4, *, form: Form = "PNG", quality: int = 90) -> bytes:
-    """One picture `factor` times as large by Lanczos; no larger than 4096 pixels on a side. Raises `Unreadable`."""
-    pixels = opened(picture)
-    size = scaled(*pixels.size, factor * min(pixels.size), MAX_SHEET)
-    return saved(resized(pixels, size), form, quality)
-
-
 def under(picture: bytes, limit: int) -> tuple[bytes, Form] | None:
     """The picture in at most `limit` bytes: as it is, as lossless WebP, then as lossy; None where nothing fits.
 

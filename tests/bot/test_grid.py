@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bot.images.grid import GAP, compose, enlarge, under
+from bot.images.grid import GAP, compose, under
 from bot.images.pixels import PAPER, Form, Unreadable, opened, saved
 
 RED, GREEN, BLUE, WHITE = (220, 20, 20), (20, 200, 20), (20, 20, 220), (240, 240, 240)
@@ -109,13 +109,6 @@ def test_damaged_bytes_are_read_or_refused(data: st.DataObject, form: str) -> No
     damaged = bytes(whole[: data.draw(st.integers(0, len(whole)))])
     with suppress(Unreadable):
         assert opened(damaged).mode == "RGB"
-
-
-def test_enlarging_keeps_the_shape() -> None:
-    made = pixels(enlarge(picture(GREEN, (88, 48)), 4))
-    assert made.size == (352, 192)
-    assert made.getpixel((100, 100)) == GREEN
-    assert max(pixels(enlarge(picture(size=(2048, 1024)), 4)).size) == 4096
 
 
 def test_a_picture_is_made_to_fit_a_limit() -> None:
