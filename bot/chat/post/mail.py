@@ -20,6 +20,7 @@ from bot.chat.delivery import Picture
 from bot.chat.post.troubles import Gone, told
 from bot.chat.presenter import Card
 from bot.chat.presses.buttons import controls
+from bot.chat.quiet import QUIET
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -29,7 +30,6 @@ Where = Mapping[str, str]
 SEARCHED = 50  # messages of a channel looked through for one that we lost
 ONE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
 ORIGINAL = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
-QUIET = discord.AllowedMentions.none()
 UNREADABLE_HISTORY = 160002  # Discord's code: to reply one must be allowed to read
 
 
