@@ -13,6 +13,7 @@ from bot.sentences import shortened
 
 Rules = Mapping[Key, Value]
 MOST_RULES = 1000  # of one guild
+MOST_TEXT = 200_000  # characters of all of them: each request reads them, and a change may write them all down
 SUBJECT = 64  # characters of an id
 
 
@@ -86,7 +87,7 @@ def undone(before: Rules, change: Change, later: int | None) -> tuple[Step, ...]
                 f"Change {change.number} cannot be undone: {step.setting} was changed again since{since}. "
                 f"Undo that first, or set it by hand."
             )
-    return tuple(step.inverse() for step in reversed(change.steps))
+    return _bounded(before, tuple(step.inverse() for step in reversed(change.steps)))
 
 
 def closing(reason: str, name: str) -> str:
@@ -96,7 +97,26 @@ def closing(reason: str, name: str) -> str:
 
 
 def _bounded(before: Rules, steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    more = sum((step.before is None) - (step.after is None) for step in steps)
-    if more > 0 and len(before) + more > MOST_RULES:
-        raise Refused(f"A server has at most {MOST_RULES} rules; it has {len(before)}, and these are {more} more.")
+    """Raises `Refused` where admins would have more rules than a server may, or longer ones. Fewer always pass, and so
+    do ceilings and closing: no server can keep them out by being full.
+    """
+    theirs = [step for step in steps if step.scope != "house" and step.setting not in ABSENT]
+    more = sum((step.before is None) - (step.after is None) for step in theirs)
+    held = [(key, value) for key, value in before.items() if key[0] != "house" and key[2] not in ABSENT]
+    if more > 0 and len(held) + more > MOST_RULES:
+        raise Refused(f"A server has at most {MOST_RULES} rules; it has {len(held)}, and these are {more} more.")
+    longer = sum(_length(step.key, step.after) - _length(step.key, step.before) for step in theirs)
+    length = sum(_length(key, value) for key, value in held)
+    if longer > 0 and length + longer > MOST_TEXT:
+        raise Refused(
+            f"All rules of a server have at most {MOST_TEXT:,} characters together; these would make them "
+            f"{length + longer:,}. Shorten or remove some lists first."
+        )
     return steps
+
+
+def _length(key: Key, value: Value | None) -> int:
+    """Characters of a rule; of none, 0."""
+    if value is None:
+        return 0
+    return sum(map(len, key)) + sum(map(len, value if isinstance(value, tuple) else (str(value),)))

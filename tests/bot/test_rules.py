@@ -344,6 +344,29 @@ def test_a_server_has_a_bounded_number_of_rules() -> None:
     with pytest.raises(Refused, match="A server has at most 1000 rules; it has 1000, and these are 1 more"):
         planning.replaced(many, ("user", "one more", "running"), 2)
     assert planning.replaced(many, ("user", "u1", "running"), 2)
+    for scope, name, value in (("guild", "closed", "abuse"), ("house", "running", 1)):
+        assert planning.replaced(many, (scope, "", name), value), "no server is too full to be stopped"
+
+
+def test_taking_back_brings_no_more_rules_than_a_server_may_have() -> None:
+    first = {("user", f"u{n}", "running"): 1 for n in range(planning.MOST_RULES)}
+    wiped = Change(1, "g", 0.0, "ann", "Ann", "import", planning.brought(first, {("user", "x", "queued"): 1}))
+    now: dict = {("user", f"v{n}", "running"): 1 for n in range(5)} | {("user", "x", "queued"): 1}
+    with pytest.raises(Refused, match="A server has at most 1000 rules; it has 6, and these are 999 more"):
+        planning.undone(now, wiped, None)
+    assert planning.undone({("user", "x", "queued"): 1}, wiped, None)
+
+
+def test_all_rules_of_a_server_have_bounded_length() -> None:
+    models = tuple(f"{n:064}" for n in range(50))
+    many: dict = {("user", f"u{n}", "models"): models for n in range(62)}
+    with pytest.raises(Refused, match="All rules of a server have at most 200,000 characters together"):
+        planning.replaced(many, ("user", "one more", "models"), models)
+    wiped = Change(1, "g", 0.0, "ann", "Ann", "import", planning.brought(many, {("user", "x", "models"): models}))
+    with pytest.raises(Refused, match="Shorten or remove some lists first"):
+        planning.undone({("user", "x", "models"): models, ("user", "y", "models"): models[:45],
+                         ("user", "z", "models"): models}, wiped, None)  # fmt: skip
+    assert planning.replaced(many, ("user", "u1", "models"), models[:3])
 
 
 def test_presets_set_what_can_be_set() -> None:
