@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from engine.job import Blame, Recipe
 
@@ -25,6 +25,8 @@ BLAMED = {
     "worker": "The worker's fault: it costs you nothing.",
     "us": "Our fault: it costs you nothing.",
 }
+
+FULL_COURSE = "asks for the full course."  # how a hint ends that is worth saying once
 
 _JOINERS = "\u200c\u200d"  # needed inside Persian and Indic words and between emoji; a disguise anywhere else
 _INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that draw nothing
@@ -121,6 +123,11 @@ def _two(whole: int, big: int, big_name: str, small: int, small_name: str) -> st
 def jobs(count: int) -> str:
     """ "1 job", "3 jobs"."""
     return f"{count} job" if count == 1 else f"{count} jobs"
+
+
+def lasting(notes: Sequence[str]) -> tuple[str, ...]:
+    """Of a job's notes those that are still worth their lines under its picture; the others are said once."""
+    return tuple(note for note in notes if not note.endswith(FULL_COURSE))
 
 
 def priced(count: int, cost: float) -> str:

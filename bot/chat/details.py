@@ -6,7 +6,8 @@ The parameters are written as AUTOMATIC1111's web UI writes them, which other to
 from __future__ import annotations
 
 from bot import sentences
-from bot.sentences import SAMPLERS, plain, quoted
+from bot.prompt.flags import title
+from bot.sentences import SAMPLERS, lasting, plain, quoted
 from bot.states import over
 from bot.views import View
 from engine.job import Recipe
@@ -18,9 +19,9 @@ STATES = {"sent": "about to start", "queued": "waiting"}
 
 def details(view: View, now: float) -> str:
     """A job for whoever may see it, within one message."""
-    head = [f"**{quoted(view.prompt, 600)}** · {quoted(view.member_name, 64)}", _state(view, now)]
+    head = [f"**{quoted(title(view.prompt), 600)}** · {quoted(view.member_name, 64)}", _state(view, now)]
     head += [line for line in (_times(view), _origin(view), _reason(view)) if line]
-    head += [f"-# {quoted(note, 200)}" for note in view.notes[:4]]
+    head += [f"-# {quoted(note, 200)}" for note in lasting(view.notes)[:4]]
     foot = f"-# Job `{view.id}`"
     room = CONTENT - sum(len(line) + 1 for line in (*head, foot)) - len("```\n\n```\n")
     block = ["```", fenced(parameters(view), room), "```"] if isinstance(view.recipe, Recipe) and room > 100 else []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bot.chat.presenter import CONTENT, Card
+from bot.prompt.flags import title
 from bot.sentences import quoted
 from bot.views import View
 
@@ -25,7 +26,7 @@ def notice(card: Card, user: str) -> Card:
 def collapsed(view: View, at: str) -> Card:
     """What is left of the message that showed the progress: one line that points to the notice at the address `at`."""
     mark, said = ("✅", "Done") if view.state == "finished" else ("❌", "It failed")
-    return Card(f"{mark} **{quoted(view.prompt, 200)}** · {quoted(view.member_name, 64)} · {said}: {at}")
+    return Card(f"{mark} **{quoted(title(view.prompt), 200)}** · {quoted(view.member_name, 64)} · {said}: {at}")
 
 
 def elsewhere(card: Card, reason: str) -> Card:

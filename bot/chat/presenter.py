@@ -13,7 +13,8 @@ from bot import sentences
 from bot.chat import rows
 from bot.chat.rows import Row
 from bot.images import held
-from bot.sentences import quoted
+from bot.prompt.flags import title
+from bot.sentences import lasting, quoted
 from bot.views import Action, Ticket, View
 from engine.job import Recipe
 
@@ -38,21 +39,21 @@ def accepted(ticket: Ticket, member: str, now: float) -> Card:
 def waiting(view: View, ahead: int, eta: float | None, now: float) -> Card:
     """A job that has not begun."""
     state = _waiting(ahead, eta, view.worker, now)
-    return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], view.notes), rows.cancelling(view.id))
+    return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], lasting(view.notes)), rows.cancelling(view.id))
 
 
 def developing(view: View, step: int, of: int, seconds_left: float, now: float) -> Card:
     """A job under way, at `step` of `of`."""
     done = f"{sentences.bar(step, of, 12)} {sentences.percent(step, of)} % · step {step} of {of}"
     lines = [f"{done} · done {_moment(now + seconds_left)}"]
-    return Card(_text(view.prompt, _whose(view), lines, view.notes), rows.cancelling(view.id), _alt(view))
+    return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.cancelling(view.id), _alt(view))
 
 
 def ended(view: View) -> Card:
     """A job that is over, whichever way."""
     if view.state == "finished":
         lines = [_footer(view), *(f"🔒 {line}" for line in held.lines(view))]
-        return Card(_text(view.prompt, _whose(view), lines, view.notes), rows.finished(view), _alt(view))
+        return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.finished(view), _alt(view))
     cancelled = view.state == "cancelled"
     said = view.reason or (sentences.cancelled(view.step, view.of) if cancelled else "It failed.")
     lines = [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"]
@@ -97,7 +98,7 @@ def already(link: str) -> str:
 
 def _line(number: int, view: View, now: float, reader: str) -> str:
     hidden = view.hidden_from(reader)
-    what = "a private picture" if hidden else f"{quoted(view.prompt, 60)} · {quoted(view.member_name, 32)}"
+    what = "a private picture" if hidden else f"{quoted(title(view.prompt), 60)} · {quoted(view.member_name, 32)}"
     who = f"`{number}.` {what}"
     done = "" if view.eta is None else f" · done {_moment(now + view.eta)}"
     if view.state != "queued":
@@ -128,7 +129,7 @@ def _whose(view: View) -> str:
 
 
 def _text(prompt: str, whose: str, lines: Sequence[str], notes: Sequence[str]) -> str:
-    said = [f"**{quoted(prompt, 900)}** · {whose}", *lines, *(f"-# {quoted(note, 240)}" for note in notes)]
+    said = [f"**{quoted(title(prompt), 900)}** · {whose}", *lines, *(f"-# {quoted(note, 240)}" for note in notes)]
     return _fit(said, CONTENT)
 
 

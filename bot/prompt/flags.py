@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from rapidfuzz import fuzz, process
@@ -93,6 +94,17 @@ def split(text: str) -> tuple[str, tuple[Given, ...]]:
         flags.append(Given(name, value))
         words.append(rest)
     return " ".join(" ".join(words).split()), tuple(flags)
+
+
+@lru_cache(maxsize=2048)  # a job is called the same with each of its previews
+def title(text: str) -> str:
+    """What a job of the prompt `text` is called: its words, with what they steer away from, and no other flag."""
+    try:
+        words, flags = split(text)
+    except Refused:  # an older version knew the flag
+        return text
+    away = next((given.value for given in reversed(flags) if given.name == "no"), "")
+    return f"{words} (no {away})" if words and away else words or text
 
 
 def first_flag(text: str) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bot.prompt.concepts import balanced
 from bot.refused import Refused
+from bot.sentences import FULL_COURSE
 from engine.job import MAX_COUNT, MAX_STEPS, Concept, Recipe, Sampler, Warm
 
 if TYPE_CHECKING:
@@ -109,10 +110,7 @@ def remarks(request: Request, warm: Warm) -> tuple[str, ...]:
     """What to know before the job runs: fewer steps than the full course, weak shapes, words that are not read."""
     said: list[str] = []
     if request.steps is None and not request.fast and warm.steps < MAX_STEPS:
-        said.append(
-            f"Without --steps, {warm.name} takes {warm.steps} steps on this machine, so that a grid of four is done in "
-            f"about a minute. --steps {MAX_STEPS} asks for the full course."
-        )
+        said.append(f"{warm.steps} steps on this machine; --steps {MAX_STEPS} {FULL_COURSE}")
     if request.ar and request.ar[0] != request.ar[1] and warm.size <= 64:
         said.append(f"{warm.name} was trained on squares of {warm.size} px: other shapes come out weaker.")
     said += (_cut(part.text, warm, "prompt") for part in request.concepts)

@@ -82,6 +82,20 @@ def test_a_finished_job_says_what_made_it() -> None:
     assert card.alt == "terrier, looking up"
 
 
+def test_the_title_has_no_flags_and_a_hint_is_said_once() -> None:
+    notes = ("20 steps on this machine; --steps 1000 asks for the full course.", "The braces make 2 jobs.")
+    prompt = "terrier --v 6 --seed 7"
+    first = presenter.accepted(a_ticket(prompt=prompt, notes=notes), "Alice", NOW).content
+    assert "full course" in first
+    view = a_view(prompt=prompt, notes=notes)
+    for card in (first, presenter.waiting(view, 1, 2.0, NOW).content, presenter.ended(view).content):
+        assert card.startswith("**terrier** · Alice\n")
+        assert "2 jobs" in card
+    later = (presenter.waiting(view, 1, 2.0, NOW), presenter.developing(view, 1, 9, 2.0, NOW), presenter.ended(view))
+    assert not any("full course" in card.content for card in later)
+    assert "seed 7" in presenter.ended(view).content
+
+
 def test_a_card_says_where_its_job_comes_from() -> None:
     said: dict[Action, str] = {
         "imagine": "· Alice", "reroll": "· Alice · another seed", "vary": "· Alice · variation of 3",
