@@ -1,7 +1,7 @@
 """Whether what was made before may be shown to a whole channel now: the rules of today hold, not those of that day.
 
-A job that was asked for elsewhere went past the lists and the check of elsewhere, so only its own channel sees it again.
-Knows terms and views; knows nothing of front ends.
+A job that was asked for elsewhere went past the lists and the check of elsewhere, so only its own channel sees it
+again. Knows terms and views; knows nothing of front ends.
 """
 
 from __future__ import annotations
