@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bot.views import Member
 from chat.staff import buttons, fields, hired, text
 
 pytestmark = pytest.mark.asyncio
@@ -116,8 +117,6 @@ async def test_reports_wait_in_the_list_until_a_moderator_closes_them(open_world
 
 
 def world_member(who: Any, staff: Any, *, mod: bool = False) -> Any:
-    from bot.views import Member
-
     return Member(f"discord:{who.id}", who.name, f"discord:{staff.guild.id}", moderator=mod)
 
 
@@ -130,6 +129,29 @@ async def test_reports_go_to_a_channel(open_world: Any) -> None:
         shown = await staff.slash(staff.admin, "settings show")
         assert f"Reports go to · **<#{room.id}>**" in text(shown)
         assert "no rule" in text(await staff.slash(staff.admin, "moderation reports"))
+
+
+async def test_no_server_puts_its_reports_into_another_ones_channel(open_world: Any) -> None:
+    async with open_world() as world:
+        theirs = world.channel
+        staff = await hired(world)
+        sheet = f"server:\n  reports: '{theirs.id}'\n".encode()
+        for command, options in (
+            ("settings set", {"setting": "reports", "value": str(theirs.id)}),
+            ("settings set", {"setting": "reports", "value": f"<#{theirs.id}>"}),
+            ("settings import", {"file": ("a.yaml", sheet)}),
+        ):
+            refused = await staff.slash(staff.admin, command, **options)
+            assert "channel of this server" in text(refused), command
+        administration, here = world.house.desk.administration, f"discord:{staff.guild.id}"
+        assert await administration.rules(here) == []
+        admin = Member("discord:1", "Ada", here, moderator=True, admin=True)
+        await administration.set(admin, "guild", "", "reports", str(theirs.id))  # an older rule, or a channel that left
+        await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
+        (view,) = await world.studio.recent()
+        said = await world.house.desk.moderation.report(view.id, world_member(staff.moderator, staff), "x" * 400)
+        assert "list of the moderators" in said
+        assert list(theirs.history()) == []
 
 
 async def test_the_picture_check_says_when_nobody_can_do_it(open_world: Any) -> None:

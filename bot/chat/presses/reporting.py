@@ -46,14 +46,25 @@ async def report(interaction: Interaction, filled: Filled, view: View) -> None:
 
 
 async def post(client: DarkroomClient, one: Report) -> bool:
-    """Put a report into its channel. Raises `discord.HTTPException` where Discord does not take it."""
+    """Put a report into its channel; False where that is none of the report's own server, whatever a rule says.
+
+    Raises `discord.HTTPException` where Discord does not take it.
+    """
+    channel = _channel(client, one)
+    if channel is None:
+        return False
     places = await client.desk.deliveries.of(one.job)
     where = next((place.place.where for place in places.values() if place.place.kind == "discord"), {})
-    guild = int(one.guild.removeprefix("discord:")) if one.guild.removeprefix("discord:").isdecimal() else None
-    channel = client.get_partial_messageable(int(one.channel), guild_id=guild)
     shown = card(one, link(where))
     await channel.send(shown.content, view=client.controls(shown) or discord.utils.MISSING, allowed_mentions=QUIET)
     return True
+
+
+def _channel(client: DarkroomClient, one: Report) -> discord.abc.Messageable | None:
+    number = one.guild.removeprefix("discord:")
+    guild = client.get_guild(int(number)) if number.isdecimal() else None
+    channel = None if guild is None or not one.channel.isdecimal() else guild.get_channel_or_thread(int(one.channel))
+    return channel if isinstance(channel, discord.abc.Messageable) else None
 
 
 async def show(interaction: Interaction, view: View) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import discord
 from discord import ui
 
-from bot.chat.settings import cards, forms, looking, parts, wording
+from bot.chat.settings import cards, forms, looking, ours, parts, wording
 from bot.chat.settings.asked import Shown, respond
 from bot.chat.settings.presses import Press, as_scope
 from bot.refused import Refused
@@ -45,6 +45,8 @@ async def written(interaction: Interaction, member: Member, aim: tuple[Scope, st
         raise Refused(OWN_COMMANDS[one.name])
     house = looking.administration(interaction)
     if value.strip():
+        if one.name == ours.REPORTS:
+            ours.check_reports(interaction, [reading.read(one, value)])
         return await house.set(member, *aim, one.name, value)
     return await house.unset(member, *aim, one.name)
 

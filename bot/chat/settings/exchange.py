@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import discord
 from discord import ui
 
-from bot.chat.settings import cards, looking, parts, wording
+from bot.chat.settings import cards, looking, ours, parts, wording
 from bot.chat.settings.asked import Shown, respond
 from bot.chat.settings.changing import own
 from bot.refused import Refused
@@ -22,6 +22,7 @@ from bot.sentences import shortened
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
     from bot.chat.settings.presses import Press
+    from bot.rules.rule import Key, Value
     from bot.views import Member
 
 NAME = "darkroom-settings.yaml"
@@ -46,7 +47,7 @@ async def bring(interaction: Interaction, attachment: discord.Attachment) -> Non
 
     async def work(member: Member) -> Shown:
         text = await read(attachment)
-        values = await asyncio.to_thread(sheet.bring, text, member.guild)
+        values = await _values(interaction, member, text)
         steps = planning.brought(await own(interaction, member), values)
         lines = wording.fitting([f"**This changes {len(steps)} rules:**", *wording.steps(steps)], CONTENT)
         view = ui.View(timeout=None)
@@ -64,12 +65,21 @@ async def brought(interaction: Interaction, press: Press) -> None:
         attached = interaction.message.attachments if interaction.message else []
         if not attached:
             raise Refused(GONE, 404)
-        change = await looking.administration(interaction).bring(member, await read(attached[0]))
+        text = await read(attached[0])
+        await _values(interaction, member, text)
+        change = await looking.administration(interaction).bring(member, text)
         notice = cards.notice(wording.changed(change), change.number)
         shown = await looking.overview(interaction, member, notice)
         return Shown(view=shown.view, fresh=True)
 
     await respond(interaction, "set", work)
+
+
+async def _values(interaction: Interaction, member: Member, text: str) -> dict[Key, Value]:
+    """The rules in a file, with no channel of another server among them."""
+    values = await asyncio.to_thread(sheet.bring, text, member.guild)
+    ours.check_reports(interaction, (value for (_, _, name), value in values.items() if name == ours.REPORTS))
+    return values
 
 
 async def left(interaction: Interaction, press: Press) -> None:
