@@ -81,7 +81,19 @@ def place_of(interaction: Interaction, now: float) -> Place:
 
 
 async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> None:
-    """Ask the studio and answer with a card for each job; `again`: a slip of the finger gets a link to the first."""
+    """Ask the studio and answer with a card for each job; `again`: a slip of the finger gets a link to the first.
+
+    Until it is done the courier takes no missing message for lost, however long Discord takes.
+    """
+    answering = interaction.client.answering
+    answering.add(interaction.token)
+    try:
+        await _answer(interaction, ask, again)
+    finally:
+        answering.discard(interaction.token)
+
+
+async def _answer(interaction: Interaction, ask: Ask, again: bool) -> None:
     try:
         check_channel(interaction)
         asked = ask(member_of(interaction), place_of(interaction, time.time()))

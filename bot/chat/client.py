@@ -63,6 +63,7 @@ class DarkroomClient(discord.AutoShardedClient):
         self.tree = Tree(self)
         self.keepers: frozenset[int] = frozenset()  # who runs this bot, as Discord has it
         self.opened = asyncio.Event()  # logged in: messages can be sent
+        self.answering: set[str] = set()  # tokens of the requests whose first answers are under way
         self._synced = synced
         self._gateway = gateway
 

@@ -55,11 +55,13 @@ def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, P
 
 
 def moved(connection: Connection, job: str, where: Mapping[str, str], role: Role = "answer") -> None:
-    """Merge into a place."""
-    found = place(connection, job, role)
-    if found is not None:
-        merged = {**found.where, **where}
-        values = {"where": merged, "message": merged.get("message", "")}
+    """Merge into a place. An answer that was given up and came all the same still needs its last word."""
+    row = connection.execute(_of(select(places), job, role)).mappings().first()
+    if row is not None:
+        merged = {**row["where"], **where}
+        values: dict[str, Any] = {"where": merged, "message": merged.get("message", "")}
+        if role == "answer" and row["reason"] and values["message"] and not row["message"]:
+            values |= {"reason": "", "delivered": None}
         connection.execute(update(places).where(_is(job, role)).values(**values))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import discord
 import pytest
 
+from bot.chat import answer
 from bot.chat.post import courier, progress
 from bot.refused import Refused
 
@@ -144,6 +145,36 @@ async def test_a_message_whose_id_was_not_noted_is_found_again(
         await world.restart()
         assert has_picture(await world.ended(result))
         assert len(world.channel.history()) == 1
+
+
+async def test_a_first_answer_that_takes_long_is_not_given_up(open_world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "GRACE", 0.1)
+    monkeypatch.setattr(courier, "SWEEP", 0.3)
+    async with open_world() as world:
+        show = answer._show
+
+        async def slow(*given: Any, **named: Any) -> int:
+            if not named["first"]:
+                await world.until(lambda: len(world.painter.done) == 2)
+                await asyncio.sleep(1.0)
+            return await show(*given, **named)
+
+        monkeypatch.setattr(answer, "_show", slow)
+        await world.alice.slash(world.channel, "imagine", prompt="{red, blue} apple")
+        await world.until(lambda: [len(each.attachments) for each in world.channel.history()] == [1, 1])
+        await world.until(lambda: not world.client.answering)
+        await noted(world)
+        assert [has_picture(each) for each in world.channel.history()] == [True, True]
+        first, message = world.channel.history()
+        job = await world.deliveries.job_at(str(message.id))
+        await world.deliveries.moved(job, message="")
+        await world.deliveries.delivered(job, "answer", progress.NEVER_CAME)
+        await message.edit(content="it came all the same", attachments=[], view=None)
+        await world.deliveries.moved(job, message=str(message.id))
+        await world.until(lambda: world.message(message.id).attachments)
+        await noted(world)
+        assert (await world.deliveries.of(job))["answer"].reason == ""
+        assert world.message(first.id).content == first.content
 
 
 @pytest.mark.parametrize("kept", [b"", b"\x89PNG\r\n\x1a\n and nothing that it promised"])

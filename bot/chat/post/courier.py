@@ -114,8 +114,8 @@ class Courier:
             return
         if isinstance(moment, Settled):
             self._end(moment.job, case, group)
-        elif case.lost:
-            return
+        elif case.lost and case.place.where.get("message"):
+            return  # it was there, and is gone; one that was given up may still have come
         elif isinstance(moment, Developing):
             case.frames |= moment.frames
             case.fresh |= bool(moment.frames)
@@ -188,10 +188,8 @@ class Courier:
 
     async def _attempt(self, edit: Edit[Content], case: Case) -> None:
         job, content = edit.content.job, edit.content
-        if not case.place.where.get("message"):
-            case.place = await self._deliveries.place_of(job)
         role: Role = content.role if isinstance(content, Last) else "answer"
-        if role == "answer" and not case.place.where.get("message") and not case.lost:
+        if role == "answer" and not case.place.where.get("message"):
             await self._progress.find(job, case)
         if role == "answer" and case.lost:
             return

@@ -74,6 +74,10 @@ class Mail:
         """Returns once the client has logged in."""
         await self._client.opened.wait()
 
+    def under_way(self, where: Where) -> bool:
+        """True while the first answer to the request of this place is being sent."""
+        return where.get("token") in self._client.answering
+
     async def edit(
         self, where: Where, card: Card, picture: Picture | None, now: float, *, keep: bool = True
     ) -> None:  # fmt: skip

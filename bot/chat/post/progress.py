@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE = 6.0  # seconds that an answer may take until its message id is known; then we look for it
+ANSWERED = 900.0  # seconds that Discord lets any answer take
 YOUNG = 60.0  # seconds: an older job's answer is not under way any more
 NEVER_CAME = "Its first answer never reached its channel."
 
@@ -48,8 +49,15 @@ class Progress:
             await self._lose(moment.job, case, gone.sentence)
 
     async def find(self, job: str, case: Case) -> None:
-        """The message id is not known: the answer is still under way, or the bot died between answer and note."""
-        if self._clock() - case.since < GRACE and case.view.created > self._wall() - YOUNG:
+        """The message id was not known: the answer is still under way, or the bot died between answer and note."""
+        age, under_way = self._wall() - case.view.created, self._mail.under_way(case.place.where)
+        case.place = await self._deliveries.place_of(job)
+        if case.place.where.get("message"):
+            case.lost = False
+            return
+        if case.lost:
+            return
+        if (under_way and age < ANSWERED) or (self._clock() - case.since < GRACE and age < YOUNG):
             raise Later(0.3, "its first answer is still under way")
         found = await self._mail.find_answer(case.place.where, job, self._wall())
         if found is None:
