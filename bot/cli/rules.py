@@ -72,7 +72,7 @@ def show(guild: Guild = EVERYWHERE, as_json: AsJson = False, data: Data = None) 
 @app.command("set")
 def set_one(
     setting: Annotated[str, typer.Argument(help="Which setting, as cost_day.")],
-    value: Annotated[str, typer.Argument(help="Its value, as 30 min, 512x512 or unlimited.")],
+    value: Annotated[str, typer.Argument(help="Its value, as 30 min, 512x512 or 'no limit'.")],
     guild: Guild = EVERYWHERE, channel: Channel = "", role: Role = "", user: User = "", house: House = False,
     data: Data = None,
 ) -> None:  # fmt: skip

@@ -22,7 +22,7 @@ from bot.sentences import plain, shortened
 UNITS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400,
          "day": 86_400}  # fmt: skip
 YES, NO = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
-UNLIMITED = ("unlimited", "no limit", "any")
+UNLIMITED = ("no limit", "unlimited", "any")  # the first is how it is written
 LONGEST = 65_536  # characters that are looked at at all
 
 _WHOLE = re.compile(r"[0-9]{1,12}")
@@ -86,7 +86,7 @@ def _cost(one: Setting, text: str) -> int:
     typed = _plain(text)
     seconds = one.most if typed in UNLIMITED else _duration(typed)
     if seconds is None or not one.least <= seconds <= one.most:
-        raise _bad(one, text, "device time such as “30 min”, “2 h”, “1800” (seconds) or “unlimited”")
+        raise _bad(one, text, "device time such as “30 min”, “2 h”, “1800” (seconds) or “no limit”")
     return seconds
 
 
@@ -225,7 +225,7 @@ def written(one: Setting, value: Value) -> str:
     if isinstance(value, str):
         return value
     if one.numeric and value >= one.most and one.most >= MOST_SAID:
-        return "unlimited"
+        return UNLIMITED[0]
     if one.kind in ("cost", "seconds"):
         return _clock(value)
     return _measured(value) if one.kind == "size" else str(value)

@@ -179,6 +179,9 @@ def test_unlimited_lifts_the_default() -> None:
     assert terms.of("cost_day") == ()
     assert terms.cost_day == SETTINGS["cost_day"].most
     assert terms.because["cost_day"] is not None
+    one = SETTINGS["cost_day"]
+    assert read(one, "unlimited") == read(one, "No limit") == one.most, "whichever word somebody uses"
+    assert written(one, one.most) == "no limit", "is written with the one that every card has"
 
 
 def test_a_role_that_is_blocked_blocks_though_another_is_not() -> None:
@@ -264,7 +267,7 @@ def test_what_admins_type(name: str, text: str, value: Value) -> None:
         ("running", "many", "running cannot be “many”: it takes a whole number from 1 to 1000."),
         ("running", "0", "running cannot be “0”: it takes a whole number from 1 to 1000."),
         ("running", "", "running needs a value: it takes a whole number from 1 to 1000."),
-        ("cost_day", "soon", "“soon”: it takes device time such as “30 min”, “2 h”, “1800” (seconds) or “unlimited”."),
+        ("cost_day", "soon", "“soon”: it takes device time such as “30 min”, “2 h”, “1800” (seconds) or “no limit”."),
         ("cost_day", "5 parsecs", "cost_day cannot be “5 parsecs”"),
         ("pixels", "9000x9000", "from 16x16 to 4096x4096"),
         ("samplers", "eulr", "the nearest is euler. It takes ddpm, ddim, euler, dpmpp_2m, all or none."),

@@ -180,3 +180,24 @@ def test_the_commands_speak_german_too() -> None:
     said = {each["description"] for group in tree.get_commands() for each in walk(group.to_dict(tree))}
     assert set(GERMAN) <= said, "a translation of something that is not said any more"
     assert all(1 <= len(each) <= 100 for each in GERMAN.values())
+
+
+def test_no_limit_is_called_that_everywhere() -> None:
+    most = SETTINGS["cost_month"].most
+    found = [Rule("guild", "", "cost_month", most, GUILD)]
+    shown = fits(cards.overview(resolve(found, Member("", "", GUILD), Limits()), found))
+    text = "\n".join(each["content"] for each in shown if each["type"] == 10)
+    assert "Device time a month · **no limit**" in text
+    assert "### All together\nRunning · no limit\nWaiting · no limit\nTime a day · no limit" in text
+    assert "unlimited" not in str(shown)
+    assert "now no limit: how many jobs of all members run at once" in str(shown)
+
+
+def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
+    names = ("long_ping", "cost_day", "running")
+    lines = wording.steps([Step("guild", "", name, None, 60) for name in names])
+    assert [line.split(":")[0] for line in lines] == [
+        "• Running at once",
+        "• Device time a day",
+        "• Ping after long jobs",
+    ]

@@ -31,7 +31,7 @@ def overview(terms: Terms, rules: Sequence[Rule], notice: Sequence[ui.Item] = ()
         items.append(parts.beside(said, parts.button("Open", "open", style=parts.Style.success)))
     items += [
         parts.text("### Each member", *(_line(name, terms) for name in wording.EACH)),
-        parts.text("### All together", *(_line(name, terms) for name in wording.TOGETHER)),
+        parts.text("### All together", *(_line(name, terms, wording.alone(name)) for name in wording.TOGETHER)),
         parts.text("### This server", *(_line(name, terms) for name in (*wording.SWITCHES, "words", "patterns"))),
         parts.text(LEGEND, ORDER),
         parts.select("Change a limit of each member …", _choices(wording.EACH, terms), "change"),
@@ -117,11 +117,11 @@ def done(line: str, *, undo: int | None = None, good: bool = True) -> ui.LayoutV
     return parts.layout(parts.text(line), parts.row(*row), colour=GREEN if good else RED)
 
 
-def _line(name: str, terms: Terms) -> str:
+def _line(name: str, terms: Terms, title: str = "") -> str:
     value = getattr(terms, name)
     rule = terms.because.get(name)
     if name.startswith("together_") and value is None:
-        said = "no limit"
+        said = wording.NO_LIMIT
     elif name in ("words", "patterns") and not value:
         said = "none"
     elif name == "reports" and not value:
@@ -129,7 +129,7 @@ def _line(name: str, terms: Terms) -> str:
     else:
         said = wording.said(name, value)
     lock = " 🔒" if rule is not None and (rule.scope == "house" or rule.guild == EVERYWHERE) else ""
-    return f"{wording.title(name)} · {f'**{said}**' if rule is not None else said}{lock}"
+    return f"{title or wording.title(name)} · {f'**{said}**' if rule is not None else said}{lock}"
 
 
 def _choices(names: Sequence[str], terms: Terms) -> list[tuple[str, str, str]]:
@@ -138,7 +138,8 @@ def _choices(names: Sequence[str], terms: Terms) -> list[tuple[str, str, str]]:
 
 
 def _described(name: str, value: Value | None) -> str:
-    now = wording.plainly(name, value)[:40] if value not in (None, "") else "nothing"
+    nothing = wording.NO_LIMIT if name in wording.TOGETHER else "nothing"
+    now = wording.plainly(name, value)[:40] if value not in (None, "") else nothing
     return f"now {now}: {SETTINGS[name].about}"
 
 

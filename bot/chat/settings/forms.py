@@ -98,7 +98,7 @@ def _about(setting: Setting) -> str:
 def _hint(setting: Setting) -> str:
     kinds = {
         "number": f"A whole number from {setting.least} to {setting.most}. {EMPTY}",
-        "cost": f"Such as 30 min, 2 h or unlimited. {EMPTY}",
+        "cost": f"Such as 30 min, 2 h or no limit. {EMPTY}",
         "seconds": f"Such as 90 s or 2 min. {EMPTY}",
         "size": f"Such as 512x512 or 1024. {EMPTY}",
         "names": f"Names with commas between them, all or none. {EMPTY}",

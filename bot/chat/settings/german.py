@@ -13,8 +13,8 @@ GERMAN: Mapping[str, str] = MappingProxyType(
             "Setzt eine Grenze oder einen Schalter: für alle, einen Kanal, eine Rolle oder ein Mitglied"
         ),
         "What to set": "Was gesetzt wird",
-        "Such as 5, 30 min, 512x512, on, unlimited, or names with commas between them": (
-            "Etwa 5, 30 min, 512x512, on, unlimited, oder Namen mit Kommas dazwischen"
+        "Such as 5, 30 min, 512x512, on, no limit, or names with commas between them": (
+            "Etwa 5, 30 min, 512x512, on, no limit, oder Namen mit Kommas dazwischen"
         ),
         "Only in this channel": "Nur in diesem Kanal",
         "Only for this role": "Nur für diese Rolle",

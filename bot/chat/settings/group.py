@@ -65,7 +65,7 @@ async def show(interaction: Interaction) -> None:
 
 @settings.command(name="set", description="Set a limit or a switch: for everyone, or for one channel, role or member")
 @app_commands.describe(
-    setting="What to set", value="Such as 5, 30 min, 512x512, on, unlimited, or names with commas between them",
+    setting="What to set", value="Such as 5, 30 min, 512x512, on, no limit, or names with commas between them",
     channel="Only in this channel", role="Only for this role", member="Only for this member",
 )  # fmt: skip
 async def set_(

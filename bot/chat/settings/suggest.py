@@ -15,12 +15,12 @@ from bot.rules.presets import PRESETS
 from bot.sentences import shortened
 
 OFFERED, LENGTH = 25, 100  # Discord's limits: choices, and characters in one
-COSTS = ("5 min", "15 min", "30 min", "1 h", "2 h", "4 h", "12 h", "1 d", "unlimited")
+COSTS = ("5 min", "15 min", "30 min", "1 h", "2 h", "4 h", "12 h", "1 d", "no limit")
 USUAL: Mapping[Kind, tuple[str, ...]] = {
     "number": ("1", "2", "3", "5", "10", "20", "50", "100", "250", "500", "1000"),
     "cost": COSTS,
     "seconds": ("0 s", "30 s", "60 s", "2 min", "5 min", "10 min"),
-    "size": ("64x64", "256x256", "512x512", "768x768", "1024x1024", "unlimited"),
+    "size": ("64x64", "256x256", "512x512", "768x768", "1024x1024", "no limit"),
     "switch": ("on", "off"),
 }
 

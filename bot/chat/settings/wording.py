@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from bot.rules.catalogue import SETTINGS
-from bot.rules.reading import written
+from bot.rules.reading import UNLIMITED, written
 from bot.rules.rule import SCOPES, Change, Rule, Scope, Step, Value
 from bot.sentences import quoted, shortened
 
@@ -58,6 +58,7 @@ DID: Mapping[str, str] = MappingProxyType(
     }
 )
 LISTED, NO_RULE = 90, "no rule"
+NO_LIMIT = UNLIMITED[0]
 ENTRY = 560  # characters of one change in the history
 HOUSE: Scope = "house"
 
@@ -65,6 +66,12 @@ HOUSE: Scope = "house"
 def title(setting: str) -> str:
     """What a setting is called on a card."""
     return TITLES.get(setting) or setting.replace("_", " ")
+
+
+def alone(setting: str) -> str:
+    """What it is called under the heading "All together"."""
+    said = title(setting).removeprefix("All together: ")
+    return said[:1].upper() + said[1:]
 
 
 def whom(scope: Scope, subject: str) -> str:
@@ -113,8 +120,9 @@ def _after(step: Step) -> str:
 
 
 def steps(found: Sequence[Step]) -> list[str]:
-    """All lines of a change."""
-    return [f"• {stepped(step)}" for step in found]
+    """All lines of a change, in the order of the settings' card."""
+    order = {name: place for place, name in enumerate(SETTINGS)}
+    return [f"• {stepped(step)}" for step in sorted(found, key=lambda one: order.get(one.setting, len(order)))]
 
 
 def changed(change: Change) -> str:
