@@ -15,10 +15,13 @@ from bot.chat.commands.counted import characters, rows
 from bot.chat.commands.help import NAMES, told
 from bot.chat.commands.imagine import ADVICE
 from bot.chat.commands.languages import GERMAN
+from bot.chat.commands.prefer import everything
 from bot.chat.commands.registered import COMMANDS, registered
 from bot.chat.permitted import COMMANDS as ASKED
+from bot.chat.rows import SIGNS
 from bot.chat.which import CHOICE
 from bot.desk.preferences import NAMES as PREFERENCES
+from bot.desk.preferences import Preference
 from bot.sentences import SAMPLERS
 
 MEMBERS = {"imagine", "queue", "cancel", "mine", "info", "prefer", "reproduce", "film", "help"}
@@ -142,6 +145,13 @@ def test_help_names_each_command_and_opens_it_where_its_id_is_known() -> None:
     assert set(NAMES) == MEMBERS - {"help"}
     assert len(told(lambda name: f"</{name}:1234567890123456789>", staff=True)) <= 2000
     assert "settings" not in told(lambda name: name, staff=False)
+    assert all(sign in plain for sign in (*SIGNS.values(), "**U**", "**V**", "✉️", "❌"))
+
+
+def test_the_preferences_say_how_to_change_one() -> None:
+    said = everything(Preference(), "</prefer:17>").split("\n")
+    assert len(said) == len(PREFERENCES) + 2
+    assert said[-1].startswith("-# </prefer:17> with a name and a value changes one")
 
 
 def test_every_preference_is_explained() -> None:

@@ -20,8 +20,9 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 -# `red apple:: blue::-0.5` weighs parts, `{{red, green}} apple` makes each of them.
 
 **Under a picture**
-**U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came, ❤️ keeps it.
--# React ✉️ to have it as a direct message, ❌ to take your own away.
+**U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came.
+❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
+-# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
 
 **Yours**
 {mine} · your pictures, from every server

@@ -48,7 +48,7 @@ async def prefer(
         if name is None and value is not None:
             raise Refused("Which preference should that be? Choose a name too.")
         if name is None:
-            await say(interaction, everything(await preferences.of(me)))
+            await say(interaction, everything(await preferences.of(me), interaction.client.tree.mention("prefer")))
             return
         chosen = await preferences.prefer(me, name, value or "")
         await say(interaction, f"From now on: {line(name, chosen)}")
@@ -64,9 +64,10 @@ async def values(interaction: discord.Interaction[DarkroomClient], typed: str) -
     return [Choice(name=word, value=word) for word in WORDS.get(name, ("on", "off")) if typed.casefold() in word]
 
 
-def everything(chosen: Preference) -> str:
-    """All of a member's preferences, one a line."""
-    return "\n".join(["**What you prefer**", *(line(name, chosen) for name in NAMES)])
+def everything(chosen: Preference, command: str = "`/prefer`") -> str:
+    """All of a member's preferences, one a line, and how one is changed: `command` is where."""
+    how = f"-# {command} with a name and a value changes one; without a value it is back to its default."
+    return "\n".join(["**What you prefer**", *(line(name, chosen) for name in NAMES), how])
 
 
 def line(name: str, chosen: Preference) -> str:
