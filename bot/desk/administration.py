@@ -98,11 +98,13 @@ class Administration:
         self, name: str, terms: Terms, rules: Sequence[Rule], ledger: Ledger, who: Member, names: Names
     ) -> Explained:
         one, near = SETTINGS[name], [rule for rule in rules if rule.setting == name and applies(rule, who)]
-        least = min(terms.of(name), key=lambda cap: cap.limit, default=None)
-        return Explained(
-            name, shown(name, getattr(terms, name)), line(least, ledger).share if least else "",
-            because(one, terms, near, self._limits, names), terms.because.get(name),
-        )  # fmt: skip
+        used = {cap: line(cap, ledger) for cap in terms.of(name)}
+        tight = min(used, key=lambda cap: (cap.limit - used[cap].used, cap.limit), default=None)
+        if tight is None:
+            said = because(one, terms, near, self._limits, names)
+            return Explained(name, shown(name, getattr(terms, name)), "", said, terms.because.get(name))
+        said, frees = because(one, terms, near, self._limits, names, tight), used[tight].frees
+        return Explained(name, shown(name, tight.limit), used[tight].share, said, tight.rule, frees)
 
     def _terms(self, ledger: Ledger, member: Member) -> Terms:
         return resolve(ledger.rules(), member, self._limits)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bot.limits import Limits
 from bot.rules.catalogue import SETTINGS, Setting
 from bot.rules.reading import written
 from bot.rules.rule import ALL, EVERYWHERE, Change, Rule, Scope, Step, Value
-from bot.rules.terms import COUNTED, Terms
+from bot.rules.terms import COUNTED, Cap, Terms, ceilings
 from bot.sentences import shortened
 
 Names = Mapping[str, str]  # a channel's, role's or user's id → how it is shown
@@ -27,7 +27,8 @@ SET_BY: Mapping[Scope, str] = {
 class Explained:
     """One setting as it holds for somebody: `value` as text, `used` so far ("2 of 3"; empty where nothing is counted).
 
-    `rule` decides, None for the bot's default. `sentence` says so, and what else applies.
+    `rule` decides, None for the bot's default; of several limits it is the one with least left. `sentence` says so, and
+    what else applies. `frees`: when some of what was used does (seconds since 1970), None if nobody can say.
     """
 
     setting: str
@@ -35,6 +36,7 @@ class Explained:
     used: str
     sentence: str
     rule: Rule | None = None
+    frees: float | None = None
 
 
 def set_by(rule: Rule | None) -> str:
@@ -76,20 +78,56 @@ def summed(change: Change, names: Names = NOBODY) -> str:
     return f"{change.number}: {change.what}{of} by {shortened(change.actor_name, 40)}: {which}{undone}"
 
 
-def because(setting: Setting, terms: Terms, rules: list[Rule], defaults: Limits, names: Names = NOBODY) -> str:
-    """Which rule decides a setting, over which others, and what whoever runs the bot allows. `rules` apply to them."""
-    decides = terms.because.get(setting.name)
-    value = getattr(terms, setting.name)
-    own = _ranked([rule for rule in rules if rule.scope != "house" and rule.guild != EVERYWHERE])
-    ceilings = [rule for rule in rules if rule.scope == "house" or rule.guild == EVERYWHERE]
-    said = f"{setting.name} is {shown(setting.name, value)}: {_who(decides, setting, defaults, names)}"
-    others = [rule for rule in own if decides is None or rule.key != decides.key or rule.guild != decides.guild]
-    if others:
-        said += f", over {', and '.join(_lesser(rule, names) for rule in others[:3])}"
-    high = [rule for rule in ceilings if rule != decides]
-    if high:
-        said += "; " + "; ".join(_ceiling(rule) for rule in high[:2])
-    return f"{said}."
+def because(
+    setting: Setting, terms: Terms, rules: Sequence[Rule], defaults: Limits, names: Names = NOBODY,
+    tight: Cap | None = None,
+) -> str:  # fmt: skip
+    """Which rule decides a setting, over or beside which others, and what whoever runs the bot allows.
+
+    `rules` apply to them; `tight` is, of limits that hold beside each other, the one with least left.
+    """
+    decides = tight.rule if tight else terms.because.get(setting.name)
+    value = tight.limit if tight else getattr(terms, setting.name)
+    caps = [cap.rule for cap in terms.of(setting.name)]
+    own = _ranked([rule for rule in rules if not _high(rule)])
+    joined, together = _joined(setting, decides, own, rules, names)
+    said = f"{setting.name} is {shown(setting.name, value)}: {together or _who(decides, setting, defaults, names)}"
+    others = [rule for rule in own if rule not in joined and rule != decides]
+    over = [rule for rule in others if rule not in caps]
+    beside = [_lesser(rule, names) for rule in others if rule in caps]
+    if decides is not None and None in caps:
+        least = min(cap.limit for cap in terms.of(setting.name) if cap.rule is None)
+        beside.append(f"this bot's default of {shown(setting.name, least)}")
+    if over:
+        said += f", over {', and '.join(_lesser(rule, names) for rule in over[:3])}"
+    if beside:
+        said += f", as least of it is left; beside it {'holds' if len(beside) == 1 else 'hold'} {' and '.join(beside)}"
+    high = [rule for rule in caps if rule and _high(rule)] if tight else ceilings([r for r in rules if _high(r)])
+    high = [rule for rule in high if rule != decides and rule not in joined]
+    return f"{said}{''.join(f'; {_ceiling(rule)}' for rule in high[:2])}."
+
+
+def _high(rule: Rule) -> bool:
+    """True for what whoever runs the bot has set."""
+    return rule.scope == "house" or rule.guild == EVERYWHERE
+
+
+def _joined(
+    setting: Setting, decides: Rule | None, own: Sequence[Rule], rules: Sequence[Rule], names: Names
+) -> tuple[Sequence[Rule], str]:
+    """Lists that add up, none of which decides alone, and what is said of them; none and nothing where that is not so.
+
+    Lists of several roles do, and forbidden words of a server and of whoever runs the bot.
+    """
+    if decides is not None and decides.scope == "role" and isinstance(decides.value, tuple):
+        roles = [rule for rule in own if rule.scope == "role"]
+        if decides.value not in [rule.value for rule in roles]:
+            whose = [subject(one.scope, one.subject, names) for one in roles]
+            return roles, f"the rules for {' and '.join(whose)} add up"
+    if setting.kind == "texts" and len(rules) > 1:
+        whose = ["this server", *["whoever runs this bot" for rule in rules if _high(rule)][:1]]
+        return rules, f"the lists of {' and of '.join(whose if own else whose[1:])} add up"
+    return (), ""
 
 
 def _who(rule: Rule | None, setting: Setting, defaults: Limits, names: Names) -> str:

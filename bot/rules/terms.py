@@ -137,7 +137,7 @@ def _own(setting: Setting, rules: Sequence[Rule]) -> Rule | None:
     return None
 
 
-def _ceilings(rules: Sequence[Rule]) -> list[Rule]:
+def ceilings(rules: Sequence[Rule]) -> list[Rule]:
     """Those of whoever runs the bot: for this server, and everywhere (there, for the user before the general one)."""
     here = [rule for rule in rules if rule.scope == "house" and rule.guild != EVERYWHERE]
     wide = [rule for rule in rules if rule.guild == EVERYWHERE]
@@ -168,7 +168,7 @@ def most_generous(setting: Setting, rules: Sequence[Rule]) -> Rule:
 def _counted(setting: Setting, rules: Sequence[Rule], defaults: Limits) -> list[Cap]:
     """The guild's own rule or the default, and the ceilings above it."""
     own = _own(setting, rules)
-    caps = [_cap(rule) for rule in ([own] if own else []) + _ceilings(rules)]
+    caps = [_cap(rule) for rule in ([own] if own else []) + ceilings(rules)]
     default = {"running": defaults.running, "queued": defaults.queued, "cost_day": int(defaults.cost_day)}
     if own is None and setting.name in default:
         caps.insert(0, Cap(setting.name, default[setting.name], "member everywhere"))
@@ -193,9 +193,9 @@ def _population(rule: Rule) -> Whose:
 
 def _weighed(setting: Setting, rules: Sequence[Rule]) -> tuple[Value | None, Rule | None]:
     """For what is not counted: the deciding rule's value, as far as the ceilings allow it. None: the default."""
-    own, ceilings = _own(setting, rules), _ceilings(rules)
+    own = _own(setting, rules)
     value, because = (own.value, own) if own else (None, None)
-    for ceiling in ceilings:
+    for ceiling in ceilings(rules):
         lowered = _lowered(setting, value, ceiling.value)
         if lowered != value:
             value, because = lowered, ceiling

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ulid import ULID
 
 from bot.desk.administration import Administration
-from bot.limits import Limits
+from bot.limits import DAY, Limits
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Change, Scope
 from bot.store import Draft, Store, Unavailable, reads
@@ -82,6 +82,57 @@ async def test_every_setting_is_explained(store):
     found = await administration(store).explain("g", BOB)
     assert all(one.sentence.startswith(f"{one.setting} is {one.value}: ") for one in found)
     assert len(found) == 24
+
+
+@pytest.mark.asyncio
+async def test_of_limits_that_hold_together_the_one_with_least_left_is_explained(store):
+    desk = administration(store)
+    await desk.set(ANN, "channel", "7", "together_cost_day", "1 h")
+    await desk.set(ANN, "guild", "", "together_cost_day", "2 h")
+    lamps = [replace(draft(replace(BOB, id=f"discord:{n}", channel="8")), cost=3595.0) for n in range(2)]
+    await store.admit(lamps, None, lambda drafts, _ledger: drafts, NOW)
+    (found,) = await desk.explain("g", BOB, "together_cost_day")
+    assert (found.value, found.used, found.frees) == ("2 h", "2 h of 2 h", NOW + DAY)
+    assert found.sentence == (
+        "together_cost_day is 2 h: the server's rule decides, as least of it is left; beside it holds channel 7's 1 h."
+    )
+    await desk.set(ANN, "guild", "", "cost_day", "3 h")
+    await desk.set(replace(HOUSE, guild=EVERYWHERE), "house", "", "cost_day", "2 h")
+    (found,) = await desk.explain("g", replace(BOB, id="discord:0"), "cost_day")
+    assert (found.value, found.used) == ("2 h", "59 min 55 s of 2 h")
+    assert found.sentence == (
+        "cost_day is 2 h: whoever runs this bot decides, for all servers, as least of it is left; beside it holds the "
+        "server's 3 h."
+    )
+
+
+@pytest.mark.asyncio
+async def test_a_ceiling_for_a_user_stands_in_place_of_the_general_one_where_it_is_explained_too(store):
+    desk, everywhere = administration(store), replace(HOUSE, guild=EVERYWHERE)
+    await desk.set(everywhere, "house", "", "cost_day", "30 s")
+    await desk.set(everywhere, "user", "discord:5", "cost_day", "2 min")
+    await desk.set(ANN, "guild", "", "cost_day", "1 min")
+    (found,) = await desk.explain("g", BOB, "cost_day")
+    assert found.sentence == (
+        "cost_day is 1 min: the server's rule decides; whoever runs this bot allows at most 2 min over all servers."
+    )
+
+
+@pytest.mark.asyncio
+async def test_lists_that_add_up_are_explained_so(store):
+    desk, bob = administration(store), replace(BOB, roles=("1", "2"))
+    await desk.set(ANN, "role", "1", "samplers", "ddpm")
+    await desk.set(ANN, "role", "2", "samplers", "euler")
+    await desk.set(ANN, "guild", "", "samplers", "ddim")
+    await desk.set(ANN, "guild", "", "words", "a1")
+    (alone,) = await desk.explain("g", bob, "words")
+    assert alone.sentence == "words is a1: the server's rule decides."
+    await desk.budget(HOUSE, "g", words="b1")
+    samplers, words = [(await desk.explain("g", bob, name))[0] for name in ("samplers", "words")]
+    assert samplers.sentence == (
+        "samplers is ddpm, euler: the rules for role 1 and role 2 add up, over the server's ddim."
+    )
+    assert words.sentence == "words is a1, b1: the lists of this server and of whoever runs this bot add up."
 
 
 @pytest.mark.asyncio

@@ -44,6 +44,8 @@ async def test_explain_in_a_channel_and_from_the_overview(open_world: Any) -> No
         )
         assert "**7**" in there
         assert f"<#{staff.channel.id}>" in there
+        here = text(await staff.slash(staff.admin, "settings explain", member=staff.member, setting="steps"))
+        assert here == there, "without a channel it is about this one"
         shown = await staff.slash(staff.admin, "settings show")
         chosen = await staff.admin.select(shown.response, [staff.member], custom_id="settings:explain")
         assert f"What holds for <@{staff.member.id}>" in text(chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from discord import ui
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
     from bot.chat.settings.presses import Press
     from bot.desk.administration import Administration
-    from bot.desk.usage import Line
     from bot.rules.telling import Explained
 
 DEEP = 500  # changes that are kept
@@ -57,14 +56,15 @@ async def explain(interaction: Interaction, who: Asked, setting: str = "") -> No
     """What holds for somebody, who decides it, and what they have used; and a way to change it for them."""
 
     async def work(member: Member) -> Shown:
-        there, house = who.member(member.guild), administration(interaction)
-        found = await house.explain(member.guild, there, setting or None, names=who.marks())
-        lines = (await house.allowance(there)).lines
+        asked = replace(who, channel=who.channel or member.channel)  # here, where none was named
+        found = await administration(interaction).explain(
+            member.guild, asked.member(member.guild), setting or None, names=asked.marks()
+        )
         decided = [one for one in found if one.rule is not None or one.setting == setting]
-        said = [explained(one, _frees(one, lines)) for one in decided]
+        said = [explained(one) for one in decided]
         said += _defaults([one for one in found if one not in decided])
-        head = f"## What holds for <@{who.user}>" + (f" in <#{who.channel}>" if who.channel else "")
-        return Shown(view=cards.explanation(head, said, who.user))
+        head = f"## What holds for <@{asked.user}>" + (f" in <#{asked.channel}>" if asked.channel else "")
+        return Shown(view=cards.explanation(head, said, asked.user))
 
     await respond(interaction, "explain", work)
 
@@ -102,22 +102,16 @@ class Asked:
         return found | {f"discord:{self.user}": f"§user{self.user}§"}
 
 
-def explained(one: Explained, frees: float | None) -> str:
+def explained(one: Explained) -> str:
     """A setting as it holds, in two short lines."""
     used = f" · {quoted(one.used, 60)} used" if one.used else ""
-    soon = f", frees <t:{round(frees)}:R>" if frees is not None else ""
+    soon = f", frees <t:{round(one.frees)}:R>" if one.frees is not None else ""
     why = one.sentence.removeprefix(f"{one.setting} is {one.value}: ")
     return f"{wording.title(one.setting)} · **{quoted(one.value, 90)}**{used}{soon}\n-# {_mentioned(why)}"
 
 
 def _mentioned(sentence: str) -> str:
     return _MARK.sub(lambda found: f"{_MENTIONS[found[1]]}{found[2]}>", quoted(sentence, 400))
-
-
-def _frees(one: Explained, lines: Sequence[Line]) -> float | None:
-    """When some of what was used frees, of the tightest limit."""
-    tight = min((line for line in lines if line.setting == one.setting), key=lambda line: line.limit, default=None)
-    return tight.frees if tight is not None and tight.used else None
 
 
 async def log(interaction: Interaction, press: Press | None = None) -> None:
