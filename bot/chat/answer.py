@@ -17,6 +17,7 @@ import discord
 from bot.chat import presenter
 from bot.chat.channel import check_channel, warning
 from bot.chat.notices import link
+from bot.chat.standing import permissions
 from bot.refused import Refused
 from bot.views import Member, Place, Ticket
 
@@ -38,7 +39,7 @@ BROKEN = "Something broke on our side. It is logged; please try again."
 def member_of(interaction: Interaction) -> Member:
     """Who pressed or typed, and with what standing where they are. Alone with the bot there is nothing to moderate."""
     user, guild, channel = interaction.user, interaction.guild, interaction.channel
-    may = interaction.permissions if interaction.guild_id is not None else discord.Permissions.none()
+    may = permissions(user)
     return Member(
         f"discord:{user.id}",
         user.display_name,

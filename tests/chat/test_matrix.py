@@ -128,7 +128,9 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
     outside, abroad = world.guild, world.channel
     staff = await hired(world)
     world.painter.speed = 0.0
-    bob = staff.guild.add_member(world.env.create_user("bert"), roles=[staff.crew])
+    bob, tenant = (staff.guild.add_member(world.env.create_user(name), roles=[staff.crew]) for name in ("bert", "tess"))
+    may = discord.PermissionOverwrite(manage_messages=True, manage_channels=True)
+    room = staff.guild.create_text_channel("tess's room", overwrites={tenant: may})
     here, author = f"discord:{staff.guild.id}", staff.member
     prompt = "{" + ",".join(f"apple {number}" for number in range(count - 1)) + "} --count 1 --steps 2"
     await staff.slash(author, "imagine", prompt=prompt)
@@ -159,6 +161,7 @@ async def set_up(world: Any, *, count: int = 2) -> Scene:
         at(staff.admin, "admin", "moderator", "admin"),
         at(staff.owner, "owner", "moderator", "admin", "owner"),
         at(staff.keeper, "house", "house"),
+        replace(at(tenant, "member in a room of their own"), channel=room),
         beyond(world.alice, "stranger"),
         beyond(outside.add_member(staff.keeper.user), "house", "house"),
         alone(author, "author"),
@@ -292,7 +295,7 @@ async def test_every_menu_opened_by_everybody_who_sees_the_message(open_world: A
         shown = (await world.deliveries.place_of(public)).where["message"]
         message = next(each for each in scene.staff.channel.history() if str(each.id) == shown)
         for actor in scene.actors:
-            if actor.direct or "elsewhere" in actor.name:
+            if actor.channel is not scene.staff.channel:
                 continue
             for name, action in MENUS.items():
                 result = await actor.hand.context_menu(actor.channel, name, message)

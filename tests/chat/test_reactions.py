@@ -106,7 +106,11 @@ async def test_a_cross_of_the_author_cancels_what_runs_and_deletes_what_is_done(
 
 async def test_a_cross_of_a_moderator_deletes_too(open_world: Any) -> None:
     async with open_world() as world:
+        may = discord.PermissionOverwrite(manage_messages=True)
+        world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: may})
         grid, mo = await made(world), moderator(world)
+        await world.bob.react(grid, CROSS)
+        assert (await world.studio.recent())[0].deleted is None, "who owns a room is no moderator of the server"
         await mo.react(grid, CROSS)
         await world.until(lambda: grid.id not in {one.id for one in world.channel.history()})
 

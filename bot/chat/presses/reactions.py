@@ -17,6 +17,7 @@ import discord
 from bot.access import Action, forbidden, subject_of
 from bot.chat.presses.envelope import send
 from bot.chat.presses.removal import delete
+from bot.chat.standing import permissions
 from bot.refused import Refused
 from bot.states import over
 from bot.views import Member
@@ -96,7 +97,7 @@ class Reactions:
         if who is None:
             return None
         channel = who.guild.get_channel_or_thread(payload.channel_id)
-        may = _permissions(who, channel)
+        may = permissions(who)
         return Member(
             user, who.display_name, f"discord:{payload.guild_id}", moderator=may.manage_messages,
             admin=may.manage_guild, owner=who.guild.owner_id == who.id, house=house,
@@ -133,11 +134,3 @@ class Reactions:
             self._closed[user] = None
             if len(self._closed) > REMEMBERED:
                 self._closed.popitem(last=False)
-
-
-def _permissions(who: discord.Member, channel: discord.abc.GuildChannel | discord.Thread | None) -> discord.Permissions:
-    """What they may do in a channel; in a thread whose channel is not known, what they may do in the server."""
-    try:
-        return who.guild_permissions if channel is None else channel.permissions_for(who)
-    except discord.ClientException:
-        return who.guild_permissions
