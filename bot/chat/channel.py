@@ -23,6 +23,7 @@ LATER = {  # what we need once the token is dead or its message is gone, by the 
     "send_messages": "Send Messages",
     "read_message_history": "Read Message History",
 }
+IN_THREADS = "Send Messages in Threads"  # instead of Send Messages
 LONG = 60.0  # seconds of a job from which its end is told by a new message
 
 
@@ -56,7 +57,7 @@ def missing(interaction: Interaction) -> list[str]:
     needed = dict(LATER)
     if in_thread:
         del needed["send_messages"]
-        needed["send_messages_in_threads"] = "Send Messages in Threads"
+        needed["send_messages_in_threads"] = IN_THREADS
         if channel.locked:
             needed["manage_threads"] = "Manage Threads (this one is locked)"
     return [shown for name, shown in needed.items() if not getattr(may, name)]

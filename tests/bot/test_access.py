@@ -1,6 +1,6 @@
 """Who may do what, read by a second pair of eyes: the table of `bot.access` against the one below, cell by cell.
 
-`python tests/bot/test_access.py > docs/access.md` writes the page for admins anew; a test keeps it true.
+`PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md` writes the page for admins anew.
 """
 
 from __future__ import annotations
@@ -245,6 +245,8 @@ def page() -> str:
         ", ".join(shown[who] for who in STANDINGS) + ".",
         "",
         "What limits how much somebody may ask for, blocks among it, are rules: `/settings`.",
+        "In `/moderation`, `incidents` and `held` are moderators'; `words`, `block`, `unblock`, `reports` and `check` change",
+        "this server's settings. Discord shows moderators all seven, unless *Server Settings, Integrations* says otherwise.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|---|---|---|---|",
@@ -269,7 +271,9 @@ def told() -> set[str]:
 
 
 def test_the_page_for_admins_is_true() -> None:
-    assert (ROOT / "docs" / "access.md").read_text() == page(), "python tests/bot/test_access.py > docs/access.md"
+    assert (ROOT / "docs" / "access.md").read_text() == page(), (
+        "PYTHONPATH=tests:. python tests/bot/test_access.py > docs/access.md"
+    )
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import discord
 import pytest
 
 from bot.access import ACTIONS
+from bot.chat.channel import IN_THREADS, LATER
 from bot.chat.commands.counted import characters, rows
 from bot.chat.commands.help import NAMES, told
 from bot.chat.commands.imagine import ADVICE
@@ -23,6 +26,8 @@ from bot.chat.which import CHOICE
 from bot.desk.preferences import NAMES as PREFERENCES
 from bot.desk.preferences import Preference
 from bot.sentences import SAMPLERS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MEMBERS = {"imagine", "queue", "cancel", "mine", "info", "prefer", "reproduce", "film", "help"}
 MENUS = {"Reproduce", "Use as prompt", "Details", "Report"}
@@ -159,3 +164,12 @@ def test_every_preference_is_explained() -> None:
     assert isinstance(prefer, discord.app_commands.Command)
     (name,) = [parameter for parameter in prefer.parameters if parameter.name == "name"]
     assert [choice.value for choice in name.choices] == list(PREFERENCES)
+
+
+def test_the_readme_asks_for_every_permission_that_the_bot_needs_and_for_no_other() -> None:
+    """In a thread that is locked one more is needed; nobody should give that to a bot just in case."""
+    (said,) = re.findall(r"the permissions\s+(\*[^;]+);", (ROOT / "README.md").read_text())
+    needed = {*LATER.values(), IN_THREADS, "Attach Files"}
+    assert {name.removesuffix("s") for name in re.findall(r"\*([^*]+)\*", said)} == {
+        name.removesuffix("s") for name in needed
+    }
