@@ -104,7 +104,7 @@ class Administration:
             said = because(one, terms, near, self._limits, names)
             return Explained(name, shown(name, getattr(terms, name)), "", said, terms.because.get(name))
         said, frees = because(one, terms, near, self._limits, names, tight), used[tight].frees
-        return Explained(name, shown(name, tight.limit), used[tight].share, said, tight.rule, frees)
+        return Explained(name, shown(name, tight.limit), used[tight].share, said, tight.rule, frees, used[tight].taken)
 
     def _terms(self, ledger: Ledger, member: Member) -> Terms:
         return resolve(ledger.rules(), member, self._limits)

@@ -45,6 +45,11 @@ class Line:
             return f"{used} of {shown(self.setting, self.limit)}"
         return f"{self.used:.0f} of {self.limit}"
 
+    @property
+    def taken(self) -> float:
+        """The share of the limit that is used; all of it where nothing is allowed."""
+        return self.used / self.limit if self.limit else 1.0
+
     def sentence(self, now: float) -> str:
         """ "Device time in 24 hours: 12 min of 30 min; some frees in about 3 h."."""
         title = TITLES[self.setting.removeprefix("together_")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bot.limits import Limits
 from bot.rules.catalogue import SETTINGS, Setting
-from bot.rules.reading import written
+from bot.rules.reading import UNLIMITED, written
 from bot.rules.rule import ALL, EVERYWHERE, Change, Rule, Scope, Step, Value
 from bot.rules.terms import COUNTED, Cap, Terms, ceilings
 from bot.sentences import shortened
@@ -29,6 +29,7 @@ class Explained:
 
     `rule` decides, None for the bot's default; of several limits it is the one with least left. `sentence` says so, and
     what else applies. `frees`: when some of what was used does (seconds since 1970), None if nobody can say.
+    `taken`: the share of the limit that is used, 1 for all of it; None where nothing is counted.
     """
 
     setting: str
@@ -37,6 +38,7 @@ class Explained:
     sentence: str
     rule: Rule | None = None
     frees: float | None = None
+    taken: float | None = None
 
 
 def set_by(rule: Rule | None) -> str:
@@ -49,9 +51,8 @@ def set_by(rule: Rule | None) -> str:
 def shown(name: str, value: Value | None) -> str:
     """A value for a sentence; "no limit" for none, and a long list is cut."""
     if value is None:
-        return "no limit"
-    text = written(SETTINGS[name], value).replace("\n", ", ")
-    return "no limit" if text == "unlimited" else shortened(text, 200) or "not set"
+        return UNLIMITED[0]
+    return shortened(written(SETTINGS[name], value).replace("\n", ", "), 200) or "not set"
 
 
 def subject(scope: Scope, subject: str, names: Names = NOBODY) -> str:

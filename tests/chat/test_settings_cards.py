@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simcord.components import COMPONENTS_V2_FLAG, validate_components, validate_modal, walk_components
 
-from bot.chat.settings import COMMANDS, VERBS, cards, changing, forms, parts, suggest, wording
+from bot.chat.settings import COMMANDS, VERBS, cards, changing, explained, forms, parts, suggest, wording
 from bot.chat.settings.german import GERMAN
 from bot.limits import Limits
 from bot.rules.catalogue import SETTINGS, Setting
 from bot.rules.rule import SCOPES, Change, Rule, Scope, Step, Value
+from bot.rules.telling import Explained
 from bot.rules.terms import resolve
 from bot.views import Member
 from loopback.habits import unexplained
@@ -122,8 +123,8 @@ def test_discords_own_description_takes_every_form_and_card() -> None:
     terms, change = resolve(found, Member("", "", GUILD), Limits()), Change(1, GUILD, 1.0, "a", "b", "set", ())
     for view in (
         cards.overview(terms, found, cards.notice("x", 3)), cards.exceptions("role", found, 0),
-        cards.history([change], 0, [1]), cards.explanation("a", ["b"], "5"), cards.done("x", undo=1),
-        cards.question(["a"], parts.button("x", "apply", "y")),
+        cards.history([change], 0, [1]), cards.explanation("a", [("", ["b"]), ("c", ["d"])], "5"),
+        cards.done("x", undo=1), cards.question(["a"], parts.button("x", "apply", "y")),
     ):  # fmt: skip
         body = {"flags": COMPONENTS_V2_FLAG | 64, "components": view.to_components(), "allowed_mentions": {"parse": []}}
         judge.hear("POST", callback, {}, {"type": 4, "data": body})
@@ -201,3 +202,25 @@ def test_the_lines_of_a_change_are_in_the_order_of_the_card() -> None:
         "• Device time a day",
         "• Ping after long jobs",
     ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(rules(), max_size=40, unique_by=lambda rule: rule.key), st.text(max_size=400) | st.just(NASTY * 2))
+def test_an_explanation_fits(found: list[Rule], why: str) -> None:
+    each = [Explained(one.setting, why[:200], "", why, one, 1.7e9, 0.5) for one in found]
+    fits(cards.explanation("## What holds", explained.groups(each), "5"))
+
+
+def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:
+    blocked, full, half = (
+        Explained("blocked", "on", "", "why", Rule("user", "discord:5", "blocked", True, GUILD)),
+        Explained("cost_day", "1 h", "1 h of 1 h", "why", None, 1.7e9, 1.0),
+        Explained("running", "2", "1 of 2", "why", None, None, 0.5),
+    )
+    ((heading, lines), (below, rest)) = explained.groups([half, full, Explained("steps", "1000", "", "why"), blocked])
+    assert (heading, below) == ("Limits now", "By default")
+    assert [line.split("\n")[0] for line in lines] == [
+        "⛔ Blocked · **yes**", "⛔ Device time a day · **1 h of 1 h**, some frees <t:1700000000:R>",
+        "Running at once · **1 of 2**",
+    ]  # fmt: skip
+    assert rest == ["-# Most steps · 1000"]

@@ -23,14 +23,19 @@ async def test_explain_names_the_rule_that_decides_and_the_use(open_world: Any) 
         await world.until(lambda: "step 1 of" in world.message(running.response.id).content)
         said = text(await staff.slash(staff.admin, "settings explain", member=staff.member, setting="running"))
         assert f"What holds for <@{staff.member.id}>" in said
-        assert "Running at once · **4** · 1 of 4 used" in said
+        assert "Running at once · **1 of 4**" in said
         assert f"<@&{staff.crew.id}>" in said, "the role's rule decides"
         assert "2" in said, "over the server's"
         all_of_it = text(await staff.slash(staff.moderator, "settings explain", member=staff.member))
-        assert re.search(r"Device time a day \d+ s of 30 min", all_of_it)
+        now, ruled, default = all_of_it.index("### Limits now"), all_of_it.find("### Set by"), all_of_it.index("### By")
+        assert now < all_of_it.index("Running at once · **1 of 4**") < default
+        assert re.search(r"Device time a day · \*\*\d+ s of 30 min\*\*", all_of_it[now:default])
+        assert ruled == -1, "the one rule for them limits them now"
+        assert "-# Waiting in line · 0 of 7\n" in all_of_it[default:]
+        assert all_of_it.endswith("-# Blocked · no")
         assert len(all_of_it) <= 4000
         other = text(await staff.slash(staff.admin, "settings explain", member=staff.keeper, setting="running"))
-        assert "Running at once · **2**" in other
+        assert "Running at once · **0 of 2**" in other
 
 
 async def test_explain_in_a_channel_and_from_the_overview(open_world: Any) -> None:
@@ -165,7 +170,7 @@ async def test_explain_says_when_something_frees(open_world: Any) -> None:
         await staff.slash(staff.admin, "settings set", setting="cost_day", value="1 h")
         await world.ended(await staff.slash(staff.member, "imagine", prompt="red apple"))
         said = text(await staff.slash(staff.admin, "settings explain", member=staff.member, setting="cost_day"))
-        assert re.search(r"\*\*1 h\*\* · \d+ s of 1 h used, frees <t:\d+:R>", said)
+        assert re.search(r"\*\*\d+ s of 1 h\*\*, some frees <t:\d+:R>", said)
         assert "the server's rule decides" in said
         assert "no setting" in text(
             await staff.slash(staff.admin, "settings explain", member=staff.member, setting="nothing")

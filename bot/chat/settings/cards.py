@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from discord import ui
 
 from bot.chat.settings import parts, wording
+from bot.chat.settings.explained import Group
 from bot.rules.catalogue import SETTINGS
 from bot.rules.rule import EVERYWHERE, Change, Rule, Scope, Value
 from bot.rules.terms import Terms
@@ -68,11 +69,15 @@ def exceptions(scope: Scope, rules: Sequence[Rule], page: int, notice: Sequence[
     return parts.layout(*items, colour=BLUE)
 
 
-def explanation(head: str, said: Sequence[str], user: str) -> ui.LayoutView:
-    """What holds for a member, and a select to set it for them."""
+def explanation(head: str, said: Sequence[Group], user: str) -> ui.LayoutView:
+    """What holds for a member, a group below the other, and a select to set it for them."""
     options = [(f"user/discord:{user}/{name}", wording.title(name), SETTINGS[name].about) for name in wording.EACH]
-    items = [
-        parts.text(*wording.fitting([head, *said], parts.LAYOUT)),
+    room, items = parts.LAYOUT - len(head), list[ui.Item]([parts.text(head)])
+    for heading, lines in said:
+        shown = wording.fitting([f"### {heading}", *lines] if heading else lines, room)
+        room -= len("\n".join(shown))
+        items += [ui.Separator(), parts.text(*shown)]
+    items += [
         parts.select("Set something for this member …", options, "change", "member"),
         parts.row(parts.button("All settings", "show")),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,21 +9,17 @@ from typing import TYPE_CHECKING, Any
 from discord import ui
 
 from bot.access import forbidden
-from bot.chat.settings import cards, wording
+from bot.chat.settings import cards, explained
 from bot.chat.settings.asked import Shown, respond
 from bot.desk.administration import undoing
-from bot.sentences import quoted
 from bot.views import Member
 
 if TYPE_CHECKING:
     from bot.chat.settings.asked import Interaction
     from bot.chat.settings.presses import Press
     from bot.desk.administration import Administration
-    from bot.rules.telling import Explained
 
 DEEP = 500  # changes that are kept
-_MARK = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
-_MENTIONS = {"channel": "<#", "role": "<@&", "user": "<@"}
 
 
 def administration(interaction: Interaction) -> Administration:
@@ -60,22 +55,11 @@ async def explain(interaction: Interaction, who: Asked, setting: str = "") -> No
         found = await administration(interaction).explain(
             member.guild, asked.member(member.guild), setting or None, names=asked.marks()
         )
-        decided = [one for one in found if one.rule is not None or one.setting == setting]
-        said = [explained(one) for one in decided]
-        said += _defaults([one for one in found if one not in decided])
+        said = [("", [explained.entry(one) for one in found])] if setting else explained.groups(found)
         head = f"## What holds for <@{asked.user}>" + (f" in <#{asked.channel}>" if asked.channel else "")
         return Shown(view=cards.explanation(head, said, asked.user))
 
     await respond(interaction, "explain", work)
-
-
-def _defaults(found: Sequence[Explained]) -> list[str]:
-    """What no rule decides, in one small line each for what is counted and what is not."""
-    named = [one for one in found if one.setting in (*wording.EACH, "blocked")]
-    used = [f"{wording.title(one.setting)} {quoted(one.used, 60)}" for one in named if one.used]
-    rest = [f"{wording.title(one.setting)} {quoted(one.value, 60)}" for one in named if not one.used]
-    shown = (("By this bot's defaults, used: ", used), ("No rules for: ", rest))
-    return [f"-# {head}{', '.join(each)}." for head, each in shown if each]
 
 
 async def explain_chosen(interaction: Interaction, press: Press) -> None:
@@ -97,21 +81,10 @@ class Asked:
         return Member(f"discord:{self.user}", self.user, guild, roles=self.roles, channel=self.channel)
 
     def marks(self) -> dict[str, str]:
-        """Names that outlast escaping: `_mentioned` makes mentions of them."""
-        found = {role: f"§role{role}§" for role in self.roles} | {self.channel: f"§channel{self.channel}§"}
-        return found | {f"discord:{self.user}": f"§user{self.user}§"}
-
-
-def explained(one: Explained) -> str:
-    """A setting as it holds, in two short lines."""
-    used = f" · {quoted(one.used, 60)} used" if one.used else ""
-    soon = f", frees <t:{round(one.frees)}:R>" if one.frees is not None else ""
-    why = one.sentence.removeprefix(f"{one.setting} is {one.value}: ")
-    return f"{wording.title(one.setting)} · **{quoted(one.value, 90)}**{used}{soon}\n-# {_mentioned(why)}"
-
-
-def _mentioned(sentence: str) -> str:
-    return _MARK.sub(lambda found: f"{_MENTIONS[found[1]]}{found[2]}>", quoted(sentence, 400))
+        """How their names are written into an explanation."""
+        found = {role: explained.marked("role", role) for role in self.roles}
+        found[self.channel] = explained.marked("channel", self.channel)
+        return found | {f"discord:{self.user}": explained.marked("user", self.user)}
 
 
 async def log(interaction: Interaction, press: Press | None = None) -> None:
