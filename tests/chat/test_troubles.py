@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import discord
@@ -10,6 +13,10 @@ import pytest
 
 from bot.chat import answer
 from bot.chat.post import courier, progress
+from bot.chat.post.edits import Edit
+from bot.chat.post.mail import Mail
+from bot.chat.post.troubles import Gone, Later
+from bot.chat.presenter import Card
 from bot.refused import Refused
 
 pytestmark = pytest.mark.asyncio
@@ -202,6 +209,50 @@ async def test_a_picture_that_is_too_large_is_made_smaller(open_world: Any) -> N
         world.env.inject_error("PATCH", "*", status=413, code=40005, message="Request entity too large", times=3)
         world.painter.going.set()
         assert has_picture(await world.ended(result))
+
+
+async def test_an_old_message_that_takes_no_more_edits_is_gone(open_world: Any) -> None:
+    async with open_world() as world:
+        old = await begun(world)
+        (view,) = await world.studio.recent()
+        await world.deliveries.moved(view.id, token_until="0")
+        await world.restart()
+        path = f"/channels/*/messages/{old.response.id}"
+        world.env.inject_error("PATCH", path, status=429, code=30046, message="Maximum number of edits", times=None)
+        world.painter.going.set()
+        (letter,) = await world.until(world.alice.user.dm_channel.history)
+        assert "too old to be changed" in letter.content
+
+
+async def test_the_librarys_word_on_an_old_message_is_taken_for_discords(open_world: Any) -> None:
+    async with open_world() as world:
+        for age, kind in ((7200.0, Gone), (60.0, Later)):
+            message = discord.utils.time_snowflake(datetime.fromtimestamp(time.time() - age, UTC))
+            where = {"channel": str(world.channel.id), "message": str(message)}
+
+            async def limited(*_: object, **__: object) -> None:
+                raise discord.RateLimited(40.0)
+
+            world.client.http.edit_message = limited
+            with pytest.raises(kind):
+                await Mail(world.client).edit(where, Card("words"), None, time.time())
+
+
+@pytest.mark.parametrize(("times", "held"), [(3, True), (4, False)])
+async def test_a_limit_that_does_not_end_is_one_messages_own(times: int, held: bool) -> None:
+    desk = SimpleNamespace(studio=None, deliveries=None, administration=None)
+    post = courier.Courier(desk, None)  # type: ignore[arg-type]
+    case = SimpleNamespace(limited=0, frames={}, fresh=False)
+    post._cases = {"a": case}  # type: ignore[assignment]
+
+    async def limited(*_: object) -> None:
+        raise Later(5.0, "limited", limited=True)
+
+    post._attempt = limited  # type: ignore[method-assign]
+    for _ in range(times):
+        post.edits._bucket("c").until = 0.0
+        await post._send(Edit("a", "c", "final", courier.Last("a", "answer"), 0.0))
+    assert (post.edits._bucket("c").until > 0.0) == held
 
 
 async def test_commands_are_registered_once_and_not_at_each_start(open_world: Any) -> None:

@@ -175,8 +175,9 @@ class Courier:
             await self._attempt(edit, case)
         except Later as later:
             log.info("job %s: its message waits %.1f s: %s", job, later.seconds, later)
+            case.limited = case.limited + 1 if later.limited else 0
             self._again(edit, case, later.seconds)
-            if later.limited:
+            if later.limited and case.limited <= TRIES:  # a limit that does not end is its message's own
                 self.edits.hold(edit.bucket, self._clock() + later.seconds)
         except Expired:
             await self._hand_over(edit, case)
@@ -222,6 +223,7 @@ class Courier:
         self._offer(edit.kind, edit.content, case)
 
     async def _done(self, edit: Edit[Content], case: Case) -> None:
+        case.limited = 0
         self.edits.sent(edit, self._clock())
         if edit.final:
             self.edits.drop(edit.job)

@@ -17,7 +17,7 @@ import discord
 from discord.http import MultipartParameters, Route, handle_message_parameters
 
 from bot.chat.delivery import Picture
-from bot.chat.post.troubles import Gone, told
+from bot.chat.post.troubles import TOO_OLD, WHY, Gone, told
 from bot.chat.presenter import Card
 from bot.chat.presses.buttons import controls
 from bot.chat.quiet import QUIET
@@ -30,6 +30,7 @@ Where = Mapping[str, str]
 SEARCHED = 50  # messages of a channel looked through for one that we lost
 ONE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
 ORIGINAL = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
+OLD = 3600.0  # seconds: edits of an older message have a limit of their own
 UNREADABLE_HISTORY = 160002  # Discord's code: to reply one must be allowed to read
 
 
@@ -90,7 +91,7 @@ class Mail:
             if lives(where, now):
                 await self._edit_by_token(where, card, files)
             else:
-                await self._edit_in_channel(where, card, files)
+                await self._edit_in_channel(where, card, files, now)
 
     async def post(self, where: Where, letter: Letter) -> int:
         """A new message in the place's channel; its id. Raises what `troubles` has."""
@@ -155,9 +156,14 @@ class Mail:
         ) as params:
             await self._request("PATCH", ONE, where, params)
 
-    async def _edit_in_channel(self, where: Where, card: Card, files: Any) -> None:
+    async def _edit_in_channel(self, where: Where, card: Card, files: Any, now: float) -> None:
         message = self._channel(where).get_partial_message(int(where["message"]))
-        await message.edit(content=card.content, view=controls(card), attachments=files, allowed_mentions=QUIET)
+        try:
+            await message.edit(content=card.content, view=controls(card), attachments=files, allowed_mentions=QUIET)
+        except discord.RateLimited as error:  # the library's own, without Discord's code
+            if now - message.created_at.timestamp() < OLD:
+                raise
+            raise Gone(error, WHY[TOO_OLD]) from error
 
     async def _original(self, where: Where, job: str) -> int | None:
         try:

@@ -13,6 +13,7 @@ import aiohttp
 import discord
 
 DEAD_TOKEN = (10015, 50027)  # unknown webhook, invalid webhook token
+TOO_OLD = 30046  # comes as a 429, for a message of more than an hour that was edited too often; waiting helps nobody
 TOO_LARGE, TOO_MANY_CONVERSATIONS = 40005, 40003
 SLOW_MODE = 20016  # does not hold bots up, so Discord says; if it ever does, waiting helps
 WHY: Mapping[int, str] = MappingProxyType(
@@ -21,7 +22,7 @@ WHY: Mapping[int, str] = MappingProxyType(
         10004: "I am not in its server any more.",
         10008: "Its message was deleted.",
         10013: "Discord does not know this account any more.",
-        30046: "Its message is too old to be changed.",
+        TOO_OLD: "Its message is too old to be changed.",
         50001: "I can no longer see its channel.",
         50007: "Your direct messages are closed to me.",
         50013: "I am not allowed to write in its channel.",
@@ -78,6 +79,8 @@ def told() -> Iterator[None]:
 
 
 def _meant(error: discord.HTTPException) -> Exception:
+    if error.code == TOO_OLD:
+        return Gone(str(error), WHY[TOO_OLD])
     if error.status == 429 and error.code != SLOW_MODE:
         return Later(5.0, error, limited=True)
     if error.status >= 500:
