@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,9 +79,10 @@ class House:
 
 
 def build(
-    settings: Settings, bus: Bus, store: Store, pictures: Pictures, *, clock: Callable[[], float] = time.time
-) -> House:
-    """The parts, put together; nothing runs yet."""
+    settings: Settings, bus: Bus, store: Store, pictures: Pictures, reader: Executor, *,
+    clock: Callable[[], float] = time.time,
+) -> House:  # fmt: skip
+    """The parts, put together; nothing runs yet. `reader`: the thread that holds prompts against lists of words."""
     board, feed, limits = Board(), Feed(), settings.limits
 
     def workers() -> dict[str, Presence]:
@@ -96,7 +98,7 @@ def build(
     register = Register(store, board, forecast, limits=limits, clock=clock)
     preferences = Preferences(store)
     admission = Admission(
-        store, register, preferences, Screening(store, limits=limits, clock=clock), workers, limits=limits,
+        store, register, preferences, Screening(store, reader, limits=limits, clock=clock), workers, limits=limits,
         max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
     )  # fmt: skip
     cancelling = Cancelling(store, bus, board, closing, workers)
@@ -123,13 +125,14 @@ async def open_house(settings: Settings, bus: Bus, *, clock: Callable[[], float]
     """The open house. Its tasks run beside the body; what one of them raises ends the body too."""
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
     pictures = await asyncio.to_thread(Pictures, settings.pictures)
-    store = await Store.open(settings.database)
+    store, reader = await Store.open(settings.database), ThreadPoolExecutor(1, "screening")
     try:
-        house = build(settings, bus, store, pictures, clock=clock)
+        house = build(settings, bus, store, pictures, reader, clock=clock)
         await house.dispatcher.prepare()
         async with _at_work(house):
             yield house
     finally:
+        await asyncio.to_thread(reader.shutdown)
         await store.close()
 
 

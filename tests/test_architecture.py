@@ -42,7 +42,7 @@ PURE = [
     "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
     "bot.rules", "bot.rules.catalogue", "bot.rules.planning", "bot.rules.presets", "bot.rules.reading",
-    "bot.rules.rule", "bot.rules.sheet", "bot.rules.telling", "bot.rules.terms", "bot.rules.together",
+    "bot.rules.effort", "bot.rules.rule", "bot.rules.sheet", "bot.rules.telling", "bot.rules.terms", "bot.rules.together",
     "bot.rules.lookalikes", "bot.rules.patterns", "bot.rules.signs", "bot.rules.words", "bot.rules.wordtree",
     "bot.views", "bot.prompt.suffix", "bot.chat.post.buckets", "bot.chat.commands.counted", "bot.chat.details",
     "bot.chat.post.edits",

@@ -2,20 +2,24 @@
 
 Before admission, on the store's readers: a long list must not hold up those who write. Lists hold in age-restricted
 channels and in threads like anywhere else (only the picture check is left out there); in a conversation with the bot
-there is only the list of whoever runs it. Knows rules and drafts; knows nothing of front ends. The sentence is for the
-member alone, so it may name the word that they typed.
+there is only the list of whoever runs it. One thread reads, a few requests of a member at a time: lists and prompts
+that take long, by people who wrote both, hold up nothing but each other. Knows rules and drafts; knows nothing of front
+ends. The sentence is for the member alone, so it may name the word that they typed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 
 from bot.incidents import Kind
 from bot.limits import Limits
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Rule, Terms, resolve
+from bot.rules.effort import Effort
 from bot.rules.words import Match, found
 from bot.sentences import shortened
 from bot.store import Draft, Store, incidents
@@ -23,20 +27,25 @@ from bot.store.ledger import Ledger, look
 from bot.views import Member
 from engine.job import Recipe
 
+AT_ONCE = 3  # requests of one member that are read or wait for it
 TANGLED = (
-    "So many characters of this prompt could mean several letters that it cannot be held against the word list here. "
-    "Write it more plainly."
+    "This takes too long to be held against the word list here: so many of its characters could mean several letters, "
+    "or it is so long. Write it more plainly, or fewer prompts at once."
 )
+BUSY = f"{AT_ONCE} of your requests are being held against the word list just now, the most at once. Try again soon."
 
 
 class Screening:
-    """Made by `bot.house`. `limits` are the house's defaults."""
+    """Made by `bot.house`. `limits` are the house's defaults; `thread` is the one that reads."""
 
-    def __init__(self, store: Store, *, limits: Limits, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._limits, self._clock = store, limits, clock
+    def __init__(
+        self, store: Store, thread: Executor, *, limits: Limits, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store, self._thread, self._limits, self._clock = store, thread, limits, clock
+        self._reading: Counter[str] = Counter()
 
     async def check(self, drafts: Sequence[Draft], member: Member) -> None:
-        """Returns if none of them has a forbidden word or pattern. Raises `Refused` (422)."""
+        """Returns if none of them has a forbidden word or pattern. Raises `Refused` (422, 429)."""
 
         def terms(ledger: Ledger) -> tuple[list[Rule], Terms]:
             rules = ledger.rules()
@@ -49,10 +58,24 @@ class Screening:
         if not held.words and not held.patterns:
             return
         texts = tuple(dict.fromkeys(text for draft in drafts for text in typed(draft)))
-        match, text = await asyncio.to_thread(_first, texts, held)
+        match, text = await self._read(texts, held, member)
         if match is not None:
             await self._note(member, "word", f"{_entry(match)} in “{shortened(text, 300)}”")
             raise Refused(sentence(match, rules))
+
+    async def _read(self, texts: Sequence[str], terms: Terms, member: Member) -> tuple[Match | None, str]:
+        """What is found, on the thread that reads. Raises `Refused` (429) for more at once than a member may."""
+        if self._reading[member.id] >= AT_ONCE:
+            raise Refused(BUSY, 429)
+        self._reading[member.id] += 1
+        reading = asyncio.get_running_loop().run_in_executor(self._thread, _first, texts, terms)
+        reading.add_done_callback(lambda _done: self._have_read(member.id))
+        return await asyncio.shield(reading)  # whoever goes away has still given the thread its work
+
+    def _have_read(self, member: str) -> None:
+        self._reading[member] -= 1
+        if not self._reading[member]:
+            del self._reading[member]
 
     async def _note(self, member: Member, kind: Kind, said: str) -> None:
         noted = (member.guild, kind, member.id, member.name, said, self._clock())
@@ -68,8 +91,9 @@ def typed(draft: Draft) -> Iterable[str]:
 
 
 def _first(texts: Sequence[str], terms: Terms) -> tuple[Match | None, str]:
+    effort = Effort()
     for text in texts:
-        if match := found(text, terms.words, terms.patterns):
+        if match := found(text, terms.words, terms.patterns, effort):
             return match, text
     return None, ""
 

@@ -12,11 +12,13 @@ from typing import Any
 import re2
 
 from bot.refused import Refused
+from bot.rules.effort import Effort
 from bot.sentences import plain, shortened
 
 LONGEST = 200  # characters
 INSTRUCTIONS = 2000
 MEMORY = 1 << 18  # bytes
+A_STEP = 10_000  # instructions × bytes that take as long as a step: RE2's worst, where a pattern outgrows its memory
 
 
 def read_pattern(text: str) -> str:
@@ -38,8 +40,11 @@ def read_pattern(text: str) -> str:
     return pattern
 
 
-def first(readings: Sequence[str], patterns: Sequence[str]) -> str | None:
-    """The first pattern that any of the readings of a text has; one that RE2 does not take is passed over."""
+def first(readings: Sequence[str], patterns: Sequence[str], effort: Effort) -> str | None:
+    """The first pattern that any of the readings of a text has; one that RE2 does not take is passed over.
+
+    Raises `Tangled` where that takes more than the `effort` that is left.
+    """
     texts = [text.encode("utf-8", "replace") for text in dict.fromkeys(readings)]
     for pattern in patterns:
         if not pattern:
@@ -48,6 +53,7 @@ def first(readings: Sequence[str], patterns: Sequence[str]) -> str | None:
             compiled = _compiled(pattern)
         except re2.error:
             continue
+        effort.spend(compiled.programsize * sum(map(len, texts)) // A_STEP)
         if any(compiled.search(text) for text in texts):
             return pattern
     return None

@@ -24,10 +24,11 @@ from typing import Literal, NamedTuple
 
 from bot.refused import Refused
 from bot.rules import patterns as expressions
+from bot.rules.effort import Effort, Tangled
 from bot.rules.lookalikes import normalised
 from bot.rules.patterns import read_pattern
 from bot.rules.signs import sign, unsigned
-from bot.rules.wordtree import Node, Tangled, first, grown
+from bot.rules.wordtree import Node, first, grown
 from bot.sentences import plain, shortened
 
 __all__ = ["Match", "found", "normalised", "read_pattern", "read_word"]
@@ -42,18 +43,21 @@ class Match(NamedTuple):
     entry: str
 
 
-def found(text: str, words: Sequence[str], patterns: Sequence[str] = ()) -> Match | None:
-    """A forbidden word that `text` has, else a pattern, as they were listed; None if it has none."""
+def found(text: str, words: Sequence[str], patterns: Sequence[str] = (), effort: Effort | None = None) -> Match | None:
+    """A forbidden word that `text` has, else a pattern, as they were listed; None if it has none.
+
+    `effort` is what may go into it; None: all that a request may take.
+    """
     if not words and not patterns:
         return None
-    seen = normalised(text)
+    seen, effort = normalised(text), effort or Effort()
     try:
-        word = first(seen, _tree(tuple(words)))
+        word = first(seen, _tree(tuple(words)), effort)
+        if word is not None:
+            return Match("word", word)
+        pattern = expressions.first((text, seen, unsigned(seen)), patterns, effort)
     except Tangled:
         return Match("tangled", "")
-    if word is not None:
-        return Match("word", word)
-    pattern = expressions.first((text, seen, unsigned(seen)), patterns)
     return None if pattern is None else Match("pattern", pattern)
 
 

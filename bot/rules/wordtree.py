@@ -2,7 +2,8 @@
 
 Every character may mean several things (`1` an i, an l, a digit or nothing), so the walk keeps all ways to have read a
 word so far, and drops those that lead nowhere. It takes a few steps a character, whatever the length of the list;
-a text made to take more is given up (`Tangled`). Knows normalised text; `bot.rules.words` says what is a disguise.
+a text made to take more is given up (`bot.rules.effort`). Knows normalised text; `bot.rules.words` says what is a
+disguise.
 """
 
 from __future__ import annotations
@@ -11,16 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from bot.rules.effort import Effort
 from bot.rules.signs import Sign, openings, sign
 
 OFTEN = frozenset("bdefglmnoprstz")  # letters that English often writes twice
 GAP = 5  # characters between two letters of a word
 SPACED = 3  # letters that a word must have to be found with spaces between them
-EFFORT = 200_000  # steps
-
-
-class Tangled(Exception):
-    """This text cannot be read in bounded time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,19 +65,16 @@ def grown(words: Iterable[tuple[str, str, bool]]) -> Node:
     return root
 
 
-def first(text: str, root: Node) -> str | None:
+def first(text: str, root: Node, effort: Effort) -> str | None:
     """The listed word that ends first in a normalised text, as it was listed. Raises `Tangled`."""
     signs = [sign(one) for one in text]
     strict, loose = openings(signs)
     ends_strict, ends_loose = (list(reversed(ends)) for ends in openings(signs[::-1]))
     ways: set[At] = set()
-    effort = 0
     for place, one in enumerate(signs):
         ways = {after for way in ways for after in _after(way, one)}
         ways.update(_begun(root, one, strict[place], loose[place]))
-        effort += len(ways)
-        if effort > EFFORT:
-            raise Tangled
+        effort.spend(len(ways))
         for way in ways:
             if _ended(way, one, ends_strict[place], ends_loose[place]):
                 return way.node.entry

@@ -9,7 +9,7 @@ import pytest
 
 from bot import incidents as kinds
 from bot.desk.moderation import Report
-from bot.desk.screening import TANGLED
+from bot.desk.screening import AT_ONCE, BUSY, TANGLED
 from bot.incidents import KINDS, Incident, told
 from bot.refused import Refused
 from bot.sentences import DELETED
@@ -129,6 +129,10 @@ async def test_a_prompt_that_cannot_be_read_is_not_taken(workplace, ann, here):
     words = [format(n * 2_654_435_761 % 2**60, "060b").replace("0", "i").replace("1", "l") for n in range(500)]
     await house.desk.administration.set(ADMIN, "guild", "", "words", words)
     assert (await refused(house.studio.imagine("1" * 1900, ann, here))).sentence == TANGLED
+    asked = [refused(house.studio.imagine("1" * 1900, ann, here)) for _ in range(AT_ONCE + 2)]
+    said = [one.sentence for one in await asyncio.gather(*asked)]
+    assert sorted(said) == sorted([TANGLED] * AT_ONCE + [BUSY] * 2), "one member fills no thread"
+    assert (await refused(house.studio.imagine("1" * 1900, ann, here))).sentence == TANGLED, "and none for ever"
 
 
 async def test_nobody_fills_the_list_of_incidents(workplace, ann, here):

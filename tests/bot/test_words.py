@@ -9,6 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bot.refused import Refused
+from bot.rules.effort import Effort
 from bot.rules.lookalikes import normalised
 from bot.rules.signs import STANDS, sign
 from bot.rules.words import Match, found, read_pattern, read_word
@@ -151,7 +152,25 @@ def test_a_text_made_to_be_read_in_a_million_ways_is_given_up() -> None:
         format(number * 2_654_435_761 % 2**60, "060b").replace("0", "i").replace("1", "l") for number in range(500)
     ]
     assert found("1" * 2000, words) == Match("tangled", "")
-    assert found("1" * 40, words) is None
+    assert found("1" * 30, words) is None
+    effort = Effort()
+    assert found("1" * 35, words, effort=effort) is None
+    assert found("1" * 35, words, effort=effort) == Match("tangled", ""), "one effort for all texts of a request"
+
+
+def test_patterns_that_outgrow_their_memory_are_given_up_too() -> None:
+    patterns = [f"(x|y|z){{{n}}}[^q]{{150}}q" for n in range(1, 51)]
+    assert all(map(read_pattern, patterns))
+    assert found("xyz " * 400, [], patterns) == Match("tangled", "")
+    assert found("red apple, " * 9, [], patterns) is None
+
+
+def test_ten_long_prompts_are_read_with_one_effort() -> None:
+    effort = Effort()
+    words = [f"{one}{other}" for one in ("gore", "blood", "naked", "knife", "corpse") for other in map(str, range(99))]
+    for n in range(10):
+        text = f"a portrait of {n} old sailors, soft light, 35 mm, oil on canvas, (detailed:1.2), " * 24
+        assert found(text, words, ["b.d", "gore?s"], effort) is None
 
 
 def test_a_text_that_grows_when_it_is_normalised_is_still_read_to_its_end() -> None:
