@@ -13,7 +13,7 @@ from engine.job import Enlarge, Recipe
 
 Action = Literal["imagine", "vary", "reroll", "upscale", "remix", "reproduce"]
 PlaceKind = Literal["discord", "web", "terminal"]
-Role = Literal["answer", "notice", "direct"]
+Role = Literal["answer", "notice", "direct", "film"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One place of a job: the `answer` to its request, a `notice` of its end, or a `direct` message to its author.
+    """One place of a job: the `answer` to its request, a `notice` of its end, a `direct` message to its author, or a
+    message with its `film`, of which there may be many.
 
     `delivered`: when the last word was shown there, or was given up for `reason`, a sentence for the member. With a
     reason and no `delivered` the place is gone while the job goes on. `message` is empty until it is known.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from typing import TYPE_CHECKING
 
 import discord
 from discord import app_commands
 from discord.app_commands import Range
 
-from bot.chat.answer import member_of
+from bot.chat.answer import member_of, place_of
 from bot.chat.channel import check_channel
 from bot.chat.permitted import permit, refusing
 from bot.chat.presenter import ALT
@@ -70,8 +71,13 @@ async def post_film(interaction: discord.Interaction[DarkroomClient], view: View
     await interaction.response.defer(ephemeral=alone, thinking=True)  # it may take more than three seconds
     made = await interaction.client.studio.film(view.id, interaction.filesize_limit - MARGIN)
     alt = shortened(f"Out of noise comes: {view.prompt}", ALT)
-    await interaction.edit_original_response(
+    message = await interaction.edit_original_response(
         content=f"🎞️ **{quoted(view.prompt, 900)}** · {quoted(view.member_name, 64)}",
         attachments=[discord.File(io.BytesIO(made), f"darkroom-{view.id}-film.webp", description=alt)],
         allowed_mentions=QUIET,
     )
+    if not alone:
+        place = place_of(interaction, time.time())
+        place.where["message"] = str(message.id)
+        if not await interaction.client.desk.deliveries.filmed(view.id, place):  # deleted while we made it
+            await interaction.delete_original_response()

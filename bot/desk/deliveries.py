@@ -29,8 +29,20 @@ class Deliveries:
         return place
 
     async def of(self, job: str) -> dict[Role, Delivery]:
-        """Every place of a job."""
+        """Every place of a job but its films."""
         return await self._store.ask(places.deliveries, job)
+
+    async def films(self, job: str) -> list[Delivery]:
+        """The messages that show a job's film."""
+        return await self._store.ask(places.films, job)
+
+    async def filmed(self, job: str, place: Place) -> bool:
+        """Note a message with a job's film; False where the job is deleted by now, so that the message must go too."""
+        return await self._store.write(places.add_film, job, place, self._clock())
+
+    async def unfilmed(self, job: str, message: str) -> None:
+        """That message is gone."""
+        await self._store.write(places.forget_film, job, message)
 
     async def owed(self, kind: PlaceKind) -> list[tuple[View, Place]]:
         """Jobs of a kind of place, over or not, whose last word is still to be shown somewhere; oldest first."""

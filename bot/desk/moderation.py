@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bot.access import Action, Subject, forbidden
@@ -33,11 +33,15 @@ SWEEP_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Deletion:
-    """`shown`: job → its places, for front ends to empty; the job itself first, then its enlargements."""
+    """`shown`: job → its places, for front ends to empty; the job itself first, then its enlargements.
+
+    `films`: likewise the messages with their films.
+    """
 
     job: str
     sentence: str
     shown: Mapping[str, Mapping[Role, Delivery]]
+    films: Mapping[str, Sequence[Delivery]]
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,12 @@ class Moderation:
         shown = {one: await self._store.ask(places.deliveries, one) for one in ids}
         actor = (member.id, member.name)
         marked = await self._store.write(deleting.mark, ids, actor, self._clock())
+        films = {one: await self._store.ask(places.films, one) for one in ids}  # after that no film is noted any more
         for one in marked:
             await self._stop(one)
         await self.sweep()
-        return Deletion(job, "Deleted. Its pictures are gone for good." if job in marked else DELETED, shown)
+        said = "Deleted. Its pictures are gone for good." if job in marked else DELETED
+        return Deletion(job, said, shown, films)
 
     async def _stop(self, job: str) -> None:
         """Cancelled if it is not over; and whoever looks at it is told."""

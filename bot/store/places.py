@@ -2,6 +2,7 @@
 
 The answer is the message of the request itself; a notice is the new message that tells its author of the end; a direct
 one lies in the conversation with the author. A row says whether the last word was shown there, or why it could not be.
+Films are owed to nobody: they are noted so that they go with their job, and each has a role of its own here, numbered.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sqlalchemy import Connection, RowMapping, Select, and_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, or_, select, update
 
 from bot.store import reads
 from bot.store.records import Record
@@ -17,6 +18,7 @@ from bot.store.tables import jobs, places
 from bot.views import Delivery, Place, PlaceKind, Role
 
 SHOWN = 100  # undeliverable jobs of one member that are listed
+FILM = "film"  # in front of a film's number
 
 
 def add(connection: Connection, job: str, role: Role, place: Place) -> bool:
@@ -36,9 +38,37 @@ def place(connection: Connection, job: str, role: Role = "answer") -> Place | No
 
 
 def deliveries(connection: Connection, job: str) -> dict[Role, Delivery]:
-    """All places of a job, and what became of each."""
-    rows = connection.execute(select(places).where(places.c.job == job)).mappings()
+    """All places of a job but its films, and what became of each."""
+    rows = connection.execute(select(places).where(places.c.job == job, ~is_film())).mappings()
     return {one.role: one for one in map(_delivery, rows)}
+
+
+def films(connection: Connection, job: str) -> list[Delivery]:
+    """The messages with a job's film, the oldest first."""
+    rows = connection.execute(select(places).where(places.c.job == job, is_film()).order_by(places.c.delivered))
+    return [_delivery(row) for row in rows.mappings()]
+
+
+def add_film(connection: Connection, job: str, place: Place, now: float) -> bool:
+    """A message with a job's film; False, and nothing is noted, where the job was deleted meanwhile."""
+    kept = select(jobs.c.id).where(jobs.c.id == job, jobs.c.deleted.is_(None))
+    if connection.execute(kept).first() is None:
+        return False
+    roles = connection.execute(select(places.c.role).where(places.c.job == job, is_film())).scalars()
+    role = f"{FILM}{1 + max((int(one.removeprefix(FILM)) for one in roles), default=0)}"
+    row = {"kind": place.kind, "where": dict(place.where), "message": place.where.get("message", "")}
+    connection.execute(places.insert().values(job=job, role=role, delivered=now, reason="", **row))
+    return True
+
+
+def forget_film(connection: Connection, job: str, message: str) -> None:
+    """That message is gone."""
+    connection.execute(places.delete().where(places.c.job == job, places.c.message == message, is_film()))
+
+
+def is_film() -> ColumnElement[bool]:
+    """Of a row of places."""
+    return places.c.role.startswith(FILM)
 
 
 def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, Place]]:
@@ -104,4 +134,5 @@ def _of(asked: Select[Any], job: str, role: Role) -> Select[Any]:
 
 def _delivery(row: RowMapping) -> Delivery:
     shown = Place(cast(PlaceKind, row["kind"]), dict(row["where"]))
-    return Delivery(cast(Role, row["role"]), shown, row["message"], row["delivered"], row["reason"])
+    role = FILM if row["role"].startswith(FILM) else row["role"]
+    return Delivery(cast(Role, role), shown, row["message"], row["delivered"], row["reason"])

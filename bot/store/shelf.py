@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
 
 from bot.states import ENDS, OPEN
+from bot.store.places import is_film
 from bot.store.reads import records
 from bot.store.records import Record
 from bot.store.tables import favourites, jobs, places
@@ -33,7 +34,8 @@ def _which(member: str, which: Which) -> ColumnElement[bool]:
         return and_(liked, or_(mine, jobs.c.private.is_(False)))
     if which == "unshown":
         said = exists().where(places.c.job == jobs.c.id, places.c.reason != "")
-        shown = exists().where(places.c.job == jobs.c.id, places.c.reason == "", places.c.delivered.is_not(None))
+        done = (places.c.reason == "", places.c.delivered.is_not(None), ~is_film())
+        shown = exists().where(places.c.job == jobs.c.id, *done)
         return and_(mine, jobs.c.state.in_(ENDS), said, ~shown)
     return mine
 
@@ -59,7 +61,7 @@ def open_of(connection: Connection, member: str, limit: int) -> list[Record]:
 def whereabouts(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Place | None, str]]:
     """For each job: the place where it was shown, or would have been, and why it could not be shown anywhere."""
     found: dict[str, list[Any]] = {}
-    for row in connection.execute(select(places).where(places.c.job.in_(ids)).order_by(places.c.role)):
+    for row in connection.execute(select(places).where(places.c.job.in_(ids), ~is_film()).order_by(places.c.role)):
         found.setdefault(row.job, []).append(row)
     return {job: _whereabouts(rows) for job, rows in found.items()}
 

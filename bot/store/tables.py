@@ -87,7 +87,7 @@ places = Table(  # one row for each place at which a job is shown
     "places",
     metadata,
     Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    Column("role", String(16), primary_key=True),  # answer: of the request; notice: pings at the end; direct: a DM
+    Column("role", String(16), primary_key=True),  # answer: of the request; notice: at the end; direct: a DM; film1…
     Column("kind", String(16), nullable=False),
     Column("where", JSON, nullable=False),
     Column("message", String(32), nullable=False),  # the message's id, empty until it is known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import discord
 import pytest
 
 from bot.views import Member
@@ -49,3 +50,25 @@ async def test_a_film_is_public_only_where_its_job_would_be_now(open_world: Any)
             assert not await public(here), setting
             await rules.unset(admin(world), "guild", "", setting)
         assert await public(here)
+
+
+async def test_films_go_with_their_job(open_world: Any) -> None:
+    async with open_world() as world:
+        role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
+        mo = world.guild.add_member(world.env.create_user("mo"), roles=[role])
+
+        def there() -> set[int]:
+            return {message.id for message in world.channel.history()}
+
+        job = await drawn(world, world.channel, "red apple")
+        films = [(await who.slash(world.channel, "film", job=job)).response for who in (world.alice, world.bob)]
+        assert there() >= {film.id for film in films}
+        assert set(await world.deliveries.of(job)) == {"answer"}, "a film is owed to nobody"
+        (kept,) = (await world.house.desk.shelf.page(f"discord:{world.alice.id}", "all", 1)).kept
+        assert kept.place.where["message"] not in {str(film.id) for film in films}
+        assert "red apple" in text(await world.bob.context_menu(world.channel, "Details", films[0].message))
+        await mo.react(films[1].message, "❌")
+        await world.until(lambda: there() == set())
+        assert await world.deliveries.films(job) == []
+        place = (await world.deliveries.of(job))["answer"].place
+        assert not await world.deliveries.filmed(job, place), "it was deleted while the film was made"

@@ -118,7 +118,10 @@ async def test_a_moderator_keeps_it_hidden_and_may_think_again(open_world: Any) 
         card, mo = await held(world, {0: "unchecked", 3: "flagged"}), moderator(world)
         assert "Picture 1 could not be checked" in card.content
         assert world.labels(card)[-5:] == ["Look at what is held", "Show 1", "Keep 1 hidden", "Show 4", "Keep 4 hidden"]
+        film = (await world.bob.click(card, label="Film")).response
+        assert film.id in {message.id for message in world.channel.history()}
         await mo.click(card, label="Keep 4 hidden")
+        assert film.id not in {message.id for message in world.channel.history()}, "it may have been made before"
         hidden = world.message(card.id)
         assert "Picture 4 stays hidden: a moderator has looked at it." in hidden.content
         assert world.labels(hidden)[-4:] == ["Look at what is held", "Show 1", "Keep 1 hidden", "Show 4"]

@@ -18,6 +18,7 @@ from bot.chat import delivery, notices, rows
 from bot.chat.answer import member_of, refuse
 from bot.chat.delivery import UPLOAD, Picture
 from bot.chat.presenter import CONTENT, Card, refusal
+from bot.chat.presses.removal import films_away
 from bot.chat.quiet import QUIET
 from bot.chat.rows import ROW, Button
 from bot.images import grid
@@ -77,6 +78,8 @@ async def decide(interaction: Interaction, button: Button) -> None:
         return
     await interaction.response.defer()
     try:
+        if not show:  # a film may have been made while the picture was shown
+            await films_away(client, view.id, await client.desk.deliveries.films(view.id))
         await _renew(interaction, view)
     except Exception:  # the decision stands; the apology must not touch the message itself
         log.exception("job %s: its message was not renewed", button.job)

@@ -57,6 +57,7 @@ async def delete(client: DarkroomClient, job: str, member: Member) -> str:
     left = False
     for one, shown in done.shown.items():
         left |= not await _take_away(client, one, shown)
+        left |= not await films_away(client, one, done.films.get(one, ()))
     return f"{done.sentence} {LEFT}" if left else done.sentence
 
 
@@ -71,6 +72,17 @@ async def _take_away(client: DarkroomClient, job: str, shown: Mapping[Role, Deli
         if delivery.message:
             gone.append(await _removed(client, job, delivery))
     return all(gone)
+
+
+async def films_away(client: DarkroomClient, job: str, films: Iterable[Delivery]) -> bool:
+    """Take these messages with a job's film away; False if one stays."""
+    left = False
+    for film in films:
+        if await _removed(client, job, film):
+            await client.desk.deliveries.unfilmed(job, film.message)
+        else:
+            left = True
+    return not left
 
 
 async def _removed(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
