@@ -224,6 +224,33 @@ async def test_an_old_message_that_takes_no_more_edits_is_gone(open_world: Any) 
         assert "too old to be changed" in letter.content
 
 
+async def test_a_preview_that_hangs_does_not_hold_up_its_final(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.5)
+    async with open_world() as world:
+        request, hung = world.client.http.request, []
+        everywhere = world.client.http._global_over = asyncio.Event()
+
+        async def hangs(route: Any, **named: Any) -> Any:
+            if route.method == "PATCH" and named.get("files") and "darkroom-" not in str(named["files"][0].filename):
+                hung.append(route)
+                await asyncio.sleep(1.0)
+                everywhere.set()  # as the library does after its sleep
+                await asyncio.sleep(60.0)
+            return await request(route, **named)
+
+        world.client.http.request = hangs
+        world.painter.stand_at = 5
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        await world.until(lambda: hung)
+        world.painter.stand_at = None
+        world.painter.going.set()
+        async with asyncio.timeout(15):
+            assert has_picture(await world.ended(result))
+        assert everywhere.is_set(), "the library is let sleep to the end"
+
+
 async def test_the_librarys_word_on_an_old_message_is_taken_for_discords(open_world: Any) -> None:
     async with open_world() as world:
         for age, kind in ((7200.0, Gone), (60.0, Later)):

@@ -7,6 +7,7 @@ cards and places; knows nothing of jobs' states or of when to send.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,7 @@ Where = Mapping[str, str]
 SEARCHED = 50  # messages of a channel looked through for one that we lost
 ONE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
 ORIGINAL = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
+PATIENCE = 90.0  # seconds of one edit: the library would wait for many minutes
 OLD = 3600.0  # seconds: edits of an older message have a limit of their own
 UNREADABLE_HISTORY = 160002  # Discord's code: to reply one must be allowed to read
 
@@ -80,18 +82,39 @@ class Mail:
         return where.get("token") in self._client.answering
 
     async def edit(
-        self, where: Where, card: Card, picture: Picture | None, now: float, *, keep: bool = True
+        self, where: Where, card: Card, picture: Picture | None, now: float, *, keep: bool = True,
+        within: float = PATIENCE,
     ) -> None:  # fmt: skip
         """Edit the place's message; without a picture it keeps the one it has, unless `keep` is False.
 
-        Raises what `troubles` has.
+        One that is not done `within` so many seconds comes out as `Later`. Raises what `troubles` has.
         """
         files = [_file(card, picture)] if picture else (discord.utils.MISSING if keep else [])
         with told():
-            if lives(where, now):
-                await self._edit_by_token(where, card, files)
-            else:
-                await self._edit_in_channel(where, card, files, now)
+            await self._ended(asyncio.ensure_future(self._edited(where, card, files, now)), within)
+
+    async def _ended(self, sending: asyncio.Future[None], within: float) -> None:
+        """Wait so long, and give it up. But not while it waits for the limit of all requests together to end.
+
+        Whoever stops the library there, stops all that it will ever be asked to send.
+        """
+        try:
+            await asyncio.wait({sending}, timeout=within)
+            everywhere = getattr(self._client.http, "_global_over", None)
+            if not sending.done() and isinstance(everywhere, asyncio.Event):
+                await everywhere.wait()
+        finally:
+            late = sending.cancel()
+            await asyncio.wait({sending})
+        if late and sending.cancelled():
+            raise TimeoutError(f"not done within {within:.0f} s")
+        sending.result()
+
+    async def _edited(self, where: Where, card: Card, files: Any, now: float) -> None:
+        if lives(where, now):
+            await self._edit_by_token(where, card, files)
+        else:
+            await self._edit_in_channel(where, card, files, now)
 
     async def post(self, where: Where, letter: Letter) -> int:
         """A new message in the place's channel; its id. Raises what `troubles` has."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 6.0  # seconds of one edit: its job's last word waits for it
 GRACE = 6.0  # seconds that an answer may take until its message id is known; then we look for it
 ANSWERED = 900.0  # seconds that Discord lets any answer take
 YOUNG = 60.0  # seconds: an older job's answer is not under way any more
@@ -43,7 +44,7 @@ class Progress:
         card, picture = await self._made(moment, case)
         made()
         try:
-            await self._mail.edit(case.place.where, card, picture, self._wall())
+            await self._mail.edit(case.place.where, card, picture, self._wall(), within=PATIENCE)
         except Gone as gone:
             log.warning("job %s: its message is gone: %s", moment.job, gone)
             await self._lose(moment.job, case, gone.sentence)
