@@ -53,10 +53,12 @@ class Register:
 
     def next_room(self) -> float | None:
         """When the first of all running jobs ends, so that another may start; None if nobody can say."""
-        now = self._clock()
-        ends = [self._forecast.eta(run.record, None, now) for run in self._board.runs.values()]
-        known = [end for end in ends if end is not None]
-        return now + min(known) if known else None
+        now, runs = self._clock(), self._board.runs.values()
+        said = [run.said + run.left for run in runs if run.left is not None]
+        if said:  # each admission asks this: a thousand runs must cost little
+            return max(now, min(said))
+        ends = (self._forecast.eta(run.record, None, now) for run in runs)
+        return next((now + end for end in ends if end is not None), None)
 
     async def ticket(self, record: Record) -> Ticket:
         """What is said to a member whose job was taken."""

@@ -42,18 +42,22 @@ class Board:
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self._cost_left: dict[str, float] = {}  # pool → of its runs together: asked at each look at any job
 
     def put(self, record: Record, now: float) -> Run:
         """A job was sent, or a worker began it; a known run keeps the furthest step."""
         old = self.runs.get(record.id)
         step = max(record.step, old.step if old else 0)
         run = Run(record, record.epoch, step, now, old.left if old else None, old.said if old else 0.0)
+        self.drop(record.id)
         self.runs[record.id] = run
+        self._count(run, run.cost_left)
         return run
 
     def drop(self, job: str) -> None:
         """The job is over, or waits again."""
-        self.runs.pop(job, None)
+        if run := self.runs.pop(job, None):
+            self._count(run, -run.cost_left)
 
     def frame(self, frame: Frame, now: float) -> Run | None:
         """A frame as a sign of life. None if it is of no use: unknown job, older epoch, or beyond its recipe."""
@@ -62,10 +66,16 @@ class Board:
             return None
         if frame.image >= run.record.images or frame.of != run.record.steps or frame.step > frame.of:
             return None
+        before = run.cost_left
         run.epoch, run.beat = frame.epoch, now
         run.step, run.left, run.said = max(run.step, frame.step), frame.seconds_left, now
+        self._count(run, run.cost_left - before)
         return run
 
     def cost_left(self, pool: str) -> float:
         """Device-seconds that the pool's runs still need, by their estimates."""
-        return sum(run.cost_left for run in self.runs.values() if run.record.pool == pool)
+        return max(0.0, self._cost_left.get(pool, 0.0)) if self.runs else 0.0
+
+    def _count(self, run: Run, change: float) -> None:
+        pool = run.record.pool
+        self._cost_left[pool] = self._cost_left.get(pool, 0.0) + change if self.runs else 0.0

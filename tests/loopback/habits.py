@@ -32,6 +32,7 @@ BOOLEAN = "is neither true nor false"
 
 HABITS = (
     Habit("*", "*attachments[].id", NUMBER, "ids of attachments are numbers in JSON; Discord reads both"),
+    Habit("*", "allowed_mentions.users[]", NUMBER, "and the ids of those who may be mentioned"),
     Habit("*/messages", "message_reference.*", NUMBER, "so are the ids of a message that is answered"),
     Habit("POST /users/@me/channels", "recipient_id", NUMBER, "and the one to whom a direct message goes"),
     *(

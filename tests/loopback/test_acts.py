@@ -71,7 +71,8 @@ async def test_the_habits_of_the_library_are_known_and_all_occur(open_plain: Ope
     alice = Person(loopback, "alice", guild)
     async with loopback.open(), open_plain(loopback) as bot:
         await everything(bot, channel.id)
-        await (await bot.fetch_user(alice.id)).send("psst")
+        them = discord.AllowedMentions(users=[discord.Object(alice.id)])
+        await (await bot.fetch_user(alice.id)).send("psst", allowed_mentions=them)
         act = await alice.slash(channel, "say", text="hi")
         message = await act.answer()
         for one in (await alice.press(message, custom_id="press"), await alice.menu(channel, "Look at them", alice)):
