@@ -340,6 +340,32 @@ def test_what_failed_gives_way_to_what_is_newer() -> None:
     assert math.isinf(edits.wake(4.4)), "the old preview does not come back"
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("failed_first", [False, True])
+def test_the_pause_of_a_failed_preview_is_not_its_finals(failed_first: bool, dropped: bool) -> None:
+    edits: Edits[int] = Edits()
+    edits.offer(edit("a", "preview", 0))
+    preview = edits.take(0.0)
+    assert preview
+    if failed_first:
+        edits.failed(preview, 0.1, after=30.0)
+    if dropped:
+        edits.drop("a")
+    edits.offer(edit("a", "final", 1, 0.2))
+    if not failed_first:
+        edits.failed(preview, 0.3, after=30.0)
+    final = edits.take(0.4)
+    assert final
+    assert final.final
+    edits.failed(final, 0.5, after=2.0)
+    assert edits.take(1.0) is None
+    edits.offer(edit("a", "final", 1, 1.0))
+    assert edits.take(1.0) is None, "its own pause holds"
+    assert edits.take(2.6)
+    edits.sent(final, 2.7)
+    assert edits._not_before == {}
+
+
 def test_a_preview_under_way_at_the_hand_over_does_not_come_after_the_final() -> None:
     edits: Edits[int] = Edits()
     edits.offer(edit("a", "preview", 0, bucket="token"))

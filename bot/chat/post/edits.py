@@ -63,6 +63,8 @@ class Edits(Generic[T]):
         """
         if edit.final:
             self._end(edit.job)
+            if (waits := self._waiting.get(edit.job)) and not waits.final:
+                self._not_before.pop(edit.job, None)
         elif edit.job in self._ended:
             return False
         elif edit.kind == "preview":
@@ -101,7 +103,8 @@ class Edits(Generic[T]):
         stale = not edit.final and edit.job in self._ended
         if not stale and (newer is None or (edit.final and not newer.final)):
             self._wait(edit)
-        self._not_before[edit.job] = now + after
+        if not stale:
+            self._not_before[edit.job] = now + after
         self._spend(edit.bucket, now)
 
     def hold(self, bucket: str, until: float) -> None:
