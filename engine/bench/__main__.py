@@ -18,7 +18,10 @@ def bench(
     ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:
-    """Measure this machine side by side with diffusers, in one run. Let nothing else run meanwhile."""
+    """Measure this machine side by side with diffusers, in one run. Let nothing else run meanwhile.
+
+    Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0. `bench discord` measures the bot.
+    """
     from engine.bench.quick import quick_rows
     from engine.bench.row import as_json, as_table
     from engine.bench.service import service_rows

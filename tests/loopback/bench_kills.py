@@ -30,18 +30,20 @@ Moment = Literal["arrives", "took effect", "was answered", "was noted"]
 Kind = Literal["answer", "preview", "final", "notice", "collapse", "open direct", "direct", "none"]
 NOTED = 0.03  # seconds after an answer: by then the bot has written it down
 WITHIN = 90.0  # seconds for a picture to arrive, with the bot's start
+AWAY, TALK = 600.0, 60  # seconds that a bot is down in a busy channel, and what others write meanwhile
 AFTERWARDS = 2.0  # seconds in which a second one would come
 
 
 @dataclass(frozen=True)
 class Point:
-    """When to kill: at the first request of a kind."""
+    """When to kill: at the first request of a kind. `busy`: the bot is away for long, and the channel talks on."""
 
     kind: Kind
     moment: Moment
+    busy: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.moment}"
+        return f"{self.kind} {self.moment}{', then a long time in a busy channel' if self.busy else ''}"
 
 
 def _points(kind: Kind, *moments: Moment) -> list[Point]:
@@ -56,8 +58,13 @@ POINTS = (
     *_points("collapse", "took effect", "was noted"),
     *_points("open direct", "took effect"),
     *_points("direct", "took effect", "was noted"),
+    Point("notice", "took effect", busy=True),
 )
-FEW = tuple(each for each in POINTS if each.moment == "took effect" and each.kind in ("answer", "final", "notice"))
+FEW = tuple(
+    each
+    for each in POINTS
+    if not each.busy and each.moment == "took effect" and each.kind in ("answer", "final", "notice")
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,10 @@ async def _killed(
     await asyncio.wait_for(loopback.sprung.wait(), WITHIN)
     assert bot.process
     await bot.process.wait()
+    if point.busy:
+        for number in range(TALK):
+            await member.say(channel, f"nice picture {number}")
+        loopback.world.later(AWAY)  # no nonce is known any more
     await bot.start()
 
     def seen() -> Outcome:

@@ -28,6 +28,7 @@ from loopback.asked import Asked
 from loopback.bot import Bot
 from loopback.people import Act, Person
 from loopback.server import Loopback
+from loopback.troubles import Troubles
 
 SHORT, LONG = 52.0, 64.0  # seconds: below and above the minute from which on an end is told by a new message
 RATE = 20.0  # requests for pictures a second, and finals
@@ -101,9 +102,12 @@ async def _read(process: asyncio.subprocess.Process, ended: dict[str, float]) ->
         ended[told["job"]] = told["at"]
 
 
-async def evening(folder: Path, size: Size, say: Callable[[str], None]) -> Evening:
-    """All of it, until every final was shown or a minute of silence has passed."""
+async def evening(
+    folder: Path, size: Size, say: Callable[[str], None], troubled: Callable[[Troubles], object] = lambda troubles: None
+) -> Evening:
+    """All of it, until every final was shown or for long nothing came. `troubled` orders what is in the way."""
     loopback = Loopback(clock=time.monotonic, judged=False)
+    troubled(loopback.troubles)
     seen = Evening(size, loopback)
     guilds = [loopback.world.create_guild(f"guild {number}") for number in range(size.guilds)]
     channels = [

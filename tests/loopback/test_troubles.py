@@ -49,8 +49,9 @@ async def test_edits_that_took_effect_and_said_that_they_did_not(scene: Any) -> 
 
 async def test_a_limit_of_all_requests_together(scene: Any) -> None:
     acts = await three(scene)
-    scene.loopback.troubles.storm(429, path=EDITS, times=3, retry_after=1.0, everywhere=True)
+    storm = scene.loopback.troubles.storm(429, path=EDITS, times=3, retry_after=1.0, everywhere=True)
     await all_once(scene, *acts)
+    assert storm.met == 3
 
 
 async def test_slow_uploads_and_slow_answers(scene: Any) -> None:

@@ -66,10 +66,10 @@ class Troubles:
         return self._add(Trouble(method, path, times, self._clock() + seconds, delay=delay, late=late))
 
     def break_lines(
-        self, *, path: str = "*", method: str = "*", times: float = 1, carried_out: bool = False
+        self, *, path: str = "*", method: str = "*", times: float = 1, carried_out: bool = False, delay: float = 0.0
     ) -> Trouble:
-        """The connection ends without an answer, after the request took effect or before."""
-        return self._add(Trouble(method, path, times, math.inf, carried_out=carried_out, broken=True))
+        """The connection ends without an answer, after the request took effect or before; `delay` seconds later."""
+        return self._add(Trouble(method, path, times, math.inf, carried_out=carried_out, broken=True, delay=delay))
 
     def over(self) -> None:
         """No more troubles."""
