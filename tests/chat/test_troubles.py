@@ -224,6 +224,16 @@ async def test_an_old_message_that_takes_no_more_edits_is_gone(open_world: Any) 
         assert "too old to be changed" in letter.content
 
 
+async def test_where_previews_are_too_large_words_have_to_do(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_world() as world:
+        world.env.inject_error("PATCH", "*", status=413, code=40005, message="Request entity too large", times=1)
+        result = await begun(world)
+        assert world.message(result.response.id).attachments == []
+        world.painter.going.set()
+        assert has_picture(await world.ended(result))
+        assert "was not edited" not in caplog.text
+
+
 async def test_a_preview_that_hangs_does_not_hold_up_its_final(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bot.chat import delivery, presenter
 from bot.chat.post.mail import Mail
-from bot.chat.post.troubles import Gone, Later
+from bot.chat.post.troubles import Gone, Later, TooLarge
 from bot.feed import Developing, Queued
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class Progress:
         made()
         try:
             await self._mail.edit(case.place.where, card, picture, self._wall(), within=PATIENCE)
+        except TooLarge as large:
+            case.pictured = False
+            raise Later(1.0, f"its previews are too large here, words have to do: {large}") from large
         except Gone as gone:
             log.warning("job %s: its message is gone: %s", moment.job, gone)
             await self._lose(moment.job, case, gone.sentence)
