@@ -82,7 +82,7 @@ class Moderation:
         films = {one: await self._store.ask(places.films, one) for one in ids}  # after that no film is noted any more
         for one in marked:
             await self._stop(one)
-        await self.sweep()
+        await self._empty_each(await self._store.ask(deleting.leftovers, marked))  # others' are the sweep's
         said = "Deleted. Its pictures are gone for good." if job in marked else DELETED
         return Deletion(job, said, shown, films)
 
@@ -96,7 +96,10 @@ class Moderation:
 
     async def sweep(self) -> None:
         """Remove the files of deleted jobs that no other job has. What cannot be removed now is left for later."""
-        for one in await self._store.ask(deleting.leftovers):
+        await self._empty_each(await self._store.ask(deleting.leftovers))
+
+    async def _empty_each(self, left: Sequence[Stored]) -> None:
+        for one in left:
             try:
                 await self._empty(one)
             except OSError as error:

@@ -46,10 +46,12 @@ def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now
     return gone
 
 
-def leftovers(connection: Connection) -> list[Stored]:
-    """Pictures and ladders of deleted jobs, as long as their files may be there."""
-    asked = select(pictures).join(jobs, jobs.c.id == pictures.c.job).where(jobs.c.deleted.is_not(None))
-    return [Stored(**row) for row in connection.execute(asked.limit(AT_ONCE)).mappings()]
+def leftovers(connection: Connection, ids: Sequence[str] | None = None) -> list[Stored]:
+    """Pictures and ladders of deleted jobs (of these, or None: of any), as long as their files may be there."""
+    gone = select(jobs.c.id).where(jobs.c.deleted.is_not(None))
+    gone = gone if ids is None else gone.where(jobs.c.id.in_(ids))
+    asked = select(pictures).where(pictures.c.job.in_(gone)).limit(AT_ONCE)
+    return [Stored(**row) for row in connection.execute(asked).mappings()]
 
 
 def unused(connection: Connection, sha256: str) -> bool:

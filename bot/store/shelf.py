@@ -41,15 +41,15 @@ def _which(member: str, which: Which) -> ColumnElement[bool]:
 
 
 def near(connection: Connection, member: str, guild: str, channel: str, limit: int) -> list[Record]:
-    """The newest of a member's own jobs and of the public ones of a channel, together."""
+    """The newest of a member's own jobs and of the public ones of a channel, together. Asked at each keystroke: two
+    short walks, each along an index of its own.
+    """
     public = and_(jobs.c.guild == guild, jobs.c.channel == channel, jobs.c.private.is_(False))
-    asked = (
-        select(jobs)
-        .where(or_(jobs.c.member == member, public), jobs.c.deleted.is_(None))
-        .order_by(jobs.c.id.desc())
-        .limit(limit)
-    )
-    return records(connection, asked)
+    newest: dict[str, Record] = {}
+    for which in (jobs.c.member == member, public):
+        asked = select(jobs).where(which, jobs.c.deleted.is_(None)).order_by(jobs.c.id.desc()).limit(limit)
+        newest |= {one.id: one for one in records(connection, asked)}
+    return [newest[job] for job in sorted(newest, reverse=True)[:limit]]
 
 
 def open_of(connection: Connection, member: str, limit: int) -> list[Record]:

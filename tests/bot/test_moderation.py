@@ -279,7 +279,7 @@ async def test_an_outage_of_the_picture_store_keeps_nobody_from_deleting(workpla
     house = await workplace.house()
     await workplace.worker()
     await until(lambda: house.studio.workers())
-    job = await a_finished_job(house, until, ann, here, "a lamp --count 1")
+    job, later = [await a_finished_job(house, until, ann, here, "a lamp --count 1") for _ in range(2)]
 
     async def away(_):
         raise OSError("the bucket is away")
@@ -288,7 +288,9 @@ async def test_an_outage_of_the_picture_store_keeps_nobody_from_deleting(workpla
         outage.setattr(house.pictures, "drop", away)
         await house.desk.moderation.delete(job, ann)
     assert (await refused(house.studio.picture(job, 0))).sentence == DELETED
-    assert len(await contents(house, job)) == 2, "noted as still there"
+    await house.desk.moderation.delete(later, ann)
+    assert await contents(house, later) == []
+    assert len(await contents(house, job)) == 2, "noted as still there; who deletes waits for no other's"
     await house.desk.moderation.sweep()
     assert await contents(house, job) == []
 
