@@ -81,9 +81,7 @@ jobs = Table(
     Index("jobs_guild_created", "guild", "created", "channel", "charged"),
     Index("jobs_parent", "parent", "action"),
     Index("jobs_guild_state", "guild", "state", "channel"),
-    Index(
-        "jobs_deleted", "id", sqlite_where=text("deleted IS NOT NULL"), postgresql_where=text("deleted IS NOT NULL")
-    ),
+    Index("jobs_deleted", "id", sqlite_where=text("deleted IS NOT NULL"), postgresql_where=text("deleted IS NOT NULL")),
     Index("jobs_channel", "guild", "channel", "id"),
     Index("jobs_member", "member", "id"),
 )

@@ -1,4 +1,4 @@
-"""What is asked at each keystroke, at each deletion and every few minutes reads by index, however many jobs there are."""
+"""What is asked at each keystroke, at each deletion and every few minutes goes by index, whatever there is."""
 
 from __future__ import annotations
 
