@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bot.access import Action, forbidden, subject_of
 from bot.chat.answer import member_of, refuse
+from bot.chat.sight import covered, why
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ ADMITTED: tuple[Action, ...] = ("imagine", "reproduce")  # they make jobs: admis
 async def permit(interaction: discord.Interaction[DarkroomClient], action: Action, view: View | None = None) -> Member:
     """Who asks, if they may do this (to this job). Raises `Refused` (403)."""
     member = member_of(interaction)
-    subject = None if view is None else subject_of(view)
+    subject = None if view is None else subject_of(covered(view, interaction.user))
     if reason := forbidden(action, member, subject, direct=interaction.guild_id is None):
-        raise Refused(reason, 403)
+        raise Refused(why(reason, view), 403)
     if action not in ADMITTED:
         await interaction.client.desk.administration.allowed(member, action)
     return member

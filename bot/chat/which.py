@@ -15,6 +15,7 @@ from discord.app_commands import Choice
 
 from bot import sentences
 from bot.chat.answer import member_of
+from bot.chat.sight import covered
 from bot.refused import Refused
 from bot.sentences import shortened
 from bot.states import over
@@ -63,7 +64,8 @@ async def open_jobs(interaction: Interaction, typed: str) -> list[Choice[str]]:
     own = await interaction.client.desk.shelf.open_of(member.id)
     others: Sequence[View] = ()
     if member.moderator and interaction.guild_id is not None:
-        others = [view for view in await interaction.client.studio.queue(member.guild) if view.member_id != member.id]
+        found = await interaction.client.studio.queue(member.guild)
+        others = [covered(view, interaction.user) for view in found if view.member_id != member.id]
     whole = f"All of mine: {sentences.jobs(len(own))}" if len(own) > 1 else ""
     return offered([*own, *others], typed, member.id, whole=whole)
 

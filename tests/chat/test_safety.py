@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import discord
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,13 +174,13 @@ async def test_a_refusal_that_quotes_does_no_harm_and_is_for_one_alone(open_worl
     async with open_world() as world:
         mallory = await hostile_author(world)
         for typed in (
-            "fox --@everyone",
+            "fox --steps @everyone",
             "fox --model <@&2>",
             "fox --ar [a](https://evil.example)",
-            "a::**b**::x --é|| 3",
+            "fox --seed **b**||3||",
         ):
             said = await mallory.slash(world.channel, "imagine", prompt=typed)
-            assert said.ephemeral or said.response.content
+            assert said.ephemeral
             harmless(said.response)
         assert [message for message in world.channel.history() if "evil" in message.content] == []
 
@@ -200,6 +201,36 @@ async def test_a_forbidden_word_is_named_to_its_author_alone(open_world: Any) ->
         assert (noted.kind, noted.actor_name) == ("word", "alice")
         ok = await world.alice.slash(world.channel, "imagine", prompt="a gorey fox, gored")
         assert not ok.ephemeral
+
+
+@pytest.mark.asyncio
+async def test_who_cannot_see_a_channel_learns_nothing_of_its_jobs(open_world: Any) -> None:
+    async with open_world() as world:
+        hidden = {world.guild.default_role: discord.PermissionOverwrite(view_channel=False)}
+        crew = world.guild.create_text_channel(
+            "crew", overwrites={**hidden, world.alice: discord.PermissionOverwrite(view_channel=True)}
+        )
+        role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True, view_channel=True))
+        mo = world.guild.add_member(world.env.create_user("mo"), roles=[role])
+        world.painter.stand_at = 3
+        await world.alice.slash(crew, "imagine", prompt="a secret fox")
+        await world.until(lambda: not world.painter.going.is_set())
+        (view,) = await world.studio.recent()
+        assert not view.private
+        for reader in (world.bob, mo):
+            shown = (await reader.slash(world.channel, "queue")).response.content
+            assert "a private picture" in shown
+            assert "secret" not in shown
+            for command in ("info", "reproduce", "film"):
+                said = await reader.slash(world.channel, command, job=view.id)
+                assert said.response.content == "🚫 That job belongs to a channel that you cannot see."
+        assert "secret" not in str(await mo.autocomplete(world.channel, "cancel", "job", ""))
+        assert "a secret fox" in (await world.alice.slash(world.channel, "queue")).response.content
+        world.painter.stand_at = None
+        said = await mo.slash(world.channel, "cancel", job=view.id)
+        assert "Cancelling" in said.response.content, "moderators can stop it all the same"
+        assert "secret" not in said.response.content
+        world.painter.going.set()
 
 
 async def a_member(world: Any) -> Any:

@@ -13,6 +13,7 @@ from bot import sentences
 from bot.chat import presenter
 from bot.chat.answer import guild_of, member_of, say
 from bot.chat.permitted import permit, refusing
+from bot.chat.sight import covered
 from bot.chat.which import ALL, CHOICE, open_jobs
 from bot.refused import Refused
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with refusing(interaction):
         here = guild_of(interaction)  # of this server: prompts are its own business
-        views = await interaction.client.studio.queue(here)
+        views = [covered(view, interaction.user) for view in await interaction.client.studio.queue(here)]
         me = member_of(interaction).id
         mine = any(view.member_id == me for view in views)
         hint = f"-# {interaction.client.tree.mention('cancel')} takes one of yours back." if mine else ""
@@ -44,7 +45,8 @@ async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[st
         member = await permit(interaction, "cancel", view)
         said = await interaction.client.studio.cancel(view.id, member)
         mine = view.member_id == member.id
-        prompt = "A private job" if view.private and not mine else sentences.quoted(view.prompt, 200)
+        private = covered(view, interaction.user).private and not mine
+        prompt = "A private job" if private else sentences.quoted(view.prompt, 200)
         await say(interaction, f"**{prompt}**\n{said}")
 
 
