@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,35 @@ class Picture:
     payload: bytes
 
 
+class Kept:
+    """Finals that were made and could not be sent yet; the oldest go where all are more than `most` bytes.
+
+    What they were made of is compared: a moderator may have hidden or shown one of the pictures meanwhile.
+    """
+
+    def __init__(self, most: int = 32 * 1024 * 1024) -> None:
+        self.bytes, self._most = 0, most
+        self._made: OrderedDict[str, tuple[int, int, Picture]] = OrderedDict()
+
+    def get(self, job: str, pictures: Sequence[bytes], limit: int) -> Picture | None:
+        """What was made of the same pictures, if it is there."""
+        known = self._made.get(job)
+        return known[2] if known and known[:2] == (hash(tuple(pictures)), limit) else None
+
+    def put(self, job: str, pictures: Sequence[bytes], limit: int, picture: Picture) -> None:
+        """Until `forget`."""
+        self.forget(job)
+        self._made[job] = (hash(tuple(pictures)), limit, picture)
+        self.bytes += len(picture.payload)
+        while self.bytes > self._most:
+            self.forget(next(iter(self._made)))
+
+    def forget(self, job: str) -> None:
+        """It was sent, or never will be."""
+        if known := self._made.pop(job, None):
+            self.bytes -= len(known[2].payload)
+
+
 async def preview(view: View, frames: Mapping[int, bytes]) -> Picture | None:
     """The newest frames as one small JPEG, quiet tiles where none has come yet; None while there is nothing to show."""
     recipe = view.recipe
@@ -46,18 +76,20 @@ async def preview(view: View, frames: Mapping[int, bytes]) -> Picture | None:
     return Picture("developing.jpg", await asyncio.to_thread(_live, cells, (recipe.width, recipe.height)))
 
 
-async def ending(studio: Studio, view: View, limit: int = UPLOAD) -> tuple[Card, Picture | None]:
+async def ending(
+    studio: Studio, view: View, limit: int = UPLOAD, kept: Kept | None = None
+) -> tuple[Card, Picture | None]:
     """The last card of a job and its picture; where there should be one and is none, the card says why."""
     card = presenter.ended(view)
     try:
-        picture = await final(studio, view, limit)
+        picture = await final(studio, view, limit, kept)
     except (Refused, Unreadable) as error:
         log.warning("job %s: its picture cannot be shown: %s", view.id, error)
         return presenter.unkept(card), None
     return (presenter.unshown(card) if picture is None and view.state == "finished" else card), picture
 
 
-async def final(studio: Studio, view: View, limit: int = UPLOAD) -> Picture | None:
+async def final(studio: Studio, view: View, limit: int = UPLOAD, kept: Kept | None = None) -> Picture | None:
     """What a finished job shows in at most `limit` bytes; None if it has nothing, or nothing that small.
 
     Raises `Refused` or `Unreadable` for pictures that are gone or spoilt.
@@ -65,11 +97,16 @@ async def final(studio: Studio, view: View, limit: int = UPLOAD) -> Picture | No
     if view.state != "finished":
         return None
     pictures = await studio.all_shown(view.id)
+    if kept and (known := kept.get(view.id, pictures, limit)):
+        return known
     made = await asyncio.to_thread(_made, pictures, isinstance(view.recipe, Recipe), limit)
     if made is None:
         return None
     payload, form = made
-    return Picture(f"darkroom-{view.id}.{ENDING[form]}", payload)
+    picture = Picture(f"darkroom-{view.id}.{ENDING[form]}", payload)
+    if kept:
+        kept.put(view.id, pictures, limit, picture)
+    return picture
 
 
 def _live(cells: Sequence[bytes | None], shape: tuple[int, int]) -> bytes:

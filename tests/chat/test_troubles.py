@@ -11,8 +11,8 @@ from typing import Any
 import discord
 import pytest
 
-from bot.chat import answer
-from bot.chat.post import courier, progress
+from bot.chat import answer, delivery
+from bot.chat.post import courier, pauses, progress, troubles
 from bot.chat.post.edits import Edit
 from bot.chat.post.mail import Mail
 from bot.chat.post.troubles import Gone, Later
@@ -222,6 +222,27 @@ async def test_an_old_message_that_takes_no_more_edits_is_gone(open_world: Any) 
         world.painter.going.set()
         (letter,) = await world.until(world.alice.user.dm_channel.history)
         assert "too old to be changed" in letter.content
+
+
+async def test_an_outage_costs_one_composition_and_one_warning(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pauses, "FIRST", 0.1)
+    made, compose = [], delivery._made
+
+    def counted(*given: Any) -> Any:
+        made.append(given)
+        return compose(*given)
+
+    monkeypatch.setattr(delivery, "_made", counted)
+    monkeypatch.setattr(troubles, "_meant", lambda error: Later(0.0, error, outage=True))
+    async with open_world() as world:
+        result = await begun(world)
+        world.env.inject_error("PATCH", "*", status=503, times=4)
+        world.painter.going.set()
+        assert has_picture(await world.ended(result))
+    assert len(made) == 1
+    assert caplog.text.count("Discord is out of reach") == 1
 
 
 async def test_where_previews_are_too_large_words_have_to_do(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:

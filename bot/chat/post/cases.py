@@ -35,6 +35,7 @@ class Case:
     unposted: set[Role] = field(default_factory=set)  # places that this process made, and surely posted nothing to
     limit: int = 1 << 30  # bytes that Discord turned out to take
     troubles: int = 0
+    outages: int = 0  # times in a row that Discord was out of reach
     limited: int = 0  # times in a row that Discord let it wait
 
 

@@ -22,6 +22,7 @@ from bot.chat.post.finals import Finals
 from bot.chat.post.mail import Mail, bucket, lives, post_bucket
 from bot.chat.post.outcome import Wishes
 from bot.chat.post.progress import Progress
+from bot.chat.post.setbacks import Setbacks
 from bot.chat.post.troubles import Expired, Later, TooLarge
 from bot.feed import Developing, Moment, Queued, Settled
 from bot.states import over
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_TOKEN = {"token_until": "0"}  # the token is dead
-TRIES = 3  # of an unexpected error with one message
 SWEEP = 60.0  # seconds between two looks for what was missed
 
 
@@ -70,6 +70,7 @@ class Courier:
         self._progress = Progress(desk, mail, clock, wall)
         self._finals = Finals(desk, mail, self._wishes, wall, public)
         self._given_up: set[str] = set()  # until the next start
+        self._setbacks = Setbacks(self.edits, clock)
         self._changed = asyncio.Event()
 
     @staticmethod
@@ -126,7 +127,7 @@ class Courier:
     def _end(self, job: str, case: Case, group: asyncio.TaskGroup) -> None:
         """The job is over: nothing goes out any more but its last word."""
         if not case.ending:
-            case.ending = True
+            case.ending, case.outages = True, 0
             self.edits.drop(job)
             group.create_task(self._go_on(job, case))
 
@@ -174,11 +175,7 @@ class Courier:
         try:
             await self._attempt(edit, case)
         except Later as later:
-            log.info("job %s: its message waits %.1f s: %s", job, later.seconds, later)
-            case.limited = case.limited + 1 if later.limited else 0
-            self._again(edit, case, later.seconds)
-            if later.limited and case.limited <= TRIES:  # a limit that does not end is its message's own
-                self.edits.hold(edit.bucket, self._clock() + later.seconds)
+            self._setbacks.postpone(edit, case, later)
         except Expired:
             await self._hand_over(edit, case)
         except Exception:
@@ -219,27 +216,21 @@ class Courier:
         if isinstance(edit.content, Last):
             await self._done(edit, case)
             return
-        self._again(edit, case, 0.0)
+        self._setbacks.again(edit, case, 0.0)
         self._offer(edit.kind, edit.content, case)
 
     async def _done(self, edit: Edit[Content], case: Case) -> None:
-        case.limited = 0
+        self._setbacks.over(case)
         self.edits.sent(edit, self._clock())
         if edit.final:
             self.edits.drop(edit.job)
             await self._go_on(edit.content.job, case)
 
-    def _again(self, edit: Edit[Content], case: Case, seconds: float) -> None:
-        case.fresh = bool(case.frames)
-        self.edits.failed(edit, self._clock(), seconds)
-
     async def _stumble(self, edit: Edit[Content], case: Case) -> None:
         """An error that nobody foresaw. A final is tried again, at last by the next start."""
         job = edit.content.job
         log.exception("job %s: its message was not edited", job)
-        if edit.final and case.troubles < TRIES - 1:
-            case.troubles += 1
-            self._again(edit, case, 2.0**case.troubles)
+        if self._setbacks.stumble(edit, case):
             return
         self.edits.sent(edit, self._clock())
         if edit.final:

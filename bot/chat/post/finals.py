@@ -39,11 +39,13 @@ class Finals:
     ) -> None:  # fmt: skip
         self._studio, self._deliveries = desk.studio, desk.deliveries
         self._mail, self._wishes, self._wall, self._public = mail, wishes, wall, public
+        self._kept = delivery.Kept()
 
     async def next(self, job: str, case: Case) -> tuple[Role, Where] | None:
         """The place that must be seen to now; None once the job is settled everywhere, which is then noted."""
         known = await self._deliveries.of(job)
         if outcome.settled(known):
+            self._kept.forget(job)
             return None
         case.view = await self._studio.view(job)
         case.wishes = case.wishes or await self._wishes(case.view)
@@ -55,6 +57,7 @@ class Finals:
         role = outcome.due(known)
         if role is not None:
             return role, known[role].place.where
+        self._kept.forget(job)
         answer = known["answer"]
         if answer.delivered is None:  # it is gone, and the others have had their word
             await self._deliveries.delivered(job, "answer", answer.reason)
@@ -112,7 +115,7 @@ class Finals:
         return Letter(notices.notice(card, user), picture, nonce, user, answer.message)
 
     async def _ending(self, case: Case, limit: int) -> tuple[delivery.Card, delivery.Picture | None]:
-        card, picture = await delivery.ending(self._studio, case.view, limit)
+        card, picture = await delivery.ending(self._studio, case.view, limit, self._kept)
         if picture is None and case.view.state == "finished" and self._public:
             card = notices.linked(card, f"{self._public}/api/jobs/{case.view.id}/grid.png")
         return card, picture

@@ -38,12 +38,13 @@ UNKNOWN = "Discord does not let me show it there any more."
 
 
 class Later(Exception):
-    """It may work after `seconds`: an outage, a broken line, or (`limited`) Discord lets the whole bucket wait."""
+    """It may work after `seconds`: an `outage` or a broken line, or Discord lets the whole bucket wait (`limited`)."""
 
-    def __init__(self, seconds: float, why: object, *, limited: bool = False) -> None:
+    def __init__(self, seconds: float, why: object, *, limited: bool = False, outage: bool = False) -> None:
         super().__init__(str(why))
         self.seconds = seconds
         self.limited = limited
+        self.outage = outage
 
 
 class Gone(Exception):
@@ -75,7 +76,7 @@ def told() -> Iterator[None]:
     except discord.HTTPException as error:
         raise _meant(error) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise Later(2.0, f"{type(error).__name__}: {error}") from error
+        raise Later(2.0, f"{type(error).__name__}: {error}", outage=True) from error
 
 
 def _meant(error: discord.HTTPException) -> Exception:
@@ -84,7 +85,7 @@ def _meant(error: discord.HTTPException) -> Exception:
     if error.status == 429 and error.code != SLOW_MODE:
         return Later(5.0, error, limited=True)
     if error.status >= 500:
-        return Later(2.0, error)
+        return Later(2.0, error, outage=True)
     if error.status == 413 or error.code == TOO_LARGE:
         return TooLarge(str(error))
     if error.code in DEAD_TOKEN:
