@@ -45,8 +45,8 @@ PURE = [
     "bot.rules.effort", "bot.rules.rule", "bot.rules.sheet", "bot.rules.telling", "bot.rules.terms", "bot.rules.together",
     "bot.rules.lookalikes", "bot.rules.patterns", "bot.rules.signs", "bot.rules.words", "bot.rules.wordtree",
     "bot.views", "bot.prompt.suffix", "bot.chat.post.buckets", "bot.chat.commands.counted", "bot.chat.details",
-    "bot.chat.post.edits",
-    "bot.chat.post.line", "bot.chat.post.pauses", "bot.chat.notices", "bot.chat.post.outcome", "bot.chat.presenter", "bot.chat.rows",
+    "bot.chat.post.edits", "bot.chat.post.pauses",
+    "bot.chat.post.line", "bot.chat.notices", "bot.chat.post.outcome", "bot.chat.presenter", "bot.chat.rows",
     "bot.chat.settings.explained", "bot.chat.settings.wording",
     "engine.job", "engine.ladder", "engine.plan", "engine.scheduler",
 ]  # fmt: skip

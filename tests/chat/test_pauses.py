@@ -21,3 +21,21 @@ def test_finals_are_kept_within_bounds_and_while_their_pictures_are_the_same() -
     assert kept.get("b", [b"3"], 5) is one
     kept.forget("b")
     assert kept.bytes == 0
+
+
+def test_whoever_is_given_up_has_another_chance_each_time_later_and_the_settled_are_forgotten() -> None:
+    given_up = pauses.GivenUp()
+    assert not given_up.waits("a", 0.0)
+    given_up.add("a", 0.0)
+    given_up.add("b", 0.0)
+    assert given_up.waits("a", 599.0)
+    assert not given_up.waits("a", 600.0)
+    given_up.add("a", 600.0)
+    assert given_up.waits("a", 1799.0)
+    assert not given_up.waits("a", 1800.0)
+    for _ in range(20):
+        given_up.add("a", 0.0)
+    assert not given_up.waits("a", pauses.AT_MOST)
+    given_up.keep(["a", "c"])
+    assert len(given_up) == 1
+    assert not given_up.waits("b", 0.0)

@@ -12,7 +12,7 @@ import discord
 import pytest
 
 from bot.chat import answer, delivery
-from bot.chat.post import courier, pauses, progress, troubles
+from bot.chat.post import courier, pauses, progress, setbacks, troubles
 from bot.chat.post.edits import Edit
 from bot.chat.post.mail import Mail
 from bot.chat.post.troubles import Gone, Later
@@ -243,6 +243,29 @@ async def test_an_outage_costs_one_composition_and_one_warning(
         assert has_picture(await world.ended(result))
     assert len(made) == 1
     assert caplog.text.count("Discord is out of reach") == 1
+
+
+async def test_what_was_given_up_has_another_chance_without_a_restart(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setbacks, "TRIES", 1)
+    monkeypatch.setattr(pauses, "GIVEN_UP", 0.5)
+    monkeypatch.setattr(courier, "SWEEP", 0.2)
+    async with open_world() as world:
+        result = await begun(world)
+        note, full = world.deliveries.delivered, [True]
+
+        async def delivered(*given: Any) -> None:
+            if full[0]:
+                full[0] = False
+                raise OSError("the disk is full")
+            await note(*given)
+
+        monkeypatch.setattr(world.deliveries, "delivered", delivered)
+        world.painter.going.set()
+        assert has_picture(await world.ended(result))
+        await world.until(lambda: not full[0])
+        await noted(world)
 
 
 async def test_where_previews_are_too_large_words_have_to_do(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ from bot.chat.post.edits import Edit, Edits, Kind
 from bot.chat.post.finals import Finals
 from bot.chat.post.mail import Mail, bucket, lives, post_bucket
 from bot.chat.post.outcome import Wishes
+from bot.chat.post.pauses import GivenUp
 from bot.chat.post.progress import Progress
 from bot.chat.post.setbacks import Setbacks
 from bot.chat.post.troubles import Expired, Later, TooLarge
@@ -69,7 +70,7 @@ class Courier:
         self._cases = Cases(desk, clock)
         self._progress = Progress(desk, mail, clock, wall)
         self._finals = Finals(desk, mail, self._wishes, wall, public)
-        self._given_up: set[str] = set()  # until the next start
+        self._given_up = GivenUp()
         self._setbacks = Setbacks(self.edits, clock)
         self._changed = asyncio.Event()
 
@@ -96,8 +97,10 @@ class Courier:
         """Now, and again and again: what an outage of the store made us miss is not lost."""
         while True:
             try:
-                for view, place in await self._deliveries.owed("discord"):
-                    if view.id not in self._given_up:
+                owed = await self._deliveries.owed("discord")
+                self._given_up.keep([view.id for view, _ in owed])
+                for view, place in owed:
+                    if not self._given_up.waits(view.id, self._clock()):
                         case = await self._cases.open(view, place)
                         if over(view.state):
                             self._end(view.id, case, group)
@@ -227,13 +230,13 @@ class Courier:
             await self._go_on(edit.content.job, case)
 
     async def _stumble(self, edit: Edit[Content], case: Case) -> None:
-        """An error that nobody foresaw. A final is tried again, at last by the next start."""
+        """An error that nobody foresaw. A final is tried again, at last by a later sweep."""
         job = edit.content.job
         log.exception("job %s: its message was not edited", job)
         if self._setbacks.stumble(edit, case):
             return
         self.edits.sent(edit, self._clock())
         if edit.final:
-            self._given_up.add(job)
+            self._given_up.add(job, self._clock())
             self.edits.drop(edit.job)
             self._cases.close(job)
