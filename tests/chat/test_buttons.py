@@ -12,6 +12,7 @@ from PIL import Image
 from bot.desk.further import STRENGTHS
 from bot.refused import Refused
 from bot.views import Member
+from chat.jobs import made, moderator
 
 pytestmark = pytest.mark.asyncio
 
@@ -27,17 +28,8 @@ def fields(result: Any) -> dict[str, Any]:
     return {node["custom_id"]: node.get("value") or "" for node in nodes}
 
 
-def moderator(world: Any) -> Any:
-    role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
-    return world.guild.add_member(world.env.create_user("mo"), roles=[role])
-
-
 def admin(world: Any) -> Member:
     return Member("discord:1", "ada", f"discord:{world.guild.id}", admin=True)
-
-
-async def made(world: Any, prompt: str = "red apple", **options: Any) -> discord.Message:
-    return await world.ended(await world.alice.slash(world.channel, "imagine", prompt=prompt, **options))
 
 
 async def newest(world: Any) -> Any:

@@ -9,19 +9,10 @@ import discord
 import pytest
 
 from bot.chat.post import progress
-from bot.states import over
 from bot.views import Member
+from chat.jobs import begun, noted, stored
 
 pytestmark = pytest.mark.asyncio
-
-
-async def noted(world: Any) -> None:
-    """Until every job is over and the book says that everything was shown, or why it cannot be."""
-    async with asyncio.timeout(40):
-        while any(not over(view.state) for view in await world.studio.recent()):
-            await asyncio.sleep(0.02)
-        while await world.deliveries.owed("discord"):
-            await asyncio.sleep(0.02)
 
 
 async def pinging(world: Any, seconds: int = 0) -> None:
@@ -33,20 +24,6 @@ async def pinging(world: Any, seconds: int = 0) -> None:
 async def prefers(world: Any, **chosen: str) -> None:
     for name, text in chosen.items():
         await world.house.desk.preferences.prefer(f"discord:{world.alice.id}", name, text)
-
-
-async def begun(world: Any, who: Any = None, where: Any = None) -> Any:
-    """A job that stands at step 5, its first frames shown."""
-    world.painter.stand_at = 5
-    result = await (who or world.alice).slash(where or world.channel, "imagine", prompt="red apple")
-    channel = (where or world.channel).id
-    await world.until(lambda: "step 4 of 20" in stored(world, channel, result.response.id).content)
-    world.painter.stand_at = None
-    return result
-
-
-def stored(world: Any, channel: int, message: int) -> Any:
-    return world.env.backend.messages[channel][message]
 
 
 def letters(world: Any) -> list[discord.Message]:

@@ -12,6 +12,7 @@ from PIL import Image
 from bot.access import forbidden, subject_of
 from bot.images.blur import blurred
 from bot.views import Member
+from chat.jobs import moderator
 
 pytestmark = pytest.mark.asyncio
 
@@ -22,11 +23,6 @@ async def check_all(world: Any) -> None:
     admin = Member("discord:1", "ada", f"discord:{world.guild.id}", admin=True)
     await world.client.desk.administration.set(admin, "guild", "", "check", "on")
     await world.until(lambda: any(one.checks for one in world.studio.workers().values()))
-
-
-def moderator(world: Any) -> Any:
-    role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
-    return world.guild.add_member(world.env.create_user("mo"), roles=[role])
 
 
 def pictures(world: Any, message: Any) -> list[Image.Image]:

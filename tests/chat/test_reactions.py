@@ -13,14 +13,11 @@ from simcord.builders import ChannelHandle
 
 from bot.chat.presses.reactions import TURNS, WINDOW, Turns
 from bot.refused import Refused
+from chat.jobs import made, moderator
 
 pytestmark = pytest.mark.asyncio
 
 ENVELOPE, CROSS = "✉️", "❌"
-
-
-async def made(world: Any, **options: Any) -> discord.Message:
-    return await world.ended(await world.alice.slash(world.channel, "imagine", prompt="red apple", seed=7, **options))
 
 
 def letters(actor: Any) -> list[Any]:
@@ -28,14 +25,9 @@ def letters(actor: Any) -> list[Any]:
     return list(channel.history()) if channel is not None else []
 
 
-def moderator(world: Any) -> Any:
-    role = world.guild.create_role("mod", permissions=discord.Permissions(manage_messages=True))
-    return world.guild.add_member(world.env.create_user("mo"), roles=[role])
-
-
 async def test_an_envelope_brings_the_pictures_to_whoever_reacts(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world)
+        grid = await made(world, seed=7)
         (view,) = await world.studio.recent()
         await world.bob.react(grid, ENVELOPE)
         (letter,) = await world.until(lambda: letters(world.bob))
@@ -94,7 +86,7 @@ async def test_a_cross_of_the_author_cancels_what_runs_and_deletes_what_is_done(
         world.painter.stand_at = None
         world.painter.going.set()
 
-        grid = await made(world)
+        grid = await made(world, seed=7)
         view = (await world.studio.recent())[0]
         await world.bob.react(grid, CROSS)
         assert (await world.studio.view(view.id)).deleted is None
@@ -108,7 +100,7 @@ async def test_a_cross_of_a_moderator_deletes_too(open_world: Any) -> None:
     async with open_world() as world:
         may = discord.PermissionOverwrite(manage_messages=True)
         world.channel = world.guild.create_text_channel("bob's room", overwrites={world.bob: may})
-        grid, mo = await made(world), moderator(world)
+        grid, mo = await made(world, seed=7), moderator(world)
         await world.bob.react(grid, CROSS)
         assert (await world.studio.recent())[0].deleted is None, "who owns a room is no moderator of the server"
         await mo.react(grid, CROSS)
@@ -119,7 +111,7 @@ async def test_other_signs_other_messages_and_other_bots_cost_nothing(
     open_world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_world() as world:
-        grid = await made(world)
+        grid = await made(world, seed=7)
         theirs = await world.bob.send(world.channel, "hello")
         asked: list[str] = []
         job_at = world.deliveries.job_at
@@ -146,7 +138,7 @@ async def test_other_signs_other_messages_and_other_bots_cost_nothing(
 
 async def test_a_hundred_reactions_are_looked_at_five_times(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world, count=1)
+        grid = await made(world, seed=7, count=1)
         for _ in range(100):
             await world.client.reactions.added(reaction(world, grid.id, world.bob, ENVELOPE))
         assert len(letters(world.bob)) == TURNS
@@ -163,7 +155,7 @@ async def test_turns_come_back_and_are_each_members_own() -> None:
 
 async def test_closed_direct_messages_are_logged_once(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with open_world() as world:
-        grid = await made(world, count=1)
+        grid = await made(world, seed=7, count=1)
         world.env.inject_error(
             "POST", "/channels/*/messages", status=403, code=50007, message="Cannot send messages to this user",
             times=None,
@@ -206,7 +198,7 @@ async def test_in_a_thread(open_world: Any) -> None:
 
 async def test_from_another_server_nothing_is_reached(open_world: Any) -> None:
     async with open_world() as world:
-        grid = await made(world)
+        grid = await made(world, seed=7)
         elsewhere = world.env.create_guild("Elsewhere")
         dora = elsewhere.add_member(world.env.create_user("dora"))
         await asyncio.sleep(0)
@@ -220,7 +212,7 @@ async def test_an_error_of_ours_is_logged_and_contained(
     open_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_world() as world:
-        grid = await made(world)
+        grid = await made(world, seed=7)
 
         async def broken(*_: object) -> str:
             raise OSError("the disk is away")

@@ -18,6 +18,7 @@ from bot.chat.post.mail import Mail
 from bot.chat.post.troubles import Gone, Later
 from bot.chat.presenter import Card
 from bot.refused import Refused
+from chat.jobs import begun, noted
 
 pytestmark = pytest.mark.asyncio
 
@@ -31,25 +32,6 @@ def edits(world: Any) -> list[str]:
 
 def has_picture(message: discord.Message) -> bool:
     return message.attachments[0].filename.startswith("darkroom-")
-
-
-async def begun(world: Any) -> Any:
-    """A job that stands at step 5, its first frames shown."""
-    world.painter.stand_at = 5
-    result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
-    identity = result.response.id
-    await world.until(lambda: "step 4 of 20" in world.message(identity).content)
-    world.painter.stand_at = None
-    return result
-
-
-async def noted(world: Any) -> None:
-    """Until the studio knows that everything was shown."""
-    for _ in range(200):
-        if not await world.deliveries.owed("discord"):
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("something was not noted as delivered")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
