@@ -70,19 +70,12 @@ class DarkroomClient(discord.AutoShardedClient):
     async def setup_hook(self) -> None:
         self.add_dynamic_items(*ITEMS)
         self.desk.moderation.post = partial(reporting.post, self)
-        self.keepers = await self._keepers()
+        self.keepers = keepers_of(await self.application_info())
         for command in COMMANDS:
             self.tree.add_command(command)
         await self.tree.set_translator(Languages())
         await self.tree.register(self._synced)
         self.opened.set()
-
-    async def _keepers(self) -> frozenset[int]:
-        """The application's owner, or its team."""
-        application = await self.application_info()
-        if application.team is None:
-            return frozenset({application.owner.id})
-        return frozenset(member.id for member in application.team.members)
 
     async def launch_shard(self, gateway: yarl.URL, shard_id: int, *, initial: bool = False) -> None:
         await super().launch_shard(self._gateway or gateway, shard_id, initial=initial)
@@ -98,6 +91,18 @@ class DarkroomClient(discord.AutoShardedClient):
 
     async def on_ready(self) -> None:
         log.info("Discord: %s is in %d servers", self.user, len(self.guilds))
+
+
+def keepers_of(application: discord.AppInfo) -> frozenset[int]:
+    """The application's owner; of a team those who joined it and may do more than read."""
+    if application.team is None:
+        return frozenset({application.owner.id})
+    return frozenset(
+        member.id
+        for member in application.team.members
+        if member.membership_state == discord.TeamMembershipState.accepted
+        and member.role != discord.TeamMemberRole.read_only
+    )
 
 
 def open_client(settings: Settings, desk: Desk, edits: Edits[Any] | None = None) -> DarkroomClient:

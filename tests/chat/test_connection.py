@@ -61,3 +61,24 @@ async def test_a_client_asks_for_no_privileged_intent_and_pings_nobody(open_worl
         assert made.allowed_mentions
         assert made.allowed_mentions.to_dict() == discord.AllowedMentions.none().to_dict()
         assert str(DiscordWebSocket.DEFAULT_GATEWAY).startswith("ws://127.0.0.1:1")
+
+
+async def test_of_a_team_those_run_the_bot_who_joined_and_may_do_more_than_read(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        application = await world.client.application_info()
+        assert client.keepers_of(application) == {application.owner.id} == world.client.keepers
+        roles = {1: (2, "admin"), 2: (2, "developer"), 3: (2, "read_only"), 4: (1, "admin"), 5: (2, "")}
+        user = {"username": "u", "discriminator": "0", "avatar": None, "global_name": None}
+        members: list[Any] = [
+            {
+                "user": {**user, "id": str(one)},
+                "team_id": "9",
+                "membership_state": state,
+                "role": role,
+                "permissions": [],
+            }
+            for one, (state, role) in roles.items()
+        ]
+        data: Any = {"id": "9", "name": "team", "icon": None, "owner_user_id": "5", "members": members}
+        application.team = discord.Team(world.client._connection, data)
+        assert client.keepers_of(application) == {1, 2, 5}
