@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import rules
+from bot.cli import doors, rules
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ app = typer.Typer(
     help="A picture bot of your own: `darkroom up` opens the chatroom, `darkroom imagine` draws in the terminal.",
 )
 
+rules.app.command("close")(doors.close)
+rules.app.command("open")(doors.open_)
 app.add_typer(rules.app, name="rules")
 
 Port = Annotated[

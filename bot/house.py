@@ -38,6 +38,7 @@ from bot.queue.dispatcher import Dispatcher
 from bot.queue.forecast import Forecast
 from bot.queue.patrol import Patrol
 from bot.queue.settle import Settle
+from bot.queue.shutting import Shutting
 from bot.store import Store
 from engine.bus import Bus
 from engine.job import Presence
@@ -56,6 +57,7 @@ class House:
     board: Board
     dispatcher: Dispatcher
     patrol: Patrol
+    shutting: Shutting
     settle: Settle
     previews: Previews
     bus: Bus
@@ -72,6 +74,7 @@ class House:
             "settle": self.settle.run(),
             "dispatcher": self.dispatcher.run(),
             "patrol": self.patrol.run(),
+            "shutting": self.shutting.run(),
             "previews": self.previews.show(),
             "wants": self.previews.want(),
             "sweep": self.desk.moderation.keep_clean(),
@@ -116,8 +119,8 @@ def build(
     )
     settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, board, pictures, clock=clock), clock=clock)
     patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
-    previews = Previews(bus, board, feed, clock=clock)
-    return House(desk, feed, store, pictures, board, dispatcher, patrol, settle, previews, bus)
+    previews, shutting = Previews(bus, board, feed, clock=clock), Shutting(store, cancelling.cancel)
+    return House(desk, feed, store, pictures, board, dispatcher, patrol, shutting, settle, previews, bus)
 
 
 @asynccontextmanager

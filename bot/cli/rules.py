@@ -61,7 +61,7 @@ def show(guild: Guild = EVERYWHERE, as_json: AsJson = False, data: Data = None) 
     def _text(rule: Rule) -> str:
         return written(_setting(rule.setting), rule.value).replace("\n", ", ")
 
-    rules = _run(data, lambda desk: desk.rules(guild))
+    rules = run(data, lambda desk: desk.rules(guild))
     if as_json:
         names = ("guild", "scope", "subject", "setting", "value")
         _print_json([{name: getattr(rule, name) for name in names} | {"text": _text(rule)} for rule in rules])
@@ -78,7 +78,7 @@ def set_one(
 ) -> None:  # fmt: skip
     """Set one rule."""
     scope, subject = _whom(guild, channel, role, user, house)
-    _tell(_run(data, lambda desk: desk.set(_member(guild), scope, subject, setting, value)))
+    tell(run(data, lambda desk: desk.set(member(guild), scope, subject, setting, value)))
 
 
 @app.command()
@@ -89,7 +89,7 @@ def unset(
 ) -> None:  # fmt: skip
     """Take one rule away."""
     scope, subject = _whom(guild, channel, role, user, house)
-    _tell(_run(data, lambda desk: desk.unset(_member(guild), scope, subject, setting)))
+    tell(run(data, lambda desk: desk.unset(member(guild), scope, subject, setting)))
 
 
 @app.command()
@@ -105,7 +105,7 @@ def budget(
         if not equals:
             raise Refused(f"“{limit[:40]}” is no SETTING=VALUE, as in cost_day=1h.")
         given[name.strip()] = value.strip() or None
-    _tell(_run(data, lambda desk: desk.budget(_member(guild), guild, **given)))
+    tell(run(data, lambda desk: desk.budget(member(guild), guild, **given)))
 
 
 @app.command()
@@ -124,7 +124,7 @@ def explain(
     from bot.views import Member
 
     who = Member(user, user, guild, roles=tuple(role or ()), channel=channel)
-    found = _run(data, lambda desk: desk.explain(guild, who, setting))
+    found = run(data, lambda desk: desk.explain(guild, who, setting))
     if as_json:
         _print_json([asdict(one) for one in found])
     else:
@@ -138,7 +138,7 @@ def export(
     data: Data = None,
 ) -> None:
     """A server's rules as YAML."""
-    text = _run(data, lambda desk: desk.export(guild))
+    text = run(data, lambda desk: desk.export(guild))
     if out is None:
         typer.echo(text, nl=False)
     else:
@@ -156,7 +156,7 @@ def bring(
 
     with file.open("rb") as opened:
         text = opened.read(BYTES + 1).decode("utf-8", "replace")
-    _tell(_run(data, lambda desk: desk.bring(_member(guild), text)))
+    tell(run(data, lambda desk: desk.bring(member(guild), text)))
 
 
 @app.command()
@@ -168,7 +168,7 @@ def log(
     """Who changed what, the newest first."""
     from bot.rules.telling import summed
 
-    changes = _run(data, lambda desk: desk.changes(guild, limit))
+    changes = run(data, lambda desk: desk.changes(guild, limit))
     for change in changes:
         typer.echo(f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(change.at))}  {summed(change)}")
     if not changes:
@@ -182,10 +182,11 @@ def undo(
     data: Data = None,
 ) -> None:
     """Take a change back."""
-    _tell(_run(data, lambda desk: desk.undo(_member(guild), number)))
+    tell(run(data, lambda desk: desk.undo(member(guild), number)))
 
 
-def _member(guild: str) -> Member:
+def member(guild: str) -> Member:
+    """Whoever types here runs the bot."""
     from bot.views import Member
 
     return Member("house:terminal", "terminal", guild, house=True)
@@ -202,7 +203,7 @@ def _whom(guild: str, channel: str, role: str, user: str, house: bool) -> tuple[
     return given[0] if given else ("house" if guild == EVERYWHERE else "guild", "")
 
 
-def _run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> Any:
+def run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> Any:
     """Open the store, act, close it."""
     from bot.config import load
     from bot.desk.administration import Administration
@@ -214,14 +215,14 @@ def _run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> 
     async def never(_job: str) -> str:
         raise Refused("Jobs are cancelled by the running bot.")
 
-    async def run() -> Any:
+    async def acted() -> Any:
         store = await Store.open(settings.database)
         try:
             return await act(Administration(store, never, limits=settings.limits))
         finally:
             await store.close()
 
-    return asyncio.run(run())
+    return asyncio.run(acted())
 
 
 def _setting(name: str) -> Any:
@@ -230,7 +231,8 @@ def _setting(name: str) -> Any:
     return SETTINGS[name]
 
 
-def _tell(change: Change) -> None:
+def tell(change: Change) -> None:
+    """What was changed, and how it is taken back."""
     from bot.rules.telling import described
 
     for step in change.steps:

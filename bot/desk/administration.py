@@ -167,17 +167,22 @@ class Administration:
         """The kill switch: nothing new is taken, and every open job of the guild is cancelled; says how many were.
 
         From the moment that this begins no job is admitted. What a cancelled job did not run is given back. Where an
-        outage interrupts it, the server stays closed, and closing it again cancels the rest.
+        outage interrupts it, the server stays closed, and the bot's rounds cancel the rest (`bot.queue.shutting`).
         """
-        _permit("close", member)
-        value = planning.closing(reason, member.name)
-        key = (_closer(member), "", "closed")
-        if value not in [rule.value for rule in await self.rules(member.guild) if rule.key == key]:
-            await self._change(member, "close", lambda now: planning.replaced(now, key, value))
+        await self.shut(member, reason)
         jobs = await self._store.ask(reads.open_of, None if member.guild == EVERYWHERE else member.guild)
         for job in jobs:
             await self._cancel(job)
         return len(jobs)
+
+    async def shut(self, member: Member, reason: str) -> Change | None:
+        """Closed; what is open is cancelled by a running bot on its rounds. None: it was closed so already."""
+        _permit("close", member)
+        value = planning.closing(reason, member.name)
+        key = (_closer(member), "", "closed")
+        if value in [rule.value for rule in await self.rules(member.guild) if rule.key == key]:
+            return None
+        return await self._change(member, "close", lambda now: planning.replaced(now, key, value))
 
     async def open(self, member: Member) -> Change:
         """Take new jobs again. What whoever runs the bot has closed, only they open."""

@@ -63,8 +63,10 @@ def queued_of(connection: Connection, member: str) -> list[Record]:
 
 
 def open_of(connection: Connection, guild: str | None) -> list[str]:
-    """Every job of a guild (None: of all) that is not over, what waits first: it is cancelled before it is sent."""
-    asked = select(jobs.c.id).where(jobs.c.state.in_(OPEN))
+    """Every job of a guild (None: of all) that is not over nor being cancelled; what waits first, for it is cancelled
+    before it is sent.
+    """
+    asked = select(jobs.c.id).where(jobs.c.state.in_(OPEN), jobs.c.cancelling.is_(False))
     asked = asked if guild is None else asked.where(jobs.c.guild == guild)
     return list(connection.execute(asked.order_by(jobs.c.state != "queued", jobs.c.id)).scalars())
 

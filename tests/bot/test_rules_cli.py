@@ -104,3 +104,38 @@ async def test_a_running_bot_reads_what_the_terminal_wrote(workplace, monkeypatc
     assert await asyncio.to_thread(type_it) == 0
     with pytest.raises(Refused, match="at most 10 are allowed here"):
         await house.studio.imagine("a lamp", bob, Place("web", {}))
+
+
+@pytest.mark.asyncio
+async def test_who_runs_the_bot_closes_one_server_or_all_from_the_terminal(workplace, monkeypatch, capsys, until):
+    house = await workplace.house()
+    bob, eve = Member("discord:5", "Bob", "discord:7", owner=True), Member("discord:6", "Eve", "discord:8")
+    here = Place("web", {})
+
+    async def type_it(*words: str, code: int = 0) -> str:
+        assert await asyncio.to_thread(darkroom, monkeypatch, workplace.settings.data, *words) == code
+        return "".join(capsys.readouterr())
+
+    async def state(job: str) -> tuple[str, float]:
+        record = await house.store.record(job)
+        return record.state, record.charged
+
+    async def cancelled(job: str) -> bool:
+        return await state(job) == ("cancelled", 0.0)
+
+    mine, theirs = [(await house.studio.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
+    assert "cancels what is open there within seconds" in await type_it("close", "--guild", "7", "--reason", "abuse")
+    assert "It is closed so already." in await type_it("close", "--guild", "7", "--reason", "abuse")
+    with pytest.raises(Refused, match=r"closed .*abuse \(closed by whoever runs this bot\)"):
+        await house.studio.imagine("a lamp", bob, here)
+    with pytest.raises(Refused, match="only they can open it"):
+        await house.desk.administration.open(bob)
+    await until(lambda: cancelled(mine))
+    assert (await state(theirs))[0] == "queued"
+    await type_it("close", "--reason", "moving")
+    await until(lambda: cancelled(theirs))
+    await type_it("open")
+    await house.studio.imagine("a lamp", eve, here)
+    await type_it("open", "--guild", "7")
+    await house.studio.imagine("a lamp", bob, here)
+    assert "It is open already." in await type_it("open", "--guild", "7", code=2)

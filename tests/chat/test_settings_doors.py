@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -18,14 +19,22 @@ def file(world: Any, result: Any) -> tuple[str, str]:
     return attached.filename, world.env.backend.cdn.get(attached.url).decode()
 
 
-async def test_close_cancels_what_runs_and_refuses_with_the_reason_until_opened(open_world: Any) -> None:
+async def never(*_given: Any) -> None:
+    await asyncio.sleep(60)
+
+
+async def test_close_cancels_what_runs_and_refuses_with_the_reason_until_opened(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with open_world() as world:
         staff = await hired(world)
         world.painter.stand_at = 3
         running = await staff.slash(staff.member, "imagine", prompt="red apple")
-        form = await staff.slash(staff.owner, "settings close", reason="spam **wave** @everyone")
+        with monkeypatch.context() as long_queue:
+            long_queue.setattr(type(world.house.studio), "queue", never)
+            form = await staff.slash(staff.owner, "settings close", reason="spam **wave** @everyone")
         assert fields(form)["reason"]["value"] == "spam **wave** @everyone"
-        assert "jobs** are cancelled" in form.modal["components"][0]["content"]
+        assert "jobs** of this server are cancelled" in form.modal["components"][0]["content"]
 
         closed = await staff.owner.submit_modal(form, {"reason": "spam **wave** @everyone"})
         assert closed.ephemeral

@@ -29,9 +29,7 @@ async def ask_close(interaction: Interaction, reason: str = "") -> None:
     """Says what closing stops, and asks for the reason."""
 
     async def work(member: Member) -> ui.Modal:
-        views = await interaction.client.studio.queue(member.guild)
-        waiting = sum(view.state == "queued" for view in views)
-        return forms.close(reason, len(views) - waiting, waiting)
+        return forms.close(reason)  # at once: nothing is counted, for the queue is longest when this is needed most
 
     await respond(interaction, "close", work)
 

@@ -75,10 +75,10 @@ def words(now: Sequence[str], patterns: Sequence[str]) -> ui.Modal:
     return form
 
 
-def close(reason: str, running: int, waiting: int) -> ui.Modal:
+def close(reason: str) -> ui.Modal:
     """The kill switch: says what it stops, and asks for the reason that members read."""
     form = _form("Close this server", "closed")
-    stops = f"**{running} running and {waiting} waiting jobs** are cancelled now; what they did not use is given back."
+    stops = "**All running and waiting jobs** of this server are cancelled now; what they did not use is given back."
     form.add_item(ui.TextDisplay(f"{stops} Nothing more is made here until `/settings open`."))
     field = ui.TextInput(
         custom_id="reason", default=shortened(reason, 300) or None, max_length=300, placeholder="Back on Monday"
