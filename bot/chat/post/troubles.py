@@ -34,6 +34,7 @@ WHY: Mapping[int, str] = MappingProxyType(
         240000: "Discord did not let a link in it through.",
     }
 )
+FIRST_CODE = 10_000  # what is smaller is no code of Discord's about a thing of its own
 UNKNOWN = "Discord does not let me show it there any more."
 
 
@@ -82,6 +83,8 @@ def told() -> Iterator[None]:
 def _meant(error: discord.HTTPException) -> Exception:
     if error.code == TOO_OLD:
         return Gone(str(error), WHY[TOO_OLD])
+    if not error.code and error.status in (401, 403, 404, 429) and _is_a_page(error):
+        return Later(60.0, "a page instead of Discord's answer", outage=True, limited=error.status == 429)
     if error.status == 429 and error.code != SLOW_MODE:
         return Later(5.0, error, limited=True)
     if error.status >= 500:
@@ -96,6 +99,13 @@ def _meant(error: discord.HTTPException) -> Exception:
         return Later(30.0, error)
     if error.status == 401:  # our own token: nobody's message is gone for that
         return Later(60.0, error)
-    if error.status in (403, 404) or error.code in WHY:
+    if error.code in WHY or (error.status in (403, 404) and error.code >= FIRST_CODE):
         return Gone(str(error), WHY.get(error.code, UNKNOWN))
+    if error.status in (403, 404):  # not about this message: something in between, or Discord itself, has an outage
+        return Later(30.0, error, outage=True)
     return error
+
+
+def _is_a_page(error: discord.HTTPException) -> bool:
+    """Cloudflare's or a proxy's word, for people: Discord itself answers in JSON."""
+    return error.text.lstrip().startswith("<")
