@@ -8,7 +8,7 @@ from typing import Any
 import discord
 import pytest
 
-from bot.chat.post.troubles import Gone, Later, told
+from bot.chat.post.troubles import Gone, Later, Unwanted, told
 
 PAGE = "<!DOCTYPE html><title>Attention Required! | Cloudflare</title>"
 
@@ -33,3 +33,9 @@ def test_without_discords_code_nothing_is_gone(status: int, said: str | dict[str
 @pytest.mark.parametrize(("status", "code"), [(404, 10003), (403, 50001), (403, 50999), (400, 50083), (429, 30046)])
 def test_with_its_code_it_is(status: int, code: int) -> None:
     assert isinstance(meant(status, {"code": code, "message": "no"}), Gone)
+
+
+def test_a_mistake_of_ours_is_neither() -> None:
+    error = meant(400, {"code": 50035, "message": "Invalid Form Body"})
+    assert isinstance(error, Unwanted)
+    assert error.code == 50035

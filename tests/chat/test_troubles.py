@@ -250,6 +250,24 @@ async def test_what_was_given_up_has_another_chance_without_a_restart(
         await noted(world)
 
 
+async def test_a_last_word_that_discord_takes_for_a_mistake_ends_elsewhere_or_with_a_reason(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setbacks, "TRIES", 1)
+    async with open_world() as world:
+        await begun(world)
+        mistake = {"status": 400, "code": 50035, "message": "Invalid Form Body", "times": None}
+        world.env.inject_error("PATCH", "*", **mistake)
+        world.env.inject_error("POST", "/channels/*/messages", **mistake)
+        world.painter.going.set()
+        (view,) = await world.studio.recent()
+        while (await world.studio.view(view.id)).state != "finished":
+            await asyncio.sleep(0.02)
+        await noted(world)
+        unshown = await world.deliveries.undeliverable(view.member_id)
+        assert unshown == {view.id: f"{troubles.UNKNOWN} {troubles.UNKNOWN}"}
+
+
 async def test_where_previews_are_too_large_words_have_to_do(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with open_world() as world:
         world.env.inject_error("PATCH", "*", status=413, code=40005, message="Request entity too large", times=1)

@@ -24,7 +24,7 @@ from bot.chat.post.outcome import Wishes
 from bot.chat.post.pauses import GivenUp
 from bot.chat.post.progress import Progress
 from bot.chat.post.setbacks import Setbacks
-from bot.chat.post.troubles import Expired, Later, TooLarge
+from bot.chat.post.troubles import Expired, Later, TooLarge, Unwanted
 from bot.feed import Developing, Moment, Queued, Settled
 from bot.states import over
 from bot.views import Place, Role, View
@@ -181,8 +181,8 @@ class Courier:
             self._setbacks.postpone(edit, case, later)
         except Expired:
             await self._hand_over(edit, case)
-        except Exception:
-            await self._stumble(edit, case)
+        except Exception as error:
+            await self._stumble(edit, case, error)
         else:
             await self._done(edit, case)
         self._changed.set()
@@ -229,11 +229,16 @@ class Courier:
             self.edits.drop(edit.job)
             await self._go_on(edit.content.job, case)
 
-    async def _stumble(self, edit: Edit[Content], case: Case) -> None:
-        """An error that nobody foresaw. A final is tried again, at last by a later sweep."""
+    async def _stumble(self, edit: Edit[Content], case: Case, error: Exception) -> None:
+        """An error that nobody foresaw. A final is tried again, at last by a later sweep, or in another place."""
         job = edit.content.job
         log.exception("job %s: its message was not edited", job)
         if self._setbacks.stumble(edit, case):
+            return
+        last = edit.content if isinstance(error, Unwanted) and isinstance(edit.content, Last) else None
+        if last and await self._finals.gave_up(job, last.role):
+            case.troubles = 0
+            await self._done(edit, case)
             return
         self.edits.sent(edit, self._clock())
         if edit.final:

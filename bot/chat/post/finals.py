@@ -16,7 +16,7 @@ from bot.chat.delivery import UPLOAD
 from bot.chat.post import mail, outcome
 from bot.chat.post.mail import Letter, Mail, Where
 from bot.chat.post.outcome import Wishes
-from bot.chat.post.troubles import Gone
+from bot.chat.post.troubles import UNKNOWN, Gone
 from bot.views import Place, Role, View
 
 if TYPE_CHECKING:
@@ -73,12 +73,25 @@ class Finals:
                 await self._post(job, role, case, known)
         except Gone as gone:
             log.warning("job %s: not shown as %s: %s", job, role, gone)
-            if role == "answer":
-                await self._deliveries.lost(job, gone.sentence)
-            else:
-                await self._deliveries.delivered(job, role, gone.sentence)
+            await self._give_up(job, role, gone.sentence)
         else:
             await self._deliveries.delivered(job, role)
+
+    async def gave_up(self, job: str, role: Role) -> bool:
+        """Discord will never take it there, for whatever reason; False where that could not be noted."""
+        try:
+            await self._give_up(job, role, UNKNOWN)
+        except Exception:
+            log.exception("job %s: that it cannot be shown was not noted", job)
+            return False
+        return True
+
+    async def _give_up(self, job: str, role: Role, sentence: str) -> None:
+        """It cannot be shown there. What follows is `outcome`'s business: another place, or `/mine` with the reason."""
+        if role == "answer":
+            await self._deliveries.lost(job, sentence)
+        else:
+            await self._deliveries.delivered(job, role, sentence)
 
     async def _answer(self, job: str, case: Case, known: Known) -> None:
         where, now = known["answer"].place.where, self._wall()

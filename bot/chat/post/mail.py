@@ -18,7 +18,7 @@ import discord
 from discord.http import MultipartParameters, Route, handle_message_parameters
 
 from bot.chat.delivery import Picture
-from bot.chat.post.troubles import TOO_OLD, WHY, Gone, told
+from bot.chat.post.troubles import TOO_OLD, WHY, Gone, Unwanted, told
 from bot.chat.presenter import Card
 from bot.chat.presses.buttons import controls
 from bot.chat.quiet import QUIET
@@ -121,7 +121,7 @@ class Mail:
         try:
             with told():
                 return await self._post(where, letter, letter.reply_to)
-        except discord.HTTPException as error:
+        except Unwanted as error:
             if error.code != UNREADABLE_HISTORY:
                 raise
         with told():

@@ -1,6 +1,6 @@
-"""What may go wrong with one message in Discord, as five kinds; and why a place is gone, as a sentence for the member.
+"""What may go wrong with one message in Discord, as six kinds; and why a place is gone, as a sentence for the member.
 
-Knows the library's errors and Discord's codes; knows nothing of jobs. Whatever is none of the five stays what it is.
+Knows the library's errors and Discord's codes; knows nothing of jobs. Whatever is none of the six stays what it is.
 """
 
 from __future__ import annotations
@@ -63,6 +63,14 @@ class Expired(Exception):
     """The interaction's token is dead: forget it, the message may still be there."""
 
 
+class Unwanted(Exception):
+    """Discord takes this request as a mistake of ours, with this `code`: the next time it will say the same."""
+
+    def __init__(self, why: object, code: int) -> None:
+        super().__init__(str(why))
+        self.code = code
+
+
 class TooLarge(Exception):
     """Discord does not take a file of this size here."""
 
@@ -103,7 +111,7 @@ def _meant(error: discord.HTTPException) -> Exception:
         return Gone(str(error), WHY.get(error.code, UNKNOWN))
     if error.status in (403, 404):  # not about this message: something in between, or Discord itself, has an outage
         return Later(30.0, error, outage=True)
-    return error
+    return Unwanted(error, error.code)
 
 
 def _is_a_page(error: discord.HTTPException) -> bool:
