@@ -24,9 +24,10 @@ def notice(card: Card, user: str) -> Card:
 
 
 def collapsed(view: View, at: str) -> Card:
-    """What is left of the message that showed the progress: one line that points to the notice at the address `at`."""
+    """What is left of the message that showed the progress: one line, and a link to the notice at the address `at`."""
     mark, said = ("✅", "Done") if view.state == "finished" else ("❌", "It failed")
-    return Card(f"{mark} **{quoted(title(view.prompt), 200)}** · {quoted(view.member_name, 64)} · {said}: {at}")
+    told = f"[{said}]({at})" if at else said
+    return Card(f"{mark} **{quoted(title(view.prompt), 200)}** · {quoted(view.member_name, 64)} · {told}")
 
 
 def elsewhere(card: Card, reason: str) -> Card:

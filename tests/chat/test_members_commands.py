@@ -219,7 +219,7 @@ async def test_info_says_every_limit_and_how_the_house_stands(open_world: Any) -
         assert "Running: 1 of 3" in said
         assert "Waiting: 0 of 7" in said
         assert "Device time in 24 hours" in said
-        assert "Yours: 1 running, 0 waiting" in said
+        assert "**Queue here**\n• 1 running, 0 waiting\n" in said
         assert "embedded" in said
         assert "Darkroom" in said
 

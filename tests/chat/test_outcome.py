@@ -108,3 +108,10 @@ def test_the_cards_of_an_end_fit_and_harm_nobody() -> None:
     assert notices.elsewhere(full, "") is full
     assert notices.link({"guild": "", "channel": "2", "message": "3"}) == "https://discord.com/channels/@me/2/3"
     assert notices.link({"channel": "2"}) == ""
+
+
+def test_a_collapsed_card_is_one_short_line() -> None:
+    view = replace(a_view(), prompt="pear --seed 7", member_name="Alice")
+    at = "https://discord.com/channels/1/2/3"
+    assert notices.collapsed(view, at).content == f"✅ **pear** · Alice · [Done]({at})"
+    assert notices.collapsed(replace(view, state="failed"), "").content == "❌ **pear** · Alice · It failed"

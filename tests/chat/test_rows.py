@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, get_args
 
+import discord
 import pytest
 
 from bot.chat import rows
-from bot.chat.presses.buttons import ACTIONS, ID
+from bot.chat.presses.buttons import ACTIONS, ID, STYLES
 from bot.chat.rows import PRESSES, Press
 from bot.views import Shot
 from engine.job import Enlarge
@@ -66,3 +67,11 @@ def test_ids_of_older_messages_are_still_read() -> None:
 
 def test_every_press_is_an_action_of_the_table() -> None:
     assert set(ACTIONS) == set(PRESSES) == set(get_args(Press))
+
+
+def test_to_enlarge_and_to_vary_look_alike_and_only_what_ends_something_is_red() -> None:
+    assert "up" not in STYLES
+    assert "vary" not in STYLES
+    assert {press for press, style in STYLES.items() if style is discord.ButtonStyle.danger} == {
+        "cancel", "erase", "deny",
+    }  # fmt: skip

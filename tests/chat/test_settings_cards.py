@@ -218,7 +218,7 @@ def test_what_stops_a_member_comes_first_and_then_the_fullest_limit() -> None:
         Explained("running", "2", "1 of 2", "why", None, None, 0.5),
     )
     ((heading, lines), (below, rest)) = explained.groups([half, full, Explained("steps", "1000", "", "why"), blocked])
-    assert (heading, below) == ("Limits now", "By default")
+    assert (heading, below) == ("Now", "By default")
     assert [line.split("\n")[0] for line in lines] == [
         "⛔ Blocked · **yes**", "⛔ Device time a day · **1 h of 1 h**, some frees <t:1700000000:R>",
         "Running at once · **1 of 2**",

@@ -27,7 +27,7 @@ async def test_explain_names_the_rule_that_decides_and_the_use(open_world: Any) 
         assert f"<@&{staff.crew.id}>" in said, "the role's rule decides"
         assert "2" in said, "over the server's"
         all_of_it = text(await staff.slash(staff.moderator, "settings explain", member=staff.member))
-        now, ruled, default = all_of_it.index("### Limits now"), all_of_it.find("### Set by"), all_of_it.index("### By")
+        now, ruled, default = all_of_it.index("### Now"), all_of_it.find("### Set by"), all_of_it.index("### By")
         assert now < all_of_it.index("Running at once · **1 of 4**") < default
         assert re.search(r"Device time a day · \*\*\d+ s of 30 min\*\*", all_of_it[now:default])
         assert ruled == -1, "the one rule for them limits them now"

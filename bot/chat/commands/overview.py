@@ -60,10 +60,9 @@ async def about(interaction: Interaction, view: View) -> None:
 async def _overview(interaction: Interaction) -> str:
     desk, member, now = interaction.client.desk, member_of(interaction), time.time()
     limits = allowed(await desk.administration.allowance(member), now)
-    mine = await desk.shelf.open_of(member.id)
     queue = await desk.studio.queue(member.guild)
     foot = f"-# Darkroom {await asyncio.to_thread(_version)}"
-    return "\n".join(["**Your limits here**", *limits, *_now(mine, queue), *_workers(desk.studio), foot])
+    return "\n".join(["**Your limits here**", *limits, *_now(queue), *_workers(desk.studio), foot])
 
 
 def allowed(given: Allowance, now: float) -> list[str]:
@@ -86,13 +85,11 @@ def allowed(given: Allowance, now: float) -> list[str]:
     return lines
 
 
-def _now(mine: Sequence[View], queue: Sequence[View]) -> list[str]:
-    running = sum(view.state != "queued" for view in mine)
+def _now(queue: Sequence[View]) -> list[str]:
     waits = sum(view.state == "queued" for view in queue)
     return [
-        "**Now**",
-        f"• Yours: {running} running, {len(mine) - running} waiting",
-        f"• Here: {len(queue) - waits} running, {waits} waiting",
+        "**Queue here**",
+        f"• {len(queue) - waits} running, {waits} waiting",
     ]
 
 

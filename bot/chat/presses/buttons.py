@@ -38,7 +38,7 @@ GREY, BLUE, RED, GREEN = (
     discord.ButtonStyle.secondary, discord.ButtonStyle.primary, discord.ButtonStyle.danger, discord.ButtonStyle.success,
 )  # fmt: skip
 STYLES: Mapping[Press, discord.ButtonStyle] = MappingProxyType(
-    {"vary": BLUE, "subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN}
+    {"subtle": BLUE, "strong": BLUE, "cancel": RED, "erase": RED, "deny": RED, "approve": GREEN}
 )
 ACTIONS: Mapping[Press, Action] = MappingProxyType(
     {

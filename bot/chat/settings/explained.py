@@ -13,7 +13,7 @@ from bot.rules.telling import Explained
 from bot.sentences import quoted
 
 Group = tuple[str, list[str]]  # a heading, and its lines
-NOW, RULED, DEFAULT = "Limits now", "Set by rules", "By default"
+NOW, RULED, DEFAULT = "Now", "Set by rules", "By default"
 SHUT = ("blocked", "closed")  # what stops everything
 _MARK = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
 _MENTIONS = {"channel": "<#", "role": "<@&", "user": "<@"}
