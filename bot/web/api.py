@@ -16,7 +16,7 @@ from bot.views import Place, Ticket
 from bot.web import shown
 from bot.web.body import body_of
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
-from bot.web.live import STUDIO, at_work, visible, within_reach
+from bot.web.live import STUDIO, at_work, permitted, visible, within_reach
 from bot.web.prints import index_of
 
 
@@ -113,21 +113,21 @@ async def cancel(request: web.Request) -> web.Response:
 
 async def vary(request: web.Request) -> web.Response:
     """V1 to V4: new pictures near this one."""
-    view, index = await visible(request), index_of(request)
+    view, index = await permitted(request, "vary"), index_of(request)
     made = await request.app[STUDIO].vary(view.id, index, member_of(request), _place(request), key=_key(request))
     return _made(made)
 
 
 async def upscale(request: web.Request) -> web.Response:
     """U1 to U4: this picture, larger."""
-    view, index = await visible(request), index_of(request)
+    view, index = await permitted(request, "upscale"), index_of(request)
     made = await request.app[STUDIO].upscale(view.id, index, member_of(request), _place(request), key=_key(request))
     return _made(made)
 
 
 async def reroll(request: web.Request) -> web.Response:
     """The same prompt with another seed."""
-    view = await visible(request)
+    view = await permitted(request, "reroll")
     made = await request.app[STUDIO].reroll(view.id, member_of(request), _place(request), key=_key(request))
     return _made(made)
 

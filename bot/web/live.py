@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 
-from bot.access import Subject, forbidden
+from bot.access import Action, forbidden, subject_of
 from bot.desk.studio import Studio
 from bot.feed import Developing, Moment, Queued, Settled, Subscription
 from bot.refused import Refused
@@ -175,13 +175,23 @@ async def visible(request: web.Request) -> View:
     return view
 
 
+async def permitted(request: web.Request, action: Action) -> View:
+    """The job that the address names, if this visitor may do that with it. Refuses with 404, or with 403.
+
+    Whoever runs the room looks at any server's job, and goes on from those of this room alone.
+    """
+    view = await visible(request)
+    if reason := forbidden(action, member_of(request), subject_of(view)):
+        raise Refused(reason, 403)
+    return view
+
+
 async def within_reach(request: web.Request) -> str:
     """The id of a job that this visitor may cancel, seen or not: whoever runs the room may also stop private ones."""
     with contextlib.suppress(Refused):
         return (await visible(request)).id
     view = await request.app[STUDIO].view(request.match_info["id"])
-    subject = Subject(view.member_id, view.member_name, view.guild, view.private)
-    if forbidden("cancel", member_of(request), subject):
+    if forbidden("cancel", member_of(request), subject_of(view)):
         raise Refused("There is no such job.", 404)
     return view.id
 

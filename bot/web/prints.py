@@ -13,7 +13,7 @@ from bot.states import over
 from bot.views import View
 from bot.web import shown
 from bot.web.grids import Grids
-from bot.web.live import STUDIO, visible
+from bot.web.live import STUDIO, permitted, visible
 from engine.job import MAX_COUNT
 
 GRIDS = web.AppKey("grids", Grids)
@@ -54,13 +54,13 @@ async def whole_grid(request: web.Request) -> web.Response:
 
 async def film(request: web.Request) -> web.Response:
     """How the pictures came out of noise, as an animation."""
-    view = _finished(await visible(request))
+    view = _finished(await permitted(request, "film"))
     return _file(await request.app[STUDIO].film(view.id), "image/webp", f"{view.id}.webp", view)
 
 
 async def rungs(request: web.Request) -> web.Response:
     """The steps at which the film has an image, and where each lies."""
-    view = _finished(await visible(request))
+    view = _finished(await permitted(request, "film"))
     steps = await request.app[STUDIO].rungs(view.id)
     base = f"{shown.address(view.id)}/rungs"
     return web.json_response({"rungs": [{"step": step, "url": f"{base}/{n}.webp"} for n, step in enumerate(steps)]})
@@ -68,7 +68,7 @@ async def rungs(request: web.Request) -> web.Response:
 
 async def rung(request: web.Request) -> web.Response:
     """One image of the film; the first is 0."""
-    view, number = _finished(await visible(request)), _number(request)
+    view, number = _finished(await permitted(request, "film")), _number(request)
     return _file(await request.app[STUDIO].rung(view.id, number), "image/webp", f"{view.id}-{number}.webp", view)
 
 

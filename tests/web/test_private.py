@@ -10,11 +10,13 @@ import aiohttp
 import pytest
 from rich.console import Console
 
+from bot.access import ELSEWHERE
 from bot.cli import remote
 from bot.cli.developed import Undeveloped
 from bot.cli.screen import Screen
 from bot.desk.studio import Member
 from bot.sentences import DELETED
+from bot.views import Place
 from painter import stop
 
 if TYPE_CHECKING:
@@ -91,6 +93,21 @@ async def test_whoever_runs_the_room_may_stop_a_private_job_without_seeing_it(ro
             assert "secret" not in await answer.text()
     room.drawers[0].going.set()
     assert (await room.end_of(job))["state"] == "cancelled"
+
+
+async def test_nobody_goes_on_from_another_servers_job_by_its_id(room: Room) -> None:
+    elsewhere = Member("discord:1", "ann", "discord:2")
+    (ticket,) = await room.desk.studio.imagine("a lamp", elsewhere, Place("web"))
+    async with asyncio.timeout(20):
+        while (await room.desk.studio.view(ticket.job)).state != "finished":
+            await asyncio.sleep(0.05)
+    for method, path in (
+        ("POST", "vary/1"), ("POST", "upscale/1"), ("POST", "reroll"), ("GET", "film.webp"), ("GET", "rungs"),
+        ("GET", "rungs/0.webp"),
+    ):  # fmt: skip
+        status, said = await room.ask(method, f"/api/jobs/{ticket.job}/{path}")
+        assert (status, said["error"]) == (403, ELSEWHERE), path
+    assert (await room.ask("GET", f"/api/jobs/{ticket.job}"))[0] == 200, "whoever runs the room may look"
 
 
 async def test_deleted_pictures_are_gone_from_the_page_and_the_api(room: Room) -> None:
