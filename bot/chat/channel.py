@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import discord
 
+from bot.chat.post.outcome import LONG
 from bot.refused import Refused
 from bot.sentences import duration
 
@@ -24,7 +25,6 @@ LATER = {  # what we need once the token is dead or its message is gone, by the 
     "read_message_history": "Read Message History",
 }
 IN_THREADS = "Send Messages in Threads"  # instead of Send Messages
-LONG = 60.0  # seconds of a job from which its end is told by a new message
 
 
 def check_channel(interaction: Interaction) -> None:

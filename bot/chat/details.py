@@ -6,13 +6,13 @@ The parameters are written as AUTOMATIC1111's web UI writes them, which other to
 from __future__ import annotations
 
 from bot import sentences
+from bot.chat.presenter import CONTENT
 from bot.prompt.flags import title
 from bot.sentences import SAMPLERS, lasting, plain, quoted
 from bot.states import over
 from bot.views import View
 from engine.job import Recipe
 
-CONTENT = 2000
 SIGNS = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
 STATES = {"sent": "about to start", "queued": "waiting"}
 

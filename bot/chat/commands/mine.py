@@ -17,6 +17,7 @@ from discord import app_commands, ui
 
 from bot.chat import delivery, presenter
 from bot.chat.answer import member_of, sorry
+from bot.chat.attached import attached
 from bot.chat.commands.sheet import FILTERS, Sheet
 from bot.chat.commands.thumbnail import thumbnail
 from bot.chat.permitted import permit, refusing
@@ -130,7 +131,7 @@ async def _show_job(interaction: Interaction, view: View) -> None:
         card = presenter.waiting(view, view.ahead or 0, view.eta, now)
     else:
         card = presenter.developing(view, view.step, view.of, view.eta or 0.0, now)
-    files = [discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt)] if picture else []
+    files = [attached(card, picture)] if picture else []
     await interaction.edit_original_response(
         content=card.content, view=interaction.client.controls(card), attachments=files, allowed_mentions=QUIET
     )

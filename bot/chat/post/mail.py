@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import discord
 from discord.http import MultipartParameters, Route, handle_message_parameters
 
+from bot.chat.attached import attached
 from bot.chat.delivery import Picture
 from bot.chat.post.troubles import TOO_OLD, WHY, Gone, Unwanted, told
 from bot.chat.presenter import Card
@@ -89,7 +89,7 @@ class Mail:
 
         One that is not done `within` so many seconds comes out as `Later`. Raises what `troubles` has.
         """
-        files = [_file(card, picture)] if picture else (discord.utils.MISSING if keep else [])
+        files = [attached(card, picture)] if picture else (discord.utils.MISSING if keep else [])
         with told():
             await self._ended(asyncio.ensure_future(self._edited(where, card, files, now)), within)
 
@@ -136,7 +136,7 @@ class Mail:
         with handle_message_parameters(
             content=card.content,
             view=controls(card) or missing,
-            file=_file(card, letter.picture) if letter.picture else missing,
+            file=attached(card, letter.picture) if letter.picture else missing,
             nonce=letter.nonce,
             allowed_mentions=_only(letter.ping),
             message_reference=to.to_message_reference_dict() if reply_to else missing,
@@ -222,10 +222,6 @@ def _only(user: str) -> discord.AllowedMentions:
     if not user:
         return QUIET
     return discord.AllowedMentions(everyone=False, roles=False, replied_user=False, users=[discord.Object(int(user))])
-
-
-def _file(card: Card, picture: Picture) -> discord.File:
-    return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)
 
 
 def _jobs(components: Iterable[Any]) -> set[str]:

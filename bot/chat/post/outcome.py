@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bot.views import Delivery, Role, View
 
-LONG = 60.0  # seconds
+LONG = 60.0  # seconds of a job from which its end is told by a new message, where no rule says another
 ORDER: tuple[Role, ...] = ("notice", "answer", "direct")
 Deliveries = Mapping[Role, Delivery]
 

@@ -16,6 +16,7 @@ import discord
 
 from bot.chat import delivery, notices, rows
 from bot.chat.answer import member_of, refuse
+from bot.chat.attached import attached
 from bot.chat.delivery import UPLOAD, Picture
 from bot.chat.presenter import CONTENT, Card, refusal
 from bot.chat.presses.removal import films_away
@@ -160,7 +161,7 @@ def _named(view: View) -> str:
 def _files(card: Card, picture: Picture | None) -> list[discord.File]:
     if picture is None:
         return discord.utils.MISSING
-    return [discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)]
+    return [attached(card, picture)]
 
 
 def _covered(index: int, content: bytes, limit: int) -> discord.File | None:

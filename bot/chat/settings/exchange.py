@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NAME = "darkroom-settings.yaml"
 ENDINGS = (".yaml", ".yml", ".txt")
-CONTENT = 1900
+ROOM = 1900  # characters of the lines, of the 2000 that a message has
 GONE = "The file of this import cannot be read any more. Send it again with /settings import."
 
 
@@ -49,7 +49,7 @@ async def bring(interaction: Interaction, attachment: discord.Attachment) -> Non
         text = await read(attachment)
         values = await _values(interaction, member, text)
         steps = planning.brought(await own(interaction, member), values)
-        lines = wording.fitting([f"**This changes {len(steps)} rules:**", *wording.steps(steps)], CONTENT)
+        lines = wording.fitting([f"**This changes {len(steps)} rules:**", *wording.steps(steps)], ROOM)
         view = ui.View(timeout=None)
         view.add_item(parts.button("Import", "bring", style=discord.ButtonStyle.primary))
         view.add_item(parts.button("Cancel", "leave"))

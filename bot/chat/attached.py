@@ -1,0 +1,15 @@
+"""A card's picture as a file of Discord's library, with what it says to those who cannot see it."""
+
+from __future__ import annotations
+
+import io
+
+import discord
+
+from bot.chat.delivery import Picture
+from bot.chat.presenter import Card
+
+
+def attached(card: Card, picture: Picture) -> discord.File:
+    """The file of a message that shows `card`."""
+    return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)
