@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import discord
 
-from bot.chat.post.outcome import LONG
+from bot.chat.notices import LONG
 from bot.refused import Refused
 from bot.sentences import duration
 

@@ -10,6 +10,8 @@ from bot.prompt.flags import title
 from bot.sentences import quoted
 from bot.views import View
 
+LONG = 60.0  # seconds of a job from which its end is told by a new message, where no rule says another
+
 
 def link(where: Mapping[str, str]) -> str:
     """The address of a message; empty where it is not known."""

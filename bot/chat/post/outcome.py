@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bot.chat.notices import LONG
 from bot.views import Delivery, Role, View
 
-LONG = 60.0  # seconds of a job from which its end is told by a new message, where no rule says another
 ORDER: tuple[Role, ...] = ("notice", "answer", "direct")
 Deliveries = Mapping[Role, Delivery]
 
