@@ -12,12 +12,13 @@ import discord
 import pytest
 
 from bot.chat import answer, delivery
-from bot.chat.post import courier, pauses, progress, setbacks, troubles
+from bot.chat.post import courier, mail, pauses, progress, search, setbacks, troubles
 from bot.chat.post.edits import Edit
 from bot.chat.post.mail import Mail
 from bot.chat.post.troubles import Gone, Later
 from bot.chat.presenter import Card
 from bot.refused import Refused
+from bot.views import Member
 from chat.jobs import begun, noted
 
 pytestmark = pytest.mark.asyncio
@@ -266,6 +267,43 @@ async def test_a_last_word_that_discord_takes_for_a_mistake_ends_elsewhere_or_wi
         await noted(world)
         unshown = await world.deliveries.undeliverable(view.member_id)
         assert unshown == {view.id: f"{troubles.UNKNOWN} {troubles.UNKNOWN}"}
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_what_was_posted_before_a_long_absence_in_a_busy_channel_is_not_posted_again(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    monkeypatch.setattr(search, "MARGIN", 1000 * 86_400.0)  # the simulated Discord lives at another time
+    async with open_world() as world:
+        admin = Member("discord:1", "admin", f"discord:{world.guild.id}", admin=True)
+        await world.house.desk.administration.set(admin, "guild", "", "long_ping", "0")
+        await begun(world)
+        note, dead = world.deliveries.moved, asyncio.Event()
+
+        async def dies(job: str, role: Any = "answer", /, **where: str) -> None:
+            if role == "notice" and "message" in where:
+                dead.set()
+                await asyncio.Event().wait()
+            await note(job, role, **where)
+
+        monkeypatch.setattr(world.deliveries, "moved", dies)
+        world.painter.going.set()
+        await dead.wait()
+        await world.stop_courier()
+        monkeypatch.setattr(world.deliveries, "moved", note)
+        if not readable:
+            monkeypatch.setattr(mail, "NONCES", 0.0)
+            closed = {"status": 403, "code": 50001, "message": "Missing Access", "times": None}
+            world.env.inject_error("GET", "/channels/*/messages", **closed)
+        else:
+            for number in range(55):
+                await world.bob.send(world.channel, f"talk {number}")
+        await world.restart()
+        await noted(world)
+        letters = [each for each in world.channel.history() if each.content.startswith("<@")]
+        assert len(letters) == 1
+        (view,) = await world.studio.recent()
+        assert (await world.deliveries.of(view.id))["notice"].reason == ("" if readable else mail.UNREAD)
 
 
 async def test_where_previews_are_too_large_words_have_to_do(open_world: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,7 +50,7 @@ class Finals:
         case.view = await self._studio.view(job)
         case.wishes = case.wishes or await self._wishes(case.view)
         for role in outcome.lacking(case.view, known, case.wishes):
-            where = _new_place(role, known["answer"].place.where, case.view)
+            where = _new_place(role, known["answer"].place.where, case.view) | self._posting()
             if await self._deliveries.add(job, role, Place("discord", where)):
                 case.unposted.add(role)
             known = await self._deliveries.of(job)
@@ -112,10 +112,16 @@ class Finals:
             await self._deliveries.moved(job, role, channel=where["channel"])
         fresh = role in case.unposted
         case.unposted.discard(role)
-        message = None if fresh else await self._mail.find_posted(where, job)
+        message = None if fresh else await self._mail.find_posted(where, job, self._wall())
         if message is None:
+            if not fresh:
+                await self._deliveries.moved(job, role, **self._posting())
             message = await self._mail.post(where, await self._letter(job, role, case, known))
         await self._deliveries.moved(job, role, message=str(message))
+
+    def _posting(self) -> dict[str, str]:
+        """Since when the message may lie there."""
+        return {"posting": str(self._wall())}
 
     async def _letter(self, job: str, role: Role, case: Case, known: Known) -> Letter:
         card, picture = await self._ending(case, min(case.limit, UPLOAD))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from discord.http import MultipartParameters, Route, handle_message_parameters
 
 from bot.chat.attached import attached
 from bot.chat.delivery import Picture
+from bot.chat.post.search import find, jobs
 from bot.chat.post.troubles import TOO_OLD, WHY, Gone, Unwanted, told
 from bot.chat.presenter import Card
 from bot.chat.presses.buttons import controls
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 
 Where = Mapping[str, str]
 
-SEARCHED = 50  # messages of a channel looked through for one that we lost
+NONCES = 120.0  # seconds that Discord surely remembers a nonce
 ONE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
 ORIGINAL = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
 PATIENCE = 90.0  # seconds of one edit: the library would wait for many minutes
 OLD = 3600.0  # seconds: edits of an older message have a limit of their own
+UNREAD = "I may not read its channel, and cannot tell whether I wrote there already."
 UNREADABLE_HISTORY = 160002  # Discord's code: to reply one must be allowed to read
 
 
@@ -149,28 +151,31 @@ class Mail:
         with told():
             return int((await self._client.http.start_private_message(int(user)))["id"])
 
-    async def find_answer(self, where: Where, job: str, now: float) -> int | None:
+    async def find_answer(self, where: Where, job: str, asked: float, now: float) -> int | None:
         """The message that answered the request for `job`, if we sent one and did not live to note its id."""
         with told():
             if lives(where, now) and (found := await self._original(where, job)):
                 return found
-        return await self._find(where, job, posted=False)
-
-    async def find_posted(self, where: Where, job: str) -> int | None:
-        """The message about `job` that was posted by itself, if we did so and did not live to note its id."""
-        return await self._find(where, job, posted=True)
-
-    async def _find(self, where: Where, job: str, *, posted: bool) -> int | None:
         with told():
             try:
-                async for message in self._channel(where).history(limit=SEARCHED):
-                    by_itself = message.interaction_metadata is None
-                    ours = message.author == self._client.user
-                    if ours and by_itself == posted and job in _jobs(row.to_dict() for row in message.components):
-                        return message.id
+                return await find(self._channel(where), self._client.user, job, asked, posted=False)
             except (discord.NotFound, discord.Forbidden):
                 return None
-        return None
+
+    async def find_posted(self, where: Where, job: str, now: float) -> int | None:
+        """The message about `job` that was posted by itself, if we did so and did not live to note its id.
+
+        `where` says since when that may have been. Raises `Gone` where we may not look and Discord may have forgotten
+        the nonce: rather none than two.
+        """
+        since = float(where.get("posting") or 0.0)
+        with told():
+            try:
+                return await find(self._channel(where), self._client.user, job, since, posted=True)
+            except (discord.NotFound, discord.Forbidden) as error:
+                if since and now - since > NONCES:
+                    raise Gone(error, UNREAD) from error
+                return None
 
     async def _edit_by_token(self, where: Where, card: Card, files: Any) -> None:
         # Through the client's own HTTP, not a Webhook: one rate limiter and one trace for all that we send.
@@ -193,7 +198,7 @@ class Mail:
             message = await self._request("GET", ORIGINAL, where)
         except (discord.NotFound, discord.Forbidden):
             return None
-        return int(message["id"]) if job in _jobs(message.get("components") or ()) else None
+        return int(message["id"]) if job in jobs(message.get("components") or ()) else None
 
     async def _request(
         self, method: str, path: str, where: Where, params: MultipartParameters | None = None
@@ -222,12 +227,3 @@ def _only(user: str) -> discord.AllowedMentions:
     if not user:
         return QUIET
     return discord.AllowedMentions(everyone=False, roles=False, replied_user=False, users=[discord.Object(int(user))])
-
-
-def _jobs(components: Iterable[Any]) -> set[str]:
-    """The jobs that a message's buttons are about."""
-    found: set[str] = set()
-    for one in components:
-        found |= _jobs(one.get("components") or ())
-        found.update(str(one.get("custom_id") or "").split(":")[1:2])
-    return found

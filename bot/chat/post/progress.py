@@ -63,7 +63,7 @@ class Progress:
             return
         if (under_way and age < ANSWERED) or (self._clock() - case.since < GRACE and age < YOUNG):
             raise Later(0.3, "its first answer is still under way")
-        found = await self._mail.find_answer(case.place.where, job, self._wall())
+        found = await self._mail.find_answer(case.place.where, job, case.view.created, self._wall())
         if found is None:
             await self._lose(job, case, NEVER_CAME)
             return
