@@ -8,7 +8,7 @@ nothing of NATS, SQL or front ends.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import Self
 from bot.states import State
 
 PREVIEWS_IN_ROW = 8
+REMEMBERED = 4096  # ended jobs of which nothing is told any more
 
 
 @dataclass(frozen=True)
@@ -129,18 +130,31 @@ class Feed:
     def __init__(self) -> None:
         self._subscriptions: dict[str | None, set[Subscription]] = {}  # by the job that they ask for; None: all
         self._newest: dict[str, Moment] = {}  # of jobs that are not over
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._watching: Counter[str] = Counter()
         self._joined: set[str] | None = set()  # jobs that somebody began to look at; None: perhaps any
         self.joined = asyncio.Event()  # set when somebody begins to look; whoever renews `want` clears it
 
     def publish(self, moment: Moment) -> None:
-        """Give a moment to everyone who listens, and keep it for who comes later, until the job is over."""
+        """Give a moment to everyone who listens, and keep it for who comes later, until the job is over.
+
+        What comes after its end, out of a thread that took its time, is dropped.
+        """
         if isinstance(moment, Settled):
             self._newest.pop(moment.job, None)
+            self._end(moment.job)
+        elif moment.job in self._ended:
+            return
         else:
             self._newest[moment.job] = merge(self._newest.get(moment.job), moment)
         for subscription in self._listeners(moment.job):
             subscription.offer(moment)
+
+    def _end(self, job: str) -> None:
+        self._ended[job] = None
+        self._ended.move_to_end(job)
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
 
     def _listeners(self, job: str) -> list[Subscription]:
         return [*self._subscriptions.get(None, ()), *self._subscriptions.get(job, ())]

@@ -39,7 +39,9 @@ class Previews:
                     if not frame.picture.startswith(JPEG):
                         continue
                     run = self._board.frame(frame, self._clock())
-                    if run is not None and (picture := await _for_all(frame, run)) is not None:
+                    if run is None or (picture := await _for_all(frame, run)) is None:
+                        continue
+                    if frame.job in self._board.runs:  # else it ended meanwhile
                         pictures = {frame.image: picture}
                         self._feed.publish(Developing(frame.job, run.step, frame.of, frame.seconds_left, pictures))
             except Unreachable as error:

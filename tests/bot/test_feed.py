@@ -118,3 +118,20 @@ async def test_a_reader_that_waits_is_woken_and_the_iteration_ends_with_the_feed
     feed.publish(Queued("a", 1, None))
     feed.close()
     assert [moment async for moment in moments] == [Queued("a", 1, None)]
+
+
+@pytest.mark.asyncio
+async def test_what_comes_after_the_end_of_a_job_is_dropped():
+    feed = Feed()
+    async with feed.subscribe() as moments:
+        feed.publish(Settled("a", "finished", ""))
+        feed.publish(frame("a", 99, 0))
+        feed.publish(Queued("a", 1, None))
+        feed.publish(frame("b", 1, 0))
+        assert [await anext(moments) for _ in range(2)] == [Settled("a", "finished", ""), frame("b", 1, 0)]
+    async with feed.subscribe() as later:
+        assert await anext(later) == frame("b", 1, 0)
+    assert list(feed._newest) == ["b"]
+    for number in range(5000):
+        feed.publish(Settled(str(number), "finished", ""))
+    assert len(feed._ended) <= 4096
