@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 from bot.chat import presenter
 from bot.chat.presenter import Card
 from bot.images import grid
-from bot.images.pixels import Unreadable
+from bot.images.blur import MAX_FRAME
+from bot.images.pixels import Unreadable, opened, saved
 from bot.refused import Refused
 from engine.job import Enlarge, Recipe
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from bot.desk.studio import Studio
     from bot.views import View
 
@@ -73,7 +76,10 @@ async def preview(view: View, frames: Mapping[int, bytes]) -> Picture | None:
     if isinstance(recipe, Enlarge) or not frames:
         return None
     cells = [frames.get(index) for index in range(recipe.count)]
-    return Picture("developing.jpg", await asyncio.to_thread(_live, cells, (recipe.width, recipe.height)))
+    made, unread = await asyncio.to_thread(_live, cells, (recipe.width, recipe.height))
+    if unread:
+        log.warning("job %s: %d of its frames cannot be read, and are left out", view.id, unread)
+    return Picture("developing.jpg", made)
 
 
 async def ending(
@@ -109,8 +115,18 @@ async def final(studio: Studio, view: View, limit: int = UPLOAD, kept: Kept | No
     return picture
 
 
-def _live(cells: Sequence[bytes | None], shape: tuple[int, int]) -> bytes:
-    return grid.compose(cells, form="JPEG", quality=80, shape=shape)
+def _live(cells: Sequence[bytes | None], shape: tuple[int, int]) -> tuple[bytes, int]:
+    """The grid, and how many frames were none: who sends them is a machine of somebody else's."""
+    tiles = [None if one is None else _frame(one) for one in cells]
+    unread = sum(one is not None for one in cells) - sum(tile is not None for tile in tiles)
+    return saved(grid.sheet(tiles, shape=shape), "JPEG", 80), unread
+
+
+def _frame(payload: bytes) -> Image.Image | None:
+    try:
+        return opened(payload, MAX_FRAME)
+    except Unreadable:
+        return None
 
 
 def _made(pictures: Sequence[bytes], together: bool, limit: int) -> tuple[bytes, grid.Form] | None:

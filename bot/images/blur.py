@@ -11,7 +11,7 @@ from bot.images.pixels import Form, opened, resized, saved
 
 GRAIN = 6  # what is left of the longer side: less than any shape needs to be told
 LARGEST = 512  # pixels on the longer side of what comes out: more would only be more bytes of nothing
-MAX_FRAME = 1024 * 1024  # pixels
+MAX_FRAME = 1024 * 1024  # pixels of a live frame, blurred or not
 
 
 def blurred(payload: bytes, form: Form = "PNG", *, max_pixels: int | None = None) -> bytes:
