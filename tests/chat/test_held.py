@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bot.access import forbidden, subject_of
+from bot.chat.post import courier
 from bot.images.blur import blurred
 from bot.views import Member
 from chat.jobs import moderator
@@ -209,3 +211,31 @@ async def test_the_notice_of_a_long_job_is_brought_up_to_date_too(open_world: An
         shown = world.message(notice.id)
         assert "<@" in shown.content
         assert all(clear(tile) for tile in tiles(pictures(world, shown)[0]))
+
+
+async def test_the_author_of_a_private_job_gets_what_a_moderator_showed(
+    open_world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "SWEEP", 0.1)
+    async with open_world() as world:
+        mo = moderator(world)
+        await check_all(world)
+        world.painter.verdicts, world.painter.paint = {1: "flagged", 2: "unchecked"}, quarters
+        await world.client.desk.preferences.prefer(f"discord:{world.alice.id}", "results", "private")
+        asked = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        await world.until(lambda: world.painter.done)
+        await world.until(lambda: "Cancel" not in world.labels(asked.response))
+        listed = await mo.slash(world.channel, "moderation held")
+        looked = await mo.click(listed.response, label="Look at 1")
+        await mo.click(looked.response, label="Show 2")
+        letters = lambda: world.alice.user.dm_channel and list(world.alice.user.dm_channel.history())  # noqa: E731
+        (letter,) = await world.until(letters)
+        assert [clear(tile) for tile in tiles(pictures(world, letter)[0])] == [True, True, False, True]
+        (view,) = await world.studio.recent()
+        while (await world.deliveries.of(view.id))["direct"].delivered is None:
+            await asyncio.sleep(0.02)
+        again = next(one for one in world.channel.history(viewer=mo) if one.id == looked.response.id)
+        await mo.click(again, label="Show 3")
+        (letter,) = letters()
+        assert all(clear(tile) for tile in tiles(pictures(world, letter)[0]))
+        assert set(await world.deliveries.of(view.id)) == {"answer", "direct"}

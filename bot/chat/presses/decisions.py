@@ -26,6 +26,7 @@ from bot.images import grid
 from bot.images.held import held, lines
 from bot.refused import Refused
 from bot.sentences import quoted
+from bot.views import Place
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -82,9 +83,18 @@ async def decide(interaction: Interaction, button: Button) -> None:
         if not show:  # a film may have been made while the picture was shown
             await films_away(client, view.id, await client.desk.deliveries.films(view.id))
         await _renew(interaction, view)
+        if show and view.private:
+            await _send_to_author(client, view)
     except Exception:  # the decision stands; the apology must not touch the message itself
         log.exception("job %s: its message was not renewed", button.job)
         await interaction.followup.send(LATE, ephemeral=True)
+
+
+async def _send_to_author(client: DarkroomClient, view: View) -> None:
+    """A private answer cannot be edited any more: within a minute the courier brings its author a direct message."""
+    user = view.member_id.removeprefix("discord:")
+    if user.isdecimal():
+        await client.desk.deliveries.add(view.id, "direct", Place("discord", {"user": user}))
 
 
 async def _renew(interaction: Interaction, view: View) -> None:
