@@ -30,19 +30,20 @@ def with_enlargements(connection: Connection, job: str) -> list[str]:
 def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now: float) -> list[str]:
     """Their pictures belong to nobody from now on, and nothing of them is owed to anybody; those that were not deleted.
 
-    Noted once, for the first of them.
+    Noted once, for the first of them; of one's own only where somebody had told the moderators of it, or whoever makes
+    and deletes would fill their list.
     """
     marking = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
-    marked = {row.id: row.guild for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild))}
+    marked = {row.id: row for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild, jobs.c.member))}
     gone = list(marked)
     connection.execute(favourites.delete().where(favourites.c.job.in_(gone)))
     connection.execute(
         update(places).where(places.c.job.in_(gone), places.c.delivered.is_(None)).values(delivered=now)
     )  # fmt: skip
-    incidents.settle(connection, gone, now)
-    if ids[0] in marked:
+    told = incidents.settle(connection, gone, now)
+    if ids[0] in marked and (told or marked[ids[0]].member != actor[0]):
         said = f"with {len(gone) - 1} enlarged" if len(gone) > 1 else ""
-        incidents.note(connection, marked[ids[0]], "deleted", *actor, said, now, ids[0])
+        incidents.note(connection, marked[ids[0]].guild, "deleted", *actor, said, now, ids[0])
     return gone
 
 

@@ -89,9 +89,10 @@ def decided(connection: Connection, job: str, about: str, now: float) -> None:
     connection.execute(update(kept).where(*same).values(closed=now))
 
 
-def settle(connection: Connection, jobs: list[str], now: float) -> None:
-    """Close what waits about these jobs: there is nothing left to decide."""
-    connection.execute(update(kept).where(kept.c.job.in_(jobs), kept.c.closed.is_(None)).values(closed=now))
+def settle(connection: Connection, jobs: list[str], now: float) -> bool:
+    """Close what waits about these jobs: there is nothing left to decide. True if something did."""
+    waits = update(kept).where(kept.c.job.in_(jobs), kept.c.closed.is_(None))
+    return connection.execute(waits.values(closed=now)).rowcount > 0
 
 
 def _count(connection: Connection, *which: ColumnElement[bool]) -> int:

@@ -181,6 +181,7 @@ async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here)
     await ended(house, until, varied)
     await house.store.write(members.favour, BOB.id, job, 0, 1.0)
     mine, theirs = await contents(house, job, larger), await contents(house, varied)
+    await house.desk.moderation.report(job, BOB, "no lamp")
 
     deletion = await house.desk.moderation.delete(job, ann)
     assert deletion.sentence == "Deleted. Its pictures are gone for good."
@@ -204,9 +205,9 @@ async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here)
     assert (await house.desk.moderation.delete(job, ann)).sentence == DELETED
     noted = await house.desk.moderation.incidents(MOD)
     assert [(one.kind, one.actor_name, one.job) for one in noted] == [
-        ("deleted", "Bob", varied), ("deleted", "Ann", job),
-    ]  # fmt: skip
-    assert noted[1].said == "with 1 enlarged"
+        ("deleted", "Ann", job), ("report", "Bob", job),
+    ], "one's own is noted where moderators were told of it"  # fmt: skip
+    assert (noted[0].said, noted[1].waits) == ("with 1 enlarged", False)
 
 
 async def test_who_may_delete(workplace, ann, here):
