@@ -58,9 +58,9 @@ class Ledger:
 
     def _spending(self, whose: Whose, window: float) -> Spending:
         """What was charged in the last `window` seconds. Charges count from when the job was asked for."""
-        recent = [*self._population(whose), jobs.c.created > self._now - window]
+        recent = [*self._population(whose), jobs.c.created > self._now - window, jobs.c.charged > 0]
         if whose.startswith("member"):
-            asked = select(jobs.c.created, jobs.c.charged, jobs.c.guild).where(*recent, jobs.c.charged > 0)
+            asked = select(jobs.c.created, jobs.c.charged, jobs.c.guild).where(*recent)
             rows = [row for row in self._connection.execute(asked) if self._counts(whose, row.guild)]
             return spending([Charge(row.created, row.charged) for row in rows], self._now, window)
         total = select(func.coalesce(func.sum(jobs.c.charged), 0.0)).where(*recent)

@@ -218,3 +218,14 @@ async def test_no_question_is_asked_twice(store):
 
     await store.ask(look, MEMBERS[0], NOW, read)
     assert sum(sql.startswith("SELECT") for sql in statements) == 2
+
+
+@pytest.mark.asyncio
+async def test_what_cost_nothing_frees_nothing(store):
+    relaxed = draft(MEMBERS[3], created=NOW - 500.0)
+    await store.admit([relaxed, draft(MEMBERS[0], created=NOW - 100.0)], None, all_of_them, NOW)
+
+    def frees(ledger: Ledger) -> list[float]:
+        return [ledger.spending(whose, DAY).leaves(0.0) for whose in get_args(Whose)]
+
+    assert await store.ask(look, MEMBERS[0], NOW, frees) == [NOW - 100.0 + DAY] * 4
