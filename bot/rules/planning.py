@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bot.refused import Refused
 from bot.rules.catalogue import SETTINGS, Setting
-from bot.rules.rule import EVERYWHERE, Change, Key, Scope, Step, Value, steps_between
+from bot.rules.rule import EVERYWHERE, Change, Key, Scope, Step, Value, check_subject, steps_between
 from bot.rules.sheet import ABSENT
 from bot.rules.telling import shown
 from bot.sentences import shortened
@@ -14,7 +14,6 @@ from bot.sentences import shortened
 Rules = Mapping[Key, Value]
 MOST_RULES = 1000  # of one guild
 MOST_TEXT = 200_000  # characters of all of them: each request reads them, and a change may write them all down
-SUBJECT = 64  # characters of an id
 
 
 def check_scope(one: Setting, guild: str, scope: Scope, subject: str) -> None:
@@ -26,8 +25,8 @@ def check_scope(one: Setting, guild: str, scope: Scope, subject: str) -> None:
         raise Refused(f"{one.name} cannot be set for {_article(scope)}; it can for: {said}.")
     if (scope in ("house", "guild")) != (not subject):
         raise Refused(f"A rule for {_article(scope)} {'takes no id' if subject else 'needs its id'}.")
-    if len(subject) > SUBJECT or not subject.isprintable():
-        raise Refused(f"An id has at most {SUBJECT} printable characters.")
+    if subject:
+        check_subject(guild, scope, subject)
 
 
 def _article(scope: Scope) -> str:

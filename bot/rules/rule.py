@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from bot.refused import Refused
+from bot.sentences import shortened
+
 Scope = Literal["house", "guild", "channel", "role", "user"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 Value = int | str | bool | tuple[str, ...]
 Key = tuple[str, str, str]  # scope, subject, setting: what a guild may have one value of
 
 EVERYWHERE = "*"  # in place of a guild: rules of whoever runs the bot, for every server
+SUBJECT = 64  # characters of an id
 _MENTION = re.compile(r"(?:<(?:@[!&]?|#))?([0-9]{1,20})>?")
 ALL = ("*",)  # a list that allows everything
 
@@ -85,6 +89,15 @@ def addressed(guild: str, scope: Scope, subject: str) -> str:
     if scope == "user" and (guild == EVERYWHERE or guild.startswith("discord:")):
         return f"discord:{found[1]}"
     return found[1]
+
+
+def check_subject(guild: str, scope: Scope, subject: str) -> None:
+    """Returns if this can be the id of a channel, role or user, as `addressed` gives it. Raises `Refused` (422)."""
+    if not 0 < len(subject) <= SUBJECT or not subject.isprintable():
+        raise Refused(f"An id has 1 to {SUBJECT} printable characters.")
+    number = subject.removeprefix("discord:") if scope == "user" else subject
+    if guild.startswith("discord:") and not (number.isascii() and number.isdigit()):
+        raise Refused(f"“{shortened(subject, 40)}” is no id: on Discord the id of a {scope} is a number.")
 
 
 def steps_between(before: Mapping[Key, Value], after: Mapping[Key, Value]) -> tuple[Step, ...]:

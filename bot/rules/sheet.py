@@ -15,12 +15,11 @@ import yaml
 from bot.refused import Refused
 from bot.rules.catalogue import SETTINGS, Setting
 from bot.rules.reading import nearest, read, read_list, setting, written
-from bot.rules.rule import Key, Rule, Scope, Value, addressed
+from bot.rules.rule import Key, Rule, Scope, Value, addressed, check_subject
 from bot.sentences import shortened
 
 BYTES = 64 * 1024
 EVENTS = 20_000  # parts of a sheet: more than rules fit into it
-SUBJECT = 64
 SECTIONS: Mapping[str, Scope] = {"server": "guild", "channels": "channel", "roles": "role", "users": "user"}
 ABSENT = ("closed",)  # a state and no rule: `close` and `open`
 HEAD = """\
@@ -73,9 +72,12 @@ def bring(text: str, guild: str = "") -> dict[Key, Value]:
             found |= _rules(scope, "", section, line)
             continue
         for subject, (at, values) in _mapping(section, line, title).items():
-            if not 0 < len(subject) <= SUBJECT:
-                raise _wrong(at, f"an id in {title} has 1 to {SUBJECT} characters")
-            found |= _rules(scope, addressed(guild, scope, subject), values, at)
+            whom = addressed(guild, scope, subject)
+            try:
+                check_subject(guild, scope, whom)
+            except Refused as refused:
+                raise _wrong(at, refused.sentence.rstrip(".")) from None
+            found |= _rules(scope, whom, values, at)
     return found
 
 

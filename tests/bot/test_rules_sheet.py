@@ -101,7 +101,7 @@ def test_it_reads_what_an_admin_writes() -> None:
         ("server:\n  models: [{a: b}]", "Line 2 of the sheet: models takes a value, or a list of values."),
         ("server:\n  steps: {a: 1}", "Line 2 of the sheet: steps takes a value"),
         ("roles:\n  ? [a]\n  : 1", "Line 2 of the sheet: a name must be a text."),
-        ("users:\n  '': {steps: 1}", "Line 2 of the sheet: an id in users has 1 to 64 characters."),
+        ("users:\n  '': {steps: 1}", "Line 2 of the sheet: An id has 1 to 64 printable characters."),
         ("server: &a {steps: 1}\nroles: {'1': *a}", "Line 1 of the sheet: anchors and aliases (& and *)"),
         ("server: !!python/object/apply:os.system ['true']", "Line 1 of the sheet: tags (!) are not taken."),
         ("server: {steps: 1", "Line 1 of the sheet: expected ',' or '}'"),
@@ -118,6 +118,17 @@ def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
         sheet.bring(text)
     assert said in refused.value.sentence
     assert len(refused.value.sentence) < 300
+
+
+def test_an_id_is_one() -> None:
+    for subject in ('"7\\n8"', '"7\\u202e"'):
+        with pytest.raises(Refused, match=r"Line 2 of the sheet: An id has 1 to 64 printable characters\."):
+            sheet.bring(f"users:\n  {subject}: {{steps: 1}}")
+    for section, scope in (("users", "user"), ("roles", "role")):
+        with pytest.raises(Refused, match=f"“a.b” is no id: on Discord the id of a {scope} is a number"):
+            sheet.bring(f"{section}:\n  a.b: {{steps: 1}}", "discord:1")
+    assert sheet.bring("users: {a.b: {steps: 1}}", "local")
+    assert list(sheet.bring("users: {'<@7>': {steps: 1}}", "discord:1")) == [("user", "discord:7", "steps")]
 
 
 BOMB = "a: &a [x,x,x]\n" + "".join(
