@@ -70,9 +70,12 @@ class Writer:
                             raise
                         future.set_exception(error)
         except OperationalError as error:
-            _fail(batch, Unavailable(f"The database cannot be used now: {error.orig}."), error)
+            _away(batch, error)
         except BaseException as error:
-            _fail(batch, error)
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
+            else:
+                _away(batch, error)
         else:
             for future, result in made.items():
                 future.set_result(result)
@@ -93,8 +96,11 @@ def _apart(connection: Connection, act: Act[T]) -> T:
     return result
 
 
-def _fail(batch: list[tuple[Act[Any], Future[Any]]], error: BaseException, cause: BaseException | None = None) -> None:
-    error.__cause__ = cause or error.__cause__
+def _away(batch: list[tuple[Act[Any], Future[Any]]], cause: BaseException) -> None:
+    """Nothing was committed: each that waits gets an exception of its own, for raising one adds to its traceback."""
+    why = cause.orig if isinstance(cause, OperationalError) else cause
     for _, future in batch:
         if not future.done():
+            error = Unavailable(f"The database cannot be used now: {why}.")
+            error.__cause__ = cause
             future.set_exception(error)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import OperationalError
 
 from bot.refused import Refused
 from bot.store.engines import engines
@@ -114,6 +115,8 @@ async def test_a_database_that_fails_fails_all_who_shared_the_commit(tmp_path: P
 
     found = await together(writer, note(1), broken, note(2))
     assert [type(each) for each in found] == [Unavailable] * 3
+    assert len({id(each) for each in found}) == 3, "each has its own: whoever raises one adds to its traceback"
+    assert all(isinstance(each.__cause__, OperationalError) for each in found if isinstance(each, Unavailable))
     assert await asyncio.to_thread(numbers, reader) == []
     assert await writer.run(note(5)) == 5
     await writer.close()
