@@ -26,7 +26,7 @@ async def test_garbage_and_giants_among_frames_are_left_out_and_counted(caplog: 
     frames = {0: jpeg(64, "red"), 1: b"\xff\xd8\xff and nothing", 2: jpeg(4040, "blue"), 3: jpeg(4040, "blue")}
     picture = await delivery.preview(view, frames)
     assert picture
-    pixels = opened(picture.payload)
+    pixels: Any = opened(picture.payload)
     assert pixels.size == (516, 516)
     red, *others = [pixels.getpixel(at) for at in ((100, 100), (400, 100), (100, 400), (400, 400))]
     assert red[0] > 200
