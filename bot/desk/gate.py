@@ -103,12 +103,18 @@ def check_asked(terms: Terms, draft: Draft) -> None:
         most = getattr(terms, name)
         if asked > most:
             what = {"steps": "steps", "count": "pictures"}[name]
-            said = f"This asks for {asked} {what}, and at most {most} are allowed here: add --{name} {most}."
+            said = f"This asks for {asked} {what}, and at most {most} are allowed here: {_less(draft, name, most)}."
             raise Refused(_with(said, terms, name))
     if task.width * task.height > terms.pixels:
         most = shown("pixels", terms.pixels)
         said = f"This would be {task.width}x{task.height}, and at most {most} is allowed here."
         raise Refused(_with(said, terms, "pixels"))
+
+
+def _less(draft: Draft, name: str, most: int) -> str:
+    """How to ask for no more than that: a press on an older job leaves no room for words, its remix does."""
+    flag = f"--{name} {most}"
+    return f"add {flag}" if draft.action in ("imagine", "remix") else f"remix it with {flag}"
 
 
 def _said(terms: Terms, setting: str, what: str) -> str:

@@ -98,3 +98,16 @@ async def test_a_remix_of_an_exact_job_is_exact(workplace, until, ann, here):
     assert exact.bucket == 4
     (request,) = parse("a lamp:: a table:: a cat:: a dog", None).requests
     assert remixed(exact, request, SHIPPED).bucket == 16
+
+
+async def test_what_is_larger_than_a_rule_of_today_says_where_less_can_be_asked_for(workplace, until, ann, here):
+    house, first = await finished(workplace, until, ann, here, "a lamp --steps 30")
+    ada = Member("local:ada", "Ada", first.guild, moderator=True, admin=True)
+    await house.desk.administration.set(ada, "guild", "", "steps", "20")
+    for pressed in (house.studio.vary(first.id, 0, ann, here), house.studio.reroll(first.id, ann, here)):
+        with pytest.raises(Refused, match="at most 20 are allowed here: remix it with --steps 20"):
+            await pressed
+    with pytest.raises(Refused, match="here: add --steps 20"):
+        await house.studio.remix(first.id, None, "a blue lamp", ann, here)
+    (ticket,) = await house.studio.remix(first.id, None, "a blue lamp --steps 20", ann, here)
+    assert ticket.steps == 20
