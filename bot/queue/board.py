@@ -42,6 +42,7 @@ class Board:
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.behind = False  # reports wait at the broker: a job without a claim may be done, and not yet heard of
         self._cost_left: dict[str, float] = {}  # pool → of its runs together: asked at each look at any job
 
     def put(self, record: Record, now: float) -> Run:

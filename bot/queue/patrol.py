@@ -85,7 +85,13 @@ class Patrol:
             await self._unclaimed(run, alone)
 
     async def _claim_lost(self, run: Run, alone: float) -> None:
-        """The broker redelivers to another worker within a lease; when nobody took it in three, something is wrong."""
+        """The broker redelivers to another worker within a lease; when nobody took it in three, something is wrong.
+
+        Not while reports wait to be taken in: its worker may have let it go because it is done.
+        """
+        if self._board.behind:
+            self._orphaned[run.record.id] = self._clock()
+            return
         crew = crews(self._bus.workers).get(run.record.pool)
         if alone >= 3 * self._lease and crew is not None and crew.free > 0:
             await self._closing.again(run.record.id, step=run.step, why=f"{run.record.worker} lost it")

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 AT_ONCE = 16
+AT_HAND = 64  # reports that are fetched: what is not answered for in time comes twice
+BEHIND = 128  # reports that wait at the broker
 PAUSE = 0.25  # seconds before a report comes again, times its tries
 OUTAGE_PAUSE = 2.0
 
@@ -38,7 +40,7 @@ class Settle:
     ) -> None:  # fmt: skip
         self._store, self._bus, self._board, self._feed = store, bus, board, feed
         self._closing, self._arrivals, self._clock = closing, arrivals, clock
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots, self._hand = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_HAND)
         self._last: dict[str, asyncio.Task[None]] = {}
         self._faults: Counter[int] = Counter()  # of a report's own, by its place in the stream
         self._outages: dict[str, dict[Picture, str]] = {}  # job → its pictures that wait for an outage's end
@@ -47,12 +49,15 @@ class Settle:
         """Settle until cancelled."""
         async with asyncio.TaskGroup() as group:
             async for delivered in self._bus.results():
+                await self._hand.acquire()
+                self._board.behind = delivered.pending > BEHIND
                 job = delivered.value.job
                 task = group.create_task(self._in_turn(self._last.get(job), delivered), name=f"settle {job}")
                 self._last[job] = task
                 task.add_done_callback(lambda done, job=job: self._forget(job, done))
 
     def _forget(self, job: str, done: asyncio.Task[None]) -> None:
+        self._hand.release()
         if self._last.get(job) is done:
             del self._last[job]
 

@@ -72,6 +72,11 @@ class Delivered(Generic[T]):
         """How often it was delivered, this time included."""
         return self.msg.metadata.num_delivered
 
+    @property
+    def pending(self) -> int:
+        """How many wait at the broker behind this one."""
+        return self.msg.metadata.num_pending
+
     async def ack(self) -> None:
         """Done; returns when the broker has written that down (a crash right after a plain ack repeats the message)."""
         with reaching("acknowledge"):

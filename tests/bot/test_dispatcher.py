@@ -299,6 +299,25 @@ async def test_cancelling_without_a_worker_is_done_at_once(workplace, until, ann
 
 
 @pytest.mark.asyncio
+async def test_while_reports_wait_nobody_is_taken_for_lost(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    apprentice.go.clear()
+    await ready(house, until)
+    (job,) = await ask(house, ann, here)
+    await until(all_in(house, [job], "running"))
+    run, long_ago = house.board.runs[job], 60.0
+    house.board.behind = True
+    await house.patrol._claim_lost(run, long_ago)
+    assert (await house.store.record(job)).attempt == 1, "its worker may be done, and we have not heard it yet"
+    house.board.behind = False
+    await house.patrol._claim_lost(run, long_ago)
+    assert (await house.store.record(job)).attempt == 2
+    apprentice.go.set()
+    await until(all_in(house, [job], "finished"))
+
+
+@pytest.mark.asyncio
 async def test_a_cancel_that_no_worker_answers_is_settled_by_the_patrol(workplace, until, ann, here):
     house = await workplace.house()
     apprentice, task = await workplace.worker()

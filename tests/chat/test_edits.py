@@ -216,6 +216,9 @@ def test_many_jobs_take_turns_within_what_all_may_have() -> None:
     times = [at for at, _ in world.begun]
     most = world.edits.pace.previews_a_second
     assert all(late - early >= 1.0 for early, late in zip(times, times[most:], strict=False))
+    spans = sorted(span for each in world.spans.values() for span in each)
+    ends = sorted(end for _, end in spans)
+    assert all(start >= end + 1.0 for end, (start, _) in zip(ends, spans[most:], strict=False)), "wherever they bunch"
     shown = defaultdict(list)
     for at, one in world.begun:
         shown[one.job].append(at)

@@ -43,7 +43,7 @@ def load_rows(seen: Evening) -> list[Row]:
     return [
         Row("first answer, p50", _at(first, 0.5), "≤ 300", "ms", where),
         Row("first answer, p99", _at(first, 0.99), "≤ 300", "ms", f"of {len(first)}, worst {_at(first, 1):.0f} ms"),
-        Row("429 caused by us", seen.loopback.rates.refused, "= 0", ""),
+        Row("429 caused by us", seen.loopback.rates.refused, "= 0", "", _refused(seen)),
         Row("finals shown", len(finals), f"= {seen.size.jobs}", "", f"{sum(map(_posted, finals.values()))} as notices"),
         Row("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", ""),
         Row(
@@ -77,6 +77,10 @@ def _shares(seen: Evening) -> str:
     """Who else had the machine: they all share it."""
     others = ", ".join(f"{who} {used / seen.seconds:.2f}" for who, used in sorted(seen.cpu.items()) if who != "bot")
     return f"over {seen.seconds:.0f} s; beside it {others}; {os.cpu_count()} cores"
+
+
+def _refused(seen: Evening) -> str:
+    return ", ".join(sorted({f"{one.method} {one.path.split('/')[1]}" for one in seen.loopback.asked if one.status == 429}))
 
 
 def behind(seen: Evening) -> int:

@@ -28,6 +28,33 @@ class Pace:
 
 
 @dataclass
+class Together:
+    """What all buckets may have in a second: a request counts from its start until a second after its end."""
+
+    limit: int
+    flying: int = 0
+    ended: deque[float] = field(default_factory=deque)
+
+    def begin(self) -> None:
+        """A request goes out."""
+        self.flying += 1
+
+    def end(self, now: float) -> None:
+        """It came back."""
+        self.flying -= 1
+        self.ended.append(now)
+        while len(self.ended) > self.limit:
+            self.ended.popleft()
+
+    def free_at(self) -> float:
+        """When one more may begin; infinity while only an end can tell."""
+        left = self.limit - self.flying
+        if left <= 0:
+            return math.inf
+        return self.ended[-left] + 1.0 if len(self.ended) >= left else -math.inf
+
+
+@dataclass
 class Bucket:
     """One bucket: what was spent, what Discord said, who renders in it and who waits for it."""
 

@@ -9,11 +9,11 @@ bucket and over all. It knows nothing of Discord, messages or pictures.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
-from bot.chat.post.buckets import Bucket, Pace
+from bot.chat.post.buckets import Bucket, Pace, Together
 from bot.chat.post.line import Line
 
 Kind = Literal["place", "preview", "final"]
@@ -49,8 +49,8 @@ class Edits(Generic[T]):
         self._started: dict[str, float] = {}  # job → when its last edit began
         self._not_before: dict[str, float] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._recent: deque[float] = deque(maxlen=self.pace.requests_a_second)  # starts in all buckets
-        self._previews: deque[float] = deque(maxlen=self.pace.previews_a_second)
+        self._requests = Together(self.pace.requests_a_second)
+        self._previews = Together(self.pace.previews_a_second)
         self._line = Line()  # of buckets
         self._making: set[str] = set()  # jobs whose preview is being made
         self._dirty: set[str] = set()  # buckets whose place in the line may be wrong
@@ -91,14 +91,14 @@ class Edits(Generic[T]):
 
     def sent(self, edit: Edit[T], now: float) -> None:
         """The request ended well."""
-        self.made(edit)
+        self._ended_one(edit, now)
         self._spend(edit.bucket, now)
         if edit.final and edit.job not in self._waiting:
             self._started.pop(edit.job, None)
 
     def failed(self, edit: Edit[T], now: float, after: float = 0.0) -> None:
         """The request ended badly: it waits again for `after` seconds, unless something newer has come."""
-        self.made(edit)
+        self._ended_one(edit, now)
         newer = self._waiting.get(edit.job)
         stale = not edit.final and edit.job in self._ended
         if not stale and (newer is None or (edit.final and not newer.final)):
@@ -109,8 +109,7 @@ class Edits(Generic[T]):
 
     def hold(self, bucket: str, until: float) -> None:
         """Discord said so: nothing in this bucket before `until`."""
-        known = self._bucket(bucket)
-        known.until = max(known.until, until)
+        self._bucket(bucket).until = max(self._bucket(bucket).until, until)
 
     def learn(self, bucket: str, limit: int, remaining: int, resets: float) -> None:
         """What the answer's headers say of the bucket: its size, what is left, and when it is full again."""
@@ -141,9 +140,9 @@ class Edits(Generic[T]):
         self._bucket(edit.bucket).busy = True
         self._started[edit.job] = now
         self._not_before.pop(edit.job, None)
-        self._recent.append(now)
+        self._requests.begin()
         if not edit.final:
-            self._previews.append(now)
+            self._previews.begin()
         if edit.kind == "preview":
             self._making.add(edit.job)
         return edit
@@ -193,15 +192,18 @@ class Edits(Generic[T]):
 
     def _rested(self, edit: Edit[T]) -> float:
         """When the job's last edit is long enough ago."""
-        last = self._started.get(edit.job)
-        if last is None:
-            return -math.inf
+        last = self._started.get(edit.job, -math.inf)
         return last + (self.pace.place if edit.kind == "place" else self.interval(edit.bucket))
 
     def _overall(self, final: bool) -> float:
         """When one more request is within what all buckets may have together."""
-        counted = (self._recent,) if final else (self._recent, self._previews)
-        return max(starts[0] + 1.0 if len(starts) == starts.maxlen else -math.inf for starts in counted)
+        return self._requests.free_at() if final else max(self._requests.free_at(), self._previews.free_at())
+
+    def _ended_one(self, edit: Edit[T], now: float) -> None:
+        self.made(edit)
+        self._requests.end(now)
+        if not edit.final:
+            self._previews.end(now)
 
     def _wait(self, edit: Edit[T]) -> None:
         self._leave(edit.job)
