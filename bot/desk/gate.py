@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bot.desk.preferences import Preference
-from bot.limits import DAY, MONTH, check_cost, check_places, check_waiting
+from bot.limits import DAY, MONTH, Usage, check_cost, check_places, check_waiting
 from bot.refused import Refused
-from bot.rules import EVERYWHERE, Rule, Terms
+from bot.rules import EVERYWHERE, Cap, Rule, Terms
 from bot.rules.telling import set_by, shown
 from bot.sentences import shortened
 from bot.store import WEIGHTS, Draft
@@ -155,6 +155,16 @@ def _running(terms: Terms, whose: str) -> int | None:
     return min((cap.limit for cap in terms.of("running") if cap.whose == whose), default=None)
 
 
+def _beside(terms: Terms, cap: Cap, usage: Usage) -> int:
+    """How many may run beside the `cap.limit` that may wait, counted as `cap` counts. Where nothing says how many of a
+    member run in all servers, those that run are each server's to allow.
+    """
+    if cap.whose != "member everywhere":
+        return terms.running
+    everywhere = _running(terms, "member everywhere")
+    return max(terms.running, usage.running) if everywhere is None else everywhere
+
+
 def _check_use(drafts: Sequence[Draft], terms: Terms, ledger: Ledger, hour: Hour, *, free: bool) -> None:
     """Of several limits that are reached, the one is told that holds longest: its promise is then true of all."""
     found = [refused for check in _checks(drafts, terms, ledger, hour, free) if (refused := _tried(check)) is not None]
@@ -176,7 +186,8 @@ def _checks(
     count, cost = len(drafts), sum(draft.cost for draft in drafts)
     for cap in terms.of("queued"):
         usage = replace(ledger.usage(cap.whose), next_free=hour.frees, workers=hour.workers)
-        yield partial(check_places, terms.running, cap.limit, usage, hour.now, count=count, by=set_by(cap.rule))
+        running = _beside(terms, cap, usage)
+        yield partial(check_places, running, cap.limit, usage, hour.now, count=count, by=set_by(cap.rule))
     for cap in terms.of("together_queued"):
         usage = replace(ledger.usage(cap.whose), next_free=hour.room, workers=hour.workers)
         whose = OVER[cap.whose]

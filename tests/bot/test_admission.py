@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from bot.desk.administration import Administration
+from bot.desk.preferences import Preferences
 from bot.limits import Limits
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Scope
+from bot.store import Wish
 from bot.views import Member, Place
 
 OLGA = Member("discord:2", "Olga", "g", admin=True, owner=True)
@@ -399,3 +402,30 @@ async def test_what_waits_on_a_closed_server_is_not_begun(workplace, until):
     assert (await house.studio.view(ticket.job)).why == "Nothing is begun on this server at present."
     await house.desk.administration.open(OLGA)
     await until(lambda: ticket.job in apprentice.begun)
+
+
+@pytest.mark.asyncio
+async def test_what_runs_in_one_server_takes_no_waiting_places_in_another(workplace):
+    house = await workplace.house()
+    desk, elsewhere = house.desk.administration, replace(BOB, guild="h")
+    await desk.set(OLGA, "guild", "", "running", "3")
+    await desk.set(replace(OLGA, guild="h"), "guild", "", "running", "1")
+    for _ in range(3):
+        await house.studio.imagine("a lamp", BOB, HERE)
+        assert await house.store.pick(Wish("default", ("embedded",), running=9), 99, 1.0, time.time()) is not None
+    for _ in range(5):
+        await house.studio.imagine("a lamp", BOB, HERE)
+    for _ in range(2):
+        await house.studio.imagine("a lamp", elsewhere, HERE)
+    with pytest.raises(Refused, match="you have 3 running and 7 waiting"):
+        await house.studio.imagine("a lamp", elsewhere, HERE)
+
+
+@pytest.mark.asyncio
+async def test_preferences_that_are_set_at_once_are_all_kept(store):
+    kept = Preferences(store)
+    await asyncio.gather(kept.prefer("ann", "speed", "relaxed"), kept.prefer("ann", "remix", "on"),
+                         kept.prefer("ann", "suffix", "white"))  # fmt: skip
+    found = await kept.of("ann")
+    assert (found.speed, found.remix, found.suffix) == ("relaxed", True, "white")
+    assert (await kept.prefer("ann", "suffix", "")).suffix == ""
