@@ -5,7 +5,7 @@ Knows the store; knows nothing of limits or of how a front end asks. A member's 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from bot.refused import Refused
@@ -61,9 +61,7 @@ class Preferences:
         if name not in NAMES:
             raise Refused(f"There is no preference “{shortened(name, 40)}”; there are {', '.join(NAMES)}.")
         value = _read(name, text.strip()) if text.strip() else getattr(Preference(), name)
-        chosen = replace(await self.of(member), **{name: value})
-        await self._store.write(stored.prefer, member, asdict(chosen))
-        return chosen
+        return _known(await self._store.write(stored.prefer, member, {name: value}))
 
 
 def _read(name: str, text: str) -> str | bool:

@@ -18,10 +18,12 @@ def preferences(connection: Connection, member: str) -> dict[str, object]:
     return dict(found or {})
 
 
-def prefer(connection: Connection, member: str, values: Mapping[str, object]) -> None:
-    """All of a member's preferences, in place of the older ones."""
+def prefer(connection: Connection, member: str, changed: Mapping[str, object]) -> dict[str, object]:
+    """Some of a member's preferences, and all as they are then; the others stay as they were."""
+    values = {**preferences(connection, member), **changed}
     connection.execute(chosen.delete().where(chosen.c.member == member))
-    connection.execute(chosen.insert().values({"member": member, "values": dict(values)}))
+    connection.execute(chosen.insert().values({"member": member, "values": values}))
+    return values
 
 
 def favour(connection: Connection, member: str, job: str, image: int, now: float) -> bool:
