@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from bot.chat.post.edits import Edit, Edits
-from bot.chat.post.headers import bucket_of, trace
+from bot.chat.post.headers import bucket_of, limits, trace
 from bot.chat.post.mail import bucket, post_bucket
 
 WHERE = {"channel": "5", "token": "a.b-c", "token_until": "100"}
@@ -52,3 +52,18 @@ async def test_what_an_answer_says_is_law_for_the_policy() -> None:
         assert edits.interval("channel:5") == pytest.approx(5.0 / 2)
         await session.patch(address, params={"left": "0"})
         assert edits.wake(1000.0) == 1004.5
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(("3", "2", after) for after in ("", "nan", "inf", "-1", None)),
+        ("three", "2", "1"),
+        ("3", "-1", "1"),
+        ("0", "0", "1"),
+    ],
+)
+def test_headers_that_make_no_sense_are_passed_over(said: tuple[str | None, ...]) -> None:
+    names = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset-After")
+    assert limits({name: value for name, value in zip(names, said, strict=True) if value is not None}) is None
+    assert limits(dict(zip(names, ("3", "2", "0.5"), strict=True))) == (3, 2, 0.5)

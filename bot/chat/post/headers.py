@@ -7,7 +7,7 @@ them, and new ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,7 @@ import aiohttp
 from bot.chat.post.edits import Edits
 from bot.chat.post.mail import token_bucket
 
+LONGEST = 3600.0  # seconds of a window that is believed
 CHANNEL = re.compile(r"/channels/(\d+)/messages/\d+$")
 POSTS = re.compile(r"/channels/(\d+)/messages$")
 TOKEN = re.compile(r"/webhooks/\d+/([^/]+)/messages/[^/]+$")
@@ -35,17 +36,29 @@ def bucket_of(method: str, path: str) -> str | None:
     return None
 
 
+def limits(headers: Mapping[str, str]) -> tuple[int, int, float] | None:
+    """Requests in a window, those left of it, and seconds until it ends; None where the answer does not say so.
+
+    What raises here would fail a request that Discord has taken.
+    """
+    try:
+        limit, left = int(headers["X-RateLimit-Limit"]), int(headers["X-RateLimit-Remaining"])
+        after = float(headers["X-RateLimit-Reset-After"])
+    except (KeyError, ValueError):
+        return None
+    return (limit, left, after) if limit > 0 and left >= 0 and 0 <= after <= LONGEST else None
+
+
 def trace(edits: Edits[Any], clock: Callable[[], float]) -> aiohttp.TraceConfig:
     """A trace for `discord.Client(http_trace=…)` that keeps `edits` informed."""
 
     async def learn(
         _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestEndParams
     ) -> None:
-        headers, bucket = params.response.headers, bucket_of(params.method, params.url.path)
-        if bucket is None or "X-RateLimit-Remaining" not in headers:
-            return
-        limit, remaining = int(headers["X-RateLimit-Limit"]), int(headers["X-RateLimit-Remaining"])
-        edits.learn(bucket, limit, remaining, clock() + float(headers["X-RateLimit-Reset-After"]))
+        told, bucket = limits(params.response.headers), bucket_of(params.method, params.url.path)
+        if bucket is not None and told is not None:
+            limit, remaining, after = told
+            edits.learn(bucket, limit, remaining, clock() + after)
 
     config = aiohttp.TraceConfig()
     config.on_request_end.append(learn)
