@@ -14,7 +14,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def bench(
     quick: Annotated[
-        bool, typer.Option("--quick", help="The README's claims, in some minutes; also the default.")
+        bool,
+        typer.Option(
+            "--quick", help="The README's claims, in some minutes; what it measures in any case.", show_default=False
+        ),
     ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:
