@@ -106,14 +106,14 @@ def test_forms_are_as_discord_takes_them(name: str) -> None:
 def test_the_other_forms_too() -> None:
     for scope in ("channel", "role", "user"):
         validate_modal(forms.add(scope).to_dict())
-    validate_modal(forms.words(["a"] * 500, ["b"]).to_dict())
+    validate_modal(forms.words(["a"] * 500, ["b"], "a" * 16).to_dict())
     validate_modal(forms.close(NASTY, 3, 4).to_dict())
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
 def test_discords_own_description_takes_every_form_and_card() -> None:
     judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
-    every: list[ui.Modal] = [forms.words(["a"], []), forms.close("x", 1, 2)]
+    every: list[ui.Modal] = [forms.words(["a"], [], "a" * 16), forms.close("x")]
     every += [forms.add(scope) for scope in ("channel", "role", "user")]
     for one in SETTINGS.values():
         every += [forms.change(one, None), forms.rule("user", f"discord:{10**17}", one, None)]

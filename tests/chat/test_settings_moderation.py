@@ -43,6 +43,20 @@ async def test_a_bad_pattern_changes_neither_list_and_loses_nothing(open_world: 
         assert await world.house.desk.administration.rules(f"discord:{staff.guild.id}") == []
 
 
+async def test_a_form_that_was_open_too_long_takes_away_nothing(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        staff = await hired(world)
+        form = await staff.slash(staff.admin, "moderation words")
+        await staff.slash(staff.owner, "moderation words", add="gore")
+        late = await staff.admin.submit_modal(form, {"words": "bloodbath", "patterns": ""})
+        assert "nothing was saved" in text(late)
+        (kept,) = late.response.attachments
+        assert "bloodbath" in world.env.backend.cdn.get(kept.url).decode()
+        again = await staff.slash(staff.admin, "moderation words")
+        assert fields(again)["words"]["value"] == "gore"
+        assert "2 words" in text(await staff.admin.submit_modal(again, {"words": "gore\nbloodbath", "patterns": ""}))
+
+
 async def test_single_words_by_command(open_world: Any) -> None:
     async with open_world(worker=False) as world:
         staff = await hired(world)

@@ -57,9 +57,9 @@ def add(scope: Scope) -> ui.Modal:
     return form
 
 
-def words(now: Sequence[str], patterns: Sequence[str]) -> ui.Modal:
-    """All words and all patterns of this server, one a line."""
-    form = _form("Refused words and patterns", "reword")
+def words(now: Sequence[str], patterns: Sequence[str], stamp: str) -> ui.Modal:
+    """All words and all patterns of this server, one a line. `stamp`: which lists it was opened with."""
+    form = _form("Refused words and patterns", "reword", stamp)
     form.add_item(
         ui.TextDisplay("A prompt that has one of these is refused. One a line; look-alike letters are seen through.")
     )

@@ -6,6 +6,7 @@ somebody typed is lost.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from bot.chat.settings.asked import Shown, respond
 from bot.refused import Refused
 from bot.rules import reading
 from bot.rules.catalogue import SETTINGS
-from bot.rules.rule import Change, Value
+from bot.rules.rule import Change, Key, Value
 from bot.sentences import quoted
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from bot.views import Member
 
 LISTS = ("words", "patterns")
+CHANGED = (
+    "Somebody changed these lists while your form was open: nothing was saved, and what you typed is in this file."
+)
 TOO_LONG = (
     "These lists are too long for a form: take /settings export, edit the file, and send it with /settings import. "
     "Single words go by /moderation words with add or remove."
@@ -42,7 +46,7 @@ async def edit_words(interaction: Interaction, press: Press | None = None) -> No
         words, patterns = (_list(now.get(("guild", "", name))) for name in LISTS)
         if any(len("\n".join(one)) > forms.LONG for one in (words, patterns)):
             raise Refused(TOO_LONG, 413)
-        return forms.words(words, patterns)
+        return forms.words(words, patterns, _stamp(now))
 
     await respond(interaction, "set", work)
 
@@ -53,6 +57,8 @@ async def reword(interaction: Interaction, press: Press) -> None:
     async def work(member: Member) -> Shown:
         typed = {name: press.one(name).splitlines() for name in LISTS}
         try:
+            if press.parts and press.parts[0] != _stamp(await changing.own(interaction, member)):
+                raise Refused(CHANGED)  # a form has all of the lists in it: it would take away what was added
             changes = await _reworded(interaction, member, typed)
         except Refused as refused:
             text = "\n".join(line for name in LISTS for line in (f"# {name}", *typed[name]))
@@ -142,6 +148,12 @@ async def reports(interaction: Interaction, channel: int | None) -> None:
 async def check(interaction: Interaction, switch: str) -> None:
     """The picture check for the whole server."""
     await changing.set_rule(interaction, ("guild", ""), "check", switch)
+
+
+def _stamp(now: Mapping[Key, Value]) -> str:
+    """A mark of the lists as they are: for two forms the same if the lists were."""
+    lists = [_list(now.get(("guild", "", name))) for name in LISTS]
+    return hashlib.sha256(repr(lists).encode()).hexdigest()[:16]
 
 
 def _parts(text: str) -> list[str]:
