@@ -107,7 +107,7 @@ def test_the_other_forms_too() -> None:
     for scope in ("channel", "role", "user"):
         validate_modal(forms.add(scope).to_dict())
     validate_modal(forms.words(["a"] * 500, ["b"], "a" * 16).to_dict())
-    validate_modal(forms.close(NASTY, 3, 4).to_dict())
+    validate_modal(forms.close(NASTY).to_dict())
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="Discord's own description of its API is not there")
