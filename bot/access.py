@@ -106,7 +106,7 @@ INDIRECT = "That belongs to a server: ask for it there."
 SAID: Mapping[Standing, str] = MappingProxyType(
     {
         "member": "members",
-        "moderator": "moderators (who may manage messages here)",
+        "moderator": "moderators (who may manage messages in the whole server)",
         "admin": "admins (who may manage this server)",
         "owner": "the server's owner",
         "house": "whoever runs this bot",

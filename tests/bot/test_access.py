@@ -69,13 +69,13 @@ That belongs to a server: ask for it there.
 That job belongs to another server.
 That job is private: it is its author's alone.
 This one is yours: delete it instead.
-Only Ann and moderators (who may manage messages here) may cancel this job.
-Only Ann and moderators (who may manage messages here) may delete these pictures.
-Only moderators (who may manage messages here) may dismiss a report.
-Only moderators (who may manage messages here) may keep held pictures hidden.
-Only moderators (who may manage messages here) may look at and show held pictures.
-Only moderators (who may manage messages here) may look at this server's settings.
-Only moderators (who may manage messages here) may see which rule decides.
+Only Ann and moderators (who may manage messages in the whole server) may cancel this job.
+Only Ann and moderators (who may manage messages in the whole server) may delete these pictures.
+Only moderators (who may manage messages in the whole server) may dismiss a report.
+Only moderators (who may manage messages in the whole server) may keep held pictures hidden.
+Only moderators (who may manage messages in the whole server) may look at and show held pictures.
+Only moderators (who may manage messages in the whole server) may look at this server's settings.
+Only moderators (who may manage messages in the whole server) may see which rule decides.
 Only admins (who may manage this server) may change this server's settings.
 Only the server's owner may close or open this server.
 Only whoever runs this bot may set what a whole server may spend.
@@ -247,6 +247,10 @@ def page() -> str:
         "What limits how much somebody may ask for, blocks among it, are rules: `/settings`.",
         "In `/moderation`, `incidents` and `held` are moderators'; `words`, `block`, `unblock`, `reports` and `check`",
         "change this server's settings. Discord shows moderators all seven.",
+        "",
+        "A right in one channel makes no moderator: roles with *Manage Messages* do. A job of a channel that somebody",
+        "cannot see is a private one to them; a thread counts as its channel. A film is posted for all only in its",
+        "job's own channel, and where the rules of today would take the job; else whoever asked for it sees it alone.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|---|---|---|---|",

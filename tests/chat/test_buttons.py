@@ -117,7 +117,7 @@ async def test_the_author_deletes_after_a_question_and_nothing_is_left(open_worl
         job = (await newest(world)).id
         enlarged = await world.ended(await world.bob.click(grid, label="U1"))
         refused = await world.bob.click(grid, custom_id=f"delete:{job}")
-        assert "Only alice and moderators (who may manage messages here) may delete these pictures." in text(refused)
+        assert "Only alice and moderators (who may manage messages in the whole server) may delete" in text(refused)
         asked = await world.alice.click(grid, custom_id=f"delete:{job}")
         assert asked.ephemeral
         assert "the 4 pictures of **red apple** for good" in text(asked)
