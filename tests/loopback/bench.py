@@ -80,7 +80,9 @@ def _shares(seen: Evening) -> str:
 
 
 def _refused(seen: Evening) -> str:
-    return ", ".join(sorted({f"{one.method} {one.path.split('/')[1]}" for one in seen.loopback.asked if one.status == 429}))
+    """Which addresses were asked too often."""
+    asked = {f"{one.method} {one.path.split('/')[1]}" for one in seen.loopback.asked if one.status == 429}
+    return ", ".join(sorted(asked))
 
 
 def behind(seen: Evening) -> int:
