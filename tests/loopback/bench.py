@@ -20,7 +20,7 @@ from loopback.openapi import Judge
 from loopback.troubles import EDITS, Troubles
 
 SOON = 2.0  # seconds
-STALLED = Size(jobs=10, channels=10, guilds=2, short=12.0, long=14.0, rate=5.0)
+STALLED = Size(jobs=10, channels=10, guilds=2, short=12.0, long=14.0, finals=5.0)
 HANG = 25.0  # seconds that a stalled upload hangs before its line breaks: longer than the job
 SLACK = 0.25  # seconds that a request which was under way at a job's end may still take to arrive
 
@@ -32,9 +32,7 @@ def load_rows(seen: Evening) -> list[Row]:
     late = {job: finals[job][0].done - at for job, at in seen.ended.items() if job in finals}
     waited = sorted(seen.stored[job] - at for job, at in seen.ended.items() if job in seen.stored)
     size = seen.size
-    where = (
-        f"{size.jobs} jobs, {size.channels} channels, {size.guilds} guilds, {size.rate:g} requests and finals a second"
-    )
+    where = f"{size.jobs} jobs, {size.channels} channels, {size.guilds} guilds, ≤ {size.finals:g} finals a second"
     previews = [len(each) for each in seen.previews_of().values()]
     judge = Judge()
     for one in seen.loopback.asked:
@@ -118,10 +116,11 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of it")
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
-    parser.add_argument("--rate", type=float, default=RATE, help="requests and finals a second")
+    parser.add_argument("--finals", type=float, default=RATE, help="jobs that end in a second, at most")
     chosen = parser.parse_args(args)
     size = Size(jobs=100, channels=20, guilds=5, short=12.0, long=14.0) if chosen.quick else Size()
-    size = replace(size, rate=min(chosen.rate, size.channels / 2))  # a channel sees one final in two seconds at most
+    finals = min(chosen.finals, size.channels / 2)  # a channel sees one in two seconds at most
+    size = replace(size, finals=finals)
     with tempfile.TemporaryDirectory() as fresh:
         rows = load_rows(asyncio.run(evening(Path(fresh), size, _say)))
     with tempfile.TemporaryDirectory() as fresh:

@@ -31,7 +31,7 @@ from loopback.server import Loopback
 from loopback.troubles import Troubles
 
 SHORT, LONG = 52.0, 64.0  # seconds: below and above the minute from which on an end is told by a new message
-RATE = 20.0  # requests for pictures a second, and finals
+RATE = 20.0  # requests for pictures a second
 JOB = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 ROOM = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_COST_DAY": "1000000"}
 
@@ -45,7 +45,7 @@ class Size:
     guilds: int = 50
     short: float = SHORT
     long: float = LONG
-    rate: float = RATE
+    finals: float = RATE  # a second, at most
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Evening:
 async def easel(broker: Broker, size: Size, ended: dict[str, float]) -> AsyncIterator[None]:
     """The device, until the body ends."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loopback.easel", broker.url, str(size.short), str(size.long), str(size.rate),
+        sys.executable, "-m", "loopback.easel", broker.url, str(size.short), str(size.long), str(size.finals),
         cwd=Path(__file__).parents[2], stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": f"tests{os.pathsep}.", "DARKROOM_NATS_TOKEN": broker.token},
     )  # fmt: skip
@@ -152,7 +152,7 @@ async def _ask(people: list[Person], channels: list, seen: Evening) -> None:
     """Each member asks once, at an even pace."""
     began = time.monotonic()
     for number, person in enumerate(people):
-        await asyncio.sleep(max(0.0, began + number / seen.size.rate - time.monotonic()))
+        await asyncio.sleep(max(0.0, began + number / RATE - time.monotonic()))
         channel = channels[number % len(channels)]
         seen.acts.append(await person.slash(channel, "imagine", prompt=f"red apple {number}"))
 
