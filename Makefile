@@ -1,7 +1,7 @@
 # make demo   sets up .venv and opens the chatroom      make test   sets up .venv and checks everything
 PYTHON ?= python3
 PORT ?= 8189
-JOBS ?= 2
+JOBS ?= 3 # more than cores: half of the tests wait for clocks and other processes
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
