@@ -19,7 +19,7 @@ from collections import OrderedDict
 
 from PIL import Image
 
-from engine.bus import Bus, Claim, Delivered
+from engine.bus import Bus, Claim, Delivered, Unreachable
 from engine.job import Finished, Frame, Job, Ladder, Presence, Recipe, Rung, Started, encode
 from painter import Painter, stop
 
@@ -44,11 +44,24 @@ class Easel(Painter):
         self._serial = itertools.count()
 
     async def run(self) -> None:
-        showing = asyncio.create_task(self._show())
+        """A broker that is slow for a moment is waited for."""
+        async with asyncio.TaskGroup() as group:
+            for keep_up in (self._listen_wants(), self._listen_cancels(), self._announce(), self._show()):
+                group.create_task(keep_up)
+            while True:
+                try:
+                    delivered = await self.bus.pull(["default"], timeout=0.5)
+                except Unreachable as error:
+                    print(error, file=sys.stderr)
+                else:
+                    if delivered is not None:
+                        group.create_task(self._patiently(delivered))
+
+    async def _patiently(self, delivered: Delivered[Job]) -> None:
         try:
-            await super().run()
-        finally:
-            await stop(showing)
+            await self._work(delivered)
+        except Unreachable as error:  # it is delivered again
+            print(error, file=sys.stderr)
 
     def _presence(self) -> Presence:
         return Presence(
