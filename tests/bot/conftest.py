@@ -69,6 +69,7 @@ class Apprentice:
         self.way: Callable[[Job, int], object] | None = None  # (job, epoch) → a result in place of pictures
         self.held: dict[str, asyncio.Task[None]] = {}
         self.gone = False
+        self._over = False
 
     async def announce(self) -> None:
         presence = Presence(
@@ -81,10 +82,13 @@ class Apprentice:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announcing())
             group.create_task(self._cancelling())
-            while True:
-                delivered = await self.bus.pull(["default"], timeout=0.5)
-                if delivered is not None:
-                    self.held[delivered.value.id] = group.create_task(self._one(delivered))
+            try:
+                while True:
+                    delivered = await self.bus.pull(["default"], timeout=0.5)
+                    if delivered is not None:
+                        self.held[delivered.value.id] = group.create_task(self._one(delivered))
+            finally:
+                self._over = True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
 
     async def vanish(self, running: asyncio.Task[None]) -> None:
         """As SIGKILL leaves it: no claim is released, and nothing is said any more."""
@@ -95,12 +99,14 @@ class Apprentice:
         await self.bus.close()
 
     async def _announcing(self) -> None:
-        while True:
+        while not self._over:
             await self.announce()
             await asyncio.sleep(self.bus.kept.beat)
 
     async def _cancelling(self) -> None:
         async for job in self.bus.watch_cancelled():
+            if self._over:
+                return
             if job in self.held:
                 self.held[job].cancel()
 
