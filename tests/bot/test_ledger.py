@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from bot.store import Draft, Moved, Record, Store, Wish
 from bot.store.ledger import Ledger, look
 from bot.views import Member, Place
 from engine.job import Concept, Recipe
+from migrated import migrated
 
 NOW = 1_800_000_000.0
 RECIPE = Recipe(
@@ -108,18 +108,6 @@ async def act(store: Store, book: Bookkeeper, action: str, which: int, epoch: in
     if action == "wish":
         return (await store.wish(job, NOW + 4))[1]
     return await store.end(action, job, NOW + 5, spent, epoch=epoch)  # pyright: ignore[reportArgumentType]
-
-
-@functools.cache
-def migrated() -> bytes:
-    """An empty database, made once: hypothesis opens many."""
-
-    async def make(file: Path) -> None:
-        await (await Store.open(f"sqlite:///{file}")).close()
-
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(make(Path(folder) / "d.sqlite"))
-        return (Path(folder) / "d.sqlite").read_bytes()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import sqlite3
 import tempfile
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from bot.store.tables import metadata
 from bot.store.weeding import weed
 from bot.views import Member, Place
 from engine.job import Concept, Recipe, Warm
+from migrated import migrated
 
 RECIPE = Recipe(
     concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
@@ -295,18 +295,6 @@ asked = st.lists(
     min_size=1,
     max_size=25,
 )
-
-
-@functools.cache
-def migrated() -> bytes:
-    """An empty database, made once: hypothesis opens many."""
-
-    async def make(file: Path) -> None:
-        await (await Store.open(f"sqlite:///{file}")).close()
-
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(make(Path(folder) / "d.sqlite"))
-        return (Path(folder) / "d.sqlite").read_bytes()
 
 
 def run(scenario) -> None:
