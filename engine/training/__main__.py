@@ -22,9 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging
 
 from engine.training import artwork, checkpoint
-from engine.training.diffusion import Budget, Settings, Trainer, open_network
+from engine.training.diffusion import Judge, Settings, Trainer, open_network
 from engine.training.latents import Cached, TextStates, cached, text_states
-from engine.training.run import CHECKPOINT, Judge, Run, settings_of
+from engine.training.run import CHECKPOINT, Budget, Losses, Run, settings_of
 from engine.training.validate import PROMPTS, v_mse
 from engine.training.variants import HELD_BACK, numbered
 
@@ -65,7 +65,7 @@ def diffusion(
         raise typer.BadParameter(f"{run} has a checkpoint already: add --resume, or take another folder")
     torch.set_num_threads(threads)
     budget = Budget(samples or None, _clock(until) if until else None)
-    settings = settings_of(run) if resume else Settings(seed=seed, rate=rate, grafted_rate=4 * rate, batch=batch)
+    settings = Settings(**settings_of(run)) if resume else Settings(seed=seed, rate=rate, batch=batch)
     _train(cache, run, weights, budget, settings, resume, minutes)
 
 
@@ -77,11 +77,12 @@ def measure(
     torch.set_num_threads(2)
     vae, text = _encoders(weights)
     _, held_back = _variants(cache, weights, seed)
-    judge, alphas = _judge(weights, held_back, vae, text)
+    scheduler = _scheduler(weights)
+    alphas = scheduler.alphas_cumprod
     opened = UNet2DConditionModel.from_pretrained(network, torch_dtype=torch.float32).eval()
     typer.echo(json.dumps({"network": network.name, "v_mse": round(v_mse(opened, held_back, alphas), 4)}))
     if sheet:
-        judge.sheet(sheet, Trainer(opened, held_back, alphas, Settings()))
+        Judge(Trainer(opened, held_back, alphas, Settings()), held_back, text(PROMPTS), vae, scheduler).sheet(sheet)
 
 
 @app.command()
@@ -100,18 +101,20 @@ def _train(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     train, held_back = _variants(cache, weights, settings.seed)
-    judge, alphas = _judge(weights, held_back, *_encoders(weights))
-    trainer = Trainer(open_network(weights / "unet"), train, alphas, settings)
+    vae, text = _encoders(weights)
+    scheduler = _scheduler(weights)
+    trainer = Trainer(open_network(weights / "unet"), train, scheduler.alphas_cumprod, settings)
+    judge = Judge(trainer, held_back, text(PROMPTS), vae, scheduler)
     run = Run(folder, trainer, judge, budget, started=time.time())
-    run.resume() if resume else run.keep(time.time(), [])
+    run.resume() if resume else run.keep(time.time(), {})
     stopped: list[int] = []
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, _frame: stopped.append(number))
     with _progress("{task.fields[loss]}") as progress:
         task = progress.add_task("training", total=1.0, loss="")
 
-        def told(loss: float) -> None:
-            line = f"{trainer.samples} pictures seen, loss {loss:.3f}"
+        def told(losses: Losses) -> None:
+            line = f"{trainer.samples} pictures seen, loss {losses['loss']:.3f}"
             progress.update(task, completed=run.share(time.time()), loss=line)
 
         run.go(time.time, lambda: bool(stopped), told, every=60 * minutes)
@@ -146,9 +149,8 @@ def _encoders(weights: Path) -> tuple[AutoencoderKL, TextStates]:
     return autoencoder.eval(), text_states()
 
 
-def _judge(weights: Path, held_back: Cached, vae: AutoencoderKL, text: TextStates) -> tuple[Judge, torch.Tensor]:
-    scheduler = cast(DDIMScheduler, DDIMScheduler.from_pretrained(weights / "scheduler"))
-    return Judge(held_back, text(PROMPTS), vae, scheduler), scheduler.alphas_cumprod
+def _scheduler(weights: Path) -> DDIMScheduler:
+    return cast(DDIMScheduler, DDIMScheduler.from_pretrained(weights / "scheduler"))
 
 
 def _clock(until: str) -> float:

@@ -31,6 +31,7 @@ FILLERS = (
     "picture",
     "drawing",
 )
+STYLE_NAMED = {"3d render": 0.35, "soft shading": 0.9, "flat design": 0.9}  # unnamed: nearly always the first
 FACES_AND_ANIMALS = frozenset({0, 3})
 COLOURS = frozenset(
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "cyan", "teal"]
@@ -87,7 +88,7 @@ def caption(said: Words, group: int, look: Look, rng: np.random.Generator) -> st
         parts.append("cute")
     if rng.random() < 0.15:
         parts.append(str(rng.choice(FILLERS)))
-    if rng.random() < (0.5 if look.style == "3d render" else 0.75):
+    if rng.random() < STYLE_NAMED.get(look.style, 0.5):
         parts.append(look.style)
     if look.size:
         parts.append(look.size)

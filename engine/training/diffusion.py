@@ -17,43 +17,40 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine.training.latents import Cached
-from engine.training.validate import noised, rows
+from engine.training.muon import Muon, suits
+from engine.training.run import Losses
+from engine.training.validate import develop, noised, rows, sample, v_mse, write_sheet
 
 GRAFTED = "add_embedding."
+EARLY = 0.2  # the share of timesteps whose noise is less than what our autoencoder adds by itself (deviation 0.59)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a run keeps from its first step to its last."""
 
-    rate: float = 1.5e-4
-    grafted_rate: float = 6e-4  # the new text pooling starts from nothing
-    batch: int = 64
+    rate: float = 5e-4
+    batch: int = 128
     warm: int = 40
-    ema: float = 0.9995
+    ema: float = 0.998
     unconditioned: float = 0.1
     decay: float = 0.01
+    early: float = 0.4  # how often the timesteps below `EARLY` are drawn, against a fair share
     clip: float = 1.0
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Budget:
-    """When a run ends: after so many samples, at a time of the clock (seconds), or whichever comes first."""
-
-    samples: int | None = None
-    until: float | None = None
-
-    def share(self, samples: int, started: float, now: float) -> float:
-        """How much of the run is behind us, 0 to 1."""
-        by_samples = samples / self.samples if self.samples else 0.0
-        by_clock = (now - started) / max(self.until - started, 1e-9) if self.until else 0.0
-        return min(max(by_samples, by_clock, 0.0), 1.0)
+def warped(share: Tensor, early: float) -> Tensor:
+    """Even shares of 1 as shares of the timesteps, those below `EARLY` at `early` times their fair number."""
+    bend = EARLY * early
+    return torch.where(share < bend, share / early, EARLY + (share - bend) * (1 - EARLY) / (1 - bend))
 
 
 def graft(source: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -91,16 +88,14 @@ class Trainer:
         self.empty = torch.from_numpy(cache.empty).float()
         self.batch = min(settings.batch, len(cache))
         self.steps = 0
-        self.optimizer = torch.optim.AdamW(
-            self._groups(), lr=0.0, weight_decay=settings.decay, betas=(0.9, 0.99), fused=True
-        )
+        self.optimizers = self._optimizers()
 
     @property
     def samples(self) -> int:
         return self.steps * self.batch
 
-    def step(self, share: float) -> float:
-        """One batch at this share of the run; returns its loss. Raises ValueError when the loss is not a number."""
+    def step(self, share: float) -> Losses:
+        """One batch at this share of the run. Raises ValueError when the loss is not a number."""
         self._set_rate(share)
         mixed, times, states, wanted = self._next()
         with torch.autocast("cpu", torch.bfloat16):
@@ -110,20 +105,21 @@ class Trainer:
             raise ValueError(f"the loss is not a number after {self.samples} samples: lower the learning rate")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         self._follow()
-        return float(loss.detach())
+        return {"loss": float(loss.detach())}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
         kept: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():
             kept[f"network.{name}"] = parameter.detach()
-            for moment in ("exp_avg", "exp_avg_sq"):
-                if parameter in self.optimizer.state:
-                    kept[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+            for moment in self._moments(name, parameter):
+                if parameter in (state := self._optimizer(name, parameter).state):
+                    kept[f"{moment}.{name}"] = state[parameter][moment]
         kept.update((f"average.{name}", parameter) for name, parameter in self.average.named_parameters())
         return kept
 
@@ -137,22 +133,34 @@ class Trainer:
             if steps:
                 moments = {
                     moment: torch.empty_like(parameter).copy_(tensors[f"{moment}.{name}"])
-                    for moment in ("exp_avg", "exp_avg_sq")
+                    for moment in self._moments(name, parameter)
                 }
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **moments}
+                self._optimizer(name, parameter).state[parameter] = {"step": torch.tensor(float(steps)), **moments}
         self.steps = steps
 
-    def _groups(self) -> list[dict[str, object]]:
+    def _optimizers(self) -> Mapping[bool, torch.optim.Optimizer]:
+        """By whether it `suits` a parameter: Muon for the matrices, AdamW for all else."""
         named = list(self.network.named_parameters())
-        return [
-            {"params": [p for name, p in named if not name.startswith(GRAFTED)], "peak": self.settings.rate},
-            {"params": [p for name, p in named if name.startswith(GRAFTED)], "peak": self.settings.grafted_rate},
-        ]
+        matrices = [parameter for name, parameter in named if suits(name, parameter)]
+        others = [parameter for name, parameter in named if not suits(name, parameter)]
+        adam = torch.optim.AdamW(others, lr=0.0, weight_decay=self.settings.decay, betas=(0.9, 0.99), fused=True)
+        return {False: adam} | ({True: Muon(matrices, weight_decay=self.settings.decay)} if matrices else {})
+
+    def _optimizer(self, name: str, parameter: Tensor) -> torch.optim.Optimizer:
+        return self.optimizers[suits(name, parameter)]
+
+    def _moments(self, name: str, parameter: Tensor) -> tuple[str, ...]:
+        return ("momentum",) if suits(name, parameter) else ("exp_avg", "exp_avg_sq")
+
+    @property
+    def rate(self) -> float:
+        return self.optimizers[False].param_groups[0]["lr"]
 
     def _set_rate(self, share: float) -> None:
         warm = min(1.0, (self.steps + 1) / self.settings.warm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * warm * (0.5 + 0.5 * math.cos(math.pi * share))
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.rate * warm * (0.5 + 0.5 * math.cos(math.pi * share))
 
     def _next(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         epoch, place = divmod(self.steps, len(self.cache) // self.batch)
@@ -160,7 +168,8 @@ class Trainer:
         clean, states = rows(self.cache, np.sort(order[place * self.batch : (place + 1) * self.batch]))
         chance = torch.Generator().manual_seed((self.settings.seed << 32) + self.steps)
         strata = torch.randperm(self.batch, generator=chance) + torch.rand(self.batch, generator=chance)
-        times = (strata * len(self.alphas) / self.batch).long().clamp_(max=len(self.alphas) - 1)
+        times = (warped(strata / self.batch, self.settings.early) * len(self.alphas)).long()
+        times.clamp_(max=len(self.alphas) - 1)
         silent = torch.rand(self.batch, generator=chance) < self.settings.unconditioned
         states = torch.where(silent.view(-1, 1, 1), self.empty, states)
         mixed, wanted = noised(clean, torch.randn(clean.shape, generator=chance), self.alphas[times])
@@ -172,3 +181,22 @@ class Trainer:
         decay = min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
         for kept, current in zip(self.average.parameters(), self.network.parameters(), strict=True):
             kept.lerp_(current, 1 - decay)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Variants never trained on, and fixed prompts [n, tokens, width], for the averaged network of `trainer`."""
+
+    trainer: Trainer
+    held_back: Cached
+    prompts: Tensor
+    autoencoder: AutoencoderKL
+    scheduler: DDIMScheduler
+
+    def figures(self) -> Losses:
+        return {"v_mse": v_mse(self.trainer.average, self.held_back, self.trainer.alphas)}
+
+    def sheet(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        latents = sample(self.trainer.average, self.prompts, self.trainer.empty, self.scheduler)
+        write_sheet(path, list(develop(self.autoencoder, latents)))

@@ -1,0 +1,67 @@
+"""Muon: momentum whose every matrix is made orthogonal before it is applied, so that rare directions learn too.
+
+A convolution `[out, in, h, w]` is the matrix `[out, in·h·w]`. Knows tensors only; biases, norms and the first and last
+layer belong to AdamW. Jordan 2024 (Muon); the scale that lets it take AdamW's learning rates: Liu 2025 (Moonlight),
+eq. 4; the polynomials: Amsel 2025 (Polar Express), table 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+POLYNOMIALS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+)
+MATCHING = 0.2  # the root mean square of an update of AdamW
+SMALLEST = 64  # of a matrix's sides: below, there is nothing worth making orthogonal
+
+
+@torch.no_grad()
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix whose singular values are about 1, of `[rows, columns]`; bf16 inside, fp32 out."""
+    tall = matrix.size(0) > matrix.size(1)
+    x = (matrix.T if tall else matrix).bfloat16().contiguous()
+    x = x / (x.norm() * 1.01 + 1e-7)
+    for a, b, c in POLYNOMIALS:
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return (x.T if tall else x).float()
+
+
+def suits(name: str, parameter: Tensor) -> bool:
+    """Whether a network's parameter is a matrix inside it, rather than a vector or its first or last layer."""
+    outer = name.startswith(("conv_in.", "conv_out."))
+    return not outer and parameter.ndim >= 2 and min(parameter.size(0), parameter[0].numel()) >= SMALLEST
+
+
+class Muon(torch.optim.Optimizer):
+    """`lr` and `weight_decay` mean what they mean in AdamW. State: one `momentum` a parameter."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.95
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  (no closures here)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group["lr"], group["weight_decay"], group["momentum"])
+
+    def _move(self, parameter: Tensor, gradient: Tensor, rate: float, decay: float, keep: float) -> None:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(gradient, 1 - keep)
+        ahead = gradient.lerp(momentum, keep).reshape(parameter.size(0), -1)  # Nesterov
+        update = orthogonal(ahead).view(parameter.shape)
+        parameter.mul_(1 - rate * decay).add_(update, alpha=-rate * MATCHING * math.sqrt(max(ahead.shape)))
