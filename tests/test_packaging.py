@@ -99,7 +99,8 @@ def test_the_wheel_brings_the_command(wheel: zipfile.ZipFile) -> None:
 def test_no_dependency_is_idle() -> None:
     """What the base and the engine ask for is imported by somebody."""
     text = "\n".join(path.read_text() for part in ("bot", "engine") for path in (ROOT / part).rglob("*.py"))
-    shipped = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["engine"]
+    extras = PROJECT["optional-dependencies"]
+    shipped = PROJECT["dependencies"] + extras["engine"] + extras["train"]
     names = {canonicalize_name(Requirement(line).name) for line in shipped} - NOT_IMPORTED.keys()
     modules = {name: MODULES.get(name, name.replace("-", "_")) for name in names}
     idle = [
