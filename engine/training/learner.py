@@ -1,0 +1,104 @@
+"""A network that learns: its optimizers, its moving average, and everything that its next step depends on, by name.
+
+Knows tensors; knows nothing of losses or pictures. Frozen parameters stay what they are and have no average of their
+own. Buffers (a spectral norm's vectors) are kept like parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from engine.training.muon import Muon, suits
+
+MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum",)}  # by whether Muon moves it
+
+
+class Learner:
+    """`network`'s parameters that require a gradient move. `name` comes before every tensor's name."""
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        *,
+        ema: float | None = None,
+        muon: bool = False,
+        betas: tuple[float, float] = (0.9, 0.99),
+        decay: float = 0.0,
+    ) -> None:
+        self.name, self.network, self.ema, self.muon, self.moves = name, network, ema, muon, 0
+        self.average = copy.deepcopy(network).eval().requires_grad_(False) if ema else network
+        self.moving = {key: one for key, one in network.named_parameters() if one.requires_grad}
+        adam = [one for key, one in self.moving.items() if not self._by_muon(key)]
+        matrices = [one for key, one in self.moving.items() if self._by_muon(key)]
+        self.optimizers: dict[bool, torch.optim.Optimizer] = {}
+        if adam:
+            self.optimizers[False] = torch.optim.AdamW(adam, lr=0.0, betas=betas, weight_decay=decay, fused=True)
+        if matrices:
+            self.optimizers[True] = Muon(matrices, weight_decay=decay)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last move."""
+        return next(iter(self.optimizers.values())).param_groups[0]["lr"]
+
+    def move(self, rate: float, clip: float = 1.0) -> None:
+        """One step along the gradients that the parameters have; then they have none."""
+        torch.nn.utils.clip_grad_norm_(self.moving.values(), clip)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.moves += 1
+        self._follow()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next move depends on, by name."""
+        kept = {f"{self.name}.{key}": one.detach() for key, one in self.network.state_dict().items()}
+        kept[f"{self.name}:moves"] = torch.tensor(self.moves)
+        if self.ema:
+            kept |= {f"{self.name}:average.{key}": one for key, one in self._averaged().items()}
+        if self.moves:
+            for key, one in self.moving.items():
+                state = self.optimizers[self._by_muon(key)].state[one]
+                kept |= {f"{self.name}:{moment}.{key}": state[moment] for moment in MOMENTS[self._by_muon(key)]}
+        return kept
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes back to a kept position. Raises KeyError on a missing tensor."""
+        state = self.network.state_dict()
+        for key, one in state.items():
+            one.copy_(tensors[f"{self.name}.{key}"])
+        self.moves = int(tensors[f"{self.name}:moves"])
+        if self.ema:
+            self.average.load_state_dict(state)
+            for key, one in self._averaged().items():
+                one.copy_(tensors[f"{self.name}:average.{key}"])
+        if self.moves:
+            for key, one in self.moving.items():
+                moments = {
+                    moment: torch.empty_like(one).copy_(tensors[f"{self.name}:{moment}.{key}"])
+                    for moment in MOMENTS[self._by_muon(key)]
+                }
+                self.optimizers[self._by_muon(key)].state[one] = {"step": torch.tensor(float(self.moves)), **moments}
+
+    def _by_muon(self, key: str) -> bool:
+        return self.muon and suits(key, self.moving[key])
+
+    def _averaged(self) -> dict[str, Tensor]:
+        return {key: one for key, one in self.average.named_parameters() if key in self.moving}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        if not self.ema:
+            return
+        # A short run forgets its start sooner: the average covers about a ninth of the steps until it reaches `ema`.
+        decay = min(self.ema, (1 + self.moves) / (10 + self.moves))
+        for key, kept in self._averaged().items():
+            kept.lerp_(self.moving[key].detach(), 1 - decay)

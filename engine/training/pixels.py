@@ -1,0 +1,65 @@
+"""Pictures for networks that learn pixels: uint8 arrays in memory, each with the mask of its subject.
+
+Knows drawings and their variants; knows nothing of captions, latents or networks. A picture is training material or
+held out by its drawing (`heldout`), never by its variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.training.artwork import Artwork
+from engine.training.heldout import artwork_held_out
+from engine.training.variants import HELD_BACK, numbered, variant
+
+DIFFERENT = 12  # of 255: a pixel that differs more from the background belongs to the subject
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """`pictures` uint8 [n, side, side, 3]; `subjects` bool [n, side, side]."""
+
+    pictures: np.ndarray
+    subjects: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """These pictures, fp32 [n, 3, side, side] from −1 to 1, and their masks [n, 1, side, side] of 0 and 1."""
+        return as_images(self.pictures[index]), torch.from_numpy(self.subjects[index]).float().unsqueeze(1)
+
+
+def as_images(pictures: np.ndarray) -> Tensor:
+    """uint8 [n, h, w, 3] → fp32 [n, 3, h, w] from −1 to 1."""
+    images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def subject_of(picture: np.ndarray) -> np.ndarray:
+    """Where a picture uint8 [h, w, 3] differs from the most frequent colour of its border; everywhere if nowhere."""
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    colours, counts = np.unique(border, axis=0, return_counts=True)
+    background = colours[counts.argmax()].astype(np.int16)
+    seen = np.abs(picture.astype(np.int16) - background).max(axis=-1) > DIFFERENT
+    return seen if seen.any() else np.ones_like(seen)
+
+
+def of_pictures(pictures: Sequence[np.ndarray]) -> Pixels:
+    """Pictures of one size, masks found. Raises ValueError where there is none."""
+    if not pictures:
+        raise ValueError("there is no picture to learn from")
+    return Pixels(np.stack(pictures), np.stack([subject_of(one) for one in pictures]))
+
+
+def of_artwork(pictures: Sequence[Artwork], seed: int, per_picture: int = 4) -> tuple[Pixels, Pixels]:
+    """Variants to train on, `per_picture` of every drawing, and one variant of every held-out drawing."""
+    seen = [art for art in pictures if not artwork_held_out(art.key)]
+    kept = [art for art in pictures if artwork_held_out(art.key)]
+    train = [variant(seen[index], number, seed).pixels for index, number in numbered(seen, per_picture)]
+    return of_pictures(train), of_pictures([variant(art, HELD_BACK, seed).pixels for art in kept])
