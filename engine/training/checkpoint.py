@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,6 +41,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         return tensors, json.loads(file.metadata()["position"])
+
+
+def position(path: Path) -> dict[str, Any]:
+    """The position alone, without reading a tensor. Raises ValueError where the file is not a whole checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["position"])
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint: start over with --fresh.") from error
 
 
 def export(network: UNet2DConditionModel, folder: Path) -> None:

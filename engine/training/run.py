@@ -22,14 +22,15 @@ Losses = Mapping[str, float]  # by name; "loss" is what is minimised
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run ends: after so many samples, at a time of the clock (seconds), or whichever comes first."""
+    """When a run ends: after so many samples or steps, at a time of the clock (seconds), or whichever comes first."""
 
     samples: int | None = None
     until: float | None = None
+    steps: int | None = None
 
-    def share(self, samples: int, started: float, now: float) -> float:
+    def share(self, samples: int, started: float, now: float, steps: int = 0) -> float:
         """How much of the run is behind us, 0 to 1."""
-        by_samples = samples / self.samples if self.samples else 0.0
+        by_samples = max(samples / self.samples if self.samples else 0.0, steps / self.steps if self.steps else 0.0)
         by_clock = (now - started) / max(self.until - started, 1e-9) if self.until else 0.0
         return min(max(by_samples, by_clock, 0.0), 1.0)
 
@@ -101,7 +102,7 @@ class Run:
         self.started, self.kept = position["started"], position["kept"]
 
     def share(self, now: float) -> float:
-        return self.budget.share(self.trainer.samples, self.started, now)
+        return self.budget.share(self.trainer.samples, self.started, now, self.trainer.steps)
 
     def go(
         self, now: Callable[[], float], stopping: Callable[[], bool], told: Callable[[Losses], None], every: float
@@ -164,5 +165,4 @@ class Lately:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The settings that a run was started with."""
-    _, position = checkpoint.load(folder / CHECKPOINT)
-    return position["settings"]
+    return checkpoint.position(folder / CHECKPOINT)["settings"]

@@ -19,10 +19,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image, ImageDraw
-from typer.testing import CliRunner
 
 from engine.training import artwork, checkpoint
-from engine.training.__main__ import app
 from engine.training.artwork import LABELS, SETS, Artwork, Package
 from engine.training.captions import HELD_OUT, HELD_OUT_PAIRS, Look, caption, held_out, pair_held_out, words
 from engine.training.diffusion import Judge, Settings, Trainer, graft
@@ -370,22 +368,6 @@ def test_the_export_loads_in_diffusers_in_half_precision(tmp_path: Path) -> None
     theirs = dict(made.average.named_parameters())
     assert all(torch.equal(p, theirs[name].half().float()) for name, p in loaded.named_parameters())
     assert all(p.dtype == torch.float32 for p in made.average.parameters())
-
-
-# --- the command
-
-
-def test_a_run_without_an_end_is_refused(tmp_path: Path) -> None:
-    said = CliRunner().invoke(app, ["diffusion", "--cache", str(tmp_path), "--run", str(tmp_path)])
-    assert said.exit_code == 2
-    assert "when to end" in said.output
-
-
-def test_a_run_is_not_overwritten_without_being_asked(tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINT).write_bytes(b"")
-    said = CliRunner().invoke(app, ["diffusion", "--cache", str(tmp_path), "--run", str(tmp_path), "--samples", "1"])
-    assert said.exit_code == 2
-    assert "--resume" in said.output
 
 
 def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -1,0 +1,26 @@
+"""TensorBoard's curves beside the log, where TensorBoard is installed. Knows no trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.training.commands.progress import say
+from engine.training.run import Board
+
+
+@contextmanager
+def board(folder: Path, samples: int) -> Iterator[Board | None]:
+    """A writer into `folder`; curves of a run that goes on are cut off at `samples`. None without TensorBoard."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's own, about its own libraries
+            from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        say("TensorBoard is not installed (pip install 'darkroom-bot[train]'); the figures are in run/log.jsonl.")
+        yield None
+        return
+    with SummaryWriter(str(folder), purge_step=samples or None) as writer:
+        yield writer

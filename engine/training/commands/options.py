@@ -1,0 +1,72 @@
+"""The options that every trainer has, under the same names. Knows words and defaults; opens nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run is kept, and its result at the end.")]
+From = Annotated[
+    str, typer.Option("--from", metavar="MODEL", help="What to start from: embedded, or a folder of diffusers.")
+]
+Pictures = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FOLDER", help="Pictures of your own; without it the built-in artwork is used."),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", metavar="FOLDER", help="Where the built-in artwork is kept; else ~/.cache/darkroom/training."
+    ),
+]
+Steps = Annotated[int | None, typer.Option(min=1, max=10**9, help="End after so many steps.")]
+Samples = Annotated[int | None, typer.Option(min=1, max=10**12, help="End after so many pictures seen.")]
+Until = Annotated[str, typer.Option(metavar="HH:MM", help="End at this time of the clock.")]
+Minutes = Annotated[float | None, typer.Option(min=0.01, max=1440, help="Between two checkpoints.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Of the processor; else one for each core.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="The same seed trains the same again.")]
+Batch = Annotated[int | None, typer.Option(min=1, max=65536, help="Pictures a step.")]
+Rate = Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="The learning rate's peak.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Show pictures mirrored, too: not where left and right matter.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: what this folder's run has kept is deleted.")]
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where a run is kept, when it ends, how often it is kept (minutes; None: as the command finds right)."""
+
+    out: Path
+    steps: int | None = None
+    samples: int | None = None
+    until: str = ""
+    minutes: float | None = None
+    threads: int | None = None
+    fresh: bool = False
+
+    def ending(self) -> float | None:
+        """The end by the clock in seconds since the epoch. Raises ValueError where no end is given, or no time."""
+        if not (self.until or self.steps or self.samples):
+            raise ValueError("Say when to end: --steps N, --samples N or --until HH:MM.")
+        return clock(self.until) if self.until else None
+
+
+def clock(until: str, now: Callable[[], datetime] = lambda: datetime.now().astimezone()) -> float:
+    """The next time the wall clock shows HH:MM. Raises ValueError."""
+    try:
+        wanted = datetime.strptime(until, "%H:%M").time()  # noqa: DTZ007  (the wall clock of whoever typed it)
+    except ValueError:
+        raise ValueError(f"--until takes a time like 15:25, and {until[:40]!r} is none.") from None
+    end = now().replace(hour=wanted.hour, minute=wanted.minute, second=0, microsecond=0)
+    return (end if end > now() else end + timedelta(days=1)).timestamp()
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/darkroom/training`, else `~/.cache/darkroom/training`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "darkroom" / "training"

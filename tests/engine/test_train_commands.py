@@ -1,0 +1,94 @@
+"""`darkroom train`: what is wrong is said in one sentence; a run's folder belongs to one run and one process."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC
+from pathlib import Path
+
+import pytest
+
+from engine.training.__main__ import main
+from engine.training.commands.options import Course, clock, default_cache
+from engine.training.commands.session import open_session, rewind
+
+
+def refusal(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """What is said on the error output: exactly one line, and the exit code is 2."""
+    assert main([str(word) for word in words]) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["diffusion"], "Missing option '--out'"),
+        (["diffusion", "--out", "x"], "Say when to end"),
+        (["diffusion", "--out", "x", "--until", "25:00"], "a time like 15:25, and '25:00' is none"),
+        (["diffusion", "--out", "x", "--steps", "0"], "greater than or equal to 1"),
+        (["diffusion", "--out", "x", "--steps", "many"], "--steps"),
+        (["diffusion", "--out", "file", "--steps", "1"], "file is a file"),
+        (["diffusion", "--out", "full", "--steps", "1"], "full is not empty and holds no run"),
+        (["diffusion", "--out", "x", "--steps", "1", "--from", "full"], "no unet and no vae and no scheduler"),
+        (["diffusion", "--out", "x", "--steps", "1", "--bogus"], "No such option: --bogus"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["export", "full", "--to", "y"], "holds no run"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("full").mkdir()
+    Path("full/letter.txt").touch()
+    assert said in refusal(capfd, *words)
+
+
+def test_help_is_no_mistake(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main(["diffusion", "--help"]) == main([]) == 0
+    assert "--data FOLDER" in capfd.readouterr().out
+
+
+def test_a_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
+    course = Course(tmp_path / "out", steps=1)
+    with (
+        open_session("diffusion", course) as first,
+        pytest.raises(ValueError, match="Another process is training"),
+        open_session("diffusion", course),
+    ):
+        pass
+    with open_session("diffusion", course) as second:
+        assert first.position is second.position is None
+
+
+def test_a_checkpoint_that_is_none_is_said_plainly_and_fresh_starts_over(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="not a whole checkpoint"), open_session("x", Course(tmp_path, steps=1)):
+        pass
+    with open_session("x", Course(tmp_path, steps=1, fresh=True)) as session:
+        assert session.position is None
+
+
+def test_a_log_that_was_cut_short_is_made_whole(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"samples": 8}\n{"samples": 16}\n{"samples": 24}\n{"samp')
+    rewind(log, 16)
+    assert [json.loads(line)["samples"] for line in log.read_text().splitlines()] == [8, 16]
+
+
+def test_a_time_of_the_clock_that_is_past_is_tomorrow() -> None:
+    from datetime import datetime
+
+    noon = datetime(2026, 5, 4, 12, tzinfo=UTC)
+    assert clock("12:30", lambda: noon) - noon.timestamp() == 30 * 60
+    assert clock("11:30", lambda: noon) - noon.timestamp() == 23.5 * 3600
+
+
+def test_the_cache_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "darkroom" / "training"
