@@ -161,6 +161,12 @@ def train(context: typer.Context) -> None:
     _of_the_engine("engine.training.__main__", context.args)
 
 
+@app.command(context_settings=PASSED_ON)
+def lab(context: typer.Context) -> None:
+    """Experiments with words, noise and the latent space, with pictures; `darkroom lab --help` lists them."""
+    _of_the_engine("engine.lab.__main__", context.args)
+
+
 def _of_the_engine(module: str, args: list[str]) -> None:
     """Runs the engine's own command line in this process; without torch it says so in one sentence."""
     from importlib import import_module

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 import typer
 
 from engine.training.commands.diffusion import diffusion
+from engine.training.commands.evaluate import evaluate
+from engine.training.commands.judge import judge
 from engine.training.commands.measure import export, measure
 from engine.training.commands.progress import say
+from engine.training.commands.words import words
 from engine.unfit import Unfit
 
 app = typer.Typer(
@@ -31,8 +34,11 @@ def commands() -> None:
 
 
 app.command()(diffusion)
+app.command()(evaluate)
+app.command()(judge)
 app.command()(measure)
 app.command()(export)
+app.command()(words)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,0 +1,51 @@
+"""Sums of words as pictures: mixed in embedding space, and beside it as rows that the network answers one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.lab.mixing import balanced, mixed
+from engine.lab.room import Room, Shown
+from engine.lab.sampling import Drawing
+from engine.lab.sheet import Tile, sheet
+from engine.lab.sums import Term, written
+from engine.unfit import Unfit
+
+SENTENCE = (
+    "Each row starts from the same noise: first every term alone, then one text whose token states are the sum, "
+    "then all texts asked one by one and their answers summed."
+)
+
+
+def mix(room: Room, terms: Sequence[Term], count: int = 3) -> Shown:
+    """Each term alone, the embedding mix and the composable rows, from `count` starts. Raises `Unfit`."""
+    if not any(term.weight > 0 for term in terms):
+        raise Unfit("Something in the sum must have a plus sign: from nothing, nothing can be taken away.", "member")
+    starts = [room.noise(number) for number in range(count)]
+    drawings = [drawing for start in starts for drawing in _row(room, terms, start)]
+    pictures = room.develop(drawings)
+    captions = [*(term.text for term in terms), "mixed in embedding space", "composable rows"]
+    across = len(captions)
+    rows = [
+        [Tile(picture, caption) for picture, caption in zip(pictures[at : at + across], captions, strict=True)]
+        for at in range(0, len(pictures), across)
+    ]
+    figures = {"terms": {term.text: term.weight for term in terms}, "seeds": [room.seed + n for n in range(count)]}
+    return Shown("mix", sheet(written(terms), rows), SENTENCE, figures)
+
+
+def _row(room: Room, terms: Sequence[Term], start: torch.Tensor) -> list[Drawing]:
+    states = [room.family.encode(term.text) for term in terms]
+    empty = room.family.encode("")
+    weights = [term.weight for term in terms]
+    whole = mixed(empty, states, weights)
+    alone = [room.told(state, start) for state in states]
+    return [*alone, room.told(whole, start), composed(room, states, weights, start)]
+
+
+def composed(room: Room, states: Sequence[torch.Tensor], weights: Sequence[float], start: torch.Tensor) -> Drawing:
+    """out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022): what the bot's `::` does, with weights balanced as there."""
+    steer = tuple(room.guidance * weight for weight in balanced(weights))
+    return Drawing(start, torch.stack([room.family.encode(""), *states]), steer)

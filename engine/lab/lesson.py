@@ -1,0 +1,76 @@
+"""The lesson: every experiment with fixed words and pictures, written down as one page with its pictures beside it.
+
+`lesson.md` says what each experiment does; what came out is put in from the run, so that the page is true of whatever
+model it was made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from string import Template
+
+from engine.lab.arithmetic import mix
+from engine.lab.autoencoder import blend, roundtrip
+from engine.lab.forward import forward
+from engine.lab.nearest import Embed, nearest
+from engine.lab.room import Room, Shown
+from engine.lab.showing import film, folder
+from engine.lab.stills import apple, cat
+from engine.lab.sums import read
+from engine.lab.walk import walk
+
+TEXT = Path(__file__).with_name("lesson.md")
+SUMS = ("king + woman - man", "royalty + woman - man", "sun + night - day", "fruit + yellow", "cat + wild + big")
+SUM, AMOUNT = "royalty + woman - man", "cat + 0.5*blue"
+WALK = ("cat face, white background", "dog face, white background")
+TOLD = "cat face, blue background"
+QUALITY = 82
+
+
+def lesson(room: Room, embed: Embed, words: Sequence[str], out: Path, name: str = "lesson") -> Path:
+    """`NAME.md` in `out`, its pictures in `out/NAME`. Overwrites both; the same machine writes the same bytes."""
+    pictures = folder(out / name)
+    chapters = {each.name: _kept(each, pictures) for each in _shown(room)}
+    settings = f"{room.steps} steps of DDIM, guidance {room.guidance:g}, seed {room.seed}"
+    model = f"{room.family.name} {room.family.revision}"
+    names = {"sum": SUM, "amount_sum": AMOUNT, "a": WALK[0], "b": WALK[1], "told": TOLD}
+    text = Template(TEXT.read_text("utf-8")).substitute(
+        chapters, **names, nearest=_table(embed, words), settings=settings, model=model
+    )
+    page = out / f"{name}.md"
+    page.write_text(text, "utf-8")
+    return page
+
+
+def _shown(room: Room) -> list[Shown]:
+    """All experiments that have a picture, in the page's order."""
+    seeds = (room.seed, room.seed + 1)
+    return [
+        mix(room, read(SUM)),
+        replace(mix(room, read(AMOUNT)), name="amount"),
+        walk(room, *WALK),
+        replace(walk(room, *WALK, seeds=seeds), name="noises", frames=()),
+        roundtrip(room, cat()),
+        blend(room, apple(), cat()),
+        forward(room, cat(), TOLD),
+    ]
+
+
+def _kept(shown: Shown, pictures: Path) -> str:
+    """Its pictures as files, and the lines that show them."""
+    shown.sheet.save(pictures / f"{shown.name}.webp", quality=QUALITY, method=6)
+    lines = [f"![{shown.sentence}]({pictures.name}/{shown.name}.webp)"]
+    if shown.frames:
+        film(shown.frames, pictures / f"{shown.name}-film.webp")
+        lines.append(f"![The same as a film]({pictures.name}/{shown.name}-film.webp)")
+    return "\n\n".join([*lines, f"*{shown.sentence}*"])
+
+
+def _table(embed: Embed, words: Sequence[str]) -> str:
+    lines = ["| sum | nearest words, each with its cosine |", "|---|---|"]
+    for each in SUMS:
+        found = nearest(embed, read(each), words, 5)
+        lines.append(f"| `{each}` | {', '.join(f'{word} {cosine:.2f}' for word, cosine in found)} |")
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""The nearest words of a sum: sentence vectors added, and what of a vocabulary lies closest. Knows no pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from engine.lab.sums import Term
+from engine.unfit import Unfit
+
+MOST_WORDS = 50_000
+MOST_BYTES = 8 << 20
+BATCH = 256
+
+Embed = Callable[[Sequence[str]], list[list[float]]]
+
+
+def vocabulary(file: Path) -> tuple[str, ...]:
+    """The words of a JSON list, or of the list under `words`. Raises `Unfit`."""
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise Unfit(f"{file.name} is too large for a list of words: at most {MOST_BYTES >> 20} MB.", "member")
+        content = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise Unfit(f"There is no list of words {file.name}: name one with --words.", "member") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unfit(f"{file.name} is not a list of words in JSON.", "member") from error
+    words = content.get("words") if isinstance(content, dict) else content
+    if not isinstance(words, list) or not 0 < len(words) <= MOST_WORDS or not all(_is_word(word) for word in words):
+        raise Unfit(f"{file.name} must hold a list of 1 to {MOST_WORDS:,} short texts.", "member")
+    return tuple(dict.fromkeys(words))
+
+
+def nearest(embed: Embed, terms: Sequence[Term], words: Sequence[str], most: int = 10) -> list[tuple[str, float]]:
+    """The `most` words with the largest cosine to Σ wᵢ·vᵢ, the terms themselves left out. Raises `Unfit`.
+
+    Sentence vectors have unit length, so a term counts by its weight alone and not by how many words it has.
+    """
+    weights = torch.tensor([term.weight for term in terms])
+    total = weights @ torch.tensor(embed([term.text for term in terms]))
+    if float(total.norm()) < 1e-6:
+        raise Unfit("The terms cancel each other out: nothing is left to look for.", "member")
+    own = {term.text.lower() for term in terms}
+    others = sorted((word for word in words if word.lower() not in own), key=lambda word: (len(word), word))
+    if not others:
+        raise Unfit("The list has no other words than those of the sum.", "member")
+    vectors = [vector for at in range(0, len(others), BATCH) for vector in embed(others[at : at + BATCH])]
+    cosines = torch.tensor(vectors) @ (total / total.norm())
+    best = cosines.argsort(descending=True, stable=True)[:most].tolist()
+    return [(others[index], float(cosines[index])) for index in best]
+
+
+def _is_word(word: object) -> bool:
+    return isinstance(word, str) and 0 < len(word) <= 200

@@ -1,0 +1,54 @@
+"""Opens what an experiment needs: the model, the default list of words, a progress bar on the error output."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.unfit import Unfit
+
+if TYPE_CHECKING:
+    from engine.families.family import Family
+    from engine.lab.room import Room
+
+WORDS = Path(__file__).parent.parent / "weights" / "words.json"
+MAX_CHARACTERS = 2000  # of a prompt, as everywhere
+
+
+@contextmanager
+def room(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[Room]:
+    """A model with its settings; a bar counts the steps. Raises `Unfit`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from engine.lab.room import Room
+
+    family = loaded(model)
+    columns = (TextColumn("developing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("developing", total=None)
+        chosen = family.guidance if guidance is None else guidance
+        yield Room(family, steps, chosen, seed, lambda done, of: bar.update(task, completed=done, total=of))
+
+
+def loaded(model: str) -> Family:
+    """Whatever the engine loads; also a training run's folder, which has our network but no text encoder of its own."""
+    from engine.config import default_data
+    from engine.device import best
+    from engine.families import load
+    from engine.families.embedded import load_embedded
+
+    folder = Path(model)
+    if (folder / "unet").is_dir() and (folder / "vae").is_dir() and not (folder / "text_encoder").exists():
+        return load_embedded(best(), folder)
+    return load(model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=best())
+
+
+def asked(prompt: str) -> str:
+    """A prompt on one line. Raises `Unfit` where it is too long."""
+    if len(prompt) > MAX_CHARACTERS:
+        raise Unfit(f"A prompt may have {MAX_CHARACTERS} characters; this one has {len(prompt)}.", "member")
+    return " ".join("".join(mark if mark.isprintable() else " " for mark in prompt).split())

@@ -1,0 +1,57 @@
+"""What an experiment works with: a model, its plan, a seed; and what it hands back. Knows no files and no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+
+from engine.families.family import Family
+from engine.lab.sampling import Drawing, Seen, develop, initial, table, told
+from engine.plan import Plan
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An experiment's sheet, what is seen on it in one sentence, its figures, and frames where something moves."""
+
+    name: str
+    sheet: Image.Image
+    sentence: str
+    figures: Mapping[str, object] = field(default_factory=dict)
+    frames: Sequence[Image.Image] = ()
+
+
+@dataclass(frozen=True)
+class Room:
+    """`guidance` is how closely texts are followed, `seed` where the noise comes from, `seen` hears of every step."""
+
+    family: Family
+    steps: int
+    guidance: float
+    seed: int
+    seen: Seen = lambda done, of: None
+
+    @property
+    def plan(self) -> Plan:
+        return table(self.family, self.steps)
+
+    def noise(self, number: int = 0) -> torch.Tensor:
+        return initial(self.family, self.seed + number)
+
+    def told(self, text: torch.Tensor, start: torch.Tensor) -> Drawing:
+        return told(self.family, text, self.guidance, start)
+
+    def develop(self, drawings: Sequence[Drawing], first: int = 0) -> list[Image.Image]:
+        """The finished pictures, as the model's own finals are."""
+        return [self.finish(latents) for latents in develop(self.family, self.plan, drawings, first, self.seen)]
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        finish: Callable[[torch.Tensor], Image.Image] = getattr(self.family, "finish", self.family.decode)
+        return finish(latents)
+
+    def unguided(self) -> Room:
+        """The same without guidance: where no words are given, there is nothing to steer by."""
+        return replace(self, guidance=1.0)

@@ -1,0 +1,46 @@
+"""What an experiment found, on disk and in the terminal: PNG sheets, an animated WebP, a sentence or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from PIL import Image
+
+from engine.lab.room import Shown
+from engine.unfit import Unfit
+
+FRAME_MS = 120
+
+
+def keep(shown: Shown, out: Path, *, as_json: bool) -> None:
+    """Writes `NAME.png` (and `NAME.webp` where something moves) into `out` and says what is seen on it."""
+    folder(out)
+    target = out / f"{shown.name}.png"
+    shown.sheet.save(target)
+    files = [target]
+    if shown.frames:
+        files.append(out / f"{shown.name}.webp")
+        film(shown.frames, files[-1])
+    if as_json:
+        found = {"files": [str(file) for file in files], "sentence": shown.sentence, **shown.figures}
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        typer.echo(f"{', '.join(map(str, files))}: {shown.sentence}")
+
+
+def film(frames: Sequence[Image.Image], target: Path, quality: int = 80) -> None:
+    """The frames as an animation that never ends."""
+    first, *rest = frames
+    first.save(target, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=quality, method=4)
+
+
+def folder(out: Path) -> Path:
+    """The folder, made where it is missing. Raises `Unfit`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unfit(f"Nothing can be written to {out}.", "member") from error
+    return out
