@@ -11,11 +11,14 @@ _AT_MOST = "≤"
 
 @dataclass(frozen=True)
 class Row:
-    """`goal` reads "≥ 3.5", "≤ 200" or "= 1"; a figure of None could not be measured here and `note` says why."""
+    """`goal` reads "≥ 3.5", "≤ 200" or "= 1", or is None for a figure that is only told.
+
+    A figure of None could not be measured here, and `note` says why.
+    """
 
     name: str
     figure: float | None
-    goal: str
+    goal: str | None
     unit: str
     note: str = ""
 
@@ -23,6 +26,8 @@ class Row:
     def passed(self) -> bool:
         if self.figure is None:
             return False
+        if self.goal is None:
+            return True
         sign, bound = self.goal.split()
         if sign == "=":
             return self.figure == float(bound)
@@ -48,7 +53,8 @@ def as_table(rows: Sequence[Row]) -> str:
     lines: list[str] = []
     for row in rows:
         figure = "not measured" if row.figure is None else f"{row.figure:.4g} {row.unit}".strip()
-        lines.append(f"{'ok  ' if row.passed else 'MISS'} {row.name}: {figure} (goal {row.goal})")
+        goal = f" (goal {row.goal})" if row.goal else ""
+        lines.append(f"{'ok  ' if row.passed else 'MISS'} {row.name}: {figure}{goal}")
         if row.note:
             lines.append(f"       {row.note}")
     return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""`darkroom train judge`: the network that the evaluation asks what a picture shows."""
+
+from __future__ import annotations
+
+import typer
+
+from engine.training.commands.options import (
+    Batch,
+    Cache,
+    Course,
+    Fresh,
+    Minutes,
+    Out,
+    Rate,
+    Samples,
+    Seed,
+    Steps,
+    Threads,
+    Until,
+)
+
+
+def judge(
+    out: Out,
+    cache: Cache = None,
+    steps: Steps = None,
+    samples: Samples = None,
+    until: Until = "",
+    batch: Batch = None,
+    rate: Rate = None,
+    seed: Seed = None,
+    minutes: Minutes = None,
+    threads: Threads = None,
+    fresh: Fresh = False,
+) -> None:
+    """Trains the judge of `darkroom train evaluate` on the built-in artwork. It never sees what a model drew."""
+    import torch
+
+    from engine.training.commands import builtin
+    from engine.training.commands.session import open_session
+    from engine.training.evaluate.judge import save_judge
+    from engine.training.evaluate.judge_trainer import JudgeLook, JudgeSettings, JudgeTrainer, held_back, labels_of
+    from engine.worker.embedding import Embedder
+
+    session = open_session("judge", Course(out, steps, samples, until, minutes, threads, fresh))
+    settings = session.settings(JudgeSettings, seed=seed, rate=rate, batch=batch)
+    session.belongs({"pictures": "the built-in artwork"})
+    pictures = builtin.drawings(cache)
+    trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(labels_of(pictures))), settings)
+    look = JudgeLook(trainer, held_back(pictures, 1, settings.seed))
+    raise typer.Exit(session.train(trainer, look, lambda: save_judge(look.judge(), out)))

@@ -1,0 +1,50 @@
+"""Every figure of the evaluation, its goal and its unit: so that a check that can't run still has its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.bench.row import Row
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`goal` as `Row` reads it; None where a figure is only told."""
+
+    name: str
+    goal: str | None
+    unit: str
+
+    def row(self, figure: float | None, note: str = "") -> Row:
+        return Row(self.name, None if figure is None else round(figure, 2), self.goal, self.unit, note)
+
+
+PSNR = Goal("reconstruction: PSNR inside the subject, drawings held out", "≥ 24", "dB")
+SSIM = Goal("reconstruction: SSIM, drawings held out", None, "")
+BACKGROUNDS = Goal("backgrounds as named", "≥ 95", "%")
+HUES = Goal("hues as named, on pairs that were held out", "≥ 75", "%")
+OWN_AT_1 = Goal("the judge's own retrieval at 1, real pictures held back", None, "%")
+OWN_AT_5 = Goal("the judge's own retrieval at 5, real pictures held back", None, "%")
+AT_1 = Goal("label retrieval at 1", None, "%")
+AT_5 = Goal("label retrieval at 5", None, "%")
+AT_5_SHARE = Goal("label retrieval at 5, as a share of the judge's own", "≥ 80", "%")
+WORDS = Goal("held-out words among the first 5", None, "%")
+WORDS_SHARE = Goal("held-out words among the first 5, as a share of the judge's own", "≥ 60", "%")
+DIVERSITY = Goal("difference between seeds, against that between drawings", None, "")
+SAME = Goal("prompts where two of four seeds give the same picture", None, "%")
+MEMORISED = Goal("pictures that repeat a training drawing", None, "%")
+GRID_1000 = Goal("a grid of four, 1000 steps", "≤ 60", "s")
+GRID_30 = Goal("a grid of four, 30 steps", "≤ 4", "s")
+ENLARGED = Goal("one picture, four times as wide and high", "≤ 1", "s")
+OVERSHOOT = Goal("overshoot of the super-resolver on a step chart", "≤ 4", "of 255")
+ALL_WEIGHTS = Goal("weights, together", "≤ 90", "MB")
+LARGEST = Goal("weights, the largest file", "≤ 45", "MB")
+SWEPT = (1.0, 2.0, 3.0, 3.5, 5.0, 7.0)
+
+
+def swept(guidance: float) -> tuple[Goal, Goal]:
+    """Retrieval at 5 and backgrounds at this guidance."""
+    return (
+        Goal(f"guidance {guidance:g}: label retrieval at 5", None, "%"),
+        Goal(f"guidance {guidance:g}: backgrounds as named", None, "%"),
+    )

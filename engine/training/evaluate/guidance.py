@@ -1,0 +1,29 @@
+"""How the strength of guidance moves retrieval and backgrounds, on one set of prompts."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.bench.row import Row
+from engine.training.evaluate.goals import SWEPT, swept
+from engine.training.evaluate.measures import background_of, retrieval, share
+from engine.training.evaluate.scene import Scene
+from engine.training.variants import BACKGROUNDS
+
+
+def rows(scene: Scene) -> list[Row]:
+    """The same labels, colours and seeds at every strength."""
+    labels, names = scene.sample(scene.sizes.swept, 5), list(BACKGROUNDS)
+    colours = [names[i % len(names)] for i in range(len(labels))]
+    prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
+    wanted = torch.tensor([scene.places[label] for label in labels])
+    found: list[Row] = []
+    for strength in SWEPT:
+        pictures = scene.painter.pictures(prompts, range(len(prompts)), strength)
+        hits = [background_of(one) == colour for one, colour in zip(pictures, colours, strict=True)]
+        at_5, backgrounds = swept(strength)
+        found += [
+            at_5.row(retrieval(scene.judge.look(pictures).scores, wanted, 5), f"{len(prompts)} pictures"),
+            backgrounds.row(share(hits)),
+        ]
+    return found

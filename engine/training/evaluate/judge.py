@@ -1,0 +1,140 @@
+"""The judge: a small convolutional network that says what a picture of 64×64 pixels shows.
+
+It was trained on the real artwork only, so it cannot have learnt the habits of the model that it judges. Knows pictures
+and labels; knows nothing of the model. In a folder: `judge.safetensors` (fp16) and `labels.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.training.evaluate.measures import as_input
+from engine.training.variants import SIDE
+
+WEIGHTS, LABELS = "judge.safetensors", "labels.json"
+WIDTHS = (64, 128, 256)
+NARROW, FEATURES = 64, 320
+SENTENCE = 384  # the width of MiniLM's sentence vectors
+BATCH = 128
+
+
+class Layer(nn.Sequential):
+    """Convolution, batch normalisation, ReLU."""
+
+    def __init__(self, inside: int, outside: int, kernel: int = 3, stride: int = 1) -> None:
+        convolution = nn.Conv2d(inside, outside, kernel, stride, (kernel - 1) // 2, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(outside), nn.ReLU())
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = Layer(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+class JudgeNetwork(nn.Module):
+    """Pictures in -1 … 1 `[n, 3, 64, 64]` → what they show: label scores, MiniLM's vector, and the features below.
+
+    The last 4×4 places are not averaged: where a thing is tells what it is, and it is learnt in a third of the time.
+    """
+
+    def __init__(self, labels: int, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [Layer(3, widths[0], kernel=6, stride=4), Residual(widths[0])]
+        for inside, outside in pairwise(widths):
+            layers += [Layer(inside, outside, stride=2), Residual(outside)]
+        places = (SIDE // 4 // 2 ** (len(widths) - 1)) ** 2
+        narrow = [nn.Conv2d(widths[-1], NARROW, 1), nn.Flatten(), nn.Linear(NARROW * places, FEATURES, bias=False)]
+        self.body = nn.Sequential(*layers, *narrow, nn.BatchNorm1d(FEATURES))
+        self.label = nn.Linear(FEATURES, labels)
+        self.sentence = nn.Linear(FEATURES, SENTENCE)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.body(pictures.contiguous(memory_format=torch.channels_last))
+        return self.label(features), self.sentence(features), features
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the judge says of n pictures: `scores` [n, labels]; `features` [n, width] and `sentences` of length 1."""
+
+    scores: Tensor
+    sentences: Tensor
+    features: Tensor
+
+    def top(self, count: int) -> Tensor:
+        """Numbers of the best labels, best first: [n, count]."""
+        return self.scores.topk(min(count, self.scores.size(1)), dim=1).indices
+
+
+@dataclass(frozen=True)
+class LabelJudge:
+    """A trained network and its labels. `own` is what it scored on real pictures when its training ended."""
+
+    network: JudgeNetwork
+    labels: tuple[str, ...]
+    own: Mapping[str, float]
+
+    @torch.inference_mode()
+    def look(self, pictures: np.ndarray) -> Seen:
+        """uint8 [n, h, w, 3], of any side: what isn't 64 px is brought there."""
+        if pictures.shape[1:3] != (SIDE, SIDE):
+            pictures = np.stack([_shrunk(picture) for picture in pictures])
+        batches = (as_input(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
+        scores, sentences, features = zip(*(self.network(batch) for batch in batches), strict=True)
+        return Seen(
+            torch.cat(scores), F.normalize(torch.cat(sentences), dim=1), F.normalize(torch.cat(features), dim=1)
+        )
+
+
+def save_judge(judge: LabelJudge, folder: Path) -> None:
+    """Writes the network in fp16 and the labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in judge.network.state_dict().items()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    listing = {"widths": widths_of(judge.network), "own": dict(judge.own), "labels": list(judge.labels)}
+    (folder / LABELS).write_text(json.dumps(listing, ensure_ascii=False, indent=0) + "\n")
+
+
+def open_judge(folder: Path) -> LabelJudge:
+    """Raises FileNotFoundError where there is no judge, ValueError where the two files do not fit."""
+    listing = json.loads((folder / LABELS).read_text())
+    network = JudgeNetwork(len(listing["labels"]), listing["widths"])
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError:
+        raise ValueError(f"{WEIGHTS} and {LABELS} in {folder.name} are not of one judge") from None
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
+    return LabelJudge(network.eval(), tuple(listing["labels"]), listing["own"])
+
+
+def labels_in(folder: Path) -> tuple[str, ...]:
+    """The labels of a judge, without its weights. Raises ValueError where there is none."""
+    try:
+        return tuple(json.loads((folder / LABELS).read_text())["labels"])
+    except FileNotFoundError:
+        raise ValueError(f"There is no {LABELS} of a judge: `darkroom train judge` makes it.") from None
+
+
+def widths_of(network: JudgeNetwork) -> list[int]:
+    """The widths that a network was made with."""
+    layers = [layer for layer in network.body if isinstance(layer, Layer)]
+    return [layer[0].weight.size(0) for layer in layers]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS))

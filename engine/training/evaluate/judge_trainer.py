@@ -1,0 +1,162 @@
+"""Trains the judge: on renderings of the real artwork, to name the label and MiniLM's sentence vector of it.
+
+Knows one step and what must be kept to repeat the next one exactly. All chance is a function of (seed, step), down to
+which rendering of a drawing comes. Knows nothing of files, clocks or the model that will be judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.training.artwork import Artwork
+from engine.training.evaluate.blemishes import blemished
+from engine.training.evaluate.judge import WIDTHS, JudgeNetwork, LabelJudge
+from engine.training.evaluate.measures import as_input, retrieval
+from engine.training.learner import Learner
+from engine.training.run import Losses
+from engine.training.validate import write_sheet
+from engine.training.variants import HELD_BACK, variant
+
+SHOWN = 64
+RENDERED = 8  # of each drawing, kept in memory: half a gigabyte saves a quarter of the time
+CLIP = 5.0
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """What a run keeps from its first step to its last."""
+
+    rate: float = 3e-3
+    batch: int = 128
+    warm: int = 50
+    decay: float = 0.02
+    smoothing: float = 0.1  # near-twins among the labels: no answer is worth certainty
+    seed: int = 0
+
+
+def labels_of(pictures: Sequence[Artwork]) -> tuple[str, ...]:
+    """Every label of the artwork once, sorted."""
+    return tuple(sorted({art.words.label for art in pictures}))
+
+
+def renderings(pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], seed: int) -> np.ndarray:
+    """uint8 [n, 64, 64, 3] of these (picture, number) pairs."""
+    return np.stack([variant(pictures[index], number, seed).pixels for index, number in pairs])
+
+
+class JudgeTrainer:
+    """A judge at one position. `vectors` are the sentence vectors of `labels`, of length 1: [labels, 384]."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Artwork],
+        vectors: Tensor,
+        settings: JudgeSettings = JudgeSettings(),
+        widths: Sequence[int] = WIDTHS,
+    ) -> None:
+        self.pictures, self.vectors, self.settings = pictures, vectors, settings
+        self.labels = labels_of(pictures)
+        places = {label: place for place, label in enumerate(self.labels)}
+        self.wanted = torch.tensor([places[art.words.label] for art in pictures])
+        torch.manual_seed(settings.seed)
+        self.network = JudgeNetwork(len(self.labels), widths)
+        self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
+        self.learner = Learner("network", self.network, decay=settings.decay)
+        self.batch = min(settings.batch, len(pictures))
+        self.steps = 0
+        self._rendered: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.batch
+
+    @property
+    def rate(self) -> float:
+        return self.learner.rate
+
+    def step(self, share: float) -> Losses:
+        """One batch at this share of the run. Raises ValueError when the loss is not a number."""
+        seen, wanted = self.next()
+        self.network.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            scores, sentences, _ = self.network(seen)
+        named = F.cross_entropy(scores.float(), wanted, label_smoothing=self.settings.smoothing)
+        meant = 1 - F.cosine_similarity(sentences.float(), self.vectors[wanted]).mean()
+        loss = named + meant
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is not a number after {self.samples} samples: lower the learning rate")
+        loss.backward()
+        warm = min(1.0, (self.steps + 1) / self.settings.warm)
+        self.learner.move(self.settings.rate * warm * (0.5 + 0.5 * math.cos(math.pi * share)), clip=CLIP)
+        self.steps += 1
+        return {"loss": float(loss.detach()), "label": float(named.detach()), "sentence": float(meant.detach())}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name."""
+        return self.learner.tensors()
+
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Goes back to a kept position: the next step gives what it gave then. Raises KeyError on a missing tensor."""
+        self.learner.restore(tensors)
+        self.steps = steps
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """The batch of this step: pictures in -1 … 1 and their labels' numbers."""
+        epoch, place = divmod(self.steps, len(self.pictures) // self.batch)
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.pictures))
+        index = order[place * self.batch : (place + 1) * self.batch]
+        numbers = np.random.default_rng([self.settings.seed, 1, self.steps]).integers(0, RENDERED, self.batch)
+        drawn = np.stack([self._rendering(int(one), int(number)) for one, number in zip(index, numbers, strict=True)])
+        chance = torch.Generator().manual_seed((self.settings.seed << 32) + self.steps)
+        return blemished(as_input(drawn), chance), self.wanted[index]
+
+    def _rendering(self, index: int, number: int) -> np.ndarray:
+        if (index, number) not in self._rendered:
+            self._rendered[index, number] = variant(self.pictures[index], number, self.settings.seed).pixels
+        return self._rendered[index, number]
+
+
+@dataclass(frozen=True)
+class JudgeLook:
+    """How good the judge is by itself: retrieval over renderings that it was never trained on."""
+
+    trainer: JudgeTrainer
+    pairs: Sequence[tuple[int, int]]
+
+    def judge(self) -> LabelJudge:
+        """The judge as it is now, with its own score."""
+        return LabelJudge(self.trainer.network.eval(), self.trainer.labels, self.figures())
+
+    def figures(self) -> Losses:
+        now = LabelJudge(self.trainer.network.eval(), self.trainer.labels, {})
+        seen = now.look(renderings(self.trainer.pictures, self.pairs, self.trainer.settings.seed))
+        wanted = self.trainer.wanted[[index for index, _ in self.pairs]]
+        return {f"at_{count}": retrieval(seen.scores, wanted, count) for count in (1, 5)}
+
+    def sheet(self, path: Path) -> None:
+        """Pictures as the judge gets them in training."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures, _ = self.trainer.next()
+        shown = pictures[:SHOWN].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        write_sheet(path, list(shown))
+
+
+def held_back(pictures: Sequence[Artwork], per_label: int, seed: int) -> list[tuple[int, int]]:
+    """(picture, number) pairs never trained on, `per_label` for every label, its drawings taken in turn."""
+    by_label: dict[str, list[int]] = {}
+    for index, art in enumerate(pictures):
+        by_label.setdefault(art.words.label, []).append(index)
+    first = np.random.default_rng(seed).integers(0, 1 << 16, len(by_label))
+    return [
+        (drawings[int(start + number) % len(drawings)], HELD_BACK + number)
+        for start, (_, drawings) in zip(first, sorted(by_label.items()), strict=True)
+        for number in range(per_label)
+    ]

@@ -1,0 +1,62 @@
+"""Opens what the evaluation looks at, from folders: model, judge, artwork, super-resolver. Knows no measure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from engine.calibration import calibrate
+from engine.families.embedded import WEIGHTS, load_embedded
+from engine.super_resolver import SuperResolver
+from engine.training.artwork import Artwork
+from engine.training.evaluate.draw import Painter
+from engine.training.evaluate.judge import LabelJudge, open_judge
+from engine.training.evaluate.scene import Scene, Sizes
+
+UPSCALER = Path("upscaler") / "model.safetensors"
+
+
+def open_scene(
+    weights: Path,
+    judge: Path,
+    artwork: Callable[[], Sequence[Artwork]],
+    sizes: Sizes,
+    seed: int,
+    told: Callable[[int, int], None],
+) -> Scene:
+    """`weights` and `judge` are folders; nothing is loaded before a check asks for it."""
+    return Scene(
+        weights, lambda: replace(painter(weights), told=told), lambda: _judge(judge), artwork,
+        lambda: _resolver(weights), sizes, seed,
+    )  # fmt: skip
+
+
+def painter(weights: Path) -> Painter:
+    """The model of a folder as the engine would run it here, in the dtype that is fastest."""
+    family = load_embedded(weights=weights, resolver=SuperResolver.find(_upscaler(weights)))
+    with tempfile.TemporaryDirectory() as fresh, torch.inference_mode():
+        return Painter(family, calibrate(family, Path(fresh) / "calibration.json").dtype)
+
+
+def _judge(folder: Path) -> LabelJudge:
+    try:
+        return open_judge(folder)
+    except FileNotFoundError:
+        raise ValueError("The judge's weights are not there: `darkroom train judge` makes them.") from None
+
+
+def _resolver(weights: Path) -> SuperResolver:
+    found = SuperResolver.find(_upscaler(weights))
+    if found is None:
+        raise ValueError("The super-resolver's weights are not there: `darkroom train upscaler` makes them.")
+    return found
+
+
+def _upscaler(weights: Path) -> Path | None:
+    """The model's own; None for the built-in one."""
+    own = weights / UPSCALER
+    return own if own.is_file() and weights != WEIGHTS else None

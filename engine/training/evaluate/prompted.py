@@ -1,0 +1,95 @@
+"""Does the model draw what was asked for: backgrounds, hues on pairs never seen, labels, words never seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.bench.row import Row
+from engine.training.captions import HELD_OUT_PAIRS
+from engine.training.evaluate import goals
+from engine.training.evaluate.measures import among, background_of, retrieval, share, subject_hue
+from engine.training.evaluate.scene import Scene
+from engine.training.evaluate.words import ACCEPTED, TEMPLATES
+from engine.training.variants import BACKGROUNDS, HELD_BACK, variant
+
+SAID = 3  # of the worst, in a note
+
+
+def backgrounds(scene: Scene) -> list[Row]:
+    """Every named background on some labels; the colour of the border decides."""
+    colours = [colour for colour in BACKGROUNDS for _ in range(scene.sizes.per_colour)]
+    labels = scene.sample(len(colours), 2)
+    prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
+    seen = [background_of(picture) for picture in scene.painter.pictures(prompts, range(len(prompts)))]
+    hits = [one == colour for one, colour in zip(seen, colours, strict=True)]
+    missed = [f"{colour} as {one}" for one, colour in zip(seen, colours, strict=True) if one != colour]
+    note = f"{len(hits)} pictures, {len(BACKGROUNDS)} colours{_most(missed)}"
+    return [goals.BACKGROUNDS.row(share(hits), note)]
+
+
+def hues(scene: Scene) -> list[Row]:
+    """The colour–object pairs that no caption ever had, from many seeds."""
+    pairs = [pair for pair in sorted(HELD_OUT_PAIRS) for _ in range(scene.sizes.per_pair)]
+    prompts = [f"{hue} {thing}, white background" for hue, thing in pairs]
+    seen = [subject_hue(picture) for picture in scene.painter.pictures(prompts, range(len(prompts)))]
+    missed = [f"{' '.join(pair)} as {one or 'no hue'}" for one, pair in zip(seen, pairs, strict=True) if one != pair[0]]
+    hits = [one == hue for one, (hue, _) in zip(seen, pairs, strict=True)]
+    return [goals.HUES.row(share(hits), f"{len(hits)} pictures of {len(HELD_OUT_PAIRS)} pairs{_most(missed)}")]
+
+
+def labels(scene: Scene) -> list[Row]:
+    """ "LABEL, white background": is it among the judge's first one or five labels, of all there are?"""
+    drawn, known = scene.drawn(), len(scene.judge.labels)
+    at_1, at_5 = (retrieval(drawn.seen.scores, drawn.wanted, count) for count in (1, 5))
+    own_1, own_5 = scene.own_score(1), scene.own_score(5)
+    note = f"{len(drawn.labels)} of {known} labels asked for, ranked among all {known}"
+    return [
+        goals.OWN_AT_1.row(own_1),
+        goals.OWN_AT_5.row(own_5, f"{known} labels, two renderings each that it was not trained on"),
+        goals.AT_1.row(at_1, note),
+        goals.AT_5.row(at_5, note),
+        goals.AT_5_SHARE.row(100 * at_5 / own_5, f"{at_5:.1f} % where the judge has {own_5:.1f} % on real pictures"),
+    ]
+
+
+def held_out_words(scene: Scene) -> list[Row]:
+    """Words that no caption ever had; a hit where the judge's first five hold a label that means the same."""
+    asked = [(word, form) for word in ACCEPTED for form in TEMPLATES for _ in range(scene.sizes.per_word)]
+    prompts = [form.format(word=word) for word, form in asked]
+    seen = scene.judge.look(scene.painter.pictures(prompts, range(len(prompts))))
+    figure, own = among(seen.scores, _accepted(scene, [word for word, _ in asked]), 5), _own_words(scene)
+    best = seen.top(5).tolist()
+    by_word = {word: [] for word in ACCEPTED}
+    for (word, _), row in zip(asked, best, strict=True):
+        by_word[word].append(not set(row).isdisjoint(_accepted(scene, [word])[0]))
+    each = ", ".join(f"{word} {share(hits):.0f}" for word, hits in by_word.items())
+    return [
+        goals.WORDS.row(figure, f"{len(asked)} pictures, in percent: {each}"),
+        goals.WORDS_SHARE.row(100 * figure / own, f"the judge has {own:.1f} % on real pictures of the same things"),
+    ]
+
+
+def _accepted(scene: Scene, words: Sequence[str]) -> list[list[int]]:
+    return [[scene.places[label] for label in ACCEPTED[word] if label in scene.places] for word in words]
+
+
+def _own_words(scene: Scene) -> float:
+    """The same measure on real pictures of what the words may be drawn as; each word counts alike."""
+    pictures, wanted = [], []
+    for word in ACCEPTED:
+        drawings = [art for art in scene.artwork if art.words.label in ACCEPTED[word]]
+        pictures += [variant(art, HELD_BACK, scene.seed).pixels for art in drawings]
+        wanted += _accepted(scene, [word] * len(drawings))
+    if not pictures:
+        raise ValueError("The artwork has no picture of what the held-out words mean.")
+    return among(scene.judge.look(np.stack(pictures)).scores, wanted, 5)
+
+
+def _most(missed: Sequence[str]) -> str:
+    if not missed:
+        return ""
+    said = ", ".join(f"{what} ({times})" for what, times in Counter(missed).most_common(SAID))
+    return f"; missed most: {said}"

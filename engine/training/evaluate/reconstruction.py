@@ -1,0 +1,67 @@
+"""What the autoencoder leaves of a drawing that it never saw: PSNR inside the subject, SSIM of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from engine.bench.row import Row
+from engine.training.artwork import Artwork
+from engine.training.evaluate import goals
+from engine.training.evaluate.measures import masked_psnr
+from engine.training.evaluate.scene import Scene
+from engine.training.heldout import artwork_held_out
+from engine.training.variants import HELD_BACK, variant
+
+Trip = Callable[[np.ndarray], np.ndarray]
+
+
+def rows(scene: Scene) -> list[Row]:
+    """Raises ValueError where the artwork can't be had."""
+    kept = [art for art in scene.artwork if artwork_held_out(art.key)]
+    if not kept:
+        raise ValueError("None of the artwork is held out, so there is nothing to measure a reconstruction with.")
+    real = np.stack([variant(art, HELD_BACK, scene.seed).pixels for art in kept])
+    masks = np.stack([covered(art, HELD_BACK, scene.seed) for art in kept])
+    made = np.stack([_trip(scene, picture) for picture in real])
+    note = f"{len(kept)} drawings"
+    return [goals.PSNR.row(masked_psnr(real, made, masks), note), _ssim(real, made, note)]
+
+
+def covered(art: Artwork, number: int, seed: int) -> np.ndarray:
+    """Where a variant shows its subject, bool [h, w]: what turns from black to white with the drawing's own colour."""
+    alpha = art.pixels.getchannel("A")
+    in_white, in_black = (
+        variant(replace(art, pixels=_painted(alpha, shade)), number, seed).pixels[..., 0].astype(int)
+        for shade in (255, 0)
+    )
+    return in_white - in_black > 127
+
+
+def _painted(alpha: Image.Image, shade: int) -> Image.Image:
+    plain = Image.new("RGBA", alpha.size, (shade, shade, shade, 0))
+    plain.putalpha(alpha)
+    return plain
+
+
+def _trip(scene: Scene, picture: np.ndarray) -> np.ndarray:
+    """A picture through the autoencoder and back, as the engine does it."""
+    family = scene.painter.family
+    return np.asarray(family.decode(family.encode_image(Image.fromarray(picture))).convert("RGB"))
+
+
+def _ssim(real: np.ndarray, made: np.ndarray, note: str) -> Row:
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+    except ImportError:
+        return goals.SSIM.row(None, "This needs torchmetrics: pip install 'darkroom-bot[train]'.")
+    score = ssim(_planes(made), _planes(real), data_range=255.0)
+    return goals.SSIM.row(float(torch.as_tensor(score[0] if isinstance(score, Sequence) else score)), note)
+
+
+def _planes(pictures: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float()

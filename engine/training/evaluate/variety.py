@@ -1,0 +1,85 @@
+"""Is it more than a memory: how much seeds differ, and which pictures repeat a drawing of the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from engine.bench.row import Row
+from engine.training.artwork import Artwork
+from engine.training.evaluate import goals
+from engine.training.evaluate.measures import alike, nearest, share, small, spread
+from engine.training.evaluate.scene import Scene
+from engine.training.variants import SIDE, USUAL_SCALE
+
+SEEDS = 4
+SAID = 3
+OTHERWISE = ((0.86, 2, -1), (0.98, -1, 1))  # scale and shift in pixels of "the same drawing, rendered once more"
+
+
+def seeds(scene: Scene) -> list[Row]:
+    """Four seeds of some prompts, as the judge sees them; as far apart as different real drawings would be 1."""
+    labels = scene.sample(scene.sizes.groups, 3)
+    prompts = [f"{label}, white background" for label in labels for _ in range(SEEDS)]
+    pictures = scene.painter.pictures(prompts, range(len(prompts)))
+    features = scene.judge.look(pictures).features.unflatten(0, (len(labels), SEEDS))
+    between = float(spread(features).mean())
+    same = [alike(some) for some in pictures.reshape(len(labels), SEEDS, *pictures.shape[1:])]
+    named = [label for label, one in zip(labels, same, strict=True) if one]
+    note = f"{len(labels)} prompts, {SEEDS} seeds"
+    said = f"{note}: {', '.join(named[:SAID])}{' …' if len(named) > SAID else ''}" if named else note
+    return [
+        goals.DIVERSITY.row(between / _apart(scene), f"{note}; 1 would be as different as two drawings"),
+        goals.SAME.row(share(same), said),
+    ]
+
+
+def memories(scene: Scene) -> list[Row]:
+    """A picture nearer to a drawing than that drawing's own other renderings are is called a repetition of it."""
+    drawn, art = scene.drawn(), scene.artwork
+    drawings = np.stack([placed(one) for one in art])
+    limit = float(np.median(_rendered_again(art, drawings)))
+    distances, index = nearest(drawn.pictures, drawings)
+    repeats = (distances < limit).tolist()
+    asked = [art[int(i)].words.label == label for i, label in zip(index, drawn.labels, strict=True)]
+    note = (
+        f"nearer than {limit:.1f} of 255, the median between two renderings of one drawing; "
+        f"median of the pictures {float(distances.median()):.1f}; "
+        f"the nearest drawing is the one that was asked for in {share(asked):.0f} % "
+        f"of {len(asked)} pictures"
+    )
+    return [goals.MEMORISED.row(share(repeats), note)]
+
+
+def placed(art: Artwork, scale: float = USUAL_SCALE, left: int = 0, top: int = 0) -> np.ndarray:
+    """The drawing on white, in the middle or so many pixels beside it: uint8 [64, 64, 3]."""
+    longest = max(art.pixels.size)
+    width, height = (max(1, round(side * scale * SIDE / longest)) for side in art.pixels.size)
+    canvas = Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 255))
+    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+    layer.paste(
+        art.pixels.resize((width, height), Image.Resampling.BICUBIC),
+        ((SIDE - width) // 2 + left, (SIDE - height) // 2 + top),
+    )
+    return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
+
+
+def _rendered_again(art: Sequence[Artwork], drawings: np.ndarray) -> list[float]:
+    """How far each drawing is from its own other renderings (root mean square, steps of 255)."""
+    first = small(drawings)
+    found: list[float] = []
+    for how in OTHERWISE:
+        again = small(np.stack([placed(one, *how) for one in art]))
+        found += (again - first).square().mean(dim=1).sqrt().tolist()
+    return found
+
+
+def _apart(scene: Scene) -> float:
+    """The mean distance between real drawings of different labels, as the judge sees them."""
+    by_label = {one.words.label: one for one in scene.artwork}
+    rng = np.random.default_rng([scene.seed, 4])
+    chosen = rng.choice(sorted(by_label), min(256, len(by_label)), replace=False)
+    features = scene.judge.look(np.stack([placed(by_label[str(label)]) for label in chosen])).features
+    return float(spread(features[None]))

@@ -1,0 +1,25 @@
+"""What a held-out word may be drawn as: labels of the artwork that mean the same. Knows words only."""
+
+from __future__ import annotations
+
+DOGS = ("dog", "dog face", "guide dog", "service dog", "poodle")
+CATS = (
+    "cat", "cat face", "black cat", "cat with tears of joy", "cat with wry smile", "crying cat", "grinning cat",
+    "grinning cat with smiling eyes", "kissing cat", "pouting cat", "smiling cat with heart-eyes", "weary cat",
+)  # fmt: skip
+CARS = (
+    "car", "oncoming car", "taxi", "oncoming taxi", "police car", "oncoming police car", "racing car",
+    "sport utility vehicle", "pickup truck",
+)  # fmt: skip
+BOATS = ("ship", "passenger ship", "sailboat", "motor boat", "speedboat", "ferry", "canoe")
+ACCEPTED = {
+    "terrier": DOGS,
+    "puppy": DOGS,
+    "hound": DOGS,
+    "canine": (*DOGS, "wolf", "fox"),
+    "kitten": CATS,
+    "feline": (*CATS, "lion", "tiger", "tiger face", "leopard"),
+    "automobile": CARS,
+    "vessel": BOATS,
+}
+TEMPLATES = ("{word}", "{word}, white background", "{word}, looking up, cute, white background", "a {word}, 3d render")

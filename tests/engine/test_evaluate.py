@@ -1,0 +1,438 @@
+"""The evaluation: measures on pictures with known answers, a judge that learns and resumes exactly, rows that hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from engine.bench.row import as_json, as_table
+from engine.training.__main__ import main
+from engine.training.artwork import Artwork
+from engine.training.captions import HELD_OUT, held_out, words
+from engine.training.evaluate import measures, prompted, reconstruction, sheet, speed, variety
+from engine.training.evaluate.blemishes import blemished
+from engine.training.evaluate.draw import Painter
+from engine.training.evaluate.evaluation import CHECKS, NAMES, evaluate
+from engine.training.evaluate.judge import JudgeNetwork, LabelJudge, Seen, labels_in, open_judge, save_judge
+from engine.training.evaluate.judge_trainer import JudgeLook, JudgeSettings, JudgeTrainer, held_back, renderings
+from engine.training.evaluate.scene import Once, Scene, Sizes
+from engine.training.evaluate.words import ACCEPTED, TEMPLATES
+from engine.training.variants import BACKGROUNDS, HELD_BACK, HUES, variant
+
+SMALL = Sizes(per_colour=1, per_pair=1, per_word=1, groups=2, swept=3)
+RGB = tuple[int, int, int]
+RED, BLUE = (220, 30, 30), (45, 105, 220)
+THINGS = ("apple", "car", "cat", "dog", "ship", "tiger")
+WIDTHS = (8, 16, 24)
+
+
+def square(colour: RGB, background: RGB = (255, 255, 255), side: int = 64) -> np.ndarray:
+    picture = np.full((side, side, 3), background, dtype=np.uint8)
+    picture[side // 4 : -side // 4, side // 4 : -side // 4] = colour
+    return picture
+
+
+def drawing(label: str, number: int, style: str = "flat design") -> Artwork:
+    """A shape that no other number has."""
+    pixels = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    pen, colour = ImageDraw.Draw(pixels), ((number * 97) % 200, (number * 53) % 200, (number * 29) % 200, 255)
+    pen.regular_polygon((32, 32, 28), 3 + number % 5, rotation=number * 17, fill=colour)
+    pen.rectangle((8 * (number % 6), 20, 8 * (number % 6) + 12, 34), fill=(255 - colour[0], 40, 200, 255))
+    return Artwork(f"{style}/{number:x}", words(label, ["thing"]), 5, style, "MIT", "somebody", pixels)
+
+
+def drawings() -> list[Artwork]:
+    return [drawing(label, number) for number, label in enumerate(THINGS)]
+
+
+def judge_trainer(settings: JudgeSettings = JudgeSettings(batch=6, warm=2, rate=4e-3)) -> JudgeTrainer:
+    torch.manual_seed(1)
+    vectors = torch.nn.functional.normalize(torch.randn(len(THINGS), 384), dim=1)
+    return JudgeTrainer(drawings(), vectors, settings, WIDTHS)
+
+
+class Book:
+    """A family whose every prompt is one known picture: what is drawn is looked up."""
+
+    size, name, guidance, scheduler_config = 64, "book", 3.5, {}
+
+
+class Copier(Painter):
+    """Draws what `by_prompt` gives; every other way of a painter is unused."""
+
+    def __init__(self, by_prompt: Callable[[str, int], np.ndarray]) -> None:
+        super().__init__(Book(), "float32")  # pyright: ignore[reportArgumentType]
+        object.__setattr__(self, "by_prompt", by_prompt)
+
+    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> np.ndarray:
+        drawn: Any = self.by_prompt  # pyright: ignore[reportAttributeAccessIssue]
+        return np.stack([drawn(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
+
+
+class Expert(LabelJudge):
+    """Knows each real drawing by the nearest one: a judge with known answers."""
+
+    def look(self, pictures: np.ndarray) -> Seen:
+        known = measures.small(np.stack([variety.placed(one) for one in drawings()]))
+        seen = measures.small(pictures)
+        near = -torch.cdist(seen, known)
+        return Seen(near, near, torch.nn.functional.normalize(seen - 128, dim=1))
+
+
+def refused(sentence: str) -> Callable[[], Any]:
+    def make() -> Any:
+        raise ValueError(sentence)
+
+    return make
+
+
+def scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> Scene:
+    expert = Expert(JudgeNetwork(len(THINGS), WIDTHS), THINGS, {"at_1": 90.0, "at_5": 95.0})
+    given: dict[str, Any] = {
+        "weights": Path("none"), "painter": lambda: Copier(by_prompt), "judge": lambda: expert, "artwork": drawings,
+        "resolver": refused("The super-resolver's weights are not there."), "sizes": SMALL, **other,
+    }  # fmt: skip
+    return Scene(**given)
+
+
+def of_label(prompt: str, _seed: int = 0) -> np.ndarray:
+    """The drawing whose label the prompt has, on white."""
+    found = [one for one in drawings() if one.words.label in prompt]
+    return variety.placed(found[0]) if found else square(RED)
+
+
+# --- measures
+
+
+def test_a_red_square_on_blue_is_a_hit_for_both() -> None:
+    picture = square(RED, BACKGROUNDS["blue"])
+    assert measures.background_of(picture) == "blue"
+    assert measures.subject_hue(picture) == "red"
+    assert measures.background_of(square(RED, BACKGROUNDS["teal"])) == "teal"
+    assert measures.subject_hue(square((128, 128, 128))) is None  # grey has no hue
+    assert measures.subject_hue(square((255, 255, 255))) is None  # and an empty picture no subject
+
+
+def test_a_background_is_seen_past_a_subject_that_touches_the_edge() -> None:
+    picture = square(RED, BACKGROUNDS["green"])
+    picture[:, 24:40] = RED
+    assert measures.background_of(picture) == "green"
+
+
+def test_every_named_background_and_hue_is_told_from_the_others() -> None:
+    assert [measures.background_of(square(RED, colour)) for colour in BACKGROUNDS.values()] == list(BACKGROUNDS)
+    art = drawing("ball", 2)
+    for hue in ("red", "green", "blue", "purple"):
+        colour = Image.new("HSV", (1, 1), (round(HUES[hue] * 256 / 360), 200, 200)).convert("RGB").getpixel((0, 0))
+        assert isinstance(colour, tuple)
+        assert measures.subject_hue(square((colour[0], colour[1], colour[2]))) == hue
+    assert measures.background_of(variant(art, HELD_BACK, 0).pixels) in BACKGROUNDS
+
+
+def test_retrieval_counts_the_wanted_label_among_the_best() -> None:
+    scores = torch.tensor([[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
+    wanted = torch.tensor([0, 1, 0, 2])
+    assert measures.retrieval(scores, wanted, 1) == 25.0
+    assert measures.retrieval(scores, wanted, 2) == 75.0
+    assert measures.retrieval(scores, wanted, 9) == 100.0
+    assert measures.among(scores, [[3], [2, 1], [2, 0], [0]], 2) == 50.0
+
+
+def test_psnr_counts_only_what_is_inside_the_mask() -> None:
+    real, mask = np.stack([square(RED)]), np.zeros((1, 64, 64), dtype=bool)
+    mask[:, 16:48, 16:48] = True
+    outside, inside = real.copy(), real.copy()
+    outside[:, :8] = 0
+    inside[:, 16:48, 16:48, :] = np.array(RED) + np.array([25, 0, 0])
+    assert measures.masked_psnr(real, outside, mask) == pytest.approx(100)
+    assert measures.masked_psnr(real, inside, mask) == pytest.approx(10 * np.log10(255**2 * 3 / 25**2), abs=0.01)
+
+
+def test_a_mask_is_where_the_drawing_was_composed() -> None:
+    art = drawing("ball", 0)
+    for number in range(HELD_BACK, HELD_BACK + 6):
+        picture, mask = variant(art, number, 3).pixels, reconstruction.covered(art, number, 3)
+        away = np.abs(picture.astype(int) - measures.border(picture)).max(axis=-1) > 60
+        assert mask.any()
+        assert (away & ~mask).mean() < 0.03  # but for the soft edge, what differs from the background is covered
+
+
+def test_the_same_pictures_have_no_diversity_and_are_seen() -> None:
+    one = torch.ones(1, 4, 4)
+    other = torch.eye(4)[None]
+    assert measures.spread(torch.cat([one, other])).tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
+    assert measures.alike(np.stack([square(RED), square(BLUE), square(RED)]))
+    assert not measures.alike(np.stack([square(RED), square(BLUE)]))
+
+
+def test_a_copied_picture_is_nearest_to_what_it_copies() -> None:
+    known = np.stack([variety.placed(one) for one in drawings()])
+    distances, index = measures.nearest(known[[3, 1]], known)
+    assert index.tolist() == [3, 1]
+    assert float(distances.max()) < 0.5
+    far, _ = measures.nearest(np.stack([square(BLUE, RED)]), known)
+    assert float(far) > 50
+
+
+def test_overshoot_is_what_goes_beyond_the_step() -> None:
+    chart = np.array([[64, 64, 192, 192]])
+    assert measures.overshoot(chart, 64, 192) == 0
+    assert measures.overshoot(np.array([[61, 64, 192, 199]]), 64, 192) == 7
+    assert measures.overshoot(np.array([[50, 64, 192, 199]]), 64, 192) == 14
+
+
+# --- the judge
+
+
+def test_the_judge_learns_what_it_is_shown() -> None:
+    made = judge_trainer()
+    look = JudgeLook(made, held_back(made.pictures, 4, 0))
+    first = made.step(0.0)["loss"]
+    for _ in range(60):
+        last = made.step(0.2)["loss"]
+    assert last < 0.7 * first
+    assert look.figures()["at_1"] > 60
+    assert all(number >= HELD_BACK for _, number in look.pairs)
+
+
+def test_the_judge_resumes_to_the_bit() -> None:
+    whole, half, other = judge_trainer(), judge_trainer(), judge_trainer(JudgeSettings(batch=6, warm=2, rate=4e-3))
+    for share in (0.0, 0.1, 0.2, 0.3):
+        whole.step(share)
+    for share in (0.0, 0.1):
+        half.step(share)
+    kept = {name: tensor.clone() for name, tensor in half.tensors().items()}
+    half.step(0.9)
+    other.restore(kept, 2)
+    for share in (0.2, 0.3):
+        other.step(share)
+    expected, found = whole.tensors(), other.tensors()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert other.samples == 24
+
+
+def test_looking_does_not_move_the_judge() -> None:
+    made = judge_trainer()
+    made.step(0.0)
+    before = {name: tensor.clone() for name, tensor in made.tensors().items()}
+    JudgeLook(made, held_back(made.pictures, 1, 0)).figures()
+    assert all(torch.equal(before[name], tensor) for name, tensor in made.tensors().items())
+
+
+def test_a_judge_is_kept_in_half_precision_and_says_the_same(tmp_path: Path) -> None:
+    made = judge_trainer()
+    for _ in range(5):
+        made.step(0.0)
+    judge = LabelJudge(made.network.eval(), made.labels, {"at_5": 88.0})
+    save_judge(judge, tmp_path)
+    again, shown = open_judge(tmp_path), renderings(made.pictures, [(0, HELD_BACK), (3, HELD_BACK)], 0)
+    assert again.labels == labels_in(tmp_path) == THINGS
+    assert again.own == {"at_5": 88.0}
+    assert torch.allclose(again.look(shown).scores, judge.look(shown).scores, atol=0.05)
+    assert again.look(np.repeat(np.repeat(shown, 2, axis=1), 2, axis=2)).scores.shape == (2, len(THINGS))
+    listing = json.loads((tmp_path / "labels.json").read_text())
+    (tmp_path / "labels.json").write_text(json.dumps({**listing, "labels": listing["labels"][:3]}))
+    with pytest.raises(ValueError, match="not of one judge"):
+        open_judge(tmp_path)
+
+
+def test_blemishes_are_a_function_of_the_chance_and_keep_the_range() -> None:
+    pictures = measures.as_input(np.stack([square(RED), square(BLUE)] * 6))
+    one, again, other = (blemished(pictures, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert one.shape == pictures.shape
+    assert float(one.abs().max()) <= 1
+
+
+# --- checks
+
+
+def figures(rows: Sequence[Any]) -> Mapping[str, float]:
+    return {row.name: row.figure for row in rows}
+
+
+def test_a_model_that_copies_is_good_at_labels_and_its_memory_is_said() -> None:
+    seen = scene(of_label)
+    own_1, own_5, at_1, at_5, relative = prompted.labels(seen)
+    assert (at_1.figure, at_5.figure) == (100, 100)
+    assert own_5.figure
+    assert own_1.figure
+    assert relative.figure == pytest.approx(100 * 100 / own_5.figure, abs=0.1)
+    assert "6 of 6 labels" in at_5.note
+    (memory,) = variety.memories(seen)
+    assert memory.figure == 100
+    assert "100 % of 6 pictures" in memory.note
+    difference, same = variety.seeds(seen)
+    assert difference.figure == pytest.approx(0, abs=1e-4)
+    assert same.figure == 100
+
+
+def test_a_model_that_draws_noise_repeats_nothing_and_finds_nothing() -> None:
+    def noise(prompt: str, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+
+    seen = scene(noise)
+    assert variety.memories(seen)[0].figure == 0
+    assert figures(prompted.labels(seen))["label retrieval at 1"] < 50
+    assert variety.seeds(seen)[1].figure == 0
+    assert prompted.hues(seen)[0].figure == 0
+
+
+def test_colours_as_asked_are_hits_and_others_are_misses() -> None:
+    def obedient(prompt: str, _seed: int) -> np.ndarray:
+        name = prompt.rsplit(", ", 1)[1].removesuffix(" background")
+        return square(RED, BACKGROUNDS[name])
+
+    assert prompted.backgrounds(scene(obedient))[0].figure == 100
+    (row,) = prompted.backgrounds(scene(lambda prompt, _: square(RED, BACKGROUNDS["teal"])))
+    assert row.figure == pytest.approx(100 / 12, abs=0.01)
+    assert "as teal" in row.note
+    (row,) = prompted.hues(scene(lambda prompt, _: square(BLUE)))
+    assert row.figure == pytest.approx(100 * 2 / 6, abs=0.01)  # blue apple, blue banana
+    assert "green cat as blue" in row.note
+
+
+def test_a_held_out_word_is_a_hit_where_a_label_of_its_meaning_is_found() -> None:
+    def understanding(prompt: str, _seed: int) -> np.ndarray:
+        (word,) = [word for word in ACCEPTED if word in prompt]
+        return of_label(next(label for label in THINGS if label in ACCEPTED[word]))
+
+    figure, relative = prompted.held_out_words(scene(understanding))
+    assert figure.figure == 100
+    assert relative.figure == 100
+    assert "kitten 100" in figure.note
+    assert "32 pictures" in figure.note
+
+
+def test_the_words_asked_for_are_all_that_were_held_out() -> None:
+    assert set(ACCEPTED) == HELD_OUT
+    assert all(held_out(form.format(word=word)) for word in ACCEPTED for form in TEMPLATES)
+    assert not any(held_out(label) for labels in ACCEPTED.values() for label in labels)
+
+
+# --- rows
+
+
+def test_rows_are_well_formed_whatever_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "model.safetensors").write_bytes(b"0" * 2_500_000)
+    missing = refused("The artwork could not be fetched: install npm.")
+    said: list[str] = []
+    seen = scene(of_label, artwork=missing, weights=tmp_path, painter=refused("The text encoder is not installed."))
+    rows = [json.loads(one) for one in map(json.dumps, json.loads(as_json(evaluate(seen, [], said.append))))]
+    assert [row["name"] for row in rows] == [goal.name for check in CHECKS for goal in check.goals]
+    assert all({"name", "figure", "goal", "unit", "pass"} <= row.keys() for row in rows)
+    assert not [row for row in rows if row["figure"] is None and (row["pass"] or not row["note"].endswith("."))]
+    assert len(said) == len(CHECKS)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["weights, together"]["figure"] == 2.5
+    assert by_name["weights, together"]["pass"]
+    assert "not installed" in by_name["backgrounds as named"]["note"]
+    assert "install npm" in by_name["reconstruction: PSNR inside the subject, drawings held out"]["note"]
+    assert "super-resolver" in by_name["one picture, four times as wide and high"]["note"]
+
+
+def test_a_figure_without_a_goal_is_only_told() -> None:
+    rows = evaluate(scene(of_label), ["guidance"], lambda _: None)
+    assert len(rows) == 12
+    assert all(row.passed and row.goal is None for row in rows)
+    assert "goal" not in as_table(rows)
+    assert json.loads(as_json(rows))[0]["goal"] is None
+
+
+def test_an_unknown_check_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(ValueError, match="reconstruction, backgrounds"):
+        evaluate(scene(of_label), ["beauty"], lambda _: None)
+    assert len(set(NAMES)) == len(NAMES)
+
+
+def test_without_the_artwork_the_judges_score_is_the_one_it_was_born_with() -> None:
+    seen = scene(of_label, artwork=refused("install npm"))
+    assert figures(prompted.labels(seen))["the judge's own retrieval at 5, real pictures held back"] == 95
+
+
+def test_without_torchmetrics_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    real = np.stack([square(RED)])
+    row = reconstruction._ssim(real, real, "")  # pyright: ignore[reportPrivateUsage]
+    assert not row.passed
+    assert "darkroom-bot[train]" in row.note
+
+
+def test_ssim_of_the_same_picture_is_one() -> None:
+    real = np.stack([square(RED), square(BLUE)])
+    assert reconstruction._ssim(real, real, "").figure == 1  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_resolver_is_measured_on_a_step_and_by_the_clock() -> None:
+    class Lanczos:
+        def enlarge(self, picture: Image.Image) -> Image.Image:
+            return picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.LANCZOS)
+
+    seconds, ringing = speed.enlarging(scene(of_label, resolver=Lanczos))
+    assert seconds.figure is not None
+    assert ringing.figure is not None
+    assert ringing.figure > 4  # which is why it is measured
+    assert not ringing.passed
+
+
+def test_what_is_not_there_is_asked_for_once() -> None:
+    asked: list[int] = []
+
+    def make() -> int:
+        asked.append(1)
+        raise ValueError("It is not there.")
+
+    once = Once(make)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="not there"):
+            once()
+    assert asked == [1]
+
+
+# --- the sheet
+
+
+def test_the_sheets_prompts_are_drawn_by_a_rule() -> None:
+    labels = [f"thing {number}" for number in range(300)]
+    asked = sheet.prompts(labels, 7)
+    assert asked == sheet.prompts(labels, 7)
+    assert asked != sheet.prompts(labels, 8)
+    assert len(asked) == 64
+    assert [word for word in ACCEPTED if any(word in one for one in asked[:8])] == list(ACCEPTED)
+    assert sum("white background" in one for one in asked[8:]) in range(15, 42)
+
+
+def test_a_sheet_is_captioned_and_at_most_a_megabyte(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3)).astype(np.uint8)
+    page = sheet.sheet([Image.fromarray(one) for one in noise], ["a long caption of a picture"] * 64)
+    assert page.size == (8 * sheet.CELL, 8 * (sheet.CELL + sheet.CAPTION))
+    assert np.asarray(page)[sheet.CELL : sheet.CELL + sheet.CAPTION, : sheet.CELL].min() < 60
+    sheet.write(page, tmp_path / "sheet.webp")
+    assert (tmp_path / "sheet.webp").stat().st_size <= sheet.MOST_BYTES
+    with pytest.raises(ValueError, match=r"\.webp"):
+        sheet.write(page, tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match=r"\.webp or \.png"):
+        sheet.write(page, tmp_path / "sheet.gif")
+
+
+# --- the command
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--from", str(tmp_path), "--json"]) == 2
+    said = capsys.readouterr()
+    assert "no model" in said.err
+    assert not said.out
