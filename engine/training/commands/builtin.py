@@ -67,9 +67,8 @@ def schedule(weights: Path) -> DDIMScheduler:
 def weights_of(source: str) -> Path:
     """`embedded` or a folder with unet, vae and scheduler. Raises ValueError."""
     folder = WEIGHTS if source == NAME else Path(source)
-    missing = [
-        part for part in ("unet", "vae", "scheduler") if not (folder / part / CONFIG.get(part, "config.json")).is_file()
-    ]
+    configs = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
+    missing = [part for part, config in configs.items() if not (folder / part / config).is_file()]
     if missing:
         raise ValueError(f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing)}.")
     return folder
