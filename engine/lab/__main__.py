@@ -105,7 +105,7 @@ def blend(
     a: Picture,
     b: Picture,
     share: Annotated[float, typer.Option(min=0, max=1, help="How much of the second.")] = 0.5,
-    strength: Annotated[float, typer.Option(min=0, max=1, help="How much noise before the network.")] = 0.6,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="How much noise before the network.")] = 0.4,
     words: Told = "",
     out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
     as_json: AsJson = False,

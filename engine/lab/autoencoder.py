@@ -14,7 +14,6 @@ from engine.lab.sampling import level
 from engine.lab.sheet import Tile, sheet
 
 AMPLIFIED = 4
-INK = 96  # grey between the channels
 
 
 def roundtrip(room: Room, picture: Image.Image) -> Shown:
@@ -43,7 +42,7 @@ def roundtrip(room: Room, picture: Image.Image) -> Shown:
 
 
 def blend(
-    room: Room, a: Image.Image, b: Image.Image, *, share: float = 0.5, strength: float = 0.6, words: str = ""
+    room: Room, a: Image.Image, b: Image.Image, *, share: float = 0.5, strength: float = 0.4, words: str = ""
 ) -> Shown:
     """Pixels averaged, latents on a line and on an arc; and each of them noised by `strength` and denoised again."""
     family = room.family
@@ -84,7 +83,7 @@ def _together(tiles: list[Image.Image]) -> Image.Image:
     """Small equal pictures as one, a pixel apart."""
     across = math.ceil(math.sqrt(len(tiles)))
     width, height = tiles[0].width + 1, tiles[0].height + 1
-    page = Image.new("RGB", (across * width - 1, math.ceil(len(tiles) / across) * height - 1), (255, INK, INK))
+    page = Image.new("RGB", (across * width - 1, math.ceil(len(tiles) / across) * height - 1), (255, 255, 255))
     for number, each in enumerate(tiles):
         page.paste(each.convert("RGB"), (number % across * width, number // across * height))
     return page

@@ -1,4 +1,4 @@
-"""`darkroom train words`: what the model has heard of, as a list: the labels and tags of all artwork it was trained on."""
+"""`darkroom train words`: what the model has heard of, the labels and tags of all artwork it was trained on."""
 
 from __future__ import annotations
 
