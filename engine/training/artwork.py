@@ -85,7 +85,7 @@ GROUPS_LEFT_OUT = frozenset({None, 2, 9})  # regional letters, skin tones, flags
 
 @dataclass(frozen=True)
 class Artwork:
-    """One drawing: `pixels` is RGBA, at most 128 px a side; `group` is emojibase's (0 smileys, 8 symbols)."""
+    """One drawing: `pixels` is RGBA, as a rule at most 128 px a side; `group` is emojibase's (0 smileys, 8 symbols)."""
 
     key: str
     words: Words
@@ -129,14 +129,16 @@ def labels(archive: Path) -> dict[str, tuple[Words, int]]:
     }
 
 
-def load(cache: Path, sets: Sequence[Package] = SETS, names: Package = LABELS) -> list[Artwork]:
-    """All artwork in a fixed order (by key), so that a seed means the same on every machine."""
+def load(
+    cache: Path, sets: Sequence[Package] = SETS, names: Package = LABELS, side: int = LARGEST_SIDE
+) -> list[Artwork]:
+    """All artwork in a fixed order (by key), so that a seed means the same on every machine; at most `side` px."""
     named = labels(fetch(names, cache))
-    drawn = [art for package in sets for art in _drawings(package, fetch(package, cache), named)]
+    drawn = [art for package in sets for art in _drawings(package, fetch(package, cache), named, side)]
     return sorted(drawn, key=lambda art: art.key)
 
 
-def _drawings(package: Package, archive: Path, named: dict[str, tuple[Words, int]]) -> Iterator[Artwork]:
+def _drawings(package: Package, archive: Path, named: dict[str, tuple[Words, int]], side: int) -> Iterator[Artwork]:
     with tarfile.open(archive) as tar:
         for member in tar:
             code = _code(Path(member.name).stem)
@@ -147,12 +149,13 @@ def _drawings(package: Package, archive: Path, named: dict[str, tuple[Words, int
                 raise ValueError(f"{member.name} in {archive.name} is not a picture of ours")
             said, group = named[code]
             key = f"{package.style.replace(' ', '-')}/{code}"
-            yield Artwork(key, said, group, package.style, package.licence, package.credit, _open(source.read()))
+            pixels = _open(source.read(), side)
+            yield Artwork(key, said, group, package.style, package.licence, package.credit, pixels)
 
 
-def _open(content: bytes) -> Image.Image:
+def _open(content: bytes, side: int) -> Image.Image:
     picture = Image.open(io.BytesIO(content)).convert("RGBA")
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
 
 
