@@ -22,6 +22,7 @@ from torch import FloatTensor, Tensor
 from engine.training.contest import Contest, Terms
 from engine.training.learner import Learner
 from engine.training.losses import gradient, psnr, pyramid, ssim
+from engine.training.muon import suits
 from engine.training.pixels import Pixels
 from engine.training.run import Losses
 from engine.training.validate import write_sheet
@@ -67,7 +68,7 @@ class Trainer:
                 network.quant_conv.requires_grad_(False)
         self.pixels, self.settings = pixels, settings
         self.batch = min(settings.batch, len(pixels))
-        learner = Learner("network", network, ema=settings.ema, muon=settings.muon)
+        learner = Learner("network", network, ema=settings.ema, matrices=suits if settings.muon else None)
         self.contest = Contest(learner, settings)
         self.steps = 0
 

@@ -7,18 +7,21 @@ own. Buffers (a spectral norm's vectors) are kept like parameters.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from engine.training.muon import Muon, suits
+from engine.training.muon import Muon
 
 MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum",)}  # by whether Muon moves it
 
 
 class Learner:
-    """`network`'s parameters that require a gradient move. `name` comes before every tensor's name."""
+    """`network`'s parameters that require a gradient move: `matrices` by Muon, all others by AdamW.
+
+    `name` comes before every tensor's name. Without `ema` the average is the network itself.
+    """
 
     def __init__(
         self,
@@ -26,20 +29,21 @@ class Learner:
         network: nn.Module,
         *,
         ema: float | None = None,
-        muon: bool = False,
+        matrices: Callable[[str, Tensor], bool] | None = None,
         betas: tuple[float, float] = (0.9, 0.99),
         decay: float = 0.0,
     ) -> None:
-        self.name, self.network, self.ema, self.muon, self.moves = name, network, ema, muon, 0
+        self.name, self.network, self.ema, self.moves = name, network, ema, 0
         self.average = copy.deepcopy(network).eval().requires_grad_(False) if ema else network
         self.moving = {key: one for key, one in network.named_parameters() if one.requires_grad}
+        self._muons = {key for key, one in self.moving.items() if matrices is not None and matrices(key, one)}
         adam = [one for key, one in self.moving.items() if not self._by_muon(key)]
-        matrices = [one for key, one in self.moving.items() if self._by_muon(key)]
+        muons = [one for key, one in self.moving.items() if self._by_muon(key)]
         self.optimizers: dict[bool, torch.optim.Optimizer] = {}
         if adam:
             self.optimizers[False] = torch.optim.AdamW(adam, lr=0.0, betas=betas, weight_decay=decay, fused=True)
-        if matrices:
-            self.optimizers[True] = Muon(matrices, weight_decay=decay)
+        if muons:
+            self.optimizers[True] = Muon(muons, weight_decay=decay)
 
     @property
     def rate(self) -> float:
@@ -89,7 +93,7 @@ class Learner:
                 self.optimizers[self._by_muon(key)].state[one] = {"step": torch.tensor(float(self.moves)), **moments}
 
     def _by_muon(self, key: str) -> bool:
-        return self.muon and suits(key, self.moving[key])
+        return key in self._muons
 
     def _averaged(self) -> dict[str, Tensor]:
         return {key: one for key, one in self.average.named_parameters() if key in self.moving}
