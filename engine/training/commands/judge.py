@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
 from engine.training.commands.options import (
@@ -19,6 +22,9 @@ from engine.training.commands.options import (
     Until,
 )
 
+if TYPE_CHECKING:
+    from engine.training.commands.session import Session
+
 
 def judge(
     out: Out,
@@ -34,18 +40,24 @@ def judge(
     fresh: Fresh = False,
 ) -> None:
     """Trains the judge of `darkroom train evaluate` on the built-in artwork. It never sees what a model drew."""
+    from engine.training.commands.session import open_session
+
+    given = {"seed": seed, "rate": rate, "batch": batch}
+    with open_session("judge", Course(out, steps, samples, until, minutes, threads, fresh)) as session:
+        raise typer.Exit(_train(session, out, cache, given))
+
+
+def _train(session: Session, out: Path, cache: Path | None, given: dict[str, float | None]) -> int:
     import torch
 
     from engine.training.commands import builtin
-    from engine.training.commands.session import open_session
     from engine.training.evaluate.judge import save_judge
     from engine.training.evaluate.judge_trainer import JudgeLook, JudgeSettings, JudgeTrainer, held_back, labels_of
     from engine.worker.embedding import Embedder
 
-    session = open_session("judge", Course(out, steps, samples, until, minutes, threads, fresh))
-    settings = session.settings(JudgeSettings, seed=seed, rate=rate, batch=batch)
+    settings = session.settings(JudgeSettings, **given)
     session.belongs({"pictures": "the built-in artwork"})
     pictures = builtin.drawings(cache)
     trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(labels_of(pictures))), settings)
     look = JudgeLook(trainer, held_back(pictures, 1, settings.seed))
-    raise typer.Exit(session.train(trainer, look, lambda: save_judge(look.judge(), out)))
+    return session.train(trainer, look, lambda: save_judge(look.judge(), out))

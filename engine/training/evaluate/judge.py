@@ -60,12 +60,11 @@ class JudgeNetwork(nn.Module):
         places = (SIDE // 4 // 2 ** (len(widths) - 1)) ** 2
         narrow = [nn.Conv2d(widths[-1], NARROW, 1), nn.Flatten(), nn.Linear(NARROW * places, FEATURES, bias=False)]
         self.body = nn.Sequential(*layers, *narrow, nn.BatchNorm1d(FEATURES))
-        self.label = nn.Linear(FEATURES, labels)
-        self.sentence = nn.Linear(FEATURES, SENTENCE)
+        self.heads = nn.ModuleDict({"label": nn.Linear(FEATURES, labels), "sentence": nn.Linear(FEATURES, SENTENCE)})
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.body(pictures.contiguous(memory_format=torch.channels_last))
-        return self.label(features), self.sentence(features), features
+        return self.heads["label"](features), self.heads["sentence"](features), features
 
 
 @dataclass(frozen=True)

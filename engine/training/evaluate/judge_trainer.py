@@ -21,6 +21,7 @@ from engine.training.evaluate.blemishes import blemished
 from engine.training.evaluate.judge import WIDTHS, JudgeNetwork, LabelJudge
 from engine.training.evaluate.measures import as_input, retrieval
 from engine.training.learner import Learner
+from engine.training.muon import suits
 from engine.training.run import Losses
 from engine.training.validate import write_sheet
 from engine.training.variants import HELD_BACK, variant
@@ -69,7 +70,10 @@ class JudgeTrainer:
         torch.manual_seed(settings.seed)
         self.network = JudgeNetwork(len(self.labels), widths)
         self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
-        self.learner = Learner("network", self.network, decay=settings.decay)
+        self.learners = (
+            Learner("body", self.network.body, matrices=suits, decay=settings.decay),
+            Learner("heads", self.network.heads, decay=settings.decay),
+        )
         self.batch = min(settings.batch, len(pictures))
         self.steps = 0
         self._rendered: dict[tuple[int, int], np.ndarray] = {}
@@ -80,7 +84,7 @@ class JudgeTrainer:
 
     @property
     def rate(self) -> float:
-        return self.learner.rate
+        return self.learners[0].rate
 
     def step(self, share: float) -> Losses:
         """One batch at this share of the run. Raises ValueError when the loss is not a number."""
@@ -95,17 +99,19 @@ class JudgeTrainer:
             raise ValueError(f"the loss is not a number after {self.samples} samples: lower the learning rate")
         loss.backward()
         warm = min(1.0, (self.steps + 1) / self.settings.warm)
-        self.learner.move(self.settings.rate * warm * (0.5 + 0.5 * math.cos(math.pi * share)), clip=CLIP)
+        for learner in self.learners:
+            learner.move(self.settings.rate * warm * (0.5 + 0.5 * math.cos(math.pi * share)), clip=CLIP)
         self.steps += 1
         return {"loss": float(loss.detach()), "label": float(named.detach()), "sentence": float(meant.detach())}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        return self.learner.tensors()
+        return {name: tensor for learner in self.learners for name, tensor in learner.tensors().items()}
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Goes back to a kept position: the next step gives what it gave then. Raises KeyError on a missing tensor."""
-        self.learner.restore(tensors)
+        for learner in self.learners:
+            learner.restore(tensors)
         self.steps = steps
 
     def next(self) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ def _encoded(page: Image.Image, suffix: str) -> list[bytes]:
     made: list[bytes] = []
     for quality in QUALITIES if suffix == ".webp" else QUALITIES[:1]:
         file = io.BytesIO()
-        page.save(file, "WEBP" if suffix == ".webp" else "PNG", quality=quality, method=6, optimize=True)
+        page.save(file, "WEBP" if suffix == ".webp" else "PNG", quality=quality, method=4, optimize=True)
         made.append(file.getvalue())
         if len(made[-1]) <= MOST_BYTES:
             break
