@@ -1,0 +1,142 @@
+"""The captions of a folder of pictures, out of `NAME.txt` files and `metadata.jsonl`; what is wrong with them, by name.
+
+Knows text files from strangers: their size, encoding, and paths that lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+METADATA, CAPTION_FILE = "metadata.jsonl", ".txt"
+MAX_CAPTION = 1000  # characters: no text encoder of ours reads more than 77 tokens
+MAX_TEXT_BYTES = 64 << 10
+MAX_METADATA_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something left out, and why; as text one printable line, whatever the file is called."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        line = "".join(letter if letter.isprintable() else "?" for letter in f"{self.name} {self.reason}")
+        return line if len(line) <= 300 else line[:299] + "…"
+
+
+@dataclass
+class Captions:
+    """By picture: its caption, or what is wrong with it. `skipped` is what belongs to no picture."""
+
+    of: dict[Path, str] = field(default_factory=dict)
+    wrong: dict[Path, str] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def read_captions(folder: Path, texts: Sequence[Path], files: Sequence[Path]) -> Captions:
+    """All captions for the pictures among `files`. The first caption of a picture counts."""
+    said, known = Captions(), {os.path.normpath(path): path for path in files}
+    by_stem: dict[Path, list[Path]] = {}
+    for path in files:
+        by_stem.setdefault(path.with_suffix(""), []).append(path)
+    inside = [path for path in texts if path.resolve().is_relative_to(folder.resolve())]
+    said.skipped += [
+        Skipped(_name(folder, path), "is a link that leads out") for path in texts if path not in {*inside}
+    ]
+    for path in (one for one in inside if one.name == METADATA):
+        _read_metadata(folder, path, known, said)
+    for path in (one for one in inside if one.name != METADATA):
+        pictures = [one for one in by_stem[path.with_suffix("")] if one.suffix.lower() != CAPTION_FILE]
+        _read_text(path, _name(folder, path), pictures, said)
+    return said
+
+
+def _read_text(path: Path, name: str, pictures: list[Path], said: Captions) -> None:
+    if not pictures:
+        said.skipped.append(Skipped(name, "has no picture beside it"))
+        return
+    if any(picture in said.of for picture in pictures):
+        said.skipped.append(Skipped(name, f"is a second caption: {METADATA} has one already"))
+        return
+    try:
+        caption = cleaned(_bytes(path, MAX_TEXT_BYTES))
+    except ValueError as reason:
+        said.wrong.update((picture, f"has a caption that {reason}") for picture in pictures)
+    else:
+        said.of.update((picture, caption) for picture in pictures)
+
+
+def _read_metadata(folder: Path, path: Path, known: Mapping[str, Path], said: Captions) -> None:
+    name = _name(folder, path)
+    try:
+        lines = _bytes(path, MAX_METADATA_BYTES).splitlines()
+    except ValueError as reason:
+        said.skipped.append(Skipped(name, str(reason)))
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            _read_line(path.parent, line, known, said)
+        except (ValueError, RecursionError) as reason:
+            said.skipped.append(Skipped(f"{name} line {number}", str(reason)))
+
+
+def _read_line(here: Path, line: bytes, known: Mapping[str, Path], said: Captions) -> None:
+    try:
+        entry = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is no JSON in UTF-8") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+        raise ValueError("names no picture: it needs file_name and text")
+    named = entry["file_name"]
+    place = os.path.normpath(here / named)
+    if os.path.isabs(named) or not Path(place).is_relative_to(os.path.normpath(here)):
+        raise ValueError("names a path outside of its folder")
+    if (picture := known.get(place)) is None:
+        raise ValueError(f"names {named[:80]}, which is not there")
+    if picture in said.of or picture in said.wrong:
+        raise ValueError(f"names {named[:80]} a second time: the first caption counts")
+    try:
+        said.of[picture] = cleaned(entry.get("text"))
+    except ValueError as reason:
+        said.wrong[picture] = f"has a caption that {reason}"
+
+
+def cleaned(caption: object) -> str:
+    """One line of printable characters. Raises ValueError with what is wrong, as the end of a sentence."""
+    if isinstance(caption, bytes):
+        try:
+            caption = caption.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError("is not UTF-8") from None
+    if not isinstance(caption, str):
+        raise ValueError("is no text")
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in caption).split())
+    if not line:
+        raise ValueError("is empty")
+    if len(line) > MAX_CAPTION:
+        raise ValueError(f"has {len(line)} characters, and at most {MAX_CAPTION} are read")
+    return line
+
+
+def _name(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _bytes(path: Path, most: int) -> bytes:
+    if not path.is_file():
+        raise ValueError("is no ordinary file")
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    if len(content) > most:
+        raise ValueError(f"is larger than {most >> 10} kB")
+    return content

@@ -1,0 +1,91 @@
+"""One picture file from a stranger: decoded safely to RGB, or refused with the reason in a few words.
+
+Knows formats and their traps; knows nothing of captions or networks. Sizes are checked before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
+MAX_BYTES = 64 << 20
+MAX_PIXELS = 64_000_000
+MIN_SIDE = 16
+DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # grey of 16 bits
+WHITE = (255, 255, 255)
+
+
+class Unusable(ValueError):
+    """Why this one file is left out: the end of a sentence that begins with its name."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """`pixels` is RGB, upright; `cut_out` where it was transparent and now stands on white."""
+
+    pixels: Image.Image
+    cut_out: bool
+
+
+def decode(path: Path) -> Decoded:
+    """The picture, turned as its EXIF says, without transparency. Raises `Unusable`."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise Unusable(f"cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise Unusable("is no ordinary file")
+    if about.st_size > MAX_BYTES:
+        raise Unusable(f"has {about.st_size >> 20} MB, and at most {MAX_BYTES >> 20} are read")
+    if not about.st_size:
+        raise Unusable("is empty")
+    try:
+        return _decoded(path)
+    except Unusable:
+        raise
+    except Exception as error:  # a damaged file makes decoders fail in every way there is
+        raise Unusable(f"cannot be decoded ({type(error).__name__})") from error
+
+
+def _decoded(path: Path) -> Decoded:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's bomb warning comes later than ours; damaged EXIF is not our concern
+        with Image.open(path, formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                most = MAX_PIXELS // 1_000_000
+                raise Unusable(f"has {width * height / 1e6:.0f} million pixels, and at most {most} are read")
+            if min(width, height) < MIN_SIDE:
+                raise Unusable(f"is {width}×{height} pixels, and each side needs {MIN_SIDE}")
+            if getattr(opened, "is_animated", False) and opened.format != "MPO":  # a phone's JPEG with a second view
+                raise Unusable("is animated: save the frame that you mean as a picture of its own")
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            return _plain(upright)
+
+
+def _plain(picture: Image.Image) -> Decoded:
+    if picture.mode in DEEP:
+        grey = np.asarray(picture).astype(np.float32) / 257
+        return Decoded(Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB"), cut_out=False)
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (*WHITE, 255))
+        see_through = layer.getextrema()[3] != (255, 255)
+        return Decoded(Image.alpha_composite(ground, layer).convert("RGB"), see_through)
+    return Decoded(picture.convert("RGB"), cut_out=False)
+
+
+def squared(decoded: Decoded, side: int) -> Image.Image:
+    """`side` × `side`: what was cut out is padded with white, so that nothing of it is lost; else the middle is kept."""
+    shape, finely = (side, side), Image.Resampling.LANCZOS
+    if decoded.cut_out:
+        return ImageOps.pad(decoded.pixels, shape, finely, color=WHITE)
+    return ImageOps.fit(decoded.pixels, shape, finely)
