@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
+from transformers.models.bert.modeling_bert import BertModel
 
 from engine.families.family import TORCH
-from engine.families.quiet import quiet
+from engine.families.opening import folder_of, open_pipeline
 from engine.job import Dtype
-from engine.unfit import Unfit
 
 TEXTS_KEPT = 256
 HASHED_WHOLE = 128 * 2**20
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws: a trained folder also holds its run
+OF_OURS, OF_OTHERS = 3.5, 7.5  # guidance: what a trainer of ours has written knows fewer pictures
 
 
 class StableDiffusion:
@@ -49,18 +50,10 @@ class StableDiffusion:
     @classmethod
     def from_pretrained(cls, source: str, name: str, device: torch.device | str = "cpu") -> StableDiffusion:
         """From a folder, or a name on the model hub. Raises `Unfit` where that is no such model in safetensors."""
-        folder = Path(source) if Path(source).is_dir() else Path(_download(source))
-        _refuse_pickles(folder)
-        try:
-            with quiet():
-                pipeline = StableDiffusionPipeline.from_pretrained(
-                    str(folder), use_safetensors=True, requires_safety_checker=False, safety_checker=None,
-                    feature_extractor=None, dtype=torch.float32, local_files_only=True,
-                )  # fmt: skip
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise Unfit(f"The model {name} is not a Stable Diffusion model that can be loaded.", "model") from error
-        _refuse_other_inputs(pipeline, name)
-        return cls(pipeline, name, fingerprint(folder), device)
+        folder = folder_of(source)
+        pipeline = open_pipeline(folder, name)
+        guidance = OF_OURS if isinstance(pipeline.text_encoder, BertModel) else OF_OTHERS
+        return cls(pipeline, name, fingerprint(folder), device, guidance)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self._channels, height // self._factor, width // self._factor
@@ -103,7 +96,9 @@ class StableDiffusion:
 def fingerprint(folder: Path) -> str:
     """Twelve hex digits over configurations and weights; of files over 128 MiB the two ends only, which load fast."""
     digest = hashlib.sha256()
-    for path in sorted(each for pattern in ("*.json", "*.safetensors") for each in folder.rglob(pattern)):
+    parts = [folder / part for part in PARTS]
+    found = (each for part in parts for pattern in ("*.json", "*.safetensors") for each in part.rglob(pattern))
+    for path in sorted([*folder.glob("model_index.json"), *found]):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             if path.stat().st_size > HASHED_WHOLE:
@@ -111,26 +106,3 @@ def fingerprint(folder: Path) -> str:
                 file.seek(-HASHED_WHOLE // 2, 2)
             digest.update(file.read())
     return digest.hexdigest()[:12]
-
-
-def _download(source: str) -> str:
-    try:
-        return str(StableDiffusionPipeline.download(source, use_safetensors=True, safety_checker=None))
-    except (OSError, ValueError) as error:
-        sentence = f"There is no model {source}: neither a folder nor one on the hub in safetensors."
-        raise Unfit(sentence, "model") from error
-
-
-def _refuse_other_inputs(pipeline: Any, name: str) -> None:
-    """An inpainting or depth network also takes a picture and a mask, which no recipe of ours has."""
-    network = pipeline.unet.config
-    if not network.in_channels == network.out_channels == pipeline.vae.config.latent_channels:
-        raise Unfit(f"The model {name} needs more than words (inpainting, depth …), which is not supported.", "model")
-
-
-def _refuse_pickles(folder: Path) -> None:
-    for part in ("unet", "vae", "text_encoder"):
-        if not list((folder / part).glob("*.safetensors")):
-            pickled = any((folder / part).glob("*.bin")) or any((folder / part).glob("*.ckpt"))
-            why = "only as a pickle, which can run code when it is opened" if pickled else "not at all"
-            raise Unfit(f"The model holds the weights of its {part} {why}: convert them to safetensors.", "model")
