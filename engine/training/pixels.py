@@ -6,7 +6,7 @@ held out by its drawing (`heldout`), never by its variant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from engine.training.heldout import artwork_held_out
 from engine.training.variants import HELD_BACK, numbered, variant
 
 DIFFERENT = 12  # of 255: a pixel that differs more from the background belongs to the subject
+
+Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,14 @@ def of_pictures(pictures: Sequence[np.ndarray]) -> Pixels:
     return Pixels(np.stack(pictures), np.stack([subject_of(one) for one in pictures]))
 
 
-def of_artwork(pictures: Sequence[Artwork], seed: int, per_picture: int = 4) -> tuple[Pixels, Pixels]:
+def of_artwork(
+    pictures: Sequence[Artwork], seed: int, per_picture: int = 4, told: Told = lambda done, of: None
+) -> tuple[Pixels, Pixels]:
     """Variants to train on, `per_picture` of every drawing, and one variant of every held-out drawing."""
     seen = [art for art in pictures if not artwork_held_out(art.key)]
     kept = [art for art in pictures if artwork_held_out(art.key)]
-    train = [variant(seen[index], number, seed).pixels for index, number in numbered(seen, per_picture)]
+    pairs, train = numbered(seen, per_picture), list[np.ndarray]()
+    for index, number in pairs:
+        train.append(variant(seen[index], number, seed).pixels)
+        told(len(train), len(pairs))
     return of_pictures(train), of_pictures([variant(art, HELD_BACK, seed).pixels for art in kept])

@@ -16,19 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from spandrel import ModelLoader
 from spandrel.architectures.Compact import Compact
 from torch import Tensor, nn
 
+from engine.training import checkpoint
 from engine.training.contest import Contest, Terms
 from engine.training.learner import Learner
-from engine.training.losses import gradient, overshoot, psnr, pyramid, ssim
+from engine.training.losses import gradient, overshoot, pyramid
 from engine.training.pairs import SCALE, Pairs
 from engine.training.pixels import as_images
 from engine.training.run import Losses
-from engine.training.validate import write_sheet
-
-STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys: clipping must not hide what overshoots
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,23 @@ def fresh(seed: int, width: int = 48, depth: int = 12) -> nn.Module:
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
     return network
+
+
+def load(path: Path) -> nn.Module:
+    """A network of this architecture out of its file, fp32. Raises ValueError where it is another, or none."""
+    try:
+        found = ModelLoader().load_from_file(path)
+    except Exception as error:  # the loader takes apart what somebody sent us, and fails in any way
+        raise ValueError(f"{path} is no super-resolver in safetensors that spandrel knows.") from error
+    if not isinstance(found.model, Compact) or found.scale != SCALE:
+        raise ValueError(f"{path} is no RealESRGAN Compact that enlarges {SCALE} times: only these are trained.")
+    return found.model.float()
+
+
+def export(network: nn.Module, path: Path) -> None:
+    """Writes it in fp16; `spandrel.ModelLoader().load_from_file` reads everything from the names and shapes."""
+    half = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
+    checkpoint.save(path, half, {})
 
 
 def inside(name: str, parameter: Tensor) -> bool:
@@ -117,68 +132,3 @@ class Trainer:
                 part = np.rot90(pixels[picture, rows, columns], turns)
                 found.append(part[:, ::-1] if mirrored else part)
         return as_images(np.stack(small)), as_images(np.stack(large))
-
-
-@torch.inference_mode()
-def enlarged(network: nn.Module, small: np.ndarray) -> np.ndarray:
-    """uint8 [n, h, w, 3] → uint8 [n, 4h, 4w, 3], one after the other."""
-    made = [network(as_images(one[None]) / 2 + 0.5)[0] for one in small]
-    return torch.stack(made).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-
-
-def lanczos(small: np.ndarray) -> np.ndarray:
-    """The same without a network."""
-    height, width = (side * SCALE for side in small.shape[1:3])
-    return np.stack(
-        [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.LANCZOS)) for one in small]
-    )
-
-
-def ringing(network: nn.Module, side: int = 64, border: int = 16) -> float:
-    """By how much of 255 the worst step of two mid greys is overshot, upright or lying."""
-    charts = np.empty((2 * len(STEPS), side, side, 3), np.uint8)
-    for number, (low, high) in enumerate(STEPS):
-        charts[2 * number : 2 * number + 2] = low
-        charts[2 * number, :, side // 2 :] = high
-        charts[2 * number + 1, side // 2 :] = high
-    found = enlarged(network, charts)[:, border:-border, border:-border].astype(np.int16)
-    ends = np.repeat(np.array(STEPS), 2, axis=0)
-    above = found.max(axis=(1, 2, 3)) - ends[:, 1]
-    below = ends[:, 0] - found.min(axis=(1, 2, 3))
-    return float(max(above.max(), below.max(), 0))
-
-
-def figures(network: nn.Module, held_out: Pairs) -> Losses:
-    """PSNR and SSIM of what the network makes, clean and mended, less what Lanczos makes; and the overshoot."""
-    found: dict[str, float] = {}
-    wanted = as_images(held_out.large)
-    for name, small in (("clean", held_out.clean), ("mended", held_out.mended)):
-        ours, plain = as_images(enlarged(network, small)), as_images(lanczos(small))
-        found[f"psnr_{name}"] = float(psnr(ours, wanted).mean())
-        found[f"psnr_{name}_gain"] = float((psnr(ours, wanted) - psnr(plain, wanted)).mean())
-        found[f"ssim_{name}"] = float(ssim(ours, wanted).mean())
-        found[f"ssim_{name}_gain"] = float((ssim(ours, wanted) - ssim(plain, wanted)).mean())
-    return {**found, "overshoot": ringing(network)}
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Drawings never trained on, for the averaged network of `trainer`."""
-
-    trainer: Trainer
-    held_out: Pairs
-    shown: int = 8
-
-    def figures(self) -> Losses:
-        return figures(self.trainer.average, self.held_out)
-
-    def sheet(self, path: Path) -> None:
-        """A line a picture: Lanczos and ours of the clean one, the same of the mended one, what was wanted."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        some = np.linspace(0, len(self.held_out) - 1, min(self.shown, len(self.held_out))).astype(int)
-        clean, mended = self.held_out.clean[some], self.held_out.mended[some]
-        columns = (
-            lanczos(clean), enlarged(self.trainer.average, clean), lanczos(mended),
-            enlarged(self.trainer.average, mended), self.held_out.large[some],
-        )  # fmt: skip
-        write_sheet(path, [one for row in zip(*columns, strict=True) for one in row], columns=len(columns), enlarge=1)

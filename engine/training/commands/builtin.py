@@ -25,10 +25,10 @@ VALIDATED = 1024
 Encoders = Callable[[], tuple[AutoencoderKL, TextStates]]
 
 
-def drawings(cache: Path | None) -> list[Artwork]:
-    """All artwork, fetched by npm where it is not there yet. Raises ValueError where it can't be had."""
+def drawings(cache: Path | None, side: int = artwork.LARGEST_SIDE) -> list[Artwork]:
+    """All artwork, at most `side` px, by npm where it is not there yet. Raises ValueError where it can't be had."""
     try:
-        return artwork.load((cache or default_cache()) / "npm")
+        return artwork.load((cache or default_cache()) / "npm", side=side)
     except (FileNotFoundError, subprocess.SubprocessError) as error:
         raise ValueError(
             f"The built-in artwork could not be fetched with npm ({type(error).__name__}): install npm, "

@@ -1,0 +1,92 @@
+"""What `darkroom train upscaler` runs, on the built-in artwork or on pictures of one's own; torch is loaded here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
+from torch import nn
+
+from engine.super_resolver import BUILT_IN
+from engine.training import pairs
+from engine.training.commands import builtin, own
+from engine.training.commands.progress import shown
+from engine.training.commands.run_autoencoder import FIGURES, opened, split
+from engine.training.commands.session import Session
+from engine.training.heldout import artwork_held_out
+from engine.training.pairs import SIDE, Pairs
+from engine.training.picture_file import decode
+from engine.training.upscaler import Settings, Trainer, export, fresh, load
+from engine.training.upscaler_judge import Judge, figures
+
+HELD_OUT = 48
+RESULT = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the run begins with and what it is fed with, as it was typed."""
+
+    weights: str
+    autoencoder: str
+    data: Path | None
+    cache: Path | None
+    pictures: int
+
+
+def run(session: Session, sources: Sources, given: dict[str, Any]) -> int:
+    settings = session.settings(Settings, **given)
+    network = _begun(sources.weights) if sources.weights else fresh(settings.seed)
+    autoencoder = opened(sources.autoencoder).eval()
+    seen, held, fingerprint = _large(session, sources, settings.seed)
+    session.belongs({
+        "starting weights": sources.weights, "pictures": fingerprint,
+        "--pictures": str(sources.pictures), "--autoencoder": sources.autoencoder,
+    })  # fmt: skip
+    train = _made(seen, sources.pictures, autoencoder, settings.seed, pairs.CHARTS)
+    held_out = _made(held, HELD_OUT, autoencoder, settings.seed + 1, 0.0)
+    trainer = Trainer(network, train, settings)
+    return session.train(trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out))
+
+
+def _begun(source: str) -> nn.Module:
+    return load(BUILT_IN if source == "embedded" else Path(source))
+
+
+def _large(session: Session, sources: Sources, seed: int) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray], str]:
+    """Large pictures to learn from, those held out, and what tells them from others."""
+    chances = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    counts = sources.pictures, HELD_OUT
+    if sources.data is None:
+        drawn = builtin.drawings(sources.cache, SIDE)
+        both = [[art for art in drawn if artwork_held_out(art.key) == kept] for kept in (False, True)]
+        seen, held = (pairs.of_artwork(*each) for each in zip(both, counts, chances, strict=True))
+        return seen, held, "the built-in artwork"
+    reading = own.read(session, sources.data, captions=False)
+    opened_ones = [[_open(one.path) for one in some] for some in split(reading.pictures)]
+    seen, held = (pairs.squares(*each) for each in zip(opened_ones, counts, chances, strict=True))
+    return seen, held, reading.fingerprint
+
+
+def _open(path: Path) -> Image.Image:
+    return decode(path).pixels
+
+
+def _made(large: Iterator[np.ndarray], count: int, autoencoder: AutoencoderKL, seed: int, charts: float) -> Pairs:
+    with shown("making small pictures of large ones") as tell:
+        return pairs.pairs(large, count, autoencoder, seed, charts, lambda done, of: tell(done / of, ""))
+
+
+def _write(session: Session, trainer: Trainer, held_out: Pairs) -> None:
+    """The averaged network in fp16, as spandrel reads it, and its figures."""
+    target = session.course.out / RESULT
+    export(trainer.average, target)
+    found = figures(load(target), held_out)
+    told = {"held_out": len(held_out), **{name: round(figure, 4) for name, figure in found.items()}}
+    (session.course.out / FIGURES).write_text(json.dumps({**told, "samples": trainer.samples}, indent=1) + "\n")

@@ -1,0 +1,57 @@
+"""`darkroom train upscaler`: the network that makes a picture four times as large, against a discriminator."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from engine.training.commands.options import (
+    Batch,
+    Cache,
+    Course,
+    Fresh,
+    Minutes,
+    Out,
+    Pictures,
+    Rate,
+    Samples,
+    Seed,
+    Steps,
+    Threads,
+    Until,
+)
+
+
+def upscaler(
+    out: Out,
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="FILE", help="embedded, or a safetensors file; without it from scratch."),
+    ] = "",
+    autoencoder: Annotated[
+        str,
+        typer.Option("--autoencoder", metavar="MODEL", help="Whose blur it learns to mend: embedded, or a folder."),
+    ] = "embedded",
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=8, max=20000, help="Made before it begins, 220 kB of memory each.")
+    ] = 1600,
+    data: Pictures = None,
+    cache: Cache = None,
+    steps: Steps = None,
+    samples: Samples = None,
+    until: Until = "",
+    batch: Batch = None,
+    rate: Rate = None,
+    seed: Seed = None,
+    minutes: Minutes = None,
+    threads: Threads = None,
+    fresh: Fresh = False,
+) -> None:
+    """Trains the super-resolver, on the built-in artwork or on a folder of pictures."""
+    from engine.training.commands.run_upscaler import Sources, run
+    from engine.training.commands.session import open_session
+
+    given = {"seed": seed, "rate": rate, "batch": batch}
+    with open_session("upscaler", Course(out, steps, samples, until, minutes, threads, fresh)) as session:
+        raise typer.Exit(run(session, Sources(source, autoencoder, data, cache, pictures), given))
