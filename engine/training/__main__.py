@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 import typer
 
+from engine.training.commands.autoencoder import autoencoder
 from engine.training.commands.diffusion import diffusion
 from engine.training.commands.evaluate import evaluate
 from engine.training.commands.judge import judge
 from engine.training.commands.measure import export, measure
 from engine.training.commands.progress import say
+from engine.training.commands.upscaler import upscaler
 from engine.training.commands.words import words
 from engine.unfit import Unfit
 
@@ -33,7 +35,9 @@ def commands() -> None:
     """Trains the parts of the embedded model, and models of your own."""
 
 
+app.command()(autoencoder)
 app.command()(diffusion)
+app.command()(upscaler)
 app.command()(evaluate)
 app.command()(judge)
 app.command()(measure)
