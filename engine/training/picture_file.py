@@ -34,8 +34,10 @@ class Decoded:
     cut_out: bool
 
 
-def decode(path: Path) -> Decoded:
-    """The picture, turned as its EXIF says, without transparency. Raises `Unusable`."""
+def decode(path: Path, *, first_frame: bool = False) -> Decoded:
+    """The picture, turned as its EXIF says, without transparency. Raises `Unusable`, for an animation too, unless its
+    `first_frame` will do.
+    """
     try:
         about = path.stat()
     except OSError as error:
@@ -47,14 +49,14 @@ def decode(path: Path) -> Decoded:
     if not about.st_size:
         raise Unusable("is empty")
     try:
-        return _decoded(path)
+        return _decoded(path, first_frame)
     except Unusable:
         raise
     except Exception as error:  # a damaged file makes decoders fail in every way there is
         raise Unusable(f"cannot be decoded ({type(error).__name__})") from error
 
 
-def _decoded(path: Path) -> Decoded:
+def _decoded(path: Path, first_frame: bool) -> Decoded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's bomb warning comes later than ours; damaged EXIF is not our concern
         with Image.open(path, formats=FORMATS) as opened:
@@ -64,7 +66,10 @@ def _decoded(path: Path) -> Decoded:
                 raise Unusable(f"has {width * height / 1e6:.0f} million pixels, and at most {most} are read")
             if min(width, height) < MIN_SIDE:
                 raise Unusable(f"is {width}×{height} pixels, and each side needs {MIN_SIDE}")
-            if getattr(opened, "is_animated", False) and opened.format != "MPO":  # a phone's JPEG with a second view
+            moves = (
+                getattr(opened, "is_animated", False) and opened.format != "MPO"
+            )  # a phone's JPEG with a second view
+            if moves and not first_frame:
                 raise Unusable("is animated: save the frame that you mean as a picture of its own")
             opened.load()
             upright = ImageOps.exif_transpose(opened)
@@ -84,7 +89,7 @@ def _plain(picture: Image.Image) -> Decoded:
 
 
 def squared(decoded: Decoded, side: int) -> Image.Image:
-    """`side` × `side`: what was cut out is padded with white, so that nothing of it is lost; else the middle is kept."""
+    """`side` × `side`: what was cut out is padded with white, so nothing of it is lost; else the middle is kept."""
     shape, finely = (side, side), Image.Resampling.LANCZOS
     if decoded.cut_out:
         return ImageOps.pad(decoded.pixels, shape, finely, color=WHITE)

@@ -1,0 +1,377 @@
+"""The lab: sums are read and mixed as they say, its sampler is the engine's, and experiments show what they claim."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine.engine import Engine
+from engine.families.stable_diffusion import StableDiffusion
+from engine.job import Concept
+from engine.lab import autoencoder, mixing, pictures, sampling
+from engine.lab.__main__ import main
+from engine.lab.arithmetic import composed, mix
+from engine.lab.forward import forward
+from engine.lab.lesson import lesson
+from engine.lab.nearest import nearest, vocabulary
+from engine.lab.room import Room
+from engine.lab.sheet import Tile, plain, sheet
+from engine.lab.stills import apple, cat
+from engine.lab.sums import MAX_TERMS, Term, read, written
+from engine.lab.walk import walk
+from engine.unfit import Unfit
+from engine.worker.embedding import Embedder
+
+WORDS = ("queen", "king", "prince", "kitten", "carrot", "rocket", "banana", "snowman", "woman", "grape")
+few = settings(max_examples=60, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
+weights = st.floats(-3, 3, allow_nan=False).map(lambda value: round(value, 3))
+
+
+def states(seed: int, count: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(6, 8, generator=generator) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder()
+
+
+@pytest.fixture
+def small(affine: Any) -> Room:
+    return Room(affine, steps=4, guidance=2.0, seed=7)
+
+
+# --- sums of words
+
+phrases = st.text(st.characters(codec="utf-8", exclude_characters='"“”'), min_size=1, max_size=40).map(
+    lambda text: " ".join("".join(mark if mark.isprintable() else " " for mark in text).split())
+)
+terms = st.builds(Term, phrases.filter(bool), weights)
+
+
+@given(st.lists(terms, min_size=1, max_size=MAX_TERMS))
+@few
+def test_a_sum_that_is_written_is_read_as_the_same(whole: list[Term]) -> None:
+    assert read(written(whole)) == tuple(whole)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("royalty + woman - man", [("royalty", 1), ("woman", 1), ("man", -1)]),
+        ("cat+dog", [("cat", 1), ("dog", 1)]),
+        ("1.5*cat − .5 × x-ray", [("cat", 1.5), ("x-ray", -0.5)]),
+        ('- man + "rock - paper"', [("man", -1), ("rock - paper", 1)]),
+        ("+ “a + b”", [("a + b", 1)]),
+        ("3 cats", [("3 cats", 1)]),
+    ],
+)
+def test_a_sum_is_read_as_it_is_meant(typed: str, meant: list[tuple[str, float]]) -> None:
+    assert [(term.text, term.weight) for term in read(typed)] == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("", "The sum is empty"),
+        ("cat +", "no words after the last"),
+        ("cat + - dog", "no words between two signs"),
+        ("2* + dog", "no words for the weight 2"),
+        ('cat + "dog', "no partner"),
+        ('big "cat"', "a term of its own"),
+        ("99*cat", "more than 10"),
+        (" + ".join("abcdefghi"), "may have 8 terms; this one has 9"),
+        ("x" * 201, "may have 200 characters"),
+        ("x" * 10_000, "too long"),
+    ],
+)
+def test_what_is_no_sum_is_refused_in_one_sentence(typed: str, sentence: str) -> None:
+    with pytest.raises(Unfit, match=sentence) as refused:
+        read(typed)
+    assert refused.value.blame == "member"
+    assert "\n" not in refused.value.sentence
+
+
+# --- mixing
+
+
+@given(seeds)
+@few
+def test_a_mix_of_one_term_is_that_term_and_of_none_the_empty_text(seed: int) -> None:
+    empty, one = states(seed, 2)
+    assert torch.allclose(mixing.mixed(empty, [one], [1.0]), one, atol=1e-6)
+    assert torch.equal(mixing.mixed(empty, [], []), empty)
+    assert torch.equal(mixing.mixed(empty, [one], [0.0]), empty)
+
+
+@given(seeds, st.lists(weights, min_size=1, max_size=5), st.randoms())
+@few
+def test_a_mix_knows_no_order_and_with_weights_that_add_up_to_one_no_empty_text(
+    seed: int, much: list[float], random: Any
+) -> None:
+    empty, other, *texts = states(seed, 2 + len(much))
+    pairs = list(zip(texts, much, strict=True))
+    random.shuffle(pairs)
+    shuffled = mixing.mixed(empty, [text for text, _ in pairs], [weight for _, weight in pairs])
+    assert torch.allclose(mixing.mixed(empty, texts, much), shuffled, atol=1e-5)
+    rest = [*much, 1 - math.fsum(much)]
+    summed = torch.stack([text * weight for text, weight in zip([*texts, texts[0]], rest, strict=True)]).sum(0)
+    for base in (empty, other):
+        assert torch.allclose(mixing.mixed(base, [*texts, texts[0]], rest), summed, atol=1e-4)
+
+
+@given(st.lists(weights, min_size=1, max_size=6).filter(lambda much: max(much) > 0.01), st.floats(0.1, 5))
+@few
+def test_balanced_weights_know_no_scale_and_their_positive_part_is_one(much: list[float], scale: float) -> None:
+    balanced = mixing.balanced(much)
+    assert math.fsum(weight for weight in balanced if weight > 0) == pytest.approx(1)
+    assert mixing.balanced([scale * weight for weight in much]) == pytest.approx(balanced)
+
+
+def test_nothing_positive_cannot_be_balanced() -> None:
+    with pytest.raises(ValueError, match="no weight is positive"):
+        mixing.balanced([-1.0, 0.0])
+
+
+@given(seeds, st.floats(0, 1))
+@few
+def test_an_arc_keeps_lengths_and_ends_where_it_should(seed: int, share: float) -> None:
+    a, b = states(seed, 2)
+    a, b = 3 * a / a.norm(), 3 * b / b.norm()
+    assert float(mixing.turned(a, b, share).norm()) == pytest.approx(3, abs=1e-3)
+    halfway = mixing.turned(a, 2 * b, share)
+    assert float(halfway.norm()) == pytest.approx(3 + 3 * share, abs=1e-3)
+    for whole, end in ((0.0, a), (1.0, b)):
+        assert torch.allclose(mixing.turned(a, b, whole), end, atol=1e-5)
+        assert torch.allclose(mixing.walked(a, b, whole), end, atol=1e-5)
+    tokens = mixing.walked(a, b, share).norm(dim=-1)
+    assert torch.allclose(tokens, (1 - share) * a.norm(dim=-1) + share * b.norm(dim=-1), atol=1e-3)
+    assert torch.equal(mixing.turned(torch.zeros(3), torch.ones(3), 0.5), torch.full((3,), 0.5))
+
+
+def test_peak_signal_to_noise_is_what_it_is_defined_as() -> None:
+    black = torch.zeros(4, 4, 3)
+    assert mixing.psnr(black, black) == math.inf
+    assert mixing.psnr(black, black + 255) == pytest.approx(0)
+    assert mixing.psnr(black, black + 2.55) == pytest.approx(40)
+
+
+# --- sampling
+
+
+def test_the_labs_pictures_are_the_engines(
+    affine: Any, recipe: Callable[..., Any], job: Callable[..., Any], finish: Callable[..., Any]
+) -> None:
+    """One prompt with guidance, and three weighted concepts as `::` makes them."""
+    three = (Concept("cat", 0.5), Concept("dog", 0.5), Concept("worm", -0.25))
+    tasks = [recipe("cat", sampler="ddim", seed=7), recipe(concepts=three, sampler="ddim", seed=7)]
+    engine, jobs = Engine({"affine": affine}), [job(task) for task in tasks]
+    for each in jobs:
+        engine.add(each)
+    theirs = finish(engine)
+    room = Room(affine, steps=10, guidance=2.0, seed=7)
+    texts = [affine.encode(text) for text in ("cat", "dog", "worm")]
+    drawings = [room.told(texts[0], room.noise()), composed(room, texts, (2, 2, -1), room.noise())]
+    ours = sampling.develop(affine, room.plan, drawings)
+    for each, mine in zip(jobs, ours, strict=True):
+        assert torch.allclose(theirs[each.id, 0], mine, atol=1e-5)
+
+
+def test_many_drawings_are_the_same_as_one_by_one(small: Room) -> None:
+    drawings = [small.told(small.family.encode(text), small.noise()) for text in "abcdefghijkl"]
+    together = sampling.develop(small.family, small.plan, drawings)
+    alone = [sampling.develop(small.family, small.plan, [drawing])[0] for drawing in drawings]
+    assert torch.allclose(torch.stack(together), torch.stack(alone), atol=1e-6)
+
+
+def test_every_step_is_counted(small: Room) -> None:
+    seen: list[tuple[int, int]] = []
+    drawings = [small.told(small.family.encode("a"), small.noise())] * 9
+    sampling.develop(small.family, small.plan, drawings, 1, lambda done, of: seen.append((done, of)))
+    assert seen == [(number, 6) for number in range(1, 7)]
+
+
+def test_numbers_that_are_not_finite_are_said(small: Room) -> None:
+    text = torch.full((4, 2), math.nan)
+    with pytest.raises(Unfit, match="not finite"):
+        sampling.develop(small.family, small.plan, [small.told(text, small.noise())])
+
+
+# --- the nearest words
+
+
+def test_the_nearest_word_of_king_and_woman_without_man_is_queen(embedder: Embedder) -> None:
+    found = nearest(embedder, read("king + woman - man"), WORDS, 3)
+    assert found[0][0] == "queen"
+    assert {"king", "woman", "man"}.isdisjoint(word for word, _ in found)
+    assert [cosine for _, cosine in found] == sorted((cosine for _, cosine in found), reverse=True)
+    assert nearest(embedder, read("fruit + yellow"), WORDS, 1)[0][0] == "banana"
+
+
+def test_words_that_cancel_out_are_nowhere(embedder: Embedder) -> None:
+    with pytest.raises(Unfit, match="cancel each other out"):
+        nearest(embedder, read("cat - cat"), WORDS)
+    with pytest.raises(Unfit, match="no other words"):
+        nearest(embedder, read("cat"), ["cat"])
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", "[1]", '{"words": "cat"}', '["' + "x" * 300 + '"]', "[" * 100_000]
+)
+def test_what_is_no_list_of_words_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "list.json").write_text(content)
+    with pytest.raises(Unfit, match=r"list\.json"):
+        vocabulary(tmp_path / "list.json")
+
+
+# --- pictures that people bring
+
+
+def test_pictures_are_upright_on_white_and_of_animations_the_first_frame(tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert pictures.opened(tmp_path / "clear.png").getpixel((4, 4)) == (255, 255, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (40, 20), (0, 0, 255)).save(tmp_path / "turned.jpg", exif=exif)
+    assert pictures.opened(tmp_path / "turned.jpg").size == (20, 40)
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert pictures.opened(tmp_path / "moving.gif").getpixel((4, 4)) == (255, 0, 0)
+    assert pictures.square(Image.new("RGB", (300, 20)), 64).size == (64, 64)
+
+
+def test_a_picture_that_cannot_be_read_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    Image.new("1", (9000, 8000)).save(tmp_path / "huge.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "other.tiff")
+    whole = (tmp_path / "huge.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:16] + b"\x00\x00\x00\x40\x00\x00\x00\x40" + whole[24:60])
+    (tmp_path / "text.png").write_text("no picture")
+    for name, sentence in {
+        "huge.png": r"huge\.png has 72 million pixels, and at most 64", "other.tiff": r"other\.tiff cannot be decoded",
+        "cut.png": r"cut\.png cannot be decoded", "text.png": r"text\.png cannot be decoded",
+        "none.png": r"none\.png cannot be read",
+    }.items():  # fmt: skip
+        with pytest.raises(Unfit, match=sentence):
+            pictures.opened(tmp_path / name)
+
+
+def test_a_sheet_writes_any_caption_with_the_letters_it_has() -> None:
+    assert plain("é × “a − b” → 猫") == 'e x "a - b" to ?'
+    page = sheet("title", [[Tile(apple(), "word " * 99), None], [Tile(cat(), "a cat", hard=True)]], tile=100)
+    assert page.size == (12 + 2 * 112, page.height)
+    assert sheet("title", [[Tile(apple(), "猫")]]).tobytes() == sheet("title", [[Tile(apple(), "犬")]]).tobytes()
+
+
+# --- experiments, with the model of this repository
+
+
+@pytest.fixture(scope="module")
+def room() -> Callable[[StableDiffusion], Room]:
+    return lambda family: Room(family, steps=2, guidance=3.5, seed=7)
+
+
+def test_a_sum_of_one_term_is_the_same_three_times(embedded: StableDiffusion, room: Callable[..., Room]) -> None:
+    shown = mix(room(embedded), read("red apple"), count=1)
+    tiles = [shown.sheet.crop((12 + n * 204, 60, 12 + n * 204 + 192, 200)) for n in range(3)]
+    assert tiles[0].getextrema() != ((255, 255),) * 3
+    alike = [mixing.psnr(pictures.pixels(tile), pictures.pixels(tiles[0])) for tile in tiles[1:]]
+    assert min(alike) > 50
+    assert shown.figures["terms"] == {"red apple": 1.0}
+
+
+def test_a_sum_of_nothing_but_minus_is_refused(small: Room) -> None:
+    with pytest.raises(Unfit, match="must have a plus sign"):
+        mix(small, read("- man"))
+
+
+def test_a_walk_begins_and_ends_with_its_prompts(embedded: StableDiffusion, room: Callable[..., Room]) -> None:
+    here = room(embedded)
+    shown = walk(here, "sun, blue background", "moon, black background", frames=3)
+    assert len(shown.frames) == 4
+    texts = [embedded.encode(text) for text in ("sun, blue background", "moon, black background")]
+    ends = here.develop([here.told(text, here.noise()) for text in texts])
+    for found, wanted in zip((shown.frames[0], shown.frames[2]), ends, strict=True):
+        assert mixing.psnr(pictures.pixels(found), pictures.pixels(wanted)) > 45
+    moved = walk(here, "sun", "sun", frames=2, seeds=(1, 2))
+    assert moved.figures["seeds"] == [1, 2]
+    assert moved.frames[0].tobytes() != moved.frames[1].tobytes()
+
+
+def test_the_round_trip_gives_the_picture_back_from_a_twelfth_of_the_numbers(
+    embedded: StableDiffusion, room: Callable[..., Room]
+) -> None:
+    shown = autoencoder.roundtrip(room(embedded), cat())
+    assert (shown.figures["pixels"], shown.figures["latents"]) == (12288, 1024)
+    assert float(str(shown.figures["psnr"])) > 18
+    assert "12 times fewer" in shown.sentence
+
+
+def test_a_blend_and_the_forward_process_are_shown(embedded: StableDiffusion, room: Callable[..., Room]) -> None:
+    shown = autoencoder.blend(room(embedded), apple(), cat(), share=0.0, strength=0.0)
+    assert shown.figures["share"] == 0.0
+    one, average = (shown.sheet.crop((x, 60, x + 190, 200)) for x in (13, 13 + 204))
+    assert one.tobytes() == average.tobytes()
+    drowned = forward(room(embedded), cat(), "cat face")
+    levels: Any = drowned.figures["levels"]
+    assert [each["sigma"] for each in levels] == sorted(each["sigma"] for each in levels)
+    assert (len(levels), levels[-1]["alpha"]) == (8, pytest.approx(0, abs=1e-6))
+
+
+# --- the command line and the lesson
+
+
+def test_the_command_draws_a_sheet_and_says_it_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mix", "red + apple", "--steps", "2", "--count", "1", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["terms"] == {"red": 1.0, "apple": 1.0}
+    with Image.open(said["files"][0]) as picture:
+        assert picture.format == "PNG"
+        assert picture.width == 12 + 4 * 204
+
+
+def test_the_command_lists_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.json").write_text(json.dumps({"words": WORDS}))
+    assert main(["nearest", "king + woman - man", "--words", str(tmp_path / "list.json"), "--top", "2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["sum"], said["of"], said["nearest"][0]["word"]) == ("king + woman - man", len(WORDS), "queen")
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["mix", "a + + b"], "no words between two signs"),
+        (["roundtrip", "nowhere.png"], "nowhere.png cannot be read"),
+        (["nearest", "cat", "--words", "nowhere.json"], "There is no list of words nowhere.json"),
+        (["walk", "a" * 2001, "b", "--model", "embedded"], "2000 characters"),
+    ],
+)
+def test_what_cannot_be_done_ends_in_one_sentence(
+    args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.strip().count("\n") == 0
+
+
+def test_the_lesson_writes_the_same_page_twice(small: Room, embedder: Embedder, tmp_path: Path) -> None:
+    pages = [lesson(small, embedder, WORDS, tmp_path / each, "lab") for each in ("one", "two")]
+    text = pages[0].read_text()
+    assert "| `king + woman - man` | queen" in text
+    assert "$" not in text
+    files = sorted((tmp_path / "one" / "lab").iterdir())
+    assert len(files) == 8
+    assert all(f"(lab/{file.name})" in text for file in files)
+    assert text == pages[1].read_text()
+    assert all(file.read_bytes() == (tmp_path / "two" / "lab" / file.name).read_bytes() for file in files)
