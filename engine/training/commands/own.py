@@ -1,0 +1,49 @@
+"""A folder of one's own as a trainer's command sees it: read, told what was left out, encoded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.training.commands.progress import say, shown
+from engine.training.commands.session import Session
+from engine.training.folder import Reading, read_folder
+from engine.training.latents import Cached
+from engine.training.models import Model
+from engine.training.own import own_latents
+
+SAID = 20  # lines on the terminal; all of them are in run/skipped.txt
+SHOWN = 16  # captions on a sample sheet
+
+
+def read(session: Session, folder: Path, *, captions: bool = True) -> Reading:
+    """The pictures of `folder`. Raises ValueError where nothing is left, or where the run lies in the same folder."""
+    out, inside = session.course.out.resolve(), folder.resolve()
+    if out.is_relative_to(inside) or inside.is_relative_to(out):
+        raise ValueError(f"--out {session.course.out} and --data {folder} lie in each other: take two folders.")
+    with shown("looking at pictures") as tell:
+        reading = read_folder(folder, captions=captions, told=lambda done, of: tell(done / of, ""))
+    lines = [str(one) for one in reading.skipped]
+    (session.folder / "skipped.txt").write_text("".join(f"{line}\n" for line in lines))
+    for line in lines[:SAID]:
+        say(f"Left out: {line}.")
+    if len(lines) > SAID:
+        say(f"… and {len(lines) - SAID} more: {session.folder / 'skipped.txt'} has them all.")
+    say(f"{len(reading.pictures)} pictures to train on.")
+    return reading
+
+
+def latents(session: Session, reading: Reading, model: Model, *, side: int, seed: int, flip: bool) -> Cached:
+    """The pictures' latents and their captions' token states, kept in the run's folder."""
+    if cut := model.cut([one.caption for one in reading.pictures]):
+        most = model.pipeline.tokenizer.model_max_length
+        say(f"{cut} captions are longer than the {most} tokens that the text encoder reads; their ends are not heard.")
+    with shown("encoding pictures") as tell:
+        return own_latents(
+            session.folder, reading, model, side=side, seed=seed, flip=flip, told=lambda done, of: tell(done / of, "")
+        )
+
+
+def prompts(reading: Reading) -> list[str]:
+    """Captions of the folder for the sample sheet, evenly chosen, each once."""
+    said = list(dict.fromkeys(one.caption for one in reading.pictures))
+    return said[:: max(1, len(said) // SHOWN)][:SHOWN]

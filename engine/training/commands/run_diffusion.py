@@ -1,0 +1,67 @@
+"""What `darkroom train diffusion` runs, on the built-in artwork or on pictures of one's own; torch is loaded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from engine.training import memory
+from engine.training.commands import builtin, own
+from engine.training.commands.session import Session
+from engine.training.diffusion import Judge, Settings, Trainer, graft, open_network
+from engine.training.models import Model, model_folder, open_model, stored, write_model
+from engine.training.own import plain
+from engine.training.validate import PROMPTS
+
+SMALL_BATCH, GENTLE_RATE = 8, 1e-4
+
+
+def on_artwork(session: Session, source: str, cache: Path | None, given: dict[str, float | None]) -> int:
+    settings = session.settings(Settings, **given)
+    weights = builtin.weights_of(source)
+    memory.check(memory.of_diffusion(weights, settings.batch))
+    session.belongs({"starting weights": source, "pictures": "the built-in artwork"})
+    train, held_back = builtin.variants(cache, lambda: builtin.encoders(weights), settings.seed)
+    vae, text = builtin.encoders(weights)
+    scheduler = builtin.schedule(weights)
+    trainer = Trainer(open_network(weights / "unet"), train, scheduler.alphas_cumprod, settings)
+    judge = Judge(trainer, held_back, text(PROMPTS), vae, scheduler)
+    return session.train(trainer, judge, lambda: _write(session, open_model(source), trainer))
+
+
+def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[str, float | None]) -> int:
+    settings = session.settings(_gently, **given)
+    memory.check(memory.of_diffusion(model_folder(source), settings.batch))
+    model = open_model(source)
+    reading = own.read(session, data)
+    session.belongs({"starting weights": model.fingerprint, "pictures": reading.fingerprint, "--flip": str(flip)})
+    scheduler = _schedule(model)
+    train = own.latents(session, reading, model, side=model.side, seed=settings.seed, flip=flip)
+    torch.manual_seed(settings.seed)  # the grafted layers' start
+    model.pipeline.unet = graft(model.pipeline.unet)
+    trainer = Trainer(model.pipeline.unet, train, scheduler.alphas_cumprod, settings)
+    prompts = model.states(own.prompts(reading))
+    judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler)
+    return session.train(trainer, judge, lambda: _write(session, model, trainer), minutes=1.0)
+
+
+def _gently(**given: Any) -> Settings:
+    """For few pictures that are seen often: small steps, so that what the network knows is not lost over them."""
+    return Settings(**{"rate": GENTLE_RATE, "batch": SMALL_BATCH, "warm": 20} | given)
+
+
+def _schedule(model: Model) -> DDIMScheduler:
+    config = model.pipeline.scheduler.config
+    if config.prediction_type != "v_prediction":
+        raise ValueError("This model does not predict v as ours do: train it with `darkroom train lora`.")
+    return cast(DDIMScheduler, DDIMScheduler.from_config(config))
+
+
+def _write(session: Session, model: Model, trainer: Trainer) -> None:
+    """The averaged network in half precision, with the parts that it was trained with as they were stored."""
+    model.pipeline.unet = trainer.average
+    dtypes = {**stored(model.folder), "unet": torch.float16}
+    write_model(model.pipeline, dtypes, session.course.out, session.folder / "whole")

@@ -1,0 +1,127 @@
+"""Whether a training fits into memory, told before anything is loaded: from the headers of the weights' files.
+
+Knows sizes only. The figures are for a processor, rounded up from what was measured (docs/training.md).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROGRAM = 0.8e9  # bytes: torch, diffusers and transformers with nothing in them
+FULL = 36  # bytes a parameter: weights, gradient, average, two moments in fp32; a checkpoint writes copies of four
+FROZEN = 6  # fp32, and the copy in half precision that autocast keeps
+ADAPTED = 36
+KEPT = 40  # values that a block keeps for its gradient, for each value that it puts out
+MAX_HEADER = 100 << 20
+SMALLER = "a smaller --batch"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes, by what they are for; `mend` is what would make it less."""
+
+    weights: float
+    activations: float
+    mend: str
+    batch: int
+
+    @property
+    def total(self) -> float:
+        return PROGRAM + self.weights + self.activations
+
+
+def of_diffusion(folder: Path, batch: int) -> Need:
+    """Training a whole network. Raises ValueError where the folder has no network."""
+    weights = FULL * parameters(folder / "unet") + _others(folder)
+    mend = f"{SMALLER if batch > 1 else 'a smaller model'}, or `darkroom train lora`, which leaves the network as it is"
+    return Need(weights, activations(_config(folder / "unet"), batch), mend, batch)
+
+
+def of_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> Need:
+    """Training an addition of `rank` to a network that stays as it is."""
+    config = _config(folder / "unet")
+    added = 16 * 4 * 2 * rank * max(config["block_out_channels"])  # at most sixteen blocks of attention
+    weights = FROZEN * parameters(folder / "unet") + ADAPTED * added + _others(folder)
+    mend = "a smaller --size" if batch == 1 else f"{SMALLER} or a smaller --size"
+    return Need(weights, activations(config, batch, side), mend, batch)
+
+
+def check(need: Need) -> None:
+    """Raises ValueError, one sentence with the numbers, where it cannot fit."""
+    free = available()
+    if need.total > free:
+        parts = f"{_gb(need.weights)} for weights and optimizer, {_gb(need.activations)} for a batch of {need.batch}"
+        raise ValueError(
+            f"This training needs about {_gb(need.total)} of memory ({parts}), and {_gb(free)} are free: "
+            f"try {need.mend}."
+        )
+
+
+def activations(config: dict[str, Any], batch: int, side: int | None = None) -> float:
+    """Bytes that a batch keeps for the gradient; `side` of the latents, else the network's own."""
+    widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
+    places = side or config["sample_size"]
+    total = 0.0
+    for level, width in enumerate(widths):
+        area = math.ceil(places / 2**level) ** 2
+        deep = 2 * layers + 1 + 2 * (level == len(widths) - 1)
+        total += deep * width * area * KEPT * 2
+    return total * batch
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers a part's safetensors hold, from their headers alone. Raises ValueError."""
+    files = [path for path in sorted(folder.glob("*.safetensors")) if ".fp16." not in path.name]
+    files = files or sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no weights in safetensors.")
+    return sum(math.prod(shape) for path in files for shape in _shapes(path))
+
+
+def available() -> float:
+    """Free bytes: what Linux counts as available, no more than what a container may still take."""
+    lines = _lines(Path("/proc/meminfo"))
+    said = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    free = said[0] if said else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    most, used = (_lines(Path(f"/sys/fs/cgroup/memory.{name}")) for name in ("max", "current"))
+    return min(free, float(most[0]) - float(used[0])) if most and used and most[0].isdigit() else free
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # another system, or no container
+        return []
+
+
+def _others(folder: Path) -> float:
+    return sum(4.0 * parameters(folder / part) for part in ("vae", "text_encoder") if (folder / part).is_dir())
+
+
+def _shapes(path: Path) -> list[list[int]]:
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER:
+                raise ValueError
+            header = json.loads(file.read(length))
+        return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no safetensors file.") from None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        raise ValueError(f"{folder} has no config.json that can be read.") from None
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,104 @@
+"""A whole model to start from, as one pipeline of diffusers, and a whole model written as a folder of its layout.
+
+Knows which parts there are and how they lie in a folder; knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from engine.config import default_data
+from engine.families.embedded import NAME, WEIGHTS, assemble, load_text_encoder
+from engine.families.opening import folder_of, open_pipeline
+from engine.families.quiet import quiet
+from engine.families.stable_diffusion import fingerprint
+
+INDEX = "model_index.json"
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model: `folder` is where its weights lie, `fingerprint` changes with them; `side` in pixels."""
+
+    pipeline: Any
+    folder: Path
+    fingerprint: str
+
+    @property
+    def side(self) -> int:
+        return int(self.pipeline.unet.config.sample_size) * int(self.pipeline.vae_scale_factor)
+
+    @torch.inference_mode()
+    def states(self, captions: list[str]) -> torch.Tensor:
+        """The pipeline's own token states, fp32 [n, tokens, width]."""
+        with quiet():  # that long captions are cut is said once, by whoever has them all
+            return self.pipeline.encode_prompt(captions, torch.device("cpu"), 1, False)[0].float()
+
+    def cut(self, captions: list[str]) -> int:
+        """How many captions are longer than what the text encoder reads."""
+        most = int(self.pipeline.tokenizer.model_max_length)
+        with quiet():
+            return sum(len(tokens) > most for tokens in self.pipeline.tokenizer(captions)["input_ids"])
+
+
+def model_folder(source: str, models: Path | None = None) -> Path:
+    """Where `embedded`, a folder, a name under the data folder's `models`, or of the hub lies. Raises `Unfit`."""
+    if source == NAME:
+        return WEIGHTS
+    own = (models or default_data() / "models") / source
+    return own if own.is_dir() else folder_of(source)
+
+
+def open_model(source: str) -> Model:
+    """Raises `Unfit` where that is no Stable Diffusion model in safetensors."""
+    folder = model_folder(source)
+    if (folder / INDEX).is_file():
+        return Model(open_pipeline(folder, source), folder, fingerprint(folder))
+    missing = [part for part in ("unet", "vae", "scheduler") if not (folder / part).is_dir()]
+    if missing:
+        raise ValueError(f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing)}.")
+    pipeline = assemble(folder)  # our parts alone, as in `engine/weights`
+    _, pipeline.text_encoder = load_text_encoder(pooler=True)
+    return Model(pipeline, folder, fingerprint(folder))
+
+
+def write_model(pipeline: Any, dtypes: dict[str, torch.dtype], folder: Path, scratch: Path) -> None:
+    """Writes a whole folder that `StableDiffusionPipeline.from_pretrained` loads; casts the parts on the way.
+
+    First beside, then part by part into place, the index last: without it nobody takes the folder for a model.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    for part, dtype in dtypes.items():
+        torch.nn.Module.to(getattr(pipeline, part), dtype)
+    with quiet():
+        pipeline.save_pretrained(scratch, safe_serialization=True)
+    for config in [scratch / INDEX, *scratch.glob("*/config.json")]:
+        said = json.loads(config.read_text())
+        said.pop("_name_or_path", None)  # a path of this machine
+        config.write_text(json.dumps(said, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
+    for part in sorted(scratch.iterdir(), key=lambda path: path.name == INDEX):
+        if (folder / part.name).is_dir():
+            shutil.rmtree(folder / part.name)
+        part.replace(folder / part.name)
+    scratch.rmdir()
+
+
+def stored(folder: Path) -> dict[str, torch.dtype]:
+    """In which precision each part of a folder is stored: the heaviest tensors' own."""
+    found: dict[str, torch.dtype] = {}
+    for part in ("unet", "vae", "text_encoder"):
+        for path in sorted((folder / part).glob("*.safetensors"))[:1]:
+            with safe_open(path, framework="pt") as file:
+                first = next(iter(file.keys()))
+                found[part] = DTYPES.get(file.get_slice(first).get_dtype(), torch.float32)
+    return found
