@@ -27,7 +27,8 @@ SHIPPED = Warm(
     guidance=3.5,
     row_ms=4.0,
     encode_ms=10.0,
-    decode_ms=20.0,
+    decode_ms=100.0,
+    enlargement=4,
 )
 
 
@@ -75,6 +76,14 @@ class Models:
         """A pool that somebody serves now, `liked` if it is one; else `liked`, to wait in."""
         live = crews(self._workers())
         return liked if liked in live or not live else min(live)
+
+    def resolving(self, pool: str) -> float | None:
+        """Milliseconds a megapixel that the slowest super-resolver of a pool's live workers takes.
+
+        0 where none of them has one; None while nobody serves the pool.
+        """
+        paces = [one.enlarge_ms for one in self._workers().values() if pool in one.pools]
+        return max(paces, default=None)
 
     def _live(self) -> dict[str, Profile]:
         """Of two workers with the same model, the one whose name is first speaks for it: recipes shall not flutter."""

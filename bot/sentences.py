@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from engine.job import Blame, Recipe
+    from engine.job import Blame, Method, Recipe
 
 SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
@@ -162,10 +162,10 @@ def progress(step: int, of: int, seconds_left: float | None) -> str:
     return f"{bar(step, of)} {percent(step, of)} % · step {step} of {of}{left}"
 
 
-def footer(recipe: Recipe, seconds: float | None = None, ms_per_step: float | None = None) -> str:
+def footer(recipe: Recipe, seconds: float | None = None, ms_per_step: float | None = None, enlargement: int = 1) -> str:
     """What made these pictures, in one line: enough to make them again with the same prompt."""
     parts = [f"{recipe.steps} steps of {SAMPLERS[recipe.sampler]}", f"seed {recipe.seed}"]
-    parts += [f"guidance {recipe.guidance:g}", f"{recipe.width}×{recipe.height}", recipe.model]
+    parts += [f"guidance {recipe.guidance:g}", sized(recipe, enlargement), recipe.model]
     if seconds is not None:
         parts.append(duration(seconds))
     if ms_per_step:
@@ -185,6 +185,14 @@ def cancelled(step: int, of: int) -> str:
     return f"Cancelled at step {step} of {of}: only these steps are charged."
 
 
-def enlarged(factor: int, width: int, height: int) -> str:
+def sized(recipe: Recipe, enlargement: int) -> str:
+    """ "64×64, enlarged ×4"."""
+    size = f"{recipe.width}×{recipe.height}"
+    return size if enlargement == 1 else f"{size}, enlarged ×{enlargement}"
+
+
+def enlarged(factor: int, width: int, height: int, method: Method) -> str:
     """Says how a single picture was enlarged, plainly."""
+    if method == "gan":
+        return f"Enlarged ×{factor} to {width}×{height} by our super-resolver, which makes up the finer detail."
     return f"Enlarged ×{factor} to {width}×{height} by Lanczos resampling: larger, but with no detail added."

@@ -140,6 +140,13 @@ class View:
     deleted: float | None = None
     channel: str = ""
 
+    @property
+    def enlargement(self) -> int:
+        """How many times as wide and high as their recipe its pictures are; 1 while none is there."""
+        if not isinstance(self.recipe, Recipe) or not self.pictures:
+            return 1
+        return max(1, self.pictures[0].width // self.recipe.width)
+
     def hidden_from(self, member: str) -> bool:
         """True if it is private, and another member's."""
         return self.private and self.member_id != member

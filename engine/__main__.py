@@ -46,6 +46,9 @@ def serve(
     check: Annotated[
         Path | None, typer.Option(help="A folder with an image classifier, as picture check; else DARKROOM_CHECK.")
     ] = None,
+    upscaler: Annotated[
+        Path | None, typer.Option(help="A super-resolver in safetensors, instead of ours; else DARKROOM_UPSCALER.")
+    ] = None,
 ) -> None:
     """Takes jobs from a broker and develops their pictures on this machine, until SIGTERM."""
     from engine.config import load, read_token
@@ -53,7 +56,7 @@ def serve(
     token = read_token(token_file) if token_file else ""
     settings = load(
         nats=nats, nats_token=token, name=name, models=tuple(model or ()), pools=tuple(pool or ()), data=data,
-        device=device, check=check,
+        device=device, check=check, upscaler=upscaler,
     )  # fmt: skip
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asyncio.run(_serve(settings))

@@ -60,6 +60,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
             max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
             guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
+            enlargement=family.enlargement,
         )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def measure(family: Family) -> Calibration:
     row_ms = bucket_ms[rows] / rows
     steps, sampler = _default_steps(family, row_ms)
     latents = torch.zeros(family.latent_shape(family.size, family.size), device=family.device)
-    decode_ms = min(_once(family, lambda: family.decode(latents)) for _ in range(2))
+    decode_ms = min(_once(family, lambda: family.finish(latents)) for _ in range(2))
     encode_ms = _once(family, lambda: family.encode(PROBE))
     return Calibration(dtype, rows, steps, sampler, row_ms, encode_ms, decode_ms, bucket_ms, dtype_ms)
 

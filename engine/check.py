@@ -7,10 +7,11 @@ from pathlib import Path
 
 from engine import families
 from engine.calibration import Calibration, calibrate, device_name
-from engine.config import BadSetting, checking
+from engine.config import BadSetting, checking, upscaler
 from engine.device import best
 from engine.families.family import Family
 from engine.picture_check import PictureCheck
+from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
 
 AGAIN = "If the machine was busy when this was measured: darkroom doctor --again, then start anew."
@@ -22,7 +23,13 @@ def measured(data: Path, model: str = "embedded", *, again: bool = False) -> Ite
     device = best()
     yield "device", True, f"{device.type}: {device_name(device)}", ""
     try:
-        family = families.load(model, data, device=device)
+        resolver = SuperResolver.find(upscaler(), device)
+    except Unfit as error:
+        yield "upscaler", False, str(error), "Name another file with DARKROOM_UPSCALER, or none."
+        return
+    yield "upscaler", True, _upscaling(resolver), ""
+    try:
+        family = families.load(model, data, device=device, resolver=resolver)
     except (Unfit, OSError, ValueError) as error:
         yield "model", False, f"{model} does not load: {error}", "Install again: pip install 'darkroom-bot[all]'."
         return
@@ -39,6 +46,13 @@ def looked(folder: Path) -> Iterator[Line]:
         yield "check", False, str(error), "Name another folder with DARKROOM_CHECK, or none."
         return
     yield "check", True, f"{check.name} flags {', '.join(check.labels)} from {wanted.threshold:g} on", ""
+
+
+def _upscaling(resolver: SuperResolver | None) -> str:
+    if resolver is None:
+        return "none is installed: pictures are enlarged by Lanczos, which adds no detail"
+    ms = resolver.measure() * 0.256**2
+    return f"{resolver.name} ×{resolver.scale}, {ms:.0f} ms for a picture of 256 × 256 pixels"
 
 
 def _lines(family: Family, found: Calibration) -> Iterator[Line]:

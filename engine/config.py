@@ -15,7 +15,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 ENVIRONMENT = {
     "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
-    "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT",
+    "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
 }  # fmt: skip
 OF_THE_CHECK = {"folder": "DARKROOM_CHECK", "labels": "DARKROOM_CHECK_LABELS", "threshold": "DARKROOM_CHECK_THRESHOLD"}
 
@@ -47,7 +47,8 @@ class Checking(BaseModel):
 class Settings(BaseModel):
     """`device` is auto, cpu or cuda (`cuda:1` for the second). `models` are names or folders, the first the default.
 
-    `parent` is the process that started this one and without which it shall not go on; 0: none.
+    `parent` is the process that started this one and without which it shall not go on; 0: none. `upscaler` is a file;
+    None: the built-in one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,11 +62,12 @@ class Settings(BaseModel):
     device: str = "auto"
     parent: int = Field(0, ge=0)
     check: Checking | None = None
+    upscaler: Path | None = None
 
-    @field_validator("data")
+    @field_validator("data", "upscaler")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().absolute()
 
     @field_validator("device")
     @classmethod
@@ -109,6 +111,12 @@ def checking(folder: Path | None = None) -> Checking | None:
         return Checking(**values)
     except ValidationError as error:
         raise _bad(error, OF_THE_CHECK) from None
+
+
+def upscaler() -> Path | None:
+    """The file that the environment names in place of the built-in super-resolver."""
+    named = os.environ.get(ENVIRONMENT["upscaler"])
+    return Path(named).expanduser().absolute() if named else None
 
 
 def _bad(error: ValidationError, names: Mapping[str, str]) -> BadSetting:

@@ -33,8 +33,11 @@ def webp(picture: Image.Image) -> bytes:
     return _saved(small, format="WEBP", quality=80, method=2)
 
 
-def parameters(recipe: Recipe, image: int, revision: str) -> str:
-    """The recipe of one image as A1111 writes it. With that seed diffusers draws the same picture."""
+def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upscaler: str = "") -> str:
+    """The recipe of one image as A1111 writes it. With that seed diffusers draws the same picture.
+
+    `Size` is what diffusers would be asked for; what enlarged it since stands in A1111's fields for that.
+    """
     lines = [_words(" ".join(_concept(concept.text, concept.weight) for concept in recipe.concepts))]
     if recipe.negative:
         lines.append(f"Negative prompt: {_words(recipe.negative)}")
@@ -50,6 +53,8 @@ def parameters(recipe: Recipe, image: int, revision: str) -> str:
     }
     if recipe.sampler == "ddim":
         fields["Eta"] = f"{recipe.eta:g}"
+    if factor > 1:
+        fields |= {"Hires upscale": factor, "Hires upscaler": upscaler}
     if recipe.lineage:
         fields["Variation of"] = " ".join(f"{each.seed + each.index}@{each.strength:g}" for each in recipe.lineage)
     if recipe.bucket is not None:

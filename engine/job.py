@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-VERSION = 2  # 2: the picture check
+VERSION = 3  # 2: the picture check; 3: the super-resolver
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CONCEPTS = 8
@@ -43,6 +43,7 @@ Version = Annotated[int, Meta(ge=1, le=VERSION)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Sampler = Literal["ddpm", "ddim", "euler", "dpmpp_2m"]
 Blame = Literal["member", "model", "worker", "us"]
+Method = Literal["gan", "lanczos"]  # how a picture is enlarged: by the super-resolver, or without new detail
 Verdict = Literal["unchecked", "passed", "flagged"]  # of a picture check; unchecked also where the check failed
 
 
@@ -94,11 +95,14 @@ class Recipe(_Value, frozen=True, kw_only=True):
 
 
 class Enlarge(_Value, frozen=True, kw_only=True):
-    """Enlarge one finished picture, named by its SHA-256 in the blob bucket."""
+    """Enlarge one finished picture, named by its SHA-256 in the blob bucket.
+
+    A worker without a super-resolver takes Lanczos where "gan" is asked for; its `Picture` says what it was.
+    """
 
     source: Sha256
     factor: Annotated[int, Meta(ge=2, le=8)] = 4
-    method: Literal["lanczos"] = "lanczos"
+    method: Method = "lanczos"
 
 
 Task = Recipe | Enlarge
@@ -146,7 +150,9 @@ class Frame(_Value, frozen=True, kw_only=True):
 class Picture(_Value, frozen=True, kw_only=True):
     """One finished output, one message each; its bytes lie in the blob bucket under `sha256`.
 
-    `verdict` is of the finished picture itself; a ladder has none of its own.
+    `width` and `height` are the picture's own, `Warm.enlargement` times its recipe's; of a ladder, the recipe's.
+    `verdict` is of the finished picture itself; a ladder has none of its own. `method` is how an `Enlarge` job was
+    really done.
     """
 
     job: Id
@@ -158,6 +164,7 @@ class Picture(_Value, frozen=True, kw_only=True):
     width: Side
     height: Side
     verdict: Verdict = "unchecked"
+    method: Method | None = None
 
 
 class Started(_Value, frozen=True, kw_only=True):
@@ -252,7 +259,8 @@ class Warm(Struct, frozen=True, forbid_unknown_fields=True):
     guidance: Annotated[float, Meta(ge=1, le=30)]  # default
     row_ms: Milliseconds  # milliseconds a row-step at native size, at the calibrated row cap
     encode_ms: Milliseconds
-    decode_ms: Milliseconds
+    decode_ms: Milliseconds  # of a finished picture, its enlargement included
+    enlargement: Annotated[int, Meta(ge=1, le=8)] = 1  # finals are so many times as wide and high as their recipe
 
 
 class Presence(_Value, frozen=True, kw_only=True):
@@ -266,6 +274,7 @@ class Presence(_Value, frozen=True, kw_only=True):
     free: Annotated[int, Meta(ge=0, le=100_000)]  # of these, still free
     build: Annotated[str, Meta(max_length=128)]
     checks: bool = False  # it has a picture check
+    enlarge_ms: Milliseconds = 0.0  # a megapixel of a picture that its super-resolver enlarges; 0: it has none
 
 
 class EmbedRequest(_Value, frozen=True, kw_only=True):

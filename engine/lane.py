@@ -22,6 +22,7 @@ from engine.encode import jpeg, latent_bytes, parameters, png, webp
 from engine.engine import Developed, Stepped
 from engine.families.family import Family
 from engine.job import Frame, Job, Ladder, Recipe, Verdict
+from engine.one_core import take_one_core
 from engine.picture_check import PictureCheck, Verdicts
 from engine.preview import Previewer
 from engine.trajectory import LatentRung
@@ -97,7 +98,7 @@ class Lane:
         return future
 
     def _run(self, cores: int, ready: threading.Event) -> None:
-        _take_one_core(cores)
+        take_one_core(cores)
         ready.set()
         self._open = True
         while self._open:
@@ -123,7 +124,9 @@ class Lane:
     def _picture(self, event: Developed, job: Job) -> bytes:
         recipe = _recipe(job)
         family = self._families[recipe.model]
-        return png(family.decode(event.latents), parameters(recipe, event.image, family.revision))
+        picture = family.finish(event.latents)
+        factor = picture.width // recipe.width
+        return png(picture, parameters(recipe, event.image, family.revision, factor, family.upscaler))
 
     def _thumbnail(self, job: Job, image: int, step: int, x0: torch.Tensor) -> bytes:
         known = self._thumbnails.setdefault(job.id, {})
@@ -140,19 +143,6 @@ class Lane:
     def _wired(self, event: Developed, job: Job, rung: LatentRung) -> wire.Rung:
         thumbnail = self._thumbnail(job, event.image, rung.step, rung.x0)
         return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), latent_bytes(rung.h))
-
-
-def _take_one_core(cores: int) -> None:
-    """This thread computes alone: a second team of threads would fight the engine's for the same cores.
-
-    torch also hands the number to every thread that starts later, and other numbers of threads give other last bits; so
-    a thread of a moment sets it back for them.
-    """
-    torch.get_num_threads()  # a thread takes the common number when it first asks: now, not after the next line
-    torch.set_num_threads(1)
-    back = threading.Thread(target=torch.set_num_threads, args=(cores,))
-    back.start()
-    back.join()
 
 
 def _fulfil(future: Future[T], work: Callable[[], T]) -> None:

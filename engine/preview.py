@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from engine.families.family import Family
+from engine.families.family import SMALL, Family
 
-DECODED_UP_TO = 128  # pixels of native side
 _SAMPLES = 12
 _SEED = 3
 _RIDGE = 1e-4
@@ -27,7 +26,7 @@ class Previewer:
 
     def picture(self, x0: torch.Tensor) -> Image.Image:
         """The picture of latents `[channels, height, width]`."""
-        if self._family.size <= DECODED_UP_TO:
+        if self._family.size <= SMALL:
             return self._family.decode(x0)
         if self._map is None:
             self._map = fit(self._family)

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -24,7 +24,9 @@ from engine.engine import Engine
 from engine.families.family import Family
 from engine.lane import Lane
 from engine.picture_check import PictureCheck
+from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
+from engine.upscale import Upscaler
 from engine.worker import Offer, Stuck, Worker
 from engine.worker.embedding import Embedder
 from engine.worker.pulse import DEADLINES, Pulse
@@ -42,6 +44,8 @@ class Ready:
     device: torch.device
     models: tuple[tuple[Family, Calibration], ...]
     check: PictureCheck | None = None
+    upscaler: Upscaler = field(default_factory=Upscaler)
+    enlarge_ms: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -59,7 +63,7 @@ class Ready:
         device = f"{self.device.type}: {device_name(self.device)}"[:128]
         return Offer(
             settings.name, device, max(self.rows, ONE_GRID), tuple(found.warm(family) for family, found in self.models),
-            settings.pools, build(), self.check is not None,
+            settings.pools, build(), self.check is not None, self.enlarge_ms,
         )  # fmt: skip
 
 
@@ -67,14 +71,16 @@ def load_models(settings: Settings) -> Ready:
     """Blocks for seconds to minutes. Raises `Unfit`, or `BadSetting` where two models have one name."""
     device = best() if settings.device == "auto" else torch.device(settings.device)
     check = load_check(settings.check, device)
+    resolver = SuperResolver.find(settings.upscaler, device)
     loaded = []
     for name in settings.models:
-        family = families.load(name, settings.data, device=device)
+        family = families.load(name, settings.data, device=device, resolver=resolver)
         if any(family.name == other.name for other, _ in loaded):
             raise BadSetting(f"Two models are called {family.name}; rename the folder of one.")
         loaded.append((family, calibrate(family, settings.data / "calibration.json")))
         log.info("%s is ready on %s", family.name, device)
-    return Ready(device, tuple(loaded), check)
+    upscaler = Upscaler(resolver)
+    return Ready(device, tuple(loaded), check, upscaler, upscaler.measure())
 
 
 def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | None:
@@ -127,7 +133,7 @@ async def _serve_embed(bus: Bus) -> None:
 async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     by_name = {family.name: family for family, _ in ready.models}
     engine, lane = Engine(by_name, rows=ready.rows), Lane(by_name, ready.check)
-    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest))
+    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler)
     with _signals(worker.drain):
         watch = asyncio.create_task(_end_with(settings.parent, worker.drain))
         try:

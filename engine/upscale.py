@@ -1,29 +1,80 @@
-"""Enlarging a finished picture. Pillow only; refuses what would not fit in memory before it is decoded."""
+"""Enlarging a finished picture: by the super-resolver where there is one, else by Lanczos, which adds no detail.
+
+Refuses what would not fit in memory before it is decoded. Knows PNGs; knows nothing of jobs.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 
+import torch
 from PIL import Image
 
 from engine.encode import png
+from engine.job import Method
+from engine.one_core import take_one_core
+from engine.super_resolver import MAX_SIDE, Beat, SuperResolver
 from engine.unfit import Unfit
 
-MAX_SIDE = 4096
+LANCZOS = "Lanczos"
 
 
-def enlarge(source: bytes, factor: int, method: str = "lanczos") -> bytes:
-    """The PNG `factor` times as wide and high, its recipe kept and the enlargement noted. Raises `Unfit`."""
-    if method != "lanczos":
-        raise Unfit(f"This worker cannot enlarge by {method}.", "worker")
+@dataclass(frozen=True)
+class Enlarged:
+    """A PNG, and by which method it was really made."""
+
+    png: bytes
+    method: Method
+
+
+class Upscaler:
+    """Enlarges in a thread of its own, with one core: one picture after another, beside the engine."""
+
+    def __init__(self, resolver: SuperResolver | None = None) -> None:
+        self._resolver = resolver
+        cores = torch.get_num_threads()
+        self._thread = ThreadPoolExecutor(1, "upscaler", take_one_core, (cores,))
+
+    def measure(self) -> float:
+        """Milliseconds a megapixel of the picture that is enlarged; 0 without a super-resolver. Blocks for a moment."""
+        return 0.0 if self._resolver is None else self._thread.submit(self._resolver.measure).result()
+
+    def enlarge(self, source: bytes, factor: int, method: Method, on_tile: Beat | None = None) -> Future[Enlarged]:
+        """`enlarge`, later. `on_tile` is called in the thread."""
+        return self._thread.submit(enlarge, source, factor, method, self._resolver, on_tile)
+
+    def close(self) -> None:
+        """What waits is dropped; what is under way ends by itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def enlarge(
+    source: bytes, factor: int, method: Method = "lanczos", resolver: SuperResolver | None = None,
+    on_tile: Beat | None = None,
+) -> Enlarged:  # fmt: skip
+    """The PNG `factor` times as wide and high, its recipe kept and the enlargement noted. Raises `Unfit`.
+
+    Without a `resolver` "gan" is not possible either: then it is Lanczos, and what comes back says so.
+    """
+    picture, text = _opened(source, factor)
+    if method == "gan" and resolver is not None:
+        large, name = resolver.enlarge(picture, factor, on_tile), resolver.name
+    else:
+        size = (picture.width * factor, picture.height * factor)
+        large, name, method = picture.resize(size, Image.Resampling.LANCZOS), LANCZOS, "lanczos"
+    noted = f"Postprocess upscale by: {factor}, Postprocess upscaler: {name}"  # as A1111's extras write it
+    return Enlarged(png(large, f"{text}, {noted}" if text else noted), method)
+
+
+def _opened(source: bytes, factor: int) -> tuple[Image.Image, str]:
+    """The pixels as RGB, and the recipe."""
     try:
         with Image.open(BytesIO(source), formats=("PNG", "JPEG", "WEBP")) as picture:
             width, height = picture.width * factor, picture.height * factor
             if max(width, height) > MAX_SIDE:
                 raise Unfit(f"{width}×{height} is more than {MAX_SIDE} pixels a side.", "member")
-            text = str(picture.info.get("parameters", ""))
-            large = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+            return picture.convert("RGB"), str(picture.info.get("parameters", ""))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Unfit("The picture to enlarge cannot be read.", "us") from error
-    noted = f"Upscale: {factor}x Lanczos"
-    return png(large, f"{text}, {noted}" if text else noted)

@@ -24,6 +24,7 @@ from engine.job import (
     Frame,
     Job,
     Ladder,
+    Method,
     Picture,
     Presence,
     Recipe,
@@ -84,6 +85,7 @@ class Painter:
         self.done: list[str] = []
         self._over = False
         self.checks = False  # it has a picture check
+        self.enlarge_ms = 0.0  # of its super-resolver
         self.early: dict[int, Verdict] = {}  # image → what the check says of its previews, from 40 % of the steps on
         self.verdicts: dict[int, Verdict] = {}  # image → the same of the finished picture; of the others: it passed
         self._wanted: set[str] = set()
@@ -129,7 +131,7 @@ class Painter:
     def _presence(self) -> Presence:
         return Presence(
             worker=self.name, pools=("default",), models=(self.model,), device="paper and ink", rows=32, free=32,
-            build="test", checks=self.checks,
+            build="test", checks=self.checks, enlarge_ms=self.enlarge_ms,
         )  # fmt: skip
 
     def _verdict(self, job: Job, said: dict[int, Verdict], image: int) -> Verdict:
@@ -214,13 +216,14 @@ class Painter:
         size = (source.width * task.factor, source.height * task.factor)
         out = io.BytesIO()
         source.resize(size, Image.Resampling.LANCZOS).save(out, "PNG")
-        await self._hand_in(job, claim, 0, out.getvalue(), size)
+        method = task.method if self.enlarge_ms else "lanczos"
+        await self._hand_in(job, claim, 0, out.getvalue(), size, method=method)
         await self._tell(Finished(job=job.id, epoch=claim.epoch, cost=0.1, seconds=0.1, ms_per_step=0.0))
         self.done.append(job.id)
 
     async def _hand_in(
         self, job: Job, claim: Claim, image: int, payload: bytes, size: tuple[int, int],
-        kind: Literal["image", "ladder"] = "image",
+        kind: Literal["image", "ladder"] = "image", method: Method | None = None,
     ) -> None:  # fmt: skip
         sha = await self.bus.put_blob(payload)
         assert sha == hashlib.sha256(payload).hexdigest()
@@ -229,6 +232,7 @@ class Painter:
                 job=job.id, image=image, epoch=claim.epoch, kind=kind, sha256=sha, bytes=len(payload),
                 width=size[0], height=size[1],
                 verdict="unchecked" if kind == "ladder" else self._verdict(job, self.verdicts, image),
+                method=method,
             )
         )  # fmt: skip
 

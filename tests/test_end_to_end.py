@@ -158,7 +158,8 @@ import sys
 from pathlib import Path
 from engine.calibration import calibrate
 from engine.families.embedded import load_embedded
-calibrate(load_embedded(), Path(sys.argv[1]))
+from engine.super_resolver import SuperResolver
+calibrate(load_embedded(resolver=SuperResolver.find(None)), Path(sys.argv[1]))
 """
 
 

@@ -44,6 +44,8 @@ def parameters(view: View) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model": recipe.model,
     }
+    if view.enlargement > 1:
+        settings["Hires upscale"] = view.enlargement
     if recipe.lineage:
         settings["Variation of"] = " ".join(f"{one.seed + one.index}@{one.strength:g}" for one in recipe.lineage)
     lines = [plain(words), f"Negative prompt: {plain(recipe.negative)}" if recipe.negative else ""]

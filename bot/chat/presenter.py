@@ -145,9 +145,9 @@ def _fit(lines: Sequence[str], limit: int) -> str:
 
 def _footer(view: View) -> str:
     if isinstance(view.recipe, Recipe):
-        return sentences.footer(view.recipe, view.seconds, view.ms_per_step)
+        return sentences.footer(view.recipe, view.seconds, view.ms_per_step, view.enlargement)
     shot = view.pictures[0]
-    return sentences.enlarged(view.recipe.factor, shot.width, shot.height)
+    return sentences.enlarged(view.recipe.factor, shot.width, shot.height, view.recipe.method)
 
 
 def _alt(view: View) -> str:

@@ -5,6 +5,7 @@ Knows file names; knows nothing of HTTP or engines.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,17 @@ def as_json(developed: Developed, pictures: Sequence[Path], film: Path | None) -
         "steps": developed.steps,
         "sampler": developed.sampler,
         "pictures": [str(path) for path in pictures],
+        **_size(developed.pictures),
         "film": None if film is None else str(film),
         "frames": developed.frames,
         "seconds": round(developed.seconds, 3),
         "ms_per_step": round(developed.ms_per_step, 3),
     }
+
+
+def _size(pictures: Sequence[bytes]) -> dict[str, int]:
+    """What they measure, by the first one's header (PNG specification, 11.2.2 IHDR): all of a job are alike."""
+    if not pictures:
+        return {}
+    width, height = struct.unpack(">II", pictures[0][16:24])
+    return {"width": int(width), "height": int(height)}

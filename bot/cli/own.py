@@ -57,7 +57,7 @@ def _develop(prompt: str, options: Mapping[str, object], data: Path, film: bool,
         steps=made.steps,
         sampler=made.sampler,
         pictures=tuple(done.pictures),
-        film=film_of(done.ladders) if film else None,
+        film=film_of(done.ladders, finals=done.pictures) if film else None,
         frames=done.frames,
         seconds=done.seconds,
         ms_per_step=done.ms_per_step,
@@ -73,10 +73,14 @@ def _model(prompt: str, options: Mapping[str, object]) -> str:
 def _warm(model: str, data: Path, screen: Screen) -> tuple[Family, Warm]:
     from engine import families
     from engine.calibration import calibrate
+    from engine.config import upscaler
     from engine.device import best
+    from engine.super_resolver import SuperResolver
 
     screen.say(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
-    family = families.load(model, data, device=best())
+    device = best()
+    resolver = SuperResolver.find(upscaler(), device)
+    family = families.load(model, data, device=device, resolver=resolver)
     return family, calibrate(family, data / "calibration.json").warm(family)
 
 

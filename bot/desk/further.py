@@ -11,7 +11,16 @@ from types import MappingProxyType
 
 from bot.desk.admission import Admission
 from bot.desk.preferences import Strength
-from bot.desk.recipes import enlarged, enlarging_cost, pinned, remixed, rerolled, varied
+from bot.desk.recipes import (
+    RESOLVING_MS,
+    enlarged,
+    enlarging_cost,
+    enlarging_notes,
+    pinned,
+    remixed,
+    rerolled,
+    varied,
+)
 from bot.desk.register import Register
 from bot.images.gallery import Gallery
 from bot.models import Models, Profile
@@ -81,10 +90,11 @@ class Further:
         """One finished image, enlarged."""
         record = await self._register.record(job)
         source = await self._gallery.stored(job, index)
-        task = enlarged(source.sha256, source.width, source.height)
-        price = enlarging_cost(task, source.width, source.height)
-        pool = self._models.any_pool(record.pool)
-        order = Order("upscale", record.prompt, (), task, pool, price, (job, index))
+        pool, size = self._models.any_pool(record.pool), (source.width, source.height)
+        pace = self._models.resolving(pool)
+        task = enlarged(source.sha256, *size, "lanczos" if pace == 0 else "gan")
+        price = enlarging_cost(task, *size, pace or RESOLVING_MS)
+        order = Order("upscale", record.prompt, enlarging_notes(task, *size), task, pool, price, (job, index))
         return (await self._admission.take([order], member, place, key))[0]
 
     async def _original(self, job: str, index: int | None, what: str) -> tuple[Record, Recipe, int | None]:

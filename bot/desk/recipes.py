@@ -11,13 +11,14 @@ from bot.prompt import Request
 from bot.prompt.concepts import balanced
 from bot.prompt.request import FAST_SAMPLER, FAST_STEPS, fit
 from bot.refused import Refused
-from engine.job import Ancestor, Enlarge, Recipe, Warm, rows
+from engine.job import Ancestor, Enlarge, Method, Recipe, Warm, rows
 
 ANCESTORS = 8
 MAX_SIDE = 4096
 LARGEST_BUCKET = 32
 FACTORS = (4, 3, 2)
-ENLARGE_SECONDS = 0.05  # a megapixel of the enlarged picture, by Lanczos; with as much again for the way
+LANCZOS_SECONDS = 0.05  # a megapixel of the enlarged picture; with as much again for the way
+RESOLVING_MS = 14_000.0  # a megapixel of the source by the built-in super-resolver, as measured on one slow core
 
 
 def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
@@ -67,15 +68,24 @@ def pinned(recipe: Recipe) -> Recipe:
     return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (rows(recipe) - 1).bit_length()))
 
 
-def enlarged(sha256: str, width: int, height: int) -> Enlarge:
+def enlarged(sha256: str, width: int, height: int, method: Method = "gan") -> Enlarge:
     """The largest enlargement that fits. Raises `Refused` if none does."""
     for factor in FACTORS:
         if max(width, height) * factor <= MAX_SIDE:
-            return Enlarge(source=sha256, factor=factor)
+            return Enlarge(source=sha256, factor=factor, method=method)
     raise Refused(f"At {width} × {height} pixels this picture is as large as it gets.")
 
 
-def enlarging_cost(task: Enlarge, width: int, height: int) -> float:
-    """Device-seconds that an enlargement is taken for."""
-    megapixels = width * height * task.factor**2 / 1e6
-    return ENLARGE_SECONDS * (1.0 + megapixels)
+def enlarging_notes(task: Enlarge, width: int, height: int) -> tuple[str, ...]:
+    """What is said where the usual factor would be too large."""
+    if task.factor == FACTORS[0]:
+        return ()
+    largest = FACTORS[0] * max(width, height)
+    return (f"×{FACTORS[0]} would be {largest} pixels a side, and at most {MAX_SIDE} fit: it becomes ×{task.factor}.",)
+
+
+def enlarging_cost(task: Enlarge, width: int, height: int, ms: float = RESOLVING_MS) -> float:
+    """Device-seconds that an enlargement is taken for; `ms` a megapixel of the source that the super-resolver takes."""
+    megapixels = width * height / 1e6
+    resolving = ms * megapixels / 1000 if task.method == "gan" else 0.0
+    return resolving + LANCZOS_SECONDS * (1.0 + megapixels * task.factor**2)

@@ -72,7 +72,7 @@ class Register:
             notes=record.notes,
             prompt=record.prompt,
             steps=record.steps,
-            sampler=recipe.sampler if recipe else "lanczos",
+            sampler=task.sampler if isinstance(task, Recipe) else task.method,
             seed=recipe.seed if recipe else 0,
             count=record.images,
             cost=record.cost,

@@ -9,7 +9,7 @@ import io
 from typing import TYPE_CHECKING
 
 from bot.images.grid import CELL, sheet
-from bot.images.pixels import Form, Unreadable, opened, saved
+from bot.images.pixels import Form, Unreadable, opened, resized, saved
 from engine.job import MAX_COUNT, Ladder, Malformed, Rung, decode
 
 if TYPE_CHECKING:
@@ -30,15 +30,21 @@ class TooLarge(ValueError):
     """No film of these ladders fits the limit."""
 
 
-def film(ladders: Sequence[bytes], size: int = CELL, *, limit: int = LIMIT) -> bytes:
+def film(ladders: Sequence[bytes], size: int = CELL, *, finals: Sequence[bytes] = (), limit: int = LIMIT) -> bytes:
     """An animated WebP of up to four images developing side by side, at most `limit` bytes; the last frame is held.
 
-    `ladders`: encoded `engine.job.Ladder`, one an image, in any order. `size`: pixels of a cell's shorter side. Raises
-    `Unreadable` for ladders that are not what the contract says, `TooLarge` where even the smallest does not fit.
+    `ladders`: encoded `engine.job.Ladder`, one an image, in any order. `size`: pixels of a cell's shorter side.
+    `finals`: the finished pictures in the order of the images, which a small model draws larger than its rungs: they
+    are the frame that is held. Raises `Unreadable` for what is not what the contract says, `TooLarge` where even the
+    smallest does not fit.
     """
-    read = _read(ladders)
+    read, ends = _read(ladders), [opened(one) for one in finals]
     for share, quality, every in _TRIALS:
-        made = _animated(list(_frames(read, round(size * share), every)), quality)
+        cell = round(size * share)
+        frames = list(_frames(read, cell, every))
+        if ends:
+            frames[-1] = resized(sheet(ends, cell), frames[-1].size)
+        made = _animated(frames, quality)
         if len(made) <= limit:
             return made
     raise TooLarge(f"the film does not fit {limit} bytes")

@@ -74,20 +74,21 @@ class Gallery:
 
     async def film(self, job: str, limit: int = film.LIMIT) -> bytes:
         """How the images came to be, as an animated WebP of at most `limit` bytes."""
-        limit, shown = min(limit, film.LIMIT), await self._stored_ladders(job)
-        key = (*(one.sha256 for one in shown), str(limit))
+        limit, (shown, finals) = min(limit, film.LIMIT), await self._filmed(job)
+        key = (*(one.sha256 for one in (*shown, *finals)), str(limit))
         async with self._turn:
             if key not in self._films:
-                self._films[key] = await self._film(shown, limit)
+                self._films[key] = await self._film(shown, finals, limit)
                 while len(self._films) > KEPT_FILMS:
                     self._films.popitem(last=False)
             self._films.move_to_end(key)
             return self._films[key]
 
-    async def _film(self, shown: Sequence[Stored], limit: int) -> bytes:
+    async def _film(self, shown: Sequence[Stored], finals: Sequence[Stored], limit: int) -> bytes:
         ladders = [await self._bytes(one) for one in shown]
+        ends = [await self._bytes(one) for one in finals]
         try:
-            return await asyncio.to_thread(film.film, ladders, limit=limit)
+            return await asyncio.to_thread(film.film, ladders, finals=ends, limit=limit)
         except film.TooLarge as error:
             raise Refused("This film is too large to be shown here, even at its smallest.", 413) from error
         except Unreadable as error:
@@ -109,8 +110,8 @@ class Gallery:
         except (Unreadable, IndexError) as error:
             raise Refused("There is no such rung.", 404) from error
 
-    async def _stored_ladders(self, job: str) -> list[Stored]:
-        """Those of the images that may be shown."""
+    async def _filmed(self, job: str) -> tuple[list[Stored], list[Stored]]:
+        """The ladders of the images that may be shown, and these images where all are there."""
         check, kept = await self._store.ask(reviews.kept, job)
         found = [one for one in kept if one.kind == "ladder"]
         if not found:
@@ -118,10 +119,12 @@ class Gallery:
         held = {one.image for one in kept if one.kind == "image" and is_held(check, one)}
         if not (free := [one for one in found if one.image not in held]):
             raise Refused(HELD_FILM, 403)
-        return free
+        shown = {one.image for one in free}
+        finals = sorted((one for one in kept if one.kind == "image" and one.image in shown), key=lambda one: one.image)
+        return free, finals if len(finals) == len(free) else []
 
     async def _ladders(self, job: str) -> list[bytes]:
-        return [await self._bytes(one) for one in await self._stored_ladders(job)]
+        return [await self._bytes(one) for one in (await self._filmed(job))[0]]
 
     async def _bytes(self, one: Stored) -> bytes:
         try:

@@ -19,6 +19,7 @@ from bot.store.deleting import unused
 from engine.bus import Bus
 from engine.job import Enlarge, Ladder, Picture, Recipe, decode
 
+MOST = 8  # times as wide and high as its recipe: what a worker's super-resolver does (`engine.job.Warm.enlargement`)
 PNG = b"\x89PNG\r\n\x1a\n"
 LIMITS = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
 
@@ -52,7 +53,7 @@ class Arrivals:
         one = Stored(value.job, value.image, value.kind, value.sha256, *sizes, verdict=value.verdict)
         async with self._pictures.turn(value.sha256):
             await self._pictures.put(content)
-            kept = await self._store.keep(one, value.epoch, self._clock())
+            kept = await self._store.keep(one, value.epoch, self._clock(), value.method)
             if not kept and await self._store.ask(unused, value.sha256):  # over, or deleted, while it came in
                 await self._pictures.drop(value.sha256)
         return kept
@@ -70,9 +71,9 @@ def _expected(value: Picture, record: Record) -> None:
     if value.image >= record.images or (value.kind == "ladder" and isinstance(record.task, Enlarge)):
         raise Wrong(f"nobody asked for {value.kind} {value.image}")
     if value.kind == "image" and isinstance(record.task, Recipe):
-        asked = (record.task.width, record.task.height)
-        if (value.width, value.height) != asked:
-            raise Wrong(f"the picture is {value.width} × {value.height}, not {asked[0]} × {asked[1]}")
+        asked, factor = (record.task.width, record.task.height), value.width // record.task.width
+        if not 1 <= factor <= MOST or (value.width, value.height) != (factor * asked[0], factor * asked[1]):
+            raise Wrong(f"the picture is {value.width} × {value.height}, not some times {asked[0]} × {asked[1]}")
 
 
 def check(value: Picture, content: bytes) -> None:

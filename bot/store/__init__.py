@@ -27,7 +27,7 @@ from bot.store.accounts import Wish
 from bot.store.engines import engines
 from bot.store.records import RELAXED, Draft, Moved, Record, Stored
 from bot.store.writer import Unavailable, Writer
-from engine.job import Warm
+from engine.job import Method, Warm
 
 __all__ = ["Draft", "Moved", "Record", "Store", "Stored", "Unavailable", "Wish"]
 
@@ -113,9 +113,12 @@ class Store:
         """Cancel a waiting job, or note the wish on one that was sent; the job now, and the transition."""
         return await self._move(moves.wish, job, now)
 
-    async def keep(self, one: Stored, epoch: int, now: float) -> bool:
-        """Note a finished picture. False: the job is unknown or over, or a newer epoch has it."""
-        return await self.write(writes.keep, one, epoch, now)
+    async def keep(self, one: Stored, epoch: int, now: float, method: Method | None = None) -> bool:
+        """Note a finished picture; of an enlargement, `method` is how it was really made.
+
+        False: the job is unknown or over, or a newer epoch has it.
+        """
+        return await self.write(writes.keep, one, epoch, now, method)
 
     async def remember(self, warm: Warm, pool: str, now: float) -> None:
         """Keep a model's profile for times when no worker is alive."""

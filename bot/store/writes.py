@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select
+from typing import cast
+
+import msgspec
+from sqlalchemy import Connection, select, update
 
 from bot.states import OPEN
 from bot.store.records import Stored
 from bot.store.reviews import note_held
 from bot.store.tables import jobs, models, pictures
-from engine.job import Warm, encode
+from engine.job import Enlarge, Method, Recipe, Task, Warm, decode, encode
 
 
-def keep(connection: Connection, one: Stored, epoch: int, now: float) -> bool:
-    """A picture or ladder, unless the job is unknown or over, or a newer epoch has it."""
-    owner = select(jobs.c.check).where(jobs.c.id == one.job, jobs.c.state.in_(OPEN), jobs.c.epoch <= epoch)
+def keep(connection: Connection, one: Stored, epoch: int, now: float, method: Method | None = None) -> bool:
+    """A picture or ladder, unless the job is unknown or over, or a newer epoch has it.
+
+    An enlargement's task becomes what was done of it: a worker without a super-resolver takes Lanczos, and the card
+    must not say otherwise.
+    """
+    owner = select(jobs.c.check, jobs.c.task).where(jobs.c.id == one.job, jobs.c.state.in_(OPEN), jobs.c.epoch <= epoch)
     row = connection.execute(owner.where(jobs.c.deleted.is_(None)).with_for_update()).first()
     if row is None:
         return False
@@ -21,9 +28,18 @@ def keep(connection: Connection, one: Stored, epoch: int, now: float) -> bool:
     gone = connection.execute(pictures.delete().where(*same).returning(pictures.c.verdict))
     before = gone.scalar_one_or_none()
     connection.execute(pictures.insert().values(**vars(one)))
+    if method is not None:
+        _enlarged(connection, one.job, row.task, method)
     if row.check:
         note_held(connection, one, before, now)
     return True
+
+
+def _enlarged(connection: Connection, job: str, task: bytes, method: Method) -> None:
+    asked = decode(task, cast("type[Task]", Recipe | Enlarge))
+    if isinstance(asked, Enlarge) and asked.method != method:
+        done = encode(msgspec.structs.replace(asked, method=method))
+        connection.execute(update(jobs).where(jobs.c.id == job).values(task=done))
 
 
 def remember(connection: Connection, warm: Warm, pool: str, now: float) -> None:

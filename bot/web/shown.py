@@ -13,7 +13,7 @@ from bot import sentences
 from bot.feed import Developing
 from bot.images.held import held, why
 from bot.views import Member, Ticket, View
-from engine.job import Presence, Recipe
+from engine.job import Presence, Recipe, Warm
 
 WARMING = "The engine is warming up. Prompts wait here until it is ready."
 
@@ -90,9 +90,10 @@ def _reason(view: View) -> str:
 def _task(view: View) -> dict[str, Any]:
     task = view.recipe
     if isinstance(task, Recipe):
-        return {"task": "develop", **_recipe(task), "footer": sentences.footer(task, view.seconds, view.ms_per_step)}
+        footer = sentences.footer(task, view.seconds, view.ms_per_step, view.enlargement)
+        return {"task": "develop", **_recipe(task), "footer": footer}
     shot = view.pictures[0] if view.pictures else None
-    footer = "" if shot is None else sentences.enlarged(task.factor, shot.width, shot.height)
+    footer = "" if shot is None else sentences.enlarged(task.factor, shot.width, shot.height, task.method)
     return {"task": "enlarge", "count": 1, "factor": task.factor, "method": task.method, "footer": footer}
 
 
@@ -150,6 +151,10 @@ def frame(moment: Developing) -> dict[str, Any]:
     }
 
 
+def _model(warm: Warm) -> dict[str, Any]:
+    return {"name": warm.name, "size": warm.size, "enlargement": warm.enlargement, "steps": warm.steps}
+
+
 def room(workers: Mapping[str, Presence], *, warming: bool = False) -> dict[str, Any]:
     """Who is at work: every live worker with its device and its models. `warming`: one is sure to come soon."""
     shown = [
@@ -158,7 +163,7 @@ def room(workers: Mapping[str, Presence], *, warming: bool = False) -> dict[str,
             "device": one.device,
             "rows": one.rows,
             "free": one.free,
-            "models": [{"name": warm.name, "size": warm.size, "steps": warm.steps} for warm in one.models],
+            "models": [_model(warm) for warm in one.models],
         }
         for one in sorted(workers.values(), key=lambda one: one.worker)
     ]

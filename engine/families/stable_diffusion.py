@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from transformers.models.bert.modeling_bert import BertModel
 
-from engine.families.family import TORCH
+from engine.families.family import SMALL, TORCH
 from engine.families.opening import folder_of, open_pipeline
 from engine.job import Dtype
+from engine.super_resolver import MAX_SIDE, SuperResolver
 
 TEXTS_KEPT = 256
 HASHED_WHOLE = 128 * 2**20
@@ -28,11 +29,15 @@ OF_OURS, OF_OTHERS = 3.5, 7.5  # guidance: what a trainer of ours has written kn
 
 
 class StableDiffusion:
-    """A `Family` over an assembled float32 `StableDiffusionPipeline`; one cast copy of the network for each dtype."""
+    """A `Family` over an assembled float32 `StableDiffusionPipeline`; one cast copy of the network for each dtype.
+
+    `resolver` enlarges the finals of a small model, and is then part of its revision.
+    """
 
     def __init__(
-        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float = 7.5
-    ) -> None:
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float = 7.5,
+        resolver: SuperResolver | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.revision, self.device, self.guidance = name, revision, torch.device(device), guidance
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
         self.tokens = int(pipeline.tokenizer.model_max_length)
@@ -41,6 +46,11 @@ class StableDiffusion:
         self.size = int(config.sample_size) * self._factor
         self.multiple = self._factor * 2 ** (len(config.block_out_channels) - 1)  # each block but one halves
         self.max_pixels = (2 * self.size) ** 2
+        self._resolver = resolver if self.size <= SMALL else None
+        self.enlargement, self.upscaler = 1, ""
+        if self._resolver is not None:
+            self.enlargement, self.upscaler = self._resolver.scale, self._resolver.name
+            self.revision = together(revision, self._resolver.fingerprint)
         self._pipeline, self._master = pipeline, pipeline.unet.eval().requires_grad_(False)
         self._vae = pipeline.vae.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         pipeline.text_encoder.eval().requires_grad_(False).to(self.device)
@@ -48,12 +58,14 @@ class StableDiffusion:
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @classmethod
-    def from_pretrained(cls, source: str, name: str, device: torch.device | str = "cpu") -> StableDiffusion:
+    def from_pretrained(
+        cls, source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
+    ) -> StableDiffusion:
         """From a folder, or a name on the model hub. Raises `Unfit` where that is no such model in safetensors."""
         folder = folder_of(source)
         pipeline = open_pipeline(folder, name)
         guidance = OF_OURS if isinstance(pipeline.text_encoder, BertModel) else OF_OTHERS
-        return cls(pipeline, name, fingerprint(folder), device, guidance)
+        return cls(pipeline, name, fingerprint(folder), device, guidance, resolver)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self._channels, height // self._factor, width // self._factor
@@ -78,6 +90,12 @@ class StableDiffusion:
         scaled = latents[None].to(self.device, torch.float32) / self._vae.config.scaling_factor
         decoded = self._vae.decode(scaled, return_dict=False)[0]
         return self._pipeline.image_processor.postprocess(decoded.float(), output_type="pil")[0]
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        picture = self.decode(latents)
+        if self._resolver is None or max(picture.size) * self.enlargement > MAX_SIDE:
+            return picture
+        return self._resolver.enlarge(picture)
 
     @torch.inference_mode()
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
@@ -106,3 +124,8 @@ def fingerprint(folder: Path) -> str:
                 file.seek(-HASHED_WHOLE // 2, 2)
             digest.update(file.read())
     return digest.hexdigest()[:12]
+
+
+def together(*fingerprints: str) -> str:
+    """One fingerprint of what several parts decide together."""
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:12]

@@ -17,6 +17,7 @@ from engine.bus import Bus, Unreachable
 from engine.engine import Developed, Engine, Event, Failed, Stepped
 from engine.job import Presence, Snapshot, Warm
 from engine.lane import Lane
+from engine.upscale import Upscaler
 from engine.worker.attention import Attention
 from engine.worker.intake import Intake
 from engine.worker.keeping import Keeping
@@ -49,23 +50,27 @@ class Offer:
     pools: tuple[str, ...] = ("default",)
     build: str = ""
     checks: bool = False
+    enlarge_ms: float = 0.0
 
     def presence(self, free: int) -> Presence:
         return Presence(
             worker=self.name, pools=self.pools, models=self.models, device=self.device, rows=self.rows, free=free,
-            build=self.build, checks=self.checks,
+            build=self.build, checks=self.checks, enlarge_ms=self.enlarge_ms,
         )  # fmt: skip
 
 
 class Worker:
     """`run` returns after `drain`, and raises `Stuck` or `Ended` when the process must end."""
 
-    def __init__(self, bus: Bus, engine: Engine, lane: Lane, offer: Offer, pulse: Pulse) -> None:
+    def __init__(
+        self, bus: Bus, engine: Engine, lane: Lane, offer: Offer, pulse: Pulse, upscaler: Upscaler | None = None
+    ) -> None:
         self._bus, self._offer = bus, offer
         self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash)
         self.roster = Roster(self._thread, lane)
         self._outcome = Outcome(bus, offer.name, self.roster)
-        self._output = Output(bus, lane, self._outcome, pulse)
+        self._upscaler = upscaler or Upscaler()
+        self._output = Output(bus, lane, self._upscaler, self._outcome, pulse)
         self._intake = Intake(bus, offer.name, self.roster, self._outcome, self._output, self._admit)
         self._lease = Lease(bus, self.roster, self._outcome, pulse)
         self._attention = Attention(bus, self.roster)
@@ -99,6 +104,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.roster.close()
+            self._upscaler.close()
         await self._end()
 
     async def _end(self) -> None:

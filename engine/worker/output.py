@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
+import threading
 import time
 from concurrent.futures import Future
 from typing import Literal, TypeVar
@@ -16,10 +17,10 @@ from typing import Literal, TypeVar
 from engine.bus import Bus, NoBlob, Unreachable
 from engine.bus.latest import Latest
 from engine.engine import Developed, Stepped
-from engine.job import MAX_FRAME_BYTES, Enlarge, Frame, Picture, Recipe, Verdict
+from engine.job import MAX_FRAME_BYTES, Enlarge, Frame, Method, Picture, Recipe, Verdict
 from engine.lane import Lane
 from engine.unfit import Unfit
-from engine.upscale import enlarge
+from engine.upscale import Enlarged, Upscaler
 from engine.worker.outcome import Outcome, insist
 from engine.worker.pulse import Pulse
 from engine.worker.run import Run
@@ -35,8 +36,9 @@ LARGEST_SOURCE = 64 * 1024 * 1024
 class Output:
     """One for a worker; the runs come and go."""
 
-    def __init__(self, bus: Bus, lane: Lane, outcome: Outcome, pulse: Pulse) -> None:
-        self._bus, self._lane, self._outcome, self._pulse = bus, lane, outcome, pulse
+    def __init__(self, bus: Bus, lane: Lane, upscaler: Upscaler, outcome: Outcome, pulse: Pulse) -> None:
+        self._bus, self._lane, self._upscaler = bus, lane, upscaler
+        self._outcome, self._pulse = outcome, pulse
         self._fresh: Latest[str, Run] = Latest()
         self._waiting = 0
         self._enlarging = asyncio.Lock()
@@ -82,7 +84,7 @@ class Output:
         assert isinstance(recipe, Recipe)
         png = await self._decoded(self._lane.picture(event, run.job))
         verdict = await self._verdict(run, png)
-        await self._publish(run, event.image, "image", png, (recipe.width, recipe.height), verdict)
+        await self._publish(run, event.image, "image", png, _size(png), verdict)
         if run.job.ladder:
             ladder = await self._decoded(self._lane.ladder(event, run.job))
             await self._publish(run, event.image, "ladder", ladder, (recipe.width, recipe.height))
@@ -112,12 +114,12 @@ class Output:
 
     async def _publish(
         self, run: Run, image: int, kind: Literal["image", "ladder"], content: bytes, size: tuple[int, int],
-        verdict: Verdict = "unchecked",
+        verdict: Verdict = "unchecked", method: Method | None = None,
     ) -> None:  # fmt: skip
         sha = await insist(lambda: self._bus.put_blob(content))
         picture = Picture(
             job=run.job.id, image=image, epoch=run.claim.epoch, kind=kind, sha256=sha, bytes=len(content),
-            width=size[0], height=size[1], verdict=verdict,
+            width=size[0], height=size[1], verdict=verdict, method=method,
         )  # fmt: skip
         await self._outcome.picture(run, picture)
 
@@ -128,13 +130,35 @@ class Output:
         try:
             source = await insist(lambda: self._bus.get_blob(task.source, LARGEST_SOURCE))
             async with self._enlarging:
-                with self._pulse.phase("the upscaler", "decode"):
-                    png = await asyncio.to_thread(enlarge, source, task.factor, task.method)
+                made = await self._enlarged(source, task)
         except NoBlob:
             await self._outcome.failed(run, "The picture to enlarge is no longer stored.", "us")
         except Unfit as error:
             await self._outcome.failed(run, error.sentence, error.blame)
         else:
-            size = struct.unpack(">II", png[16:24])  # of the PNG's header
-            await self._publish(run, 0, "image", png, size, await self._verdict(run, png))
+            verdict = await self._verdict(run, made.png)
+            await self._publish(run, 0, "image", made.png, _size(made.png), verdict, made.method)
             await self._outcome.finished(run)
+
+    async def _enlarged(self, source: bytes, task: Enlarge) -> Enlarged:
+        """The deadline runs from one tile to the next: a large picture takes a slow network long."""
+        left = threading.Event()
+
+        def beat() -> None:
+            if left.is_set():
+                raise Unfit("Nobody waits for this enlargement any more.", "member")
+            self._pulse.busy("the upscaler", "decode")
+
+        beat()
+        future = self._upscaler.enlarge(source, task.factor, task.method, beat)
+        future.add_done_callback(lambda _: self._pulse.rest("the upscaler"))
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            left.set()
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    """Width and height, of the header (PNG specification, 11.2.2 IHDR)."""
+    width, height = struct.unpack(">II", png[16:24])
+    return int(width), int(height)

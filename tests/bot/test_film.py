@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from PIL import Image
 
 from bot.images.film import FRAME_MS, HOLD_MS, TooLarge, film, rung, steps
 from bot.images.grid import GAP
-from bot.images.pixels import Unreadable
+from bot.images.pixels import Unreadable, saved
 from engine.job import Ladder, Rung, encode
 
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -79,6 +80,21 @@ def test_a_shorter_ladder_waits_at_its_end() -> None:
     last = frames(film(ladders))[-1][0]
     assert (grey(last, (100, 100)), grey(last, (400, 100))) == (pytest.approx(100, abs=4), pytest.approx(140, abs=4))
     assert steps(ladders) == [0, 10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_the_finished_pictures_are_the_frame_that_is_held(side: int) -> None:
+    """A small model's are drawn larger than its rungs: enlarged rungs would be a blur where the sharp ones stand."""
+    chart = np.zeros((side, side, 3), dtype=np.uint8)
+    chart[:, side // 2 :] = 255
+    finals = [saved(Image.fromarray(chart), "PNG")] * 2
+    shown = frames(film([ladder(0), ladder(1)], finals=finals))
+    assert [round(grey(one, (128, 128)) / 20) for one, _ in shown[:-1]] == [0, 1, 2, 3, 4]
+    assert len({one.size for one, _ in shown}) == 1
+    held = shown[-1][0]
+    assert (grey(held, (120, 128)), grey(held, (136, 128))) == (pytest.approx(0, abs=9), pytest.approx(255, abs=9))
+    with pytest.raises(Unreadable):
+        film([ladder()], finals=[b"no picture"])
 
 
 def test_a_single_rung_is_a_still_grid() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from engine.engine import Developed, Engine, Failed
 from engine.families.embedded import load_embedded
@@ -26,6 +27,7 @@ class Affine:
     name, revision, guidance = "affine", "r1", 2.0
     device = torch.device("cpu")
     size, multiple, max_pixels, tokens = 32, 8, 64 * 64, 4
+    enlargement, upscaler = 1, ""
 
     def __init__(self, scheduler_config: dict[str, Any], spoilt_text: str = "", memory: int = 10_000) -> None:
         self.scheduler_config = scheduler_config
@@ -50,6 +52,9 @@ class Affine:
     def decode(self, latents: torch.Tensor) -> Image.Image:
         pixels = ((latents[:3].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
         return Image.fromarray(pixels.contiguous().numpy()).resize((32, 32))
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        return self.decode(latents)
 
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
         small = torch.tensor(list(picture.resize((4, 4)).tobytes()), dtype=torch.float32).view(4, 4, 3).permute(2, 0, 1)
@@ -117,6 +122,21 @@ def small_tokenizer(folder: Path) -> Any:
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a small random Compact network, as spandrel builds it, and says where."""
+    from spandrel.architectures.Compact import Compact
+
+    def make(scale: int = 4, convs: int = 2, seed: int = 0, **fields: Any) -> Path:
+        torch.manual_seed(seed)
+        net = Compact(num_feat=8, num_conv=convs, upscale=scale, **fields)
+        path = tmp_path_factory.mktemp("upscaler") / f"tiny{scale}.safetensors"
+        save_file({name: value.half() for name, value in net.state_dict().items()}, path)
+        return path
+
+    return make
 
 
 @pytest.fixture

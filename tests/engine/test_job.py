@@ -175,6 +175,26 @@ def test_what_an_older_version_says_is_read_with_defaults_for_what_it_did_not_kn
     assert (older.v, older.check, older.task) == (1, False, job.task)
 
 
+def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() -> None:
+    share = Share(tier="a", guild="b", user="c")
+    enlarging = Job(id="0" * 26, task=Enlarge(source="a" * 64), share=share, cost=1.0, deadline=2e9)
+    sha = "a" * 64
+    picture = contract.Picture(job="0" * 26, image=0, epoch=1, kind="image", sha256=sha, bytes=1, width=64, height=64)
+    presence = contract.Presence(
+        worker="w", pools=("default",), models=(warm(),), device="cpu", rows=8, free=8, build="b"
+    )  # fmt: skip
+    for value, gone in ((enlarging, ()), (picture, ("method",)), (presence, ("enlarge_ms",))):
+        for version in (1, 2):
+            plain = {**msgspec.msgpack.decode(encode(value)), "v": version}
+            for name in gone:
+                del plain[name]
+            for model in plain.get("models", ()):
+                del model["enlargement"]
+            assert decode(msgspec.msgpack.encode(plain), type(value)) == msgspec.structs.replace(value, v=version)
+    assert (enlarging.task, picture.method) == (Enlarge(source=sha, factor=4, method="lanczos"), None)
+    assert (presence.enlarge_ms, presence.models[0].enlargement) == (0.0, 1)
+
+
 def test_a_deeply_nested_bomb_is_malformed() -> None:
     for bomb in (b"\x91" * 100_000, b"\x81\xa4task" * 20_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
         with pytest.raises(Malformed):
@@ -204,16 +224,19 @@ def test_rows_a_step(changes: dict[str, Any], expected: int) -> None:
     assert rows(recipe(**changes)) == expected
 
 
-def test_cost_is_steps_and_texts_and_decodes() -> None:
-    warm = Warm(
+def warm() -> Warm:
+    return Warm(
         name="embedded", revision="", dtype="float32", size=64, multiple=8, max_pixels=65536, tokens=64, steps=50,
         sampler="ddim", guidance=4.0, row_ms=2.0, encode_ms=10.0, decode_ms=5.0,
     )  # fmt: skip
-    assert cost(recipe(), warm) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
-    assert cost(recipe(bucket=8), warm) == cost(recipe(), warm)
-    assert cost(recipe(count=3, bucket=8), warm) == pytest.approx((8 * 10 * 2 + 2 * 10 + 3 * 5) / 1000)
-    assert cost(recipe(bucket=5), warm) == pytest.approx((10 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
-    assert cost(recipe(width=128), warm) == pytest.approx((2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000)
+
+
+def test_cost_is_steps_and_texts_and_decodes() -> None:
+    assert cost(recipe(), warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert cost(recipe(bucket=8), warm()) == cost(recipe(), warm())
+    assert cost(recipe(count=3, bucket=8), warm()) == pytest.approx((8 * 10 * 2 + 2 * 10 + 3 * 5) / 1000)
+    assert cost(recipe(bucket=5), warm()) == pytest.approx((10 * 10 * 2 + 2 * 10 + 4 * 5) / 1000)
+    assert cost(recipe(width=128), warm()) == pytest.approx((2 * 8 * 10 * 2 + 2 * 10 + 2 * 4 * 5) / 1000)
 
 
 def test_an_owner_needs_a_weight_above_zero() -> None:

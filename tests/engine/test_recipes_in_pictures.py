@@ -76,7 +76,16 @@ def test_what_was_made_smaller_still_tells_it(share: float) -> None:
 
 
 def test_an_enlarged_picture_keeps_it() -> None:
-    assert told(enlarge(picture(2), 4)) == expected(9)
+    assert told(enlarge(picture(2), 4).png) == expected(9)
+
+
+def test_a_final_that_was_enlarged_keeps_the_size_of_its_recipe_and_says_what_enlarged_it() -> None:
+    noise = Image.effect_noise((4 * RECIPE.width, 4 * RECIPE.height), 90).convert("RGB")
+    made = png(noise, parameters(RECIPE, 1, "abc123", 4, "Darkroom"))
+    for payload in (made, grid.compose([made, picture(2)]), enlarge(made, 4).png):
+        assert told(payload) == expected(8)
+        found = parsed(payload).metadata
+        assert (found["Hires upscale"], found["Hires upscaler"]) == ("4", "Darkroom")
 
 
 @pytest.mark.parametrize(

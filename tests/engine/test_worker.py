@@ -42,6 +42,8 @@ from engine.job import (
     decode,
 )  # fmt: skip
 from engine.lane import Lane
+from engine.super_resolver import SuperResolver
+from engine.upscale import Upscaler
 from engine.worker import FULL_PAUSE, Offer, Stuck, Worker
 from engine.worker.pulse import Pulse
 
@@ -89,9 +91,12 @@ class Shop:
         await bus.declare()
         return bus
 
-    async def worker(self, name: str = "one", pulse: Pulse | None = None) -> tuple[Worker, asyncio.Task[None]]:
+    async def worker(
+        self, name: str = "one", pulse: Pulse | None = None, upscaler: Upscaler | None = None
+    ) -> tuple[Worker, asyncio.Task[None]]:
         offer = Offer(name, "cpu", rows=8)
-        worker = Worker(await self.join(), Engine(self.loaded, rows=8), self.lane, offer, pulse or Pulse())
+        engine, pulse = Engine(self.loaded, rows=8), pulse or Pulse()
+        worker = Worker(await self.join(), engine, self.lane, offer, pulse, upscaler)
         task = asyncio.create_task(worker.run())
         self.running.append((worker, task))
         return worker, task
@@ -310,7 +315,7 @@ async def test_an_enlargement(shop: Shop) -> None:
     await shop.bot.dispatch(an_enlargement(JOB, known))
     said = await shop.results()
     assert [type(value) for value in said] == [Started, Picture, Finished]
-    assert (said[1].width, said[1].height, said[1].kind) == (160, 96, "image")
+    assert (said[1].width, said[1].height, said[1].kind, said[1].method) == (160, 96, "image", "lanczos")
     large = Image.open(BytesIO(await shop.bot.get_blob(said[1].sha256, 1_000_000)))
     assert (large.size, large.convert("RGB").getpixel((80, 48))) == ((160, 96), (255, 0, 0))
     await shop.bot.dispatch(an_enlargement(OTHER, "f" * 64))
@@ -321,7 +326,41 @@ async def test_an_enlargement(shop: Shop) -> None:
 
 def an_enlargement(job: str, source: str) -> Job:
     share = Share("standard", "guild", "ann")
-    return Job(id=job, task=Enlarge(source=source), share=share, cost=1.0, deadline=2e9)
+    return Job(id=job, task=Enlarge(source=source, method="gan"), share=share, cost=1.0, deadline=2e9)
+
+
+@pytest.mark.asyncio
+async def test_an_enlargement_by_the_super_resolver(shop: Shop, weights: Callable[..., Path]) -> None:
+    source = BytesIO()
+    Image.new("RGB", (40, 24), "red").save(source, "PNG")
+    resolver = await asyncio.to_thread(lambda: SuperResolver(weights()))
+    await shop.worker(upscaler=Upscaler(resolver))
+    await shop.bot.dispatch(an_enlargement(JOB, await shop.bot.put_blob(source.getvalue())))
+    said = (await shop.results())[1]
+    assert (said.width, said.height, said.kind, said.method) == (160, 96, "image", "gan")
+    large = Image.open(BytesIO(await shop.bot.get_blob(said.sha256, 1_000_000)))
+    assert "Postprocess upscaler: tiny4" in large.info["parameters"]
+
+
+@pytest.mark.asyncio
+async def test_an_enlargement_that_is_cancelled_stops_at_the_next_tile_and_leaves_no_busy_thread(
+    shop: Shop, weights: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = await asyncio.to_thread(lambda: SuperResolver(weights()))
+    gate, tiles, original = threading.Event(), list[Any](), resolver._pixels
+    monkeypatch.setattr(resolver, "_pixels", lambda shown: (tiles.append(shown), gate.wait(60), original(shown))[2])
+    source, pulse = BytesIO(), Pulse()
+    Image.new("RGB", (600, 600), "red").save(source, "PNG")
+    await shop.worker(pulse=pulse, upscaler=Upscaler(resolver))
+    await shop.bot.dispatch(an_enlargement(JOB, await shop.bot.put_blob(source.getvalue())))
+    while not tiles:
+        await asyncio.sleep(0.02)
+    await shop.bot.cancel(JOB)
+    assert isinstance((await shop.results())[-1], Cancelled)
+    gate.set()
+    while "the upscaler" in pulse._now:
+        await asyncio.sleep(0.02)
+    assert len(tiles) == 1
 
 
 @pytest.mark.asyncio

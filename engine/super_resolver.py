@@ -1,0 +1,179 @@
+"""SuperResolver: a picture some times as large, drawn by a network of any architecture that spandrel loads.
+
+Tile by tile, each with as much around it as the network looks at, and only the inside of each is kept: there is nothing
+to blend, no seam, and memory that does not grow with the picture. Weights are safetensors or nothing: a pickle can run
+code when it is opened. Knows pixels; knows nothing of jobs, latents or PNGs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from engine.unfit import Unfit
+
+log = logging.getLogger(__name__)
+
+BUILT_IN = Path(__file__).parent / "weights" / "upscaler" / "model.safetensors"
+MAX_SIDE = 4096  # pixels of what comes out
+TILE = 256  # pixels a side that the network is shown at once
+MOST_AROUND = 64  # pixels around a tile: some networks look at the whole picture, and what is further tells them little
+RESIZING = 2  # more of them, for Lanczos from the network's scale to another
+SCALES = range(2, 9)
+PROBE = 32  # pixels a side of the grey picture that a fresh network must enlarge
+SAMPLE = 64  # the same of the picture that its pace is measured with
+
+Beat = Callable[[], None]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class SuperResolver:
+    """One loaded network; its methods may be called from several threads, and take turns tile by tile.
+
+    Float32 on a CPU; float16 on a card where its architecture allows that, never bfloat16, whose eight bits show as
+    bands in a sky. The same picture gives the same bytes on one device, build and number of threads.
+    """
+
+    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
+        """Raises `Unfit` (blame "worker") with one sentence for a file that is no such network in safetensors."""
+        self.name, self.device = _name(path), torch.device(device)
+        self._net: Any = _loaded(path)
+        self.scale = int(self._net.scale)
+        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        half = self.device.type == "cuda" and self._net.supports_half
+        self._dtype = torch.float16 if half else torch.float32
+        self._net.to(self.device, self._dtype).eval()
+        for parameter in self._net.model.parameters():
+            parameter.requires_grad_(False)
+        self._around, self._turn = _reach(self._net.model), threading.Lock()
+        self._probe(path)
+
+    @classmethod
+    def find(cls, path: Path | None, device: torch.device | str = "cpu") -> SuperResolver | None:
+        """The one at `path`, else the built-in one; None where the latter is not installed. Raises `Unfit`."""
+        if path is None and not BUILT_IN.exists():
+            return None
+        return cls(path or BUILT_IN, device)
+
+    def enlarge(self, picture: Image.Image, factor: int = 0, on_tile: Beat | None = None) -> Image.Image:
+        """`factor` times as wide and high (0: the network's own scale); `on_tile` is called before each tile.
+
+        Without alpha, as RGB. Another factor than the network's own: several passes as long as these multiply to it,
+        and the rest by Lanczos from the nearest.
+        """
+        factor = factor or self.scale
+        if factor > self.scale and factor % self.scale == 0:
+            return self.enlarge(self.enlarge(picture, self.scale, on_tile), factor // self.scale, on_tile)
+        source = picture.convert("RGB")
+        large = Image.new("RGB", (source.width * factor, source.height * factor))
+        for inner, outer in _tiles(source.size, self._around):
+            if on_tile is not None:
+                on_tile()
+            large.paste(*self._tile(source, inner, outer, factor))
+        return large
+
+    def measure(self) -> float:
+        """Milliseconds a megapixel of the picture that is enlarged, of this thread; on a CPU whatever else it does."""
+        clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
+        sample, best = Image.effect_noise((SAMPLE, SAMPLE), 60).convert("RGB"), float("inf")
+        for _ in range(3):  # the first builds the kernels
+            began = clock()
+            self.enlarge(sample)
+            best = min(best, clock() - began)
+        return 1000 * best / (SAMPLE * SAMPLE / 1e6)
+
+    def _tile(self, source: Image.Image, inner: Box, outer: Box, factor: int) -> tuple[Image.Image, tuple[int, int]]:
+        """What stands for `inner`, and where it belongs. Both are boxes in pixels of the source."""
+        pixels = Image.fromarray(self._pixels(np.asarray(source.crop(outer))))
+        if factor != self.scale:
+            size = ((outer[2] - outer[0]) * factor, (outer[3] - outer[1]) * factor)
+            pixels = pixels.resize(size, Image.Resampling.LANCZOS)
+        left, top, right, bottom = (factor * each for each in inner)
+        x, y = factor * outer[0], factor * outer[1]
+        return pixels.crop((left - x, top - y, right - x, bottom - y)), (left, top)
+
+    def _pixels(self, shown: np.ndarray) -> np.ndarray:
+        """uint8 [height, width, 3] through the network, which sees numbers from 0 to 1."""
+        rows = torch.from_numpy(shown.copy()).to(self.device, self._dtype).permute(2, 0, 1)[None] / 255
+        with self._turn:
+            made = self._net(rows)[0].float()
+        return (made * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+
+    def _probe(self, path: Path) -> None:
+        """A network that makes no numbers, or a picture of another size, is found out now."""
+        grey = torch.full((1, 3, PROBE, PROBE), 0.5, dtype=self._dtype, device=self.device)
+        try:
+            made = self._net(grey)
+        except Exception as error:  # whatever a strange network does
+            raise _unfit(path, "does not work") from error
+        if made.shape[2] != PROBE * self.scale or not bool(made.isfinite().all()):
+            raise _unfit(path, "does not give pictures")
+
+
+def _loaded(path: Path) -> Any:
+    """spandrel's descriptor of the network, float32 on the CPU."""
+    if not path.is_file():
+        raise _unfit(path, "is not there")
+    if path.suffix != ".safetensors":
+        raise _unfit(path, "is no safetensors file: other formats can run code when they are opened")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from spandrel import ModelLoader, UnsupportedModelError, canonicalize_state_dict
+
+    try:
+        weights = canonicalize_state_dict(load_file(path))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _unfit(path, "cannot be read: it is damaged, or no safetensors file") from error
+    try:
+        net = ModelLoader().load_from_state_dict(weights)
+    except UnsupportedModelError as error:
+        raise _unfit(path, "has an architecture that spandrel does not know") from error
+    except Exception as error:  # the loader takes apart what somebody sent us, and fails in any way
+        raise _unfit(path, "has weights that do not fit together") from error
+    if net.purpose != "SR" or net.scale not in SCALES or (net.input_channels, net.output_channels) != (3, 3):
+        raise _unfit(path, "does not enlarge pictures in colour by 2 to 8")
+    log.info("the upscaler %s is a %s, ×%d", path.name, net.architecture.name, net.scale)
+    return net
+
+
+def _unfit(path: Path, why: str) -> Unfit:
+    return Unfit(f"The upscaler {_name(path)} {why}.", "worker")
+
+
+def _name(path: Path) -> str:
+    """As a PNG's text may hold it: the file's name, or its folder's where it has the common one."""
+    if path == BUILT_IN:
+        return "Darkroom"
+    name = path.parent.name if path.stem in ("model", "diffusion_pytorch_model") else path.stem
+    return re.sub(r"[^A-Za-z0-9._+ -]", "-", name)[:64] or "upscaler"
+
+
+def _reach(net: torch.nn.Module) -> int:
+    """How far the network looks from a pixel, if it is a stack of convolutions; a bound for most others."""
+    kernels = [module for module in net.modules() if isinstance(module, torch.nn.Conv2d)]
+    seen = sum((module.kernel_size[0] // 2) * module.dilation[0] for module in kernels)
+    return min(MOST_AROUND, seen) + RESIZING
+
+
+def _tiles(size: tuple[int, int], around: int) -> Iterator[tuple[Box, Box]]:
+    """Boxes that cover a picture of `size` without overlap, each with the larger box that the network is shown."""
+    width, height = size
+    step = TILE - 2 * around
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            inner = (left, top, min(left + step, width), min(top + step, height))
+            outer = (
+                max(0, left - around), max(0, top - around),
+                min(inner[2] + around, width), min(inner[3] + around, height),
+            )  # fmt: skip
+            yield inner, outer

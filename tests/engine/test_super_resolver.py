@@ -1,0 +1,241 @@
+"""The super-resolver: no seams, the same bytes, what it cannot load, and what the built-in one does to a step."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from engine import super_resolver
+from engine.encode import png
+from engine.families.embedded import load_embedded
+from engine.lane import Lane
+from engine.super_resolver import BUILT_IN, MAX_SIDE, SuperResolver, _tiles
+from engine.unfit import Unfit
+from engine.upscale import Upscaler, enlarge
+
+SOON = 60.0
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def resolver(weights: Make) -> SuperResolver:
+    return SuperResolver(weights())
+
+
+def noise(width: int, height: int, seed: int = 1) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def whole(resolver: SuperResolver, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    with monkeypatch.context() as patched:
+        patched.setattr(super_resolver, "TILE", 100_000)
+        return np.asarray(resolver.enlarge(picture), dtype=np.int16)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (130, 70), (33, 129), (65, 64)])
+def test_tiles_leave_no_seam(resolver: SuperResolver, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = whole(resolver, noise(*size), monkeypatch)
+    monkeypatch.setattr(super_resolver, "TILE", 64)
+    beats: list[None] = []
+    found = np.asarray(resolver.enlarge(noise(*size), on_tile=lambda: beats.append(None)), dtype=np.int16)
+    assert found.shape == (4 * size[1], 4 * size[0], 3)
+    assert abs(found - expected).max() <= 1
+    assert len(beats) > 1
+
+
+def test_a_tile_that_saw_too_little_would_leave_one(resolver: SuperResolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test above is worth."""
+    expected = whole(resolver, noise(130, 70), monkeypatch)
+    monkeypatch.setattr(super_resolver, "TILE", 64)
+    monkeypatch.setattr(resolver, "_around", 0)
+    assert abs(np.asarray(resolver.enlarge(noise(130, 70)), dtype=np.int16) - expected).max() > 1
+
+
+@pytest.mark.parametrize(("factor", "size"), [(2, (260, 132)), (3, (390, 198)), (8, (1040, 528)), (16, (2080, 1056))])
+def test_other_factors_have_no_seams_either(
+    resolver: SuperResolver, factor: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = noise(130, 66)
+    with monkeypatch.context() as patched:
+        patched.setattr(super_resolver, "TILE", 100_000)
+        expected = np.asarray(resolver.enlarge(source, factor), dtype=np.int16)
+    monkeypatch.setattr(super_resolver, "TILE", 64)
+    found = resolver.enlarge(source, factor)
+    assert found.size == size
+    assert abs(np.asarray(found, dtype=np.int16) - expected).max() <= 1
+
+
+def test_tiles_cover_all_once_and_stay_small() -> None:
+    covered = np.zeros((1024, 1024), dtype=np.uint8)
+    for (left, top, right, bottom), outer in _tiles((1024, 1024), 14):
+        covered[top:bottom, left:right] += 1
+        assert outer[2] - outer[0] <= super_resolver.TILE
+        assert outer[3] - outer[1] <= super_resolver.TILE
+    assert (covered == 1).all()
+
+
+def test_the_same_picture_gives_the_same_bytes_whoever_asks(weights: Make) -> None:
+    path, source = weights(), png(noise(70, 40), "a cat")
+    first, second = SuperResolver(path), SuperResolver(path)
+    assert first.fingerprint == second.fingerprint != SuperResolver(weights(seed=1)).fingerprint
+    made = enlarge(source, 4, "gan", first)
+    assert made == enlarge(source, 4, "gan", second)
+    upscaler = Upscaler(first)
+    assert upscaler.enlarge(source, 4, "gan").result(SOON) == made
+    assert upscaler.measure() > 0
+    upscaler.close()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_any_kind_of_picture_comes_out_in_colour_without_alpha(resolver: SuperResolver, mode: str) -> None:
+    large = resolver.enlarge(noise(20, 10).convert("RGB").convert(mode))
+    assert (large.mode, large.size) == ("RGB", (80, 40))
+
+
+def test_the_text_says_what_enlarged_it(resolver: SuperResolver) -> None:
+    small = png(noise(20, 10), "a cat\nSteps: 3")
+    made = enlarge(small, 4, "gan", resolver)
+    with Image.open(BytesIO(made.png)) as large:
+        assert large.size == (80, 40)
+        assert large.info["parameters"] == "a cat\nSteps: 3, Postprocess upscale by: 4, Postprocess upscaler: tiny4"
+    assert made.method == "gan"
+
+
+def test_without_a_super_resolver_it_is_lanczos_and_says_so() -> None:
+    small = png(noise(20, 10), "a cat")
+    made = enlarge(small, 4, "gan")
+    assert made == enlarge(small, 4, "lanczos")
+    assert made.method == "lanczos"
+    with Image.open(BytesIO(made.png)) as large:
+        assert large.info["parameters"].endswith("Postprocess upscaler: Lanczos")
+    upscaler = Upscaler()
+    assert upscaler.measure() == 0
+    upscaler.close()
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(resolver: SuperResolver) -> None:
+    with pytest.raises(Unfit, match=f"is more than {MAX_SIDE} pixels a side"):
+        enlarge(png(Image.new("1", (MAX_SIDE, 8)), ""), 2, "gan", resolver)
+
+
+def test_finals_of_a_small_model_are_enlarged_and_its_previews_are_not(weights: Make, recipe: Any, job: Any) -> None:
+    from engine.engine import Developed, Stepped
+
+    plain = load_embedded()
+    resolvers = [SuperResolver(weights()), SuperResolver(weights(seed=1))]
+    families = [load_embedded(resolver=each) for each in resolvers]
+    family = families[0]
+    assert (plain.enlargement, plain.upscaler) == (1, "")
+    assert (family.enlargement, family.upscaler) == (4, "tiny4")
+    assert len({plain.revision, *(each.revision for each in families)}) == 3
+    one = job(recipe(model="embedded", width=64, height=64))
+    latents = torch.randn(family.latent_shape(64, 64), generator=torch.Generator().manual_seed(1))
+    lane = Lane({"embedded": family})
+    made, again = (lane.picture(Developed(one.id, 0, latents, ()), one).result(SOON) for _ in range(2))
+    frame = lane.frame(Stepped(one.id, 0, 1, 10, latents), one, 0, 1.0).result(SOON)
+    lane.close()
+    assert made == again
+    with Image.open(BytesIO(made)) as large, Image.open(BytesIO(frame.picture)) as small:
+        assert (large.size, small.size) == ((256, 256), (64, 64))
+        assert "Size: 64x64, Model hash: " in large.info["parameters"]
+        assert "Hires upscale: 4, Hires upscaler: tiny4" in large.info["parameters"]
+
+
+def test_what_would_be_too_large_stays_as_it_is(weights: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.families import stable_diffusion
+
+    family = load_embedded(resolver=SuperResolver(weights()))
+    monkeypatch.setattr(stable_diffusion, "MAX_SIDE", 255)
+    assert family.finish(torch.zeros(family.latent_shape(64, 64))).size == (64, 64)
+
+
+def test_a_large_model_has_no_use_for_it(small_folder: Path, weights: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine.families import stable_diffusion
+    from engine.families.stable_diffusion import StableDiffusion
+
+    monkeypatch.setattr(stable_diffusion, "SMALL", 31)
+    plain = StableDiffusion.from_pretrained(str(small_folder), "small")
+    given = StableDiffusion.from_pretrained(str(small_folder), "small", resolver=SuperResolver(weights()))
+    assert (given.enlargement, given.revision) == (1, plain.revision)
+
+
+def broken(kind: str, weights: Make, folder: Path) -> Path:
+    path = folder / f"{kind}.safetensors"
+    state = load_file(weights())
+    match kind:
+        case "missing":
+            pass
+        case "pickle":
+            path = folder / "model.pth"
+            torch.save(state, path)
+        case "pickle-renamed":
+            path.write_bytes(pickle.dumps({"a": 1}))
+        case "cut":
+            path.write_bytes(weights().read_bytes()[:-100])
+        case "empty":
+            path.touch()
+        case "unknown":
+            save_file({"some.weight": torch.zeros(3)}, path)
+        case "misfit":
+            save_file(state | {"body.2.weight": torch.zeros(8, 7, 3, 3)}, path)
+        case "nan":
+            save_file({name: value * float("nan") for name, value in state.items()}, path)
+        case "same-size":
+            path = weights(scale=1)
+        case "grey":
+            path = weights(num_in_ch=1, num_out_ch=1)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("missing", "is not there."),
+        ("pickle", "is no safetensors file: other formats can run code when they are opened."),
+        ("pickle-renamed", "cannot be read: it is damaged, or no safetensors file."),
+        ("cut", "cannot be read: it is damaged, or no safetensors file."),
+        ("empty", "cannot be read: it is damaged, or no safetensors file."),
+        ("unknown", "has an architecture that spandrel does not know."),
+        ("misfit", "has weights that do not fit together."),
+        ("nan", "does not give pictures."),
+        ("same-size", "does not enlarge pictures in colour by 2 to 8."),
+        ("grey", "does not enlarge pictures in colour by 2 to 8."),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_sentence(kind: str, sentence: str, weights: Make, tmp_path: Path) -> None:
+    with pytest.raises(Unfit) as refused:
+        SuperResolver(broken(kind, weights, tmp_path))
+    assert refused.value.blame == "worker"
+    assert refused.value.sentence.startswith("The upscaler ")
+    assert refused.value.sentence.endswith(sentence)
+
+
+def test_without_the_built_in_file_there_is_none(
+    weights: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(super_resolver, "BUILT_IN", tmp_path / "none.safetensors")
+    assert SuperResolver.find(None) is None
+    assert SuperResolver.find(weights(scale=2)).scale == 2  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.skipif(not BUILT_IN.exists(), reason="the trained weights are not in this checkout")
+@pytest.mark.parametrize("upright", [True, False])
+@pytest.mark.parametrize(("low", "high"), [(64, 192), (96, 160), (112, 144)])
+def test_the_built_in_one_does_not_overshoot_a_step(low: int, high: int, upright: bool) -> None:
+    """A step between two mid greys, clear of clipping: Lanczos rings by some per cent of it, this one must not."""
+    chart = np.full((64, 64, 3), low, dtype=np.uint8)
+    chart[:, 32:] = high
+    picture = Image.fromarray(chart if upright else chart.transpose(1, 0, 2).copy())
+    found = np.asarray(SuperResolver(BUILT_IN).enlarge(picture), dtype=np.int16)[16:-16, 16:-16]
+    assert found.max() - high <= 4
+    assert low - found.min() <= 4
