@@ -61,7 +61,7 @@ def write(page: Image.Image, path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             return
-    raise ValueError(f"The sheet does not fit into {MOST_BYTES // 1_000_000} MB: name a file that ends in .webp.")
+    raise ValueError(f"The sheet does not fit into {MOST_BYTES / 1e6:g} MB: name a file that ends in .webp.")
 
 
 def _encoded(page: Image.Image, suffix: str) -> list[bytes]:
