@@ -41,17 +41,19 @@ def hues(scene: Scene) -> list[Row]:
 
 
 def labels(scene: Scene) -> list[Row]:
-    """ "LABEL, white background": is it among the judge's first one or five labels, of all there are?"""
+    """Is what "LABEL, white background" gives among the judge's first one or five labels, of all there are?"""
     drawn, known = scene.drawn(), len(scene.judge.labels)
     at_1, at_5 = (retrieval(drawn.seen.scores, drawn.wanted, count) for count in (1, 5))
     own_1, own_5 = scene.own_score(1), scene.own_score(5)
     note = f"{len(drawn.labels)} of {known} labels asked for, ranked among all {known}"
     return [
         goals.OWN_AT_1.row(own_1),
-        goals.OWN_AT_5.row(own_5, f"{known} labels, two renderings each that it was not trained on"),
+        goals.OWN_AT_5.row(own_5, f"{known} labels, two renderings each: on any background, small, close-up, re-hued"),
         goals.AT_1.row(at_1, note),
         goals.AT_5.row(at_5, note),
-        goals.AT_5_SHARE.row(100 * at_5 / own_5, f"{at_5:.1f} % where the judge has {own_5:.1f} % on real pictures"),
+        goals.AT_5_SHARE.row(
+            _relative(at_5, own_5), f"{at_5:.1f} % where the judge has {own_5:.1f} % on real pictures"
+        ),
     ]
 
 
@@ -68,7 +70,7 @@ def held_out_words(scene: Scene) -> list[Row]:
     each = ", ".join(f"{word} {share(hits):.0f}" for word, hits in by_word.items())
     return [
         goals.WORDS.row(figure, f"{len(asked)} pictures, in percent: {each}"),
-        goals.WORDS_SHARE.row(100 * figure / own, f"the judge has {own:.1f} % on real pictures of the same things"),
+        goals.WORDS_SHARE.row(_relative(figure, own), f"the judge has {own:.1f} % on real pictures of the same things"),
     ]
 
 
@@ -78,14 +80,22 @@ def _accepted(scene: Scene, words: Sequence[str]) -> list[list[int]]:
 
 def _own_words(scene: Scene) -> float:
     """The same measure on real pictures of what the words may be drawn as; each word counts alike."""
-    pictures, wanted = [], []
-    for word in ACCEPTED:
-        drawings = [art for art in scene.artwork if art.words.label in ACCEPTED[word]]
-        pictures += [variant(art, HELD_BACK, scene.seed).pixels for art in drawings]
-        wanted += _accepted(scene, [word] * len(drawings))
-    if not pictures:
+    found: list[float] = []
+    for word, accepted in ACCEPTED.items():
+        drawings = [art for art in scene.artwork if art.words.label in accepted]
+        if drawings:
+            pictures = np.stack([variant(art, HELD_BACK, scene.seed).pixels for art in drawings])
+            found.append(among(scene.judge.look(pictures).scores, _accepted(scene, [word] * len(drawings)), 5))
+    if not found:
         raise ValueError("The artwork has no picture of what the held-out words mean.")
-    return among(scene.judge.look(np.stack(pictures)).scores, wanted, 5)
+    return sum(found) / len(found)
+
+
+def _relative(figure: float, own: float) -> float:
+    """Percent of the judge's own score."""
+    if own <= 0:
+        raise ValueError("The judge recognises nothing, not even real pictures: train it with `darkroom train judge`.")
+    return 100 * figure / own
 
 
 def _most(missed: Sequence[str]) -> str:
