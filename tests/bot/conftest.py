@@ -25,6 +25,7 @@ from engine.job import (
     Frame,
     Job,
     Ladder,
+    Method,
     Picture,
     Presence,
     Recipe,
@@ -63,6 +64,9 @@ class Apprentice:
         self.bus, self.name, self.rows = bus, name, rows
         self.models = models
         self.revision = "1"
+        self.enlargement = 1  # of its finals
+        self.enlarge_ms = 0.0  # of its super-resolver
+        self.method: Method | None = None  # what it says of how it enlarged
         self.begun: list[str] = []
         self.go = asyncio.Event()  # set: jobs run through; clear: they wait in the middle
         self.go.set()
@@ -75,6 +79,7 @@ class Apprentice:
         presence = Presence(
             worker=self.name, pools=("default",), models=tuple(warm(model, self.revision) for model in self.models),
             device="none", rows=self.rows, free=max(0, self.rows - 8 * len(self.held)), build="test",
+            enlarge_ms=self.enlarge_ms,
         )  # fmt: skip
         await self.bus.announce(presence)
 
@@ -164,9 +169,11 @@ class Apprentice:
         await self.bus.publish_frame(frame)
 
     async def picture(self, job: Job, epoch: int, image: int) -> None:
-        side = job.task.width if isinstance(job.task, Recipe) else 256
+        side = self.enlargement * job.task.width if isinstance(job.task, Recipe) else 256
         content = png(side, side, 40 * image)
-        await self.keep(job, epoch, image, "image", content, side)
+        await self.keep(
+            job, epoch, image, "image", content, side, None if isinstance(job.task, Recipe) else self.method
+        )
 
     async def ladder(self, job: Job, epoch: int, image: int) -> None:
         rungs = tuple(Rung(step=step, thumbnail=png(8, 8, step)) for step in (0, 10, 20))
@@ -174,11 +181,13 @@ class Apprentice:
         await self.keep(job, epoch, image, "ladder", content, 64)
 
     async def keep(
-        self, job: Job, epoch: int, image: int, kind: Literal["image", "ladder"], content: bytes, side: int
-    ) -> None:
+        self, job: Job, epoch: int, image: int, kind: Literal["image", "ladder"], content: bytes, side: int,
+        method: Method | None = None,
+    ) -> None:  # fmt: skip
         sha = await self.bus.put_blob(content)
         picture = Picture(
-            job=job.id, image=image, epoch=epoch, kind=kind, sha256=sha, bytes=len(content), width=side, height=side
+            job=job.id, image=image, epoch=epoch, kind=kind, sha256=sha, bytes=len(content), width=side, height=side,
+            method=method,
         )  # fmt: skip
         await self.say(picture)
 

@@ -81,7 +81,7 @@ async def test_reports_about_unknown_jobs_are_answered_and_forgotten(open_job, u
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    "fault", ["size", "bytes", "missing", "not a png", "torn", "garbage", "ladder", "empty ladder"]
+    "fault", ["size", "nine times", "bytes", "missing", "not a png", "torn", "garbage", "ladder", "empty ladder"]
 )
 async def test_a_bad_picture_is_laid_aside_and_the_job_done_again(open_job, until, fault):
     house, apprentice, job = await open_job()
@@ -96,6 +96,8 @@ async def test_a_bad_picture_is_laid_aside_and_the_job_done_again(open_job, unti
         await apprentice.picture(job, 10, 0)
     if fault == "size":
         await apprentice.keep(job, 10, 0, "image", b"\x89PNG", 72)
+    elif fault == "nine times":
+        await apprentice.keep(job, 10, 0, "image", b"\x89PNG", 9 * 64)
     else:
         picture = Picture(
             job=job.id, image=0, epoch=10, kind="ladder" if "ladder" in fault else "image", sha256=sha or "0" * 64,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 
 import msgspec
 import pytest
+from PIL import Image
 
 from bot.desk.further import STRENGTHS
-from bot.desk.recipes import enlarged, pinned, varied
+from bot.desk.recipes import enlarged, enlarging_cost, enlarging_notes, pinned, varied
 from bot.feed import Developing, Settled
+from bot.images import grid
+from bot.images.grid import GAP
 from bot.models import SHIPPED, Profile
 from bot.orders import assumed
 from bot.refused import Refused
@@ -302,10 +306,54 @@ def test_exact_mode_takes_the_next_power_of_two():
     assert pinned(msgspec.structs.replace(made, concepts=(Concept(text="a"),) * 8)).bucket == 32
 
 
+def test_an_enlargement_is_priced_by_what_the_super_resolver_takes_for_the_source():
+    by_gan, by_lanczos = enlarged("0" * 64, 256, 256), enlarged("0" * 64, 256, 256, "lanczos")
+    assert enlarging_cost(by_lanczos, 256, 256) == pytest.approx(0.05 * (1 + 1024**2 / 1e6))
+    more = enlarging_cost(by_gan, 256, 256, 10_000) - enlarging_cost(by_lanczos, 256, 256)
+    assert more == pytest.approx(10 * 256**2 / 1e6)
+
+
+@pytest.mark.asyncio
+async def test_finals_may_be_some_times_as_large_as_their_recipe(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    apprentice.enlargement = 4
+    await until(lambda: house.studio.workers())
+    (ticket,) = await house.studio.imagine("a lamp --seed 7", ann, here)
+    view = await _done(house.studio, ticket.job, until)
+    assert [(one.width, one.height) for one in view.pictures] == [(256, 256)] * 4
+    assert (view.enlargement, view.recipe.width, view.recipe.height) == (4, 64, 64)
+    whole = await asyncio.to_thread(grid.compose, await house.studio.all_shown(ticket.job))
+    with Image.open(io.BytesIO(whole)) as sheet:
+        assert sheet.size == (512 + GAP, 512 + GAP)
+    with Image.open(io.BytesIO(await house.studio.film(ticket.job))) as film:
+        assert film.size == (512 + GAP, 512 + GAP)
+    varied = await house.studio.vary(ticket.job, 0, ann, here)
+    made = (await house.studio.view(varied.job)).recipe
+    assert (made.width, made.height) == (64, 64)
+
+
+@pytest.mark.asyncio
+async def test_an_enlargement_says_what_was_done_whatever_was_asked_for(workplace, until, ann, here):
+    house = await workplace.house()
+    apprentice, job = await _finished(house, workplace, until, ann, here)
+    apprentice.enlarge_ms = 10_000.0
+    await apprentice.announce()
+    await until(lambda: any(one.enlarge_ms for one in house.studio.workers().values()))
+    for method in ("gan", "lanczos"):
+        apprentice.method = method
+        ticket = await house.studio.upscale(job, 0, ann, here)
+        assert ticket.sampler == "gan"
+        assert (await _done(house.studio, ticket.job, until)).recipe.method == method
+
+
 def test_the_largest_enlargement_that_fits():
     assert enlarged("0" * 64, 1024, 512).factor == 4
     assert enlarged("0" * 64, 1365, 512).factor == 3
     assert enlarged("0" * 64, 2048, 512).factor == 2
+    assert enlarging_notes(enlarged("0" * 64, 1024, 512), 1024, 512) == ()
+    said = enlarging_notes(enlarged("0" * 64, 2048, 512), 2048, 512)
+    assert said == ("×4 would be 8192 pixels a side, and at most 4096 fit: it becomes ×2.",)
     with pytest.raises(Refused):
         enlarged("0" * 64, 2049, 512)
 

@@ -63,6 +63,12 @@ def test_details_say_who_when_how_and_at_what_cost() -> None:
     assert "-# The braces make 2 jobs." in said
 
 
+def test_parameters_say_that_the_finals_were_enlarged() -> None:
+    shots = tuple(Shot(index, "0" * 64, 256, 192) for index in range(4))
+    assert "Size: 64x48, Model: embedded, Hires upscale: 4" in details(a_view(pictures=shots), NOW)
+    assert "Hires" not in details(a_view(), NOW)
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [

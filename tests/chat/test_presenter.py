@@ -113,6 +113,14 @@ def test_an_enlarged_picture_says_how_it_was_made() -> None:
     card = presenter.ended(view)
     assert "nlarged ×4" in card.content
     assert "by Lanczos" in card.content
+    resolved = presenter.ended(replace(view, recipe=Enlarge(source="0" * 64, method="gan")))
+    assert "by our super-resolver" in resolved.content
+
+
+def test_finals_that_were_enlarged_say_so_beside_the_size_of_their_recipe() -> None:
+    shots = tuple(Shot(index, "0" * 64, 256, 256) for index in range(4))
+    assert "64×64, enlarged ×4" in presenter.ended(a_view(pictures=shots)).content
+    assert "enlarged" not in presenter.ended(a_view()).content
 
 
 def test_the_queue_says_why_and_never_overflows() -> None:
