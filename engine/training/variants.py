@@ -27,10 +27,10 @@ HUES = {"red": 0, "orange": 28, "yellow": 52, "green": 125, "cyan": 185, "blue":
 REHUED = 0.18
 SYMBOLS = 8
 # By group: people ask for animals, food and things. Nobody types "up-left arrow".
-SPREAD = {0: 28, 1: 10, 3: 50, 4: 50, 5: 32, 6: 32, 7: 32, SYMBOLS: 2}
+SPREAD = {0: 28, 1: 6, 3: 50, 4: 50, 5: 26, 6: 26, 7: 26, SYMBOLS: 1}
 # Three drawings of one word are three answers to one question; the rounded one leads, so that few steps of training
 # give one clear picture and not the mean of three.
-STYLE_SHARE = {"3d render": 1.0, "soft shading": 0.3, "flat design": 0.2}
+STYLE_SHARE = {"3d render": 1.0, "soft shading": 0.16, "flat design": 0.1}
 POSED = 0.75  # in the middle, at the usual size, as it was drawn: what a prompt without such words should give
 USUAL_SCALE = 0.92
 
