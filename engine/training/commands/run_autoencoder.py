@@ -80,6 +80,7 @@ def _write(session: Session, trainer: Trainer, held_out: Pixels, before: Losses)
         fold(made, *latent_scale(made, trainer.pixels))
         made.register_to_config(scaling_factor=1.0, shift_factor=None)
     torch.nn.Module.half(made)
+    made.register_to_config(_name_or_path="")  # else a path of this machine
     made.save_pretrained(session.course.out, safe_serialization=True)
     torch.nn.Module.float(made)
     told = {"held_out": len(held_out), "before": before, "after": figures(made, held_out), "samples": trainer.samples}

@@ -40,17 +40,27 @@ class Sources:
     pictures: int
 
 
+@dataclass(frozen=True)
+class Large:
+    """Pictures to learn from, `count` of them held out, and what tells them from others."""
+
+    seen: Iterator[np.ndarray]
+    held_out: Iterator[np.ndarray]
+    count: int
+    fingerprint: str
+
+
 def run(session: Session, sources: Sources, given: dict[str, Any]) -> int:
     settings = session.settings(Settings, **given)
     network = _begun(sources.weights) if sources.weights else fresh(settings.seed)
     autoencoder = opened(sources.autoencoder).eval()
-    seen, held, fingerprint = _large(session, sources, settings.seed)
+    large = _large(session, sources, settings.seed)
     session.belongs({
-        "starting weights": sources.weights, "pictures": fingerprint,
+        "starting weights": sources.weights, "pictures": large.fingerprint,
         "--pictures": str(sources.pictures), "--autoencoder": sources.autoencoder,
     })  # fmt: skip
-    train = _made(seen, sources.pictures, autoencoder, settings.seed, pairs.CHARTS)
-    held_out = _made(held, HELD_OUT, autoencoder, settings.seed + 1, 0.0)
+    train = _made(large.seen, sources.pictures, autoencoder, settings.seed, pairs.CHARTS)
+    held_out = _made(large.held_out, large.count, autoencoder, settings.seed + 1, 0.0)
     trainer = Trainer(network, train, settings)
     return session.train(trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out))
 
@@ -59,19 +69,19 @@ def _begun(source: str) -> nn.Module:
     return load(BUILT_IN if source == "embedded" else Path(source))
 
 
-def _large(session: Session, sources: Sources, seed: int) -> tuple[Iterator[np.ndarray], Iterator[np.ndarray], str]:
-    """Large pictures to learn from, those held out, and what tells them from others."""
+def _large(session: Session, sources: Sources, seed: int) -> Large:
     chances = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
-    counts = sources.pictures, HELD_OUT
     if sources.data is None:
         drawn = builtin.drawings(sources.cache, SIDE)
         both = [[art for art in drawn if artwork_held_out(art.key) == kept] for kept in (False, True)]
+        counts = sources.pictures, HELD_OUT
         seen, held = (pairs.of_artwork(*each) for each in zip(both, counts, chances, strict=True))
-        return seen, held, "the built-in artwork"
+        return Large(seen, held, HELD_OUT, "the built-in artwork")
     reading = own.read(session, sources.data, captions=False)
-    opened_ones = [[_open(one.path) for one in some] for some in split(reading.pictures)]
-    seen, held = (pairs.squares(*each) for each in zip(opened_ones, counts, chances, strict=True))
-    return seen, held, reading.fingerprint
+    files = [[_open(one.path) for one in some] for some in split(reading.pictures)]
+    counts = sources.pictures, min(HELD_OUT, len(files[1]))
+    seen, held = (pairs.squares(*each) for each in zip(files, counts, chances, strict=True))
+    return Large(seen, held, counts[1], reading.fingerprint)
 
 
 def _open(path: Path) -> Image.Image:

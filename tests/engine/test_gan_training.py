@@ -1,0 +1,285 @@
+"""The two GANs: they learn, resume to the bit, leave alone what they must, and write what other programs load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
+from spandrel import ModelLoader
+
+from engine.training import autoencoder, checkpoint, pairs, upscaler, upscaler_judge
+from engine.training.__main__ import main
+from engine.training.artwork import Artwork
+from engine.training.captions import words
+from engine.training.charts import chart
+from engine.training.discriminator import Discriminator, picture_gradient
+from engine.training.folding import fold, latent_scale
+from engine.training.heldout import artwork_held_out
+from engine.training.losses import overshoot, psnr, ssim
+from engine.training.pairs import Pairs
+from engine.training.pixels import Pixels, as_images, of_artwork, of_pictures, subject_of
+from engine.training.run import Budget, Run
+
+SHAPE: dict[str, Any] = {
+    "sample_size": 32, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 4,
+    "block_out_channels": (8, 8, 16), "mid_block_add_attention": False, "scaling_factor": 1.0,
+    "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
+}  # fmt: skip
+EARLY_GAN = {"batch": 4, "warm": 2, "gan_from": 0.0}
+Make = Callable[[], Any]
+
+
+def blobs(count: int, side: int) -> list[np.ndarray]:
+    """Squares of one colour on another, somewhere."""
+    rng = np.random.default_rng(5)
+    made = []
+    for _ in range(count):
+        picture = np.empty((side, side, 3), np.uint8)
+        picture[:] = rng.integers(0, 256, 3)
+        top, left = rng.integers(2, side // 2, 2)
+        picture[top : top + side // 3, left : left + side // 3] = rng.integers(0, 256, 3)
+        made.append(picture)
+    return made
+
+
+def pixels() -> Pixels:
+    return of_pictures(blobs(16, 32))
+
+
+def small_pairs(count: int = 12) -> Pairs:
+    large = np.stack(blobs(count, 64))
+    small = large.reshape(count, 16, 4, 16, 4, 3).mean(axis=(2, 4)).astype(np.uint8)
+    return Pairs(large, small, small)
+
+
+def coder(*, keep: bool, **given: Any) -> autoencoder.Trainer:
+    settings = autoencoder.Settings(**{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep, **given})
+    return autoencoder.Trainer(autoencoder.fresh(1, SHAPE), pixels(), settings)
+
+
+def enlarger(**given: Any) -> upscaler.Trainer:
+    settings = upscaler.Settings(**{**EARLY_GAN, "rate": 3e-3, "crop": 12, **given})
+    return upscaler.Trainer(upscaler.fresh(1, 8, 2), small_pairs(), settings)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- what is held out
+
+
+def test_the_held_out_drawings_are_the_same_everywhere_and_in_every_style() -> None:
+    keys = [f"flat-design/{code:x}" for code in range(0x1F300, 0x1F700)]
+    held = [key for key in keys if artwork_held_out(key)]
+    assert held[:3] == ["flat-design/1f300", "flat-design/1f303", "flat-design/1f30c"]
+    assert 0.03 < len(held) / len(keys) < 0.07
+    assert all(artwork_held_out(key.replace("flat-design", "3d-render")) for key in held)
+
+
+def test_no_variant_of_a_held_out_drawing_is_trained_on() -> None:
+    codes = {code: f"flat-design/{code:x}" for code in range(0x1F300, 0x1F320)}
+    drawn = [Artwork(key, words("ball", []), 5, "flat design", "MIT", "somebody",
+                     Image.new("RGBA", (32, 32), (code % 256, 0, 9, 255))) for code, key in codes.items()]  # fmt: skip
+    train, held_out = of_artwork(drawn, seed=0, per_picture=2)
+    kept = sum(artwork_held_out(key) for key in codes.values())
+    assert (len(train), len(held_out)) == (2 * (len(codes) - kept), kept)
+    assert kept > 0
+
+
+def test_the_subject_is_what_differs_from_the_border() -> None:
+    picture = np.full((16, 16, 3), 200, np.uint8)
+    picture[4:8, 4:8] = 10
+    picture[0, 0] = 0  # a corner that belongs to something else
+    assert subject_of(picture).sum() == 17
+    assert subject_of(np.zeros((8, 8, 3), np.uint8)).all()
+
+
+# --- the measures
+
+
+def test_ringing_costs_and_softness_does_not() -> None:
+    step = torch.zeros(1, 3, 16, 16)
+    step[..., 8:] = 0.5
+    soft, ringing = step.clone(), step.clone()
+    soft[..., 7:9] = 0.25
+    ringing[..., 9] = 0.6
+    assert overshoot(soft, step) == 0
+    assert overshoot(ringing, step) == pytest.approx(0.1 / 16)
+
+
+def test_psnr_and_ssim_know_the_same_picture_and_a_worse_one() -> None:
+    images, subjects = pixels().rows(np.arange(4))
+    noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    assert (ssim(images, images) > 0.9999).all()
+    assert (ssim(noisy, images) < 0.99).all()
+    assert (psnr(images + 0.2, images.clamp(-1, 0.5)) > 5).all()
+    half = torch.where(subjects > 0, images, images * 0.5)  # wrong outside of the subject only
+    assert (psnr(half, images, subjects) > 90).all()
+    assert (psnr(half, images) < 60).all()
+
+
+def test_the_judges_part_of_the_gradient_has_the_asked_length() -> None:
+    made = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    judge = Discriminator((8, 8, 8)).eval()
+    alone, loss = picture_gradient(made, lambda image: image.square().mean(), None, 0.1)
+    both, _ = picture_gradient(made, lambda image: image.square().mean(), judge, 0.1)
+    assert loss == pytest.approx(float(made.square().mean()), rel=1e-5)
+    assert float((both - alone).norm() / alone.norm()) == pytest.approx(0.1, rel=1e-3)
+
+
+# --- learning and going on
+
+
+@pytest.mark.parametrize("make", [lambda: coder(keep=False), lambda: coder(keep=True), enlarger])
+def test_it_learns(make: Make) -> None:
+    trainer = make()
+    losses = [trainer.step(0.1) for _ in range(24)]
+    first, last = (np.mean([one["loss"] for one in part]) for part in (losses[:4], losses[-4:]))
+    assert last < 0.9 * first
+    assert all("discriminator" in one for one in losses)
+    assert trainer.samples == 96
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: coder(keep=False), lambda: coder(keep=True, muon=False), enlarger, lambda: enlarger(muon=False)]
+)
+def test_resuming_is_exact_the_discriminator_included(tmp_path: Path, make: Make) -> None:
+    through, stopped, again = make(), make(), make()
+    for number in range(4):
+        through.step(number / 10)
+        if number < 2:
+            stopped.step(number / 10)
+    checkpoint.save(tmp_path / "kept.safetensors", stopped.tensors(), {})
+    again.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 2)
+    for number in (2, 3):
+        again.step(number / 10)
+    kept = through.tensors()
+    assert same(kept, again.tensors())
+    assert any(name.startswith("discriminator:exp_avg") for name in kept)
+    assert again.rate == through.rate > 0
+
+
+def test_a_run_that_never_saw_the_discriminator_goes_on_too(tmp_path: Path) -> None:
+    one, other = enlarger(gan_from=0.9), enlarger(gan_from=0.9)
+    one.step(0.0)
+    checkpoint.save(tmp_path / "kept.safetensors", one.tensors(), {})
+    other.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 1)
+    one.step(0.95)
+    other.step(0.95)
+    assert same(one.tensors(), other.tensors())
+
+
+def test_a_loss_that_is_no_number_ends_the_run() -> None:
+    trainer = enlarger()
+    torch.nn.init.constant_(next(trainer.network.parameters()), float("nan"))
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        trainer.step(0.0)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_with_kept_latents_only_the_decoder_moves(keep: bool) -> None:
+    trainer = coder(keep=keep)
+    before = {name: one.clone() for name, one in trainer.network.state_dict().items()}
+    for _ in range(3):
+        trainer.step(0.1)
+    moved = {name for part in (trainer.network, trainer.average) for name, one in part.state_dict().items()
+             if not torch.equal(one, before[name])}  # fmt: skip
+    frozen = {name for name in before if name.startswith(("encoder.", "quant_conv."))}
+    assert moved == set(before) - (frozen if keep else set())
+
+
+def test_a_run_keeps_looks_and_ends(tmp_path: Path) -> None:
+    trainer = coder(keep=True)
+    judge = autoencoder.Judge(trainer, of_pictures(blobs(3, 32)))
+    Run(tmp_path, trainer, judge, Budget(samples=8), started=0.0).go(
+        lambda: 0.0, lambda: False, lambda losses: None, 60
+    )
+    line = json.loads((tmp_path / "log.jsonl").read_text())
+    assert {"masked_psnr", "ssim", "loss", "discriminator"} <= line.keys()
+    with Image.open(tmp_path / "sheets" / "000000008.png") as sheet:
+        assert sheet.size == (2 * 8 * 32, 2 * 2 * 32)
+
+
+# --- results
+
+
+def test_folded_latents_have_mean_0_and_deviation_1_and_pictures_stay() -> None:
+    network, seen = autoencoder.fresh(1, SHAPE).eval(), pixels()
+    images, _ = seen.rows(np.arange(len(seen)))
+    before = autoencoder.round_trip(network, images)
+    posterior = network.encode(images, return_dict=False)[0]
+    noise = posterior.std / posterior.mean.std(dim=(0, 2, 3), keepdim=True)
+    fold(network, *latent_scale(network, seen))
+    posterior = network.encode(images, return_dict=False)[0]
+    mean, deviation = latent_scale(network, seen)
+    assert torch.allclose(mean, torch.zeros(4), atol=1e-4)
+    assert torch.allclose(deviation, torch.ones(4), atol=1e-4)
+    assert torch.allclose(posterior.std, noise, rtol=1e-2)
+    assert torch.allclose(autoencoder.round_trip(network, images), before, atol=1e-4)
+
+
+def test_the_super_resolver_is_loaded_by_spandrel_and_starts_as_it_ended(tmp_path: Path) -> None:
+    trainer = enlarger()
+    trainer.step(0.1)
+    upscaler.export(trainer.average, tmp_path / "model.safetensors")
+    found = ModelLoader().load_from_file(tmp_path / "model.safetensors")
+    assert (found.architecture.name, found.scale, found.input_channels) == ("RealESRGAN Compact", 4, 3)
+    grey = torch.full((1, 3, 12, 12), 0.5)
+    assert torch.allclose(found.model.eval()(grey), trainer.average(grey), atol=1e-2)
+    again = upscaler.load(tmp_path / "model.safetensors")
+    assert all(one.dtype == torch.float32 for one in again.parameters())
+    with pytest.raises(ValueError, match="no super-resolver"):
+        upscaler.load(tmp_path / "nothing.safetensors")
+
+
+def test_a_fresh_network_repeats_pixels_and_rings_not_at_all() -> None:
+    network = upscaler.fresh(0, 8, 2)
+    small = small_pairs(2).clean
+    assert (upscaler_judge.enlarged(network, small) == small.repeat(4, axis=1).repeat(4, axis=2)).all()
+    assert upscaler_judge.ringing(network) == 0
+
+
+def test_charts_and_pairs_are_the_same_for_a_seed() -> None:
+    def made() -> Pairs:
+        drawn = iter(blobs(8, 256))
+        return pairs.pairs(drawn, 6, None, seed=3, charts=0.5)
+
+    one, other = made(), made()
+    assert (one.large == other.large).all()
+    assert (one.mended == other.mended).all()
+    assert one.clean.shape == (6, 64, 64, 3)
+    rng = np.random.default_rng(0)
+    charts = [chart(rng, 64) for _ in range(30)]
+    assert {one.shape for one in charts} == {(64, 64, 3)}
+    assert abs(as_images(np.stack(charts))).max() <= 1
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "upscaler"])
+def test_any_folder_is_trained_on_and_the_result_loads(command: str, tmp_path: Path) -> None:
+    pictures, out = tmp_path / "mine", tmp_path / "out"
+    pictures.mkdir()
+    for number, picture in enumerate(blobs(6, 256)):
+        Image.fromarray(picture).save(pictures / f"{number}.png")
+    (pictures / "torn.png").write_bytes(b"\x89PNG")
+    words = [command, "--data", str(pictures), "--out", str(out), "--steps", "2", "--batch", "2", "--threads", "1"]
+    words += ["--from", "embedded"] if command == "autoencoder" else ["--pictures", "8"]
+    assert main(words) == 0
+    assert (out / "run" / "skipped.txt").read_text().startswith("torn.png")
+    if command == "autoencoder":
+        assert AutoencoderKL.from_pretrained(out).config["latent_channels"] == 16
+    else:
+        assert ModelLoader().load_from_file(out / "model.safetensors").scale == 4
+    assert json.loads((out / "figures.json").read_text())["samples"] == 4
+
+
+def test_latents_cannot_be_kept_that_are_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["autoencoder", "--out", str(tmp_path), "--steps", "1", "--keep-latents"]) == 2
+    assert "say --from embedded" in capfd.readouterr().err
