@@ -14,6 +14,7 @@ from engine.training.commands.autoencoder import autoencoder
 from engine.training.commands.diffusion import diffusion
 from engine.training.commands.evaluate import evaluate
 from engine.training.commands.judge import judge
+from engine.training.commands.lora import lora
 from engine.training.commands.measure import export, measure
 from engine.training.commands.progress import say
 from engine.training.commands.upscaler import upscaler
@@ -37,6 +38,7 @@ def commands() -> None:
 
 app.command()(autoencoder)
 app.command()(diffusion)
+app.command()(lora)
 app.command()(upscaler)
 app.command()(evaluate)
 app.command()(judge)

@@ -44,12 +44,13 @@ def of_diffusion(folder: Path, batch: int) -> Need:
 
 
 def of_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> Need:
-    """Training an addition of `rank` to a network that stays as it is."""
+    """Training an addition of `rank` to a network that stays as it is; `side` of the pictures in pixels."""
     config = _config(folder / "unet")
+    factor = 2 ** (len(_config(folder / "vae")["block_out_channels"]) - 1)
     added = 16 * 4 * 2 * rank * max(config["block_out_channels"])  # at most sixteen blocks of attention
     weights = FROZEN * parameters(folder / "unet") + ADAPTED * added + _others(folder)
     mend = "a smaller --size" if batch == 1 else f"{SMALLER} or a smaller --size"
-    return Need(weights, activations(config, batch, side), mend, batch)
+    return Need(weights, activations(config, batch, side and side // factor), mend, batch)
 
 
 def check(need: Need) -> None:

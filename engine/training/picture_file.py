@@ -83,7 +83,7 @@ def _plain(picture: Image.Image) -> Decoded:
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (*WHITE, 255))
-        see_through = layer.getextrema()[3] != (255, 255)
+        see_through = layer.getchannel("A").getextrema() != (255, 255)
         return Decoded(Image.alpha_composite(ground, layer).convert("RGB"), see_through)
     return Decoded(picture.convert("RGB"), cut_out=False)
 

@@ -75,10 +75,11 @@ def sample(
     config = network.config
     shape = (config["in_channels"], config["sample_size"], config["sample_size"])
     latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(len(states))])
+    latents = latents.to(states.device)
     both = torch.cat([empty.expand_as(states), states])
     scheduler.set_timesteps(steps)
     for time in scheduler.timesteps:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(states.device.type, torch.bfloat16):
             guess = network(latents.repeat(2, 1, 1, 1), time, encoder_hidden_states=both, return_dict=False)[0]
         without, towards = guess.float().chunk(2)
         latents = scheduler.step(without + guidance * (towards - without), int(time), latents, return_dict=False)[0]

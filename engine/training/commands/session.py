@@ -137,8 +137,12 @@ def open_session(kind: str, course: Course) -> Iterator[Session]:
             _clear(folder)
         path = folder / CHECKPOINT
         position = checkpoint.position(path) if path.exists() else None
+        before = torch.get_num_threads()
         torch.set_num_threads(course.threads or _threads(folder) or len(os.sched_getaffinity(0)))
-        yield Session(kind, course, position)
+        try:
+            yield Session(kind, course, position)
+        finally:
+            torch.set_num_threads(before)
 
 
 def _clear(folder: Path) -> None:

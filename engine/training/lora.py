@@ -1,0 +1,143 @@
+"""Trains a small addition to the attention of any Stable Diffusion network (LoRA, by PEFT); the network stays as it is.
+
+Knows both things that such networks predict, noise and v; knows nothing of files or clocks. All chance is a function of
+(seed, step). Hu 2021 (LoRA); Ho 2020 (noise); Salimans & Ho 2022 (v).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.training.latents import Cached
+from engine.training.learner import Learner
+from engine.training.run import Losses
+from engine.training.validate import develop, noised, rows, sample, write_sheet
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run keeps from its first step to its last; `size` is the side of the pictures in pixels."""
+
+    size: int
+    rank: int = 8
+    alpha: float = 8.0
+    rate: float = 2e-4
+    batch: int = 4
+    warm: int = 10
+    unconditioned: float = 0.1
+    decay: float = 0.01
+    precision: str = "bf16"
+    seed: int = 0
+
+
+class Trainer:
+    """`network` gets an adapter of the settings' rank; `scheduler` says how noise is added and what is predicted."""
+
+    def __init__(self, network: Any, cache: Cached, scheduler: DDIMScheduler, settings: Settings) -> None:
+        self.network, self.cache, self.settings, self.steps = network.requires_grad_(False).train(), cache, settings, 0
+        if not (len(cache) and scheduler.config["prediction_type"] in ("epsilon", "v_prediction")):
+            raise ValueError("This model predicts neither noise nor v, which is all that can be trained here.")
+        self.device = next(network.parameters()).device
+        self.alphas = scheduler.alphas_cumprod
+        self.of_noise = scheduler.config["prediction_type"] == "epsilon"
+        self.batch = min(settings.batch, len(cache))
+        torch.manual_seed(settings.seed)  # the adapter's start
+        alpha: Any = settings.alpha  # PEFT takes a float where its types say int
+        network.add_adapter(
+            LoraConfig(r=settings.rank, target_modules=ATTENTION, lora_alpha=alpha, init_lora_weights="gaussian")
+        )
+        adapter = {name.replace(".", "/"): one for name, one in network.named_parameters() if one.requires_grad}
+        self.learner = Learner("lora", nn.ParameterDict(adapter), decay=settings.decay)
+        self.empty = torch.from_numpy(cache.empty).float()
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.batch
+
+    @property
+    def rate(self) -> float:
+        return self.learner.rate
+
+    def step(self, share: float) -> Losses:
+        """One batch. Raises ValueError when the loss is not a number."""
+        warm = min(1.0, (self.steps + 1) / self.settings.warm)
+        clean, states, chance = self._next()
+        loss = self._loss(clean, states, chance)
+        if not torch.isfinite(loss):
+            raise ValueError(f"The loss is not a number after {self.samples} pictures: lower the learning rate.")
+        loss.backward()
+        self.learner.move(self.settings.rate * warm * (1.0 - 0.9 * share))
+        self.steps += 1
+        return {"loss": float(loss.detach())}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.learner.tensors()
+
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        self.learner.restore(tensors)
+        self.steps = steps
+
+    @torch.no_grad()
+    def loss_on(self, cache: Cached) -> float:
+        """The mean loss over a cache, with the same noise and timesteps every time."""
+        total = 0.0
+        for start in range(0, len(cache), self.batch):
+            clean, states = rows(cache, np.arange(start, min(start + self.batch, len(cache))))
+            total += float(self._loss(clean, states, torch.Generator().manual_seed(start))) * len(clean)
+        return total / len(cache)
+
+    def _loss(self, clean: Tensor, states: Tensor, chance: torch.Generator) -> Tensor:
+        count = len(clean)
+        strata = (torch.randperm(count, generator=chance) + torch.rand(count, generator=chance)) / count
+        times = (strata * len(self.alphas)).long().clamp_(max=len(self.alphas) - 1)
+        noise = torch.randn(clean.shape, generator=chance)
+        mixed, v = noised(clean, noise, self.alphas[times])
+        wanted = (noise if self.of_noise else v).to(self.device)
+        mixed, times, states = mixed.to(self.device), times.to(self.device), states.to(self.device)
+        kind = PRECISIONS[self.settings.precision]
+        with torch.autocast(self.device.type, kind, enabled=kind != torch.float32):
+            guess = self.network(mixed, times, encoder_hidden_states=states, return_dict=False)[0]
+        return F.mse_loss(guess.float(), wanted)
+
+    def _next(self) -> tuple[Tensor, Tensor, torch.Generator]:
+        epoch, place = divmod(self.steps, len(self.cache) // self.batch)
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.cache))
+        clean, states = rows(self.cache, np.sort(order[place * self.batch : (place + 1) * self.batch]))
+        chance = torch.Generator().manual_seed((self.settings.seed << 32) + self.steps)
+        silent = torch.rand(self.batch, generator=chance) < self.settings.unconditioned
+        return clean, torch.where(silent.view(-1, 1, 1), self.empty, states), chance
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The pictures themselves, and some of their captions' token states: what the addition has made of the network."""
+
+    trainer: Trainer
+    seen: Cached
+    prompts: Tensor
+    autoencoder: Any
+    scheduler: DDIMScheduler
+
+    def figures(self) -> Losses:
+        return {"loss_of_pictures": self.trainer.loss_on(self.seen)}
+
+    def sheet(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        device, network = self.trainer.device, self.trainer.network
+        states, empty = self.prompts.to(device), self.trainer.empty.to(device)
+        latents = sample(network, states, empty, self.scheduler, steps=25)
+        large = self.trainer.settings.size > 128
+        write_sheet(path, list(develop(self.autoencoder, latents.cpu())), columns=4, enlarge=1 if large else 2)
