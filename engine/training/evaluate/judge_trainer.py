@@ -139,7 +139,8 @@ class JudgeLook:
 
     def judge(self) -> LabelJudge:
         """The judge as it is now, with its own score."""
-        return LabelJudge(self.trainer.network.eval(), self.trainer.labels, self.figures())
+        own = {name: round(figure, 2) for name, figure in self.figures().items()}
+        return LabelJudge(self.trainer.network.eval(), self.trainer.labels, own)
 
     def figures(self) -> Losses:
         now = LabelJudge(self.trainer.network.eval(), self.trainer.labels, {})
