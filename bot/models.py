@@ -27,7 +27,7 @@ SHIPPED = Warm(
     guidance=3.5,
     row_ms=4.0,
     encode_ms=10.0,
-    decode_ms=100.0,
+    decode_ms=60.0,
     enlargement=4,
 )
 

@@ -75,6 +75,12 @@ def test_other_factors_have_no_seams_either(
     assert abs(np.asarray(found, dtype=np.int16) - expected).max() <= 1
 
 
+def test_the_edge_of_a_plain_picture_is_as_plain_as_its_middle(resolver: SuperResolver) -> None:
+    """A network sees black beyond the edge, and would darken it."""
+    found = np.asarray(resolver.enlarge(Image.new("RGB", (40, 40), (240, 240, 240))), dtype=np.int16)
+    assert abs(found - np.tile(found[80:84, 80:84], (40, 40, 1))).max() <= 1
+
+
 def test_tiles_cover_all_once_and_stay_small() -> None:
     covered = np.zeros((1024, 1024), dtype=np.uint8)
     for (left, top, right, bottom), outer in _tiles((1024, 1024), 14):
