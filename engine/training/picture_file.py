@@ -17,6 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
+TOO_MANY = f"has more than {MAX_PIXELS // 1_000_000} million pixels, which are not read"
 MIN_SIDE = 16
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # grey of 16 bits
 WHITE = (255, 255, 255)
@@ -52,6 +53,8 @@ def decode(path: Path, *, first_frame: bool = False) -> Decoded:
         return _decoded(path, first_frame)
     except Unusable:
         raise
+    except Image.DecompressionBombError as error:
+        raise Unusable(TOO_MANY) from error
     except Exception as error:  # a damaged file makes decoders fail in every way there is
         raise Unusable(f"cannot be decoded ({type(error).__name__})") from error
 
@@ -62,8 +65,7 @@ def _decoded(path: Path, first_frame: bool) -> Decoded:
         with Image.open(path, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
-                most = MAX_PIXELS // 1_000_000
-                raise Unusable(f"has {width * height / 1e6:.0f} million pixels, and at most {most} are read")
+                raise Unusable(TOO_MANY)
             if min(width, height) < MIN_SIDE:
                 raise Unusable(f"is {width}×{height} pixels, and each side needs {MIN_SIDE}")
             moves = (
