@@ -18,6 +18,8 @@ from engine.training.validate import PROMPTS
 
 SMALL_BATCH, GENTLE_RATE = 16, 1e-4  # Muon's share of a step is the same for any batch
 
+POOLED_BY = 64  # heads with which diffusers pools a text into the time embedding
+
 
 def on_artwork(session: Session, source: str, cache: Path | None, given: dict[str, float | None]) -> int:
     settings = session.settings(Settings, **given)
@@ -42,7 +44,8 @@ def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[st
     scheduler = _schedule(model)
     train = own.latents(session, reading, model, side=model.side, seed=settings.seed, flip=flip)
     torch.manual_seed(settings.seed)  # the grafted layers' start
-    model.pipeline.unet = graft(model.pipeline.unet)
+    if model.pipeline.unet.config.cross_attention_dim % POOLED_BY == 0:
+        model.pipeline.unet = graft(model.pipeline.unet)
     trainer = Trainer(model.pipeline.unet, train, scheduler.alphas_cumprod, settings)
     prompts = model.states(own.prompts(reading))
     judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler)
