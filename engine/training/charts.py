@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 FINER = 4
-KINDS = ("step", "step", "aligned", "lines", "shapes", "shapes", "flat")
+KINDS = ("step", "step", "aligned", "aligned", "aligned", "lines", "shapes", "shapes", "flat")
 
 
 def chart(rng: np.random.Generator, side: int) -> np.ndarray:

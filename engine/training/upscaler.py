@@ -37,7 +37,7 @@ class Settings(Terms):
     gan_weight: float = 0.05
     crop: int = 32  # pixels a side of the small picture
     edges: float = 0.5
-    ringing: float = 1.0
+    ringing: float = 4.0
     mended: float = 0.5  # how often the small picture comes back from the autoencoder
 
 
