@@ -43,13 +43,13 @@ def nearest(
     from engine.lab.sums import read, written
     from engine.worker.embedding import Embedder
 
-    terms, known = read(sum_), search.vocabulary(words)
-    found = search.nearest(Embedder(), terms, known, top)
+    terms, vocabulary, embed = read(sum_), search.vocabulary(words), Embedder()
+    found = search.nearest(embed, terms, search.Known.of(embed, vocabulary), top)
     if as_json:
         listed = [{"word": word, "cosine": round(cosine, 4)} for word, cosine in found]
-        typer.echo(json.dumps({"sum": written(terms), "of": len(known), "nearest": listed}, ensure_ascii=False))
+        typer.echo(json.dumps({"sum": written(terms), "of": len(vocabulary), "nearest": listed}, ensure_ascii=False))
         return
-    typer.echo(f"{written(terms)}, nearest of {len(known):,} words:")
+    typer.echo(f"{written(terms)}, nearest of {len(vocabulary):,} words:")
     for word, cosine in found:
         typer.echo(f"  {cosine:.3f}  {word}")
 
@@ -58,6 +58,7 @@ def nearest(
 def mix(
     sum_: Sum,
     count: Annotated[int, typer.Option(min=1, max=8, help="From how many seeds.")] = 3,
+    stairs: Annotated[bool, typer.Option("--stairs", help="The last term grows from 0 to its weight.")] = False,
     out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -67,7 +68,7 @@ def mix(
 
     terms = read(sum_)
     with room(model, steps, guidance, seed) as opened:
-        shown = arithmetic.mix(opened, terms, count)
+        shown = arithmetic.stairs(opened, terms) if stairs else arithmetic.mix(opened, terms, count)
     showing.keep(shown, out, as_json=as_json)
 
 

@@ -13,6 +13,8 @@ from engine.lab.sheet import Tile, sheet
 from engine.lab.sums import Term, written
 from engine.unfit import Unfit
 
+WAYS = ("mixed in embedding space", "composable rows")
+STAIRS = 5
 SENTENCE = (
     "Each row starts from the same noise: first every term alone, then one text whose token states are the sum, "
     "then all texts asked one by one and their answers summed."
@@ -26,7 +28,7 @@ def mix(room: Room, terms: Sequence[Term], count: int = 3) -> Shown:
     starts = [room.noise(number) for number in range(count)]
     drawings = [drawing for start in starts for drawing in _row(room, terms, start)]
     pictures = room.develop(drawings)
-    captions = [*(term.text for term in terms), "mixed in embedding space", "composable rows"]
+    captions = [*(term.text for term in terms), *WAYS]
     across = len(captions)
     rows = [
         [Tile(picture, caption) for picture, caption in zip(pictures[at : at + across], captions, strict=True)]
@@ -34,6 +36,24 @@ def mix(room: Room, terms: Sequence[Term], count: int = 3) -> Shown:
     ]
     figures = {"terms": {term.text: term.weight for term in terms}, "seeds": [room.seed + n for n in range(count)]}
     return Shown("mix", sheet(written(terms), rows), SENTENCE, figures)
+
+
+def stairs(room: Room, terms: Sequence[Term]) -> Shown:
+    """How much of the last term: its weight grows from 0 to what is written, in equal steps, from one start."""
+    *others, last = terms
+    weights = [last.weight * number / (STAIRS - 1) for number in range(STAIRS)]
+    sums = [[*others, Term(last.text, weight)] for weight in weights]
+    if not all(any(term.weight > 0 for term in each) for each in sums):
+        raise Unfit("A term before the last must have a plus sign: the last one begins at nothing.", "member")
+    pairs = [_row(room, each, room.noise())[-2:] for each in sums]
+    pictures = room.develop([drawing for way in zip(*pairs, strict=True) for drawing in way])
+    captions = [f"{weight:+.3g} {last.text}, {way}" for way in WAYS for weight in weights]
+    tiles = [Tile(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
+    figures = {"terms": {term.text: term.weight for term in terms}, "weights": weights, "seeds": [room.seed]}
+    sentence = (
+        f"The weight of “{last.text}” grows from 0 to {last.weight:g} and all else stays, in both ways of mixing."
+    )
+    return Shown("stairs", sheet(written(terms), [tiles[:STAIRS], tiles[STAIRS:]]), sentence, figures)
 
 
 def _row(room: Room, terms: Sequence[Term], start: torch.Tensor) -> list[Drawing]:

@@ -50,7 +50,7 @@ def blend(
     average = picture_of(lerp(pixels(first), pixels(second), share))
     one, other = (family.encode_image(picture) for picture in (first, second))
     starts = [family.encode_image(average), lerp(one, other, share), turned(one, other, share)]
-    plain = [average, *(room.finish(latents) for latents in starts[1:])]
+    plain = [average, *(family.finish(latents) for latents in starts[1:])]
     through = _through(room, starts, strength, words)
     names = ("pixels averaged", "latents on a line", "latents on an arc")
     said = f"noised {strength:.0%} and denoised"

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from string import Template
 
-from engine.lab.arithmetic import mix
+from engine.lab.arithmetic import mix, stairs
 from engine.lab.autoencoder import blend, roundtrip
 from engine.lab.forward import forward
-from engine.lab.nearest import Embed, nearest
+from engine.lab.nearest import Embed, Known, nearest
 from engine.lab.room import Room, Shown
 from engine.lab.showing import film, folder
 from engine.lab.stills import apple, cat
@@ -23,8 +23,8 @@ from engine.lab.walk import walk
 
 TEXT = Path(__file__).with_name("lesson.md")
 SUMS = ("king + woman - man", "royalty + woman - man", "sun + night - day", "fruit + yellow", "cat + wild + big")
-SUM, AMOUNT = "royalty + woman - man", "cat + 0.5*blue"
-WALK = ("cat face, white background", "dog face, white background")
+SUM, AMOUNT = "royalty + woman - man", "cat face + 2*blue"
+WALK = ("sun, blue background", "full moon, black background")
 TOLD = "cat face, blue background"
 QUALITY = 82
 
@@ -49,7 +49,7 @@ def _shown(room: Room) -> list[Shown]:
     seeds = (room.seed, room.seed + 1)
     return [
         mix(room, read(SUM)),
-        replace(mix(room, read(AMOUNT)), name="amount"),
+        stairs(room, read(AMOUNT)),
         walk(room, *WALK),
         replace(walk(room, *WALK, seeds=seeds), name="noises", frames=()),
         roundtrip(room, cat()),
@@ -70,7 +70,8 @@ def _kept(shown: Shown, pictures: Path) -> str:
 
 def _table(embed: Embed, words: Sequence[str]) -> str:
     lines = ["| sum | nearest words, each with its cosine |", "|---|---|"]
+    known = Known.of(embed, words)
     for each in SUMS:
-        found = nearest(embed, read(each), words, 5)
+        found = nearest(embed, read(each), known, 5)
         lines.append(f"| `{each}` | {', '.join(f'{word} {cosine:.2f}' for word, cosine in found)} |")
     return "\n".join(lines)

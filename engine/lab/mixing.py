@@ -53,8 +53,9 @@ def turned(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
 def walked(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
     """Token states `[tokens, features]` between two texts, each token on its own arc.
 
-    The encoder ends in a layer norm, so all tokens' states are nearly equally long; halfway along a straight line they
-    would be shorter than any state the network was trained on, and say less. An arc keeps their length.
+    The encoder ends in a layer norm, so a token's states are about equally long (of MiniLM within a tenth); halfway
+    along a straight line they would be shorter, by a sixth where one noun becomes another, and say less. An arc keeps
+    their length.
     """
     return torch.stack([turned(x, y, share) for x, y in zip(a, b, strict=True)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,7 +35,22 @@ def vocabulary(file: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def nearest(embed: Embed, terms: Sequence[Term], words: Sequence[str], most: int = 10) -> list[tuple[str, float]]:
+@dataclass(frozen=True)
+class Known:
+    """Words and their vectors `[words, features]`, in the same order."""
+
+    words: tuple[str, ...]
+    vectors: torch.Tensor
+
+    @classmethod
+    def of(cls, embed: Embed, words: Sequence[str]) -> Known:
+        """Takes seconds for thousands of words; texts of like length go together, so that little is padding."""
+        ordered = sorted(words, key=lambda word: (len(word), word))
+        vectors = [vector for at in range(0, len(ordered), BATCH) for vector in embed(ordered[at : at + BATCH])]
+        return cls(tuple(ordered), torch.tensor(vectors))
+
+
+def nearest(embed: Embed, terms: Sequence[Term], known: Known, most: int = 10) -> list[tuple[str, float]]:
     """The `most` words with the largest cosine to Σ wᵢ·vᵢ, the terms themselves left out. Raises `Unfit`.
 
     Sentence vectors have unit length, so a term counts by its weight alone and not by how many words it has.
@@ -44,13 +60,12 @@ def nearest(embed: Embed, terms: Sequence[Term], words: Sequence[str], most: int
     if float(total.norm()) < 1e-6:
         raise Unfit("The terms cancel each other out: nothing is left to look for.", "member")
     own = {term.text.lower() for term in terms}
-    others = sorted((word for word in words if word.lower() not in own), key=lambda word: (len(word), word))
-    if not others:
+    cosines = known.vectors @ (total / total.norm())
+    order = cosines.argsort(descending=True, stable=True).tolist()
+    found = [(known.words[index], float(cosines[index])) for index in order if known.words[index].lower() not in own]
+    if not found:
         raise Unfit("The list has no other words than those of the sum.", "member")
-    vectors = [vector for at in range(0, len(others), BATCH) for vector in embed(others[at : at + BATCH])]
-    cosines = torch.tensor(vectors) @ (total / total.norm())
-    best = cosines.argsort(descending=True, stable=True)[:most].tolist()
-    return [(others[index], float(cosines[index])) for index in best]
+    return found[:most]
 
 
 def _is_word(word: object) -> bool:

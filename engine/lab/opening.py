@@ -36,15 +36,17 @@ def room(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[
 
 def loaded(model: str) -> Family:
     """Whatever the engine loads; also a training run's folder, which has our network but no text encoder of its own."""
-    from engine.config import default_data
+    from engine.config import default_data, upscaler
     from engine.device import best
     from engine.families import load
     from engine.families.embedded import load_embedded
+    from engine.super_resolver import SuperResolver
 
-    folder = Path(model)
+    folder, device = Path(model), best()
+    resolver = SuperResolver.find(upscaler(), device)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir() and not (folder / "text_encoder").exists():
-        return load_embedded(best(), folder)
-    return load(model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=best())
+        return load_embedded(device, folder, resolver)
+    return load(model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=device, resolver=resolver)
 
 
 def asked(prompt: str) -> str:

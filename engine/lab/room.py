@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -46,11 +46,7 @@ class Room:
 
     def develop(self, drawings: Sequence[Drawing], first: int = 0) -> list[Image.Image]:
         """The finished pictures, as the model's own finals are."""
-        return [self.finish(latents) for latents in develop(self.family, self.plan, drawings, first, self.seen)]
-
-    def finish(self, latents: torch.Tensor) -> Image.Image:
-        finish: Callable[[torch.Tensor], Image.Image] = getattr(self.family, "finish", self.family.decode)
-        return finish(latents)
+        return [self.family.finish(latents) for latents in develop(self.family, self.plan, drawings, first, self.seen)]
 
     def unguided(self) -> Room:
         """The same without guidance: where no words are given, there is nothing to steer by."""
