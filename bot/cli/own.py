@@ -77,7 +77,10 @@ def _warm(model: str, data: Path, screen: Screen) -> tuple[Family, Warm]:
     from engine.device import best
     from engine.super_resolver import SuperResolver
 
-    screen.say(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
+    if "/" in model:
+        screen.say(f"{model} is loaded here. `darkroom up --model {model}` keeps it warm.")
+    else:
+        screen.say(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
     device = best()
     resolver = SuperResolver.find(upscaler(), device)
     family = families.load(model, data, device=device, resolver=resolver)

@@ -60,15 +60,21 @@ def run(wish: Wish, settings: Settings) -> int:
 
 def _count(wish: Wish) -> int:
     """How many pictures the grammar reads in it. Refuses what the grammar refuses, and more than one job."""
-    first, *others = parse(wish.prompt, None, options=wish.options).requests
+    options = {**wish.options, "model": None} if _elsewhere(wish) else wish.options
+    first, *others = parse(wish.prompt, None, options=options).requests
     if others:
         raise Refused(f"The braces make {1 + len(others)} jobs, and a terminal develops one at a time: choose one.")
     return first.count or MAX_COUNT
 
 
+def _elsewhere(wish: Wish) -> bool:
+    """Whether the model is a folder, or a name of the hub, which the grammar of prompts does not know: drawn here."""
+    return "/" in str(wish.options.get("model") or "")
+
+
 def _develop(wish: Wish, settings: Settings, screen: Screen) -> Developed:
     """Where a house runs on this data folder it does the work: its engine is warm, and the job joins its batch."""
-    running = find(settings.data)
+    running = None if _elsewhere(wish) else find(settings.data)
     if running is not None:
         found = asyncio.run(_in_the_house(running.url, wish, settings.data, screen))
         if found is not None:

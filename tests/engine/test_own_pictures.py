@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from bot.cli.terminal import Wish, run
+from bot.config import load as settings
 from engine.families import load
 from engine.families.embedded import load_text_encoder
 from engine.families.stable_diffusion import fingerprint
@@ -123,6 +125,16 @@ def test_the_result_is_a_whole_model_for_diffusers_and_for_us(whole: Path, tmp_p
     assert sheets
     with Image.open(sheets[0]) as sheet:
         assert sheet.size == (8 * 16 * 2, 16 * 2)
+
+
+def test_imagine_draws_with_it(whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, object] = {"model": str(whole), "steps": 2, "count": 1, "seed": 7}
+    wish = Wish("a red ball", options, tmp_path / "out", film=False, as_json=True)
+    assert run(wish, settings(data=tmp_path)) == 0
+    said = capfd.readouterr()
+    assert f"{whole} is loaded here" in said.err
+    with Image.open(json.loads(said.out)["pictures"][0]) as drawn:
+        assert drawn.width in (16, 64)  # 64 where a super-resolver is at hand
 
 
 def test_the_run_inside_a_model_is_no_part_of_its_fingerprint(whole: Path) -> None:
