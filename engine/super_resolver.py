@@ -128,10 +128,12 @@ def _loaded(path: Path) -> Any:
         raise _unfit(path, "is not there")
     if path.suffix != ".safetensors":
         raise _unfit(path, "is no safetensors file: other formats can run code when they are opened")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from spandrel import ModelLoader, UnsupportedModelError, canonicalize_state_dict
-
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+        from spandrel import ModelLoader, UnsupportedModelError, canonicalize_state_dict
+    except ImportError as error:
+        raise _unfit(path, f"needs the package {error.name}: pip install 'darkroom-bot[all]'") from error
     try:
         weights = canonicalize_state_dict(load_file(path))
     except (OSError, SafetensorError, ValueError) as error:

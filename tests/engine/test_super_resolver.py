@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -224,6 +225,12 @@ def test_what_cannot_be_loaded_is_said_in_one_sentence(kind: str, sentence: str,
     assert refused.value.blame == "worker"
     assert refused.value.sentence.startswith("The upscaler ")
     assert refused.value.sentence.endswith(sentence)
+
+
+def test_without_spandrel_it_says_what_to_install(weights: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    with pytest.raises(Unfit, match="needs the package spandrel: pip install"):
+        SuperResolver(weights())
 
 
 def test_without_the_built_in_file_there_is_none(
