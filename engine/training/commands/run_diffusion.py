@@ -38,8 +38,8 @@ def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[st
     settings = session.settings(_gently, **given)
     if (folder := model_folder(source)) and (folder / "unet").is_dir():  # else opening it says what is missing
         memory.check(memory.of_diffusion(folder, settings.batch))
-    model = open_model(source)
     reading = own.read(session, data)
+    model = open_model(source)
     session.belongs({"starting weights": model.fingerprint, "pictures": reading.fingerprint, "--flip": str(flip)})
     scheduler = _schedule(model)
     train = own.latents(session, reading, model, side=model.side, seed=settings.seed, flip=flip)

@@ -30,9 +30,9 @@ def train(session: Session, source: str, data: Path, merge: Path | None, flip: b
     """Returns the exit code. Raises ValueError or `Unfit` with what is wrong."""
     _refuse_merging(session, merge)
     _check_memory(session, model_folder(source), given)
+    reading = own.read(session, data)
     model = open_model(source)
     settings = session.settings(lambda **said: _settings(model, said), **given)
-    reading = own.read(session, data)
     session.belongs({"model": model.fingerprint, "pictures": reading.fingerprint, "--flip": str(flip)})
     trainer, judge = _opened(session, model, settings, reading, flip)
     code = session.train(trainer, judge, lambda: write_lora(model.pipeline.unet, session.course.out), minutes=2.0)
