@@ -37,8 +37,8 @@ class Settings(Terms):
     gan_weight: float = 0.05
     crop: int = 32  # pixels a side of the small picture
     edges: float = 0.5
-    ringing: float = 4.0
-    mended: float = 0.5  # how often the small picture comes back from the autoencoder
+    ringing: float = 2.0
+    mended: float = 0.3  # how often the small picture comes back from the autoencoder
 
 
 def fresh(seed: int, width: int = 48, depth: int = 12) -> nn.Module:
