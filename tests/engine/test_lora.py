@@ -48,7 +48,7 @@ def train(small: Path, pictures: Path, out: Path, *more: str) -> int:
     return main([str(word) for word in words])
 
 
-def tiny(prediction: str, steps: int = 0, precision: str = "fp32") -> Trainer:
+def tiny(prediction: Any, steps: int = 0, precision: str = "fp32") -> Trainer:
     torch.manual_seed(1)
     network: Any = import_module("diffusers").UNet2DConditionModel(
         sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,

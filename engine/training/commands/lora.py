@@ -22,25 +22,28 @@ from engine.training.commands.options import (
     Until,
 )
 
+Captioned = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Captioned pictures.")]
+Source = Annotated[
+    str, typer.Option("--model", help="embedded, a folder of diffusers, or a name on the model hub, in safetensors.")
+]
+Rank = Annotated[int | None, typer.Option(min=1, max=1024, help="How much the addition can say.  [default: 8]")]
+Alpha = Annotated[float | None, typer.Option(min=1e-3, max=1e4, help="Its weight times the rank; else the rank.")]
+Size = Annotated[int | None, typer.Option(min=16, max=4096, help="Side of the pictures; else the model's.")]
+Precision = Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Of the network.  [default: bf16]")]
+Merge = Annotated[
+    Path | None, typer.Option("--merge", metavar="FOLDER", help="Also write the whole model with the addition in it.")
+]
+
 
 def lora(
     out: Out,
-    data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Captioned pictures.")],
-    model: Annotated[
-        str, typer.Option("--model", help="embedded, a folder of diffusers, or a name on the model hub.")
-    ] = "embedded",
-    rank: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="How much the addition can say.  [default: 8]")
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(min=1e-3, max=1e4, help="Its weight times the rank; else the rank.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(min=16, max=4096, help="Side of the pictures; else the model's.")] = None,
-    precision: Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Of the network.  [default: bf16]")] = None,
-    merge: Annotated[
-        Path | None,
-        typer.Option("--merge", metavar="FOLDER", help="Also write the whole model with the addition in it."),
-    ] = None,
+    data: Captioned,
+    model: Source = "embedded",
+    rank: Rank = None,
+    alpha: Alpha = None,
+    size: Size = None,
+    precision: Precision = None,
+    merge: Merge = None,
     steps: Steps = None,
     samples: Samples = None,
     until: Until = "",

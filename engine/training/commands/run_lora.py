@@ -89,7 +89,7 @@ def _merge(session: Session, model: Model, trainer: Trainer, merge: Path) -> Non
         say(f"{merge} has this model with the addition in it already.")
         return
     (session.folder / "merged.json").write_text(json.dumps(now))
-    network = torch.nn.Module.to(trainer.network, "cpu")
+    network: Any = torch.nn.Module.to(trainer.network, "cpu")
     network.fuse_lora()
     network.unload_lora()
     write_model(model.pipeline, stored(model.folder), merge, session.folder / "whole")
