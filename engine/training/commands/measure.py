@@ -22,17 +22,20 @@ def measure(
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    from engine.families.quiet import quiet
     from engine.training.commands import builtin
     from engine.training.diffusion import Judge, Settings, Trainer
     from engine.training.validate import PROMPTS, v_mse
 
     weights = builtin.weights_of(source)
-    vae, text = builtin.encoders(weights)
+    with quiet():
+        vae, text = builtin.encoders(weights)
     _, held_back = builtin.variants(cache, lambda: (vae, text), seed)
     scheduler = builtin.schedule(weights)
     if not (network / "config.json").is_file():
         raise ValueError(f"{network} is no network of diffusers: it has no config.json.")
-    opened = UNet2DConditionModel.from_pretrained(network, torch_dtype=torch.float32, use_safetensors=True).eval()
+    with quiet():
+        opened = UNet2DConditionModel.from_pretrained(network, torch_dtype=torch.float32, use_safetensors=True).eval()
     wrong = v_mse(opened, held_back, scheduler.alphas_cumprod)
     typer.echo(json.dumps({"network": network.name, "v_mse": round(wrong, 4)}))
     if sheet:
@@ -47,6 +50,7 @@ def export(
     raw: Annotated[bool, typer.Option("--raw", help="The network itself instead of its moving average.")] = False,
 ) -> None:
     """Writes a run's averaged network in fp16, sharded, in the layout of diffusers: also of one that goes on."""
+    from engine.families.quiet import quiet
     from engine.training import checkpoint
     from engine.training.commands import builtin
     from engine.training.diffusion import open_network
@@ -55,7 +59,8 @@ def export(
     kept = next((path for path in (run / "run" / CHECKPOINT, run / CHECKPOINT) if path.is_file()), None)
     if kept is None:
         raise ValueError(f"{run} holds no run: it has no checkpoint.")
-    network = open_network(builtin.weights_of(source) / "unet")
+    with quiet():
+        network = open_network(builtin.weights_of(source) / "unet")
     tensors, _ = checkpoint.load(kept)
     prefix = "network." if raw else "average."
     network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})

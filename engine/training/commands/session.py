@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from engine.families.quiet import quiet
 from engine.training import checkpoint
 from engine.training.commands.board import board
 from engine.training.commands.options import Course
@@ -132,7 +133,7 @@ def open_session(kind: str, course: Course) -> Iterator[Session]:
     if course.out.is_dir() and any(course.out.iterdir()) and not folder.is_dir():
         raise ValueError(f"{course.out} is not empty and holds no run: take another folder for --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _alone(folder), quiet():
         if course.fresh:
             _clear(folder)
         path = folder / CHECKPOINT
