@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from engine.training.picture_file import Unusable, decode
+from engine.training.pictures.picture_file import Unusable, decode
 from engine.unfit import Unfit
 
 

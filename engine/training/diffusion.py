@@ -29,8 +29,8 @@ from engine.training.run import Losses
 from engine.training.validate import develop, noised, rows, sample, v_mse, write_sheet
 
 GRAFTED = "add_embedding."
-# Where the timesteps are drawn: (share of the timesteps, share of the draws) up to there. Below 0.2 the noise is less than
-# what our autoencoder adds by itself (deviation 0.59); above 0.65 only the words can tell what is to be seen.
+# Where the timesteps are drawn: (share of the timesteps, share of the draws) up to there. Below 0.2 the noise is less
+# than what our autoencoder adds by itself (deviation 0.59); above 0.65 only the words can tell what is to be seen.
 DRAWN = ((0.0, 0.0), (0.2, 0.04), (0.4, 0.16), (0.65, 0.45), (1.0, 1.0))
 
 

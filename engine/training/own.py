@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.training.folder import Reading
 from engine.training.latents import Cached, encode, open_cache
 from engine.training.models import Model
-from engine.training.views import numbered, view
+from engine.training.pictures.folder import Reading
+from engine.training.pictures.views import numbered, view
 
 FORMAT = 1  # raise it when views change
 PIXELS_AT_ONCE = 128 * 64 * 64

@@ -15,8 +15,6 @@ from PIL import Image, ImageDraw
 
 from engine.bench.row import as_json, as_table
 from engine.training.__main__ import main
-from engine.training.artwork import Artwork
-from engine.training.captions import HELD_OUT, held_out, words
 from engine.training.evaluate import measures, prompted, reconstruction, sheet, speed, variety
 from engine.training.evaluate.blemishes import blemished
 from engine.training.evaluate.draw import Painter
@@ -25,7 +23,9 @@ from engine.training.evaluate.judge import JudgeNetwork, LabelJudge, Seen, label
 from engine.training.evaluate.judge_trainer import JudgeLook, JudgeSettings, JudgeTrainer, held_back, renderings
 from engine.training.evaluate.scene import Once, Scene, Sizes
 from engine.training.evaluate.words import ACCEPTED, TEMPLATES
-from engine.training.variants import BACKGROUNDS, HELD_BACK, HUES, variant
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.captions import HELD_OUT, held_out, words
+from engine.training.pictures.variants import BACKGROUNDS, HELD_BACK, HUES, variant
 
 SMALL = Sizes(per_colour=1, per_pair=1, per_word=1, groups=2, swept=3)
 RGB = tuple[int, int, int]

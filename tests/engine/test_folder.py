@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.training.folder import Reading, read_folder
-from engine.training.picture_file import decode, squared
-from engine.training.views import numbered, view
+from engine.training.pictures.folder import Reading, read_folder
+from engine.training.pictures.picture_file import decode, squared
+from engine.training.pictures.views import numbered, view
 
 
 def picture(path: Path, caption: str | bytes | None = "a ball", *, mode: str = "RGB", **saving: Any) -> Path:

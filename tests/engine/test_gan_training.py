@@ -14,17 +14,18 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 from spandrel import ModelLoader
 
-from engine.training import autoencoder, checkpoint, pairs, upscaler, upscaler_judge
+from engine.training import checkpoint
 from engine.training.__main__ import main
-from engine.training.artwork import Artwork
-from engine.training.captions import words
-from engine.training.charts import chart
-from engine.training.discriminator import Discriminator, picture_gradient
-from engine.training.folding import fold, latent_scale
-from engine.training.heldout import artwork_held_out
-from engine.training.losses import overshoot, psnr, ssim
-from engine.training.pairs import Pairs
-from engine.training.pixels import Pixels, as_images, of_artwork, of_pictures, subject_of
+from engine.training.gan import autoencoder, pairs, upscaler, upscaler_judge
+from engine.training.gan.discriminator import Discriminator, picture_gradient
+from engine.training.gan.folding import fold, latent_scale
+from engine.training.gan.losses import overshoot, psnr, ssim
+from engine.training.gan.pairs import Pairs
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.captions import words
+from engine.training.pictures.charts import chart
+from engine.training.pictures.heldout import artwork_held_out
+from engine.training.pictures.pixels import Pixels, as_images, of_artwork, of_pictures, subject_of
 from engine.training.run import Budget, Run
 
 SHAPE: dict[str, Any] = {

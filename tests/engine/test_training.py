@@ -20,14 +20,15 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image, ImageDraw
 
-from engine.training import artwork, checkpoint
-from engine.training.artwork import LABELS, SETS, Artwork, Package
-from engine.training.captions import HELD_OUT, HELD_OUT_PAIRS, Look, caption, held_out, pair_held_out, words
+from engine.training import checkpoint
 from engine.training.diffusion import Judge, Settings, Trainer, graft
 from engine.training.latents import Cached, cached, open_cache, text_states
+from engine.training.pictures import artwork
+from engine.training.pictures.artwork import LABELS, SETS, Artwork, Package
+from engine.training.pictures.captions import HELD_OUT, HELD_OUT_PAIRS, Look, caption, held_out, pair_held_out, words
+from engine.training.pictures.variants import HELD_BACK, dominant_hue, hue_name, numbered, variant
 from engine.training.run import CHECKPOINT, Budget, Run, settings_of
 from engine.training.validate import noised, sample, v_mse
-from engine.training.variants import HELD_BACK, dominant_hue, hue_name, numbered, variant
 
 ROOT = Path(__file__).parents[2]
 SCHEDULE = {

@@ -13,12 +13,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.families.embedded import NAME, WEIGHTS
-from engine.training import artwork
-from engine.training.artwork import Artwork
 from engine.training.commands.options import default_cache
 from engine.training.commands.progress import shown
 from engine.training.latents import Cached, TextStates, cached, text_states
-from engine.training.variants import HELD_BACK, numbered
+from engine.training.pictures import artwork
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.variants import HELD_BACK, numbered
 
 VALIDATED = 1024
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from engine.training.commands.progress import say, shown
 from engine.training.commands.session import Session
-from engine.training.folder import Reading, read_folder
 from engine.training.latents import Cached
 from engine.training.models import Model
 from engine.training.own import own_latents
+from engine.training.pictures.folder import Reading, read_folder
 
 SAID = 20  # lines on the terminal; all of them are in run/skipped.txt
 SHOWN = 16  # captions on a sample sheet

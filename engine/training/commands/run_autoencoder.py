@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from engine.training.autoencoder import Judge, Settings, Trainer, figures, fresh
 from engine.training.commands import builtin, own
 from engine.training.commands.progress import shown
 from engine.training.commands.session import Session
-from engine.training.folder import Picture, Reading
-from engine.training.folding import fold, latent_scale
-from engine.training.heldout import artwork_held_out
+from engine.training.gan.autoencoder import Judge, Settings, Trainer, figures, fresh
+from engine.training.gan.folding import fold, latent_scale
 from engine.training.models import model_folder
-from engine.training.pixels import Pixels, of_artwork, of_pictures
+from engine.training.pictures.folder import Picture, Reading
+from engine.training.pictures.heldout import artwork_held_out
+from engine.training.pictures.pixels import Pixels, of_artwork, of_pictures
+from engine.training.pictures.views import numbered, view
 from engine.training.run import Losses
-from engine.training.views import numbered, view
 
 FIGURES = "figures.json"
 

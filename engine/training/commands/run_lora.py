@@ -18,10 +18,10 @@ from engine.training import memory
 from engine.training.commands import own
 from engine.training.commands.progress import say
 from engine.training.commands.session import Session
-from engine.training.folder import Reading
 from engine.training.lora import Judge, Settings, Trainer
 from engine.training.models import INDEX, Model, model_folder, open_model, stored, write_model
 from engine.training.own import plain
+from engine.training.pictures.folder import Reading
 
 LARGE, FEW = 128, 4  # pixels of side, above which a sample sheet has few pictures
 

@@ -14,16 +14,16 @@ from PIL import Image
 from torch import nn
 
 from engine.super_resolver import BUILT_IN
-from engine.training import pairs
 from engine.training.commands import builtin, own
 from engine.training.commands.progress import shown
 from engine.training.commands.run_autoencoder import FIGURES, opened, split
 from engine.training.commands.session import Session
-from engine.training.heldout import artwork_held_out
-from engine.training.pairs import SIDE, Pairs
-from engine.training.picture_file import decode
-from engine.training.upscaler import Settings, Trainer, export, fresh, load
-from engine.training.upscaler_judge import Judge, figures
+from engine.training.gan import pairs
+from engine.training.gan.pairs import SIDE, Pairs
+from engine.training.gan.upscaler import Settings, Trainer, export, fresh, load
+from engine.training.gan.upscaler_judge import Judge, figures
+from engine.training.pictures.heldout import artwork_held_out
+from engine.training.pictures.picture_file import decode
 
 HELD_OUT = 48
 RESULT = "model.safetensors"

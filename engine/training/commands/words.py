@@ -16,8 +16,8 @@ def words(
     cache: Cache = None,
 ) -> None:
     """Writes the labels and tags of the built-in artwork as a list, for `darkroom lab nearest`."""
-    from engine.training.artwork import LABELS
     from engine.training.commands import builtin
+    from engine.training.pictures.artwork import LABELS
 
     known = {word for art in builtin.drawings(cache) for word in (art.words.label, *art.words.tags)}
     source = f"{LABELS.name} {LABELS.version}, {LABELS.credit}, {LABELS.licence}"

@@ -8,7 +8,7 @@ from engine.bench.row import Row
 from engine.training.evaluate.goals import SWEPT, swept
 from engine.training.evaluate.measures import background_of, retrieval, share
 from engine.training.evaluate.scene import Scene
-from engine.training.variants import BACKGROUNDS
+from engine.training.pictures.variants import BACKGROUNDS
 
 
 def rows(scene: Scene) -> list[Row]:

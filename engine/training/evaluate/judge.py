@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.training.evaluate.measures import as_input
-from engine.training.variants import SIDE
+from engine.training.pictures.variants import SIDE
 
 WEIGHTS, LABELS = "judge.safetensors", "labels.json"
 WIDTHS = (64, 128, 256)

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.training.artwork import Artwork
 from engine.training.evaluate.blemishes import blemished
 from engine.training.evaluate.judge import WIDTHS, JudgeNetwork, LabelJudge
 from engine.training.evaluate.measures import as_input, retrieval
 from engine.training.learner import Learner
 from engine.training.muon import suits
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.variants import HELD_BACK, variant
 from engine.training.run import Losses
 from engine.training.validate import write_sheet
-from engine.training.variants import HELD_BACK, variant
 
 SHOWN = 64
 RENDERED = 8  # of each drawing, kept in memory: half a gigabyte saves a quarter of the time

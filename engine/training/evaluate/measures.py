@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.training.losses import psnr
-from engine.training.variants import BACKGROUNDS, dominant_hue, hue_name
+from engine.training.gan.losses import psnr
+from engine.training.pictures.variants import BACKGROUNDS, dominant_hue, hue_name
 
 UNLIKE = 40.0  # how far a pixel is from the background, in steps of 255, to belong to the subject
 SAME = 3.0  # two pictures closer than this, in steps of 255, are the same to the eye

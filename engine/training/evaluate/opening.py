@@ -12,10 +12,10 @@ import torch
 from engine.calibration import calibrate
 from engine.families.embedded import WEIGHTS, load_embedded
 from engine.super_resolver import SuperResolver
-from engine.training.artwork import Artwork
 from engine.training.evaluate.draw import Painter
 from engine.training.evaluate.judge import LabelJudge, open_judge
 from engine.training.evaluate.scene import Scene, Sizes
+from engine.training.pictures.artwork import Artwork
 
 UPSCALER = Path("upscaler") / "model.safetensors"
 

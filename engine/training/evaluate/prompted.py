@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.bench.row import Row
-from engine.training.captions import HELD_OUT_PAIRS
 from engine.training.evaluate import goals
 from engine.training.evaluate.measures import among, background_of, retrieval, share, subject_hue
 from engine.training.evaluate.scene import Scene
 from engine.training.evaluate.words import ACCEPTED, TEMPLATES
-from engine.training.variants import BACKGROUNDS, HELD_BACK, variant
+from engine.training.pictures.captions import HELD_OUT_PAIRS
+from engine.training.pictures.variants import BACKGROUNDS, HELD_BACK, variant
 
 SAID = 3  # of the worst, in a note
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from engine.bench.row import Row
-from engine.training.artwork import Artwork
 from engine.training.evaluate import goals
 from engine.training.evaluate.measures import masked_psnr
 from engine.training.evaluate.scene import Scene
-from engine.training.heldout import artwork_held_out
-from engine.training.variants import HELD_BACK, variant
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.heldout import artwork_held_out
+from engine.training.pictures.variants import HELD_BACK, variant
 
 Trip = Callable[[np.ndarray], np.ndarray]
 

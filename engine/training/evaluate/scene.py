@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from engine.super_resolver import SuperResolver
-from engine.training.artwork import Artwork
 from engine.training.evaluate.draw import Painter
 from engine.training.evaluate.judge import LabelJudge, Seen
 from engine.training.evaluate.judge_trainer import held_back, renderings
 from engine.training.evaluate.measures import retrieval
+from engine.training.pictures.artwork import Artwork
 from engine.unfit import Unfit
 
 T = TypeVar("T")

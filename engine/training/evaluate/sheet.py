@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from engine.training.artwork import SETS
-from engine.training.captions import COLOURS
 from engine.training.evaluate.words import ACCEPTED, TEMPLATES
-from engine.training.variants import BACKGROUNDS, HUES
+from engine.training.pictures.artwork import SETS
+from engine.training.pictures.captions import COLOURS
+from engine.training.pictures.variants import BACKGROUNDS, HUES
 
 COLUMNS, CELL, CAPTION, LETTER = 8, 192, 34, 12  # pixels
 MOST_BYTES = 1_000_000

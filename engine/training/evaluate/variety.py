@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from engine.bench.row import Row
-from engine.training.artwork import Artwork
 from engine.training.evaluate import goals
 from engine.training.evaluate.measures import alike, nearest, share, small, spread
 from engine.training.evaluate.scene import Scene
-from engine.training.variants import SIDE, USUAL_SCALE
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.variants import SIDE, USUAL_SCALE
 
 SEEDS = 4
 SAID = 3

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from engine.training.folder import Picture
-from engine.training.picture_file import Decoded, decode, squared
+from engine.training.pictures.folder import Picture
+from engine.training.pictures.picture_file import Decoded, decode, squared
 
 AMPLE = 1000  # rows of a cache from which on pictures need no further views
 MOST = 8  # views of one picture

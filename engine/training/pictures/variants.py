@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from engine.training.artwork import Artwork
-from engine.training.captions import COLOURS, Look, caption, pair_held_out
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.captions import COLOURS, Look, caption, pair_held_out
 
 SIDE = 64
 HELD_BACK = 1_000_000

@@ -19,11 +19,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import FloatTensor, Tensor
 
-from engine.training.contest import Contest, Terms
+from engine.training.gan.contest import Contest, Terms
+from engine.training.gan.losses import gradient, psnr, pyramid, ssim
 from engine.training.learner import Learner
-from engine.training.losses import gradient, psnr, pyramid, ssim
 from engine.training.muon import suits
-from engine.training.pixels import Pixels
+from engine.training.pictures.pixels import Pixels
 from engine.training.run import Losses
 from engine.training.validate import write_sheet
 

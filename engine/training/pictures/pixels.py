@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.training.artwork import Artwork
-from engine.training.heldout import artwork_held_out
-from engine.training.variants import HELD_BACK, numbered, variant
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.heldout import artwork_held_out
+from engine.training.pictures.variants import HELD_BACK, numbered, variant
 
 DIFFERENT = 12  # of 255: a pixel that differs more from the background belongs to the subject
 

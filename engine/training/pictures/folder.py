@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.training.folder_captions import CAPTION_FILE, METADATA, Captions, Skipped, read_captions
-from engine.training.picture_file import ENDINGS, Unusable, decode
+from engine.training.pictures.folder_captions import CAPTION_FILE, METADATA, Captions, Skipped, read_captions
+from engine.training.pictures.picture_file import ENDINGS, Unusable, decode
 
 UNREAD = frozenset({".tif", ".tiff", ".heic", ".heif", ".avif", ".svg", ".psd", ".jxl", ".jp2", ".apng"})
 MAX_PICTURES = 1_000_000

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.training.discriminator import Discriminator, hinge, picture_gradient
+from engine.training.gan.discriminator import Discriminator, hinge, picture_gradient
 from engine.training.learner import Learner
 from engine.training.run import Losses
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from engine.training.losses import psnr, ssim
-from engine.training.pairs import SCALE, Pairs
-from engine.training.pixels import as_images
+from engine.training.gan.losses import psnr, ssim
+from engine.training.gan.pairs import SCALE, Pairs
+from engine.training.gan.upscaler import Trainer
+from engine.training.pictures.pixels import as_images
 from engine.training.run import Losses
-from engine.training.upscaler import Trainer
 from engine.training.validate import write_sheet
 
 STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys: clipping must not hide what overshoots

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from engine.training.pixels import Pixels
+from engine.training.pictures.pixels import Pixels
 
 
 @torch.inference_mode()

@@ -15,11 +15,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from engine.training.artwork import Artwork
-from engine.training.autoencoder import decoded
-from engine.training.charts import chart
-from engine.training.pixels import as_images
-from engine.training.variants import BACKGROUNDS, USUAL_SCALE
+from engine.training.gan.autoencoder import decoded
+from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.charts import chart
+from engine.training.pictures.pixels import as_images
+from engine.training.pictures.variants import BACKGROUNDS, USUAL_SCALE
 
 SCALE, SIDE = 4, 256
 SMALL = SIDE // SCALE

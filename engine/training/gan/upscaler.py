@@ -21,11 +21,11 @@ from spandrel.architectures.Compact import Compact
 from torch import Tensor, nn
 
 from engine.training import checkpoint
-from engine.training.contest import Contest, Terms
+from engine.training.gan.contest import Contest, Terms
+from engine.training.gan.losses import gradient, overshoot, pyramid
+from engine.training.gan.pairs import SCALE, Pairs
 from engine.training.learner import Learner
-from engine.training.losses import gradient, overshoot, pyramid
-from engine.training.pairs import SCALE, Pairs
-from engine.training.pixels import as_images
+from engine.training.pictures.pixels import as_images
 from engine.training.run import Losses
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine.training.captions import Words, words
+from engine.training.pictures.captions import Words, words
 
 MAX_MEMBER_BYTES = 4 << 20  # a picture is under 100 kB; anything larger is not what we pinned
 LARGEST_SIDE = 128  # twice the picture we train on, so that close-ups stay sharp
