@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bot.store import Store, reads
-from engine.job import Presence, Warm
+from engine.job import RESOLVING, Presence, Warm
 
 DEFAULT_POOL = "default"
 
@@ -80,10 +80,12 @@ class Models:
     def resolving(self, pool: str) -> float | None:
         """Milliseconds a megapixel that the slowest super-resolver of a pool's live workers takes.
 
-        0 where none of them has one; None while nobody serves the pool.
+        0 where none of them has one, or one is too old to be asked for it; None while nobody serves the pool.
         """
-        paces = [one.enlarge_ms for one in self._workers().values() if pool in one.pools]
-        return max(paces, default=None)
+        there = [one for one in self._workers().values() if pool in one.pools]
+        if any(one.v < RESOLVING for one in there):
+            return 0.0
+        return max((one.enlarge_ms for one in there), default=None)
 
     def _live(self) -> dict[str, Profile]:
         """Of two workers with the same model, the one whose name is first speaks for it: recipes shall not flutter."""

@@ -12,7 +12,8 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-VERSION = 3  # 2: the picture check; 3: the super-resolver
+CHECKING, RESOLVING = 2, 3  # the versions that brought the picture check and the super-resolver
+VERSION = RESOLVING
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CONCEPTS = 8
@@ -48,9 +49,13 @@ Verdict = Literal["unchecked", "passed", "flagged"]  # of a picture check; unche
 
 
 class _Value(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """A reader takes every version up to its own: a field that came later has a default, and raised `VERSION`."""
+    """A reader takes every version up to its own: a field that came later has a default, and raised `VERSION`.
 
-    v: Version = VERSION
+    `v` is the version in which the kind last changed, not the writer's: so a reader of an older version still takes
+    what it can understand. Only `Presence` says `VERSION` always: it tells the bot what its worker can read.
+    """
+
+    v: Version = 1
 
 
 class Concept(Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,12 +102,17 @@ class Recipe(_Value, frozen=True, kw_only=True):
 class Enlarge(_Value, frozen=True, kw_only=True):
     """Enlarge one finished picture, named by its SHA-256 in the blob bucket.
 
-    A worker without a super-resolver takes Lanczos where "gan" is asked for; its `Picture` says what it was.
+    A worker without a super-resolver takes Lanczos where "gan" is asked for; its `Picture` says what it was. One of
+    version 2 cannot read "gan": see `readable`.
     """
 
     source: Sha256
     factor: Annotated[int, Meta(ge=2, le=8)] = 4
     method: Method = "lanczos"
+
+    def __post_init__(self) -> None:
+        if self.method == "gan" and self.v < RESOLVING:
+            msgspec.structs.force_setattr(self, "v", RESOLVING)
 
 
 Task = Recipe | Enlarge
@@ -123,6 +133,7 @@ class Job(_Value, frozen=True, kw_only=True):
     `check`: a worker with a picture check shall look at what comes out, and at the previews once it can tell.
     """
 
+    v: Version = CHECKING
     id: Id
     task: Task
     share: Share
@@ -137,6 +148,7 @@ class Job(_Value, frozen=True, kw_only=True):
 class Frame(_Value, frozen=True, kw_only=True):
     """A live preview of one image: the model's estimate of the finished picture (x0) at step `step` of `of`."""
 
+    v: Version = CHECKING
     job: Id
     image: Index
     epoch: Epoch
@@ -155,6 +167,7 @@ class Picture(_Value, frozen=True, kw_only=True):
     really done.
     """
 
+    v: Version = RESOLVING
     job: Id
     image: Index
     epoch: Epoch
@@ -266,6 +279,7 @@ class Warm(Struct, frozen=True, forbid_unknown_fields=True):
 class Presence(_Value, frozen=True, kw_only=True):
     """What a live worker says of itself every few seconds."""
 
+    v: Version = VERSION
     worker: Name
     pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
     models: Annotated[tuple[Warm, ...], Meta(max_length=64)]
@@ -292,6 +306,18 @@ class Malformed(ValueError):
     """Bytes from outside that are not what the contract says; the text names the first thing that is wrong."""
 
 
+class Newer(Malformed):
+    """They are of a later version of the contract: whoever has been updated can read them."""
+
+
+class _Said(Struct):
+    """What is looked at of bytes that nobody here can read."""
+
+    v: int = 0
+    worker: str = ""
+    task: _Said | None = None
+
+
 T = TypeVar("T")
 
 
@@ -301,11 +327,30 @@ def encode(value: object) -> bytes:
 
 
 def decode(payload: bytes, kind: type[T]) -> T:
-    """Bytes as a value of `kind` (a struct or a union of them). Raises `Malformed`, never anything else."""
+    """Bytes as a value of `kind` (a struct or a union of them). Raises `Malformed` or `Newer`, never anything else."""
     try:
         return msgspec.msgpack.decode(payload, type=kind, strict=True)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise Malformed(str(error)) from error
+        raise _unread(payload, str(error)) from error
+
+
+def _unread(payload: bytes, why: str) -> Malformed:
+    try:
+        said = msgspec.msgpack.decode(payload, type=_Said)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return Malformed(why)
+    newest = max(said.v, said.task.v if said.task else 0)
+    if newest <= VERSION:
+        return Malformed(why)
+    who = f"the worker {said.worker[:64]!r} says" if said.worker else "it is"
+    return Newer(f"{who} version {newest} of the contract, and this process reads up to {VERSION}: update it")
+
+
+def readable(job: Job, version: int) -> Job:
+    """The job as a worker of this version can read it: before the super-resolver, every enlargement was by Lanczos."""
+    if version < RESOLVING and isinstance(job.task, Enlarge) and job.task.method == "gan":
+        return msgspec.structs.replace(job, task=Enlarge(source=job.task.source, factor=job.task.factor))
+    return job
 
 
 def unconditional(recipe: Recipe) -> bool:

@@ -22,7 +22,7 @@ from engine.bus.link import Unreachable, reaching
 from engine.bus.presences import Presences
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, settle_consumer
-from engine.job import EmbedReply, EmbedRequest, Frame, Job, Malformed, Presence, Result, decode, encode
+from engine.job import EmbedReply, EmbedRequest, Frame, Job, Malformed, Presence, Result, decode, encode, readable
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,15 @@ class BotSide(Station):
         self._presences = Presences(kept.lease)
 
     async def dispatch(self, job: Job) -> bool:
-        """Hands a job to the workers of its pool. False: this attempt lies there already, which is fine."""
+        """Hands a job to the workers of its pool, so that the oldest of them can read it.
+
+        False: this attempt lies there already, which is fine.
+        """
+        oldest = min((one.v for one in self.workers.values() if job.pool in one.pools), default=job.task.v)
+        payload = encode(readable(job, oldest))
         with reaching("dispatch"):
             try:
-                await self.js.publish(subjects.work(job), encode(job), stream=subjects.WORK)
+                await self.js.publish(subjects.work(job), payload, stream=subjects.WORK)
             except APIError as error:
                 if error.err_code == FULL and "per subject" in (error.description or ""):
                     return False

@@ -1,7 +1,8 @@
 """Messages that must be answered: pulled from a durable consumer, decoded, acknowledged, or laid aside as dead.
 
 Knows pulling, acknowledging and dead letters; nothing of what a message means. What does not decode is logged with its
-subject, counted and dead-lettered: a bad message never stops the ones behind it.
+subject, counted and dead-lettered: a bad message never stops the ones behind it. One of a newer version is good for
+somebody else: it is handed back.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from nats.js.api import ConsumerConfig
 from engine.bus import subjects
 from engine.bus.link import reaching
 from engine.bus.streams import ensure_consumer
-from engine.job import Malformed, decode
+from engine.job import Malformed, Newer, decode
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 CLOSING_SECONDS = 1.0
+LATER_SECONDS = 30.0  # until a message of a newer version is offered again, to whoever has been updated by then
+LATER_TRIES = 2880  # a day of it
 KEPT_BYTES = 1024 * 1024  # of a dead letter: with headers added, the largest message would be one too large
 
 
@@ -179,7 +182,11 @@ class Pull(Generic[T]):
         try:
             return Delivered(decode(msg.data, self._kind), msg, self._dead)
         except Malformed as error:
-            await self._dead.lay_aside(msg, str(error))
+            if isinstance(error, Newer) and msg.metadata.num_delivered < LATER_TRIES:
+                log.warning("%s stays where it is: %s", msg.subject, error)
+                await msg.nak(delay=LATER_SECONDS)
+            else:
+                await self._dead.lay_aside(msg, str(error))
             return None
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from nats.aio.msg import Msg
 
-from engine.job import Malformed, Presence, decode
+from engine.job import VERSION, Malformed, Presence, decode
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,14 @@ class Presences:
         try:
             presence = decode(payload, Presence)
         except Malformed as error:
-            log.error("a worker's presence is unreadable: %s", error)
+            log.error("a worker's presence is unreadable, so it gets no work: %s", error)
             return
         before = self._alive.get(presence.worker)
         self._alive[presence.worker] = (presence, asyncio.get_running_loop().time() + self._lease)
+        if presence.v < VERSION and (before is None or before[0].v != presence.v):
+            log.warning(
+                "worker %s is of an older version (%d, not %d): it works on, without what is new; update it",
+                presence.worker, presence.v, VERSION,
+            )  # fmt: skip
         if before is None or before[0] != presence:
             self.on_change()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -21,7 +22,9 @@ from engine.bus.deliveries import KEPT_BYTES
 from engine.bus.server import FILE_BYTES, MAX_PAYLOAD
 from engine.bus.streams import streams
 from engine.job import (
+    VERSION,
     Concept,
+    Enlarge,
     Frame,
     Job,
     Picture,
@@ -348,6 +351,41 @@ async def test_what_nobody_can_read_is_laid_aside_and_stops_nothing(join: Any) -
     await delivered.lay_aside("three tries\nwere enough")
     await asyncio.sleep(LEASE * 1.3)
     assert await bus.pull(["default"], timeout=0.2) is None
+
+
+@pytest.mark.asyncio
+async def test_a_newer_job_stays_for_whoever_can_read_it(join: Any) -> None:
+    bot, worker = await join(), await join()
+    plain = msgspec.msgpack.decode(encode(a_job()))
+    await bot.js.publish(f"work.default.{JOB}.1", msgspec.msgpack.encode({**plain, "v": VERSION + 1}))
+    await bot.dispatch(a_job(OTHER))
+    delivered = await worker.pull(["default"], 3.0)
+    assert delivered is not None
+    assert delivered.value.id == OTHER
+    await delivered.ack()
+    assert (await bot.js.stream_info("work")).state.messages == 1
+    assert worker.dead.count == {}
+
+
+@pytest.mark.asyncio
+async def test_an_old_worker_in_the_pool_is_asked_for_what_it_can_read(
+    join: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    bot, worker = await join(), await join()
+    await bot.watch_workers()
+    wanted = Enlarge(source="a" * 64, method="gan")
+    await bot.dispatch(a_job(task=wanted))
+    delivered = await worker.pull(["default"], 3.0)
+    assert delivered is not None
+    assert delivered.value.task == wanted
+    await delivered.ack()
+    await worker.announce(msgspec.structs.replace(a_presence("old"), v=2))
+    await until(lambda: "old" in bot.workers)
+    assert "worker old is of an older version (2, not" in caplog.text
+    await bot.dispatch(a_job(OTHER, task=wanted))
+    delivered = await worker.pull(["default"], 3.0)
+    assert delivered is not None
+    assert delivered.value.task == Enlarge(source="a" * 64)
 
 
 @pytest.mark.asyncio

@@ -195,6 +195,47 @@ def test_jobs_results_and_presences_from_before_the_super_resolver_are_read() ->
     assert (presence.enlarge_ms, presence.models[0].enlargement) == (0.0, 1)
 
 
+V2_JOB = {"type", "v", "id", "task", "share", "cost", "pool", "attempt", "deadline", "ladder", "check"}
+V2_RECIPE = {
+    "type", "v", "concepts", "negative", "model", "revision", "sampler", "steps", "eta", "seed", "guidance", "width",
+    "height", "count", "dtype", "bucket", "lineage",
+}  # fmt: skip
+
+
+def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
+    """Whole: an unknown field or a later `v` would make it lay the job aside."""
+    share = Share(tier="a", guild="b", user="c")
+    for task in (recipe(), Enlarge(source="a" * 64), Enlarge(source="a" * 64, factor=3, method="gan")):
+        job = Job(id="0" * 26, task=task, share=share, cost=1.0, deadline=2e9, check=True)
+        plain = msgspec.msgpack.decode(encode(contract.readable(job, 2)))
+        assert set(plain) == V2_JOB
+        assert plain["v"] <= 2
+        assert plain["task"]["v"] <= 2
+        if isinstance(task, Enlarge):
+            assert plain["task"] == {
+                "type": "Enlarge", "v": 1, "source": "a" * 64, "factor": task.factor, "method": "lanczos",
+            }  # fmt: skip
+        else:
+            assert set(plain["task"]) == V2_RECIPE
+        assert contract.readable(job, contract.VERSION) == job
+
+
+def test_what_is_newer_is_told_from_what_is_damaged() -> None:
+    share = Share(tier="a", guild="b", user="c")
+    job = Job(id="0" * 26, task=recipe(), share=share, cost=1.0, deadline=2e9)
+    plain = msgspec.msgpack.decode(encode(job))
+    later = contract.VERSION + 1
+    for changes in ({"v": later, "hue": 1}, {"task": {"type": "Video", "v": later}}):
+        with pytest.raises(contract.Newer, match=f"version {later} .* update it"):
+            decode(msgspec.msgpack.encode({**plain, **changes}), Job)
+    for changes in ({"hue": 1}, {"v": "9"}, {"task": {"type": "Video", "v": 1}}):
+        with pytest.raises(Malformed) as damaged:
+            decode(msgspec.msgpack.encode({**plain, **changes}), Job)
+        assert not isinstance(damaged.value, contract.Newer)
+    with pytest.raises(contract.Newer, match="the worker 'w' says version"):
+        decode(msgspec.msgpack.encode({"type": "Presence", "v": later, "worker": "w"}), contract.Presence)
+
+
 def test_a_deeply_nested_bomb_is_malformed() -> None:
     for bomb in (b"\x91" * 100_000, b"\x81\xa4task" * 20_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"):
         with pytest.raises(Malformed):
