@@ -103,6 +103,26 @@ def test_the_same_picture_gives_the_same_bytes_whoever_asks(weights: Make) -> No
     upscaler.close()
 
 
+@pytest.mark.parametrize(("scale", "around"), [(4, 14), (2, 14), (4, 66), (2, 66)])
+def test_the_price_is_for_all_that_the_network_is_shown(
+    scale: int, around: int, weights: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By pixels in place of seconds: a ×2 network works twice for ×4, a far-sighted one sees much again and again."""
+    resolver, seen = SuperResolver(weights(scale=scale)), [0]
+
+    def pixels(shown: np.ndarray) -> np.ndarray:
+        seen[0] += shown.shape[0] * shown.shape[1]
+        return shown.repeat(scale, 0).repeat(scale, 1)
+
+    monkeypatch.setattr(resolver, "_pixels", pixels)
+    monkeypatch.setattr(resolver, "_around", around)
+    monkeypatch.setattr(super_resolver.time, "thread_time", lambda: seen[0] / 1000)
+    found = resolver.measure()
+    seen[0] = 0
+    resolver.enlarge(noise(1024, 512), 4)
+    assert found == pytest.approx(seen[0] / (1024 * 512 / 1e6), rel=0.25)
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
 def test_any_kind_of_picture_comes_out_in_colour_without_alpha(resolver: SuperResolver, mode: str) -> None:
     large = resolver.enlarge(noise(20, 10).convert("RGB").convert(mode))
