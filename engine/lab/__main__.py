@@ -67,6 +67,7 @@ def mix(
     from engine.lab.sums import read
 
     terms = read(sum_)
+    showing.folder(out)
     with room(model, steps, guidance, seed) as opened:
         shown = arithmetic.stairs(opened, terms) if stairs else arithmetic.mix(opened, terms, count)
     showing.keep(shown, out, as_json=as_json)
@@ -85,6 +86,7 @@ def walk(
     from engine.lab import showing
     from engine.lab import walk as walking
 
+    showing.folder(out)
     with room(model, steps, guidance, seed) as opened:
         shown = walking.walk(opened, asked(start), asked(end), frames, seeds)
     showing.keep(shown, out, as_json=as_json)
@@ -96,6 +98,7 @@ def roundtrip(picture: Picture, out: Out = OUT, model: Model = EMBEDDED, as_json
     from engine.lab import autoencoder, pictures, showing
 
     before = pictures.opened(picture)
+    showing.folder(out)
     with room(model, STEPS, None, SEED) as opened:
         shown = autoencoder.roundtrip(opened, before)
     showing.keep(shown, out, as_json=as_json)
@@ -115,6 +118,7 @@ def blend(
     from engine.lab import autoencoder, pictures, showing
 
     first, second = pictures.opened(a), pictures.opened(b)
+    showing.folder(out)
     with room(model, steps, guidance, seed) as opened:
         shown = autoencoder.blend(opened, first, second, share=share, strength=strength, words=asked(words))
     showing.keep(shown, out, as_json=as_json)
@@ -131,6 +135,7 @@ def forward(
     from engine.lab import pictures, showing
 
     clean = pictures.opened(picture)
+    showing.folder(out)
     with room(model, STEPS, guidance, seed) as opened:
         shown = noising.forward(opened, clean, asked(words))
     showing.keep(shown, out, as_json=as_json)

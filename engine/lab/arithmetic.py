@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.lab.mixing import balanced, mixed
+from engine.lab.mixing import balanced, mixed, positive
 from engine.lab.room import Room, Shown
 from engine.lab.sampling import Drawing
 from engine.lab.sheet import Tile, sheet
@@ -17,7 +17,7 @@ WAYS = ("mixed in embedding space", "composable rows")
 STAIRS = 5
 SENTENCE = (
     "Each row starts from the same noise: first every term alone, then one text whose token states are the sum, "
-    "then all texts asked one by one and their answers summed."
+    "then all texts asked one by one and their answers summed, with weights whose positive part is brought to 1."
 )
 
 
@@ -45,7 +45,8 @@ def stairs(room: Room, terms: Sequence[Term]) -> Shown:
     sums = [[*others, Term(last.text, weight)] for weight in weights]
     if not all(any(term.weight > 0 for term in each) for each in sums):
         raise Unfit("A term before the last must have a plus sign: the last one begins at nothing.", "member")
-    pairs = [_row(room, each, room.noise())[-2:] for each in sums]
+    whole = positive(term.weight for term in others)  # of all stairs: what stays must not be steered by less
+    pairs = [_row(room, each, room.noise(), whole)[-2:] for each in sums]
     pictures = room.develop([drawing for way in zip(*pairs, strict=True) for drawing in way])
     captions = [f"{weight:+.3g} {last.text}, {way}" for way in WAYS for weight in weights]
     tiles = [Tile(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
@@ -56,16 +57,22 @@ def stairs(room: Room, terms: Sequence[Term]) -> Shown:
     return Shown("stairs", sheet(written(terms), [tiles[:STAIRS], tiles[STAIRS:]]), sentence, figures)
 
 
-def _row(room: Room, terms: Sequence[Term], start: torch.Tensor) -> list[Drawing]:
+def _row(room: Room, terms: Sequence[Term], start: torch.Tensor, whole: float | None = None) -> list[Drawing]:
     states = [room.family.encode(term.text) for term in terms]
     empty = room.family.encode("")
     weights = [term.weight for term in terms]
-    whole = mixed(empty, states, weights)
     alone = [room.told(state, start) for state in states]
-    return [*alone, room.told(whole, start), composed(room, states, weights, start)]
+    mix = room.told(mixed(empty, states, weights), start)
+    return [*alone, mix, composed(room, states, weights, start, whole)]
 
 
-def composed(room: Room, states: Sequence[torch.Tensor], weights: Sequence[float], start: torch.Tensor) -> Drawing:
-    """out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022): what the bot's `::` does, with weights balanced as there."""
-    steer = tuple(room.guidance * weight for weight in balanced(weights))
+def composed(
+    room: Room, states: Sequence[torch.Tensor], weights: Sequence[float], start: torch.Tensor,
+    whole: float | None = None,
+) -> Drawing:  # fmt: skip
+    """out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022): what the bot's `::` does, with weights balanced as there.
+
+    `whole` is the sum of weights that counts as 1; that of the positive ones unless it is given.
+    """
+    steer = tuple(room.guidance * weight for weight in balanced(weights, whole))
     return Drawing(start, torch.stack([room.family.encode(""), *states]), steer)

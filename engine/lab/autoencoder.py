@@ -44,16 +44,20 @@ def roundtrip(room: Room, picture: Image.Image) -> Shown:
 def blend(
     room: Room, a: Image.Image, b: Image.Image, *, share: float = 0.5, strength: float = 0.4, words: str = ""
 ) -> Shown:
-    """Pixels averaged, latents on a line and on an arc; and each of them noised by `strength` and denoised again."""
+    """Pixels averaged, latents on a line and on an arc; and each of them noised and denoised again.
+
+    `strength` is the share of the plan's steps that are gone back and done again, rounded: 0 changes nothing.
+    """
     family = room.family
     first, second = (square(picture, family.size) for picture in (a, b))
     average = picture_of(lerp(pixels(first), pixels(second), share))
     one, other = (family.encode_image(picture) for picture in (first, second))
     starts = [family.encode_image(average), lerp(one, other, share), turned(one, other, share)]
     plain = [average, *(family.finish(latents) for latents in starts[1:])]
-    through = _through(room, starts, strength, words)
+    steps = round(strength * room.steps)
+    through = _through(room, starts, steps, words) if steps else [family.finish(latents) for latents in starts]
     names = ("pixels averaged", "latents on a line", "latents on an arc")
-    said = f"noised {strength:.0%} and denoised"
+    said = f"then the last {steps} of {room.steps} steps" if steps else "without noise"
     rows = [
         [Tile(first, "the first"), *(Tile(each, name) for each, name in zip(plain, names, strict=True))],
         [
@@ -65,14 +69,14 @@ def blend(
         f"Above, {share:.0%} of the second picture in three ways, which all show two pictures at once; below, the "
         "network was asked to make one picture of each."
     )
-    figures = {"share": share, "strength": strength, "words": words, "seed": room.seed}
+    figures = {"share": share, "strength": strength, "steps": steps, "words": words, "seed": room.seed}
     return Shown("blend", sheet("Two pictures mixed", rows), sentence, figures)
 
 
-def _through(room: Room, starts: list[torch.Tensor], strength: float, words: str) -> list[Image.Image]:
-    """Into the middle of the plan with as much noise as belongs there, and from there on as always."""
+def _through(room: Room, starts: list[torch.Tensor], steps: int, words: str) -> list[Image.Image]:
+    """Into the plan, `steps` before its end, with as much noise as belongs there, and from there on as always."""
     plan = room.plan
-    first = min(plan.steps - 1, round((1 - strength) * plan.steps))
+    first = plan.steps - steps
     noise, text = room.noise().to(room.family.device), room.family.encode(words)
     noisy = [noised(start, noise, *level(plan, first)) for start in starts]
     guided = room if words else room.unguided()

@@ -16,7 +16,7 @@ from engine.lab.autoencoder import blend, roundtrip
 from engine.lab.forward import forward
 from engine.lab.nearest import Embed, Known, nearest
 from engine.lab.room import Room, Shown
-from engine.lab.showing import film, folder
+from engine.lab.showing import film, folder, writing
 from engine.lab.stills import apple, cat
 from engine.lab.sums import read
 from engine.lab.walk import walk
@@ -32,7 +32,9 @@ QUALITY = 82
 def lesson(room: Room, embed: Embed, words: Sequence[str], out: Path, name: str = "lesson") -> Path:
     """`NAME.md` in `out`, its pictures in `out/NAME`. Overwrites both; the same machine writes the same bytes."""
     pictures = folder(out / name)
-    chapters = {each.name: _kept(each, pictures) for each in _shown(room)}
+    shown = _shown(room)
+    with writing(pictures):
+        chapters = {each.name: _kept(each, pictures) for each in shown}
     settings = f"{room.steps} steps of DDIM, guidance {room.guidance:g}, seed {room.seed}"
     model = f"{room.family.name} {room.family.revision}"
     names = {"sum": SUM, "amount_sum": AMOUNT, "a": WALK[0], "b": WALK[1], "told": TOLD}
@@ -40,7 +42,8 @@ def lesson(room: Room, embed: Embed, words: Sequence[str], out: Path, name: str 
         chapters, **names, nearest=_table(embed, words), settings=settings, model=model
     )
     page = out / f"{name}.md"
-    page.write_text(text, "utf-8")
+    with writing(page):
+        page.write_text(text, "utf-8")
     return page
 
 

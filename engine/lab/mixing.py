@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -25,15 +25,20 @@ def mixed(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence
     return total.to(empty.dtype)
 
 
-def balanced(weights: Sequence[float]) -> tuple[float, ...]:
-    """Weights whose positive part adds up to 1, as the bot's `::` has them: guidance then keeps its strength.
+def positive(weights: Iterable[float]) -> float:
+    """The sum of those above 0."""
+    return math.fsum(weight for weight in weights if weight > 0)
 
-    Raises ValueError where nothing is positive.
+
+def balanced(weights: Sequence[float], whole: float | None = None) -> tuple[float, ...]:
+    """Weights in shares of `whole`; of their positive part unless it is given: guidance then keeps its strength.
+
+    That is what the bot's `::` does. Raises ValueError where nothing is positive.
     """
-    positive = math.fsum(weight for weight in weights if weight > 0)
-    if positive <= 0:
+    whole = positive(weights) if whole is None else whole
+    if whole <= 0:
         raise ValueError("no weight is positive")
-    return tuple(weight / positive for weight in weights)
+    return tuple(weight / whole for weight in weights)
 
 
 def lerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:

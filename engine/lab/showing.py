@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -17,13 +19,13 @@ FRAME_MS = 120
 
 def keep(shown: Shown, out: Path, *, as_json: bool) -> None:
     """Writes `NAME.png` (and `NAME.webp` where something moves) into `out` and says what is seen on it."""
-    folder(out)
-    target = out / f"{shown.name}.png"
-    shown.sheet.save(target)
+    target = folder(out) / f"{shown.name}.png"
     files = [target]
-    if shown.frames:
-        files.append(out / f"{shown.name}.webp")
-        film(shown.frames, files[-1])
+    with writing(out):
+        shown.sheet.save(target)
+        if shown.frames:
+            files.append(out / f"{shown.name}.webp")
+            film(shown.frames, files[-1])
     if as_json:
         found = {"files": [str(file) for file in files], "sentence": shown.sentence, **shown.figures}
         typer.echo(json.dumps(found, ensure_ascii=False))
@@ -38,9 +40,17 @@ def film(frames: Sequence[Image.Image], target: Path, quality: int = 80) -> None
 
 
 def folder(out: Path) -> Path:
-    """The folder, made where it is missing. Raises `Unfit`."""
-    try:
+    """The folder, made where it is missing; asked for before minutes of drawing. Raises `Unfit` if it can't be used."""
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return out
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Raises `Unfit` for whatever the disk says against it."""
+    try:
+        yield
     except OSError as error:
-        raise Unfit(f"Nothing can be written to {out}.", "member") from error
-    return out
+        raise Unfit(f"Nothing can be written to {error.filename or out}: {error.strerror}.", "member") from error

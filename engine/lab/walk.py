@@ -7,12 +7,16 @@ from engine.lab.room import Room, Shown
 from engine.lab.sampling import Drawing, initial
 from engine.lab.sheet import Tile, sheet
 from engine.noise import slerp
+from engine.unfit import Unfit
 
 ACROSS = 6
+SEEDS = 2**32  # as many as the bot knows
 
 
 def walk(room: Room, a: str, b: str, frames: int = 12, seeds: tuple[int, int] | None = None) -> Shown:
-    """`frames` pictures in equal steps from `a` to `b`."""
+    """`frames` pictures in equal steps from `a` to `b`. Raises `Unfit` for seeds that are none."""
+    if any(not 0 <= each < SEEDS for each in seeds or ()):
+        raise Unfit(f"A seed is a number from 0 to {SEEDS - 1}.", "member")
     shares = [number / (frames - 1) for number in range(frames)]
     pictures = room.develop([_point(room, a, b, share, seeds) for share in shares])
     tiles = [Tile(picture, f"{share:.0%}") for picture, share in zip(pictures, shares, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from engine.lab.arithmetic import composed, mix, stairs
 from engine.lab.forward import forward
 from engine.lab.lesson import lesson
 from engine.lab.nearest import Known, nearest, vocabulary
-from engine.lab.room import Room
+from engine.lab.room import Room, Shown
+from engine.lab.sampling import Drawing
 from engine.lab.sheet import Tile, plain, sheet
+from engine.lab.showing import keep
 from engine.lab.stills import apple, cat
 from engine.lab.sums import MAX_TERMS, Term, read, written
 from engine.lab.walk import walk
@@ -303,6 +306,50 @@ def test_stairs_begin_without_the_last_term(small: Room) -> None:
     assert first != last
     with pytest.raises(Unfit, match="before the last must have a plus sign"):
         stairs(small, read("blue"))
+
+
+def test_on_the_stairs_all_but_the_last_term_stays(small: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Drawing] = []
+    develop = Room.develop
+    monkeypatch.setattr(Room, "develop", lambda room, drawings: develop(room, drawn.extend(drawings) or drawings))
+    stairs(small, read("cat + dog - 2*fog + 2*blue"))
+    steers = [[much / small.guidance for much in one.steer] for one in drawn[-5:]]
+    assert [steer[:3] for steer in steers] == [pytest.approx([0.5, 0.5, -1])] * 5
+    assert [steer[3] for steer in steers] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+@pytest.mark.parametrize("seeds", [(-1, 2), (1, 2**32), (2**70, 1)])
+def test_a_walk_takes_no_seeds_that_the_bot_does_not_know(small: Room, seeds: tuple[int, int]) -> None:
+    with pytest.raises(Unfit, match="A seed is a number from 0 to 4294967295"):
+        walk(small, "a", "b", 2, seeds)
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "asked"), [(0.0, 0, False), (0.1, 0, False), (0.5, 2, True), (1.0, 4, True)]
+)
+def test_a_blend_goes_back_as_far_as_it_says(
+    strength: float, steps: int, asked: bool, small: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    here = replace(small, steps=4, seen=lambda done, of: seen.append(of))
+    shown = autoencoder.blend(here, apple(), cat(), strength=strength)
+    assert (shown.figures["steps"], bool(seen), {*seen} - {steps}) == (steps, asked, set())
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("engine.lab.__main__.room", None)
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc")):
+        assert main(["mix", "cat", "--out", str(out)]) == 2
+        assert "Nothing can be written to" in capsys.readouterr().err
+
+
+def test_a_folder_where_a_picture_belongs_is_said_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mix.png").mkdir()
+    with pytest.raises(Unfit, match=r"Nothing can be written to .*mix\.png"):
+        keep(Shown("mix", Image.new("RGB", (8, 8)), "It is grey."), tmp_path, as_json=False)
 
 
 def test_a_walk_begins_and_ends_with_its_prompts(embedded: StableDiffusion, room: Callable[..., Room]) -> None:
