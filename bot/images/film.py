@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from bot.images.grid import CELL, sheet
+from bot.images.grid import CELL, scaled, sheet
 from bot.images.pixels import Form, Unreadable, opened, resized, saved
 from engine.job import MAX_COUNT, Ladder, Malformed, Rung, decode
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FRAME_MS = 90
 HOLD_MS = 2500
 LIMIT = 8 * 1024 * 1024
+MAX_FINAL = 1024  # pixels on the longer side of a finished picture that is held beside three others
 MAX_THUMBNAIL = 1024 * 1024  # pixels
 
 # What is tried, in order, until a film fits: size of a cell as a share, WebP quality, take every n-th frame.
@@ -38,7 +39,7 @@ def film(ladders: Sequence[bytes], size: int = CELL, *, finals: Sequence[bytes] 
     are the frame that is held. Raises `Unreadable` for what is not what the contract says, `TooLarge` where even the
     smallest does not fit.
     """
-    read, ends = _read(ladders), [opened(one) for one in finals]
+    read, ends = _read(ladders), [_final(one) for one in finals]
     for share, quality, every in _TRIALS:
         cell = round(size * share)
         frames = list(_frames(read, cell, every))
@@ -73,6 +74,12 @@ def _read(ladders: Sequence[bytes]) -> list[tuple[Rung, ...]]:
     if not all(ladder.rungs for ladder in read):
         raise Unreadable("a ladder without rungs")
     return [tuple(sorted(ladder.rungs, key=lambda rung: rung.step)) for ladder in read]
+
+
+def _final(picture: bytes) -> Image.Image:
+    """Made small before the next is opened: four of 4096 pixels a side would be 200 MB."""
+    pixels = opened(picture)
+    return resized(pixels, scaled(*pixels.size, 1, MAX_FINAL))
 
 
 def _frames(read: list[tuple[Rung, ...]], size: int, every: int) -> Iterator[Image.Image]:

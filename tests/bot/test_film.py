@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bot.images import film as developing
 from bot.images.film import FRAME_MS, HOLD_MS, TooLarge, film, rung, steps
 from bot.images.grid import GAP
 from bot.images.pixels import Unreadable, saved
@@ -95,6 +96,13 @@ def test_the_finished_pictures_are_the_frame_that_is_held(side: int) -> None:
     assert (grey(held, (120, 128)), grey(held, (136, 128))) == (pytest.approx(0, abs=9), pytest.approx(255, abs=9))
     with pytest.raises(Unreadable):
         film([ladder()], finals=[b"no picture"])
+
+
+def test_large_finished_pictures_are_made_small_before_the_next_is_opened() -> None:
+    large = saved(Image.new("RGB", (2048, 1024)), "PNG")
+    assert developing._final(large).size == (developing.MAX_FINAL, developing.MAX_FINAL // 2)
+    shown = frames(film([ladder(0), ladder(1)], finals=[large, large]))
+    assert len({one.size for one, _ in shown}) == 1
 
 
 def test_a_single_rung_is_a_still_grid() -> None:
