@@ -113,9 +113,13 @@ class SuperResolver:
 
     def _pixels(self, shown: np.ndarray) -> np.ndarray:
         """uint8 [height, width, 3] through the network, which sees numbers from 0 to 1."""
-        rows = torch.from_numpy(shown.copy()).to(self.device, self._dtype).permute(2, 0, 1)[None] / 255
+        rows = torch.from_numpy(shown.copy()).to(self.device).permute(2, 0, 1)[None] / 255
         with self._turn:
-            made = self._net(rows)[0].float()
+            made = self._net(rows.to(self._dtype))[0].float()
+            if self._dtype != torch.float32 and not bool(made.isfinite().all()):  # more than float16 can say
+                self._net.to(self.device, torch.float32)
+                made = self._net(rows)[0]
+                self._net.to(self.device, self._dtype)  # for the others: the same picture gives the same bytes
         return (made * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
     def _probe(self, path: Path) -> None:

@@ -162,7 +162,8 @@ def main(args: list[str] | None = None) -> int:
     from engine.unfit import Unfit
 
     try:
-        return int(app(args, prog_name="darkroom lab", standalone_mode=False) or 0)
+        given = sys.argv[1:] if args is None else args
+        return int(app(given or ["--help"], prog_name="darkroom lab", standalone_mode=False) or 0)
     except Unfit as unfit:
         typer.echo(f"darkroom: {unfit.sentence}", err=True)
         return 2

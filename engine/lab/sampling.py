@@ -18,7 +18,8 @@ from engine.job import MAX_STEPS
 from engine.plan import COLUMNS, Plan, plan
 from engine.unfit import Unfit
 
-ROWS = 16  # of a forward pass
+ROWS = 16  # of a forward pass over latents of the embedded model's size, or smaller ones
+CELLS = ROWS * 16 * 16  # of a forward pass over larger ones: what a network needs in memory grows with them
 Seen = Callable[[int, int], None]  # (steps done, of)
 
 
@@ -113,10 +114,11 @@ def _guided(out: torch.Tensor, steer: tuple[float, ...]) -> torch.Tensor:
 
 
 def _batches(drawings: Sequence[Drawing]) -> list[list[Drawing]]:
-    """In order, as many as fit into `ROWS`; a single larger one goes alone."""
+    """In order, as many as fit into `ROWS` and `CELLS`; a single larger one goes alone."""
     batches: list[list[Drawing]] = []
     for drawing in drawings:
-        if batches and sum(len(one.texts) for one in batches[-1]) + len(drawing.texts) <= ROWS:
+        most = min(ROWS, CELLS // (drawing.start.shape[-2] * drawing.start.shape[-1]))
+        if batches and sum(len(one.texts) for one in batches[-1]) + len(drawing.texts) <= most:
             batches[-1].append(drawing)
         else:
             batches.append([drawing])

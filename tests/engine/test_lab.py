@@ -198,6 +198,12 @@ def test_many_drawings_are_the_same_as_one_by_one(small: Room) -> None:
     assert torch.allclose(torch.stack(together), torch.stack(alone), atol=1e-6)
 
 
+def test_large_latents_go_through_the_network_a_few_at_a_time() -> None:
+    for side, sizes in ((4, [8, 2]), (16, [8, 2]), (32, [2] * 5), (64, [1] * 10)):
+        one = Drawing(torch.zeros(4, side, side), torch.zeros(2, 3, 5), (2.0,))
+        assert [len(batch) for batch in sampling._batches([one] * 10)] == sizes
+
+
 def test_every_step_is_counted(small: Room) -> None:
     seen: list[tuple[int, int]] = []
     drawings = [small.told(small.family.encode("a"), small.noise())] * 9
@@ -420,6 +426,12 @@ def test_what_cannot_be_done_ends_in_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert said.strip().count("\n") == 0
+
+
+def test_without_a_command_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.strip().startswith("nearest") for line in lines)
 
 
 def test_the_lesson_writes_the_same_page_twice(small: Room, embedder: Embedder, tmp_path: Path) -> None:

@@ -123,6 +123,33 @@ def test_the_price_is_for_all_that_the_network_is_shown(
     assert found == pytest.approx(seen[0] / (1024 * 512 / 1e6), rel=0.25)
 
 
+class Overflowing:
+    """Stands for a network on a card whose numbers are too large for float16 where the picture is white."""
+
+    def __init__(self) -> None:
+        self.dtype = torch.float16
+
+    def to(self, _device: torch.device, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        assert rows.dtype == self.dtype
+        large = rows.repeat_interleave(4, 2).repeat_interleave(4, 3)
+        return large * 60_000 * 1.5 / 90_000  # float16 ends at 65,504
+
+
+def test_what_float16_cannot_say_is_drawn_in_float32(weights: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile of NaN would be a black one."""
+    resolver, net = SuperResolver(weights()), Overflowing()
+    monkeypatch.setattr(resolver, "_net", net)
+    monkeypatch.setattr(resolver, "scale", 4)
+    monkeypatch.setattr(resolver, "_dtype", torch.float16)
+    for grey in (100, 255):
+        found = np.asarray(resolver.enlarge(Image.new("RGB", (20, 10), (grey, grey, grey))), dtype=np.int16)
+        assert abs(found - grey).max() <= 1
+        assert net.dtype == torch.float16
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
 def test_any_kind_of_picture_comes_out_in_colour_without_alpha(resolver: SuperResolver, mode: str) -> None:
     large = resolver.enlarge(noise(20, 10).convert("RGB").convert(mode))
