@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -83,6 +83,15 @@ def encode(autoencoder: AutoencoderKL, pixels: np.ndarray) -> Tensor:
     return latents.float() * autoencoder.config["scaling_factor"]
 
 
+def digest(network: nn.Module) -> str:
+    """Hex digits over every tensor of a network, and over the number that its latents are multiplied with."""
+    found = hashlib.sha256(str(getattr(network.config, "scaling_factor", "")).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 def open_cache(folder: Path) -> Cached:
     """Maps a finished cache into memory without reading it."""
     listing = json.loads((folder / "variants.json").read_text())
@@ -103,15 +112,20 @@ def cached(
     seed: int,
     told: Callable[[int, int], None] = lambda done, of: None,
 ) -> Cached:
-    """The cache of these (picture, number) pairs under `folder`, built when it isn't there yet."""
+    """The cache of these (picture, number) pairs under `folder` as these encoders see them, built when it isn't there.
+
+    The encoders are opened every time: what they are is part of what is looked for.
+    """
+    autoencoder, text = encoders()
     drawn = "".join(f"{pictures[index].key}#{number};" for index, number in pairs)
-    target = folder / f"variants-{hashlib.sha256(f'{FORMAT}/{seed}/{drawn}'.encode()).hexdigest()[:12]}"
+    key = f"{FORMAT}/{seed}/{digest(autoencoder)}/{digest(text.encoder)}/{drawn}"
+    target = folder / f"variants-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not target.exists():
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         made = (variant(pictures[index], number, seed) for index, number in pairs)
-        _write(partial, made, len(pairs), *encoders(), told)
+        _write(partial, made, len(pairs), autoencoder, text, told)
         partial.rename(target)
     return open_cache(target)
 

@@ -216,21 +216,28 @@ def test_an_archive_with_other_bytes_is_refused(tmp_path: Path) -> None:
 
 def test_a_cache_is_built_once_and_is_what_the_encoders_give(tmp_path: Path) -> None:
     pictures, built = [drawing("ball", "toy")], []
-    vae = tiny_autoencoder()
+    vae, text = tiny_autoencoder(), text_states()
     vae.register_to_config(sample_size=64)
 
-    def encoders() -> tuple[AutoencoderKL, object]:
-        built.append(1)
-        return vae, text_states()
+    def make() -> Cached:
+        pairs = [(0, 0), (0, 1)]
+        return cached(tmp_path, pictures, pairs, lambda: (vae, text), seed=5, told=lambda done, _: built.append(done))
 
-    first = cached(tmp_path, pictures, [(0, 0), (0, 1)], encoders, seed=5)  # pyright: ignore[reportArgumentType]
-    again = cached(tmp_path, pictures, [(0, 0), (0, 1)], encoders, seed=5)  # pyright: ignore[reportArgumentType]
-    assert built == [1]
+    first, again = make(), make()
+    assert built == [2]
     assert first.captions == again.captions == tuple(variant(pictures[0], number, 5).caption for number in (0, 1))
     assert first.latents.shape == (2, 4, 8, 8)
     assert np.allclose(first.states, text_states()(first.captions).numpy(), atol=2e-3)
     listing = json.loads(next(tmp_path.glob("variants-*/variants.json")).read_text())
     assert [entry["licence"] for entry in listing] == ["CC-BY-4.0"] * 2
+    with torch.no_grad():
+        vae.get_parameter("quant_conv.bias").add_(
+            1.0
+        )  # another autoencoder: its latents are others, and so is its cache
+    other = make()
+    assert built == [2, 2]
+    assert not np.allclose(first.latents, other.latents)
+    assert len(list(tmp_path.glob("variants-*"))) == 2
 
 
 def test_a_cache_that_was_cut_short_is_built_again(tmp_path: Path) -> None:
@@ -238,12 +245,14 @@ def test_a_cache_that_was_cut_short_is_built_again(tmp_path: Path) -> None:
     vae.register_to_config(sample_size=64)
     pairs, pictures = [(0, 0)], [drawing("ball")]
 
-    def broken() -> tuple[AutoencoderKL, object]:
+    def stopped(_done: int, _of: int) -> None:
         raise KeyboardInterrupt
 
+    text = text_states()
     with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path, pictures, pairs, broken, seed=1)  # pyright: ignore[reportArgumentType]
-    cached(tmp_path, pictures, pairs, lambda: (vae, text_states()), seed=1)
+        cached(tmp_path, pictures, pairs, lambda: (vae, text), seed=1, told=stopped)
+    assert next(tmp_path.iterdir()).suffix == ".partial"
+    cached(tmp_path, pictures, pairs, lambda: (vae, text), seed=1)
     assert len(open_cache(next(tmp_path.glob("variants-*")))) == 1
 
 
