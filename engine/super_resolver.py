@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from engine.unfit import Unfit
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "weights" / "upscaler" / "model.safetensors"
+MAX_BYTES = 10**9  # of a file of weights
 MAX_SIDE = 4096  # pixels of what comes out
 TILE = 256  # pixels a side that the network is shown at once
 MOST_AROUND = 64  # pixels around a tile: some networks look at the whole picture, and what is further tells them little
@@ -137,6 +138,8 @@ def _loaded(path: Path) -> Any:
     """spandrel's descriptor of the network, float32 on the CPU."""
     if not path.is_file():
         raise _unfit(path, "is not there")
+    if path.stat().st_size > MAX_BYTES:
+        raise _unfit(path, f"is larger than {MAX_BYTES // 10**9} GB")
     if path.suffix != ".safetensors":
         raise _unfit(path, "is no safetensors file: other formats can run code when they are opened")
     try:
@@ -149,6 +152,8 @@ def _loaded(path: Path) -> Any:
         weights = canonicalize_state_dict(load_file(path))
     except (OSError, SafetensorError, ValueError) as error:
         raise _unfit(path, "cannot be read: it is damaged, or no safetensors file") from error
+    if _numbered(weights) > 4 * len(weights) + 16:  # loaders build as many layers as a name's number says
+        raise _unfit(path, "has weights that do not fit together")
     try:
         net = ModelLoader().load_from_state_dict(weights)
     except UnsupportedModelError as error:
@@ -159,6 +164,12 @@ def _loaded(path: Path) -> Any:
         raise _unfit(path, "does not enlarge pictures in colour by 2 to 8")
     log.info("the upscaler %s is a %s, ×%d", path.name, net.architecture.name, net.scale)
     return net
+
+
+def _numbered(names: Iterable[str]) -> int:
+    """The highest number of a layer in the weights' names."""
+    parts = (part for name in names for part in name.split("."))
+    return max((int(part[:18]) for part in parts if part.isascii() and part.isdigit()), default=0)
 
 
 def _unfit(path: Path, why: str) -> Unfit:

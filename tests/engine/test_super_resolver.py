@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -242,6 +243,11 @@ def broken(kind: str, weights: Make, folder: Path) -> Path:
             save_file({"some.weight": torch.zeros(3)}, path)
         case "misfit":
             save_file(state | {"body.2.weight": torch.zeros(8, 7, 3, 3)}, path)
+        case "deep":
+            save_file(state | {"body.99999999.weight": torch.zeros(1)}, path)
+        case "huge":
+            path.touch()
+            os.truncate(path, 10**9 + 1)  # a hole: it takes no room
         case "nan":
             save_file({name: value * float("nan") for name, value in state.items()}, path)
         case "same-size":
@@ -261,6 +267,8 @@ def broken(kind: str, weights: Make, folder: Path) -> Path:
         ("empty", "cannot be read: it is damaged, or no safetensors file."),
         ("unknown", "has an architecture that spandrel does not know."),
         ("misfit", "has weights that do not fit together."),
+        ("deep", "has weights that do not fit together."),
+        ("huge", "is larger than 1 GB."),
         ("nan", "does not give pictures."),
         ("same-size", "does not enlarge pictures in colour by 2 to 8."),
         ("grey", "does not enlarge pictures in colour by 2 to 8."),
