@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,42 @@ SHARD = "40MB"  # no file of the repository is larger than 45 MB
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
-    """Writes beside the target, flushes to the disk, then renames: a reader sees the old file or the new one."""
+    """Writes beside the target, flushes to the disk, then renames: a reader sees the old file or the new one.
+
+    Raises OSError, where the disk is full too; then the old file is still there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.fresh")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, fresh, {"position": json.dumps(position)}
-    )
+    fresh.unlink(missing_ok=True)
+    try:
+        with writing(path):
+            save_file(
+                {name: one.contiguous() for name, one in tensors.items()}, fresh, {"position": json.dumps(position)}
+            )
+        _flush(fresh)
+        os.replace(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a small file: a reader sees the old text or the new one."""
+    fresh = path.with_name(f"{path.name}.fresh")
+    fresh.unlink(missing_ok=True)
+    fresh.write_text(text, "utf-8")
     _flush(fresh)
     os.replace(fresh, path)
-    _flush(path.parent)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """What safetensors says of a disk that is full or may not be written, as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{target} could not be written: {error}") from error
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,8 +75,11 @@ def position(path: Path) -> dict[str, Any]:
     """The position alone, without reading a tensor. Raises ValueError where the file is not a whole checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["position"])
-    except (SafetensorError, TypeError, KeyError) as error:
+            said = json.loads(file.metadata()["position"])
+        if isinstance(said, dict):
+            return said
+        raise TypeError
+    except (SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a whole checkpoint: start over with --fresh.") from error
 
 

@@ -36,6 +36,8 @@ def own_latents(
         partial.mkdir(parents=True)
         _write(partial, reading, model, numbered(reading.pictures, flip), (side, seed, flip), told)
         partial.rename(target)
+        for other in set(folder.glob("own-*")) - {target}:  # of pictures or a seed that the run no longer has
+            shutil.rmtree(other)
     return open_cache(target)
 
 

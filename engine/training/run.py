@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,6 +94,7 @@ class Run:
     look_every: int = 4  # looking costs as much as a thousand samples
     board: Board | None = None
     kept: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)  # what the checkpoint also says, in the same one file
 
     def resume(self) -> None:
         """Goes back to the last checkpoint. Raises FileNotFoundError where there is none."""
@@ -121,7 +122,7 @@ class Run:
     def keep(self, now: float, losses: Losses, *, last: bool = False) -> None:
         """Checkpoint first (it must not be lost); now and then the figures and the pictures."""
         self.kept += 1
-        position = {"steps": self.trainer.steps, "started": self.started, "kept": self.kept}
+        position = {**self.about, "steps": self.trainer.steps, "started": self.started, "kept": self.kept}
         checkpoint.save(
             self.folder / CHECKPOINT, self.trainer.tensors(), {**position, "settings": asdict(self.trainer.settings)}
         )

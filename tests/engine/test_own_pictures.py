@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from bot.cli.terminal import Wish, run
 from bot.config import load as settings
@@ -198,6 +199,60 @@ def test_a_signal_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, capfd
     with open_session("counting", course) as session:
         assert session.train(made, made, lambda: written.append(1)) == 0
     assert (written, made.steps) == ([1], 5)
+
+
+def test_what_a_run_began_with_is_in_its_checkpoint_and_its_end_by_the_clock_stays(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made, course = Counting(), Course(tmp_path, steps=3, threads=1)
+    with open_session("counting", course) as session:
+        session.belongs({"pictures": "one"})
+        session.train(made, made, lambda: None)
+    path = tmp_path / "run" / CHECKPOINT
+    tensors, position = checkpoint.load(path)
+    assert position["origin"] == {"kind": "counting", "threads": 1, "pictures": "one"}
+    with open_session("counting", course) as session, pytest.raises(ValueError, match="one then, two now"):
+        session.belongs({"pictures": "two"})
+    checkpoint.save(path, tensors, {**position, "until": "00:01", "ending": time.time() - 60})
+    (tmp_path / "run" / "finished.json").write_text('{"ste')  # as a kill left it
+    with open_session("counting", Course(tmp_path, until="00:01")) as session:
+        assert session.train(made, made, lambda: None) == 0
+    assert "is finished: 3 steps" in capfd.readouterr().err
+    checkpoint.save(path, tensors, {name: said for name, said in position.items() if name != "origin"})
+    with open_session("counting", course) as session, pytest.raises(ValueError, match="does not say any more"):
+        session.belongs({"pictures": "one"})
+
+
+def test_a_checkpoint_of_something_else_is_said_plainly(tmp_path: Path) -> None:
+    position = {"steps": 1, "started": 0.0, "kept": 1, "settings": {}}
+    made, path = Counting(), tmp_path / "run" / CHECKPOINT
+    with open_session("counting", Course(tmp_path, steps=9)):
+        checkpoint.save(path, {}, position)
+
+    def restore(tensors: Any, steps: int) -> None:
+        made.steps = int(tensors["steps"])
+
+    made.restore = restore
+    with open_session("counting", Course(tmp_path, steps=9)) as session, pytest.raises(ValueError, match="of another"):
+        session.train(made, made, lambda: None)
+    for wrong in ({}, {**position, "settings": []}, {**position, "steps": "1"}):
+        checkpoint.save(path, {}, wrong)
+        with pytest.raises(ValueError, match="not a whole"), open_session("counting", Course(tmp_path, steps=9)):
+            pass
+
+
+def test_a_disk_that_takes_no_more_is_no_traceback_and_keeps_the_old_checkpoint(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "kept.safetensors"
+    checkpoint.save(path, {"a": torch.zeros(1)}, {})
+    before = path.read_bytes()
+    (tmp_path / "kept.safetensors.fresh").mkdir()
+    with pytest.raises(OSError, match="kept"):
+        checkpoint.save(path, {"a": torch.ones(1)}, {})
+    with pytest.raises(OSError, match="could not be written"), checkpoint.writing(path):
+        save_file({"a": torch.zeros(1)}, tmp_path / "no" / "where")
+    assert path.read_bytes() == before
 
 
 def test_without_tensorboard_training_goes_on(

@@ -10,7 +10,8 @@ import pytest
 
 from engine.training.__main__ import main
 from engine.training.commands.options import Course, clock, default_cache
-from engine.training.commands.session import open_session, rewind
+from engine.training.commands.run_folder import rewind
+from engine.training.commands.session import open_session
 
 
 def refusal(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str:
@@ -73,12 +74,52 @@ def test_a_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_none_is_said_plainly_and_fresh_starts_over(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"rubbish")
+    with open_session("x", Course(tmp_path, steps=1)):
+        (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="not a whole checkpoint"), open_session("x", Course(tmp_path, steps=1)):
         pass
     with open_session("x", Course(tmp_path, steps=1, fresh=True)) as session:
         assert session.position is None
+
+
+def test_a_folder_called_run_that_no_training_made_is_left_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a.png").write_bytes(b"mine")
+    assert "holds no run" in refusal(capfd, "diffusion", "--out", tmp_path, "--steps", "1", "--fresh")
+    both = ["--out", tmp_path, "--data", tmp_path, "--steps", "1", "--fresh"]
+    assert "lie in each other" in refusal(capfd, "diffusion", *both)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["a.png"]
+
+
+def test_fresh_keeps_the_old_run_until_all_else_is_found_right(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, kept = tmp_path / "out", tmp_path / "out" / "run" / "checkpoint.safetensors"
+    with open_session("diffusion", Course(out, steps=1)):
+        kept.write_bytes(b"precious")
+    words = ["--out", out, "--steps", "1", "--fresh"]
+    assert "no folder of pictures" in refusal(capfd, "diffusion", *words, "--data", tmp_path / "typo")
+    assert "no unet" in refusal(capfd, "diffusion", *words, "--from", str(tmp_path))
+    other = refusal(capfd, "lora", *words, "--data", tmp_path / "typo")
+    assert "holds a run of `darkroom train diffusion`: take another folder" in other
+    assert kept.read_bytes() == b"precious"
+
+
+def test_links_in_somebodys_run_are_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for number, name in enumerate(("lock", "log.jsonl")):
+        out = tmp_path / str(number)
+        (out / "run").mkdir(parents=True)
+        (out / "run" / name).symlink_to(victim)
+        with pytest.raises(ValueError, match="is a link"), open_session("x", Course(out, steps=1)):
+            pass
+    (tmp_path / "run").symlink_to(tmp_path / "1")
+    with pytest.raises(ValueError, match="is a link"), open_session("x", Course(tmp_path, steps=1)):
+        pass
+    assert victim.read_text() == "mine"
 
 
 def test_a_log_that_was_cut_short_is_made_whole(tmp_path: Path) -> None:

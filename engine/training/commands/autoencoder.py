@@ -53,5 +53,5 @@ def autoencoder(
     from engine.training.commands.session import open_session
 
     given = {"seed": seed, "rate": rate, "batch": batch, "keep_latents": keep_latents}
-    with open_session("autoencoder", Course(out, steps, samples, until, minutes, threads, fresh)) as session:
+    with open_session("autoencoder", Course(out, steps, samples, until, minutes, threads, fresh), data) as session:
         raise typer.Exit(run(session, source, data, cache, given))

@@ -44,7 +44,7 @@ def diffusion(
     from engine.training.commands.session import open_session
 
     given = {"seed": seed, "rate": rate, "batch": batch}
-    with open_session("diffusion", Course(out, steps, samples, until, minutes, threads, fresh)) as session:
+    with open_session("diffusion", Course(out, steps, samples, until, minutes, threads, fresh), data) as session:
         if data is None:
             raise typer.Exit(run.on_artwork(session, source, cache, given))
         raise typer.Exit(run.on_own(session, source, data, flip, given))

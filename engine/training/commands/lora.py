@@ -68,5 +68,5 @@ def lora(
         "rate": rate,
         "seed": seed,
     }
-    with open_session("lora", Course(out, steps, samples, until, minutes, threads, fresh)) as session:
+    with open_session("lora", Course(out, steps, samples, until, minutes, threads, fresh), data) as session:
         raise typer.Exit(run_lora.train(session, model, data, merge, flip, given))

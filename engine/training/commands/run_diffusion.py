@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.training import memory
 from engine.training.commands import builtin, own
+from engine.training.commands.run_folder import WHOLE
 from engine.training.commands.session import Session
 from engine.training.diffusion import Judge, Settings, Trainer, graft, open_network
 from engine.training.models import Model, model_folder, open_model, stored, write_model
@@ -68,4 +69,4 @@ def _write(session: Session, model: Model, trainer: Trainer) -> None:
     """The averaged network in half precision, with the parts that it was trained with as they were stored."""
     model.pipeline.unet = trainer.average
     dtypes = {**stored(model.folder), "unet": torch.float16}
-    write_model(model.pipeline, dtypes, session.course.out, session.folder / "whole")
+    write_model(model.pipeline, dtypes, session.course.out, session.folder / WHOLE)

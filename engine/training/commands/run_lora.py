@@ -14,8 +14,8 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft.utils.save_and_load import get_peft_model_state_dict
 
 from engine.device import best
-from engine.training import memory
-from engine.training.commands import own
+from engine.training import checkpoint, memory
+from engine.training.commands import own, run_folder
 from engine.training.commands.progress import say
 from engine.training.commands.session import Session
 from engine.training.lora import Judge, Settings, Trainer
@@ -42,8 +42,13 @@ def train(session: Session, source: str, data: Path, merge: Path | None, flip: b
 
 
 def _check_memory(session: Session, folder: Path, given: dict[str, Any]) -> None:
-    kept = session.position["settings"] if session.position else {"batch": Settings.batch, "rank": Settings.rank}
-    asked = {**kept, **{name: value for name, value in given.items() if value is not None}}
+    kept = session.position["settings"] if session.position else {}
+    asked = {
+        "batch": Settings.batch,
+        "rank": Settings.rank,
+        **kept,
+        **{name: value for name, value in given.items() if value is not None},
+    }
     if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # else opening it says what is missing
         memory.check(memory.of_lora(folder, asked["batch"], asked["rank"], asked.get("size")))
 
@@ -88,14 +93,14 @@ def _merge(session: Session, model: Model, trainer: Trainer, merge: Path) -> Non
     if _merged(session) == now and (merge / INDEX).is_file():
         say(f"{merge} has this model with the addition in it already.")
         return
-    (session.folder / "merged.json").write_text(json.dumps(now))
+    checkpoint.write_whole(session.folder / run_folder.MERGED, json.dumps(now))
     network: Any = torch.nn.Module.to(trainer.network, "cpu")
     network.fuse_lora()
     network.unload_lora()
-    write_model(model.pipeline, stored(model.folder), merge, session.folder / "whole")
+    with checkpoint.writing(merge):
+        write_model(model.pipeline, stored(model.folder), merge, session.folder / run_folder.WHOLE)
     say(f"{merge} is the whole model with the addition in it.")
 
 
 def _merged(session: Session) -> dict[str, Any]:
-    path = session.folder / "merged.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return run_folder.read_object(session.folder / run_folder.MERGED) if session.position else {}

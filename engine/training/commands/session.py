@@ -6,10 +6,8 @@ Knows nothing of what is trained. What is the caller's business is a ValueError 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +16,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from engine.families.quiet import quiet
 from engine.training import checkpoint
+from engine.training.commands import run_folder
 from engine.training.commands.board import board
 from engine.training.commands.options import Course
 from engine.training.commands.progress import say, shown
-from engine.training.run import CHECKPOINT, Budget, Judge, Losses, Run, Trainer
+from engine.training.commands.run_folder import RUN
+from engine.training.run import Budget, Judge, Losses, Run, Trainer
 
-RUN, LOCK = "run", "lock"
+MAX_THREADS = 1024
 S = TypeVar("S")
 
 
@@ -36,6 +37,7 @@ class Session:
     def __init__(self, kind: str, course: Course, position: Mapping[str, Any] | None) -> None:
         self.kind, self.course, self.position = kind, course, position
         self.folder = course.out / RUN
+        self.origin: dict[str, Any] = {"kind": kind, "threads": torch.get_num_threads()}
 
     def settings(self, of: Callable[..., S], **given: Any) -> S:
         """What a run keeps from its first step to its last: as it was begun, else what was given (None: default)."""
@@ -57,28 +59,36 @@ class Session:
 
     def belongs(self, to: Mapping[str, str]) -> None:
         """Refuses to go on with other pictures, or from other weights, than the run began with."""
-        path, origin = self.folder / "origin.json", {"kind": self.kind, **to}
         if self.position is None:
-            path.write_text(json.dumps({**origin, "threads": torch.get_num_threads()}, indent=1))
+            self.origin |= to
             return
-        kept = json.loads(path.read_text()) if path.exists() else origin
-        for name, value in origin.items():
+        kept = run_folder.origin_in(self.folder, self.position)
+        if not kept:
+            raise ValueError(
+                f"The run in {self.course.out} does not say any more what it began with: "
+                "take another --out, or start over with --fresh."
+            )
+        for name, value in to.items():
             if kept.get(name) != value:
                 was = kept.get(name, "none")
                 raise ValueError(
                     f"The run in {self.course.out} was begun with other {name} ({was} then, {value} now): "
                     "take another --out, or start over with --fresh."
                 )
+        self.origin = kept
 
     def train(self, trainer: Trainer, judge: Judge, finish: Callable[[], None], *, minutes: float = 5.0) -> int:
         """Trains to the end, or until a signal; `finish` writes the result. Returns the exit code."""
-        budget = Budget(self.course.samples, self.course.ending(), self.course.steps)
-        run = Run(self.folder, trainer, judge, budget, started=time.time())
+        ending = self._ending()
+        budget = Budget(self.course.samples, ending, self.course.steps)
+        about = {"origin": self.origin, "until": self.course.until, "ending": ending}
+        run = Run(self.folder, trainer, judge, budget, started=time.time(), about=about)
         if self.position is None:
+            run_folder.clear(self.folder)  # with --fresh: not before all else was found right
             run.keep(time.time(), {})
         else:
-            run.resume()
-            rewind(self.folder / "log.jsonl", trainer.samples)
+            self._resume(run)
+            run_folder.rewind(self.folder / run_folder.LOG, trainer.samples)
         if run.share(time.time()) >= 1:
             return self._finish(trainer, finish, "was finished already")
         if self.position is not None:
@@ -89,6 +99,22 @@ class Session:
             say(f"Stopped after {trainer.steps} steps; the same command goes on from there.")
             return 128 + stopped
         return self._finish(trainer, finish, "is finished")
+
+    def _ending(self) -> float | None:
+        """A run that goes on with the same --until ends when it was to end first, not a day later."""
+        kept = self.position or {}
+        if self.course.until and kept.get("until") == self.course.until and isinstance(kept.get("ending"), float):
+            return kept["ending"]
+        return self.course.ending()
+
+    def _resume(self, run: Run) -> None:
+        try:
+            run.resume()
+        except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"The checkpoint in {self.course.out} is of another model or version: "
+                "take another --out, or start over with --fresh."
+            ) from error
 
     def _go(self, run: Run, every: float) -> int:
         """The number of the signal that stopped it, else 0. A second signal ends the process at once."""
@@ -114,70 +140,46 @@ class Session:
 
     def _finish(self, trainer: Trainer, finish: Callable[[], None], how: str) -> int:
         """Writes the result where that was not done yet: a kill may have come between the last step and here."""
-        mark, now = self.folder / "finished.json", json.dumps({"steps": trainer.steps})
-        if not mark.exists() or mark.read_text() != now:
-            finish()
-            mark.write_text(now)
+        mark, now = self.folder / run_folder.FINISHED, {"steps": trainer.steps}
+        if run_folder.read_object(mark) != now:
+            with checkpoint.writing(self.course.out):
+                finish()
+            checkpoint.write_whole(mark, json.dumps(now))
             how = "is finished"
-        say(f"{self.course.out} {how}: {trainer.steps} steps. A larger --steps goes on, --fresh starts over.")
+        more = (
+            "another --until" if self.course.until else "a larger --samples" if self.course.samples else "more --steps"
+        )
+        say(f"{self.course.out} {how}: {trainer.steps} steps. With {more} it goes on, --fresh starts over.")
         return 0
 
 
 @contextmanager
-def open_session(kind: str, course: Course) -> Iterator[Session]:
-    """Makes or opens the run's folder, for this process alone. Raises ValueError with what is wrong."""
+def open_session(kind: str, course: Course, data: Path | None = None) -> Iterator[Session]:
+    """Makes or opens the run's folder, for this process alone. Raises ValueError with what is wrong.
+
+    `data` is the folder of pictures. With --fresh the run begins anew; what is there goes when training begins.
+    """
     course.ending()
+    run_folder.refuse_foreign(course.out, kind, data)
     folder = course.out / RUN
-    if course.out.exists() and not course.out.is_dir():
-        raise ValueError(f"--out names a folder, and {course.out} is a file.")
-    if course.out.is_dir() and any(course.out.iterdir()) and not folder.is_dir():
-        raise ValueError(f"{course.out} is not empty and holds no run: take another folder for --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), quiet():
-        if course.fresh:
-            _clear(folder)
-        path = folder / CHECKPOINT
-        position = checkpoint.position(path) if path.exists() else None
+    with run_folder.alone(folder, kind), quiet():
+        position = None if course.fresh else run_folder.position_in(folder)
         before = torch.get_num_threads()
-        torch.set_num_threads(course.threads or _threads(folder) or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(course.threads or _threads(folder, position) or _cores())
         try:
             yield Session(kind, course, position)
         finally:
             torch.set_num_threads(before)
 
 
-def _clear(folder: Path) -> None:
-    for one in folder.iterdir():
-        if one.name != LOCK:
-            shutil.rmtree(one) if one.is_dir() else one.unlink()
-
-
-def _threads(folder: Path) -> int:
+def _threads(folder: Path, position: Mapping[str, Any] | None) -> int:
     """As many as the run began with: the last bits of a step depend on it."""
-    origin = folder / "origin.json"
-    return int(json.loads(origin.read_text()).get("threads", 0)) if origin.exists() else 0
+    kept = run_folder.origin_in(folder, position).get("threads") if position else None
+    return kept if isinstance(kept, int) and 0 < kept <= MAX_THREADS else 0
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """A lock that the system takes back when the process is gone, however it went."""
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"Another process is training in {folder.parent}.") from None
-        yield
-
-
-def rewind(log: Path, samples: int) -> None:
-    """Drops lines that a kill cut short, and those of steps that are taken again."""
-    if not log.exists():
-        return
-    kept: list[str] = []
-    for line in log.read_text(errors="replace").splitlines():
-        try:
-            if json.loads(line)["samples"] <= samples:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    log.write_text("".join(kept))
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -53,5 +53,5 @@ def upscaler(
     from engine.training.commands.session import open_session
 
     given = {"seed": seed, "rate": rate, "batch": batch}
-    with open_session("upscaler", Course(out, steps, samples, until, minutes, threads, fresh)) as session:
+    with open_session("upscaler", Course(out, steps, samples, until, minutes, threads, fresh), data) as session:
         raise typer.Exit(run(session, Sources(source, autoencoder, data, cache, pictures), given))

@@ -44,10 +44,10 @@ def read_captions(folder: Path, texts: Sequence[Path], files: Sequence[Path]) ->
     by_stem: dict[Path, list[Path]] = {}
     for path in files:
         by_stem.setdefault(path.with_suffix(""), []).append(path)
-    inside = [path for path in texts if path.resolve().is_relative_to(folder.resolve())]
-    said.skipped += [
-        Skipped(_name(folder, path), "is a link that leads out") for path in texts if path not in {*inside}
-    ]
+    root = folder.resolve()
+    inside = [path for path in texts if path.resolve().is_relative_to(root)]
+    held = set(inside)  # once: a folder may have a million captions
+    said.skipped += [Skipped(_name(folder, path), "is a link that leads out") for path in texts if path not in held]
     for path in (one for one in inside if one.name == METADATA):
         _read_metadata(folder, path, known, said)
     for path in (one for one in inside if one.name != METADATA):

@@ -1,0 +1,133 @@
+"""The folder `run/` of one training run: whose it is, its lock, what it began with, and starting over in it.
+
+Its lock says that we made it and for which command, so nobody's own `run/` is taken for ours; only what a run itself
+writes is ever deleted. Knows files; knows nothing of what is trained.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.training import checkpoint
+from engine.training.run import CHECKPOINT
+
+RUN, LOCK, ORIGIN, LOG = "run", "lock", "origin.json", "log.jsonl"
+FINISHED, MERGED, WHOLE, BOARD = "finished.json", "merged.json", "whole", "tensorboard"
+WRITTEN = (CHECKPOINT, f"{CHECKPOINT}.fresh", LOG, ORIGIN, FINISHED, MERGED, "sheets", BOARD, WHOLE)
+MARK = "darkroom train "
+MARK_BYTES = 64
+
+
+def refuse_foreign(out: Path, kind: str, data: Path | None = None) -> None:
+    """Raises ValueError where `out` can't be the folder of a run of this kind. Changes nothing."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out names a folder, and {out} is a file.")
+    if data is not None and _in_each_other(out.resolve(), data.resolve()):
+        raise ValueError(f"--out {out} and --data {data} lie in each other: take two folders.")
+    folder = out / RUN
+    for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, and a run is kept in files of its own: take another folder for --out.")
+    if _unused(out):
+        return
+    if (whose := kind_of(folder)) is None:
+        raise ValueError(f"{out} is not empty and holds no run: take another folder for --out.")
+    if whose != kind:
+        raise ValueError(f"{out} holds a run of `darkroom train {whose}`: take another folder for --out.")
+
+
+def kind_of(folder: Path) -> str | None:
+    """Which command's run this is, else None: by its lock; those of earlier versions by their origin."""
+    try:
+        with (folder / LOCK).open("rb") as lock:
+            mark = lock.read(MARK_BYTES).decode(errors="replace")
+    except OSError:
+        mark = ""
+    if mark.startswith(MARK):
+        return mark.removeprefix(MARK).strip()
+    kind = read_object(folder / ORIGIN).get("kind")
+    return kind if isinstance(kind, str) else None
+
+
+@contextmanager
+def alone(folder: Path, kind: str) -> Iterator[None]:
+    """A lock that the system takes back when the process is gone, however it went. It follows no link."""
+    number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    with os.fdopen(number, "r+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"Another process is training in {folder.parent}.") from None
+        lock.write(f"{MARK}{kind}\n".encode())
+        lock.flush()
+        lock.truncate()
+        yield
+
+
+def position_in(folder: Path) -> dict[str, Any] | None:
+    """Where the run stands; None where it has no checkpoint. Raises ValueError where that is none of ours."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    position = checkpoint.position(path)
+    kinds = {"steps": int, "kept": int, "started": (int, float), "settings": dict}
+    if not all(isinstance(position.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"{path} is not a whole checkpoint: start over with --fresh.")
+    return position
+
+
+def origin_in(folder: Path, position: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run began with: in its checkpoint; of earlier versions, in a file beside it."""
+    origin = position.get("origin")
+    return origin if isinstance(origin, dict) else read_object(folder / ORIGIN)
+
+
+def clear(folder: Path) -> None:
+    """Deletes what a run has kept, the checkpoint first: without it nothing else counts."""
+    for path in (folder / name for name in WRITTEN):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A small JSON object; an empty one where the file is missing, cut short, or something else."""
+    try:
+        said = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def rewind(log: Path, samples: int) -> None:
+    """Drops lines that a kill cut short, and those of steps that are taken again."""
+    if not log.exists():
+        return
+    kept: list[str] = []
+    for line in log.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["samples"] <= samples:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    checkpoint.write_whole(log, "".join(kept))
+
+
+def _unused(out: Path) -> bool:
+    """Nothing in it, or no more than what a process leaves that was killed before it wrote its mark."""
+    if not out.exists():
+        return True
+    folder = out / RUN
+    if any(path != folder for path in out.iterdir()):
+        return False
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    return not folder.is_file() and all(path.name == LOCK and not path.stat().st_size for path in inside)
+
+
+def _in_each_other(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
