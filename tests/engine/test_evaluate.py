@@ -15,12 +15,13 @@ from PIL import Image, ImageDraw
 
 from engine.bench.row import as_json, as_table
 from engine.training.__main__ import main
-from engine.training.evaluate import measures, prompted, reconstruction, sheet, speed, variety
+from engine.training.evaluate import edges, measures, prompted, reconstruction, sheet, speed, variety
 from engine.training.evaluate.blemishes import blemished
 from engine.training.evaluate.draw import Painter
 from engine.training.evaluate.evaluation import CHECKS, NAMES, evaluate
 from engine.training.evaluate.judge import JudgeNetwork, LabelJudge, Seen, labels_in, open_judge, save_judge
 from engine.training.evaluate.judge_trainer import JudgeLook, JudgeSettings, JudgeTrainer, held_back, renderings
+from engine.training.evaluate.posed import posed
 from engine.training.evaluate.scene import Once, Scene, Sizes
 from engine.training.evaluate.words import ACCEPTED, TEMPLATES
 from engine.training.pictures.artwork import Artwork
@@ -81,7 +82,7 @@ class Expert(LabelJudge):
     """Knows each real drawing by the nearest one: a judge with known answers."""
 
     def look(self, pictures: np.ndarray) -> Seen:
-        known = measures.small(np.stack([variety.placed(one) for one in drawings()]))
+        known = measures.small(np.stack([posed(one) for one in drawings()]))
         seen = measures.small(pictures)
         near = -torch.cdist(seen, known)
         return Seen(near, near, torch.nn.functional.normalize(seen - 128, dim=1))
@@ -106,7 +107,7 @@ def scene(by_prompt: Callable[[str, int], np.ndarray], **other: Any) -> Scene:
 def of_label(prompt: str, _seed: int = 0) -> np.ndarray:
     """The drawing whose label the prompt has, on white."""
     found = [one for one in drawings() if one.words.label in prompt]
-    return variety.placed(found[0]) if found else square(RED)
+    return posed(found[0]) if found else square(RED)
 
 
 # --- measures
@@ -152,8 +153,13 @@ def test_psnr_counts_only_what_is_inside_the_mask() -> None:
     outside, inside = real.copy(), real.copy()
     outside[:, :8] = 0
     inside[:, 16:48, 16:48, :] = np.array(RED) + np.array([25, 0, 0])
-    assert measures.masked_psnr(real, outside, mask) == pytest.approx(100)
-    assert measures.masked_psnr(real, inside, mask) == pytest.approx(10 * np.log10(255**2 * 3 / 25**2), abs=0.01)
+    wrong = 10 * np.log10(255**2 * 3 / 25**2)
+    assert measures.masked_psnr(real, outside, mask).tolist() == pytest.approx([100])
+    assert measures.masked_psnr(real, inside, mask).tolist() == pytest.approx([wrong], abs=0.01)
+    both = [np.concatenate(two) for two in ((real, real), (inside, real), (mask, np.zeros_like(mask)))]
+    assert measures.masked_psnr(*both).tolist() == pytest.approx([wrong], abs=0.01)  # an empty mask is not 100 dB
+    with pytest.raises(ValueError, match="inside its mask"):
+        measures.masked_psnr(real, real, np.zeros_like(mask))
 
 
 def test_a_mask_is_where_the_drawing_was_composed() -> None:
@@ -174,7 +180,7 @@ def test_the_same_pictures_have_no_diversity_and_are_seen() -> None:
 
 
 def test_a_copied_picture_is_nearest_to_what_it_copies() -> None:
-    known = np.stack([variety.placed(one) for one in drawings()])
+    known = np.stack([posed(one) for one in drawings()])
     distances, index = measures.nearest(known[[3, 1]], known)
     assert index.tolist() == [3, 1]
     assert float(distances.max()) < 0.5
@@ -231,17 +237,21 @@ def test_a_judge_is_kept_in_half_precision_and_says_the_same(tmp_path: Path) -> 
     made = judge_trainer()
     for _ in range(5):
         made.step(0.0)
-    judge = LabelJudge(made.network.eval(), made.labels, {"at_5": 88.0})
+    judge = LabelJudge(made.network.eval(), made.labels, {"at_1": 70.0, "at_5": 88.0})
     save_judge(judge, tmp_path)
     again, shown = open_judge(tmp_path), renderings(made.pictures, [(0, HELD_BACK), (3, HELD_BACK)], 0)
     assert again.labels == labels_in(tmp_path) == THINGS
-    assert again.own == {"at_5": 88.0}
+    assert again.own == {"at_1": 70.0, "at_5": 88.0}
     assert torch.allclose(again.look(shown).scores, judge.look(shown).scores, atol=0.05)
     assert again.look(np.repeat(np.repeat(shown, 2, axis=1), 2, axis=2)).scores.shape == (2, len(THINGS))
     listing = json.loads((tmp_path / "labels.json").read_text())
     (tmp_path / "labels.json").write_text(json.dumps({**listing, "labels": listing["labels"][:3]}))
     with pytest.raises(ValueError, match="not of one judge"):
         open_judge(tmp_path)
+    for broken in ("{", "[]", "{}", json.dumps({**listing, "widths": [8, "16", None]})):
+        (tmp_path / "labels.json").write_text(broken)
+        with pytest.raises(ValueError, match="no list of a judge's labels"):
+            open_judge(tmp_path)
 
 
 def test_blemishes_are_a_function_of_the_chance_and_keep_the_range() -> None:
@@ -262,11 +272,13 @@ def figures(rows: Sequence[Any]) -> Mapping[str, float]:
 
 def test_a_model_that_copies_is_good_at_labels_and_its_memory_is_said() -> None:
     seen = scene(of_label)
-    own_1, own_5, at_1, at_5, relative = prompted.labels(seen)
+    own_1, own_5, _, posed_5, at_1, at_5, relative = prompted.labels(seen)
     assert (at_1.figure, at_5.figure) == (100, 100)
     assert own_5.figure
     assert own_1.figure
-    assert relative.figure == pytest.approx(100 * 100 / own_5.figure, abs=0.1)
+    assert posed_5.figure == 100  # a judge who knows all drawings; on any rendering, re-hued ones too, he need not be
+    assert relative.figure == pytest.approx(100 * 100 / posed_5.figure, abs=0.1)
+    assert "on white" in relative.note
     assert "6 of 6 labels" in at_5.note
     (memory,) = variety.memories(seen)
     assert memory.figure == 100
@@ -326,6 +338,9 @@ def test_the_words_asked_for_are_all_that_were_held_out() -> None:
 def test_rows_are_well_formed_whatever_is_missing(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "model.safetensors").write_bytes(b"0" * 2_500_000)
+    for apart in ("run/checkpoint.safetensors", "text_encoder/model.safetensors"):
+        (tmp_path / apart).parent.mkdir()
+        (tmp_path / apart).write_bytes(b"0" * 9_000_000)
     missing = refused("The artwork could not be fetched: install npm.")
     said: list[str] = []
     seen = scene(of_label, artwork=missing, weights=tmp_path, painter=refused("The text encoder is not installed."))
@@ -358,7 +373,12 @@ def test_an_unknown_check_is_refused_with_the_names_of_all() -> None:
 
 def test_without_the_artwork_the_judges_score_is_the_one_it_was_born_with() -> None:
     seen = scene(of_label, artwork=refused("install npm"))
-    assert figures(prompted.labels(seen))["the judge's own retrieval at 5, real pictures held back"] == 95
+    rows = {row.name: row for row in prompted.labels(seen)}
+    assert rows["the judge's own retrieval at 5, any rendering of real drawings"].figure == 95
+    assert rows["label retrieval at 5"].figure == 100
+    share = rows["label retrieval at 5, as a share of the judge's own on white"]
+    assert share.figure is None  # never against the score on harder pictures
+    assert "install npm" in share.note
 
 
 def test_without_torchmetrics_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +404,19 @@ def test_a_resolver_is_measured_on_a_step_and_by_the_clock() -> None:
     assert ringing.figure is not None
     assert ringing.figure > 4  # which is why it is measured
     assert not ringing.passed
+    assert "36 charts" in ringing.note
+
+
+def test_an_overshoot_that_only_a_slanting_edge_shows_is_seen() -> None:
+    def enlarge(picture: Image.Image) -> Image.Image:
+        grey = np.asarray(picture.convert("L"))
+        if (grey == grey[0]).all() or (np.ptp(grey, axis=1) == 0).all():
+            return picture
+        return Image.fromarray((np.asarray(picture).astype(int) + 9).astype(np.uint8))
+
+    beyond = edges.overshoots(enlarge)
+    assert {value for name, value in beyond.items() if "upright" in name or "lying" in name} == {0}
+    assert beyond["64 to 192, steep"] == 9
 
 
 def test_what_is_not_there_is_asked_for_once() -> None:

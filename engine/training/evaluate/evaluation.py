@@ -26,7 +26,7 @@ CHECKS = (
     Check("reconstruction", (goals.PSNR, goals.SSIM), reconstruction.rows),
     Check("backgrounds", (goals.BACKGROUNDS,), prompted.backgrounds),
     Check("hues", (goals.HUES,), prompted.hues),
-    Check("labels", (goals.OWN_AT_1, goals.OWN_AT_5, goals.AT_1, goals.AT_5, goals.AT_5_SHARE), prompted.labels),
+    Check("labels", goals.LABELS, prompted.labels),
     Check("words", (goals.WORDS, goals.WORDS_SHARE), prompted.held_out_words),
     Check("seeds", (goals.DIVERSITY, goals.SAME), variety.seeds),
     Check("memories", (goals.MEMORISED,), variety.memories),

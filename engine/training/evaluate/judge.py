@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -111,11 +113,11 @@ def save_judge(judge: LabelJudge, folder: Path) -> None:
 
 def open_judge(folder: Path) -> LabelJudge:
     """Raises FileNotFoundError where there is no judge, ValueError where the two files do not fit."""
-    listing = json.loads((folder / LABELS).read_text())
+    listing = _listing(folder)
     network = JudgeNetwork(len(listing["labels"]), listing["widths"])
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError:
+    except (RuntimeError, SafetensorError):
         raise ValueError(f"{WEIGHTS} and {LABELS} in {folder.name} are not of one judge") from None
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
     return LabelJudge(network.eval(), tuple(listing["labels"]), listing["own"])
@@ -124,9 +126,22 @@ def open_judge(folder: Path) -> LabelJudge:
 def labels_in(folder: Path) -> tuple[str, ...]:
     """The labels of a judge, without its weights. Raises ValueError where there is none."""
     try:
-        return tuple(json.loads((folder / LABELS).read_text())["labels"])
+        return tuple(_listing(folder)["labels"])
     except FileNotFoundError:
         raise ValueError(f"There is no {LABELS} of a judge: `darkroom train judge` makes it.") from None
+
+
+def _listing(folder: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError, or ValueError where that is no list of a judge's labels."""
+    try:
+        listing = json.loads((folder / LABELS).read_text())
+        labels, widths, own = (listing[part] for part in ("labels", "widths", "own"))
+        whole = all(isinstance(one, str) for one in labels) and {"at_1", "at_5"} <= own.keys()
+        if not (labels and whole and 0 < len(widths) <= 5 and all(0 < int(one) <= 4096 for one in widths)):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{LABELS} in {folder.name} is no list of a judge's labels") from None
+    return listing
 
 
 def widths_of(network: JudgeNetwork) -> list[int]:

@@ -35,9 +35,16 @@ def share(hits: Sequence[bool]) -> float:
     return 100 * sum(hits) / len(hits)
 
 
-def masked_psnr(real: np.ndarray, made: np.ndarray, masks: np.ndarray) -> float:
-    """dB, the mean over pictures of the PSNR of the pixels inside each one's mask (bool [n, h, w])."""
-    return float(psnr(as_input(made), as_input(real), torch.from_numpy(masks)[:, None].float()).mean())
+def masked_psnr(real: np.ndarray, made: np.ndarray, masks: np.ndarray) -> Tensor:
+    """dB of the pixels inside each picture's mask (bool [n, h, w]), at most 100; of pictures whose mask is not empty.
+
+    Raises ValueError where all of them are.
+    """
+    inside = masks.any(axis=(1, 2))
+    if not inside.any():
+        raise ValueError("No picture has a pixel inside its mask.")
+    masked = torch.from_numpy(masks[inside])[:, None].float()
+    return psnr(as_input(made[inside]), as_input(real[inside]), masked)
 
 
 def border(picture: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from engine.training.evaluate.draw import Painter
 from engine.training.evaluate.judge import LabelJudge, Seen
 from engine.training.evaluate.judge_trainer import held_back, renderings
 from engine.training.evaluate.measures import retrieval
+from engine.training.evaluate.posed import OTHERWISE, posed_again
 from engine.training.pictures.artwork import Artwork
 from engine.unfit import Unfit
 
@@ -88,6 +89,7 @@ class Scene:
         self.sizes, self.seed = sizes, seed
         self.drawn = Once(self._draw)
         self.own = Once(self._score)
+        self.own_posed = Once(self._score_posed)
 
     @property
     def painter(self) -> Painter:
@@ -128,8 +130,19 @@ class Scene:
         wanted = torch.tensor([self.places[self.artwork[index].words.label] for index, _ in pairs])
         return self.judge.look(renderings(self.artwork, pairs, self.seed)), wanted
 
+    def _score_posed(self) -> tuple[Seen, Tensor]:
+        """The judge on the same drawings as the prompts ask for them, and which label each one has."""
+        chosen = [self.artwork[index] for index, _ in held_back(self.artwork, 2, self.seed)]
+        wanted = torch.tensor([self.places[one.words.label] for one in chosen])
+        return self.judge.look(posed_again(chosen)), wanted.repeat(len(OTHERWISE))
+
+    def own_score_posed(self, count: int) -> float:
+        """Percent, on real drawings posed as the prompts ask. Raises ValueError where there is no artwork."""
+        seen, wanted = self.own_posed()
+        return retrieval(seen.scores, wanted, count)
+
     def own_score(self, count: int) -> float:
-        """Percent; as it was when the judge's training ended where the artwork is not at hand."""
+        """Percent, on any rendering; as it was when the judge's training ended where the artwork is not at hand."""
         try:
             seen, wanted = self.own()
         except ValueError:

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 
 from engine.bench.row import Row
 from engine.training.evaluate import goals
 from engine.training.evaluate.measures import alike, nearest, share, small, spread
+from engine.training.evaluate.posed import OTHERWISE, posed
 from engine.training.evaluate.scene import Scene
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.variants import SIDE, USUAL_SCALE
 
 SEEDS = 4
 SAID = 3
-OTHERWISE = (0.88, 0.96)  # the scales of "the same drawing, rendered once more"; a shift would allow for far more
 
 
 def seeds(scene: Scene) -> list[Row]:
@@ -40,7 +38,7 @@ def seeds(scene: Scene) -> list[Row]:
 def memories(scene: Scene) -> list[Row]:
     """A picture nearer to a drawing than that drawing's own other renderings are is called a repetition of it."""
     drawn, art = scene.drawn(), scene.artwork
-    drawings = np.stack([placed(one) for one in art])
+    drawings = np.stack([posed(one) for one in art])
     limit = float(np.median(_rendered_again(art, drawings)))
     distances, index = nearest(drawn.pictures, drawings)
     repeats = (distances < limit).tolist()
@@ -54,25 +52,12 @@ def memories(scene: Scene) -> list[Row]:
     return [goals.MEMORISED.row(share(repeats), note)]
 
 
-def placed(art: Artwork, scale: float = USUAL_SCALE) -> np.ndarray:
-    """The drawing on white, in the middle: uint8 [64, 64, 3]."""
-    longest = max(art.pixels.size)
-    width, height = (max(1, round(side * scale * SIDE / longest)) for side in art.pixels.size)
-    canvas = Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 255))
-    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
-    layer.paste(
-        art.pixels.resize((width, height), Image.Resampling.BICUBIC),
-        ((SIDE - width) // 2, (SIDE - height) // 2),
-    )
-    return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
-
-
 def _rendered_again(art: Sequence[Artwork], drawings: np.ndarray) -> list[float]:
     """How far each drawing is from its own other renderings (root mean square, steps of 255)."""
     first = small(drawings)
     found: list[float] = []
     for scale in OTHERWISE:
-        again = small(np.stack([placed(one, scale) for one in art]))
+        again = small(np.stack([posed(one, scale) for one in art]))
         found += (again - first).square().mean(dim=1).sqrt().tolist()
     return found
 
@@ -96,5 +81,5 @@ def _apart(scene: Scene) -> float:
     by_label = {one.words.label: one for one in scene.artwork}
     rng = np.random.default_rng([scene.seed, 4])
     chosen = rng.choice(sorted(by_label), min(256, len(by_label)), replace=False)
-    features = scene.judge.look(np.stack([placed(by_label[str(label)]) for label in chosen])).features
+    features = scene.judge.look(np.stack([posed(by_label[str(label)]) for label in chosen])).features
     return float(spread(features[None]))
