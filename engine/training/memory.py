@@ -19,6 +19,9 @@ FROZEN = 6  # fp32, and the copy in half precision that autocast keeps
 ADAPTED = 36
 KEPT = 40  # values that a block keeps for its gradient, for each value that it puts out
 MAX_HEADER = 100 << 20
+MAX_SIZE = 1 << 40
+A_PICTURE = 8  # bytes for each pixel of a picture in memory: itself, its mask, and both again while they are stacked
+MEASURED = 40  # the same of a picture that a run is looked at with: also as floats, and as the network makes it
 SMALLER = "a smaller --batch"
 
 
@@ -46,18 +49,25 @@ def of_diffusion(folder: Path, batch: int) -> Need:
 def of_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> Need:
     """Training an addition of `rank` to a network that stays as it is; `side` of the pictures in pixels."""
     config = _config(folder / "unet")
-    factor = 2 ** (len(_config(folder / "vae")["block_out_channels"]) - 1)
+    factor = 2 ** (len(_config(folder / "vae", places=False)["block_out_channels"]) - 1)
     added = 16 * 4 * 2 * rank * max(config["block_out_channels"])  # at most sixteen blocks of attention
     weights = FROZEN * parameters(folder / "unet") + ADAPTED * added + _others(folder)
     mend = "a smaller --size" if batch == 1 else f"{SMALLER} or a smaller --size"
     return Need(weights, activations(config, batch, side and side // factor), mend, batch)
 
 
+def of_pixels(parameters: int, each: float, batch: int, seen: float, held_out: float = 0.0, mend: str = "") -> Need:
+    """Training on pictures in memory, `seen` and `held_out` in pixels; `each` of a batch keeps so many bytes."""
+    weights = FULL * parameters + A_PICTURE * seen + MEASURED * held_out
+    return Need(weights, each * batch, mend or SMALLER, batch)
+
+
 def check(need: Need) -> None:
     """Raises ValueError, one sentence with the numbers, where it cannot fit."""
     free = available()
     if need.total > free:
-        parts = f"{_gb(need.weights)} for weights and optimizer, {_gb(need.activations)} for a batch of {need.batch}"
+        kept, batch = _gb(need.weights), f"{_gb(need.activations)} for a batch of {need.batch}"
+        parts = f"{kept} for weights, optimizer and pictures, {batch}"
         raise ValueError(
             f"This training needs about {_gb(need.total)} of memory ({parts}), and {_gb(free)} are free: "
             f"try {need.mend}."
@@ -67,6 +77,7 @@ def check(need: Need) -> None:
 def activations(config: dict[str, Any], batch: int, side: int | None = None) -> float:
     """Bytes that a batch keeps for the gradient; `side` of the latents, else the network's own."""
     widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
+    layers = layers if isinstance(layers, int) else max(layers)
     places = side or config["sample_size"]
     total = 0.0
     for level, width in enumerate(widths):
@@ -112,16 +123,36 @@ def _shapes(path: Path) -> list[list[int]]:
             if length > MAX_HEADER:
                 raise ValueError
             header = json.loads(file.read(length))
-        return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        if not all(_sizes(shape, empty=True) for shape in shapes):
+            raise ValueError
+        return shapes
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} is no safetensors file.") from None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, *, places: bool = True) -> dict[str, Any]:
+    """A part's configuration with the sizes in it that are reckoned with here. Raises ValueError."""
     try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         raise ValueError(f"{folder} has no config.json that can be read.") from None
+    layers = config.get("layers_per_block", 2) if isinstance(config, dict) else None
+    if not (
+        isinstance(config, dict)
+        and _sizes(config.get("block_out_channels"))
+        and _sizes(layers if isinstance(layers, list) else [layers])
+        and (_sizes([config.get("sample_size")]) or not places)
+    ):
+        raise ValueError(f"{folder} has a config.json that does not say how large its network is.")
+    return config
+
+
+def _sizes(found: object, *, empty: bool = False) -> bool:
+    """Whether these are whole numbers of at least 1; a tensor's shape may be `empty`, or have a 0 in it."""
+    if not isinstance(found, list) or not (found or empty):
+        return False
+    return all(type(one) is int and 1 - empty <= one <= MAX_SIZE for one in found)
 
 
 def _gb(count: float) -> str:

@@ -5,6 +5,7 @@ Knows which parts there are and how they lie in a folder; knows nothing of train
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from engine.config import default_data
 from engine.families.embedded import NAME, WEIGHTS, assemble, load_text_encoder
@@ -65,9 +66,24 @@ def open_model(source: str) -> Model:
     missing = [part for part in ("unet", "vae", "scheduler") if not (folder / part).is_dir()]
     if missing:
         raise ValueError(f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing)}.")
-    pipeline = assemble(folder)  # our parts alone, as in `engine/weights`
+    try:
+        pipeline = assemble(folder)  # our parts alone, as in `engine/weights`
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{source} is no model that diffusers can load from safetensors.") from error
     _, pipeline.text_encoder = load_text_encoder(pooler=True)
     return Model(pipeline, folder, fingerprint(folder))
+
+
+def contents(path: Path) -> str:
+    """Twelve hex digits that change with a file, or with the configurations and weights that lie right in a folder."""
+    found = [*path.glob("*.json"), *path.glob("*.safetensors")] if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for one in sorted(found):
+        with one.open("rb") as file:
+            digest.update(
+                f"{one.name if path.is_dir() else ''} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
+            )
+    return digest.hexdigest()[:12]
 
 
 def write_model(pipeline: Any, dtypes: dict[str, torch.dtype], folder: Path, scratch: Path) -> None:
@@ -99,6 +115,6 @@ def stored(folder: Path) -> dict[str, torch.dtype]:
     for part in ("unet", "vae", "text_encoder"):
         for path in sorted((folder / part).glob("*.safetensors"))[:1]:
             with safe_open(path, framework="pt") as file:
-                first = next(iter(file.keys()))
-                found[part] = DTYPES.get(file.get_slice(first).get_dtype(), torch.float32)
+                for first in list(file.keys())[:1]:
+                    found[part] = DTYPES.get(file.get_slice(first).get_dtype(), torch.float32)
     return found

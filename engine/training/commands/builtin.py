@@ -54,7 +54,7 @@ def variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[Cached,
 
 def encoders(weights: Path) -> tuple[AutoencoderKL, TextStates]:
     """Our autoencoder of a folder in the diffusers layout, and MiniLM."""
-    autoencoder = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32)
+    autoencoder = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32, use_safetensors=True)
     autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
     return autoencoder.eval(), text_states()
 
@@ -71,4 +71,9 @@ def weights_of(source: str) -> Path:
     missing = [part for part, config in configs.items() if not (folder / part / config).is_file()]
     if missing:
         raise ValueError(f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing)}.")
+    pickled = [part for part in ("unet", "vae") if not any((folder / part).glob("*.safetensors"))]
+    if pickled:
+        raise ValueError(
+            f"{source} has no safetensors for its {' and its '.join(pickled)}, and nothing else is loaded."
+        )
     return folder

@@ -25,6 +25,9 @@ from engine.training.commands.options import (
 if TYPE_CHECKING:
     from engine.training.commands.session import Session
 
+PARAMETERS, KEPT = 5_000_000, 1_000_000  # of the judge, no more; bytes that it keeps for a picture of a batch
+RENDERED_AREA = 64 * 64
+
 
 def judge(
     out: Out,
@@ -50,14 +53,24 @@ def judge(
 def _train(session: Session, out: Path, cache: Path | None, given: dict[str, float | None]) -> int:
     import torch
 
+    from engine.training import memory
     from engine.training.commands import builtin
     from engine.training.evaluate.judge import save_judge
-    from engine.training.evaluate.judge_trainer import JudgeLook, JudgeSettings, JudgeTrainer, held_back, labels_of
+    from engine.training.evaluate.judge_trainer import (
+        RENDERED,
+        JudgeLook,
+        JudgeSettings,
+        JudgeTrainer,
+        held_back,
+        labels_of,
+    )
     from engine.worker.embedding import Embedder
 
     settings = session.settings(JudgeSettings, **given)
     session.belongs({"pictures": "the built-in artwork"})
     pictures = builtin.drawings(cache)
+    kept = RENDERED * len(pictures) * RENDERED_AREA
+    memory.check(memory.of_pixels(PARAMETERS, KEPT, settings.batch, kept))
     trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(labels_of(pictures))), settings)
     look = JudgeLook(trainer, held_back(pictures, 1, settings.seed))
     return session.train(trainer, look, lambda: save_judge(look.judge(), out))

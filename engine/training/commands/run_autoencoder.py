@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors import SafetensorError
 
+from engine.training import memory
 from engine.training.commands import builtin, own
 from engine.training.commands.progress import shown
 from engine.training.commands.session import Session
 from engine.training.gan.autoencoder import Judge, Settings, Trainer, figures, fresh
 from engine.training.gan.folding import fold, latent_scale
-from engine.training.models import model_folder
+from engine.training.models import contents, model_folder
 from engine.training.pictures.folder import Picture, Reading
 from engine.training.pictures.heldout import artwork_held_out
 from engine.training.pictures.pixels import Pixels, of_artwork, of_pictures
@@ -32,15 +34,17 @@ def run(session: Session, source: str, data: Path | None, cache: Path | None, gi
     if settings.keep_latents and not source:
         raise ValueError("--keep-latents needs an autoencoder whose latents are kept: say --from embedded.")
     network = opened(source) if source else fresh(settings.seed)
+    weights = contents(folder_of(source)) if source else "none"
     if data is None:
-        session.belongs({"starting weights": source, "pictures": "the built-in artwork"})
+        session.belongs({"starting weights": weights, "pictures": "the built-in artwork"})
+        pictures = builtin.drawings(cache)
+        _check_memory(network, settings.batch, 4 * len(pictures), len(pictures) // 10)
         with shown("drawing variants") as tell:
-            pictures = builtin.drawings(cache)
             train, held_out = of_artwork(pictures, settings.seed, told=lambda done, of: tell(done / of, ""))
     else:
         reading = own.read(session, data, captions=False)
-        session.belongs({"starting weights": source, "pictures": reading.fingerprint})
-        train, held_out = _own(reading, int(network.config["sample_size"]), settings.seed)
+        session.belongs({"starting weights": weights, "pictures": reading.fingerprint})
+        train, held_out = _own(reading, network, settings)
     before = figures(network, held_out) if source else {}
     trainer = Trainer(network, train, settings)
     return session.train(trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out, before))
@@ -48,28 +52,44 @@ def run(session: Session, source: str, data: Path | None, cache: Path | None, gi
 
 def opened(source: str) -> AutoencoderKL:
     """The autoencoder of a model's folder, or a folder that is one itself, fp32. Raises ValueError."""
-    folder = model_folder(source)
-    folder = folder / "vae" if (folder / "vae").is_dir() else folder
     try:
-        return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        return AutoencoderKL.from_pretrained(folder_of(source), torch_dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{source} holds no autoencoder of diffusers in safetensors.") from error
+
+
+def folder_of(source: str) -> Path:
+    """Where the autoencoder of a model lies, or of a folder that is one itself."""
+    folder = model_folder(source)
+    return folder / "vae" if (folder / "vae").is_dir() else folder
 
 
 def split(pictures: tuple[Picture, ...]) -> tuple[list[Picture], list[Picture]]:
     """Those to learn from and those held out by their names; of very few, the first is held out."""
     held = [one for one in pictures if artwork_held_out(one.name)] or list(pictures[:1])
-    seen = [one for one in pictures if one not in held]
-    return seen or list(pictures), held
+    names = {one.name for one in held}
+    return [one for one in pictures if one.name not in names] or list(pictures), held
 
 
 def _settings(started: bool, **given: Any) -> Settings:
     return Settings(**{"keep_latents": started, "rate": 5e-4 if started else 1e-3} | given)
 
 
-def _own(reading: Reading, side: int, seed: int) -> tuple[Pixels, Pixels]:
+def _check_memory(network: AutoencoderKL, batch: int, seen: int, held_out: int) -> None:
+    """`seen` and `held_out` in pictures. Raises ValueError where they can't be kept beside what learns from them."""
+    side, count = int(network.config["sample_size"]), sum(one.numel() for one in network.parameters())
+    each = memory.activations(dict(network.config), 1, side) / 2  # its convolutions keep less than a U-Net's attention
+    area = side * side
+    memory.check(
+        memory.of_pixels(count, each, batch, seen * area, held_out * area, "a smaller --batch or fewer pictures")
+    )
+
+
+def _own(reading: Reading, network: AutoencoderKL, settings: Settings) -> tuple[Pixels, Pixels]:
     seen, held = split(reading.pictures)
-    train = [view(seen[index], number, side, seed, flip=False) for index, number in numbered(seen, flip=False)]
+    side, seed, pairs = int(network.config["sample_size"]), settings.seed, numbered(seen, flip=False)
+    _check_memory(network, settings.batch, len(pairs), len(held))
+    train = [view(seen[index], number, side, seed, flip=False) for index, number in pairs]
     return of_pictures(train), of_pictures([view(one, 0, side, seed, flip=False) for one in held])
 
 

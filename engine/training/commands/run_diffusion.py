@@ -8,11 +8,13 @@ from typing import Any, cast
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from engine.families.embedded import NAME
+from engine.families.stable_diffusion import fingerprint
 from engine.training import memory
 from engine.training.commands import builtin, own
 from engine.training.commands.run_folder import WHOLE
 from engine.training.commands.session import Session
-from engine.training.diffusion import Judge, Settings, Trainer, graft, open_network
+from engine.training.diffusion import SCRATCH, Judge, Settings, Trainer, fresh_network, graft, open_network
 from engine.training.models import Model, model_folder, open_model, stored, write_model
 from engine.training.own import plain
 from engine.training.validate import PROMPTS
@@ -24,33 +26,49 @@ POOLED_BY = 64  # heads with which diffusers pools a text into the time embeddin
 
 def on_artwork(session: Session, source: str, cache: Path | None, given: dict[str, float | None]) -> int:
     settings = session.settings(Settings, **given)
-    weights = builtin.weights_of(source)
+    parts = _parts(source)
+    weights = builtin.weights_of(parts)
     memory.check(memory.of_diffusion(weights, settings.batch))
-    session.belongs({"starting weights": source, "pictures": "the built-in artwork"})
+    session.belongs({"starting weights": _start(source, fingerprint(weights)), "pictures": "the built-in artwork"})
     train, held_back = builtin.variants(cache, lambda: builtin.encoders(weights), settings.seed)
     vae, text = builtin.encoders(weights)
     scheduler = builtin.schedule(weights)
-    trainer = Trainer(open_network(weights / "unet"), train, scheduler.alphas_cumprod, settings)
+    unet = weights / "unet"
+    network = fresh_network(unet, settings.seed) if source == SCRATCH else open_network(unet)
+    trainer = Trainer(network, train, scheduler.alphas_cumprod, settings)
     judge = Judge(trainer, held_back, text(PROMPTS), vae, scheduler)
-    return session.train(trainer, judge, lambda: _write(session, open_model(source), trainer))
+    return session.train(trainer, judge, lambda: _write(session, open_model(parts), trainer))
 
 
 def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[str, float | None]) -> int:
-    settings = session.settings(_gently, **given)
-    if (folder := model_folder(source)) and (folder / "unet").is_dir():  # else opening it says what is missing
+    settings = session.settings(Settings if source == SCRATCH else _gently, **given)
+    parts = _parts(source)
+    if (folder := model_folder(parts)) and (folder / "unet").is_dir():  # else opening it says what is missing
         memory.check(memory.of_diffusion(folder, settings.batch))
     reading = own.read(session, data)
-    model = open_model(source)
-    session.belongs({"starting weights": model.fingerprint, "pictures": reading.fingerprint, "--flip": str(flip)})
+    model = open_model(parts)
+    start = _start(source, model.fingerprint)
+    session.belongs({"starting weights": start, "pictures": reading.fingerprint, "--flip": str(flip)})
     scheduler = _schedule(model)
     train = own.latents(session, reading, model, side=model.side, seed=settings.seed, flip=flip)
+    if source == SCRATCH:
+        model.pipeline.unet = fresh_network(model.folder / "unet", settings.seed)
     torch.manual_seed(settings.seed)  # the grafted layers' start
     if model.pipeline.unet.config.cross_attention_dim % POOLED_BY == 0:
         model.pipeline.unet = graft(model.pipeline.unet)
     trainer = Trainer(model.pipeline.unet, train, scheduler.alphas_cumprod, settings)
     prompts = model.states(own.prompts(reading))
-    judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler)
+    judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler, "v_mse_of_pictures")
     return session.train(trainer, judge, lambda: _write(session, model, trainer), minutes=1.0)
+
+
+def _parts(source: str) -> str:
+    """Whose autoencoder, words and schedule a run has: from scratch the built-in model's."""
+    return NAME if source == SCRATCH else source
+
+
+def _start(source: str, fingerprint: str) -> str:
+    return f"{SCRATCH} beside {fingerprint}" if source == SCRATCH else fingerprint
 
 
 def _gently(**given: Any) -> Settings:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -14,18 +14,22 @@ from PIL import Image
 from torch import nn
 
 from engine.super_resolver import BUILT_IN
+from engine.training import memory
 from engine.training.commands import builtin, own
 from engine.training.commands.progress import shown
-from engine.training.commands.run_autoencoder import FIGURES, opened, split
+from engine.training.commands.run_autoencoder import FIGURES, folder_of, opened, split
 from engine.training.commands.session import Session
 from engine.training.gan import pairs
 from engine.training.gan.pairs import SIDE, Pairs
 from engine.training.gan.upscaler import Settings, Trainer, export, fresh, load
 from engine.training.gan.upscaler_judge import Judge, figures
+from engine.training.models import contents
+from engine.training.pictures.folder import Picture
 from engine.training.pictures.heldout import artwork_held_out
 from engine.training.pictures.picture_file import decode
 
 HELD_OUT = 48
+LOSSES = 6000  # bytes that the losses and the discriminator keep for a pixel of the small picture
 RESULT = "model.safetensors"
 
 
@@ -50,14 +54,35 @@ class Large:
     fingerprint: str
 
 
+class Files(Sequence[Image.Image]):
+    """Pictures that are decoded when they are asked for: photos of a camera at full size are more than memory holds."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Files: ...
+
+    def __getitem__(self, index: int | slice) -> Image.Image | Files:
+        return Files(self.pictures[index]) if isinstance(index, slice) else decode(self.pictures[index].path).pixels
+
+
 def run(session: Session, sources: Sources, given: dict[str, Any]) -> int:
     settings = session.settings(Settings, **given)
-    network = _begun(sources.weights) if sources.weights else fresh(settings.seed)
+    begun = _weights(sources.weights) if sources.weights else None
+    network = load(begun) if begun else fresh(settings.seed)
+    _check_memory(network, settings, sources.pictures)
     autoencoder = opened(sources.autoencoder).eval()
     large = _large(session, sources, settings.seed)
     session.belongs({
-        "starting weights": sources.weights, "pictures": large.fingerprint,
-        "--pictures": str(sources.pictures), "--autoencoder": sources.autoencoder,
+        "starting weights": contents(begun) if begun else "none", "pictures": large.fingerprint,
+        "--pictures": str(sources.pictures), "--autoencoder": contents(folder_of(sources.autoencoder)),
     })  # fmt: skip
     train = _made(large.seen, sources.pictures, autoencoder, settings.seed, pairs.CHARTS)
     held_out = _made(large.held_out, large.count, autoencoder, settings.seed + 1, 0.0)
@@ -65,8 +90,16 @@ def run(session: Session, sources: Sources, given: dict[str, Any]) -> int:
     return session.train(trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out))
 
 
-def _begun(source: str) -> nn.Module:
-    return load(BUILT_IN if source == "embedded" else Path(source))
+def _weights(source: str) -> Path:
+    return BUILT_IN if source == "embedded" else Path(source)
+
+
+def _check_memory(network: nn.Module, settings: Settings, pictures: int) -> None:
+    parameters = list(network.parameters())
+    channels = sum(one.numel() for one in parameters if one.ndim == 1)  # of every layer, and of its activation
+    each = (4 * channels + LOSSES) * settings.crop**2
+    count, seen = sum(one.numel() for one in parameters), (pictures + HELD_OUT) * SIDE**2
+    memory.check(memory.of_pixels(count, each, settings.batch, seen, HELD_OUT * SIDE**2, "fewer --pictures"))
 
 
 def _large(session: Session, sources: Sources, seed: int) -> Large:
@@ -78,14 +111,10 @@ def _large(session: Session, sources: Sources, seed: int) -> Large:
         seen, held = (pairs.of_artwork(*each) for each in zip(both, counts, chances, strict=True))
         return Large(seen, held, HELD_OUT, "the built-in artwork")
     reading = own.read(session, sources.data, captions=False)
-    files = [[_open(one.path) for one in some] for some in split(reading.pictures)]
+    files = [Files(some) for some in split(reading.pictures)]
     counts = sources.pictures, min(HELD_OUT, len(files[1]))
     seen, held = (pairs.squares(*each) for each in zip(files, counts, chances, strict=True))
     return Large(seen, held, counts[1], reading.fingerprint)
-
-
-def _open(path: Path) -> Image.Image:
-    return decode(path).pixels
 
 
 def _made(large: Iterator[np.ndarray], count: int, autoencoder: AutoencoderKL, seed: int, charts: float) -> Pairs:

@@ -54,6 +54,8 @@ def fresh(seed: int, width: int = 48, depth: int = 12) -> nn.Module:
 def load(path: Path) -> nn.Module:
     """A network of this architecture out of its file, fp32. Raises ValueError where it is another, or none."""
     try:
+        if path.suffix.lower() != ".safetensors":  # the loader would take pickles, too
+            raise ValueError(path.suffix)
         found = ModelLoader().load_from_file(path)
     except Exception as error:  # the loader takes apart what somebody sent us, and fails in any way
         raise ValueError(f"{path} is no super-resolver in safetensors that spandrel knows.") from error

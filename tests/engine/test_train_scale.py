@@ -1,0 +1,48 @@
+"""Many or large pictures and captions: each is looked at once, one at a time, and memory is asked before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.training.__main__ import main
+from engine.training.commands.run_upscaler import Files
+from engine.training.gan import upscaler
+from engine.training.pictures.folder import read_folder
+from engine.training.pictures.folder_captions import read_captions
+
+
+def test_many_captions_cost_one_look_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [tmp_path / f"{number}.txt" for number in range(60)]
+    for path in texts:
+        path.write_text("alone")
+    hashed: list[Path] = []
+    plainly = Path.__hash__
+    monkeypatch.setattr(Path, "__hash__", lambda path: hashed.append(path) or plainly(path))
+    said = read_captions(tmp_path, texts, texts)
+    assert len(said.skipped) == 60  # none has a picture
+    assert len(hashed) < 60 * 10
+
+
+def test_own_pictures_are_decoded_one_at_a_time_and_memory_is_asked_first(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / "mine" / f"{number}.png")
+    files = Files(read_folder(tmp_path / "mine", captions=False).pictures)
+    assert (len(files), len(files[1:]), files[0].size) == (3, 2, (64, 64))
+    assert files[0] is not files[0]  # nothing is kept
+    for command in ("upscaler", "autoencoder"):
+        words = [command, "--data", str(tmp_path / "mine"), "--out", str(tmp_path / command), "--steps", "1"]
+        assert main([*words, "--batch", "65536"]) == 2
+        assert "of memory" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_only_safetensors_are_opened(tmp_path: Path) -> None:
+    upscaler.export(upscaler.fresh(1, 8, 2), tmp_path / "kept.pth")
+    with pytest.raises(ValueError, match=r"is no super-resolver in safetensors"):
+        upscaler.load(tmp_path / "kept.pth")

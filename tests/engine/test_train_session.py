@@ -1,0 +1,131 @@
+"""A run between its processes: signals, what it began with, its end by the clock, a checkpoint or disk gone wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine.training import checkpoint
+from engine.training.commands.board import board
+from engine.training.commands.options import Course
+from engine.training.commands.session import open_session
+from engine.training.diffusion import Settings
+from engine.training.run import CHECKPOINT
+
+
+class Counting:
+    """The least that can be trained: it counts, and is told to stop by a signal like any process."""
+
+    settings = Settings()
+    steps, rate = 0, 0.1
+
+    @property
+    def samples(self) -> int:
+        return self.steps
+
+    def step(self, share: float) -> dict[str, float]:
+        self.steps += 1
+        if self.steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.0}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"steps": torch.tensor(self.steps)}
+
+    def restore(self, tensors: Any, steps: int) -> None:
+        self.steps = steps
+
+    def figures(self) -> dict[str, float]:
+        return {"seen": 1.0}
+
+    def sheet(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+
+def test_a_signal_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    course, made, written = Course(tmp_path, steps=5), Counting(), []
+    before = signal.getsignal(signal.SIGTERM)
+    with open_session("counting", course) as session:
+        assert session.train(made, made, lambda: written.append(1)) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "Stopped after 3 steps; the same command goes on" in capfd.readouterr().err
+    assert written == []
+    with open_session("counting", course) as session:
+        assert session.train(made, made, lambda: written.append(1)) == 0
+    assert (written, made.steps) == ([1], 5)
+
+
+def test_what_a_run_began_with_is_in_its_checkpoint_and_its_end_by_the_clock_stays(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made, course = Counting(), Course(tmp_path, steps=3, threads=1)
+    with open_session("counting", course) as session:
+        session.belongs({"pictures": "one"})
+        session.train(made, made, lambda: None)
+    path = tmp_path / "run" / CHECKPOINT
+    tensors, position = checkpoint.load(path)
+    assert position["origin"] == {"kind": "counting", "threads": 1, "pictures": "one"}
+    with open_session("counting", course) as session, pytest.raises(ValueError, match="one then, two now"):
+        session.belongs({"pictures": "two"})
+    checkpoint.save(path, tensors, {**position, "until": "00:01", "ending": time.time() - 60})
+    (tmp_path / "run" / "finished.json").write_text('{"ste')  # as a kill left it
+    with open_session("counting", Course(tmp_path, until="00:01")) as session:
+        assert session.train(made, made, lambda: None) == 0
+    assert "is finished: 3 steps" in capfd.readouterr().err
+    checkpoint.save(path, tensors, {name: said for name, said in position.items() if name != "origin"})
+    with open_session("counting", course) as session, pytest.raises(ValueError, match="does not say any more"):
+        session.belongs({"pictures": "one"})
+
+
+def test_a_checkpoint_of_something_else_is_said_plainly(tmp_path: Path) -> None:
+    position = {"steps": 1, "started": 0.0, "kept": 1, "settings": {}}
+    made, path = Counting(), tmp_path / "run" / CHECKPOINT
+    with open_session("counting", Course(tmp_path, steps=9)):
+        checkpoint.save(path, {}, position)
+
+    def restore(tensors: Any, steps: int) -> None:
+        made.steps = int(tensors["steps"])
+
+    made.restore = restore
+    with open_session("counting", Course(tmp_path, steps=9)) as session, pytest.raises(ValueError, match="of another"):
+        session.train(made, made, lambda: None)
+    for wrong in ({}, {**position, "settings": []}, {**position, "steps": "1"}):
+        checkpoint.save(path, {}, wrong)
+        with pytest.raises(ValueError, match="not a whole"), open_session("counting", Course(tmp_path, steps=9)):
+            pass
+
+
+def test_a_disk_that_takes_no_more_is_no_traceback_and_keeps_the_old_checkpoint(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "kept.safetensors"
+    checkpoint.save(path, {"a": torch.zeros(1)}, {})
+    before = path.read_bytes()
+    (tmp_path / "kept.safetensors.fresh").mkdir()
+    with pytest.raises(OSError, match="kept"):
+        checkpoint.save(path, {"a": torch.ones(1)}, {})
+    with pytest.raises(OSError, match="could not be written"), checkpoint.writing(path):
+        save_file({"a": torch.zeros(1)}, tmp_path / "no" / "where")
+    assert path.read_bytes() == before
+
+
+def test_without_tensorboard_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with board(tmp_path / "there", 0) as writer:
+        assert writer is not None
+        writer.add_scalar("loss", 1.0, 1)
+    assert list((tmp_path / "there").glob("events.out.tfevents.*"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with board(tmp_path / "missing", 0) as writer:
+        assert writer is None
+    assert "TensorBoard is not installed" in capfd.readouterr().err
