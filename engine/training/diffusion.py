@@ -9,10 +9,12 @@ Ho 2020 (DDPM); Salimans & Ho 2022 (v-prediction); Lin 2024 (zero terminal SNR);
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from engine.training.muon import Muon, suits
 from engine.training.run import Losses
 from engine.training.validate import develop, noised, rows, sample, v_mse, write_sheet
 
+SCRATCH = "scratch"  # said instead of a model: the built-in one's shape, and none of its network's weights
 GRAFTED = "add_embedding."
 # Where the timesteps are drawn: (share of the timesteps, share of the draws) up to there. Below 0.2 the noise is less
 # than what our autoencoder adds by itself (deviation 0.59); above 0.65 only the words can tell what is to be seen.
@@ -74,7 +77,14 @@ def graft(source: UNet2DConditionModel) -> UNet2DConditionModel:
 def open_network(folder: Path) -> UNet2DConditionModel:
     """A network of the diffusers layout, in fp32, grafted, ready to train."""
     torch.manual_seed(0)  # the grafted layers' start
-    return graft(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32))
+    return graft(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True))
+
+
+def fresh_network(folder: Path, seed: int) -> UNet2DConditionModel:
+    """A network that has learnt nothing, of the shape that `folder` describes: the same for the same seed."""
+    config = json.loads((folder / "config.json").read_text())
+    torch.manual_seed(seed)
+    return graft(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
 
 
 class Trainer:
@@ -186,16 +196,20 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Judge:
-    """Variants never trained on, and fixed prompts [n, tokens, width], for the averaged network of `trainer`."""
+    """Variants, and fixed prompts [n, tokens, width], for the averaged network of `trainer`.
+
+    `figure` says what the error over the variants is: `v_mse` only where they are never trained on.
+    """
 
     trainer: Trainer
     held_back: Cached
     prompts: Tensor
     autoencoder: AutoencoderKL
     scheduler: DDIMScheduler
+    figure: str = "v_mse"
 
     def figures(self) -> Losses:
-        return {"v_mse": v_mse(self.trainer.average, self.held_back, self.trainer.alphas)}
+        return {self.figure: v_mse(self.trainer.average, self.held_back, self.trainer.alphas)}
 
     def sheet(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image, ImageDraw
 
 from engine.training import checkpoint
-from engine.training.diffusion import Judge, Settings, Trainer, graft
+from engine.training.diffusion import Judge, Settings, Trainer, fresh_network, graft, open_network
 from engine.training.latents import Cached, cached, open_cache, text_states
 from engine.training.pictures import artwork
 from engine.training.pictures.artwork import LABELS, SETS, Artwork, Package
@@ -278,6 +278,24 @@ def test_a_grafted_network_starts_by_predicting_the_same() -> None:
         after = grown(x, torch.tensor(500), encoder_hidden_states=text).sample
     assert torch.equal(before, after)
     assert graft(grown) is grown
+
+
+def test_a_network_from_scratch_has_the_shape_of_a_folder_and_none_of_its_weights(tmp_path: Path) -> None:
+    checkpoint.export(graft(tiny_network(seed=5)), tmp_path)
+    kept, one, again, other = open_network(tmp_path), *(fresh_network(tmp_path, seed) for seed in (1, 1, 2))
+    weights = [network.state_dict() for network in (kept, one, again, other)]
+    assert [each.keys() == weights[0].keys() for each in weights] == [True] * 4
+    assert same(weights[1], weights[2])
+    for name in ("conv_in.weight", "conv_out.weight", "mid_block.resnets.0.conv1.weight"):
+        assert not torch.allclose(weights[0][name], weights[1][name], atol=1e-3)
+        assert not torch.allclose(weights[1][name], weights[3][name], atol=1e-3)
+
+
+def test_an_error_on_pictures_that_are_trained_on_is_not_called_v_mse() -> None:
+    made = trainer()
+    given = (made, made.cache, torch.zeros(1, 6, 64), tiny_autoencoder(), DDIMScheduler(**SCHEDULE))
+    assert Judge(*given).figures().keys() == {"v_mse"}
+    assert Judge(*given, "v_mse_of_pictures").figures().keys() == {"v_mse_of_pictures"}
 
 
 def test_training_learns_and_the_average_follows() -> None:
