@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.families.embedded import NAME
@@ -51,11 +52,7 @@ def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[st
     session.belongs({"starting weights": start, "pictures": reading.fingerprint, "--flip": str(flip)})
     scheduler = _schedule(model)
     train = own.latents(session, reading, model, side=model.side, seed=settings.seed, flip=flip)
-    if source == SCRATCH:
-        model.pipeline.unet = fresh_network(model.folder / "unet", settings.seed)
-    torch.manual_seed(settings.seed)  # the grafted layers' start
-    if model.pipeline.unet.config.cross_attention_dim % POOLED_BY == 0:
-        model.pipeline.unet = graft(model.pipeline.unet)
+    model.pipeline.unet = _network(model, source, settings.seed)
     trainer = Trainer(model.pipeline.unet, train, scheduler.alphas_cumprod, settings)
     prompts = model.states(own.prompts(reading))
     judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler, "v_mse_of_pictures")
@@ -69,6 +66,14 @@ def _parts(source: str) -> str:
 
 def _start(source: str, fingerprint: str) -> str:
     return f"{SCRATCH} beside {fingerprint}" if source == SCRATCH else fingerprint
+
+
+def _network(model: Model, source: str, seed: int) -> UNet2DConditionModel:
+    if source == SCRATCH:
+        return fresh_network(model.folder / "unet", seed)
+    torch.manual_seed(seed)  # the grafted layers' start
+    network = model.pipeline.unet
+    return graft(network) if network.config.cross_attention_dim % POOLED_BY == 0 else network
 
 
 def _gently(**given: Any) -> Settings:
