@@ -33,6 +33,7 @@ class Need:
     activations: float
     mend: str
     batch: int
+    what: str = "weights and optimizer"
 
     @property
     def total(self) -> float:
@@ -59,15 +60,14 @@ def of_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> Nee
 def of_pixels(parameters: int, each: float, batch: int, seen: float, held_out: float = 0.0, mend: str = "") -> Need:
     """Training on pictures in memory, `seen` and `held_out` in pixels; `each` of a batch keeps so many bytes."""
     weights = FULL * parameters + A_PICTURE * seen + MEASURED * held_out
-    return Need(weights, each * batch, mend or SMALLER, batch)
+    return Need(weights, each * batch, mend or SMALLER, batch, "weights, optimizer and pictures")
 
 
 def check(need: Need) -> None:
     """Raises ValueError, one sentence with the numbers, where it cannot fit."""
     free = available()
     if need.total > free:
-        kept, batch = _gb(need.weights), f"{_gb(need.activations)} for a batch of {need.batch}"
-        parts = f"{kept} for weights, optimizer and pictures, {batch}"
+        parts = f"{_gb(need.weights)} for {need.what}, {_gb(need.activations)} for a batch of {need.batch}"
         raise ValueError(
             f"This training needs about {_gb(need.total)} of memory ({parts}), and {_gb(free)} are free: "
             f"try {need.mend}."

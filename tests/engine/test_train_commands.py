@@ -7,7 +7,9 @@ from datetime import UTC
 from pathlib import Path
 
 import pytest
+import torch
 
+from engine.training import checkpoint
 from engine.training.__main__ import main
 from engine.training.commands.options import Course, clock, default_cache
 from engine.training.commands.run_folder import rewind
@@ -105,6 +107,15 @@ def test_fresh_keeps_the_old_run_until_all_else_is_found_right(
     other = refusal(capfd, "lora", *words, "--data", tmp_path / "typo")
     assert "holds a run of `darkroom train diffusion`: take another folder" in other
     assert kept.read_bytes() == b"precious"
+
+
+def test_export_of_what_is_no_diffusion_run_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    checkpoint.save(path, {"average.x": torch.zeros(1)}, {"steps": 1})
+    words = ["export", tmp_path, "--to", tmp_path / "to"]
+    assert "holds no run of `darkroom train diffusion`" in refusal(capfd, *words)
+    path.write_bytes(b"rubbish")
+    assert "not a whole checkpoint" in refusal(capfd, *words)
 
 
 def test_links_in_somebodys_run_are_not_followed(tmp_path: Path) -> None:

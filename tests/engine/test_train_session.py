@@ -80,7 +80,7 @@ def test_what_a_run_began_with_is_in_its_checkpoint_and_its_end_by_the_clock_sta
     (tmp_path / "run" / "finished.json").write_text('{"ste')  # as a kill left it
     with open_session("counting", Course(tmp_path, until="00:01")) as session:
         assert session.train(made, made, lambda: None) == 0
-    assert "is finished: 3 steps" in capfd.readouterr().err
+    assert "is finished: 3 steps. Another --until goes on" in capfd.readouterr().err
     checkpoint.save(path, tensors, {name: said for name, said in position.items() if name != "origin"})
     with open_session("counting", course) as session, pytest.raises(ValueError, match="does not say any more"):
         session.belongs({"pictures": "one"})

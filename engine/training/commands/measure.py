@@ -61,7 +61,12 @@ def export(
         raise ValueError(f"{run} holds no run: it has no checkpoint.")
     with quiet():
         network = open_network(builtin.weights_of(source) / "unet")
+    checkpoint.position(kept)  # says so where it is no whole one
     tensors, _ = checkpoint.load(kept)
     prefix = "network." if raw else "average."
-    network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-    checkpoint.export(network, to)
+    try:
+        network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    except RuntimeError as error:
+        raise ValueError(f"{run} holds no run of `darkroom train diffusion` from {source}.") from error
+    with checkpoint.writing(to):
+        checkpoint.export(network, to)

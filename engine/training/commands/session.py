@@ -146,10 +146,8 @@ class Session:
                 finish()
             checkpoint.write_whole(mark, json.dumps(now))
             how = "is finished"
-        more = (
-            "another --until" if self.course.until else "a larger --samples" if self.course.samples else "more --steps"
-        )
-        say(f"{self.course.out} {how}: {trainer.steps} steps. With {more} it goes on, --fresh starts over.")
+        more = "Another --until" if self.course.until else "A larger --steps"
+        say(f"{self.course.out} {how}: {trainer.steps} steps. {more} goes on, --fresh starts over.")
         return 0
 
 
