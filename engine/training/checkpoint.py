@@ -88,6 +88,9 @@ def export(network: UNet2DConditionModel, folder: Path) -> None:
     half = copy.deepcopy(network)
     torch.nn.Module.half(half)
     half.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
+    config = folder / "config.json"
+    kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")  # where it came from is nobody's business
 
 
 def _flush(path: Path) -> None:
