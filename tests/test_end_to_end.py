@@ -222,7 +222,7 @@ def test_a_prompt_becomes_four_pictures(calibrated: Up, tmp_path: Path) -> None:
         paths.append(tmp_path / f"{n}.png")
         paths[-1].write_bytes(png)
     assert len({path.read_bytes() for path in paths}) == 4
-    assert _sizes(paths) == {(64, 64)}
+    assert _sizes(paths) == {(256, 256)}
     assert calibrated.call("GET", f"/api/jobs/{job}/film.webp")[0] == 200
 
 
@@ -256,10 +256,10 @@ def test_imagine_joins_a_running_house(calibrated: Up, tmp_path: Path) -> None:
     (line,) = done.stdout.splitlines()
     said = json.loads(line)
     assert list(said) == [
-        "id", "seed", "steps", "sampler", "pictures", "film", "frames", "seconds", "ms_per_step"
+        "id", "seed", "steps", "sampler", "pictures", "width", "height", "film", "frames", "seconds", "ms_per_step"
     ]  # fmt: skip
     assert (said["seed"], said["steps"]) == (7, 12)
-    assert _sizes([Path(path) for path in said["pictures"]]) == {(64, 64)}
+    assert _sizes([Path(path) for path in said["pictures"]]) == {(256, 256)}
     assert len(said["pictures"]) == 4
     with Image.open(said["film"]) as film:
         assert getattr(film, "n_frames", 1) > 1

@@ -175,11 +175,11 @@ async def test_a_worker_that_begins_what_is_over_is_told_to_stop(open_job, until
 
 
 @pytest.mark.asyncio
-async def test_frames_are_shown_once_they_fit_and_only_then(open_job):
+async def test_frames_are_shown_once_they_fit_and_only_then(open_job, until):
     house, apprentice, job = await open_job("a lamp --count 2 --steps 40")
 
     def frame(**more):
-        values = {"job": job.id, "image": 0, "epoch": 10, "step": 20, "of": 40, "picture": JPEG, "seconds_left": 2.0}
+        values = {"job": job.id, "image": 0, "epoch": 10, "step": 20, "of": 40, "picture": JPEG, "seconds_left": 90.0}
         return Frame(**(values | more))
 
     async with house.feed.subscribe(job.id) as moments:
@@ -191,10 +191,12 @@ async def test_frames_are_shown_once_they_fit_and_only_then(open_job):
             await apprentice.bus.publish_frame(bad)
         await apprentice.bus.publish_frame(frame())
         async with asyncio.timeout(5):
-            assert await anext(moments) == Developing(job.id, 20, 40, 2.0, {0: JPEG})
+            assert await anext(moments) == Developing(job.id, 20, 40, 90.0, {0: JPEG})
+    await apprentice.announce()  # it said so once, and on a busy machine that may be a lease ago
+    await until(house.studio.workers)
     view = await house.studio.view(job.id)
     assert (view.step, view.of) == (20, 40)
-    assert view.eta == pytest.approx(2.0, abs=1.0)
+    assert view.eta == pytest.approx(90.0, abs=30.0)  # less what passed since, on a busy machine too
 
 
 @pytest.mark.asyncio
