@@ -13,7 +13,10 @@ import typer
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run is kept, and its result at the end.")]
 From = Annotated[
-    str, typer.Option("--from", metavar="MODEL", help="What to start from: embedded, or a folder of diffusers.")
+    str,
+    typer.Option(
+        "--from", metavar="MODEL", help="What to start from: embedded, a folder of diffusers, or (diffusion) scratch."
+    ),
 ]
 Pictures = Annotated[
     Path | None,
