@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from engine.unfit import Unfit
 
@@ -36,6 +37,7 @@ PROBE = 32  # pixels a side of the grey picture that a fresh network must enlarg
 SAMPLE = 128  # the same of the picture that its pace is measured with
 LARGE = 1024  # the same of a picture of many tiles, which that pace is for
 FACTOR = 4  # by which a picture is enlarged unless it is asked for less
+SLACK = 2 / 255  # what the built-in network may go beyond the colours around a pixel
 
 Beat = Callable[[], None]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -60,6 +62,7 @@ class SuperResolver:
         for parameter in self._net.model.parameters():
             parameter.requires_grad_(False)
         self._around, self._turn = _reach(self._net.model), threading.Lock()
+        self._bounded = path == BUILT_IN  # flat artwork has no glint that its small copy lacks; a photo may
         self._probe(path)
 
     @classmethod
@@ -121,6 +124,8 @@ class SuperResolver:
                 self._net.to(self.device, torch.float32)
                 made = self._net(rows)[0]
                 self._net.to(self.device, self._dtype)  # for the others: the same picture gives the same bytes
+        if self._bounded:
+            made = bounded(made, rows[0])
         return (made * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
     def _probe(self, path: Path) -> None:
@@ -132,6 +137,14 @@ class SuperResolver:
             raise _unfit(path, "does not work") from error
         if made.shape[2] != PROBE * self.scale or not bool(made.isfinite().all()):
             raise _unfit(path, "does not give pictures")
+
+
+def bounded(made: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """`made` [3, s·h, s·w] within the range of the 3×3 pixels of `source` [3, h, w] around each: beyond it is ringing."""
+    scale = made.shape[1] // source.shape[1]
+    most, least = F.max_pool2d(source, 3, 1, 1) + SLACK, -F.max_pool2d(-source, 3, 1, 1) - SLACK
+    low, high = (each.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for each in (least, most))
+    return made.clamp(low, high)
 
 
 def _loaded(path: Path) -> Any:
