@@ -140,7 +140,7 @@ class SuperResolver:
 
 
 def bounded(made: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """`made` [3, s·h, s·w] within the range of the 3×3 pixels of `source` [3, h, w] around each: beyond it is ringing."""
+    """`made` [3, s·h, s·w] within the range of the 3×3 pixels of `source` [3, h, w] around: beyond it is ringing."""
     scale = made.shape[1] // source.shape[1]
     most, least = F.max_pool2d(source, 3, 1, 1) + SLACK, -F.max_pool2d(-source, 3, 1, 1) - SLACK
     low, high = (each.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for each in (least, most))

@@ -49,8 +49,8 @@ PURE = [
     "bot.chat.post.edits", "bot.chat.post.pauses",
     "bot.chat.post.line", "bot.chat.notices", "bot.chat.post.outcome", "bot.chat.presenter", "bot.chat.rows",
     "bot.chat.settings.explained", "bot.chat.settings.wording",
-    "engine.job", "engine.ladder", "engine.plan", "engine.scheduler",
-    "engine.lab.mixing", "engine.lab.sampling", "engine.lab.sheet", "engine.lab.stills", "engine.lab.sums",
+    "engine.job", "engine.ladder", "engine.plan", "engine.sampling", "engine.scheduler",
+    "engine.lab.mixing", "engine.lab.sheet", "engine.lab.stills", "engine.lab.sums",
 ]  # fmt: skip
 IO = {
     "aiohttp",

@@ -8,9 +8,9 @@ import torch
 
 from engine.lab.mixing import balanced, mixed, positive
 from engine.lab.room import Room, Shown
-from engine.lab.sampling import Drawing
 from engine.lab.sheet import Tile, sheet
 from engine.lab.sums import Term, written
+from engine.sampling import Drawing
 from engine.unfit import Unfit
 
 WAYS = ("mixed in embedding space", "composable rows")

@@ -10,8 +10,8 @@ from PIL import Image
 from engine.lab.mixing import lerp, noised, psnr, turned
 from engine.lab.pictures import channels, picture_of, pixels, square
 from engine.lab.room import Room, Shown
-from engine.lab.sampling import level
 from engine.lab.sheet import Tile, sheet
+from engine.sampling import level
 
 AMPLIFIED = 4
 

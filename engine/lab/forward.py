@@ -6,9 +6,9 @@ from PIL import Image
 
 from engine.lab.mixing import noised
 from engine.lab.pictures import square
-from engine.lab.room import Room, Shown
-from engine.lab.sampling import estimate, level, table, timestep
+from engine.lab.room import Room, Shown, table
 from engine.lab.sheet import Tile, sheet
+from engine.sampling import estimate, level, timestep
 
 LEVELS = 8
 

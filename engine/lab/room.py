@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from engine.families.family import Family
-from engine.lab.sampling import Drawing, Seen, develop, initial, table, told
-from engine.plan import Plan
+from engine.job import MAX_STEPS
+from engine.plan import Plan, plan
+from engine.sampling import Drawing, Seen, develop, initial, told
+from engine.unfit import Unfit
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,19 @@ class Shown:
     sentence: str
     figures: Mapping[str, object] = field(default_factory=dict)
     frames: Sequence[Image.Image] = ()
+
+
+def table(family: Family, steps: int) -> Plan:
+    """The DDIM plan of this model's schedule: a step needs only the latents before it, so one can begin anywhere.
+
+    Raises `Unfit`.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise Unfit(f"--steps may be 1 to {MAX_STEPS}; {steps} is not.", "member")
+    try:
+        return plan(family.scheduler_config, "ddim", steps)
+    except ValueError as error:
+        raise Unfit(str(error), "model") from error
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from engine.lab.mixing import walked
 from engine.lab.room import Room, Shown
-from engine.lab.sampling import Drawing, initial
 from engine.lab.sheet import Tile, sheet
 from engine.noise import slerp
+from engine.sampling import Drawing, initial
 from engine.unfit import Unfit
 
 ACROSS = 6

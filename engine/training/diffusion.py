@@ -8,9 +8,7 @@ Ho 2020 (DDPM); Salimans & Ho 2022 (v-prediction); Lin 2024 (zero terminal SNR);
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.training.chance import batch_at, draws_at
 from engine.training.latents import Cached
-from engine.training.muon import Muon, suits
+from engine.training.learner import Learner, falling, warming
+from engine.training.muon import suits
 from engine.training.run import Losses
 from engine.training.validate import develop, noised, rows, sample, v_mse, write_sheet
 
@@ -88,110 +88,64 @@ def fresh_network(folder: Path, seed: int) -> UNet2DConditionModel:
 
 
 class Trainer:
-    """A network, its moving average and its optimizer at one position. `samples` counts pictures seen."""
+    """A network, its moving average and its optimizers at one position. `samples` counts pictures seen."""
 
     def __init__(self, network: UNet2DConditionModel, cache: Cached, alphas: Tensor, settings: Settings) -> None:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
-        self.network = network.train()
-        self.network.set_attn_processor(AttnProcessor())  # 64 pixels: written out it is 10 % faster a step than fused
-        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.cache, self.alphas, self.settings = cache, alphas, settings
+        network.set_attn_processor(AttnProcessor())  # 64 pixels: written out it is 10 % faster a step than fused
+        self.network, self.cache, self.alphas, self.settings = network.train(), cache, alphas, settings
+        self.learner = Learner("network", network, ema=settings.ema, matrices=suits, decay=settings.decay)
+        self.device = next(network.parameters()).device
         self.empty = torch.from_numpy(cache.empty).float()
         self.batch = min(settings.batch, len(cache))
         self.steps = 0
-        self.optimizers = self._optimizers()
+
+    @property
+    def average(self) -> UNet2DConditionModel:
+        return self.learner.average  # pyright: ignore[reportReturnType]  (a copy of the network)
 
     @property
     def samples(self) -> int:
         return self.steps * self.batch
 
+    @property
+    def rate(self) -> float:
+        return self.learner.rate
+
     def step(self, share: float) -> Losses:
         """One batch at this share of the run. Raises ValueError when the loss is not a number."""
-        self._set_rate(share)
-        mixed, times, states, wanted = self._next()
-        with torch.autocast("cpu", torch.bfloat16):
+        mixed, times, states, wanted = (one.to(self.device) for one in self._next())
+        with torch.autocast(self.device.type, torch.bfloat16):
             guess = self.network(mixed, times, encoder_hidden_states=states, return_dict=False)[0]
         loss = F.mse_loss(guess.float(), wanted)
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is not a number after {self.samples} samples: lower the learning rate")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        rate = self.settings.rate * warming(self.steps, self.settings.warm) * falling(share)
+        self.learner.move(rate, clip=self.settings.clip)
         self.steps += 1
-        self._follow()
         return {"loss": float(loss.detach())}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        kept: dict[str, Tensor] = {}
-        for name, parameter in self.network.named_parameters():
-            kept[f"network.{name}"] = parameter.detach()
-            for moment in self._moments(name, parameter):
-                if parameter in (state := self._optimizer(name, parameter).state):
-                    kept[f"{moment}.{name}"] = state[parameter][moment]
-        kept.update((f"average.{name}", parameter) for name, parameter in self.average.named_parameters())
-        return kept
+        return self.learner.tensors()
 
-    @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Goes back to a kept position: the next step gives what it gave then. Raises KeyError on a missing tensor."""
-        average = dict(self.average.named_parameters())
-        for name, parameter in self.network.named_parameters():
-            parameter.copy_(tensors[f"network.{name}"])
-            average[name].copy_(tensors[f"average.{name}"])
-            if steps:
-                moments = {
-                    moment: torch.empty_like(parameter).copy_(tensors[f"{moment}.{name}"])
-                    for moment in self._moments(name, parameter)
-                }
-                self._optimizer(name, parameter).state[parameter] = {"step": torch.tensor(float(steps)), **moments}
+        self.learner.restore(tensors)
         self.steps = steps
 
-    def _optimizers(self) -> Mapping[bool, torch.optim.Optimizer]:
-        """By whether it `suits` a parameter: Muon for the matrices, AdamW for all else."""
-        named = list(self.network.named_parameters())
-        matrices = [parameter for name, parameter in named if suits(name, parameter)]
-        others = [parameter for name, parameter in named if not suits(name, parameter)]
-        adam = torch.optim.AdamW(others, lr=0.0, weight_decay=self.settings.decay, betas=(0.9, 0.99), fused=True)
-        return {False: adam} | ({True: Muon(matrices, weight_decay=self.settings.decay)} if matrices else {})
-
-    def _optimizer(self, name: str, parameter: Tensor) -> torch.optim.Optimizer:
-        return self.optimizers[suits(name, parameter)]
-
-    def _moments(self, name: str, parameter: Tensor) -> tuple[str, ...]:
-        return ("momentum",) if suits(name, parameter) else ("exp_avg", "exp_avg_sq")
-
-    @property
-    def rate(self) -> float:
-        return self.optimizers[False].param_groups[0]["lr"]
-
-    def _set_rate(self, share: float) -> None:
-        warm = min(1.0, (self.steps + 1) / self.settings.warm)
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = self.settings.rate * warm * (0.5 + 0.5 * math.cos(math.pi * share))
-
     def _next(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        epoch, place = divmod(self.steps, len(self.cache) // self.batch)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.cache))
-        clean, states = rows(self.cache, np.sort(order[place * self.batch : (place + 1) * self.batch]))
-        chance = torch.Generator().manual_seed((self.settings.seed << 32) + self.steps)
+        settings = self.settings
+        clean, states = rows(self.cache, np.sort(batch_at(settings.seed, self.steps, len(self.cache), self.batch)))
+        chance = draws_at(settings.seed, self.steps)
         strata = torch.randperm(self.batch, generator=chance) + torch.rand(self.batch, generator=chance)
         times = (warped(strata / self.batch) * len(self.alphas)).long()
         times.clamp_(max=len(self.alphas) - 1)
-        silent = torch.rand(self.batch, generator=chance) < self.settings.unconditioned
+        silent = torch.rand(self.batch, generator=chance) < settings.unconditioned
         states = torch.where(silent.view(-1, 1, 1), self.empty, states)
         mixed, wanted = noised(clean, torch.randn(clean.shape, generator=chance), self.alphas[times])
         return mixed.contiguous(memory_format=torch.channels_last), times, states, wanted
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        # A short run forgets its start sooner: the average covers about a ninth of the steps until it reaches `ema`.
-        decay = min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
-        for kept, current in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            kept.lerp_(current, 1 - decay)
 
 
 @dataclass(frozen=True)
@@ -213,5 +167,6 @@ class Judge:
 
     def sheet(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        latents = sample(self.trainer.average, self.prompts, self.trainer.empty, self.scheduler)
-        write_sheet(path, list(develop(self.autoencoder, latents)))
+        prompts, empty = (one.to(self.trainer.device) for one in (self.prompts, self.trainer.empty))
+        latents = sample(self.trainer.average, prompts, empty, self.scheduler)
+        write_sheet(path, list(develop(self.autoencoder, latents.cpu())))

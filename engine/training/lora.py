@@ -18,8 +18,9 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.training.chance import batch_at, draws_at
 from engine.training.latents import Cached
-from engine.training.learner import Learner
+from engine.training.learner import Learner, warming
 from engine.training.run import Losses
 from engine.training.validate import develop, noised, rows, sample, write_sheet
 
@@ -73,13 +74,12 @@ class Trainer:
 
     def step(self, share: float) -> Losses:
         """One batch. Raises ValueError when the loss is not a number."""
-        warm = min(1.0, (self.steps + 1) / self.settings.warm)
         clean, states, chance = self._next()
         loss = self._loss(clean, states, chance)
         if not torch.isfinite(loss):
             raise ValueError(f"The loss is not a number after {self.samples} pictures: lower the learning rate.")
         loss.backward()
-        self.learner.move(self.settings.rate * warm * (1.0 - 0.9 * share))
+        self.learner.move(self.settings.rate * warming(self.steps, self.settings.warm) * (1.0 - 0.9 * share))
         self.steps += 1
         return {"loss": float(loss.detach())}
 
@@ -113,10 +113,8 @@ class Trainer:
         return F.mse_loss(guess.float(), wanted)
 
     def _next(self) -> tuple[Tensor, Tensor, torch.Generator]:
-        epoch, place = divmod(self.steps, len(self.cache) // self.batch)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.cache))
-        clean, states = rows(self.cache, np.sort(order[place * self.batch : (place + 1) * self.batch]))
-        chance = torch.Generator().manual_seed((self.settings.seed << 32) + self.steps)
+        clean, states = rows(self.cache, np.sort(batch_at(self.settings.seed, self.steps, len(self.cache), self.batch)))
+        chance = draws_at(self.settings.seed, self.steps)
         silent = torch.rand(self.batch, generator=chance) < self.settings.unconditioned
         return clean, torch.where(silent.view(-1, 1, 1), self.empty, states), chance
 

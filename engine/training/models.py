@@ -22,6 +22,7 @@ from engine.families.quiet import quiet
 from engine.families.stable_diffusion import fingerprint
 
 INDEX = "model_index.json"
+PARTS = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -63,15 +64,25 @@ def open_model(source: str) -> Model:
     folder = model_folder(source)
     if (folder / INDEX).is_file():
         return Model(open_pipeline(folder, source), folder, fingerprint(folder))
-    missing = [part for part in ("unet", "vae", "scheduler") if not (folder / part).is_dir()]
-    if missing:
-        raise ValueError(f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing)}.")
+    refuse_incomplete(source, folder)
     try:
         pipeline = assemble(folder)  # our parts alone, as in `engine/weights`
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{source} is no model that diffusers can load from safetensors.") from error
     _, pipeline.text_encoder = load_text_encoder(pooler=True)
     return Model(pipeline, folder, fingerprint(folder))
+
+
+def refuse_incomplete(source: str, folder: Path) -> None:
+    """Raises ValueError, in words, where a folder lacks one of our own parts or has it as a pickle."""
+    missing = [part for part, config in PARTS.items() if not (folder / part / config).is_file()]
+    if missing:
+        raise ValueError(f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing)}.")
+    pickled = [part for part in ("unet", "vae") if not any((folder / part).glob("*.safetensors"))]
+    if pickled:
+        raise ValueError(
+            f"{source} has no safetensors for its {' and its '.join(pickled)}, and nothing else is loaded."
+        )
 
 
 def contents(path: Path) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine.training.latents import Cached
+from engine.training.pictures.pixels import as_pictures
 
 PROMPTS = (
     "terrier, looking up, cute, white background", "red apple", "blue car", "cat with sunglasses",
@@ -46,7 +47,7 @@ def rows(cache: Cached, index: np.ndarray) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def v_mse(network: UNet2DConditionModel, cache: Cached, alphas: Tensor, *, batch: int = 64) -> float:
     """Mean squared error of v over the whole cache, each variant at one stratified timestep."""
-    total, steps = len(cache), len(alphas)
+    total, steps, device = len(cache), len(alphas), next(network.parameters()).device
     order = np.random.default_rng(0).permutation(total)
     times = torch.from_numpy(((order + 0.5) * steps / total).astype(np.int64))
     noise = torch.randn((total, *cache.latents.shape[1:]), generator=torch.Generator().manual_seed(0))
@@ -55,9 +56,10 @@ def v_mse(network: UNet2DConditionModel, cache: Cached, alphas: Tensor, *, batch
         index = np.arange(start, min(start + batch, total))
         clean, states = rows(cache, index)
         mixed, wanted = noised(clean, noise[index], alphas[times[index]])
-        with torch.autocast("cpu", torch.bfloat16):
-            guess = network(mixed, times[index], encoder_hidden_states=states, return_dict=False)[0]
-        wrong += float((guess.float() - wanted).square().mean(dim=(1, 2, 3)).sum())
+        mixed, at, states = (one.to(device) for one in (mixed, times[index], states))
+        with torch.autocast(device.type, torch.bfloat16):
+            guess = network(mixed, at, encoder_hidden_states=states, return_dict=False)[0]
+        wrong += float((guess.float().cpu() - wanted).square().mean(dim=(1, 2, 3)).sum())
     return wrong / total
 
 
@@ -89,8 +91,7 @@ def sample(
 @torch.inference_mode()
 def develop(autoencoder: AutoencoderKL, latents: Tensor) -> np.ndarray:
     """uint8 [n, h, w, 3]."""
-    images = autoencoder.decode(latents / autoencoder.config["scaling_factor"], return_dict=False)[0]
-    return images.add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return as_pictures(autoencoder.decode(latents / autoencoder.config["scaling_factor"], return_dict=False)[0])
 
 
 def write_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, enlarge: int = 2) -> None:

@@ -26,6 +26,7 @@ from engine.training.evaluate.scene import Once, Scene, Sizes
 from engine.training.evaluate.words import ACCEPTED, TEMPLATES
 from engine.training.pictures.artwork import Artwork
 from engine.training.pictures.captions import HELD_OUT, held_out, words
+from engine.training.pictures.pixels import as_images
 from engine.training.pictures.variants import BACKGROUNDS, HELD_BACK, HUES, variant
 
 SMALL = Sizes(per_colour=1, per_pair=1, per_word=1, groups=2, swept=3)
@@ -255,7 +256,7 @@ def test_a_judge_is_kept_in_half_precision_and_says_the_same(tmp_path: Path) -> 
 
 
 def test_blemishes_are_a_function_of_the_chance_and_keep_the_range() -> None:
-    pictures = measures.as_input(np.stack([square(RED), square(BLUE)] * 6))
+    pictures = as_images(np.stack([square(RED), square(BLUE)] * 6))
     one, again, other = (blemished(pictures, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)

@@ -15,22 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from engine import sampling
 from engine.engine import Engine
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Concept
-from engine.lab import autoencoder, mixing, pictures, sampling
+from engine.lab import autoencoder, mixing, pictures
 from engine.lab.__main__ import main
 from engine.lab.arithmetic import composed, mix, stairs
 from engine.lab.forward import forward
 from engine.lab.lesson import lesson
 from engine.lab.nearest import Known, nearest, vocabulary
 from engine.lab.room import Room, Shown
-from engine.lab.sampling import Drawing
 from engine.lab.sheet import Tile, plain, sheet
 from engine.lab.showing import keep
 from engine.lab.stills import apple, cat
 from engine.lab.sums import MAX_TERMS, Term, read, written
 from engine.lab.walk import walk
+from engine.sampling import Drawing
 from engine.unfit import Unfit
 from engine.worker.embedding import Embedder
 
@@ -201,7 +202,7 @@ def test_many_drawings_are_the_same_as_one_by_one(small: Room) -> None:
 def test_large_latents_go_through_the_network_a_few_at_a_time() -> None:
     for side, sizes in ((4, [8, 2]), (16, [8, 2]), (32, [2] * 5), (64, [1] * 10)):
         one = Drawing(torch.zeros(4, side, side), torch.zeros(2, 3, 5), (2.0,))
-        assert [len(batch) for batch in sampling._batches([one] * 10)] == sizes
+        assert [len(batch) for batch in sampling._batches([one] * 10, sampling.ROWS)] == sizes
 
 
 def test_every_step_is_counted(small: Room) -> None:
@@ -440,7 +441,7 @@ def test_the_lesson_writes_the_same_page_twice(small: Room, embedder: Embedder, 
     assert "| `king + woman - man` | queen" in text
     assert "$" not in text
     files = sorted((tmp_path / "one" / "lab").iterdir())
-    assert len(files) == 8
-    assert all(f"(lab/{file.name})" in text for file in files)
+    assert len(files) == 10
+    assert all(f"lab/{file.name}" in text for file in files)
     assert text == pages[1].read_text()
     assert all(file.read_bytes() == (tmp_path / "two" / "lab" / file.name).read_bytes() for file in files)

@@ -30,6 +30,7 @@ from engine.training.run import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
+AVERAGE = "network:average."
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(own: Path, whole: Path, capfd:
     assert main(words(own, out)) == 0
     assert f"Going on after {done} steps" in capfd.readouterr().err
     one, again = kept(whole), kept(out)
-    assert any(name.startswith("momentum.") for name in one)  # Muon's
+    assert any(name.startswith("network:momentum.") for name in one)  # Muon's
     assert one.keys() == again.keys()
     assert all(torch.equal(one[name], again[name]) for name in one)
     weights = "unet/diffusion_pytorch_model.safetensors"
@@ -114,7 +115,7 @@ def test_the_result_is_a_whole_model_for_diffusers_and_for_us(whole: Path, tmp_p
     ours = load(str(whole), tmp_path)
     assert (ours.guidance, ours.tokens, ours.size) == (3.5, 24, 16)
     assert torch.equal(ours.encode("a red ball"), theirs.encode_prompt("a red ball", "cpu", 1, False)[0][0])
-    average = {n.removeprefix("average."): t for n, t in kept(whole).items() if n.startswith("average.")}
+    average = {n.removeprefix(AVERAGE): t for n, t in kept(whole).items() if n.startswith(AVERAGE)}
     for name, parameter in theirs.unet.named_parameters():
         assert torch.equal(parameter, average[name].half().float())
     assert any(suits(name, parameter) for name, parameter in theirs.unet.named_parameters())

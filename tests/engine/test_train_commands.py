@@ -111,7 +111,7 @@ def test_fresh_keeps_the_old_run_until_all_else_is_found_right(
 
 def test_export_of_what_is_no_diffusion_run_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run" / "checkpoint.safetensors"
-    checkpoint.save(path, {"average.x": torch.zeros(1)}, {"steps": 1})
+    checkpoint.save(path, {"network:average.x": torch.zeros(1)}, {"steps": 1})
     words = ["export", tmp_path, "--to", tmp_path / "to"]
     assert "holds no run of `darkroom train diffusion`" in refusal(capfd, *words)
     path.write_bytes(b"rubbish")

@@ -6,25 +6,12 @@ from typing import Annotated
 
 import typer
 
-from engine.training.commands.options import (
-    Batch,
-    Cache,
-    Course,
-    Fresh,
-    Minutes,
-    Out,
-    Pictures,
-    Rate,
-    Samples,
-    Seed,
-    Steps,
-    Threads,
-    Until,
-)
+from engine.training.commands.options import Cache, Course, Pictures, trainer
 
 
+@trainer
 def autoencoder(
-    out: Out,
+    course: Course,
     source: Annotated[
         str,
         typer.Option("--from", metavar="MODEL", help="embedded, or a folder of diffusers; without it from scratch."),
@@ -38,20 +25,11 @@ def autoencoder(
     ] = None,
     data: Pictures = None,
     cache: Cache = None,
-    steps: Steps = None,
-    samples: Samples = None,
-    until: Until = "",
-    batch: Batch = None,
-    rate: Rate = None,
-    seed: Seed = None,
-    minutes: Minutes = None,
-    threads: Threads = None,
-    fresh: Fresh = False,
 ) -> None:
     """Trains the autoencoder, on the built-in artwork or on a folder of pictures."""
     from engine.training.commands.run_autoencoder import run
     from engine.training.commands.session import open_session
 
-    given = {"seed": seed, "rate": rate, "batch": batch, "keep_latents": keep_latents}
-    with open_session("autoencoder", Course(out, steps, samples, until, minutes, threads, fresh), data) as session:
+    given = {**course.given, "keep_latents": keep_latents}
+    with open_session("autoencoder", course, data) as session:
         raise typer.Exit(run(session, source, data, cache, given))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -16,13 +15,14 @@ from engine.families.embedded import NAME, WEIGHTS
 from engine.training.commands.options import default_cache
 from engine.training.commands.progress import shown
 from engine.training.latents import Cached, TextStates, cached, text_states
+from engine.training.models import refuse_incomplete
 from engine.training.pictures import artwork
 from engine.training.pictures.artwork import Artwork
 from engine.training.pictures.variants import HELD_BACK, numbered
 
 VALIDATED = 1024
 
-Encoders = Callable[[], tuple[AutoencoderKL, TextStates]]
+Encoders = tuple[AutoencoderKL, TextStates]
 
 
 def drawings(cache: Path | None, side: int = artwork.LARGEST_SIDE) -> list[Artwork]:
@@ -52,7 +52,7 @@ def variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[Cached,
     return both[0], both[1]
 
 
-def encoders(weights: Path) -> tuple[AutoencoderKL, TextStates]:
+def encoders(weights: Path) -> Encoders:
     """Our autoencoder of a folder in the diffusers layout, and MiniLM."""
     autoencoder = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32, use_safetensors=True)
     autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
@@ -67,13 +67,5 @@ def schedule(weights: Path) -> DDIMScheduler:
 def weights_of(source: str) -> Path:
     """`embedded` or a folder with unet, vae and scheduler. Raises ValueError."""
     folder = WEIGHTS if source == NAME else Path(source)
-    configs = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
-    missing = [part for part, config in configs.items() if not (folder / part / config).is_file()]
-    if missing:
-        raise ValueError(f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing)}.")
-    pickled = [part for part in ("unet", "vae") if not any((folder / part).glob("*.safetensors"))]
-    if pickled:
-        raise ValueError(
-            f"{source} has no safetensors for its {' and its '.join(pickled)}, and nothing else is loaded."
-        )
+    refuse_incomplete(source, folder)
     return folder

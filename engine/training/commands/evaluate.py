@@ -61,7 +61,7 @@ def evaluate(
     with shown("drawing") as tell:
         scene = open_scene(
             weights, judges, lambda: builtin.drawings(cache), QUICK if quick else Sizes(), seed,
-            lambda done, of: tell(done / of, f"{done} of {of} pictures"),
+            lambda done, of: tell(done / of, f"{done} of {of} steps"),
         )  # fmt: skip
         rows = rows_of(scene, only or [], say)
     typer.echo(as_json(rows) if json else as_table(rows))
@@ -77,7 +77,7 @@ def _sheet(weights: Path, judges: Path, path: Path, seed: int) -> None:
     prompts = sheet.prompts(labels_in(judges), seed)
     drawing: Painter = painter(weights)
     with shown("drawing") as tell:
-        drawing = replace(drawing, steps=SHEET_STEPS, told=lambda done, of: tell(done / of, f"{done} of {of} pictures"))
+        drawing = replace(drawing, steps=SHEET_STEPS, told=lambda done, of: tell(done / of, f"{done} of {of} steps"))
         latents = drawing.latents(prompts, [seed] * len(prompts))
     pictures = [drawing.family.finish(one) for one in latents]
     sheet.write(sheet.sheet(pictures, prompts), path)

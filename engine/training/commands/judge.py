@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from engine.training.commands.options import (
-    Batch,
-    Cache,
-    Course,
-    Fresh,
-    Minutes,
-    Out,
-    Rate,
-    Samples,
-    Seed,
-    Steps,
-    Threads,
-    Until,
-)
+from engine.training.commands.options import Cache, Course, trainer
 
 if TYPE_CHECKING:
     from engine.training.commands.session import Session
@@ -29,28 +16,16 @@ PARAMETERS, KEPT = 5_000_000, 1_000_000  # of the judge, no more; bytes that it 
 RENDERED_AREA = 64 * 64
 
 
-def judge(
-    out: Out,
-    cache: Cache = None,
-    steps: Steps = None,
-    samples: Samples = None,
-    until: Until = "",
-    batch: Batch = None,
-    rate: Rate = None,
-    seed: Seed = None,
-    minutes: Minutes = None,
-    threads: Threads = None,
-    fresh: Fresh = False,
-) -> None:
+@trainer
+def judge(course: Course, cache: Cache = None) -> None:
     """Trains the judge of `darkroom train evaluate` on the built-in artwork. It never sees what a model drew."""
     from engine.training.commands.session import open_session
 
-    given = {"seed": seed, "rate": rate, "batch": batch}
-    with open_session("judge", Course(out, steps, samples, until, minutes, threads, fresh)) as session:
-        raise typer.Exit(_train(session, out, cache, given))
+    with open_session("judge", course) as session:
+        raise typer.Exit(_train(session, course, cache))
 
 
-def _train(session: Session, out: Path, cache: Path | None, given: dict[str, float | None]) -> int:
+def _train(session: Session, course: Course, cache: Path | None) -> int:
     import torch
 
     from engine.training import memory
@@ -66,11 +41,11 @@ def _train(session: Session, out: Path, cache: Path | None, given: dict[str, flo
     )
     from engine.worker.embedding import Embedder
 
-    settings = session.settings(JudgeSettings, **given)
+    settings = session.settings(JudgeSettings, **course.given)
     session.belongs({"pictures": "the built-in artwork"})
     pictures = builtin.drawings(cache)
     kept = RENDERED * len(pictures) * RENDERED_AREA
     memory.check(memory.of_pixels(PARAMETERS, KEPT, settings.batch, kept))
     trainer = JudgeTrainer(pictures, torch.tensor(Embedder()(labels_of(pictures))), settings)
     look = JudgeLook(trainer, held_back(pictures, 1, settings.seed))
-    return session.train(trainer, look, lambda: save_judge(look.judge(), out))
+    return session.train(trainer, look, lambda: save_judge(look.judge(), course.out))

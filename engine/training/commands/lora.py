@@ -7,20 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from engine.training.commands.options import (
-    Batch,
-    Course,
-    Flip,
-    Fresh,
-    Minutes,
-    Out,
-    Rate,
-    Samples,
-    Seed,
-    Steps,
-    Threads,
-    Until,
-)
+from engine.training.commands.options import Course, Flip, trainer
 
 Captioned = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Captioned pictures.")]
 Source = Annotated[
@@ -35,8 +22,9 @@ Merge = Annotated[
 ]
 
 
+@trainer
 def lora(
-    out: Out,
+    course: Course,
     data: Captioned,
     model: Source = "embedded",
     rank: Rank = None,
@@ -44,29 +32,12 @@ def lora(
     size: Size = None,
     precision: Precision = None,
     merge: Merge = None,
-    steps: Steps = None,
-    samples: Samples = None,
-    until: Until = "",
-    batch: Batch = None,
-    rate: Rate = None,
-    seed: Seed = None,
-    minutes: Minutes = None,
-    threads: Threads = None,
     flip: Flip = False,
-    fresh: Fresh = False,
 ) -> None:
     """Trains a LoRA on a folder of captioned pictures; the model itself stays as it is."""
     from engine.training.commands import run_lora
     from engine.training.commands.session import open_session
 
-    given = {
-        "rank": rank,
-        "alpha": alpha,
-        "size": size,
-        "precision": precision,
-        "batch": batch,
-        "rate": rate,
-        "seed": seed,
-    }
-    with open_session("lora", Course(out, steps, samples, until, minutes, threads, fresh), data) as session:
+    given = {**course.given, "rank": rank, "alpha": alpha, "size": size, "precision": precision}
+    with open_session("lora", course, data) as session:
         raise typer.Exit(run_lora.train(session, model, data, merge, flip, given))

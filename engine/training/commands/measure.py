@@ -30,7 +30,7 @@ def measure(
     weights = builtin.weights_of(source)
     with quiet():
         vae, text = builtin.encoders(weights)
-    _, held_back = builtin.variants(cache, lambda: (vae, text), seed)
+    _, held_back = builtin.variants(cache, (vae, text), seed)
     scheduler = builtin.schedule(weights)
     if not (network / "config.json").is_file():
         raise ValueError(f"{network} is no network of diffusers: it has no config.json.")
@@ -63,7 +63,7 @@ def export(
         network = open_network(builtin.weights_of(source) / "unet")
     checkpoint.position(kept)  # says so where it is no whole one
     tensors, _ = checkpoint.load(kept)
-    prefix = "network." if raw else "average."
+    prefix = "network." if raw else "network:average."
     try:
         network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     except RuntimeError as error:

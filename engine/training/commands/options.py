@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -42,21 +44,54 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: what this fold
 
 @dataclass(frozen=True)
 class Course:
-    """Where a run is kept, when it ends, how often it is kept (minutes; None: as the command finds right)."""
+    """What every trainer is told: where a run is kept, when it ends, how often it is kept, and how it learns.
 
-    out: Path
-    steps: int | None = None
-    samples: int | None = None
-    until: str = ""
-    minutes: float | None = None
-    threads: int | None = None
-    fresh: bool = False
+    None: as the command finds right.
+    """
+
+    out: Out
+    steps: Steps = None
+    samples: Samples = None
+    until: Until = ""
+    batch: Batch = None
+    rate: Rate = None
+    seed: Seed = None
+    minutes: Minutes = None
+    threads: Threads = None
+    fresh: Fresh = False
+
+    @property
+    def given(self) -> dict[str, float | None]:
+        """What belongs to a trainer's settings."""
+        return {"seed": self.seed, "rate": self.rate, "batch": self.batch}
 
     def ending(self) -> float | None:
         """The end by the clock in seconds since the epoch. Raises ValueError where no end is given, or no time."""
         if not (self.until or self.steps or self.samples):
             raise ValueError("Say when to end: --steps N, --samples N or --until HH:MM.")
         return clock(self.until) if self.until else None
+
+
+def trainer(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with every option of `Course` in its signature, where typer looks, instead of the course itself."""
+    shared, own = fields(Course), inspect.signature(command, eval_str=True).parameters
+    said = get_type_hints(Course, include_extras=True)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(Course(**{one.name: given.pop(one.name) for one in shared}), **given)
+
+    options = [
+        inspect.Parameter(
+            one.name, inspect.Parameter.KEYWORD_ONLY, annotation=said[one.name],
+            default=inspect.Parameter.empty if one.default is MISSING else one.default,
+        )
+        for one in shared
+    ]  # fmt: skip
+    asked = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, one in own.items() if name != "course"]
+    run.__signature__ = inspect.Signature([*options[:1], *asked, *options[1:]])  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {one.name: one.annotation for one in [*options, *asked]}
+    return run
 
 
 def clock(until: str, now: Callable[[], datetime] = lambda: datetime.now().astimezone()) -> float:

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from engine.device import best
 from engine.families.embedded import NAME
 from engine.families.stable_diffusion import fingerprint
 from engine.training import memory
@@ -16,6 +17,7 @@ from engine.training.commands import builtin, own
 from engine.training.commands.run_folder import WHOLE
 from engine.training.commands.session import Session
 from engine.training.diffusion import SCRATCH, Judge, Settings, Trainer, fresh_network, graft, open_network
+from engine.training.latents import Cached
 from engine.training.models import Model, model_folder, open_model, stored, write_model
 from engine.training.own import plain
 from engine.training.validate import PROMPTS
@@ -31,12 +33,12 @@ def on_artwork(session: Session, source: str, cache: Path | None, given: dict[st
     weights = builtin.weights_of(parts)
     memory.check(memory.of_diffusion(weights, settings.batch))
     session.belongs({"starting weights": _start(source, fingerprint(weights)), "pictures": "the built-in artwork"})
-    train, held_back = builtin.variants(cache, lambda: builtin.encoders(weights), settings.seed)
     vae, text = builtin.encoders(weights)
+    train, held_back = builtin.variants(cache, (vae, text), settings.seed)
     scheduler = builtin.schedule(weights)
     unet = weights / "unet"
     network = fresh_network(unet, settings.seed) if source == SCRATCH else open_network(unet)
-    trainer = Trainer(network, train, scheduler.alphas_cumprod, settings)
+    trainer = _trainer(network, train, scheduler, settings)
     judge = Judge(trainer, held_back, text(PROMPTS), vae, scheduler)
     return session.train(trainer, judge, lambda: _write(session, open_model(parts), trainer))
 
@@ -52,11 +54,15 @@ def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[st
     session.belongs({"starting weights": start, "pictures": reading.fingerprint, "--flip": str(flip)})
     scheduler = _schedule(model)
     train = own.latents(session, reading, model, side=model.side, seed=settings.seed, flip=flip)
-    model.pipeline.unet = _network(model, source, settings.seed)
-    trainer = Trainer(model.pipeline.unet, train, scheduler.alphas_cumprod, settings)
+    trainer = _trainer(_network(model, source, settings.seed), train, scheduler, settings)
     prompts = model.states(own.prompts(reading))
     judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler, "v_mse_of_pictures")
     return session.train(trainer, judge, lambda: _write(session, model, trainer), minutes=1.0)
+
+
+def _trainer(network: UNet2DConditionModel, train: Cached, scheduler: DDIMScheduler, settings: Settings) -> Trainer:
+    torch.nn.Module.to(network, best())
+    return Trainer(network, train, scheduler.alphas_cumprod, settings)
 
 
 def _parts(source: str) -> str:

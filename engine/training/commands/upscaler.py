@@ -6,25 +6,12 @@ from typing import Annotated
 
 import typer
 
-from engine.training.commands.options import (
-    Batch,
-    Cache,
-    Course,
-    Fresh,
-    Minutes,
-    Out,
-    Pictures,
-    Rate,
-    Samples,
-    Seed,
-    Steps,
-    Threads,
-    Until,
-)
+from engine.training.commands.options import Cache, Course, Pictures, trainer
 
 
+@trainer
 def upscaler(
-    out: Out,
+    course: Course,
     source: Annotated[
         str,
         typer.Option("--from", metavar="FILE", help="embedded, or a safetensors file; without it from scratch."),
@@ -38,20 +25,10 @@ def upscaler(
     ] = 1600,
     data: Pictures = None,
     cache: Cache = None,
-    steps: Steps = None,
-    samples: Samples = None,
-    until: Until = "",
-    batch: Batch = None,
-    rate: Rate = None,
-    seed: Seed = None,
-    minutes: Minutes = None,
-    threads: Threads = None,
-    fresh: Fresh = False,
 ) -> None:
     """Trains the super-resolver, on the built-in artwork or on a folder of pictures."""
     from engine.training.commands.run_upscaler import Sources, run
     from engine.training.commands.session import open_session
 
-    given = {"seed": seed, "rate": rate, "batch": batch}
-    with open_session("upscaler", Course(out, steps, samples, until, minutes, threads, fresh), data) as session:
-        raise typer.Exit(run(session, Sources(source, autoencoder, data, cache, pictures), given))
+    with open_session("upscaler", course, data) as session:
+        raise typer.Exit(run(session, Sources(source, autoencoder, data, cache, pictures), course.given))

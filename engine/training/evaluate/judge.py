@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.training.evaluate.measures import as_input
+from engine.training.pictures.pixels import as_images
 from engine.training.pictures.variants import SIDE
 
 WEIGHTS, LABELS = "judge.safetensors", "labels.json"
@@ -95,7 +95,7 @@ class LabelJudge:
         """uint8 [n, h, w, 3], of any side: what isn't 64 px is brought there."""
         if pictures.shape[1:3] != (SIDE, SIDE):
             pictures = np.stack([_shrunk(picture) for picture in pictures])
-        batches = (as_input(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
+        batches = (as_images(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
         scores, sentences, features = zip(*(self.network(batch) for batch in batches), strict=True)
         return Seen(
             torch.cat(scores), F.normalize(torch.cat(sentences), dim=1), F.normalize(torch.cat(features), dim=1)

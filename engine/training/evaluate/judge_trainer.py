@@ -6,7 +6,6 @@ which rendering of a drawing comes. Knows nothing of files, clocks or the model 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.training.chance import batch_at, draws_at
 from engine.training.evaluate.blemishes import blemished
 from engine.training.evaluate.judge import WIDTHS, JudgeNetwork, LabelJudge
-from engine.training.evaluate.measures import as_input, retrieval
-from engine.training.learner import Learner
+from engine.training.evaluate.measures import retrieval
+from engine.training.learner import Learner, falling, warming
 from engine.training.muon import suits
 from engine.training.pictures.artwork import Artwork
+from engine.training.pictures.pixels import as_images, as_pictures
 from engine.training.pictures.variants import HELD_BACK, variant
 from engine.training.run import Losses
 from engine.training.validate import write_sheet
@@ -98,9 +99,9 @@ class JudgeTrainer:
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is not a number after {self.samples} samples: lower the learning rate")
         loss.backward()
-        warm = min(1.0, (self.steps + 1) / self.settings.warm)
+        rate = self.settings.rate * warming(self.steps, self.settings.warm) * falling(share)
         for learner in self.learners:
-            learner.move(self.settings.rate * warm * (0.5 + 0.5 * math.cos(math.pi * share)), clip=CLIP)
+            learner.move(rate, clip=CLIP)
         self.steps += 1
         return {"loss": float(loss.detach()), "label": float(named.detach()), "sentence": float(meant.detach())}
 
@@ -116,13 +117,10 @@ class JudgeTrainer:
 
     def next(self) -> tuple[Tensor, Tensor]:
         """The batch of this step: pictures in -1 … 1 and their labels' numbers."""
-        epoch, place = divmod(self.steps, len(self.pictures) // self.batch)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.pictures))
-        index = order[place * self.batch : (place + 1) * self.batch]
+        index = batch_at(self.settings.seed, self.steps, len(self.pictures), self.batch)
         numbers = np.random.default_rng([self.settings.seed, 1, self.steps]).integers(0, RENDERED, self.batch)
         drawn = np.stack([self._rendering(int(one), int(number)) for one, number in zip(index, numbers, strict=True)])
-        chance = torch.Generator().manual_seed((self.settings.seed << 32) + self.steps)
-        return blemished(as_input(drawn), chance), self.wanted[index]
+        return blemished(as_images(drawn), draws_at(self.settings.seed, self.steps)), self.wanted[index]
 
     def _rendering(self, index: int, number: int) -> np.ndarray:
         if (index, number) not in self._rendered:
@@ -152,8 +150,7 @@ class JudgeLook:
         """Pictures as the judge gets them in training."""
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures, _ = self.trainer.next()
-        shown = pictures[:SHOWN].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        write_sheet(path, list(shown))
+        write_sheet(path, list(as_pictures(pictures[:SHOWN])))
 
 
 def held_back(pictures: Sequence[Artwork], per_label: int, seed: int) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine.training.gan.losses import psnr
+from engine.training.pictures.pixels import as_images
 from engine.training.pictures.variants import BACKGROUNDS, dominant_hue, hue_name
 
 UNLIKE = 40.0  # how far a pixel is from the background, in steps of 255, to belong to the subject
@@ -44,7 +45,7 @@ def masked_psnr(real: np.ndarray, made: np.ndarray, masks: np.ndarray) -> Tensor
     if not inside.any():
         raise ValueError("No picture has a pixel inside its mask.")
     masked = torch.from_numpy(masks[inside])[:, None].float()
-    return psnr(as_input(made[inside]), as_input(real[inside]), masked)
+    return psnr(as_images(made[inside]), as_images(real[inside]), masked)
 
 
 def border(picture: np.ndarray) -> np.ndarray:
@@ -82,11 +83,6 @@ def alike(pictures: np.ndarray) -> bool:
     seen = small(pictures)
     apart = torch.cdist(seen, seen) / seen.size(1) ** 0.5
     return bool((apart + torch.eye(len(seen)) * 255 < SAME).any())
-
-
-def as_input(pictures: np.ndarray) -> Tensor:
-    """fp32 in -1 … 1 [n, 3, h, w]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def small(pictures: np.ndarray) -> Tensor:

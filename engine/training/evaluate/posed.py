@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.variants import SIDE, USUAL_SCALE
+from engine.training.pictures.variants import BACKGROUNDS, USUAL_SCALE, compose
 
 OTHERWISE = (0.88, 0.96)  # the scales of "the same drawing, rendered once more"; a shift would allow for far more
 
 
 def posed(art: Artwork, scale: float = USUAL_SCALE) -> np.ndarray:
     """The drawing on white, in the middle: uint8 [64, 64, 3]."""
-    longest = max(art.pixels.size)
-    width, height = (max(1, round(side * scale * SIDE / longest)) for side in art.pixels.size)
-    canvas = Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 255))
-    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
-    layer.paste(
-        art.pixels.resize((width, height), Image.Resampling.BICUBIC),
-        ((SIDE - width) // 2, (SIDE - height) // 2),
-    )
-    return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
+    return compose(
+        art.pixels, scale, 0.0, BACKGROUNDS["white"], np.random.default_rng(0)
+    )  # white leaves nothing to chance
 
 
 def posed_again(drawings: Sequence[Artwork]) -> np.ndarray:

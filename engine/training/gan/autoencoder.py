@@ -19,11 +19,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import FloatTensor, Tensor
 
+from engine.training.chance import batch_at, draws_at
 from engine.training.gan.contest import Contest, Terms
 from engine.training.gan.losses import gradient, psnr, pyramid, ssim
 from engine.training.learner import Learner
 from engine.training.muon import suits
-from engine.training.pictures.pixels import Pixels
+from engine.training.pictures.pixels import Pixels, as_pictures
 from engine.training.run import Losses
 from engine.training.validate import write_sheet
 
@@ -87,7 +88,7 @@ class Trainer:
     def step(self, share: float) -> Losses:
         """One batch at this share of the run. Raises ValueError when the loss is not a number."""
         images, subjects = self.pixels.rows(self._batch())
-        chance = torch.Generator().manual_seed((self.settings.seed << 32) + self.steps)
+        chance = draws_at(self.settings.seed, self.steps)
         latents, divergence = self._latents(images, chance)
         with torch.autocast("cpu", torch.bfloat16):
             made = decoded(self.network, latents)
@@ -110,9 +111,7 @@ class Trainer:
         self.steps = steps
 
     def _batch(self) -> np.ndarray:
-        epoch, place = divmod(self.steps, len(self.pixels) // self.batch)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.pixels))
-        return order[place * self.batch : (place + 1) * self.batch]
+        return batch_at(self.settings.seed, self.steps, len(self.pixels), self.batch)
 
     def _latents(self, images: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """What the decoder gets, and the KL term where the encoder learns too.
@@ -169,7 +168,7 @@ class Judge:
         path.parent.mkdir(parents=True, exist_ok=True)
         some = np.linspace(0, len(self.held_out) - 1, min(self.shown, len(self.held_out))).astype(int)
         images, _ = self.held_out.rows(some)
-        back = round_trip(self.trainer.average, images).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        back = as_pictures(round_trip(self.trainer.average, images))
         lines: list[np.ndarray] = []
         for start in range(0, len(some), 8):
             blank = [np.full_like(back[0], 255)] * (8 - len(some[start : start + 8]))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.training.gan.discriminator import Discriminator, hinge, picture_gradient
-from engine.training.learner import Learner
+from engine.training.learner import Learner, falling, warming
 from engine.training.run import Losses
 
 HEAD_START = 0.05  # of the run: the discriminator learns alone so long
@@ -83,5 +83,4 @@ class Contest:
         return {"discriminator": float(loss.detach())}
 
     def _rate(self, peak: float, share: float) -> float:
-        warm = min(1.0, (self.generator.moves + 1) / self.terms.warm)
-        return peak * warm * (0.5 + 0.5 * math.cos(math.pi * share))
+        return peak * warming(self.generator.moves, self.terms.warm) * falling(share)

@@ -18,7 +18,7 @@ from PIL import Image
 from engine.training.gan.autoencoder import decoded
 from engine.training.pictures.artwork import Artwork
 from engine.training.pictures.charts import chart
-from engine.training.pictures.pixels import as_images
+from engine.training.pictures.pixels import as_images, as_pictures
 from engine.training.pictures.variants import BACKGROUNDS, USUAL_SCALE
 
 SCALE, SIDE = 4, 256
@@ -127,4 +127,4 @@ def _returned(autoencoder: AutoencoderKL, pictures: np.ndarray, seed: int) -> np
         mean, deviation = posterior.mean.float(), posterior.std.float()
         strength = torch.rand((len(mean), 1, 1, 1), generator=chance) * NOISE
         images = decoded(autoencoder, mean + strength * deviation * torch.randn(mean.shape, generator=chance))
-    return images.float().add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return as_pictures(images)

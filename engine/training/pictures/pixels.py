@@ -43,6 +43,11 @@ def as_images(pictures: np.ndarray) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def as_pictures(images: Tensor) -> np.ndarray:
+    """[n, 3, h, w] from −1 to 1 → uint8 [n, h, w, 3]; what lies beyond is cut off."""
+    return images.float().add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
 def subject_of(picture: np.ndarray) -> np.ndarray:
     """Where a picture uint8 [h, w, 3] differs from the most frequent colour of its border; everywhere if nowhere."""
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])

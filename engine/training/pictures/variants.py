@@ -26,7 +26,7 @@ BACKGROUNDS = {
 HUES = {"red": 0, "orange": 28, "yellow": 52, "green": 125, "cyan": 185, "blue": 220, "purple": 275, "pink": 325}
 REHUED = 0.18
 SYMBOLS = 8
-# By group: people ask for animals and food first, and seldom for "up-left arrow"; yet what is hardly shown is not learnt.
+# By group: people ask for animals and food first, seldom for "up-left arrow"; yet what is hardly shown is not learnt.
 SPREAD = {0: 28, 1: 18, 3: 42, 4: 38, 5: 28, 6: 28, 7: 32, SYMBOLS: 12}
 # Three drawings of one word are three answers to one question; the rounded one leads, so that few steps of training
 # give one clear picture and not the mean of three.
@@ -67,7 +67,7 @@ def variant(art: Artwork, number: int, seed: int) -> Variant:
     sided = art.group == SYMBOLS or not {"left", "right"}.isdisjoint(art.words.label.split())
     if not (posed or sided) and rng.random() < 0.5:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    composed = _compose(pixels, scale, 0.0 if posed else 0.6, BACKGROUNDS[background], rng)
+    composed = compose(pixels, scale, 0.0 if posed else 0.6, BACKGROUNDS[background], rng)
     said = caption(art.words, art.group, Look(hue, art.style, size, background), rng)
     return Variant(composed, said, art.key, art.licence)
 
@@ -91,6 +91,24 @@ def dominant_hue(pixels: Image.Image) -> float | None:
 def hue_name(degrees: float) -> str:
     """The nearest of the named hues, around the circle."""
     return min(HUES, key=lambda name: abs((degrees - HUES[name] + 180) % 360 - 180))
+
+
+def compose(
+    pixels: Image.Image, scale: float, shift: float, colour: tuple[int, int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """A drawing on a colour, uint8 [64, 64, 3]: `scale` of the side long, up to `shift` of the room from the middle."""
+    longest = max(pixels.size)
+    width, height = (max(1, round(side * scale * SIDE / longest)) for side in pixels.size)
+    placed = pixels.resize((width, height), Image.Resampling.BICUBIC)
+    room = np.abs(np.array([SIDE - width, SIDE - height])) / 2
+    left, top = np.round((SIDE - np.array([width, height])) / 2 + rng.uniform(-shift, shift, 2) * room).astype(int)
+    shade = tuple(
+        int(np.clip(part + rng.integers(-5, 6), 0, 255)) if colour != (255, 255, 255) else 255 for part in colour
+    )
+    canvas = Image.new("RGBA", (SIDE, SIDE), (*shade, 255))
+    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+    layer.paste(placed, (int(left), int(top)))
+    return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
 
 
 def _hued(art: Artwork, rng: np.random.Generator) -> tuple[Image.Image, str]:
@@ -122,20 +140,3 @@ def _size(rng: np.random.Generator) -> tuple[str, float]:
     if chance < 0.45:
         return "close-up", float(rng.uniform(1.2, 1.5))
     return "", float(rng.uniform(0.82, 1.0))
-
-
-def _compose(
-    pixels: Image.Image, scale: float, shift: float, colour: tuple[int, int, int], rng: np.random.Generator
-) -> np.ndarray:
-    longest = max(pixels.size)
-    width, height = (max(1, round(side * scale * SIDE / longest)) for side in pixels.size)
-    placed = pixels.resize((width, height), Image.Resampling.BICUBIC)
-    room = np.abs(np.array([SIDE - width, SIDE - height])) / 2
-    left, top = np.round((SIDE - np.array([width, height])) / 2 + rng.uniform(-shift, shift, 2) * room).astype(int)
-    shade = tuple(
-        int(np.clip(part + rng.integers(-5, 6), 0, 255)) if colour != (255, 255, 255) else 255 for part in colour
-    )
-    canvas = Image.new("RGBA", (SIDE, SIDE), (*shade, 255))
-    layer = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
-    layer.paste(placed, (int(left), int(top)))
-    return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))

@@ -1,8 +1,8 @@
-"""From noise and token states to latents: DDIM by the plan's table, for texts that nobody typed.
+"""From noise and token states to latents by a plan's table, all at once and at rest: for the lab and the evaluation.
 
-The engine takes words; a mix or a point between two prompts has none, so the lab runs the same table over its own
-rows. DDIM without chance: what differs between two pictures comes from the words or the start alone, and since a step
-needs nothing but the latents before it, one can begin anywhere on the way.
+The engine takes words, and jobs that come and go; a mix or a point between two prompts has no words, and a thousand
+pictures that nobody waits for need no fair order. For plans that draw no noise on the way (DDIM, DPM++ 2M): what
+differs between two pictures comes from the words or the start alone. Knows the plan's columns; no jobs and no files.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from engine.families.family import Family
-from engine.job import MAX_STEPS
-from engine.plan import COLUMNS, Plan, plan
+from engine.job import Dtype
+from engine.plan import COLUMNS, Plan
 from engine.unfit import Unfit
 
 ROWS = 16  # of a forward pass over latents of the embedded model's size, or smaller ones
-CELLS = ROWS * 16 * 16  # of a forward pass over larger ones: what a network needs in memory grows with them
+CELLS = 16 * 16  # of a row at that size: of larger ones fewer go together, for what they need in memory
 Seen = Callable[[int, int], None]  # (steps done, of)
 
 
@@ -33,16 +33,6 @@ class Drawing:
     start: torch.Tensor
     texts: torch.Tensor
     steer: tuple[float, ...]
-
-
-def table(family: Family, steps: int) -> Plan:
-    """The DDIM plan of this model's schedule. Raises `Unfit`."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise Unfit(f"--steps may be 1 to {MAX_STEPS}; {steps} is not.", "member")
-    try:
-        return plan(family.scheduler_config, "ddim", steps)
-    except ValueError as error:
-        raise Unfit(str(error), "model") from error
 
 
 def initial(family: Family, seed: int) -> torch.Tensor:
@@ -59,15 +49,17 @@ def told(family: Family, text: torch.Tensor, guidance: float, start: torch.Tenso
 
 @torch.inference_mode()
 def develop(
-    family: Family, steps: Plan, drawings: Sequence[Drawing], first: int = 0, seen: Seen = lambda done, of: None
-) -> list[torch.Tensor]:
+    family: Family, steps: Plan, drawings: Sequence[Drawing], first: int = 0, seen: Seen = lambda done, of: None,
+    *, dtype: Dtype = "float32", rows: int = ROWS,
+) -> list[torch.Tensor]:  # fmt: skip
     """The finished latents of every drawing; `first` is the step at which their start stands (0: pure noise)."""
     finished: list[torch.Tensor] = []
-    batches, each = _batches(drawings), steps.steps - first
+    batches, each = _batches(drawings, rows), steps.steps - first
     for number, batch in enumerate(batches):
         x = torch.stack([one.start for one in batch]).to(family.device)
+        before = torch.zeros_like(x)
         for k in range(first, steps.steps):
-            x, _ = _step(family, steps, k, x, batch)
+            x, before = _step(family, steps, k, x, before, batch, dtype)
             seen(number * each + k - first + 1, len(batches) * each)
         if not x.isfinite().all():
             raise Unfit("The picture came out as numbers that are not finite; smaller weights may help.", "member")
@@ -78,7 +70,8 @@ def develop(
 @torch.inference_mode()
 def estimate(family: Family, steps: Plan, k: int, drawing: Drawing) -> torch.Tensor:
     """What the network takes the finished latents to be, seen from the drawing's start at step `k`."""
-    return _step(family, steps, k, drawing.start[None].to(family.device), [drawing])[1][0]
+    x = drawing.start[None].to(family.device)
+    return _step(family, steps, k, x, torch.zeros_like(x), [drawing], "float32")[1][0]
 
 
 def level(steps: Plan, k: int) -> tuple[float, float]:
@@ -92,17 +85,17 @@ def timestep(steps: Plan, k: int) -> int:
 
 
 def _step(
-    family: Family, steps: Plan, k: int, x: torch.Tensor, batch: Sequence[Drawing]
+    family: Family, steps: Plan, k: int, x: torch.Tensor, before: torch.Tensor, batch: Sequence[Drawing], dtype: Dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x', x0) of every drawing after step `k`."""
+    """(x', x0) of every drawing after step `k`; `before` is the x0 of the step before."""
     at = dict(zip(COLUMNS, steps.table[k].astype(np.float32).tolist(), strict=True))
     counts = [len(one.texts) for one in batch]
     rows = (at["c"] * x).repeat_interleave(torch.tensor(counts, device=x.device), dim=0)
     times = torch.full((len(rows),), at["t"], device=x.device)
     texts = torch.cat([one.texts for one in batch]).to(x.device)
-    out = family.denoise(rows, times, texts, "float32").split(counts)
+    out = family.denoise(rows, times, texts, dtype).split(counts)
     guided = torch.stack([_guided(each, one.steer) for each, one in zip(out, batch, strict=True)])
-    return at["A"] * x + at["B"] * guided, at["P"] * x + at["Q"] * guided
+    return at["A"] * x + at["B"] * guided + at["M"] * before, at["P"] * x + at["Q"] * guided
 
 
 def _guided(out: torch.Tensor, steer: tuple[float, ...]) -> torch.Tensor:
@@ -113,11 +106,11 @@ def _guided(out: torch.Tensor, steer: tuple[float, ...]) -> torch.Tensor:
     return guided
 
 
-def _batches(drawings: Sequence[Drawing]) -> list[list[Drawing]]:
-    """In order, as many as fit into `ROWS` and `CELLS`; a single larger one goes alone."""
+def _batches(drawings: Sequence[Drawing], rows: int) -> list[list[Drawing]]:
+    """In order, as many as `rows` and their size allow; a single larger one goes alone."""
     batches: list[list[Drawing]] = []
     for drawing in drawings:
-        most = min(ROWS, CELLS // (drawing.start.shape[-2] * drawing.start.shape[-1]))
+        most = min(rows, rows * CELLS // (drawing.start.shape[-2] * drawing.start.shape[-1]))
         if batches and sum(len(one.texts) for one in batches[-1]) + len(drawing.texts) <= most:
             batches[-1].append(drawing)
         else:
