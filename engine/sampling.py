@@ -1,6 +1,6 @@
-"""From noise and token states to latents by a plan's table, all at once and at rest: for the lab and the evaluation.
+"""From noise and token states to latents by a plan's table, without jobs: for the lab and the evaluation.
 
-The engine takes words, and jobs that come and go; a mix or a point between two prompts has no words, and a thousand
+The engine takes words, and jobs that come and go. A mix or a point between two prompts has no words, and a thousand
 pictures that nobody waits for need no fair order. For plans that draw no noise on the way (DDIM, DPM++ 2M): what
 differs between two pictures comes from the words or the start alone. Knows the plan's columns; no jobs and no files.
 """
@@ -40,7 +40,7 @@ def initial(family: Family, seed: int) -> torch.Tensor:
     return torch.randn(family.latent_shape(family.size, family.size), generator=torch.Generator().manual_seed(seed))
 
 
-def told(family: Family, text: torch.Tensor, guidance: float, start: torch.Tensor) -> Drawing:
+def drawing_of(family: Family, text: torch.Tensor, guidance: float, start: torch.Tensor) -> Drawing:
     """One text with classifier-free guidance; at guidance 1 the empty text cancels out."""
     if guidance == 1:
         return Drawing(start, text[None], ())
@@ -53,6 +53,8 @@ def develop(
     *, dtype: Dtype = "float32", rows: int = ROWS,
 ) -> list[torch.Tensor]:  # fmt: skip
     """The finished latents of every drawing; `first` is the step at which their start stands (0: pure noise)."""
+    if steps.table[:, COLUMNS.index("N")].any() or (first and steps.keeps_history):
+        raise ValueError("This plan draws noise on the way, or needs a step from before the start.")
     finished: list[torch.Tensor] = []
     batches, each = _batches(drawings, rows), steps.steps - first
     for number, batch in enumerate(batches):
@@ -62,7 +64,9 @@ def develop(
             x, before = _step(family, steps, k, x, before, batch, dtype)
             seen(number * each + k - first + 1, len(batches) * each)
         if not x.isfinite().all():
-            raise Unfit("The picture came out as numbers that are not finite; smaller weights may help.", "member")
+            raise Unfit(
+                "The picture came out as numbers that are not finite: smaller weights of its words may help.", "member"
+            )
         finished += list(x)
     return finished
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
+from engine.ringing import bounded
 from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ PROBE = 32  # pixels a side of the grey picture that a fresh network must enlarg
 SAMPLE = 128  # the same of the picture that its pace is measured with
 LARGE = 1024  # the same of a picture of many tiles, which that pace is for
 FACTOR = 4  # by which a picture is enlarged unless it is asked for less
-SLACK = 2 / 255  # what the built-in network may go beyond the colours around a pixel
+BOUNDED = {
+    "range": "nearby"
+}  # in the metadata of weights that learnt flat artwork: what rings beside an edge is cut off
 
 Beat = Callable[[], None]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -53,7 +55,7 @@ class SuperResolver:
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         """Raises `Unfit` (blame "worker") with one sentence for a file that is no such network in safetensors."""
         self.name, self.device = _name(path), torch.device(device)
-        self._net: Any = _loaded(path)
+        self._net, self._bounded = _loaded(path)
         self.scale = int(self._net.scale)
         self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         half = self.device.type == "cuda" and self._net.supports_half
@@ -62,7 +64,6 @@ class SuperResolver:
         for parameter in self._net.model.parameters():
             parameter.requires_grad_(False)
         self._around, self._turn = _reach(self._net.model), threading.Lock()
-        self._bounded = path == BUILT_IN  # flat artwork has no glint that its small copy lacks; a photo may
         self._probe(path)
 
     @classmethod
@@ -111,6 +112,8 @@ class SuperResolver:
         if factor != self.scale:
             size = ((outer[2] - outer[0]) * factor, (outer[3] - outer[1]) * factor)
             pixels = pixels.resize(size, Image.Resampling.LANCZOS)
+        if self._bounded:
+            pixels = bounded(pixels, Image.fromarray(shown))
         left, top, right, bottom = (factor * each for each in inner)
         x, y = factor * outer[0], factor * outer[1]
         return pixels.crop((left - x, top - y, right - x, bottom - y)), (left, top)
@@ -124,8 +127,6 @@ class SuperResolver:
                 self._net.to(self.device, torch.float32)
                 made = self._net(rows)[0]
                 self._net.to(self.device, self._dtype)  # for the others: the same picture gives the same bytes
-        if self._bounded:
-            made = bounded(made, rows[0])
         return (made * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
     def _probe(self, path: Path) -> None:
@@ -139,16 +140,8 @@ class SuperResolver:
             raise _unfit(path, "does not give pictures")
 
 
-def bounded(made: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """`made` [3, s·h, s·w] within the range of the 3×3 pixels of `source` [3, h, w] around: beyond it is ringing."""
-    scale = made.shape[1] // source.shape[1]
-    most, least = F.max_pool2d(source, 3, 1, 1) + SLACK, -F.max_pool2d(-source, 3, 1, 1) - SLACK
-    low, high = (each.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for each in (least, most))
-    return made.clamp(low, high)
-
-
-def _loaded(path: Path) -> Any:
-    """spandrel's descriptor of the network, float32 on the CPU."""
+def _loaded(path: Path) -> tuple[Any, bool]:
+    """spandrel's descriptor of the network, float32 on the CPU, and whether what it draws is to be bounded."""
     if not path.is_file():
         raise _unfit(path, "is not there")
     if path.stat().st_size > MAX_BYTES:
@@ -156,13 +149,15 @@ def _loaded(path: Path) -> Any:
     if path.suffix != ".safetensors":
         raise _unfit(path, "is no safetensors file: other formats can run code when they are opened")
     try:
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file
         from spandrel import ModelLoader, UnsupportedModelError, canonicalize_state_dict
     except ImportError as error:
         raise _unfit(path, f"needs the package {error.name}: pip install 'darkroom-bot[all]'") from error
     try:
         weights = canonicalize_state_dict(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            kept_near = BOUNDED.items() <= (file.metadata() or {}).items()
     except (OSError, SafetensorError, ValueError) as error:
         raise _unfit(path, "cannot be read: it is damaged, or no safetensors file") from error
     if _numbered(weights) > 4 * len(weights) + 16:  # loaders build as many layers as a name's number says
@@ -176,7 +171,7 @@ def _loaded(path: Path) -> Any:
     if net.purpose != "SR" or net.scale not in SCALES or (net.input_channels, net.output_channels) != (3, 3):
         raise _unfit(path, "does not enlarge pictures in colour by 2 to 8")
     log.info("the upscaler %s is a %s, ×%d", path.name, net.architecture.name, net.scale)
-    return net
+    return net, kept_near
 
 
 def _numbered(names: Iterable[str]) -> int:

@@ -35,12 +35,10 @@ def lesson(room: Room, embed: Embed, words: Sequence[str], out: Path, name: str 
     shown = _shown(room)
     with writing(pictures):
         chapters = {each.name: _kept(each, pictures) for each in shown}
+        for title, still in (("cat", cat()), ("apple", apple())):
+            still.save(pictures / f"{title}.png")
     settings = f"{room.steps} steps of DDIM, guidance {room.guidance:g}, seed {room.seed}"
     model = f"{room.family.name} {room.family.revision}"
-    stills = {"cat": cat(), "apple": apple()}
-    with writing(pictures):
-        for title, still in stills.items():
-            still.save(pictures / f"{title}.png")
     names = {"pictures": pictures.name, "sum": SUM, "amount_sum": AMOUNT, "a": WALK[0], "b": WALK[1], "told": TOLD}
     text = Template(TEXT.read_text("utf-8")).substitute(
         chapters, **names, nearest=_table(embed, words), settings=settings, model=model

@@ -11,7 +11,7 @@ from PIL import Image
 from engine.families.family import Family
 from engine.job import MAX_STEPS
 from engine.plan import Plan, plan
-from engine.sampling import Drawing, Seen, develop, initial, told
+from engine.sampling import Drawing, Seen, develop, drawing_of, initial
 from engine.unfit import Unfit
 
 
@@ -57,7 +57,7 @@ class Room:
         return initial(self.family, self.seed + number)
 
     def told(self, text: torch.Tensor, start: torch.Tensor) -> Drawing:
-        return told(self.family, text, self.guidance, start)
+        return drawing_of(self.family, text, self.guidance, start)
 
     def develop(self, drawings: Sequence[Drawing], first: int = 0) -> list[Image.Image]:
         """The finished pictures, as the model's own finals are."""

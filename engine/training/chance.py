@@ -18,3 +18,14 @@ def batch_at(seed: int, step: int, total: int, batch: int) -> np.ndarray:
 def draws_at(seed: int, step: int) -> torch.Generator:
     """Noise, timesteps and whatever else a step draws."""
     return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def strata(count: int, chance: torch.Generator) -> torch.Tensor:
+    """One number in each `count`-th of 0 … 1, in any order, [count]: every level of noise has its share of a batch."""
+    return (torch.randperm(count, generator=chance) + torch.rand(count, generator=chance)) / count
+
+
+def silenced(states: torch.Tensor, empty: torch.Tensor, share: float, chance: torch.Generator) -> torch.Tensor:
+    """Token states [n, tokens, width], `share` of them those of the empty text: for guidance (Ho & Salimans 2021)."""
+    silent = torch.rand(len(states), generator=chance) < share
+    return torch.where(silent.view(-1, 1, 1), empty, states)

@@ -23,9 +23,10 @@ from torch import Tensor
 SHARD = "40MB"  # no file of the repository is larger than 45 MB
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+def save(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any], also: Mapping[str, str] = {}) -> None:
     """Writes beside the target, flushes to the disk, then renames: a reader sees the old file or the new one.
 
+    The position and `also` go into the file's metadata.
     Raises OSError, where the disk is full too; then the old file is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any])
     try:
         with writing(path):
             save_file(
-                {name: one.contiguous() for name, one in tensors.items()}, fresh, {"position": json.dumps(position)}
+                {name: one.contiguous() for name, one in tensors.items()},
+                fresh,
+                {"position": json.dumps(position), **also},
             )
         _flush(fresh)
         os.replace(fresh, path)

@@ -23,7 +23,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.training.chance import batch_at, draws_at
+from engine.training.chance import batch_at, draws_at, silenced, strata
 from engine.training.latents import Cached
 from engine.training.learner import Learner, falling, warming
 from engine.training.muon import suits
@@ -139,11 +139,8 @@ class Trainer:
         settings = self.settings
         clean, states = rows(self.cache, np.sort(batch_at(settings.seed, self.steps, len(self.cache), self.batch)))
         chance = draws_at(settings.seed, self.steps)
-        strata = torch.randperm(self.batch, generator=chance) + torch.rand(self.batch, generator=chance)
-        times = (warped(strata / self.batch) * len(self.alphas)).long()
-        times.clamp_(max=len(self.alphas) - 1)
-        silent = torch.rand(self.batch, generator=chance) < settings.unconditioned
-        states = torch.where(silent.view(-1, 1, 1), self.empty, states)
+        times = (warped(strata(self.batch, chance)) * len(self.alphas)).long().clamp_(max=len(self.alphas) - 1)
+        states = silenced(states, self.empty, settings.unconditioned, chance)
         mixed, wanted = noised(clean, torch.randn(clean.shape, generator=chance), self.alphas[times])
         return mixed.contiguous(memory_format=torch.channels_last), times, states, wanted
 

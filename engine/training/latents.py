@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from engine.families.embedded import TOKENS, load_text_encoder
 from engine.training.pictures.artwork import Artwork
-from engine.training.pictures.pixels import as_images
+from engine.training.pictures.pixels import Told, as_images
 from engine.training.pictures.variants import variant
 
 FORMAT = 3  # raise it when captions or variants change, so that old caches are not taken for new ones
 BATCH = 128
-
-Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Encoded:
     listing: list[dict[str, str]]
 
 
-def kept(target: Path, batches: Iterable[Encoded], empty: Tensor, total: int, told: Told) -> Cached:
+def opened_or_written(target: Path, batches: Iterable[Encoded], empty: Tensor, total: int, told: Told) -> Cached:
     """The cache `target`: as it is there, else written from `batches`, `total` rows together."""
     if target.exists():
         return open_cache(target)
@@ -120,6 +118,8 @@ def kept(target: Path, batches: Iterable[Encoded], empty: Tensor, total: int, to
             files[name][span] = rows.numpy()
         listing += batch.listing
         told(len(listing), total)
+    if len(listing) != total:
+        raise ValueError(f"{len(listing)} of {total} variants were made")
     for file in files.values():
         file.flush()
     np.save(partial / "empty.npy", empty.numpy())
@@ -142,7 +142,9 @@ def cached(
     drawn = "".join(f"{pictures[index].key}#{number};" for index, number in pairs)
     key = f"{FORMAT}/{seed}/{digest(autoencoder)}/{digest(text.encoder)}/{drawn}"
     target = folder / f"variants-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return kept(target, _encoded(pictures, pairs, autoencoder, text, seed), text([""])[0], len(pairs), told)
+    return opened_or_written(
+        target, _encoded(pictures, pairs, autoencoder, text, seed), text([""])[0], len(pairs), told
+    )
 
 
 def _encoded(

@@ -96,13 +96,13 @@ class Learner:
             for key, one in self._averaged().items():
                 one.copy_(tensors[f"{self.name}:average.{key}"])
         if self.moves:
-            steps = torch.tensor(float(self.moves))
             for key, one in self.moving.items():
                 moments = {
                     moment: torch.empty_like(one).copy_(tensors[f"{self.name}:{moment}.{key}"])
                     for moment in MOMENTS[self._by_muon(key)]
                 }
-                self.optimizers[self._by_muon(key)].state[one] = {"step": steps.to(one.device), **moments}
+                steps = torch.tensor(float(self.moves), device=one.device)  # each its own: the optimizer counts in it
+                self.optimizers[self._by_muon(key)].state[one] = {"step": steps, **moments}
 
     def _by_muon(self, key: str) -> bool:
         return key in self._muons

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.training.chance import batch_at, draws_at
+from engine.training.chance import batch_at, draws_at, silenced, strata
 from engine.training.latents import Cached
 from engine.training.learner import Learner, warming
 from engine.training.run import Losses
@@ -101,8 +101,7 @@ class Trainer:
 
     def _loss(self, clean: Tensor, states: Tensor, chance: torch.Generator) -> Tensor:
         count = len(clean)
-        strata = (torch.randperm(count, generator=chance) + torch.rand(count, generator=chance)) / count
-        times = (strata * len(self.alphas)).long().clamp_(max=len(self.alphas) - 1)
+        times = (strata(count, chance) * len(self.alphas)).long().clamp_(max=len(self.alphas) - 1)
         noise = torch.randn(clean.shape, generator=chance)
         mixed, v = noised(clean, noise, self.alphas[times])
         wanted = (noise if self.of_noise else v).to(self.device)
@@ -115,8 +114,7 @@ class Trainer:
     def _next(self) -> tuple[Tensor, Tensor, torch.Generator]:
         clean, states = rows(self.cache, np.sort(batch_at(self.settings.seed, self.steps, len(self.cache), self.batch)))
         chance = draws_at(self.settings.seed, self.steps)
-        silent = torch.rand(self.batch, generator=chance) < self.settings.unconditioned
-        return clean, torch.where(silent.view(-1, 1, 1), self.empty, states), chance
+        return clean, silenced(states, self.empty, self.settings.unconditioned, chance), chance
 
 
 @dataclass(frozen=True)

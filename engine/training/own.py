@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.training.latents import Cached, Encoded, Told, encode, kept
+from engine.training.latents import Cached, Encoded, encode, opened_or_written
 from engine.training.models import Model
 from engine.training.pictures.folder import Reading
+from engine.training.pictures.pixels import Told
 from engine.training.pictures.views import numbered, view
 
 FORMAT = 1  # raise it when views change
@@ -30,7 +31,8 @@ def own_latents(
     key = f"{FORMAT}/{seed}/{side}/{flip}/{reading.fingerprint}/{model.fingerprint}"
     target = folder / f"own-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     pairs = numbered(reading.pictures, flip)
-    cache = kept(target, _encoded(reading, model, pairs, side, seed, flip), model.states([""])[0], len(pairs), told)
+    made = _encoded(reading, model, pairs, side, seed, flip)
+    cache = opened_or_written(target, made, model.states([""])[0], len(pairs), told)
     for other in set(folder.glob("own-*")) - {target}:  # of pictures or a seed that the run no longer has
         shutil.rmtree(other)
     return cache

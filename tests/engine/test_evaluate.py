@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from engine.bench.row import as_json, as_table
+from engine.engine import Engine
 from engine.training.__main__ import main
 from engine.training.evaluate import edges, measures, prompted, reconstruction, sheet, speed, variety
 from engine.training.evaluate.blemishes import blemished
@@ -87,6 +88,23 @@ class Expert(LabelJudge):
         seen = measures.small(pictures)
         near = -torch.cdist(seen, known)
         return Seen(near, near, torch.nn.functional.normalize(seen - 128, dim=1))
+
+
+def test_a_painter_draws_what_the_engine_does(
+    affine: Any, recipe: Callable[..., Any], job: Callable[..., Any], finish: Callable[..., Any]
+) -> None:
+    """A sampler with a history, with guidance and without."""
+    words = ("cat", "dog", "a bird")
+    for guidance in (1.0, 2.5):
+        jobs = [job(recipe(text, sampler="dpmpp_2m", seed=seed, guidance=guidance)) for seed, text in enumerate(words)]
+        engine = Engine({"affine": affine})
+        for each in jobs:
+            engine.add(each)
+        theirs = finish(engine)
+        painter = Painter(affine, "float32", steps=jobs[0].task.steps)
+        ours = painter.latents(words, range(len(words)), guidance)
+        for each, mine in zip(jobs, ours, strict=True):
+            assert torch.allclose(theirs[each.id, 0], mine, atol=1e-5)
 
 
 def refused(sentence: str) -> Callable[[], Any]:

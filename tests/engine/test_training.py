@@ -20,7 +20,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image, ImageDraw
 
+from engine.families.embedded import WEIGHTS
 from engine.training import checkpoint
+from engine.training.__main__ import main
 from engine.training.diffusion import Judge, Settings, Trainer, fresh_network, graft, open_network
 from engine.training.latents import Cached, cached, open_cache, text_states
 from engine.training.pictures import artwork
@@ -62,6 +64,12 @@ def tiny_cache(count: int = 20) -> Cached:
     latents = rng.normal(size=(count, 4, 4, 4)).astype(np.float16)
     states = rng.normal(size=(count, 6, 64)).astype(np.float16)
     return Cached(latents, states, np.zeros((6, 64), np.float32), ("a ball",) * count)
+
+
+def embedded_cache() -> Cached:
+    rng = np.random.default_rng(4)
+    latents, states = rng.normal(size=(4, 16, 8, 8)), rng.normal(size=(4, 24, 384))
+    return Cached(latents.astype(np.float16), states.astype(np.float16), np.zeros((24, 384), np.float32), ("a",) * 4)
 
 
 def tiny_autoencoder(latent_channels: int = 4) -> AutoencoderKL:
@@ -399,6 +407,18 @@ def test_the_export_loads_in_diffusers_in_half_precision(tmp_path: Path) -> None
     theirs = dict(made.average.named_parameters())
     assert all(torch.equal(p, theirs[name].half().float()) for name, p in loaded.named_parameters())
     assert all(p.dtype == torch.float32 for p in made.average.parameters())
+
+
+@pytest.mark.parametrize(("raw", "prefix"), [((), "network:average."), (("--raw",), "network.")])
+def test_a_runs_checkpoint_is_exported_while_it_goes_on(tmp_path: Path, raw: tuple[str, ...], prefix: str) -> None:
+    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
+    made = Trainer(open_network(WEIGHTS / "unet"), embedded_cache(), alphas, Settings(batch=2))
+    made.step(0.5)
+    kept = made.tensors()
+    checkpoint.save(tmp_path / "run" / CHECKPOINT, kept, {"steps": 1})
+    assert main(["export", str(tmp_path), "--to", str(tmp_path / "unet"), *raw]) == 0
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32)
+    assert all(torch.equal(p, kept[f"{prefix}{name}"].half().float()) for name, p in loaded.named_parameters())
 
 
 def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:

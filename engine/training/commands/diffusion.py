@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from engine.training.commands.options import Cache, Course, Flip, From, Pictures, trainer
+from engine.training.commands.options import Cache, Course, Flip, From, Pictures, with_course
 
 
-@trainer
+@with_course
 def diffusion(
     course: Course,
     source: From = "embedded",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from engine.training.commands.options import Cache, Course, trainer
+from engine.training.commands.options import Cache, Course, with_course
 
 if TYPE_CHECKING:
     from engine.training.commands.session import Session
@@ -16,7 +16,7 @@ PARAMETERS, KEPT = 5_000_000, 1_000_000  # of the judge, no more; bytes that it 
 RENDERED_AREA = 64 * 64
 
 
-@trainer
+@with_course
 def judge(course: Course, cache: Cache = None) -> None:
     """Trains the judge of `darkroom train evaluate` on the built-in artwork. It never sees what a model drew."""
     from engine.training.commands.session import open_session

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from engine.training.commands.options import Course, Flip, trainer
+from engine.training.commands.options import Course, Flip, with_course
 
 Captioned = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Captioned pictures.")]
 Source = Annotated[
@@ -22,7 +22,7 @@ Merge = Annotated[
 ]
 
 
-@trainer
+@with_course
 def lora(
     course: Course,
     data: Captioned,

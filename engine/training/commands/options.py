@@ -1,4 +1,7 @@
-"""The options that every trainer has, under the same names. Knows words and defaults; opens nothing."""
+"""The options that every trainer has, under the same names, and how a command comes to have them.
+
+Knows words, defaults and signatures; opens nothing.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ class Course:
         return clock(self.until) if self.until else None
 
 
-def trainer(command: Callable[..., None]) -> Callable[..., None]:
+def with_course(command: Callable[..., None]) -> Callable[..., None]:
     """The command with every option of `Course` in its signature, where typer looks, instead of the course itself."""
     shared, own = fields(Course), inspect.signature(command, eval_str=True).parameters
     said = get_type_hints(Course, include_extras=True)

@@ -20,6 +20,7 @@ from engine.training.diffusion import SCRATCH, Judge, Settings, Trainer, fresh_n
 from engine.training.latents import Cached
 from engine.training.models import Model, model_folder, open_model, stored, write_model
 from engine.training.own import plain
+from engine.training.pictures.variants import diet
 from engine.training.validate import PROMPTS
 
 SMALL_BATCH, GENTLE_RATE = 16, 1e-4  # Muon's share of a step is the same for any batch
@@ -32,7 +33,9 @@ def on_artwork(session: Session, source: str, cache: Path | None, given: dict[st
     parts = _parts(source)
     weights = builtin.weights_of(parts)
     memory.check(memory.of_diffusion(weights, settings.batch))
-    session.belongs({"starting weights": _start(source, fingerprint(weights)), "pictures": "the built-in artwork"})
+    session.belongs(
+        {"starting weights": _start(source, fingerprint(weights)), "pictures": f"the built-in artwork, {diet()}"}
+    )
     vae, text = builtin.encoders(weights)
     train, held_back = builtin.variants(cache, (vae, text), settings.seed)
     scheduler = builtin.schedule(weights)
@@ -54,7 +57,8 @@ def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[st
     session.belongs({"starting weights": start, "pictures": reading.fingerprint, "--flip": str(flip)})
     scheduler = _schedule(model)
     train = own.latents(session, reading, model, side=model.side, seed=settings.seed, flip=flip)
-    trainer = _trainer(_network(model, source, settings.seed), train, scheduler, settings)
+    model.pipeline.unet = _network(model, source, settings.seed)
+    trainer = _trainer(model.pipeline.unet, train, scheduler, settings)
     prompts = model.states(own.prompts(reading))
     judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler, "v_mse_of_pictures")
     return session.train(trainer, judge, lambda: _write(session, model, trainer), minutes=1.0)

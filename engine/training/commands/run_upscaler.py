@@ -87,7 +87,9 @@ def run(session: Session, sources: Sources, given: dict[str, Any]) -> int:
     train = _made(large.seen, sources.pictures, autoencoder, settings.seed, pairs.CHARTS)
     held_out = _made(large.held_out, large.count, autoencoder, settings.seed + 1, 0.0)
     trainer = Trainer(network, train, settings)
-    return session.train(trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out))
+    return session.train(
+        trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out, sources.data is None)
+    )
 
 
 def _weights(source: str) -> Path:
@@ -122,10 +124,10 @@ def _made(large: Iterator[np.ndarray], count: int, autoencoder: AutoencoderKL, s
         return pairs.pairs(large, count, autoencoder, seed, charts, lambda done, of: tell(done / of, ""))
 
 
-def _write(session: Session, trainer: Trainer, held_out: Pairs) -> None:
+def _write(session: Session, trainer: Trainer, held_out: Pairs, flat: bool) -> None:
     """The averaged network in fp16, as spandrel reads it, and its figures."""
     target = session.course.out / RESULT
-    export(trainer.average, target)
+    export(trainer.average, target, flat=flat)
     found = figures(load(target), held_out)
     told = {"held_out": len(held_out), **{name: round(figure, 4) for name, figure in found.items()}}
     (session.course.out / FIGURES).write_text(json.dumps({**told, "samples": trainer.samples}, indent=1) + "\n")

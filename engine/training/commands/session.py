@@ -133,6 +133,8 @@ class Session:
                     tell(run.share(time.time()), f"{run.trainer.steps} steps, {words}")
 
                 run.go(time.time, lambda: bool(stopped), told, every)
+        except torch.OutOfMemoryError:  # of a card; what the machine itself lacks was refused before
+            raise ValueError("The card has not enough memory for this training: try a smaller --batch.") from None
         finally:
             for number, old in before.items():
                 signal.signal(number, old)

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from engine.training.commands.options import Cache, Course, Pictures, trainer
+from engine.training.commands.options import Cache, Course, Pictures, with_course
 
 
-@trainer
+@with_course
 def upscaler(
     course: Course,
     source: Annotated[

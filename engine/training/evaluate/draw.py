@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.families.family import Family
 from engine.job import Dtype, Sampler
 from engine.plan import plan
-from engine.sampling import Drawing, develop, initial, told
+from engine.sampling import develop, drawing_of, initial
 
 ROWS = 64  # of a forward: beyond that a larger batch gains nothing on a processor
 
@@ -34,13 +34,11 @@ class Painter:
 
     def latents(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> Tensor:
         """What each prompt becomes from each seed: [n, channels, h, w]."""
-        strength = self.family.guidance if guidance is None else guidance
-        table = plan(self.family.scheduler_config, self.sampler, self.steps)
+        family = self.family
+        strength = family.guidance if guidance is None else guidance
+        table = plan(family.scheduler_config, self.sampler, self.steps)
         drawings = [
-            self._drawing(prompt, table.init_sigma * initial(self.family, seed), strength)
+            drawing_of(family, family.encode(prompt), strength, table.init_sigma * initial(family, seed))
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        return torch.stack(develop(self.family, table, drawings, seen=self.told, dtype=self.dtype, rows=ROWS))
-
-    def _drawing(self, prompt: str, start: Tensor, strength: float) -> Drawing:
-        return told(self.family, self.family.encode(prompt), strength, start)
+        return torch.stack(develop(family, table, drawings, seen=self.told, dtype=self.dtype, rows=ROWS))

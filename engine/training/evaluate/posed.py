@@ -14,9 +14,8 @@ OTHERWISE = (0.88, 0.96)  # the scales of "the same drawing, rendered once more"
 
 def posed(art: Artwork, scale: float = USUAL_SCALE) -> np.ndarray:
     """The drawing on white, in the middle: uint8 [64, 64, 3]."""
-    return compose(
-        art.pixels, scale, 0.0, BACKGROUNDS["white"], np.random.default_rng(0)
-    )  # white leaves nothing to chance
+    nothing = np.random.default_rng(0)  # is left to chance: white has one shade, and the middle is the middle
+    return compose(art.pixels, scale, 0.0, BACKGROUNDS["white"], nothing)
 
 
 def posed_again(drawings: Sequence[Artwork]) -> np.ndarray:

@@ -7,7 +7,7 @@ costs only the network.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from engine.training.gan.autoencoder import decoded
 from engine.training.pictures.artwork import Artwork
 from engine.training.pictures.charts import chart
-from engine.training.pictures.pixels import as_images, as_pictures
+from engine.training.pictures.pixels import Told, as_images, as_pictures
 from engine.training.pictures.variants import BACKGROUNDS, USUAL_SCALE
 
 SCALE, SIDE = 4, 256
@@ -28,8 +28,6 @@ DETAILED = 192  # px a drawing must have, else its large picture would be blurre
 NOISE = 0.6  # at most so much of the posterior's deviation, as when the decoder learnt
 JPEG = 0.2
 REDUCED = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
-
-Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from spandrel import ModelLoader
 from spandrel.architectures.Compact import Compact
 from torch import Tensor, nn
 
+from engine.super_resolver import BOUNDED
 from engine.training import checkpoint
 from engine.training.gan.contest import Contest, Terms
 from engine.training.gan.losses import gradient, overshoot, pyramid
@@ -64,10 +65,13 @@ def load(path: Path) -> nn.Module:
     return found.model.float()
 
 
-def export(network: nn.Module, path: Path) -> None:
-    """Writes it in fp16; `spandrel.ModelLoader().load_from_file` reads everything from the names and shapes."""
+def export(network: nn.Module, path: Path, *, flat: bool = True) -> None:
+    """Writes it in fp16; `spandrel.ModelLoader().load_from_file` reads everything from the names and shapes.
+
+    `flat`: it learnt artwork, so whoever enlarges with it keeps its colours in the range nearby.
+    """
     half = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
-    checkpoint.save(path, half, {})
+    checkpoint.save(path, half, {}, BOUNDED if flat else {})
 
 
 def inside(name: str, parameter: Tensor) -> bool:

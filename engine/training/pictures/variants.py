@@ -45,6 +45,11 @@ class Variant:
     licence: str
 
 
+def diet() -> str:
+    """Hex digits that change with what of the artwork a network is shown, and how often."""
+    return f"{zlib.crc32(repr((SPREAD, STYLE_SHARE, POSED, REHUED)).encode()):08x}"
+
+
 def numbered(pictures: Sequence[Artwork], per_picture: int | None = None) -> list[tuple[int, int]]:
     """All (picture, number) pairs to train on; `per_picture` overrides the spread by group."""
     counts = (per_picture or _spread(art) for art in pictures)
