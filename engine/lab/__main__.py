@@ -44,6 +44,7 @@ def nearest(
     from engine.worker.embedding import Embedder
 
     terms, vocabulary, embed = read(sum_), search.vocabulary(words), Embedder()
+    typer.echo(f"Reading {len(vocabulary):,} words …", err=True)
     found = search.nearest(embed, terms, search.Known.of(embed, vocabulary), top)
     if as_json:
         listed = [{"word": word, "cosine": round(cosine, 4)} for word, cosine in found]

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import typer
@@ -18,19 +19,27 @@ FRAME_MS = 120
 
 
 def keep(shown: Shown, out: Path, *, as_json: bool) -> None:
-    """Writes `NAME.png` (and `NAME.webp` where something moves) into `out` and says what is seen on it."""
-    target = folder(out) / f"{shown.name}.png"
+    """Writes `NAME.png` (and `NAME.webp` where something moves) into `out` and says what is seen on it.
+
+    What is there already stays: then it is `NAME-2.png`, and so on.
+    """
+    target = _free(folder(out), shown.name)
     files = [target]
     with writing(out):
         shown.sheet.save(target)
         if shown.frames:
-            files.append(out / f"{shown.name}.webp")
+            files.append(target.with_suffix(".webp"))
             film(shown.frames, files[-1])
     if as_json:
         found = {"files": [str(file) for file in files], "sentence": shown.sentence, **shown.figures}
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
         typer.echo(f"{', '.join(map(str, files))}: {shown.sentence}")
+
+
+def _free(out: Path, name: str) -> Path:
+    places = (out / f"{name}{f'-{number}' if number > 1 else ''}.png" for number in count(1))
+    return next(place for place in places if not place.exists())
 
 
 def film(frames: Sequence[Image.Image], target: Path, quality: int = 80) -> None:

@@ -56,6 +56,14 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(fresh, path)
 
 
+def readable(folder: Path) -> None:
+    """Weights for whoever may read a new file here: safetensors writes them for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o666 & ~mask)
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
     """What safetensors says of a disk that is full or may not be written, as the OSError that it is."""

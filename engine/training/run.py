@@ -114,12 +114,12 @@ class Run:
             losses = self.trainer.step(share)
             lately.add(losses)
             told(losses)
-            if now() >= due:
+            if now() >= due and self.share(now()) < 1:
                 self.keep(now(), lately.means())
                 due, lately = now() + every, Lately()
-        self.keep(now(), lately.means(), last=True)
+        self.keep(now(), lately.means(), look=True)
 
-    def keep(self, now: float, losses: Losses, *, last: bool = False) -> None:
+    def keep(self, now: float, losses: Losses, *, look: bool = False) -> None:
         """Checkpoint first (it must not be lost); now and then the figures and the pictures."""
         self.kept += 1
         position = {**self.about, "steps": self.trainer.steps, "started": self.started, "kept": self.kept}
@@ -132,7 +132,7 @@ class Run:
             **{name: round(loss, 5) for name, loss in losses.items()},
             "rate": self.trainer.rate,
         }
-        if look := last or self.kept % self.look_every == 0:
+        if look := look or self.kept % self.look_every == 0:
             line |= {name: round(figure, 4) for name, figure in self.judge.figures().items()}
         self._write(line)
         if look:

@@ -95,7 +95,8 @@ def develop(autoencoder: AutoencoderKL, latents: Tensor) -> np.ndarray:
 
 
 def write_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, enlarge: int = 2) -> None:
-    """One PNG of all pictures in reading order, replaced atomically."""
+    """One PNG of all pictures in reading order, at most `columns` in a line, replaced atomically."""
+    columns = min(columns, len(pictures))
     blank = np.full_like(pictures[0], 255)
     padded = [*pictures, *[blank] * (-len(pictures) % columns)]
     lines = [np.concatenate(padded[start : start + columns], axis=1) for start in range(0, len(padded), columns)]

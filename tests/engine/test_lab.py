@@ -353,10 +353,12 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_drawn(
         assert "Nothing can be written to" in capsys.readouterr().err
 
 
-def test_a_folder_where_a_picture_belongs_is_said_in_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "mix.png").mkdir()
-    with pytest.raises(Unfit, match=r"Nothing can be written to .*mix\.png"):
-        keep(Shown("mix", Image.new("RGB", (8, 8)), "It is grey."), tmp_path, as_json=False)
+def test_what_an_experiment_found_before_stays(tmp_path: Path) -> None:
+    (tmp_path / "mix.png").mkdir()  # whatever is there
+    for grey in (10, 20):
+        keep(Shown("mix", Image.new("RGB", (8, 8), (grey,) * 3), "It is grey."), tmp_path, as_json=False)
+    found = [Image.open(tmp_path / name).getpixel((0, 0)) for name in ("mix-2.png", "mix-3.png")]
+    assert found == [(10, 10, 10), (20, 20, 20)]
 
 
 def test_a_walk_begins_and_ends_with_its_prompts(embedded: StableDiffusion, room: Callable[..., Room]) -> None:

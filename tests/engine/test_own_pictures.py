@@ -123,7 +123,7 @@ def test_the_result_is_a_whole_model_for_diffusers_and_for_us(whole: Path, tmp_p
     sheets = list((whole / "run" / "sheets").iterdir())
     assert sheets
     with Image.open(sheets[0]) as sheet:
-        assert sheet.size == (8 * 16 * 2, 16 * 2)
+        assert sheet.size == (3 * 16 * 2, 16 * 2)
 
 
 def test_imagine_draws_with_it(whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

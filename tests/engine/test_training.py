@@ -342,7 +342,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_where_an_unbroken_one_does(tmp_
     lines = [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in lines] == [16, 48]
     with Image.open(tmp_path / "broken" / "sheets" / "000000048.png") as sheet:
-        assert sheet.size == (8 * 32 * 2, 32 * 2)
+        assert sheet.size == (2 * 32 * 2, 32 * 2)
 
 
 def test_a_budget_by_the_clock_survives_pauses() -> None:

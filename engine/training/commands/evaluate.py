@@ -19,7 +19,14 @@ JudgeFolder = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Draw a sample: a tenth of the time.")]
-Only = Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Only this check; may be given several times.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CHECK",
+        help="Only this check, of reconstruction, backgrounds, hues, labels, words, seeds, memories, guidance, speed, "
+        "enlarging and sizes; may be given several times.",
+    ),
+]
 Sheet = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw 64 prompts into this WebP or PNG instead of measuring.")
 ]

@@ -14,7 +14,9 @@ Source = Annotated[
     str, typer.Option("--model", help="embedded, a folder of diffusers, or a name on the model hub, in safetensors.")
 ]
 Rank = Annotated[int | None, typer.Option(min=1, max=1024, help="How much the addition can say.  [default: 8]")]
-Alpha = Annotated[float | None, typer.Option(min=1e-3, max=1e4, help="Its weight times the rank; else the rank.")]
+Alpha = Annotated[
+    float | None, typer.Option(min=1e-3, max=1e4, help="The addition counts alpha/rank times.  [default: the rank]")
+]
 Size = Annotated[int | None, typer.Option(min=16, max=4096, help="Side of the pictures; else the model's.")]
 Precision = Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Of the network.  [default: bf16]")]
 Merge = Annotated[

@@ -8,12 +8,17 @@ from typing import Annotated
 
 import typer
 
-from engine.training.commands.options import Cache, From
+from engine.training.commands.options import Cache
+
+Beside = Annotated[
+    str,
+    typer.Option("--from", metavar="MODEL", help="Whose other parts it goes with: embedded, or a folder of diffusers."),
+]
 
 
 def measure(
     network: Annotated[Path, typer.Argument(help="A folder with a network's config.json and weights.")],
-    source: From = "embedded",
+    source: Beside = "embedded",
     cache: Cache = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the fixed prompts there.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
@@ -46,7 +51,7 @@ def measure(
 def export(
     run: Annotated[Path, typer.Argument(help="The folder that was --out of a run.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the network goes.")],
-    source: From = "embedded",
+    source: Beside = "embedded",
     raw: Annotated[bool, typer.Option("--raw", help="The network itself instead of its moving average.")] = False,
 ) -> None:
     """Writes a run's averaged network in fp16, sharded, in the layout of diffusers: also of one that goes on."""
@@ -70,3 +75,4 @@ def export(
         raise ValueError(f"{run} holds no run of `darkroom train diffusion` from {source}.") from error
     with checkpoint.writing(to):
         checkpoint.export(network, to)
+    checkpoint.readable(to)

@@ -33,7 +33,9 @@ Cache = Annotated[
         "--cache", metavar="FOLDER", help="Where the built-in artwork is kept; else ~/.cache/darkroom/training."
     ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, max=10**9, help="End after so many steps.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=10**9, help="End after so many steps. This, --samples or --until is needed.")
+]
 Samples = Annotated[int | None, typer.Option(min=1, max=10**12, help="End after so many pictures seen.")]
 Until = Annotated[str, typer.Option(metavar="HH:MM", help="End at this time of the clock.")]
 Minutes = Annotated[float | None, typer.Option(min=0.01, max=1440, help="Between two checkpoints.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.training.commands.progress import say, shown
+from engine.training.commands.progress import counted, say, shown
 from engine.training.commands.session import Session
 from engine.training.latents import Cached
 from engine.training.models import Model
@@ -25,7 +25,7 @@ def read(session: Session, folder: Path, *, captions: bool = True) -> Reading:
         say(f"Left out: {line}.")
     if len(lines) > SAID:
         say(f"… and {len(lines) - SAID} more: {session.folder / 'skipped.txt'} has them all.")
-    say(f"{len(reading.pictures)} pictures to train on.")
+    say(f"{counted(len(reading.pictures), 'picture')} to train on.")
     return reading
 
 
@@ -33,7 +33,7 @@ def latents(session: Session, reading: Reading, model: Model, *, side: int, seed
     """The pictures' latents and their captions' token states, kept in the run's folder."""
     if cut := model.cut([one.caption for one in reading.pictures]):
         most = model.pipeline.tokenizer.model_max_length
-        say(f"{cut} captions are longer than the {most} tokens that the text encoder reads; their ends are not heard.")
+        say(f"The text encoder reads {most} tokens: the ends of {counted(cut, 'longer caption')} are not heard.")
     with shown("encoding pictures") as tell:
         return own_latents(
             session.folder, reading, model, side=side, seed=seed, flip=flip, told=lambda done, of: tell(done / of, "")

@@ -16,6 +16,11 @@ LINE_EVERY = 30.0  # seconds, where no terminal shows a bar
 Tell = Callable[[float, str], None]  # the share that is done, and a few words
 
 
+def counted(number: int, thing: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def say(sentence: str) -> None:
     """One line on the error output: the standard output is for results."""
     typer.echo(sentence, err=True)

@@ -14,6 +14,7 @@ from engine.families.embedded import NAME
 from engine.families.stable_diffusion import fingerprint
 from engine.training import memory
 from engine.training.commands import builtin, own
+from engine.training.commands.progress import say
 from engine.training.commands.run_folder import WHOLE
 from engine.training.commands.session import Session
 from engine.training.diffusion import SCRATCH, Judge, Settings, Trainer, fresh_network, graft, open_network
@@ -61,7 +62,10 @@ def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[st
     trainer = _trainer(model.pipeline.unet, train, scheduler, settings)
     prompts = model.states(own.prompts(reading))
     judge = Judge(trainer, plain(train, reading, flip), prompts, model.pipeline.vae, scheduler, "v_mse_of_pictures")
-    return session.train(trainer, judge, lambda: _write(session, model, trainer), minutes=1.0)
+    code = session.train(trainer, judge, lambda: _write(session, model, trainer), minutes=1.0)
+    if code == 0:
+        say(f'Draw with it: darkroom imagine "{reading.pictures[0].caption}" --model {session.course.out}')
+    return code
 
 
 def _trainer(network: UNet2DConditionModel, train: Cached, scheduler: DDIMScheduler, settings: Settings) -> Trainer:

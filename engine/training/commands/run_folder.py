@@ -23,6 +23,7 @@ FINISHED, MERGED, WHOLE, BOARD = "finished.json", "merged.json", "whole", "tenso
 WRITTEN = (CHECKPOINT, f"{CHECKPOINT}.fresh", LOG, ORIGIN, FINISHED, MERGED, "sheets", BOARD, WHOLE)
 MARK = "darkroom train "
 MARK_BYTES = 64
+BEFORE = (LOCK, "skipped.txt")  # what is there before the first checkpoint is
 
 
 def refuse_foreign(out: Path, kind: str, data: Path | None = None) -> None:
@@ -119,14 +120,17 @@ def rewind(log: Path, samples: int) -> None:
 
 
 def _unused(out: Path) -> bool:
-    """Nothing in it, or no more than what a process leaves that was killed before it wrote its mark."""
+    """Nothing in it, or no more than what a command leaves that was refused, or killed, before a run began."""
     if not out.exists():
         return True
     folder = out / RUN
     if any(path != folder for path in out.iterdir()):
         return False
     inside = list(folder.iterdir()) if folder.is_dir() else []
-    return not folder.is_file() and all(path.name == LOCK and not path.stat().st_size for path in inside)
+    if folder.is_file() or any(path.name not in BEFORE for path in inside):
+        return False
+    lock = folder / LOCK
+    return not lock.exists() or not lock.stat().st_size or kind_of(folder) is not None
 
 
 def _in_each_other(one: Path, other: Path) -> bool:

@@ -99,6 +99,7 @@ def _merge(session: Session, model: Model, trainer: Trainer, merge: Path) -> Non
     network.unload_lora()
     with checkpoint.writing(merge):
         write_model(model.pipeline, stored(model.folder), merge, session.folder / run_folder.WHOLE)
+    checkpoint.readable(merge)
     say(f"{merge} is the whole model with the addition in it.")
 
 

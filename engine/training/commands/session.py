@@ -23,7 +23,7 @@ from engine.training import checkpoint
 from engine.training.commands import run_folder
 from engine.training.commands.board import board
 from engine.training.commands.options import Course
-from engine.training.commands.progress import say, shown
+from engine.training.commands.progress import counted, say, shown
 from engine.training.commands.run_folder import RUN
 from engine.training.run import Budget, Judge, Losses, Run, Trainer
 
@@ -85,18 +85,18 @@ class Session:
         run = Run(self.folder, trainer, judge, budget, started=time.time(), about=about)
         if self.position is None:
             run_folder.clear(self.folder)  # with --fresh: not before all else was found right
-            run.keep(time.time(), {})
+            run.keep(time.time(), {}, look=True)  # how it was before
         else:
             self._resume(run)
             run_folder.rewind(self.folder / run_folder.LOG, trainer.samples)
         if run.share(time.time()) >= 1:
             return self._finish(trainer, finish, "was finished already")
         if self.position is not None:
-            say(f"Going on after {trainer.steps} steps ({trainer.samples} pictures seen).")
+            say(f"Going on after {counted(trainer.steps, 'step')} ({counted(trainer.samples, 'picture')} seen).")
         with board(self.folder / "tensorboard", trainer.samples) as run.board:
             stopped = self._go(run, 60 * (self.course.minutes or minutes))
         if run.share(time.time()) < 1:
-            say(f"Stopped after {trainer.steps} steps; the same command goes on from there.")
+            say(f"Stopped after {counted(trainer.steps, 'step')}; the same command goes on from there.")
             return 128 + stopped
         return self._finish(trainer, finish, "is finished")
 
@@ -146,10 +146,12 @@ class Session:
         if run_folder.read_object(mark) != now:
             with checkpoint.writing(self.course.out):
                 finish()
+            checkpoint.readable(self.course.out)
             checkpoint.write_whole(mark, json.dumps(now))
             how = "is finished"
         more = "Another --until" if self.course.until else "A larger --steps"
-        say(f"{self.course.out} {how}: {trainer.steps} steps. {more} goes on, --fresh starts over.")
+        say(f"{self.course.out} {how}: {counted(trainer.steps, 'step')}. {more} goes on, --fresh starts over.")
+        say(f"{self.folder / 'sheets'} shows how it went.")
         return 0
 
 

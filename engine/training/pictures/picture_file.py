@@ -56,7 +56,7 @@ def decode(path: Path, *, first_frame: bool = False) -> Decoded:
     except Image.DecompressionBombError as error:
         raise Unusable(TOO_MANY) from error
     except Exception as error:  # a damaged file makes decoders fail in every way there is
-        raise Unusable(f"cannot be decoded ({type(error).__name__})") from error
+        raise Unusable("cannot be decoded: it is damaged, cut short or no picture") from error
 
 
 def _decoded(path: Path, first_frame: bool) -> Decoded:
