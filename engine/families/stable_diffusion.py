@@ -25,7 +25,7 @@ from engine.super_resolver import MAX_SIDE, SuperResolver
 TEXTS_KEPT = 256
 HASHED_WHOLE = 128 * 2**20
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws: a trained folder also holds its run
-OF_OURS, OF_OTHERS = 5.0, 7.5  # guidance: what a trainer of ours has written knows fewer pictures
+OF_OURS, OF_OTHERS = 4.0, 7.5  # guidance: what a trainer of ours has written knows fewer pictures
 
 
 class StableDiffusion:

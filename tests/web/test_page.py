@@ -388,7 +388,9 @@ async def test_a_guest_comes_in_by_a_one_time_address(browser: Browser, open_roo
         await expect(page.locator("#status")).to_contain_text("paper and ink")
         assert "token" not in page.url
         await page.get_by_role("button", name="Invite a guest").click()
-        address = await page.get_by_label("Address for the guest").input_value()
+        field = page.get_by_label("Address for the guest")
+        await expect(field).not_to_have_value("")  # it comes from the house
+        address = await field.input_value()
         await page.goto(address)  # a look at one's own invitation
         await expect(page.get_by_role("button", name="Invite a guest")).to_be_visible()
         guest = await (await browser.new_context()).new_page()

@@ -42,7 +42,7 @@ ENLARGED = Goal("one picture, four times as wide and high", "≤ 1", "s")
 OVERSHOOT = Goal("overshoot of the super-resolver beside an edge, the worst", "≤ 4", "of 255")
 ALL_WEIGHTS = Goal("weights, together", "≤ 90", "MB")
 LARGEST = Goal("weights, the largest file", "≤ 45", "MB")
-SWEPT = (1.0, 2.0, 3.5, 5.0, 7.0)
+SWEPT = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
 
 
 def swept(guidance: float) -> tuple[Goal, Goal]:
