@@ -12,13 +12,14 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-CHECKING, RESOLVING = 2, 3  # the versions that brought the picture check and the super-resolver
-VERSION = RESOLVING
+CHECKING, RESOLVING, MODELS = 2, 3, 4  # the versions that brought the picture check, the super-resolver, other models
+VERSION = MODELS
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CONCEPTS = 8
 MAX_FRAME_BYTES = 256 * 1024
 MAX_RUNGS = 48
+MAX_LORAS = 4
 
 # \Z, not $: that would let a trailing newline through, into a subject or a file name.
 Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
@@ -40,9 +41,18 @@ Side = Annotated[int, Meta(ge=16, le=4096)]
 Epoch = Annotated[int, Meta(ge=0, le=2**62)]
 Account = Annotated[str, Meta(max_length=64)]
 Version = Annotated[int, Meta(ge=1, le=VERSION)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Sampler = Literal["ddpm", "ddim", "euler", "dpmpp_2m"]
+Sampler = Literal[
+    "ddpm", "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "lcm",
+    "heun", "unipc", "kdpm2", "dpmpp_3m", "native",
+]  # fmt: skip
+FIRST_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")  # what workers before version 4 have
+# More than one linear evaluation a step, or the model's own scheduler as it comes: the whole picture goes through the
+# unmodified pipeline. It shares forwards, and cannot go on elsewhere midway.
+WHOLE_SAMPLERS: tuple[Sampler, ...] = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
+Guides = Literal["rows", "network"]  # guidance by a row without the words, or as a number that the network takes
 Blame = Literal["member", "model", "worker", "us"]
 Method = Literal["gan", "lanczos"]  # how a picture is enlarged: by the super-resolver, or without new detail
 Verdict = Literal["unchecked", "passed", "flagged"]  # of a picture check; unchecked also where the check failed
@@ -70,16 +80,30 @@ class Ancestor(Struct, frozen=True, forbid_unknown_fields=True):
 
     seed: Seed
     index: Index
-    strength: Annotated[float, Meta(ge=0, le=1)]
+    strength: Fraction
 
 
-class Recipe(_Value, frozen=True, kw_only=True):
-    """Everything that decides pixels, and nothing else.
+class Lora(Struct, frozen=True, forbid_unknown_fields=True):
+    """A small addition to a model's weights (Hu et al. 2021), by its name on the workers, and how strongly.
+
+    `revision` changes with its weights; empty: whichever the worker has.
+    """
+
+    name: Name
+    weight: Annotated[float, Meta(ge=-4, le=4)] = 1.0
+    revision: Annotated[str, Meta(max_length=64)] = ""
+
+
+class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that decides pixels, and nothing else. One that uses nothing new is readable to workers of version 1.
 
     What warm-up measured (`dtype`, default `steps`) is frozen here when the recipe is made: load never changes pixels.
     Image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would. `lineage` lists
     the noise streams of a variation's ancestors, oldest first: every draw (initial and per step) is the spherical
     interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch shape (`exact` mode).
+    Guidance holds from `guidance_start` to `guidance_stop`, as fractions of the steps; outside, the words speak alone,
+    which takes fewer rows (Kynkäänniemi et al. 2024; the fractions are those of diffusers' guiders). `guides` is the
+    model's.
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -97,6 +121,15 @@ class Recipe(_Value, frozen=True, kw_only=True):
     dtype: Dtype
     bucket: Annotated[int, Meta(ge=1, le=256)] | None = None
     lineage: Annotated[tuple[Ancestor, ...], Meta(max_length=8)] = ()
+    guidance_start: Fraction = 0.0
+    guidance_stop: Fraction = 1.0
+    guides: Guides = "rows"
+    loras: Annotated[tuple[Lora, ...], Meta(max_length=MAX_LORAS)] = ()
+
+    def __post_init__(self) -> None:
+        interval = (self.guidance_start, self.guidance_stop) != (0.0, 1.0)
+        if interval or self.loras or self.guides != "rows" or self.sampler not in FIRST_SAMPLERS:
+            msgspec.structs.force_setattr(self, "v", max(self.v, MODELS))
 
 
 class Enlarge(_Value, frozen=True, kw_only=True):
@@ -189,6 +222,16 @@ class Started(_Value, frozen=True, kw_only=True):
     step: Step = 0
 
 
+class Loading(_Value, frozen=True, kw_only=True):
+    """A worker fetches the job's model into memory, and how far it is; said now and then, and only while it lasts."""
+
+    v: Version = MODELS
+    job: Id
+    epoch: Epoch
+    model: Name
+    done: Fraction
+
+
 class Finished(_Value, frozen=True, kw_only=True):
     """Every picture of the job was published before this. `cost` is the price it was accepted at, in device-seconds."""
 
@@ -274,6 +317,12 @@ class Warm(Struct, frozen=True, forbid_unknown_fields=True):
     encode_ms: Milliseconds
     decode_ms: Milliseconds  # of a finished picture, its enlargement included
     enlargement: Annotated[int, Meta(ge=1, le=8)] = 1  # finals are so many times as wide and high as their recipe
+    samplers: Annotated[tuple[Sampler, ...], Meta(max_length=32)] = FIRST_SAMPLERS
+    guides: Guides = "rows"
+    guidance_start: Fraction = 0.0  # defaults
+    guidance_stop: Fraction = 1.0
+    loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # what may be added to it, each at its usual weight
+    loaded: bool = True  # False: the worker fetches it into memory when a job asks for it
 
 
 class Presence(_Value, frozen=True, kw_only=True):
@@ -353,24 +402,47 @@ def readable(job: Job, version: int) -> Job:
     return job
 
 
-def unconditional(recipe: Recipe) -> bool:
-    """Whether the empty or negative text u needs a row: u + guidance·Σ wᵢ(cᵢ - u) lacks it where guidance·Σ wᵢ = 1."""
-    return recipe.guidance * sum(concept.weight for concept in recipe.concepts) != 1.0
+def guided(recipe: Recipe, k: int) -> bool:
+    """Whether guidance holds at step `k`, counted as diffusers' guiders do."""
+    first, end = int(recipe.guidance_start * recipe.steps), int(recipe.guidance_stop * recipe.steps)
+    return first <= k < end
 
 
-def rows(recipe: Recipe) -> int:
+def unconditional(recipe: Recipe, held: bool = True) -> bool:
+    """Whether the empty or negative text u needs a row: u + guidance·Σ wᵢ(cᵢ - u) lacks it where guidance·Σ wᵢ = 1.
+
+    Where guidance is not `held`, it is 1/Σ wᵢ: u is needed only if the weights steer away on the whole.
+    """
+    whole = sum(concept.weight for concept in recipe.concepts)
+    if recipe.guides == "network":
+        return False
+    return recipe.guidance * whole != 1.0 if held else whole <= 0.0
+
+
+def rows(recipe: Recipe, held: bool = True) -> int:
     """Network rows a step: per image one for each concept, and one for the empty or negative text unless it cancels."""
-    return recipe.count * (len(recipe.concepts) + unconditional(recipe))
+    return recipe.count * (len(recipe.concepts) + unconditional(recipe, held))
 
 
-def padded(recipe: Recipe) -> int:
-    """Rows a step that are paid for: a pinned batch shape runs as a whole, whatever fills it."""
-    return rows(recipe) + (-rows(recipe) % recipe.bucket if recipe.bucket else 0)
+def pinned(recipe: Recipe, held: bool = True) -> int | None:
+    """The pinned batch shape: where an image takes fewer rows than with guidance, so does the batch."""
+    return recipe.bucket and max(1, recipe.bucket * rows(recipe, held) // rows(recipe))
+
+
+def row_steps(recipe: Recipe) -> int:
+    """Rows of all steps that are paid for: a pinned batch shape runs as a whole, whatever fills it."""
+    held = sum(guided(recipe, k) for k in range(recipe.steps))
+    return held * _padded(recipe, True) + (recipe.steps - held) * _padded(recipe, False)
+
+
+def _padded(recipe: Recipe, held: bool) -> int:
+    taken, size = rows(recipe, held), pinned(recipe, held)
+    return taken + (-taken % size if size else 0)
 
 
 def cost(recipe: Recipe, warm: Warm) -> float:
-    """Calibrated device-seconds: rows × steps × time a row-step at this size + encode + decode (`Recipe`, `Warm`)."""
+    """Calibrated device-seconds: row-steps × time a row-step at this size + encode + decode (`Recipe`, `Warm`)."""
     area = recipe.width * recipe.height / (warm.size * warm.size)
-    steps = padded(recipe) * recipe.steps * warm.row_ms * area
+    steps = row_steps(recipe) * warm.row_ms * area
     texts = (len(recipe.concepts) + 1) * warm.encode_ms
     return (steps + texts + recipe.count * warm.decode_ms * area) / 1000.0
