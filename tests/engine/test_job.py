@@ -210,7 +210,7 @@ def test_a_worker_of_version_2_can_read_every_job_that_it_is_sent() -> None:
         plain = msgspec.msgpack.decode(encode(contract.readable(job, 2)))
         assert set(plain) == V2_JOB
         assert plain["v"] <= 2
-        assert plain["task"]["v"] <= 2
+        assert plain["task"].get("v", 1) <= 2
         if isinstance(task, Enlarge):
             assert plain["task"] == {
                 "type": "Enlarge", "v": 1, "source": "a" * 64, "factor": task.factor, "method": "lanczos",
