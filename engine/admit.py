@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from engine.families.family import Family
 from engine.job import Job, Recipe
-from engine.plan import Plan, plan
+from engine.plan import Plan
 from engine.trajectory import Trajectory
 from engine.unfit import Unfit
 
@@ -31,6 +31,8 @@ def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
         raise Unfit(f"This worker has no model called {recipe.model}.", "worker")
     if recipe.revision and recipe.revision != family.revision:
         raise Unfit(f"This worker has another version of {recipe.model} than the picture asks for.", "worker")
+    if recipe.guides != family.guides:
+        raise Unfit(f"{family.name} takes its guidance in another way than the picture was asked for with.", "us")
     return family
 
 
@@ -46,7 +48,7 @@ def _check_size(recipe: Recipe, family: Family) -> None:
 
 def _plan(recipe: Recipe, family: Family) -> Plan:
     try:
-        return plan(family.scheduler_config, recipe.sampler, recipe.steps, recipe.eta)
+        return family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
     except ValueError as error:
         log.info("%s, %s, %d steps: %s", family.name, recipe.sampler, recipe.steps, error)
         what = f"{recipe.steps} steps with the sampler {recipe.sampler}"

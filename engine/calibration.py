@@ -22,8 +22,7 @@ from msgspec import Meta, Struct
 
 from engine.engine import BUCKETS
 from engine.families.family import Family
-from engine.job import Dtype, Sampler, Warm
-from engine.plan import plan
+from engine.job import Concept, Dtype, Recipe, Sampler, Warm
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +35,7 @@ GRID_ROWS = 8  # four pictures with guidance
 DEFAULTS: tuple[tuple[int, Sampler], ...] = (
     (1000, "ddpm"), (999, "ddpm"), (500, "ddpm"), (250, "ddpm"), (50, "dpmpp_2m"), (30, "dpmpp_2m"), (20, "dpmpp_2m"),
 )  # fmt: skip
+OTHERWISE = 25  # steps of a model that takes none of these samplers
 PROBE = "a small red house beside a lake, flat design"
 
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
@@ -60,7 +60,8 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
             max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
             guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
-            enlargement=family.enlargement,
+            enlargement=family.enlargement, samplers=family.samplers, guides=family.guides,
+            guidance_start=family.interval[0], guidance_stop=family.interval[1],
         )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def measure(family: Family) -> Calibration:
     steps, sampler = _default_steps(family, row_ms)
     latents = torch.zeros(family.latent_shape(family.size, family.size), device=family.device)
     decode_ms = min(_once(family, lambda: family.finish(latents)) for _ in range(2))
-    encode_ms = _once(family, lambda: family.encode(PROBE))
+    encode_ms = _once(family, lambda: family.condition(PROBE, probe(family)))
     return Calibration(dtype, rows, steps, sampler, row_ms, encode_ms, decode_ms, bucket_ms, dtype_ms)
 
 
@@ -140,8 +141,16 @@ def _time_buckets(family: Family, dtype: Dtype) -> dict[int, float]:
 def _forward(family: Family, rows: int, dtype: Dtype) -> float:
     x = torch.zeros((rows, *family.latent_shape(family.size, family.size)), device=family.device)
     t = torch.full((rows,), 500.0, device=family.device)
-    texts = family.encode("").expand(rows, *[-1] * 2)
+    texts = tuple(part.expand(rows, *part.shape) for part in family.condition("", probe(family)))
     return _once(family, lambda: family.denoise(x, t, texts, dtype))
+
+
+def probe(family: Family) -> Recipe:
+    """A recipe of the model's native size: some models also read sizes and guidance."""
+    return Recipe(
+        concepts=(Concept(PROBE),), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
+        guidance=family.guidance, width=family.size, height=family.size, dtype="float32", guides=family.guides,
+    )  # fmt: skip
 
 
 def _once(family: Family, work: Callable[[], object]) -> float:
@@ -159,15 +168,16 @@ def _once(family: Family, work: Callable[[], object]) -> float:
 
 def _default_steps(family: Family, row_ms: float) -> tuple[int, Sampler]:
     """1000 steps of DDPM where a grid of four is done in a minute; else the most that is, and twenty in any case."""
-    for steps, sampler in DEFAULTS[:-1]:
+    choices: list[tuple[int, Sampler]] = [each for each in DEFAULTS if each[1] in family.samplers]
+    for steps, sampler in choices[:-1]:
         if steps * GRID_ROWS * row_ms <= 1000 * PATIENCE and _works(family, sampler, steps):
             return steps, sampler
-    return DEFAULTS[-1]
+    return choices[-1] if choices else (OTHERWISE, family.samplers[0])
 
 
 def _works(family: Family, sampler: Sampler, steps: int) -> bool:
     try:
-        plan(family.scheduler_config, sampler, steps, 0.0)
+        family.plan(sampler, steps, 0.0, family.size, family.size)
     except ValueError:
         return False
     return True

@@ -15,16 +15,16 @@ import torch
 from engine.admit import admit
 from engine.families.family import Family
 from engine.job import Blame, Job, Snapshot
+from engine.memory import is_out_of_memory
 from engine.rows import Coefficients, Layout, Prediction, predict
 from engine.scheduler import Scheduler
-from engine.trajectory import LatentRung, Trajectory
+from engine.trajectory import Asked, LatentRung, Trajectory
 
 log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 CHECK_EVERY = 10  # steps between looks for non-finite rows: each look waits for the device
 MOST_LIMITS = 1000
-OUT_OF_MEMORY = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Engine:
         self._images: dict[str, list[Trajectory]] = {}
         self._watched: set[str] = set()
         self._events: list[Event] = []
-        self._layout: tuple[list[Trajectory], Layout] | None = None
+        self._layout: tuple[list[Asked], Layout] | None = None
         self._steps = 0
 
     @property
@@ -131,8 +131,9 @@ class Engine:
         at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._lay(batch)
         inputs, times = (at["c"] * now)[layout.owner], at["t"].flatten()[layout.owner]
         family, dtype = self._families[batch[0].model], batch[0].dtype
-        rows = [each.split(layout.size) for each in (inputs, times, layout.texts)]
-        out = torch.cat([family.denoise(x, t, texts, dtype) for x, t, texts in zip(*rows, strict=True)])
+        rows = [each.split(layout.size) for each in (inputs, times, *layout.texts)]
+        loras = batch[0].loras
+        out = torch.cat([family.denoise(x, t, tuple(texts), dtype, loras) for x, t, *texts in zip(*rows, strict=True)])
         return predict(batch, now, layout.guide(out), at)
 
     def _advance(self, batch: list[Trajectory], prediction: Prediction) -> None:
@@ -187,11 +188,12 @@ class Engine:
         return self._limits.setdefault(image.key, max(self.rows, image.bucket or 0))
 
     def _lay(self, batch: list[Trajectory]) -> Layout:
-        """The batch's layout, the last one's where nobody joined or left."""
-        size = self._size(batch)
-        if self._layout is None or self._layout[0] != batch or self._layout[1].size != size:
-            self._layout = (batch, Layout.of(batch, size))
-        return self._layout[1]
+        """The batch's layout, the last one's where nobody joined, left or changed what it asks for."""
+        size, asked = self._size(batch), [image.asked for image in batch]
+        known = self._layout
+        if known is None or known[1].size != size or not _same(known[0], asked):
+            self._layout = known = (asked, Layout.of(batch, size))
+        return known[1]
 
     def _size(self, batch: list[Trajectory]) -> int:
         """Rows of a forward: what the recipe pins, or the next bucket, so that compiled shapes stay few."""
@@ -225,9 +227,8 @@ class Engine:
         return events
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Libraries that allocate for themselves say so in the text alone."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in str(error) for mark in OUT_OF_MEMORY)
+def _same(some: Sequence[Asked], others: Sequence[Asked]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:

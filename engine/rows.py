@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from engine.families.family import Conditions
 from engine.plan import COLUMNS
 from engine.trajectory import Trajectory
 
@@ -32,7 +33,7 @@ class Layout:
     owner: torch.Tensor
     base: torch.Tensor
     slots: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    texts: torch.Tensor
+    texts: Conditions
 
     @classmethod
     def of(cls, images: Sequence[Trajectory], size: int) -> Layout:
@@ -40,12 +41,16 @@ class Layout:
         *starts, rows = [0, *accumulate(image.rows for image in images)]
         padding = -rows % size
         owner = [number for number, image in enumerate(images) for _ in range(image.rows)] + [0] * padding
-        texts = torch.cat([image.texts for image in images] + [images[0].texts[:1]] * padding)
+        texts = tuple(
+            torch.cat([*parts] + [parts[0][:1]] * padding)
+            for parts in zip(*(image.asked.texts for image in images), strict=True)
+        )
+        steers = [image.asked.steer for image in images]
         slots = []
-        for slot in range(max(len(image.steer) for image in images)):
-            has = [slot < len(image.steer) for image in images]
+        for slot in range(max(map(len, steers))):
+            has = [slot < len(each) for each in steers]
             row = [start + 1 + slot if there else start for start, there in zip(starts, has, strict=True)]
-            steer = [image.steer[slot] if there else 0.0 for image, there in zip(images, has, strict=True)]
+            steer = [each[slot] if there else 0.0 for each, there in zip(steers, has, strict=True)]
             slots.append((torch.tensor(row, device=device), torch.tensor(steer, device=device).view(-1, 1, 1, 1)))
         return cls(size, torch.tensor(owner, device=device), torch.tensor(starts, device=device), tuple(slots), texts)
 

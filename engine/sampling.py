@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.families.family import Family
+from engine.families.family import Family, Worded
 from engine.job import Dtype
 from engine.plan import COLUMNS, Plan
 from engine.unfit import Unfit
@@ -40,7 +40,7 @@ def initial(family: Family, seed: int) -> torch.Tensor:
     return torch.randn(family.latent_shape(family.size, family.size), generator=torch.Generator().manual_seed(seed))
 
 
-def drawing_of(family: Family, text: torch.Tensor, guidance: float, start: torch.Tensor) -> Drawing:
+def drawing_of(family: Worded, text: torch.Tensor, guidance: float, start: torch.Tensor) -> Drawing:
     """One text with classifier-free guidance; at guidance 1 the empty text cancels out."""
     if guidance == 1:
         return Drawing(start, text[None], ())
@@ -97,7 +97,7 @@ def _step(
     rows = (at["c"] * x).repeat_interleave(torch.tensor(counts, device=x.device), dim=0)
     times = torch.full((len(rows),), at["t"], device=x.device)
     texts = torch.cat([one.texts for one in batch]).to(x.device)
-    out = family.denoise(rows, times, texts, dtype).split(counts)
+    out = family.denoise(rows, times, (texts,), dtype).split(counts)
     guided = torch.stack([_guided(each, one.steer) for each, one in zip(out, batch, strict=True)])
     return at["A"] * x + at["B"] * guided + at["M"] * before, at["P"] * x + at["Q"] * guided
 

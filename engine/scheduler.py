@@ -1,190 +1,190 @@
-"""Who shares the next forward pass: deficit round robin over tier → guild → user → job, in row-steps. No torch.
+"""Who shares the next forward pass: fair queueing over tier → guild → user → job, by calibrated cost. No torch.
 
-A node's *served* is the row-steps it had, divided by its weight; at every level the least served goes first, which is
-deficit round robin with a quantum of one row. A newcomer starts level with the least served, so it is in the next
-batch, and whoever is furthest ahead pauses: nobody waits behind somebody's thousand steps, and nobody banks credit
-while away.
+Two questions, both answered by start-time fair queueing. Which images may share a forward (a *group*: equal keys) and
+has the device now: `engine.turns`. Who of that group is in the batch: `engine.group`. A newcomer starts level with the
+least served, so it is in the very next batch of its group, and whoever is furthest ahead pauses: nobody waits behind
+somebody's thousand steps, and nobody banks credit while away or paused.
+
+Bounds, for siblings f and m at any level, with weights w; W is the cost they had over any interval:
+- In a group, while f has an image that is left out and m's images are at least as wide as f's:
+  W_m/w_m - W_f/w_f ≤ c_f/w_f + c_m/w_m (Goyal et al. 1997, theorem 1; c the dearest image-step), and with new jobs,
+  which go first while their owner is at most a batch ahead, one batch and one image-step more. Narrower images may win
+  the room that nobody else fits in: no batch leaves any. Deficit round robin (Shreedhar and Varghese 1996, "Efficient
+  fair queuing using deficit round-robin") with quantum q allows 2 c + q, and lets a newcomer wait for a whole round.
+- Between groups, for users who have all their work in one: the device times T of groups a and b with claims C (users,
+  by weight) differ by |T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b while nobody joins or leaves them, L the cost of a turn.
+- A group is left after `hold` steps, or `quantum` of cost, at the earliest, unless nobody is left in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
-from engine.job import Share
+from engine.group import Group
+from engine.shares import E, Entry, Seat
+from engine.turns import Turns
 
-MOST_REMEMBERED = 10_000  # what those who left had been served, so that leaving forgives nothing
-MOST_IDLE_TURNS = 4
-MOST_USERS = 8  # beyond so many, a group's turn grows no longer
-Node = tuple[str, ...]  # a path: (), (tier,), (tier, guild), (tier, guild, user), (tier, guild, user, job)
-
-
-class Entry(Protocol):
-    """What is scheduled: one image. Only entries of equal `key` share a batch; those of one job have one key."""
-
-    job: str
-    share: Share
-    k: int
-    key: Hashable
-
-    @property
-    def rows(self) -> int: ...
-
-
-E = TypeVar("E", bound=Entry)
+__all__ = ["Entry", "Scheduler"]
+MOST_WEIGHT = 1000.0
 
 
 class Scheduler(Generic[E]):
-    """`hold`: steps a turn that a group of equal keys has for each of its users. `bank`: the most row-steps owed."""
+    """A group's turn lasts `hold` steps, or `quantum` of cost (milliseconds, where entries have a price) if less."""
 
-    def __init__(self, hold: int = 8, bank: float = 512.0) -> None:
-        self._hold, self._bank = hold, bank
-        self._jobs: dict[Node, list[E]] = {}
-        self._children: dict[Node, set[Node]] = {}
-        self._served: dict[Node, float] = {}
-        self._clock: dict[Node, float] = {}
-        self._key: Hashable = None
-        self._held = 0
+    def __init__(self, hold: int = 8, quantum: float = 1000.0) -> None:
+        self._turns: Turns[E] = Turns(hold, quantum)
+        self._groups: dict[Hashable, Group[E]] = {}
+        self._seats: dict[int, Seat[E]] = {}  # by the entry's id
+        self._paused: dict[int, Seat[E]] = {}
+        self._paused_jobs: set[str] = set()
+        self._newcomers: set[str] = set()  # jobs that were never served
+        self._weights: dict[str, float] = {}  # of jobs, beside other jobs of their user
+        self._offer: tuple[Group[E], dict[int, float]] | None = None  # what `next` proposed, and its costs
+        self._changed = False
+        self._arrived = 0
         self._step = 0
-        self._last: dict[Node, int] = {}  # the step in which a job was last served
-        self._overdue: dict[Node, int] = {}  # the step since which a job goes before everyone
-        self._idle_turns: dict[Node, int] = {}  # turns of its group in which a job was not served
-        self._passed: set[Node] = set()  # whom the batch that `next` proposed overtakes
 
     @property
     def rows(self) -> int:
-        """Rows a step of everything that is here."""
-        return sum(entry.rows for entries in self._jobs.values() for entry in entries)
+        """Rows a step of everything that is here and not paused."""
+        return sum(seat.entry.rows for seat in self._seats.values())
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is here, or all of it is paused."""
+        return not self._seats
 
     def __len__(self) -> int:
-        return sum(map(len, self._jobs.values()))
+        return len(self._seats) + len(self._paused)
+
+    def __contains__(self, job: str) -> bool:
+        return any(seat.names[3] == job for seats in (self._seats, self._paused) for seat in seats.values())
 
     def add(self, entry: E) -> None:
-        *levels, job = _path(entry)
-        self._jobs.setdefault(job, []).append(entry)
-        for parent, node in zip(((), *levels), (*levels, job), strict=True):
-            children = self._children.setdefault(parent, set())
-            if node not in children:
-                children.add(node)
-                self._served[node] = max(self._served.get(node, 0.0), self._clock.get(parent, 0.0))
+        share = entry.share
+        names = (share.tier, share.guild, share.user, entry.job)
+        self._arrived += 1
+        if entry.job not in self:
+            self._newcomers.add(entry.job)
+        seat = Seat(entry, self._arrived, names, self._turns.whole)
+        self._paused[id(entry)] = seat
+        if entry.job not in self._paused_jobs:
+            self._enter(id(entry))
 
     def remove(self, entry: E) -> None:
-        path = _path(entry)
-        self._jobs[path[-1]].remove(entry)
-        if self._jobs[path[-1]]:
+        """Raises KeyError where it is not here."""
+        if id(entry) in self._seats:
+            self._exit(id(entry))
+        del self._paused[id(entry)]
+        if entry.job not in self:
+            self._paused_jobs.discard(entry.job)
+            self._newcomers.discard(entry.job)
+            self._weights.pop(entry.job, None)
+
+    def pause(self, job: str) -> None:
+        """From the next step on it has no rows and earns no credit, until it is resumed. Unknown jobs are ignored."""
+        if job in self:
+            self._paused_jobs.add(job)
+        for number in self._of(job, self._seats):
+            self._exit(number)
+
+    def resume(self, job: str) -> None:
+        """It goes on as it was: owing what it owed, and owed nothing for its absence."""
+        self._paused_jobs.discard(job)
+        for number in self._of(job, self._paused):
+            self._enter(number)
+
+    def prioritise(self, job: str, weight: float) -> None:
+        """Of its user's rows the job gets `weight` times as many as one of weight 1; other users lose nothing by it.
+
+        Raises ValueError where the weight is not above 0 and at most 1000.
+        """
+        if not 0.0 < weight <= MOST_WEIGHT:
+            raise ValueError(f"a job's weight is above 0 and at most {MOST_WEIGHT:g}, not {weight:g}")
+        if job not in self:
             return
-        del self._jobs[path[-1]], self._served[path[-1]]
-        self._last.pop(path[-1], None)
-        self._overdue.pop(path[-1], None)
-        self._idle_turns.pop(path[-1], None)
-        for parent, node in reversed(list(zip(((), *path), path, strict=False))):
-            if self._children.get(node):
-                break
-            self._children[parent].discard(node)
-            self._children.pop(node, None)
-            self._clock.pop(node, None)
-        if len(self._served) > MOST_REMEMBERED:
-            here = {node for children in self._children.values() for node in children}
-            self._served = {node: rows for node, rows in self._served.items() if node in here}
+        self._weights[job] = weight
+        for number in self._of(job, self._seats):
+            self._seats[number].job.weight = weight
+        self._changed = True
 
     def next(self, limit: int, limits: Mapping[Hashable, int] = MappingProxyType({})) -> list[E]:
-        """The next batch, at most `limit` rows (a single larger entry goes alone); changes nothing. [] when idle.
+        """The next batch, at most `limit` rows (a single wider entry goes alone); changes nothing. [] when idle.
 
         `limits` holds the limits of the keys that have one of their own.
         """
-        key = self._group()
-        limit = limits.get(key, limit)
-        self._passed.clear()
-        queues = {job: sorted((e for e in each if e.key == key), key=lambda e: e.k) for job, each in self._jobs.items()}
-        queues = {job: queue for job, queue in queues.items() if queue}
-        if sum(entry.rows for queue in queues.values() for entry in queue) <= limit:
-            return [entry for queue in queues.values() for entry in queue]
-        return self._fill(queues, limit)
+        self._regroup()
+        seat = self._turns.next()
+        if seat is None:
+            return []
+        group = self._groups[seat.key]
+        batch = group.fill(limits.get(seat.key, limit), self._step)
+        self._offer = group, {seat.number: seat.cost for seat in batch}
+        return [seat.entry for seat in batch]
 
-    def charge(self, batch: Sequence[E]) -> None:
-        """The batch has run: everyone on the paths above it was served."""
-        for entry in batch:
-            for node in _path(entry):
-                self._served[node] += entry.rows / entry.share.weight
-        for parent in {parent for entry in batch for parent in ((), *_path(entry)[:-1])}:
-            self._settle(parent)
-        if batch[0].key != self._key:
-            self._end_turn()
-            self._key, self._held = batch[0].key, 0
+    def charge(self, batch: Sequence[E], cost: float | None = None) -> None:
+        """The batch has run, at the rows and prices that it had when it was proposed, even if it has moved on since.
+
+        `cost`: what the whole forward took, where that is not the sum of its rows (padding); it is the group's charge.
+        """
+        if self._offer is None:
+            return
+        group, costs = self._offer
+        seats = [self._seats[id(entry)] for entry in batch if id(entry) in self._seats]
+        ran = [seat for seat in seats if seat.number in costs and seat.number in group.seats]
+        self._offer = None
+        if not ran:
+            return
+        self._lay_claims()
         self._step += 1
-        self._held += 1
-        served = {_path(entry)[-1] for entry in batch}
-        for job in served:
-            self._last[job] = self._step
-            self._overdue.pop(job, None)
-        for job in (self._passed & self._jobs.keys()) - served:
-            self._overdue.setdefault(job, self._step - 1)
+        each = [costs[seat.number] for seat in ran]
+        group.charge(ran, each, self._step)
+        self._turns.charge(group, sum(each) if cost is None else cost, self._step)
 
-    def _end_turn(self) -> None:
-        """Whoever went unserved through several turns of its group is overdue.
+    def _of(self, job: str, seats: Mapping[int, Seat[E]]) -> list[int]:
+        return [number for number, seat in seats.items() if seat.names[3] == job]
 
-        Its owner may have had more than its share all along, by a job in another group; its own group still owes it.
-        """
-        for job, entries in self._jobs.items():
-            if entries[0].key == self._key:
-                idle = self._last.get(job, 0) <= self._step - self._held
-                self._idle_turns[job] = self._idle_turns.get(job, 0) + 1 if idle else 0
-                if self._idle_turns[job] >= MOST_IDLE_TURNS:
-                    self._overdue.setdefault(job, self._step)
+    def _levels(self, seat: Seat[E]) -> tuple[float, ...]:
+        weight = seat.entry.share.weight
+        return weight, weight, weight, self._weights.get(seat.names[3], 1.0)
 
-    def _group(self) -> Hashable:
-        """The key of the next batch. Groups take turns, as long as they have users; whose user waited longest is next.
+    def _enter(self, number: int) -> None:
+        seat = self._seats[number] = self._paused.pop(number)
+        seat.job = self._turns.whole.join(seat, self._levels(seat))
+        self._sit(seat, seat.entry.key)
+        self._changed = True
 
-        By the groups' own last turns a user with many sizes would have a turn for each. By *served* alone a group could
-        starve: somebody who needs little is always the least served, and would always choose.
-        """
-        keys = {job: entries[0].key for job, entries in self._jobs.items()}
-        users = {job[:-1] for job, key in keys.items() if key == self._key}
-        others = [job for job, key in keys.items() if key != self._key]
-        if not others or (users and self._held < self._hold * min(len(users), MOST_USERS)):
-            return self._key
-        turn: dict[Node, int] = {}
-        for job in keys:
-            turn[job[:-1]] = max(turn.get(job[:-1], 0), self._last.get(job, 0))
-        return keys[min(others, key=lambda job: (turn[job[:-1]], self._last.get(job, 0), self._tag(job, self._served)))]
+    def _exit(self, number: int) -> None:
+        seat = self._paused[number] = self._seats.pop(number)
+        seat.job.leave(seat)
+        self._rise(seat)
+        self._changed = True
 
-    def _fill(self, queues: dict[Node, list[E]], limit: int) -> list[E]:
-        """By the fair order; where the next is too wide, somebody narrower may overtake it, once."""
-        served = dict(self._served)
-        batch: list[E] = []
-        too_wide: list[Node] = []
-        free = limit
-        while queues and free > 0:
-            job = min(queues, key=lambda job: (self._overdue.get(job, self._step), *self._tag(job, served)))
-            if batch and queues[job][0].rows > free:
-                too_wide.append(job)
-                del queues[job]
-                continue
-            entry = queues[job].pop(0)
-            batch.append(entry)
-            free -= entry.rows
-            self._passed.update(too_wide)
-            for node in _path(entry):
-                served[node] += entry.rows / entry.share.weight
-            if not queues[job]:
-                del queues[job]
-        return batch
+    def _sit(self, seat: Seat[E], key: Hashable) -> None:
+        if key not in self._groups:
+            self._groups[key] = Group(key, self._newcomers)
+        self._groups[key].join(seat)
 
-    def _settle(self, parent: Node) -> None:
-        """Time moves on: a newcomer will start at the least served child, and no child is owed more than the bank."""
-        children = self._children[parent]
-        floor = max(self._served[child] for child in children) - self._bank
-        for child in children:
-            self._served[child] = max(self._served[child], floor)
-        self._clock[parent] = max(self._clock.get(parent, 0.0), min(self._served[child] for child in children))
+    def _rise(self, seat: Seat[E]) -> None:
+        group = self._groups[seat.key]
+        group.leave(seat)
+        if not group.seats:
+            del self._groups[seat.key]
 
-    @staticmethod
-    def _tag(job: Node, served: dict[Node, float]) -> tuple[float, ...]:
-        return tuple(served[job[:depth]] for depth in range(1, len(job) + 1))
+    def _regroup(self) -> None:
+        """Keys change from step to step: everyone sits where its next step belongs."""
+        for seat in self._seats.values():
+            key = seat.entry.key
+            if key is not seat.key and key != seat.key:
+                self._rise(seat)
+                self._sit(seat, key)
+                self._changed = True
+        self._lay_claims()
 
-
-def _path(entry: Entry) -> tuple[Node, ...]:
-    share = entry.share
-    whole = (share.tier, share.guild, share.user, entry.job)
-    return whole[:1], whole[:2], whole[:3], whole
+    def _lay_claims(self) -> None:
+        if self._changed:
+            self._changed = False
+            for group in self._groups.values():
+                group.lay_claims(self._turns.whole)

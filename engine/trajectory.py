@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from engine import ladder
-from engine.families.family import Family
-from engine.job import Dtype, Job, Recipe, Snapshot, unconditional
+from engine.families.family import Conditions, Family
+from engine.job import Dtype, Job, Recipe, Snapshot, guided, pinned, unconditional
 from engine.noise import Noise
 from engine.plan import Plan
 
@@ -28,18 +29,29 @@ class LatentRung:
     h: torch.Tensor | None = None
 
 
+class Asked(NamedTuple):
+    """What an image asks of the network in a step: a base row and one for each further text.
+
+    out = base + Σ steer·(row - base). Images of equal `key` may share a forward; `bucket` is its pinned shape.
+    """
+
+    texts: Conditions  # each [rows, …]
+    steer: tuple[float, ...]
+    key: Hashable
+    bucket: int | None
+
+
 class Trajectory:
-    """Image `image` of `job`. Its rows are a base and one for each further text: out = base + Σ steer·(row - base)."""
+    """Image `image` of `job`. In the steps without guidance it may ask for fewer rows than in those with."""
 
     def __init__(self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family) -> None:
         shape = family.latent_shape(recipe.width, recipe.height)
         self.job, self.image, self.share, self.plan = job.id, image, job.share, plan
-        self.model, self.bucket = family.name, recipe.bucket
+        self.model, self.loras = family.name, recipe.loras
         self.dtype: Dtype = recipe.dtype
         self.noise = Noise(recipe, image, shape)
-        self.texts, self.steer = conditioning(recipe, family)
-        self.rows = len(self.texts)
-        self.key: Hashable = (family.name, recipe.dtype, shape, tuple(self.texts.shape[1:]), recipe.bucket)
+        self._guided = tuple(guided(recipe, k) for k in range(recipe.steps))
+        self._asked = {held: _asked(recipe, family, shape, held) for held in {*self._guided}}
         self.k = 0
         self.x = (self.noise.initial() * plan.init_sigma).to(family.device)
         self.h = torch.zeros_like(self.x) if plan.keeps_history else None
@@ -49,6 +61,23 @@ class Trajectory:
     @property
     def done(self) -> bool:
         return self.k >= self.plan.steps
+
+    @property
+    def asked(self) -> Asked:
+        """What the next step asks for."""
+        return self._asked[self._guided[min(self.k, len(self._guided) - 1)]]
+
+    @property
+    def rows(self) -> int:
+        return len(self.asked.texts[0])
+
+    @property
+    def key(self) -> Hashable:
+        return self.asked.key
+
+    @property
+    def bucket(self) -> int | None:
+        return self.asked.bucket
 
     def move(self, x: torch.Tensor, x0: torch.Tensor) -> bool:
         """One step on, without a copy: the tensors are never written to again. True where this step is a rung."""
@@ -98,17 +127,27 @@ class Trajectory:
         return list(flat.to(self.x.device))
 
 
-def conditioning(recipe: Recipe, family: Family) -> tuple[torch.Tensor, tuple[float, ...]]:
-    """Texts `[rows, tokens, features]` and the steer of each row after the first.
+def conditioning(recipe: Recipe, family: Family, held: bool = True) -> tuple[Conditions, tuple[float, ...]]:
+    """Conditions, each `[rows, …]`, and the steer of each row after the first.
 
     out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11); where guidance·Σ wᵢ = 1 the empty text u cancels
-    out, and the first concept is the base.
+    out, and the first concept is the base. So it is where guidance is not `held`, or is the network's own: the
+    concepts' weights then sum to 1.
     """
-    texts = [family.encode(concept.text) for concept in recipe.concepts]
-    steer = [recipe.guidance * concept.weight for concept in recipe.concepts]
-    if unconditional(recipe):
-        return torch.stack([family.encode(recipe.negative), *texts]), tuple(steer)
-    return torch.stack(texts), tuple(steer[1:])
+    texts = [family.condition(concept.text, recipe) for concept in recipe.concepts]
+    whole = sum(concept.weight for concept in recipe.concepts)
+    scale = recipe.guidance if held and recipe.guides == "rows" else 1.0 / whole if whole > 0 else 1.0
+    steer = [scale * concept.weight for concept in recipe.concepts]
+    if unconditional(recipe, held):
+        texts, steer = [family.condition(recipe.negative, recipe, negative=True), *texts], [0.0, *steer]
+    return tuple(torch.stack(part) for part in zip(*texts, strict=True)), tuple(steer[1:])
+
+
+def _asked(recipe: Recipe, family: Family, shape: tuple[int, ...], held: bool) -> Asked:
+    texts, steer = conditioning(recipe, family, held)
+    bucket = pinned(recipe, held)
+    shapes = tuple(part.shape[1:] for part in texts)
+    return Asked(texts, steer, (family.name, recipe.dtype, recipe.loras, shape, shapes, bucket), bucket)
 
 
 def _bytes(tensor: torch.Tensor | None) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from engine.calibration import probe
 from engine.engine import Developed, Engine, Failed, Stepped
 from engine.families.family import TORCH, Family
 from engine.job import Concept, Dtype, Job, Recipe, Share
@@ -116,11 +117,11 @@ def network_gain(family: Family, dtype: Dtype, rounds: int = 15) -> float:
 def _forward(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
     shape = family.latent_shape(family.size, family.size)
     x, t = torch.randn(rows, *shape), torch.full((rows,), 500.0)
-    text = family.encode("cat").expand(rows, -1, -1)
+    texts = tuple(part.expand(rows, *part.shape) for part in family.condition("cat", probe(family)))
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:
-        return family.denoise(x, t, text, dtype)
+        return family.denoise(x, t, texts, dtype)
 
     return forward
 

@@ -23,13 +23,30 @@ def load(
     `resolver` enlarges what a small model draws.
     """
     from engine.families.embedded import NAME, load_embedded
-    from engine.families.stable_diffusion import StableDiffusion
 
     if name_or_path == NAME:
         return load_embedded(device, resolver=resolver)
     own = data / "models" / name_or_path
-    source = str(own) if own.is_dir() else name_or_path
-    return StableDiffusion.from_pretrained(source, model_name(name_or_path), device, resolver)
+    return load_folder(str(own) if own.is_dir() else name_or_path, model_name(name_or_path), device, resolver)
+
+
+def load_folder(
+    source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
+) -> Family:
+    """From a folder, or a name on the model hub. Raises `Unfit` where that is no model in safetensors."""
+    from engine.families.opening import folder_of, open_pipeline
+    from engine.families.pipelined import fingerprint
+    from engine.families.stable_diffusion import StableDiffusion
+    from engine.families.table import BY_PIPELINE
+
+    folder = folder_of(source)
+    pipeline, revision = open_pipeline(folder, name), fingerprint(folder)
+    kind = type(pipeline).__name__
+    if kind == "StableDiffusionPipeline":
+        return StableDiffusion(pipeline, name, revision, device, resolver=resolver)
+    if kind in BY_PIPELINE:
+        return BY_PIPELINE[kind](pipeline, name, revision, device)
+    raise Unfit(f"The model {name} is a {kind}, which has no family here.", "model")
 
 
 def model_name(name_or_path: str) -> str:

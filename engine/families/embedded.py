@@ -18,8 +18,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import AutoTokenizer, BertModel
 
+from engine.families.pipelined import fingerprint
 from engine.families.quiet import quiet
-from engine.families.stable_diffusion import StableDiffusion, fingerprint
+from engine.families.stable_diffusion import StableDiffusion
 from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
 

@@ -8,10 +8,16 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from engine.job import Dtype
+from engine.job import Dtype, Guides, Lora, Recipe, Sampler
+from engine.plan import Plan
 
 TORCH: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SMALL = 128  # pixels of native side: a model no larger is decoded for its previews, and its finals are super-resolved
+
+# What the network reads beside latents and timesteps, for one text or, stacked, for the rows of a batch: token states
+# first, then whatever the model takes besides (a pooled text, sizes in pixels, a mask). The model decides what and how
+# many; their shapes are part of the batch key.
+Conditions = tuple[torch.Tensor, ...]
 
 
 class Family(Protocol):
@@ -20,25 +26,35 @@ class Family(Protocol):
     name: str
     revision: str  # changes with the weights: calibrations and recipes are bound to it
     device: torch.device
-    scheduler_config: Mapping[str, Any]
+    samplers: tuple[Sampler, ...]
     size: int  # native side in pixels
     multiple: int  # sides are multiples of this
-    max_pixels: int
     tokens: int  # how many the text encoder reads
+    guides: Guides
     guidance: float  # default
+    interval: tuple[float, float]  # default: the fractions of the steps between which guidance holds
     enlargement: int  # how many times as wide and high as its recipe a finished picture is; 1: as it says
     upscaler: str  # the name of what does that; empty where nothing does
+
+    @property
+    def max_pixels(self) -> int: ...
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        """The sampler's table for a picture of this size in pixels. Raises ValueError with a sentence."""
+        ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of a picture of this size in pixels."""
         ...
 
-    def encode(self, text: str) -> torch.Tensor:
-        """Token states `[tokens, features]`, float32 on the device; one text at a time in one fixed shape, cached."""
+    def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
+        """One text of a recipe, in one fixed shape, float32 on the device; one at a time, cached."""
         ...
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, dtype: Dtype) -> torch.Tensor:
-        """The network's output, float32, for inputs `[rows, …]`, timesteps `[rows]` and texts `[rows, tokens, …]`."""
+    def denoise(
+        self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
+    ) -> torch.Tensor:
+        """The network's output, float32, for inputs `[rows, …]`, timesteps `[rows]` and conditions `[rows, …]`."""
         ...
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
@@ -51,4 +67,14 @@ class Family(Protocol):
 
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
         """Latents `[channels, height, width]` of a picture: the autoencoder's mean."""
+        ...
+
+
+class Worded(Family, Protocol):
+    """A family whose only condition is its words' token states, so that one can reckon with them."""
+
+    scheduler_config: Mapping[str, Any]
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Token states `[tokens, features]`, float32 on the device; one text at a time in one fixed shape, cached."""
         ...

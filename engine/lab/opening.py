@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from engine.unfit import Unfit
 
 if TYPE_CHECKING:
-    from engine.families.family import Family
+    from engine.families.family import Worded
     from engine.lab.room import Room
 
 WORDS = Path(__file__).parent.parent / "weights" / "words.json"
@@ -34,19 +34,23 @@ def room(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[
         yield Room(family, steps, chosen, seed, lambda done, of: bar.update(task, completed=done, total=of))
 
 
-def loaded(model: str) -> Family:
+def loaded(model: str) -> Worded:
     """Whatever the engine loads; also a training run's folder, which has our network but no text encoder of its own."""
     from engine.config import default_data, upscaler
     from engine.device import best
     from engine.families import load
     from engine.families.embedded import load_embedded
+    from engine.families.stable_diffusion import StableDiffusion
     from engine.super_resolver import SuperResolver
 
     folder, device = Path(model), best()
     resolver = SuperResolver.find(upscaler(), device)
     if (folder / "unet").is_dir() and (folder / "vae").is_dir() and not (folder / "text_encoder").exists():
         return load_embedded(device, folder, resolver)
-    return load(model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=device, resolver=resolver)
+    family = load(model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=device, resolver=resolver)
+    if not isinstance(family, StableDiffusion):
+        raise Unfit(f"The lab takes Stable Diffusion 1.x and 2.x; {family.name} is something else.", "model")
+    return family
 
 
 def asked(prompt: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from PIL import Image
 
-from engine.families.family import Family
+from engine.families.family import Worded
 from engine.job import MAX_STEPS
 from engine.plan import Plan, plan
 from engine.sampling import Drawing, Seen, develop, drawing_of, initial
@@ -26,7 +26,7 @@ class Shown:
     frames: Sequence[Image.Image] = ()
 
 
-def table(family: Family, steps: int) -> Plan:
+def table(family: Worded, steps: int) -> Plan:
     """The DDIM plan of this model's schedule: a step needs only the latents before it, so one can begin anywhere.
 
     Raises `Unfit`.
@@ -43,7 +43,7 @@ def table(family: Family, steps: int) -> Plan:
 class Room:
     """`guidance` is how closely texts are followed, `seed` where the noise comes from, `seen` hears of every step."""
 
-    family: Family
+    family: Worded
     steps: int
     guidance: float
     seed: int

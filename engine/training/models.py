@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 from engine.config import default_data
 from engine.families.embedded import NAME, WEIGHTS, assemble, load_text_encoder
 from engine.families.opening import folder_of, open_pipeline
+from engine.families.pipelined import fingerprint
 from engine.families.quiet import quiet
-from engine.families.stable_diffusion import fingerprint
+from engine.unfit import Unfit
 
 INDEX = "model_index.json"
 PARTS = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
@@ -63,7 +65,10 @@ def open_model(source: str) -> Model:
     """Raises `Unfit` where that is no Stable Diffusion model in safetensors."""
     folder = model_folder(source)
     if (folder / INDEX).is_file():
-        return Model(open_pipeline(folder, source), folder, fingerprint(folder))
+        pipeline = open_pipeline(folder, source)
+        if not isinstance(pipeline, StableDiffusionPipeline):
+            raise Unfit(f"{source} is no Stable Diffusion 1.x or 2.x model, which alone can be trained here.", "model")
+        return Model(pipeline, folder, fingerprint(folder))
     refuse_incomplete(source, folder)
     try:
         pipeline = assemble(folder)  # our parts alone, as in `engine/weights`

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,11 @@ from safetensors.torch import save_file
 
 from engine.engine import Developed, Engine, Failed
 from engine.families.embedded import load_embedded
+from engine.families.family import Conditions
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Concept, Dtype, Job, Recipe, Share
+from engine.job import FIRST_SAMPLERS, Concept, Dtype, Guides, Job, Lora, Recipe, Sampler, Share
+from engine.plan import Plan, plan
+from tests.engine.small_models import build
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -28,6 +29,9 @@ class Affine:
     device = torch.device("cpu")
     size, multiple, max_pixels, tokens = 32, 8, 64 * 64, 4
     enlargement, upscaler = 1, ""
+    guides: Guides = "rows"
+    interval = (0.0, 1.0)
+    samplers = FIRST_SAMPLERS
 
     def __init__(self, scheduler_config: dict[str, Any], spoilt_text: str = "", memory: int = 10_000) -> None:
         self.scheduler_config = scheduler_config
@@ -39,15 +43,20 @@ class Affine:
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return 4, height // 8, width // 8
 
-    def encode(self, text: str) -> torch.Tensor:
-        value = float("nan") if text == self._spoilt and text else (sum(map(ord, text)) % 97) / 97
-        return torch.full((4, 2), value)
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        return plan(self.scheduler_config, sampler, steps, eta)
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, dtype: Dtype) -> torch.Tensor:
+    def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
+        value = float("nan") if text == self._spoilt and text else (sum(map(ord, text)) % 97) / 97
+        return (torch.full((4, 2), value),)
+
+    def denoise(
+        self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
+    ) -> torch.Tensor:
         if len(x) > self.memory_of.get(x.shape[-1], self.memory):
             raise torch.OutOfMemoryError("the test's memory is full")
         self.shapes.append(len(x))
-        return 0.3 * x + t.view(-1, 1, 1, 1) / 2000 + texts[:, 0, 0].view(-1, 1, 1, 1)
+        return 0.3 * x + t.view(-1, 1, 1, 1) / 2000 + texts[0][:, 0, 0].view(-1, 1, 1, 1)
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
         pixels = ((latents[:3].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
@@ -81,47 +90,8 @@ def embedded() -> StableDiffusion:
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion 1.x folder with random weights: CLIP, epsilon prediction, "leading" spacing, very small."""
     folder = tmp_path_factory.mktemp("small-sd")
-    build_small(folder)
+    build("sd", folder)
     return folder
-
-
-def build_small(folder: Path) -> None:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    diffusers: Any = import_module("diffusers")
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=100,
-        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL(
-            block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=8, sample_size=32,
-        ),
-        unet=diffusers.UNet2DConditionModel(
-            block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, sample_size=16, in_channels=4,
-            out_channels=4, attention_head_dim=8, norm_num_groups=8,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        ),
-        scheduler=diffusers.PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        ),
-        text_encoder=CLIPTextModel(text), tokenizer=small_tokenizer(folder), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(folder, safe_serialization=True)
-
-
-def small_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
 @pytest.fixture(scope="session")

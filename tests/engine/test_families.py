@@ -12,7 +12,8 @@ import torch
 
 from engine.families import embedded as embedded_module
 from engine.families import load, model_name, stable_diffusion
-from engine.families.stable_diffusion import StableDiffusion, fingerprint
+from engine.families.pipelined import fingerprint
+from engine.families.stable_diffusion import StableDiffusion
 from engine.unfit import Unfit
 
 

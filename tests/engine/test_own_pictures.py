@@ -20,7 +20,7 @@ from bot.cli.terminal import Wish, run
 from bot.config import load as settings
 from engine.families import load
 from engine.families.embedded import load_text_encoder
-from engine.families.stable_diffusion import fingerprint
+from engine.families.pipelined import fingerprint
 from engine.training import checkpoint, memory
 from engine.training.__main__ import main
 from engine.training.commands.builtin import weights_of

@@ -13,6 +13,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 
 from engine.engine import Engine
+from engine.families import load_folder
 from engine.families.embedded import assemble
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Concept, Recipe
@@ -31,7 +32,9 @@ def rival() -> Any:
 
 @pytest.fixture(scope="module")
 def small(small_folder: Path) -> StableDiffusion:
-    return StableDiffusion.from_pretrained(str(small_folder), "small")
+    family = load_folder(str(small_folder), "small")
+    assert isinstance(family, StableDiffusion)
+    return family
 
 
 @pytest.fixture(scope="module")

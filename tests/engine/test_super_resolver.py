@@ -217,12 +217,11 @@ def test_what_would_be_too_large_stays_as_it_is(weights: Make, monkeypatch: pyte
 
 
 def test_a_large_model_has_no_use_for_it(small_folder: Path, weights: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.families import stable_diffusion
-    from engine.families.stable_diffusion import StableDiffusion
+    from engine.families import load_folder, stable_diffusion
 
     monkeypatch.setattr(stable_diffusion, "SMALL", 31)
-    plain = StableDiffusion.from_pretrained(str(small_folder), "small")
-    given = StableDiffusion.from_pretrained(str(small_folder), "small", resolver=SuperResolver(weights()))
+    plain = load_folder(str(small_folder), "small")
+    given = load_folder(str(small_folder), "small", resolver=SuperResolver(weights()))
     assert (given.enlargement, given.revision) == (1, plain.revision)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.families.family import Family
+from engine.families.family import Worded
 from engine.job import Dtype, Sampler
 from engine.plan import plan
 from engine.sampling import develop, drawing_of, initial
@@ -21,7 +21,7 @@ ROWS = 64  # of a forward: beyond that a larger batch gains nothing on a process
 class Painter:
     """`told` hears how many of how many steps are done."""
 
-    family: Family
+    family: Worded
     dtype: Dtype
     told: Callable[[int, int], None] = lambda done, of: None
     steps: int = 25

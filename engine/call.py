@@ -1,0 +1,184 @@
+"""Call: what somebody gave to a network's forward, read so that calls of others can be put together with it, by rows.
+
+A leaf of the arguments is *rows* (a tensor, or a list, with one entry for each row of the first argument), *time* (a
+timestep without a dimension of its own, which every network of diffusers also takes a row each) or *one for all*:
+equal in all calls that go together. Knows shapes and names; no network is run here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+TIMES = ("timestep", "timesteps", "t", "r", "timestep_ratio")
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A network's forward, computed in `kind` and given back in float32; None: as it is. Timesteps keep their kind."""
+
+    net: Any
+    kind: torch.dtype | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.net.forward).parameters)
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.kind is None:
+            return self.net.forward(*args, **kwargs)
+        names = self.names
+        args = tuple(each if names[n] in TIMES else _cast(each, self.kind) for n, each in enumerate(args))
+        kwargs = {name: each if name in TIMES else _cast(each, self.kind) for name, each in kwargs.items()}
+        return _cast(self.net.forward(*args, **kwargs), torch.float32)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Only calls of equal `signature` may go together. `rows` is how many of the network's batch it takes."""
+
+    forward: Forward
+    names: tuple[str, ...]  # of the positional arguments
+    arguments: Arguments
+    rows: int
+    signature: Hashable
+    times: tuple[Any, ...] = ()  # its timesteps: numbers, or tensors with or without a dimension
+
+
+class Reader:
+    """Reads the calls of one caller to `forward`; remembers what it saw of tensors that come again unchanged."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward, self._names = forward, forward.names
+        self._seen: dict[str, tuple[torch.Tensor, int, str]] = {}
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        names = self._names[: len(args)]
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        rows = count(named.get(self._names[0]) if self._names else None)
+        if rows == 0 or len(names) < len(args):  # it cannot be read, so it goes with nothing
+            return Call(self.forward, names, (args, kwargs), max(1, rows), object())
+        marks = tuple((name, self._mark(named[name], rows, name)) for name in sorted(named))
+        times = tuple(named[name] for name in TIMES if isinstance(named.get(name), int | float | torch.Tensor))
+        return Call(self.forward, names, (args, kwargs), rows, (self.forward, marks), times)
+
+    def _mark(self, value: Any, rows: int, path: str) -> Hashable:
+        """What must be equal of this part of the arguments."""
+        if is_time(value, path):
+            return ("time", str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__)
+        if isinstance(value, torch.Tensor):
+            kind = (str(value.dtype), str(value.device))
+            if is_rows(value, rows):
+                return ("rows", tuple(value.shape[1:]), *kind)
+            return ("same", tuple(value.shape), *kind, self._content(value, path))
+        if is_rows(value, rows):
+            return ("rows", frozenset(self._entry(each, f"{path}[{n}]") for n, each in enumerate(value)))
+        if isinstance(value, Mapping):
+            return ("dict", *((key, self._mark(value[key], rows, f"{path}.{key}")) for key in sorted(value)))
+        if isinstance(value, list | tuple):
+            return (type(value).__name__, *(self._mark(each, rows, f"{path}.{n}") for n, each in enumerate(value)))
+        return (type(value).__name__, value if isinstance(value, Hashable) else id(value))
+
+    def _entry(self, value: Any, path: str) -> Hashable:
+        """The same of one entry of a list that has one for each row."""
+        return (value.shape, str(value.dtype)) if isinstance(value, torch.Tensor) else self._mark(value, -1, path)
+
+    def _content(self, tensor: torch.Tensor, path: str) -> str:
+        """A digest of what is one for all (positions, say); waits for the device, so once for each tensor."""
+        version = -1 if tensor.is_inference() else tensor._version
+        known = self._seen.get(path)
+        if version < 0 or known is None or known[0] is not tensor or known[1] != version:
+            plain = tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8)
+            known = (tensor, version, hashlib.sha256(plain.numpy().tobytes()).hexdigest())
+            self._seen[path] = known
+        return known[2]
+
+
+def count(first: Any) -> int:
+    """Rows of a network's first argument, its noisy input; 0 where that is neither a batch nor a list of tensors."""
+    if isinstance(first, torch.Tensor):
+        return len(first) if first.dim() else 0
+    return len(first) if isinstance(first, list) and all(isinstance(each, torch.Tensor) for each in first) else 0
+
+
+def is_time(value: Any, path: str) -> bool:
+    if isinstance(value, bool) or path not in TIMES:
+        return False
+    return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+
+
+def is_rows(value: Any, rows: int) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.dim() > 0 and len(value) == rows
+    return isinstance(value, list) and len(value) == rows
+
+
+def _cast(value: Any, kind: torch.dtype) -> Any:
+    """Every floating point tensor of it in another kind."""
+    if isinstance(value, torch.Tensor):
+        return value.to(kind) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return type(value)(**{key: _cast(each, kind) for key, each in value.items()})
+    return type(value)(_cast(each, kind) for each in value) if type(value) in (list, tuple) else value
+
+
+def times_differ(calls: Sequence[Call]) -> bool:
+    """Whether calls stand at different timesteps. Waits for the device."""
+    first = {tuple(float(torch.as_tensor(t).flatten()[0]) for t in call.times) for call in calls}
+    return len(first) > 1
+
+
+def joined(calls: Sequence[Call], padding: int = 0) -> Arguments:
+    """The arguments of calls of equal signature as one, by rows; `padding` repeats the first row so many times.
+
+    One call without padding is left as it is.
+    """
+    if len(calls) == 1 and not padding:
+        return calls[0].arguments
+    counts, every = [call.rows for call in calls], [call.arguments for call in calls]
+    names, (_, kwargs) = calls[0].names, every[0]
+    args = tuple(_join([each[0][n] for each in every], counts, padding, name) for n, name in enumerate(names))
+    return args, {name: _join([each[1][name] for each in every], counts, padding, name) for name in kwargs}
+
+
+def _join(values: Sequence[Any], counts: Sequence[int], padding: int, name: str = "") -> Any:
+    first = values[0]
+    if is_time(first, name):
+        times = [torch.as_tensor(t, dtype=_wide(t)).expand(n) for t, n in zip(values, counts, strict=True)]
+        return torch.cat([*times, *[times[0][:1]] * padding])
+    if is_rows(first, counts[0]):
+        if isinstance(first, torch.Tensor):
+            return torch.cat([*values, *[first[:1]] * padding])
+        return [each for value in values for each in value] + first[:1] * padding
+    if isinstance(first, Mapping):
+        return {key: _join([value[key] for value in values], counts, padding) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)(_join(each, counts, padding) for each in zip(*values, strict=True))
+    return first
+
+
+def _wide(t: Any) -> torch.dtype | None:
+    """As the networks themselves make a tensor of a number."""
+    return torch.float64 if isinstance(t, float) else None
+
+
+def split(output: Any, counts: Sequence[int], whole: int) -> list[Any]:
+    """What each call gets of an output of `whole` rows. Raises ValueError where it is not made of rows."""
+    if output is None or isinstance(output, bool | int | float | str):
+        return [output] * len(counts)
+    if is_rows(output, whole):
+        starts = [sum(counts[:n]) for n in range(len(counts))]
+        return [output[start : start + n] for start, n in zip(starts, counts, strict=True)]
+    if isinstance(output, Mapping):  # diffusers' outputs are dictionaries, and dataclasses at once
+        parts = {key: split(value, counts, whole) for key, value in output.items()}
+        return [type(output)(**{key: part[n] for key, part in parts.items()}) for n in range(len(counts))]
+    if isinstance(output, list | tuple):
+        each = [split(value, counts, whole) for value in output]
+        return [type(output)(part[n] for part in each) for n in range(len(counts))]
+    raise ValueError("the network's output is not made of rows")

@@ -1,0 +1,59 @@
+"""Flux.1: T5's states, CLIP's pooled text, latents packed two by two. Guidance is a number that the network takes.
+
+Where it takes none (schnell), guidance is rows as elsewhere, and there is none by default. Our latents are not packed:
+what lies between networks is `[channels, height, width]` for every model. Knows nothing of jobs or batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.families.distilled import guidance_for
+from engine.families.family import Conditions
+from engine.families.flow import evenly, shift
+from engine.families.pipelined import Pipelined
+from engine.job import Recipe, Sampler
+from engine.plan import Plan, Timing, plan
+
+GUIDANCE = 3.5  # the pipeline's own default
+TOKENS = 512  # of T5
+
+
+class Flux(Pipelined):
+    """Conditions: T5's states, CLIP's pooled text, and guidance where the network takes it."""
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        self._takes_guidance = bool(pipeline.transformer.config.guidance_embeds)
+        usual = guidance_for(name, GUIDANCE) if self._takes_guidance else 1.0
+        super().__init__(pipeline, name, revision, device, guidance or usual)
+        self.guides = "network" if self._takes_guidance else "rows"
+        self.tokens = TOKENS
+        self.size = int(pipeline.default_sample_size) * self.factor
+        self.multiple = 2 * self.factor
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        mu = shift(self.scheduler_config, width * height // self.multiple**2)
+        return plan(self.scheduler_config, sampler, steps, eta, Timing(mu=mu, sigmas=evenly(steps)))
+
+    def _words(self, text: str, negative: bool) -> Conditions:
+        states, pooled, _ = self.pipeline.encode_prompt(text, device=self.device, max_sequence_length=TOKENS)
+        return states[0].float(), pooled[0].float()
+
+    def _circumstances(self, recipe: Recipe) -> Conditions:
+        return (torch.tensor(recipe.guidance, device=self.device),) if self._takes_guidance else ()
+
+    def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
+        states, pooled, *guidance = texts
+        rows, channels, height, width = x.shape
+        ours = type(self.pipeline)
+        out = net(
+            hidden_states=ours._pack_latents(x, rows, channels, height, width), encoder_hidden_states=states,
+            pooled_projections=pooled, guidance=guidance[0] if guidance else None, timestep=t.to(x.dtype) / 1000,
+            img_ids=ours._prepare_latent_image_ids(rows, height // 2, width // 2, x.device, x.dtype),
+            txt_ids=x.new_zeros(states.shape[1], 3), return_dict=False,
+        )[0]  # fmt: skip
+        return ours._unpack_latents(out, height * self.factor, width * self.factor, self.factor)

@@ -1,0 +1,57 @@
+"""Sana: Gemma's states behind a mask, linear attention, and an autoencoder that makes 32 pixels one latent.
+
+Sizes are taken as they are asked for; the pipeline's binning to nearby ones is not used. Knows what its network takes;
+nothing of jobs or batches.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from PIL import Image
+
+from engine.families.distilled import guidance_for
+from engine.families.family import Conditions
+from engine.families.pipelined import Pipelined
+
+GUIDANCE = 4.5  # the pipeline's own default
+TOKENS = 300
+MULTIPLE = 32  # the pipeline takes no other sides
+
+
+class Sana(Pipelined):
+    """Conditions: the text's states, and a mask of those that are text."""
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
+        network = pipeline.transformer.config
+        self.tokens = TOKENS
+        self.size = int(network.sample_size) * self.factor
+        self.multiple = math.lcm(MULTIPLE, self.factor * int(network.patch_size))
+        # What Gemma is told to do with the words, as the pipeline says it where nobody says otherwise.
+        self._instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+
+    def _words(self, text: str, negative: bool) -> Conditions:
+        states, mask, _, _ = self.pipeline.encode_prompt(
+            text, False, device=self.device, max_sequence_length=TOKENS,
+            complex_human_instruction=None if negative else self._instruction,
+        )  # fmt: skip
+        return states[0].float(), mask[0]
+
+    def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
+        states, mask = texts
+        out = net(
+            x, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * net.config.timestep_scale,
+            return_dict=False,
+        )[0]  # fmt: skip
+        return out[:, : self.channels]  # a network that also learnt the variance says it behind
+
+    @torch.inference_mode()
+    def encode_image(self, picture: Image.Image) -> torch.Tensor:
+        pixels = self.pipeline.image_processor.preprocess(picture).to(self.device)
+        return self._vae.encode(pixels, return_dict=False)[0][0] * self._vae.config.scaling_factor

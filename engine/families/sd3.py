@@ -1,0 +1,51 @@
+"""Stable Diffusion 3 and 3.5: two CLIPs and T5 beside the image in joint attention, flow matching.
+
+Knows what its network takes; nothing of jobs or batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.families.distilled import guidance_for
+from engine.families.family import Conditions
+from engine.families.flow import shift
+from engine.families.pipelined import Pipelined
+from engine.job import Sampler
+from engine.plan import Plan, Timing, plan
+from engine.unfit import Unfit
+
+GUIDANCE = 7.0  # the pipeline's own default
+TOKENS = 256  # of T5, which reads further than the CLIPs' 77
+
+
+class StableDiffusion3(Pipelined):
+    """Conditions: token states of all three text encoders, one after another, and the CLIPs' pooled texts."""
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
+        network = pipeline.transformer.config
+        self.tokens = TOKENS if pipeline.text_encoder_3 is not None else int(pipeline.tokenizer.model_max_length)
+        self.size = int(network.sample_size) * self.factor
+        self.multiple = self.factor * int(network.patch_size)
+        self._longest = int(network.pos_embed_max_size) * self.multiple
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        if max(width, height) > self._longest:  # there are no more positions
+            raise Unfit(f"With {self.name}, a side has at most {self._longest} pixels.", "member")
+        mu = shift(self.scheduler_config, width * height // self.multiple**2)
+        return plan(self.scheduler_config, sampler, steps, eta, Timing(mu=mu))
+
+    def _words(self, text: str, negative: bool) -> Conditions:
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            text, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+        )
+        return states[0].float(), pooled[0].float()
+
+    def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
+        states, pooled = texts
+        return net(x, encoder_hidden_states=states, pooled_projections=pooled, timestep=t, return_dict=False)[0]

@@ -1,0 +1,78 @@
+"""Stable Diffusion XL: two CLIPs, a pooled text, and sizes in pixels as conditions.
+
+Pictures get no watermark, whatever is installed. Knows what its network takes; nothing of jobs or batches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from PIL import Image
+
+from engine.families.distilled import guidance_for
+from engine.families.family import Conditions
+from engine.families.pipelined import Pipelined
+from engine.job import Recipe
+
+GUIDANCE = 5.0  # the pipeline's own default
+
+
+class StableDiffusionXL(Pipelined):
+    """Conditions: token states of both CLIPs, the second's pooled text, sizes, and in an LCM the guidance embedded."""
+
+    network = "unet"
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
+        network = pipeline.unet.config
+        self._vae.to(memory_format=torch.channels_last)
+        self.tokens = int(pipeline.tokenizer_2.model_max_length)
+        self.size = int(network.sample_size) * self.factor
+        self.multiple = math.lcm(8, self.factor * 2 ** (len(network.block_out_channels) - 1))
+        self.guides = "rows" if network.time_cond_proj_dim is None else "network"
+
+    def _words(self, text: str, negative: bool) -> Conditions:
+        if negative and not text and self.pipeline.config.force_zeros_for_empty_prompt:
+            return tuple(torch.zeros_like(each) for each in self._told("", False))
+        states, _, pooled, _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
+        return states[0].float(), pooled[0].float()
+
+    def _circumstances(self, recipe: Recipe) -> Conditions:
+        """Original size, crop and target size, as of a picture that nobody cropped; then what guides, if anything."""
+        size, projected = (recipe.height, recipe.width), self.pipeline.text_encoder_2.config.projection_dim
+        sizes = self.pipeline._get_add_time_ids(
+            size, (0, 0), size, torch.float32, text_encoder_projection_dim=projected
+        )[0]
+        width = self.pipeline.unet.config.time_cond_proj_dim
+        if width is None:
+            return (sizes.to(self.device),)
+        guidance = self.pipeline.get_guidance_scale_embedding(torch.tensor([recipe.guidance - 1]), embedding_dim=width)
+        return sizes.to(self.device), guidance[0].to(self.device)
+
+    def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
+        states, pooled, sizes, *guidance = texts
+        return net(
+            x, t, encoder_hidden_states=states, timestep_cond=guidance[0] if guidance else None,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, return_dict=False,
+        )[0]  # fmt: skip
+
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        centre, spread = self._ranges(latents)
+        return super().decode(latents * spread + centre)
+
+    def encode_image(self, picture: Image.Image) -> torch.Tensor:
+        latents = super().encode_image(picture)
+        centre, spread = self._ranges(latents)
+        return (latents - centre) / spread
+
+    def _ranges(self, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """What the autoencoder's latents lie around, and how far, a channel: some models say more than one factor."""
+        config = self._vae.config
+        if config.get("latents_mean") is None or config.get("latents_std") is None:
+            return 0.0, 1.0
+        centre, spread = (like.new_tensor(config[each]).view(-1, 1, 1) for each in ("latents_mean", "latents_std"))
+        return centre * config.scaling_factor, spread

@@ -1,0 +1,55 @@
+"""Z-Image: Qwen's states, text and image in one stream of tokens, every row in its own text length.
+
+Its pipeline guides by pred = c + g·(c - u); ours is u + G·(c - u), so G = g + 1, and its 0 is our 1: no guidance. Knows
+what its network takes; nothing of jobs or batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+from engine.families.distilled import guidance_for
+from engine.families.family import Conditions
+from engine.families.flow import evenly, shift
+from engine.families.pipelined import Pipelined
+from engine.job import Sampler
+from engine.plan import Plan, Timing, plan
+
+GUIDANCE = 6.0  # the pipeline's own default of 5, in our counting
+TOKENS = 512
+SIDE = 128  # latents along a native side, which the pipeline has as 1024 pixels
+PATCH = 2
+
+
+class ZImage(Pipelined):
+    """Conditions: the text's states, padded to one length so that texts share a batch, and how many of them are text.
+
+    The number stays on the CPU: the network takes a list of texts, so the host must know where each ends.
+    """
+
+    def __init__(
+        self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
+    ) -> None:
+        super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
+        self.tokens = TOKENS
+        self.size = SIDE * self.factor
+        self.multiple = PATCH * self.factor
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        mu = shift(self.scheduler_config, width * height // self.multiple**2)
+        return plan(self.scheduler_config, sampler, steps, eta, Timing(mu=mu, sigmas=evenly(steps)))
+
+    def _words(self, text: str, negative: bool) -> Conditions:
+        (states,), _ = self.pipeline.encode_prompt(
+            text, self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+        )
+        return pad(states.float(), (0, 0, 0, TOKENS - len(states))), torch.tensor(len(states))
+
+    def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
+        states, lengths = texts
+        spoken = [row[:length] for row, length in zip(states, lengths.tolist(), strict=True)]
+        out = net(list(x.unsqueeze(2)), (1000 - t) / 1000, spoken, return_dict=False)[0]
+        return -torch.stack(out).squeeze(2)

@@ -1,0 +1,147 @@
+"""What a sampler's name means for a model: which scheduler of diffusers, and which names there are at all.
+
+A model's scheduler configuration says how it was trained: by noise (betas) or by flow matching (Lipman et al. 2022).
+The same name means another scheduler there, and most names mean nothing. Knows configurations; no steps, no networks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, get_args
+
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from engine.job import WHOLE_SAMPLERS, Sampler
+
+Way = tuple[type, dict[str, object]]  # a scheduler and what of its configuration the name fixes
+
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+TABLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name not in WHOLE_SAMPLERS)
+
+_EVEN: dict[str, object] = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
+_KARRAS = _EVEN | {"use_karras_sigmas": True}
+_2M: dict[str, object] = {"solver_order": 2, "algorithm_type": "dpmsolver++"}
+# With Karras' or others' noise levels diffusers forgets that a flow's end at 1.
+_FLOW = _EVEN | {"use_karras_sigmas": False, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+BY_NOISE: dict[str, Way] = {
+    "ddpm": (DDPMScheduler, {}),
+    "ddim": (DDIMScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler_karras": (EulerDiscreteScheduler, _KARRAS),
+    "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
+    "dpmpp_2m": (DPMSolverMultistepScheduler, _2M),
+    "dpmpp_2m_karras": (DPMSolverMultistepScheduler, _2M | _KARRAS),
+    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, _2M | {"algorithm_type": "sde-dpmsolver++"}),
+    "lcm": (LCMScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "kdpm2": (KDPM2DiscreteScheduler, {}),
+    "dpmpp_3m": (DPMSolverMultistepScheduler, _2M | {"solver_order": 3}),
+}
+BY_FLOW: dict[str, Way] = {
+    "euler": (FlowMatchEulerDiscreteScheduler, {}),
+    "dpmpp_2m": (DPMSolverMultistepScheduler, _2M | _FLOW),
+    "heun": (FlowMatchHeunDiscreteScheduler, {}),
+    "unipc": (UniPCMultistepScheduler, _FLOW),
+    "dpmpp_3m": (DPMSolverMultistepScheduler, _2M | _FLOW | {"solver_order": 3}),
+}
+# What StableDiffusionPipeline writes into its scheduler's configuration; being off by them costs 8e-3 in the latents.
+# So they hold where the configuration does not say; where it says, every pipeline runs it as it is.
+AS_THE_PIPELINE = {"steps_offset": 1, "clip_sample": False}
+
+
+def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
+    """Whether the model was trained by flow matching: x = (1 - sigma)·x0 + sigma·noise; it predicts the velocity."""
+    return (
+        str(scheduler_config.get("_class_name", "")).startswith("FlowMatch")
+        or scheduler_config.get("prediction_type") == "flow_prediction"
+        or bool(scheduler_config.get("use_flow_sigmas"))
+    )
+
+
+def samplers_for(scheduler_config: Mapping[str, Any]) -> tuple[Sampler, ...]:
+    """The samplers that make sense for a model: first those that can be tabled, then those by an unmodified pipeline.
+
+    By the name alone: where the model's scheduler clips or its network predicts the variance, even those of the first
+    kind are not tabled, and `plan` says so.
+    """
+    return tuple(name for name in SAMPLERS if not _refusal(scheduler_config, name))
+
+
+def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
+    """The scheduler of diffusers that `sampler` means for this model. Raises ValueError with a sentence."""
+    sentence = _refusal(scheduler_config, sampler)
+    if sentence:
+        raise ValueError(sentence)
+    kind, fixed = (_own(scheduler_config), {}) if sampler == "native" else _ways(scheduler_config)[sampler]
+    assert kind is not None  # `_refusal` has looked
+    config = {**scheduler_config} if sampler == "native" else {**AS_THE_PIPELINE, **_shifts(scheduler_config), **fixed}
+    known = inspect.signature(kind).parameters
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of the schedulers' np.array(tensor)
+            return kind(**{name: value for name, value in config.items() if name in known})
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(f"The sampler {sampler} does not know this model's noise schedule.") from error
+
+
+def _refusal(config: Mapping[str, Any], sampler: str) -> str:
+    """Why a model cannot have a sampler, or nothing."""
+    own = _own(config)
+    if sampler not in SAMPLERS:
+        return f"There is no sampler called {sampler}."
+    if sampler == "native":
+        return "" if own else "This model does not say which scheduler is its own."
+    if sampler not in _ways(config):
+        return f"The sampler {sampler} is not for models of flow matching; euler and dpmpp_2m are."
+    if is_flow(config):
+        return _refusal_of_flow(config, sampler)
+    if own and "beta_start" not in inspect.signature(own).parameters:
+        return "This model's noise schedule is its own, so the only sampler it has is native."
+    if sampler in ("heun", "kdpm2") and config.get("rescale_betas_zero_snr"):
+        return f"The sampler {sampler} cannot begin at pure noise, as this model does."
+    if sampler in ("euler_ancestral", "kdpm2") and config.get("prediction_type") == "sample":
+        return f"The sampler {sampler} is not for models that predict the finished picture itself."
+    return ""
+
+
+def _refusal_of_flow(config: Mapping[str, Any], sampler: str) -> str:
+    if sampler == "heun" and config.get("use_dynamic_shifting"):
+        return "The sampler heun is not for models whose noise schedule depends on the picture's size."
+    if sampler != "euler" and config.get("invert_sigmas"):
+        return f"The sampler {sampler} is not for models whose noise schedule runs backwards."
+    return ""
+
+
+def _ways(config: Mapping[str, Any]) -> dict[str, Way]:
+    return BY_FLOW if is_flow(config) else BY_NOISE
+
+
+def _own(config: Mapping[str, Any]) -> type | None:
+    """The class that a configuration names: a scheduler of diffusers or nothing, whatever the file says."""
+    name = config.get("_class_name")
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    found = getattr(import_module("diffusers"), name, None)
+    return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+
+
+def _shifts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the flow's shift under both of the names that schedulers have for it."""
+    shift = config.get("shift", config.get("flow_shift"))
+    return {**config, "shift": shift, "flow_shift": shift} if shift is not None else dict(config)
