@@ -78,13 +78,19 @@ def bot(port: Port = None, host: Host = None, data: Data = None, nats: Nats = No
 def imagine(
     prompt: Annotated[str, typer.Argument(help="What to draw; flags may stand in it as in Discord.")],
     steps: Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim, euler or dpmpp_2m.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, euler, dpmpp_2m, …, or as in 'DPM++ 2M Karras'.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the words, 1 to 30.")] = None,
+    interval: Annotated[
+        str | None, typer.Option(metavar="FROM-TO", help="In which part of the steps guidance holds, as in 0.2-0.8.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="An addition to the model; up to four times.")
+    ] = None,
     count: Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")] = None,
     ar: Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")] = None,
     no: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own quick way.")] = False,
     model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path(),
     film: Annotated[bool, typer.Option("--film", help="Also write how they came to be, as an animation.")] = False,
@@ -99,6 +105,8 @@ def imagine(
         "sampler": sampler,
         "seed": seed,
         "guidance": guidance,
+        "interval": interval,
+        "lora": lora or None,
         "count": count,
         "ar": ar,
     }

@@ -1,8 +1,8 @@
-"""In-process fan-out of what happens to jobs: queue places, live frames, ends. Newest only; never blocks a publisher.
+"""In-process fan-out of what happens to jobs: queue places, models on their way, live frames, ends.
 
-A subscriber that is slow loses old values, never the newest one and never an end: values coalesce per job (frames per
-image), an end replaces everything of its job. It reads ends first, then previews, then places in the queue. Knows
-nothing of NATS, SQL or front ends.
+Newest only; never blocks a publisher. A subscriber that is slow loses old values, never the newest one and never an
+end: values coalesce per job (frames per image), an end replaces everything of its job. It reads ends first, then
+previews, then places in the queue and models on their way. Knows nothing of NATS, SQL or front ends.
 """
 
 from __future__ import annotations
@@ -30,6 +30,15 @@ class Queued:
 
 
 @dataclass(frozen=True)
+class Readying:
+    """A job that has a worker, which fetches `model` into memory; `done` of it is there, from 0 to 1."""
+
+    job: str
+    model: str
+    done: float
+
+
+@dataclass(frozen=True)
 class Developing:
     """A running job at `step` of `of`. `frames`: image index → newest JPEG that this subscriber had not yet."""
 
@@ -49,7 +58,7 @@ class Settled:
     reason: str
 
 
-Moment = Queued | Developing | Settled
+Moment = Queued | Readying | Developing | Settled
 
 
 def merge(old: Moment | None, new: Moment) -> Moment:
@@ -138,17 +147,22 @@ class Feed:
     def publish(self, moment: Moment) -> None:
         """Give a moment to everyone who listens, and keep it for who comes later, until the job is over.
 
-        What comes after its end, out of a thread that took its time, is dropped.
+        What comes after its end, out of a thread that took its time, is dropped. That a job began, which is heard by
+        another way, may come after its model was said to be on its way: that is the newer of the two.
         """
         if isinstance(moment, Settled):
             self._newest.pop(moment.job, None)
             self._end(moment.job)
-        elif moment.job in self._ended:
+        elif moment.job in self._ended or self._outdated(moment):
             return
         else:
             self._newest[moment.job] = merge(self._newest.get(moment.job), moment)
         for subscription in self._listeners(moment.job):
             subscription.offer(moment)
+
+    def _outdated(self, moment: Moment) -> bool:
+        begun = isinstance(moment, Developing) and not moment.frames
+        return begun and isinstance(self._newest.get(moment.job), Readying)
 
     def _end(self, job: str) -> None:
         self._ended[job] = None

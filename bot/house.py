@@ -76,6 +76,7 @@ class House:
             "patrol": self.patrol.run(),
             "shutting": self.shutting.run(),
             "previews": self.previews.show(),
+            "loadings": self.previews.tell(),
             "wants": self.previews.want(),
             "sweep": self.desk.moderation.keep_clean(),
         }

@@ -1,5 +1,7 @@
 """Which models there are and what each needs: from live workers, else as last seen, else as shipped.
 
+One that is not `loaded` can be asked for like any other: a worker fetches it into memory then.
+
 Knows presences and the store; knows nothing of prompts or jobs.
 """
 
@@ -7,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import msgspec
 
 from bot.store import Store, reads
 from engine.job import RESOLVING, Presence, Warm
@@ -53,11 +57,12 @@ class Models:
         self._known = {warm.name: (warm, pool) for warm, pool in await self._store.ask(reads.known_models)}
 
     async def refresh(self) -> None:
-        """Remember every profile that is new or has changed."""
+        """Remember every profile that is new or has changed; not whether it is in memory, which comes and goes."""
         for name, profile in self._live().items():
-            if self._known.get(name) != (profile.warm, profile.pool):
-                self._known[name] = (profile.warm, profile.pool)
-                await self._store.remember(profile.warm, profile.pool, self._clock())
+            warm = msgspec.structs.replace(profile.warm, loaded=True)
+            if self._known.get(name) != (warm, profile.pool):
+                self._known[name] = (warm, profile.pool)
+                await self._store.remember(warm, profile.pool, self._clock())
 
     def profiles(self) -> list[Profile]:
         """Every model once, live ones first; never empty: where none was ever seen, the shipped one."""
@@ -88,11 +93,17 @@ class Models:
         return max((one.enlarge_ms for one in there), default=None)
 
     def _live(self) -> dict[str, Profile]:
-        """Of two workers with the same model, the one whose name is first speaks for it: recipes shall not flutter."""
+        """Of two workers with the same model, the one whose name is first speaks for it: recipes shall not flutter.
+
+        It is loaded where any of them has it in memory.
+        """
         found: dict[str, Profile] = {}
-        for _, presence in sorted(self._workers().items()):
+        workers = sorted(self._workers().items())
+        loaded = {warm.name for _, presence in workers for warm in presence.models if warm.loaded}
+        for _, presence in workers:
             for warm in presence.models:
-                found.setdefault(warm.name, Profile(warm, presence.pools[0], True))
+                told = msgspec.structs.replace(warm, loaded=warm.name in loaded)
+                found.setdefault(warm.name, Profile(told, presence.pools[0], True))
         return found
 
 

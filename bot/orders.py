@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from bot.models import Profile
+from bot.prompt.loras import Addition, matched
+from bot.prompt.possible import check_possible
 from bot.refused import Refused
 from bot.sentences import priced
 from bot.store import Draft
@@ -44,12 +46,26 @@ def totalled(orders: Sequence[Order]) -> list[Order]:
 
 
 def renewed(made: Recipe, profile: Profile) -> tuple[Recipe, tuple[str, ...]]:
-    """An old recipe for the weights that its model has now, and a note if they are other ones."""
+    """An old recipe for the weights that its model and its LoRAs have now, and notes if they are other ones.
+
+    Raises `Refused` for what the model takes no longer.
+    """
     warm = profile.warm
-    now = msgspec.structs.replace(made, revision=warm.revision or made.revision, dtype=warm.dtype)
-    if not made.revision or now.revision == made.revision:
-        return now, ()
-    return now, (f"Made with a newer version of {warm.name}: it will differ.",)
+    loras = matched((Addition(one.name, one.weight) for one in made.loras), warm)
+    now = msgspec.structs.replace(
+        made, revision=warm.revision or made.revision, dtype=warm.dtype, guides=warm.guides, loras=loras
+    )
+    check_possible(now, warm)
+    return now, tuple(_newer(made, now))
+
+
+def _newer(made: Recipe, now: Recipe) -> Iterator[str]:
+    if made.revision and now.revision != made.revision:
+        yield f"Made with a newer version of {now.model}: it will differ."
+    revisions = {one.name: one.revision for one in made.loras}
+    for lora in now.loras:
+        if revisions.get(lora.name) and lora.revision != revisions[lora.name]:
+            yield f"Made with another version of the LoRA {lora.name}: it will differ."
 
 
 def assumed(profile: Profile, anyone: bool) -> str:

@@ -1,5 +1,7 @@
 """Live previews: frames from the workers to the feed, and the wish for them to the workers. No SQL a frame.
 
+How far a worker is with a model that it fetches into memory goes the same way, watched or not: it is a few bytes.
+
 Frames of unknown jobs, of older epochs, or that are not a JPEG are dropped: a moment later they are worth nothing.
 Where a job is checked they are blurred here, before any front end has them, until the check has passed their image.
 """
@@ -12,7 +14,7 @@ import math
 import time
 from collections.abc import Callable
 
-from bot.feed import Developing, Feed
+from bot.feed import Developing, Feed, Readying
 from bot.images.blur import MAX_FRAME, blurred
 from bot.images.pixels import Unreadable
 from bot.queue.board import Board, Run
@@ -26,7 +28,7 @@ JPEG = b"\xff\xd8\xff"
 
 
 class Previews:
-    """Run `show` and `want` as tasks."""
+    """Run `show`, `tell` and `want` as tasks."""
 
     def __init__(self, bus: Bus, board: Board, feed: Feed, *, clock: Callable[[], float] = time.time) -> None:
         self._bus, self._board, self._feed, self._clock = bus, board, feed, clock
@@ -44,6 +46,17 @@ class Previews:
                     if frame.job in self._board.runs:  # else it ended meanwhile
                         pictures = {frame.image: picture}
                         self._feed.publish(Developing(frame.job, run.step, frame.of, frame.seconds_left, pictures))
+            except Unreachable as error:
+                log.warning("previews: %s", error)
+                await asyncio.sleep(1.0)
+
+    async def tell(self) -> None:
+        """How far each model is that a job waits for goes into the feed."""
+        while True:
+            try:
+                async for loading in self._bus.loadings():
+                    if self._board.loading(loading, self._clock()) is not None:
+                        self._feed.publish(Readying(loading.job, loading.model, loading.done))
             except Unreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)

@@ -9,14 +9,32 @@ import math
 import re
 import unicodedata
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from engine.job import Blame, Method, Recipe
+    from engine.job import Blame, Method, Recipe, Sampler
 
-SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}
+SAMPLERS: Mapping[Sampler, str] = MappingProxyType(
+    {
+        "ddpm": "DDPM",
+        "ddim": "DDIM",
+        "euler": "Euler",
+        "euler_karras": "Euler Karras",
+        "euler_ancestral": "Euler a",
+        "dpmpp_2m": "DPM++ 2M",
+        "dpmpp_2m_karras": "DPM++ 2M Karras",
+        "dpmpp_2m_sde": "DPM++ 2M SDE",
+        "lcm": "LCM",
+        "heun": "Heun",
+        "unipc": "UniPC",
+        "kdpm2": "DPM2",
+        "dpmpp_3m": "DPM++ 3M",
+        "native": "the model's own scheduler",
+    }
+)
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
 DELETED = "Its pictures were deleted."
 BLAMED = {
@@ -26,7 +44,9 @@ BLAMED = {
     "us": "Our fault: it costs you nothing.",
 }
 
-FULL_COURSE = "asks for the full course."  # how a hint ends that is worth saying once
+# How hints end that are worth saying once.
+FULL_COURSE = "asks for the full course."
+WHOLE = "the whole picture goes through the unmodified pipeline; midway it cannot go on elsewhere."
 
 _JOINERS = "\u200c\u200d"  # needed inside Persian and Indic words and between emoji; a disguise anywhere else
 _INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that draw nothing
@@ -127,7 +147,7 @@ def jobs(count: int) -> str:
 
 def lasting(notes: Sequence[str]) -> tuple[str, ...]:
     """Of a job's notes those that are still worth their lines under its picture; the others are said once."""
-    return tuple(note for note in notes if not note.endswith(FULL_COURSE))
+    return tuple(note for note in notes if not note.endswith((FULL_COURSE, WHOLE)))
 
 
 def priced(count: int, cost: float) -> str:
@@ -165,12 +185,25 @@ def progress(step: int, of: int, seconds_left: float | None) -> str:
 def footer(recipe: Recipe, seconds: float | None = None, ms_per_step: float | None = None, enlargement: int = 1) -> str:
     """What made these pictures, in one line: enough to make them again with the same prompt."""
     parts = [f"{recipe.steps} steps of {SAMPLERS[recipe.sampler]}", f"seed {recipe.seed}"]
-    parts += [f"guidance {recipe.guidance:g}", sized(recipe, enlargement), recipe.model]
+    parts += [guidance(recipe), sized(recipe, enlargement), recipe.model]
+    parts += [f"LoRA {lora.name} ×{lora.weight:g}" for lora in recipe.loras]
     if seconds is not None:
         parts.append(duration(seconds))
     if ms_per_step:
         parts.append(f"{ms_per_step:.1f} ms a step")
     return " · ".join(parts)
+
+
+def guidance(recipe: Recipe) -> str:
+    """ "guidance 4", "guidance 4 from 0.2 to 0.8"."""
+    held = (recipe.guidance_start, recipe.guidance_stop)
+    part = "" if held == (0.0, 1.0) else f" from {held[0]:g} to {held[1]:g}"
+    return f"guidance {recipe.guidance:g}{part}"
+
+
+def loading(model: str, done: float) -> str:
+    """What a job waits for that has a worker already: "loading sd-1.5, 40 %"."""
+    return f"loading {model}, {percent(round(done * 1000), 1000)} %"
 
 
 def failed(reason: str, blame: Blame) -> str:

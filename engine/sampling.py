@@ -27,12 +27,19 @@ Seen = Callable[[int, int], None]  # (steps done, of)
 class Drawing:
     """One picture to be: where it starts, and its texts `[rows, tokens, features]`, the base first.
 
-    `steer` has a number for each further text: out = base + Σ steer·(row - base).
+    `steer` has a number for each further text: out = base + Σ steer·(row - base). So it is in the steps of `interval`,
+    as fractions of them all; in the others the last text speaks alone (Kynkäänniemi et al. 2024).
     """
 
     start: torch.Tensor
     texts: torch.Tensor
     steer: tuple[float, ...]
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def at(self, k: int, steps: int) -> tuple[torch.Tensor, tuple[float, ...]]:
+        """The texts and the steer of step `k`."""
+        first, end = (int(fraction * steps) for fraction in self.interval)
+        return (self.texts, self.steer) if first <= k < end else (self.texts[-1:], ())
 
 
 def initial(family: Family, seed: int) -> torch.Tensor:
@@ -40,11 +47,14 @@ def initial(family: Family, seed: int) -> torch.Tensor:
     return torch.randn(family.latent_shape(family.size, family.size), generator=torch.Generator().manual_seed(seed))
 
 
-def drawing_of(family: Worded, text: torch.Tensor, guidance: float, start: torch.Tensor) -> Drawing:
+def drawing_of(
+    family: Worded, text: torch.Tensor, guidance: float, start: torch.Tensor,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Drawing:  # fmt: skip
     """One text with classifier-free guidance; at guidance 1 the empty text cancels out."""
     if guidance == 1:
         return Drawing(start, text[None], ())
-    return Drawing(start, torch.stack([family.encode(""), text]), (guidance,))
+    return Drawing(start, torch.stack([family.encode(""), text]), (guidance,), interval)
 
 
 @torch.inference_mode()
@@ -93,12 +103,13 @@ def _step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x', x0) of every drawing after step `k`; `before` is the x0 of the step before."""
     at = dict(zip(COLUMNS, steps.table[k].astype(np.float32).tolist(), strict=True))
-    counts = [len(one.texts) for one in batch]
+    told = [one.at(k, steps.steps) for one in batch]
+    counts = [len(texts) for texts, _ in told]
     rows = (at["c"] * x).repeat_interleave(torch.tensor(counts, device=x.device), dim=0)
     times = torch.full((len(rows),), at["t"], device=x.device)
-    texts = torch.cat([one.texts for one in batch]).to(x.device)
+    texts = torch.cat([texts for texts, _ in told]).to(x.device)
     out = family.denoise(rows, times, (texts,), dtype).split(counts)
-    guided = torch.stack([_guided(each, one.steer) for each, one in zip(out, batch, strict=True)])
+    guided = torch.stack([_guided(each, steer) for each, (_, steer) in zip(out, told, strict=True)])
     return at["A"] * x + at["B"] * guided + at["M"] * before, at["P"] * x + at["Q"] * guided
 
 

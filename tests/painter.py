@@ -24,6 +24,7 @@ from engine.job import (
     Frame,
     Job,
     Ladder,
+    Loading,
     Method,
     Picture,
     Presence,
@@ -82,6 +83,8 @@ class Painter:
         self.stand_at: int | None = None  # the step at which all jobs stand until `going` is set again
         self.here = asyncio.Event()
         self.here.set()
+        self.loading: tuple[float, ...] = ()  # how far its model is, said before each job; at 0 it stands there
+        self.models: tuple[Warm, ...] = ()  # what it says that it has, where that is more than its one model
         self.done: list[str] = []
         self._over = False
         self.checks = False  # it has a picture check
@@ -130,8 +133,8 @@ class Painter:
 
     def _presence(self) -> Presence:
         return Presence(
-            worker=self.name, pools=("default",), models=(self.model,), device="paper and ink", rows=32, free=32,
-            build="test", checks=self.checks, enlarge_ms=self.enlarge_ms,
+            worker=self.name, pools=("default",), models=self.models or (self.model,), device="paper and ink", rows=32,
+            free=32, build="test", checks=self.checks, enlarge_ms=self.enlarge_ms,
         )  # fmt: skip
 
     def _verdict(self, job: Job, said: dict[int, Verdict], image: int) -> Verdict:
@@ -163,6 +166,11 @@ class Painter:
 
     async def _develop(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         shown = 0
+        if self.stand_at == 0:
+            self.going.clear()
+        for done in self.loading:
+            await self.bus.publish_loading(Loading(job=job.id, epoch=claim.epoch, model=recipe.model, done=done))
+            await asyncio.sleep(self.speed)
         for step in range(1, recipe.steps + 1):
             if self._over:
                 return

@@ -36,6 +36,7 @@ def parameters(view: View) -> str:
     if not isinstance(recipe, Recipe):
         return plain(view.prompt)
     words = " ".join(one.text if one.weight == 1 else f"{one.text}::{one.weight:g}" for one in recipe.concepts)
+    words = " ".join([words, *(f"<lora:{one.name}:{one.weight:g}>" for one in recipe.loras)])
     settings = {
         "Steps": recipe.steps,
         "Sampler": SAMPLERS[recipe.sampler],
@@ -44,6 +45,8 @@ def parameters(view: View) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model": recipe.model,
     }
+    if (held := (recipe.guidance_start, recipe.guidance_stop)) != (0.0, 1.0):
+        settings["Guidance interval"] = f"{held[0]:g}-{held[1]:g}"
     if view.enlargement > 1:
         settings["Hires upscale"] = view.enlargement
     if recipe.lineage:

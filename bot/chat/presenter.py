@@ -42,6 +42,12 @@ def waiting(view: View, ahead: int, eta: float | None, now: float) -> Card:
     return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], lasting(view.notes)), rows.cancelling(view.id))
 
 
+def loading(view: View, model: str, done: float) -> Card:
+    """A job whose worker fetches its model into memory."""
+    lines = [f"⏳ {quoted(sentences.loading(model, done), 120)}"]
+    return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.cancelling(view.id))
+
+
 def developing(view: View, step: int, of: int, seconds_left: float, now: float) -> Card:
     """A job under way, at `step` of `of`."""
     done = f"{sentences.bar(step, of, 12)} {sentences.percent(step, of)} % · step {step} of {of}"

@@ -81,6 +81,7 @@ def _warm(model: str, data: Path, screen: Screen) -> tuple[Family, Warm]:
         screen.say(f"{model} is loaded here. `darkroom up --model {model}` keeps it warm.")
     else:
         screen.say(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
+    screen.load(f"loading {Path(model).name}", None)
     device = best()
     resolver = SuperResolver.find(upscaler(), device)
     family = families.load(model, data, device=device, resolver=resolver)

@@ -90,6 +90,8 @@ async def _watch(session: aiohttp.ClientSession, job: str, screen: Screen) -> di
 def _show(event: str, value: dict[str, Any], screen: Screen) -> None:
     if event == "queued":
         screen.wait(int(value["place"] or 0), value["eta"])
+    elif event == "loading":
+        screen.load(str(value["sentence"]), int(value["percent"]))
     elif event == "frame":
         screen.step(int(value["step"]), int(value["of"]), float(value["seconds_left"]))
         for number, jpeg in value["frames"].items():

@@ -56,6 +56,10 @@ class Screen:
         place = "next in the queue" if ahead == 0 else f"{ahead} ahead in the queue"
         self._progress.update(self._task, description=place, rest="" if eta is None else f"about {eta:.0f} s")
 
+    def load(self, sentence: str, percent: int | None) -> None:
+        """Its model is fetched into memory; None where nobody can say how far that is."""
+        self._progress.update(self._task, description=sentence, completed=percent or 0, total=percent and 100, rest="")
+
     def step(self, step: int, of: int, seconds_left: float) -> None:
         rest = f"step {step} of {of}, {seconds_left:.0f} s left"
         self._progress.update(self._task, description="developing", completed=step, total=of, rest=rest)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+import msgspec
+
 from bot.desk.admission import Admission
 from bot.desk.preferences import Strength
 from bot.desk.recipes import (
@@ -128,7 +130,8 @@ class Further:
         base, said = renewed(base, profile)
         names = [one.warm.name for one in self._models.profiles()]
         parsed = parse(text, None, models=names, options={"negative": negative})
-        warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), profile.warm))
+        warm = msgspec.structs.replace(profile.warm, sampler=base.sampler)
+        warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), warm))
         notes, parent = tuple(dict.fromkeys((*parsed.notes, *warned, *said))), (record.id, index or 0)
         orders: list[Order] = []
         for request in parsed.requests:

@@ -9,7 +9,9 @@ import msgspec
 
 from bot.prompt import Request
 from bot.prompt.concepts import balanced
-from bot.prompt.request import FAST_SAMPLER, FAST_STEPS, fit
+from bot.prompt.loras import matched
+from bot.prompt.possible import check_possible, check_sampler, interval
+from bot.prompt.request import course, fit
 from bot.refused import Refused
 from engine.job import Ancestor, Enlarge, Method, Recipe, Warm, rows
 
@@ -26,10 +28,13 @@ def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
 
     The chain keeps eight ancestors. A ninth generation drops the oldest: its noise then starts from the second-oldest
     stream, so that generation is less alike to its parent than `strength` says; the drift is that of one step.
+    Raises `Refused` where the sampler draws no variations.
     """
     ancestor = Ancestor(seed=recipe.seed, index=index, strength=strength)
     lineage = (*recipe.lineage, ancestor)[-ANCESTORS:]
-    return msgspec.structs.replace(recipe, seed=seed, lineage=lineage)
+    made = msgspec.structs.replace(recipe, seed=seed, lineage=lineage)
+    check_sampler(made)
+    return made
 
 
 def rerolled(recipe: Recipe, seed: int) -> Recipe:
@@ -40,23 +45,30 @@ def rerolled(recipe: Recipe, seed: int) -> Recipe:
 def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
     """Other words from the same noise, all else as it was but for what flags beside the words say.
 
-    Raises `Refused` where the shape does not fit the model, or another model is asked for: its noise is not comparable.
+    Raises `Refused` where the shape does not fit the model, for what it lacks, or where another model is asked for: its
+    noise is not comparable.
     """
     if request.model not in (None, recipe.model):
         raise Refused(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
     width, height = fit(request.ar, warm) if request.ar else (recipe.width, recipe.height)
+    sampler, steps = course(request, msgspec.structs.replace(warm, sampler=recipe.sampler, steps=recipe.steps))
+    held = interval(request.interval, (recipe.guidance_start, recipe.guidance_stop), sampler, warm)
     made = msgspec.structs.replace(
         recipe,
         concepts=balanced(request.concepts),
         negative=request.negative,
-        sampler=request.sampler or (FAST_SAMPLER if request.fast else recipe.sampler),
-        steps=request.steps or (FAST_STEPS if request.fast else recipe.steps),
+        sampler=sampler,
+        steps=steps,
         seed=recipe.seed if request.seed is None else request.seed,
         guidance=recipe.guidance if request.guidance is None else request.guidance,
         count=request.count or recipe.count,
         width=width,
         height=height,
+        guidance_start=held[0],
+        guidance_stop=held[1],
+        loras=recipe.loras if request.loras is None else matched(request.loras, warm),
     )
+    check_possible(made, warm)
     return pinned(made) if made.bucket else made
 
 

@@ -20,7 +20,7 @@ from bot.images.film import LIMIT
 from bot.images.gallery import Gallery
 from bot.models import Models
 from bot.orders import Order, assumed, totalled
-from bot.prompt import parse, recipe
+from bot.prompt import parse, recipe, remarks
 from bot.prompt.suffix import suffixed
 from bot.queue.cancelling import Cancelling
 from bot.refused import Refused
@@ -55,7 +55,8 @@ class Studio(Further):
     ) -> list[Ticket]:  # fmt: skip
         """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
 
-        `options` override the flags in the text: steps, seed, guidance, sampler, model, count, ar, fast, negative.
+        `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
+        negative; `lora` adds to them.
         `suffix` goes behind the words of the prompt, and a note says so.
         `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
         """
@@ -69,7 +70,8 @@ class Studio(Further):
             profile = profiles[request.model] if request.model else default
             made = recipe(request, profile.warm, self._fresh())
             made = pinned(made) if exact else made
-            notes = (*added, *parsed.notes)
+            told = () if profile.warm.name == default.warm.name else remarks(request, profile.warm)
+            notes = tuple(dict.fromkeys((*added, *parsed.notes, *told)))
             notes = notes if profile.live else (*notes, assumed(profile, bool(self._workers())))
             orders.append(
                 Order(
@@ -137,3 +139,10 @@ class Studio(Further):
     def models(self) -> list[Warm]:
         """The models that can be asked for, those of live workers first."""
         return [profile.warm for profile in self._models.profiles()]
+
+    def model(self, name: str | None) -> Warm | None:
+        """One of them, None if there is none of this name; without a name, the one that is used then."""
+        try:
+            return self._models.profile(name or None).warm
+        except KeyError:
+            return None

@@ -1,7 +1,8 @@
 """The prompt grammar: `terrier, looking up --ar 16:9 --seed 7`, `a::2 b::-1`, `{x,y}`. Parse it or refuse it; pure.
 
 Knows how a prompt is written; knows nothing of members, limits, or how a picture is made. Its parts: `concepts` cleans
-and weighs the words, `permutations` expands braces, `flags` finds flags, `values` reads them, `request` is the outcome.
+and weighs the words, `permutations` expands braces, `flags` finds flags, `values` reads them (with `samplers` and
+`loras`), `request` is the outcome, and `possible` what a model refuses. Emphasis, as in `(word:1.2)`, stays as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bot.prompt.concepts import clean, concepts
 from bot.prompt.flags import OURS, THEIRS, split
+from bot.prompt.loras import merged
 from bot.prompt.permutations import expand
 from bot.prompt.request import Request, recipe, remarks
 from bot.prompt.values import read
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Parsed", "Request", "parse", "recipe", "remarks"]
 
-FIELDS = {"no": "negative", "relax": "relaxed"}  # where a Request calls a flag's value otherwise
+FIELDS = {"no": "negative", "relax": "relaxed", "lora": "loras"}  # where a Request calls a flag's value otherwise
 
 
 @dataclass(frozen=True)
@@ -58,29 +60,43 @@ def parse(
 
 def _request(prompt: str, models: Sequence[str], options: Mapping[str, object]) -> tuple[Request, list[str]]:
     words, flags = split(prompt)
-    ours = {given.name: given for given in flags if given.name in OURS}
-    values: dict[str, Any] = {FIELDS.get(name, name): read(name, given.value, models) for name, given in ours.items()}
-    values |= _read_options(options, models)
+    ours: dict[str, object] = {given.name: given.value for given in flags if given.name in OURS}
+    if added := [given.value for given in flags if given.name == "lora"]:
+        ours["lora"] = added
+    values: dict[str, Any] = {FIELDS.get(name, name): read(name, value, models) for name, value in ours.items()}
+    values = _joined(values, _read_options(options, models))
     if not words and values.get("negative"):
         raise Refused("This only says what not to draw: put what should be drawn before --no.")
     parts = concepts(words)
     return Request(concepts=parts, text=prompt, words=words, **values), list(_notes(words, flags, parts))
 
 
+def _joined(flags: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options win over flags, but for LoRAs: those of both are taken."""
+    joined = flags | options
+    if options.get("loras") and flags.get("loras"):
+        joined["loras"] = merged([*flags["loras"], *options["loras"]])
+    return joined
+
+
 def _read_options(options: Mapping[str, object], models: Sequence[str]) -> dict[str, Any]:
     names = {FIELDS.get(name, name): name for name in OURS}
-    given = {field: value for field, value in options.items() if value not in (None, "") and value is not False}
+    given = {FIELDS.get(name, name): value for name, value in options.items() if not _absent(value)}
     for field in given:
         if field not in names:
             raise Refused(f"There is no option {shortened(field, 40)}.", 400)
     return {field: read(names[field], value, models) for field, value in given.items()}
 
 
+def _absent(value: object) -> bool:
+    return value in (None, "", (), []) or value is False
+
+
 def _notes(words: str, flags: tuple[Given, ...], parts: tuple[Concept, ...]) -> Iterator[str]:
     ignored = [given.written for given in flags if given.name in THEIRS]
     if ignored:
         yield f"Taken, but without effect here: {shortened(', '.join(dict.fromkeys(ignored)), 200)}."
-    names = [given.name for given in flags if given.name in OURS]
+    names = [given.name for given in flags if given.name in OURS and given.name != "lora"]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         yield f"--{name} stands more than once: the last one counts."
     for part in parts:

@@ -13,10 +13,14 @@ from typing import Literal
 
 from rapidfuzz import fuzz, process
 
+from bot.prompt.emphasis import bare
+from bot.prompt.loras import RANGE as LORAS
+from bot.prompt.loras import untagged
+from bot.prompt.samplers import LISTED, leading
 from bot.refused import Refused
 from bot.sentences import shortened
 
-Takes = Literal["nothing", "number", "word", "words"]
+Takes = Literal["nothing", "number", "word", "words", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,21 @@ OURS = {
         Flag("steps", "word", "1 to 1000", "how many sampler steps"),
         Flag("seed", "word", "0 to 4294967295", "the noise to start from; the same seed gives the same picture"),
         Flag("guidance", "word", "1 to 30", "how closely to follow the words"),
+        Flag("interval", "word", "from-to, each 0 to 1, as in 0.2-0.8", "in which part of the steps guidance holds"),
         Flag("ar", "word", "W:H, from 1:4 to 4:1", "the shape of the picture"),
         Flag("no", "words", "words, as in --no fog, text", "what to steer away from"),
         Flag("model", "word", "the name of a model", "which model draws"),
-        Flag("sampler", "word", "ddpm, ddim, euler or dpmpp_2m", "how the steps are taken"),
+        Flag("lora", "word", LORAS, "an addition to the model; may stand more than once"),
+        Flag("sampler", "sampler", LISTED, "how the steps are taken"),
         Flag("count", "word", "1 to 4", "how many pictures"),
-        Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M"),
+        Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M, or the model's own quick way"),
         Flag("relax", "nothing", "no value", "waits longer, and counts against no limit of cost"),
     )
 }
-ALIASES = {"aspect": "ar", "negative": "no", "cfg": "guidance"}
+ALIASES = {
+    "aspect": "ar", "negative": "no", "cfg": "guidance", "guidance-interval": "interval", "cfg-interval": "interval",
+    "loras": "lora",
+}  # fmt: skip
 
 # Midjourney's, by what they take: ignored here. "number" and "word" may also stand without a value.
 THEIRS: dict[str, Takes] = {
@@ -81,11 +90,13 @@ class Given:
 def split(text: str) -> tuple[str, tuple[Given, ...]]:
     """The words of `text`, and its flags in order. What follows a flag's value belongs to the words again.
 
+    `<lora:name:0.8>` is a flag too, wherever it stands: AUTOMATIC1111's way to write `--lora name:0.8`.
     Raises `Refused` for a flag that nobody knows, naming the nearest one.
     """
+    text, tags = untagged(text)
     starts = list(_START.finditer(text))
     words = [text[: starts[0].start()] if starts else text]
-    flags: list[Given] = []
+    flags = [Given("lora", tag) for tag in tags]
     ends = [start.start() for start in starts[1:]] + [len(text)]
     for start, end in zip(starts, ends, strict=False):
         name = _known(start[1])
@@ -98,12 +109,15 @@ def split(text: str) -> tuple[str, tuple[Given, ...]]:
 
 @lru_cache(maxsize=2048)  # a job is called the same with each of its previews
 def title(text: str) -> str:
-    """What a job of the prompt `text` is called: its words, with what they steer away from, and no other flag."""
+    """What a job of the prompt `text` is called: its words without emphasis, with what they steer away from, and no
+    other flag.
+    """
     try:
         words, flags = split(text)
     except Refused:  # an older version knew the flag
         return text
     away = next((given.value for given in reversed(flags) if given.name == "no"), "")
+    words, away = (" ".join(bare(one).split()) for one in (words, away))
     return f"{words} (no {away})" if words and away else words or text
 
 
@@ -118,6 +132,8 @@ def _value(takes: Takes, text: str) -> tuple[str, str]:
         return "", text
     if takes == "words":
         return " ".join(text.split()), ""
+    if takes == "sampler":
+        return leading(text)
     first, _, rest = text.strip().partition(" ")
     if takes == "number" and not _NUMBER.fullmatch(first):
         return "", text

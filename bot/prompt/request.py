@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bot.prompt.concepts import balanced
+from bot.prompt.emphasis import bare
+from bot.prompt.loras import Addition, matched
+from bot.prompt.possible import check_possible, interval
 from bot.refused import Refused
-from bot.sentences import FULL_COURSE
-from engine.job import MAX_COUNT, MAX_STEPS, Concept, Recipe, Sampler, Warm
+from bot.sentences import FULL_COURSE, SAMPLERS, WHOLE
+from engine.job import MAX_COUNT, MAX_STEPS, WHOLE_SAMPLERS, Concept, Recipe, Sampler, Warm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FAST_STEPS = 30
 FAST_SAMPLER: Sampler = "dpmpp_2m"
+CHAINS: tuple[Sampler, ...] = ("ddpm", "ddim")  # all of their steps are worth having; others are good in few
 MAX_RATIO = 4
 SIDES = (16, 4096)  # pixels, as `engine.job.Side`
 TOKENS_A_WORD = 1.3  # of English, for a word-piece tokenizer; the true one is the engine's
@@ -31,9 +35,10 @@ _PIECE = re.compile(r"\w+|[^\w\s]")
 class Request:
     """One prompt, parsed and in range. None means: the model's default, or for the seed, a random one.
 
-    `concepts` carry the weights as written; `ar` is width : height. `text` is what was typed for this job, cleaned,
-    with its flags; `words` the same without them. `relaxed` is a speed of the queue and changes no pixel. `bucket` is
-    not the member's business.
+    `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
+    fractions of the steps. `loras` are None where none is named, empty where they shall be taken away. `text` is what
+    was typed for this job, cleaned, with its flags; `words` the same without them. `relaxed` is a speed of the queue
+    and changes no pixel. `bucket` is not the member's business.
     """
 
     concepts: tuple[Concept, ...]
@@ -41,9 +46,11 @@ class Request:
     steps: int | None = None
     seed: int | None = None
     guidance: float | None = None
+    interval: tuple[float, float] | None = None
     ar: tuple[int, int] | None = None
     model: str | None = None
     sampler: Sampler | None = None
+    loras: tuple[Addition, ...] | None = None
     count: int | None = None
     fast: bool = False
     relaxed: bool = False
@@ -55,16 +62,18 @@ class Request:
 def recipe(request: Request, warm: Warm, seed: int, *, bucket: int | None = None) -> Recipe:
     """Everything that decides pixels, frozen. `seed` is used where the request names none.
 
-    Raises `Refused` where the shape does not fit the model.
+    Raises `Refused` where the shape does not fit the model, or for what it lacks.
     """
     width, height = fit(request.ar or (1, 1), warm)
-    return Recipe(
+    sampler, steps = course(request, warm)
+    start, stop = interval(request.interval, (warm.guidance_start, warm.guidance_stop), sampler, warm)
+    made = Recipe(
         concepts=balanced(request.concepts),
         negative=request.negative,
         model=warm.name,
         revision=warm.revision,
-        sampler=request.sampler or (FAST_SAMPLER if request.fast else warm.sampler),
-        steps=request.steps or (FAST_STEPS if request.fast else warm.steps),
+        sampler=sampler,
+        steps=steps,
         eta=request.eta,
         seed=seed if request.seed is None else request.seed,
         guidance=warm.guidance if request.guidance is None else request.guidance,
@@ -73,7 +82,23 @@ def recipe(request: Request, warm: Warm, seed: int, *, bucket: int | None = None
         count=MAX_COUNT if request.count is None else request.count,
         dtype=warm.dtype,
         bucket=bucket,
+        guidance_start=start,
+        guidance_stop=stop,
+        guides=warm.guides,
+        loras=matched(request.loras or (), warm),
     )
+    check_possible(made, warm)
+    return made
+
+
+def course(request: Request, warm: Warm) -> tuple[Sampler, int]:
+    """Sampler and steps. A model without the quick sampler, or made for few steps, has a quick way of its own."""
+    sampler, steps = warm.sampler, warm.steps
+    if request.fast and FAST_SAMPLER in warm.samplers and warm.sampler != "lcm":
+        sampler, steps = FAST_SAMPLER, FAST_STEPS
+    elif request.fast:
+        steps = min(FAST_STEPS, warm.steps)
+    return request.sampler or sampler, request.steps or steps
 
 
 def fit(ar: tuple[int, int], warm: Warm) -> tuple[int, int]:
@@ -107,14 +132,17 @@ def _misfit(width: int, height: int, ratio: float, size: int) -> float:
 
 
 def remarks(request: Request, warm: Warm) -> tuple[str, ...]:
-    """What to know before the job runs: fewer steps than the full course, weak shapes, words that are not read."""
+    """What to know before the job runs: another pipeline, fewer steps than all of them, weak shapes, unread words."""
     said: list[str] = []
-    if request.steps is None and not request.fast and warm.steps < MAX_STEPS:
+    sampler, _ = course(request, warm)
+    if sampler in WHOLE_SAMPLERS:
+        said.append(f"{SAMPLERS[sampler]}: {WHOLE}")
+    if request.steps is None and not request.fast and sampler in CHAINS and warm.steps < MAX_STEPS:
         said.append(f"{warm.steps} steps on this machine; --steps {MAX_STEPS} {FULL_COURSE}")
     if request.ar and request.ar[0] != request.ar[1] and warm.size <= 64:
         said.append(f"{warm.name} was trained on squares of {warm.size} px: other shapes come out weaker.")
-    said += (_cut(part.text, warm, "prompt") for part in request.concepts)
-    said.append(_cut(request.negative, warm, "--no text"))
+    said += (_cut(bare(part.text), warm, "prompt") for part in request.concepts)
+    said.append(_cut(bare(request.negative), warm, "--no text"))
     return tuple(one for one in said if one)
 
 

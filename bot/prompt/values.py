@@ -6,23 +6,27 @@ Knows ranges and what a model may be called; knows nothing of a prompt's words o
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from rapidfuzz import fuzz, process
 
+from bot.prompt import loras, samplers
 from bot.prompt.concepts import MAX_CHARACTERS
 from bot.prompt.flags import about
 from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
 from bot.sentences import plain, shortened
-from engine.job import MAX_COUNT, MAX_STEPS, Sampler
+from engine.job import MAX_COUNT, MAX_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from engine.job import Sampler
+
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
 _SHAPE = re.compile(r"([0-9]{1,5})[:x×/]([0-9]{1,5})")
+_INTERVAL = re.compile(r"([0-9]?\.?[0-9]{1,9}|[0-9]\.)(?:-|:|to)([0-9]?\.?[0-9]{1,9}|[0-9]\.)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.job.Name`
 
 _DASHES = str.maketrans("–—−", "---")
@@ -72,11 +76,25 @@ def _shape(value: object) -> tuple[int, int]:
 
 
 def _sampler(value: object) -> Sampler:
-    wanted = str(value).lower().replace("+", "p").replace("_", "").replace("-", "").replace(" ", "")
-    for sampler in get_args(Sampler):
-        if sampler.replace("_", "") == wanted:
-            return sampler
-    raise _out_of_range("sampler", value)
+    if (sampler := samplers.named(str(value))) is None:
+        raise _out_of_range("sampler", value)
+    return sampler
+
+
+def _interval(value: object) -> tuple[float, float]:
+    """Where guidance begins and where it ends, as fractions of the steps."""
+    text = "-".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    found = _INTERVAL.fullmatch(text.translate(_DASHES).replace(" ", ""))
+    start, stop = (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+    if not 0 <= start < stop <= 1:
+        raise _out_of_range("interval", text)
+    return start, stop
+
+
+def _loras(value: object) -> tuple[loras.Addition, ...]:
+    """One after another in a list, or in a text with commas between them."""
+    written = [str(one) for one in value] if isinstance(value, tuple | list) else str(value).split(",")
+    return loras.read(written)
 
 
 def _negative(value: object) -> str:
@@ -115,7 +133,9 @@ READERS: dict[str, Callable[[object], object]] = {
     "count": _whole("count", 1, MAX_COUNT),
     "guidance": _guidance,
     "ar": _shape,
+    "interval": _interval,
     "sampler": _sampler,
+    "lora": _loras,
     "no": _negative,
     "fast": _bare("fast"),
     "relax": _bare("relax"),

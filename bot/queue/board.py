@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot.store import Record
-from engine.job import Frame
+from engine.job import Frame, Loading
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Run:
     beat: float
     left: float | None = None
     said: float = 0.0
+    drawn: int = -1  # the newest epoch of which a preview came: its model is in memory
 
     @property
     def claimed(self) -> bool:
@@ -49,7 +50,9 @@ class Board:
         """A job was sent, or a worker began it; a known run keeps the furthest step."""
         old = self.runs.get(record.id)
         step = max(record.step, old.step if old else 0)
-        run = Run(record, record.epoch, step, now, old.left if old else None, old.said if old else 0.0)
+        run = Run(record, record.epoch, step, now)
+        if old is not None:
+            run.left, run.said, run.drawn = old.left, old.said, old.drawn
         self.drop(record.id)
         self.runs[record.id] = run
         self._count(run, run.cost_left)
@@ -68,9 +71,21 @@ class Board:
         if frame.image >= run.record.images or frame.of != run.record.steps or frame.step > frame.of:
             return None
         before = run.cost_left
-        run.epoch, run.beat = frame.epoch, now
+        run.epoch, run.drawn, run.beat = frame.epoch, frame.epoch, now
         run.step, run.left, run.said = max(run.step, frame.step), frame.seconds_left, now
         self._count(run, run.cost_left - before)
+        return run
+
+    def loading(self, loading: Loading, now: float) -> Run | None:
+        """A model on its way into memory, as a sign of life. None if it is of no use: another job's or model's, of an
+        older epoch, or said before a preview that came first.
+        """
+        run = self.runs.get(loading.job)
+        if run is None or loading.epoch < run.epoch or loading.epoch <= run.drawn:
+            return None
+        if loading.model != run.record.model:
+            return None
+        run.epoch, run.beat = loading.epoch, now
         return run
 
     def cost_left(self, pool: str) -> float:

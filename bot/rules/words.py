@@ -4,6 +4,7 @@ A word is found between word boundaries, as readers see it (`bot.rules.lookalike
 - digits and signs for letters, as in `b4d`, `b@d`, `b*d` (`bot.rules.signs`), if one true letter, @ or $ is left;
 - dots, dashes and the like inside it, as in `b.a.d`; spaces, commas and brackets only if they part all of its letters
   (`b a d`), or "pen is" would be read as one word;
+- emphasis inside it, as in `(ba:1.3)d`, since the model reads that as one word (`bot.prompt.emphasis`);
 - letters written three times or more; also twice where English hardly ever has such pairs, so that "good" is not a
   longer "god".
 `*` at a word's end takes everything that begins with it. Scripts without spaces between words (Han, kana, Thai, Lao,
@@ -13,7 +14,8 @@ or particles grow on words (Russian, Korean, Arabic), `*` finds them too. An emo
 Not found: words backwards, words cut in two by one space, one Han form for another. A word wholly of another script's
 look-alikes is taken for what it looks like, since no reader can tell.
 
-Patterns (`bot.rules.patterns`) see three readings: as typed, as readers see it, and that without signs for letters.
+Patterns (`bot.rules.patterns`) see three readings: as typed, as readers see it, and that without signs for letters;
+where there is emphasis, also these without it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from bot.prompt.emphasis import bare
 from bot.refused import Refused
 from bot.rules import patterns as expressions
 from bot.rules.effort import Effort, Tangled
@@ -50,14 +53,21 @@ def found(text: str, words: Sequence[str], patterns: Sequence[str] = (), effort:
     """
     if not words and not patterns:
         return None
-    seen, effort = normalised(text), effort or Effort()
+    effort = effort or Effort()
     try:
-        word = first(seen, _tree(tuple(words)), effort)
-        if word is not None:
-            return Match("word", word)
-        pattern = expressions.first((text, seen, unsigned(seen)), patterns, effort)
+        readings = dict.fromkeys((text, bare(text)))
+        return next((match for one in readings if (match := _found(one, words, patterns, effort))), None)
     except Tangled:
         return Match("tangled", "")
+
+
+def _found(text: str, words: Sequence[str], patterns: Sequence[str], effort: Effort) -> Match | None:
+    """In one reading. Raises `Tangled`."""
+    seen = normalised(text)
+    word = first(seen, _tree(tuple(words)), effort)
+    if word is not None:
+        return Match("word", word)
+    pattern = expressions.first((text, seen, unsigned(seen)), patterns, effort)
     return None if pattern is None else Match("pattern", pattern)
 
 

@@ -27,7 +27,9 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: int | None = None
     seed: int | None = None
     guidance: float | None = None
+    interval: str | None = None
     sampler: str | None = None
+    lora: str | list[str] | None = None
     model: str | None = None
     count: int | None = None
     ar: str | None = None

@@ -19,7 +19,7 @@ from aiohttp_sse import EventSourceResponse, sse_response
 
 from bot.access import Action, forbidden, subject_of
 from bot.desk.studio import Studio
-from bot.feed import Developing, Moment, Queued, Settled, Subscription
+from bot.feed import Developing, Moment, Queued, Readying, Settled, Subscription
 from bot.refused import Refused
 from bot.states import over
 from bot.store import Unavailable
@@ -50,7 +50,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Everything the page shows: `room`, `jobs`, then `job`, `queued`, `frame` as things happen."""
+    """Everything the page shows: `room`, `jobs`, then `job`, `queued`, `loading`, `frame` as things happen."""
     async with _stream(request) as stream, request.app[STUDIO].feed.subscribe() as moments:
         page = Page(request, stream)
         await first_of(page.follow(moments), page.watch_room(), _gone(request))
@@ -124,7 +124,9 @@ class Page:
 
 
 async def job_events(request: web.Request) -> web.StreamResponse:
-    """One job: `queued` first unless it is over, `frame` as it develops, and its end, after which the stream closes."""
+    """One job: `queued` first unless it is over, `loading` while its model is on its way, `frame` as it develops, and
+    its end, after which the stream closes.
+    """
     studio = request.app[STUDIO]
     view = await visible(request)
     if request.headers.get("Last-Event-ID") == END:
@@ -158,9 +160,11 @@ async def _tell_end(request: web.Request, stream: EventSourceResponse) -> None:
     await stream.send(json.dumps(shown.job(view, member_of(request))), event=view.state, id=END)
 
 
-def _spoken(moment: Queued | Developing) -> tuple[str, dict[str, Any]]:
+def _spoken(moment: Queued | Readying | Developing) -> tuple[str, dict[str, Any]]:
     if isinstance(moment, Developing):
         return "frame", shown.frame(moment)
+    if isinstance(moment, Readying):
+        return "loading", shown.loading(moment)
     return "queued", {"id": moment.job, "state": "queued", "place": moment.place, "eta": moment.eta}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bot import sentences
-from bot.feed import Developing
+from bot.feed import Developing, Readying
 from bot.images.held import held, why
 from bot.views import Member, Ticket, View
 from engine.job import Presence, Recipe, Warm
@@ -104,6 +104,8 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         "steps": recipe.steps,
         "seed": recipe.seed,
         "guidance": recipe.guidance,
+        "interval": [recipe.guidance_start, recipe.guidance_stop],
+        "loras": [{"name": lora.name, "weight": lora.weight} for lora in recipe.loras],
         "negative": recipe.negative,
         "width": recipe.width,
         "height": recipe.height,
@@ -151,8 +153,23 @@ def frame(moment: Developing) -> dict[str, Any]:
     }
 
 
+def loading(moment: Readying) -> dict[str, Any]:
+    """A model on its way into memory: percent of it, and the sentence for who waits."""
+    percent = sentences.percent(round(moment.done * 1000), 1000)
+    said = sentences.loading(moment.model, moment.done)
+    return {"id": moment.job, "model": moment.model, "percent": percent, "sentence": said}
+
+
 def _model(warm: Warm) -> dict[str, Any]:
-    return {"name": warm.name, "size": warm.size, "enlargement": warm.enlargement, "steps": warm.steps}
+    return {
+        "name": warm.name,
+        "size": warm.size,
+        "enlargement": warm.enlargement,
+        "steps": warm.steps,
+        "loaded": warm.loaded,
+        "samplers": list(warm.samplers),
+        "loras": [lora.name for lora in warm.loras],
+    }
 
 
 def room(workers: Mapping[str, Presence], *, warming: bool = False) -> dict[str, Any]:
@@ -174,5 +191,6 @@ def room(workers: Mapping[str, Presence], *, warming: bool = False) -> dict[str,
         "warming": warming and not shown,
         "workers": shown,
         "models": models,
+        "loaded": sorted({model["name"] for one in shown for model in one["models"] if model["loaded"]}),
         "sentence": "" if shown else absent,
     }

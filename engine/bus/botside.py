@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -22,12 +23,25 @@ from engine.bus.link import Unreachable, reaching
 from engine.bus.presences import Presences
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, settle_consumer
-from engine.job import EmbedReply, EmbedRequest, Frame, Job, Malformed, Presence, Result, decode, encode, readable
+from engine.job import (
+    EmbedReply,
+    EmbedRequest,
+    Frame,
+    Job,
+    Loading,
+    Malformed,
+    Presence,
+    Result,
+    decode,
+    encode,
+    readable,
+)
 
 log = logging.getLogger(__name__)
 
 FULL = 10077  # JetStream's code for "no room", also for a second message on a subject that holds one
 RESULTS_AT_ONCE = 64
+T = TypeVar("T")
 
 
 class NobodyAnswers(RuntimeError):
@@ -75,19 +89,26 @@ class BotSide(Station):
         finally:
             await pull.close()
 
-    async def frames(self) -> AsyncIterator[Frame]:
+    def frames(self) -> AsyncIterator[Frame]:
         """Live previews: the newest of each image, whatever the reader's speed."""
-        latest: Latest[tuple[str, int], Frame] = Latest()
+        return self._newest(subjects.FRAMES_ALL, Frame, lambda one: (one.job, one.image))
+
+    def loadings(self) -> AsyncIterator[Loading]:
+        """How far models are in memory: the newest of each job, whatever the reader's speed."""
+        return self._newest(subjects.LOADING_ALL, Loading, lambda one: one.job)
+
+    async def _newest(self, subject: str, kind: type[T], key: Callable[[T], Hashable]) -> AsyncIterator[T]:
+        latest: Latest[Hashable, T] = Latest()
 
         def keep(msg: Msg) -> None:
             try:
-                frame = decode(msg.data, Frame)
+                value = decode(msg.data, kind)
             except Malformed as error:
                 self.dead.note(msg.subject, str(error))
             else:
-                latest.put((frame.job, frame.image), frame)
+                latest.put(key(value), value)
 
-        async with self._listening(subjects.FRAMES_ALL, keep):
+        async with self._listening(subject, keep):
             while True:
                 yield await latest.get()
 

@@ -21,6 +21,7 @@ EMBED = "embed"
 SETTLE = "settle"  # the one durable consumer of results
 
 FRAMES_ALL = "frames.*"
+LOADING_ALL = "loading.*"
 WANT_ALL = "want.*"
 
 
@@ -53,6 +54,11 @@ def result(worker: str, job: str) -> str:
 
 def frames(job: str) -> str:
     return f"frames.{job}"
+
+
+def loading(job: str) -> str:
+    """Beside the frames and not among them: a bot that does not know it would take it for a broken preview."""
+    return f"loading.{job}"
 
 
 def want(job: str) -> str:

@@ -21,7 +21,19 @@ from engine.bus.link import reaching
 from engine.bus.snapshots import Snapshots
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, pool_consumer
-from engine.job import EmbedReply, EmbedRequest, Frame, Job, Malformed, Presence, Result, Snapshot, decode, encode
+from engine.job import (
+    EmbedReply,
+    EmbedRequest,
+    Frame,
+    Job,
+    Loading,
+    Malformed,
+    Presence,
+    Result,
+    Snapshot,
+    decode,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +90,11 @@ class WorkerSide(Station):
     async def publish_frame(self, frame: Frame) -> None:
         with reaching("send a preview"):
             await self.client.publish(subjects.frames(frame.job), encode(frame))
+
+    async def publish_loading(self, loading: Loading) -> None:
+        """How far the job's model is in memory; as with a preview, nobody need hear it."""
+        with reaching("say how far a model is"):
+            await self.client.publish(subjects.loading(loading.job), encode(loading))
 
     async def publish_result(self, worker: str, result: Result) -> None:
         """Returns when the broker has it on disk; said twice (the answer got lost), it is still one message."""

@@ -19,8 +19,11 @@ import torch
 from PIL import Image
 
 from engine.families.family import TORCH, Conditions
+from engine.families.packed import Packs, can_pack
+from engine.families.recorded import Graphs
+from engine.families.wholly import Wholly
 from engine.job import Dtype, Guides, Lora, Recipe, Sampler
-from engine.plan import TABLED, Plan, plan, samplers_for
+from engine.plan import Plan, plan, samplers_for
 
 TEXTS_KEPT = 256
 HASHED_WHOLE = 128 * 2**20
@@ -28,7 +31,7 @@ PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws:
 UNUSED = ("feature_extractor", "image_encoder", "safety_checker")
 
 
-class Pipelined(ABC):
+class Pipelined(Wholly, ABC):
     """A `Family` over an assembled float32 pipeline; one cast copy of its network for each dtype.
 
     `guidance` is the default. A subclass sets `size`, `multiple` and `tokens`.
@@ -47,17 +50,22 @@ class Pipelined(ABC):
         self.name, self.revision, self.device, self.guidance = name, revision, torch.device(device), guidance
         self.pipeline = pipeline
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
-        self.samplers: tuple[Sampler, ...] = tuple(
-            name for name in samplers_for(self.scheduler_config) if name in TABLED
-        )
+        self.samplers: tuple[Sampler, ...] = samplers_for(self.scheduler_config)
         self.enlargement, self.upscaler = 1, ""
         self._master = getattr(pipeline, self.network).eval().requires_grad_(False)
         self._vae = pipeline.vae.eval().requires_grad_(False).to(self.device)
         for part, module in pipeline.components.items():
             if part.startswith("text_encoder") and module is not None:
                 module.eval().requires_grad_(False).to(self.device)
+        self._packs = Packs() if self.device.type == "cpu" and can_pack(self._master) else None
+        self._graphs: Graphs | None = None
         self._nets: dict[Dtype, Any] = {}
         self._texts: OrderedDict[tuple[str, bool], Conditions] = OrderedDict()
+
+    def record_graphs(self) -> None:
+        """From now on a shape that keeps coming is recorded as a CUDA graph; nothing changes on a processor."""
+        if self.device.type == "cuda":
+            self._graphs = Graphs()
 
     @property
     def max_pixels(self) -> int:
@@ -106,7 +114,24 @@ class Pipelined(ABC):
         self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
         kind = TORCH[dtype]
-        return self._predict(self.net(dtype, loras), x.to(kind), t, tuple(_cast(each, kind) for each in texts)).float()
+        inputs = (x.to(kind), t, *(_cast(each, kind) for each in texts))
+        return self._forward(self.net(dtype, loras), inputs, dtype, loras).float()
+
+    def _forward(
+        self, net: Any, inputs: tuple[torch.Tensor, ...], dtype: Dtype, loras: tuple[Lora, ...]
+    ) -> torch.Tensor:
+        """Through a packed copy or a recorded graph where there can be one; what a LoRA has changed runs as it is."""
+
+        def predict(network: Any, given: tuple[torch.Tensor, ...] = inputs) -> torch.Tensor:
+            x, t, *texts = given
+            return self._predict(network, x, t, tuple(texts))
+
+        shapes = (dtype, *(each.shape for each in inputs))
+        if loras:
+            return predict(net)
+        if self._graphs is not None:
+            return self._graphs.run(shapes, inputs, lambda given: predict(net, given))
+        return predict(net) if self._packs is None else self._packs.run(net, shapes, predict)
 
     @abstractmethod
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:

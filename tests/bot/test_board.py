@@ -8,7 +8,7 @@ import pytest
 
 from bot.queue.board import Board
 from bot.store import Record
-from engine.job import Concept, Frame, Recipe
+from engine.job import Concept, Frame, Loading, Recipe
 
 RECIPE = Recipe(
     concepts=(Concept(text="apple"),), model="embedded", sampler="ddpm", steps=20, seed=7, guidance=3.0, width=64,
@@ -49,3 +49,25 @@ def test_what_is_left_is_what_a_count_would_give(seed: int) -> None:
     for job in JOBS:
         board.drop(job)
     assert board.cost_left("default") == 0.0
+
+
+def a_loading(job: str, epoch: int, model: str = "embedded") -> Loading:
+    return Loading(job=job, epoch=epoch, model=model, done=0.5)
+
+
+def test_a_model_on_its_way_is_a_sign_of_life_unless_it_is_anothers_or_too_late() -> None:
+    board = Board()
+    board.put(a_record(JOBS[0], "default", 1.0), 1.0)
+    for bad in (a_loading(JOBS[1], 1), a_loading(JOBS[0], 0), a_loading(JOBS[0], 1, "large")):
+        assert board.loading(bad, 2.0) is None
+    assert board.runs[JOBS[0]].beat == 1.0
+    run = board.loading(a_loading(JOBS[0], 3), 2.0)
+    assert run is not None
+    assert (run.epoch, run.beat) == (3, 2.0)
+    assert board.frame(a_frame(JOBS[0], 1), 3.0) is None  # of the epoch before
+    board.runs[JOBS[0]].epoch = 1
+    assert board.frame(a_frame(JOBS[0], 1), 3.0) is run
+    assert board.loading(a_loading(JOBS[0], 1), 4.0) is None, "a preview of it was there already"
+    board.put(a_record(JOBS[0], "default", 1.0), 5.0)
+    assert board.loading(a_loading(JOBS[0], 1), 6.0) is None
+    assert board.loading(a_loading(JOBS[0], 2), 6.0) is not None, "another worker fetches it"

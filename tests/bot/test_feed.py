@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bot.feed import Developing, Feed, Queued, Settled, Subscription, merge
+from bot.feed import Developing, Feed, Queued, Readying, Settled, Subscription, merge
 
 
 def frame(job: str, step: int, *images: int) -> Developing:
@@ -67,6 +67,28 @@ async def test_what_changes_between_waiting_and_running_is_told_once_as_it_is_no
         ]  # fmt: skip
         feed.close()
         assert [moment async for moment in moments] == []
+
+
+@pytest.mark.asyncio
+async def test_a_model_on_its_way_stands_between_place_and_pictures_and_before_no_frame_of_another():
+    feed = Feed()
+    async with feed.subscribe() as moments:
+        feed.publish(Queued("a", 0, None))
+        for percent in range(50):
+            feed.publish(Readying("a", "large", percent / 100))
+        feed.publish(frame("b", 1, 0))
+        assert [await anext(moments) for _ in range(2)] == [frame("b", 1, 0), Readying("a", "large", 0.49)]
+        feed.publish(Readying("a", "large", 1.0))
+        feed.publish(Developing("a", 0, 100, 9.0))  # that it began comes by another way, and late
+        async with feed.subscribe("a") as later:
+            assert await anext(later) == Readying("a", "large", 1.0)
+        feed.publish(frame("a", 1, 0))
+        assert await anext(moments) == frame("a", 1, 0)
+        feed.publish(Readying("a", "large", 0.2))
+        feed.publish(Settled("a", "finished", ""))
+        feed.publish(Readying("a", "large", 0.3))
+        feed.close()
+        assert [moment async for moment in moments] == [Settled("a", "finished", "")]
 
 
 @pytest.mark.asyncio

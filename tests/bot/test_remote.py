@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -98,3 +99,17 @@ async def test_a_stream_that_says_nothing_is_given_up(monkeypatch: pytest.Monkey
     with pytest.raises(Undeveloped, match="went away"):
         await develop(house, monkeypatch)
     assert house.opened == remote.TRIES
+
+
+async def test_a_model_on_its_way_is_shown_until_the_first_step() -> None:
+    text = io.StringIO()
+    with Screen(Console(file=text, force_terminal=True, width=80), 1) as screen:
+        for percent in (10, 40):
+            said = {"id": "J", "model": "sd-1.5", "percent": percent, "sentence": f"loading sd-1.5, {percent} %"}
+            remote._show("loading", said, screen)
+            screen._live.refresh()
+        assert "loading sd-1.5, 10 %" in text.getvalue()
+        assert "loading sd-1.5, 40 %" in text.getvalue()
+        remote._show("frame", {"step": 1, "of": 4, "seconds_left": 3.0, "frames": {}}, screen)
+        screen._live.refresh()
+    assert "step 1 of 4" in text.getvalue()

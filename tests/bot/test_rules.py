@@ -270,7 +270,7 @@ def test_what_admins_type(name: str, text: str, value: Value) -> None:
         ("cost_day", "soon", "“soon”: it takes device time such as “30 min”, “2 h”, “1800” (seconds) or “no limit”."),
         ("cost_day", "5 parsecs", "cost_day cannot be “5 parsecs”"),
         ("pixels", "9000x9000", "from 16x16 to 4096x4096"),
-        ("samplers", "eulr", "the nearest is euler. It takes ddpm, ddim, euler, dpmpp_2m, all or none."),
+        ("samplers", "eulr", "the nearest is euler. It takes ddpm, ddim, euler, euler_karras, "),
         ("results", "secret", "results cannot be “secret”: it takes public or private or choice."),
         ("blocked", "maybe", "blocked cannot be “maybe”: it takes on or off."),
         ("models", "../etc", "models cannot be “../etc”: it takes names, separated by commas, all or none."),

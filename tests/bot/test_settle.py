@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bot.feed import Developing, Settled
+from bot.feed import Developing, Readying, Settled
 from bot.images.pixels import saved
 from bot.queue import settle
 from bot.queue.arrivals import size
 from engine.bus import subjects
-from engine.job import Cancelled, Failed, Finished, Frame, Ladder, Picture, Started, encode
+from engine.job import Cancelled, Failed, Finished, Frame, Ladder, Loading, Picture, Started, encode
 
 JPEG = b"\xff\xd8\xff\xe0"
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -197,6 +197,22 @@ async def test_frames_are_shown_once_they_fit_and_only_then(open_job, until):
     view = await house.studio.view(job.id)
     assert (view.step, view.of) == (20, 40)
     assert view.eta == pytest.approx(90.0, abs=30.0)  # less what passed since, on a busy machine too
+
+
+@pytest.mark.asyncio
+async def test_how_far_a_model_is_is_told_where_it_fits_watched_or_not(open_job):
+    house, apprentice, job = await open_job("a lamp --count 2 --steps 40")
+
+    def loading(**more):
+        return Loading(**({"job": job.id, "epoch": 10, "model": "embedded", "done": 0.4} | more))
+
+    async with house.feed.subscribe(job.id, previews=False) as moments:
+        assert isinstance(await anext(moments), Developing)
+        for bad in (loading(epoch=9), loading(job=UNKNOWN), loading(model="another")):
+            await apprentice.bus.publish_loading(bad)
+        await apprentice.bus.publish_loading(loading())
+        async with asyncio.timeout(5):
+            assert await anext(moments) == Readying(job.id, "embedded", 0.4)
 
 
 @pytest.mark.asyncio

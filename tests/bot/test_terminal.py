@@ -67,3 +67,21 @@ def test_pictures_are_drawn_and_it_ends(answers: bool) -> None:
     assert b"step 3 of 3" in said
     assert said.count(CELL_SIZE) <= 1
     assert b"Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--interval", "0.8-0.2"], "--interval 0.8-0.2 is not possible: it takes from-to, each 0 to 1"),
+        (["--lora", "style:9"], "--lora style:9 is not possible: it takes a name, or name:weight from -4 to 4"),
+        ([part for n in range(5) for part in ("--lora", f"l{n}")], "these are 5"),
+        (["--sampler", "DPM++ 2M SDE Karras"], "--sampler DPM++ 2M SDE Karras is not possible: it takes ddpm,"),
+        (["--model", "some/folder", "--sampler", "Euler b"], "--sampler Euler b is not possible"),
+    ],
+)
+def test_options_are_refused_before_anything_is_loaded(options: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "bot", "imagine", "a fox", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""

@@ -244,3 +244,26 @@ def test_every_letter_and_sign_means_what_the_tests_say() -> None:
             assert normalised(one) == letter, one
     assert sign("1").letters == "1il"
     assert sign("色").kind == "unspaced"
+
+
+@pytest.mark.parametrize(
+    "text", ["(gore:1.2)", "((gore))", "a [gore] b", "g(or:1.3)e", "(go)[re]", "(go:1.5)(re:1.5)", "(go:1)((re:0.2))"]
+)
+def test_emphasis_hides_no_word(text: str) -> None:
+    assert found(text, LIST) == Match("word", "gore")
+    assert found(f"a cat, {text}, red", LIST) == Match("word", "gore")
+
+
+def test_emphasis_hides_no_phrase_and_nothing_from_patterns() -> None:
+    assert found("very (ill:1.3) thing", LIST) == Match("word", "very ill thing")
+    assert found("(very:1.3) ill [thing]", LIST) == Match("word", "very ill thing")
+    assert found("dead (body:1.2)", (), [r"dead\s+body"]) == Match("pattern", r"dead\s+body")
+    assert found("(dead:1.21) body", (), [r"dead body"]) == Match("pattern", r"dead body")
+    assert found("dead [ends] everywhere", LIST, [r"dead body"]) is None
+
+
+def test_emphasis_costs_no_more_than_a_second_reading() -> None:
+    one, two = Effort(), Effort()
+    found("a quiet red fox in the snow", LIST, effort=one)
+    found("a quiet (red) fox in the snow", LIST, effort=two)
+    assert 60_000 - two.left <= 3 * (60_000 - one.left)

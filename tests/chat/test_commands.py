@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import discord
+import msgspec
 import pytest
 
 from bot.access import ACTIONS
 from bot.chat.channel import IN_THREADS, LATER
+from bot.chat.commands import offered
 from bot.chat.commands.counted import characters, rows
 from bot.chat.commands.help import NAMES, told
-from bot.chat.commands.imagine import ADVICE
 from bot.chat.commands.languages import GERMAN
 from bot.chat.commands.prefer import everything
 from bot.chat.commands.registered import COMMANDS, registered
 from bot.chat.permitted import COMMANDS as ASKED
 from bot.chat.rows import SIGNS
-from bot.chat.which import CHOICE
+from bot.chat.which import CHOICE, OFFERED
 from bot.desk.preferences import NAMES as PREFERENCES
 from bot.desk.preferences import Preference
+from bot.models import SHIPPED
 from bot.sentences import SAMPLERS
+from engine.job import Lora
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,8 +121,28 @@ def test_every_command_asks_the_table_of_who_may_do_what() -> None:
 
 
 def test_every_sampler_is_offered_with_advice() -> None:
-    assert ADVICE.keys() == SAMPLERS.keys()
-    assert all(len(f"{SAMPLERS[name]}: {advice}") <= CHOICE for name, advice in ADVICE.items())
+    assert offered.ADVICE.keys() == SAMPLERS.keys()
+    for german in (False, True):
+        choices = offered.samplers(None, "", german=german)
+        assert [one.value for one in choices] == list(SAMPLERS)
+        assert all(len(one.name) <= CHOICE for one in choices)
+        assert len({one.name for one in choices}) == len(choices) <= OFFERED
+    assert [one.value for one in offered.samplers(SHIPPED, "", german=False)] == list(SHIPPED.samplers)
+    assert [one.value for one in offered.samplers(None, "rauschen", german=True)] == ["euler_ancestral", "dpmpp_2m_sde"]
+
+
+def test_loras_are_offered_one_behind_the_other() -> None:
+    warm = msgspec.structs.replace(SHIPPED, loras=(Lora("style", 0.8), Lora("detail")))
+    assert [one.value for one in offered.loras(warm, "")] == ["style:0.8", "detail:1"]
+    assert [one.value for one in offered.loras(warm, "style:0.5, d")] == ["style:0.5, detail:1"]
+    assert offered.loras(SHIPPED, "") == offered.loras(None, "") == []
+
+
+def test_a_model_that_lies_on_a_disk_only_is_offered_as_such() -> None:
+    cold = msgspec.structs.replace(SHIPPED, name="large", loaded=False)
+    choices = offered.models([SHIPPED, cold], "")
+    assert [one.value for one in choices] == ["embedded", "large"]
+    assert [one.name for one in choices] == ["embedded", "large (fetched into memory when asked for)"]
 
 
 @pytest.mark.asyncio

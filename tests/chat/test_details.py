@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import discord
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +16,9 @@ from bot.chat.commands.sheet import FILTERS, Sheet, describe
 from bot.chat.details import details, fenced, parameters
 from bot.chat.which import CHOICE, label, offered
 from bot.desk.shelf import Kept, Page
+from bot.sentences import footer
 from bot.views import Place, Shot, View
-from engine.job import Ancestor, Concept, Enlarge, Recipe
+from engine.job import Ancestor, Concept, Enlarge, Lora, Recipe
 
 JOB, PARENT = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 NOW = 1_800_000_000.0
@@ -40,6 +42,21 @@ def test_parameters_are_those_of_the_png() -> None:
     assert parameters(a_view()) == (
         "terrier, looking up blue::-0.5\nNegative prompt: fog\n"
         "Steps: 30, Sampler: DPM++ 2M, CFG scale: 3.5, Seed: 7, Size: 64x48, Model: embedded"
+    )
+
+
+def test_parameters_have_loras_and_the_part_of_the_course_as_others_read_them() -> None:
+    loras = (Lora(name="style", weight=0.8, revision="abc"), Lora(name="x"))
+    recipe = msgspec.structs.replace(
+        RECIPE, loras=loras, guidance_start=0.2, guidance_stop=0.8, sampler="dpmpp_2m_karras"
+    )
+    words, _, fields = parameters(a_view(recipe=recipe)).split("\n")
+    assert words == "terrier, looking up blue::-0.5 <lora:style:0.8> <lora:x:1>"
+    assert "Sampler: DPM++ 2M Karras" in fields
+    assert fields.endswith("Guidance interval: 0.2-0.8")
+    assert footer(recipe) == (
+        "30 steps of DPM++ 2M Karras · seed 7 · guidance 3.5 from 0.2 to 0.8 · 64×48 · embedded · LoRA style ×0.8 · "
+        "LoRA x ×1"
     )
 
 

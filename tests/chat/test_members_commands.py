@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import discord
+import msgspec
 import pytest
 from PIL import Image
 
@@ -222,6 +223,17 @@ async def test_info_says_every_limit_and_how_the_house_stands(open_world: Any) -
         assert "**Queue here**\n• 1 running, 0 waiting\n" in said
         assert "embedded" in said
         assert "Darkroom" in said
+
+
+async def test_info_tells_the_models_in_memory_from_those_on_a_disk(open_world: Any) -> None:
+    async with open_world() as world:
+        mine = world.painter.model
+        world.painter.models = (mine, msgspec.structs.replace(mine, name="large", loaded=False))
+        await world.until(lambda: len(world.studio.models()) == 2)
+        said = text(await world.alice.slash(world.channel, "info"))
+        assert "• Models: embedded\n• Fetched into memory when asked for: large\n" in said
+        models = await world.alice.autocomplete(world.channel, "imagine", "model", "")
+        assert [one["name"] for one in models] == ["embedded", "large (fetched into memory when asked for)"]
 
 
 async def test_info_of_a_job_has_parameters_to_copy(open_world: Any) -> None:

@@ -28,6 +28,7 @@ def cards(prompt: str, name: str, note: str) -> list[Card]:
     return [
         presenter.accepted(a_ticket(prompt=prompt, notes=(note,)), name, NOW),
         presenter.waiting(view, 3, 20.0, NOW),
+        presenter.loading(view, prompt[:64], 0.4),
         presenter.developing(view, 3, 1000, 20.0, NOW),
         presenter.ended(view),
         presenter.ended(replace(view, state="failed")),
@@ -140,3 +141,9 @@ def test_a_refusal_quotes_the_member_without_harm() -> None:
     said = presenter.refusal("There is no --weird; did you mean @everyone?")
     assert "@everyone" not in said
     assert len(presenter.refusal("*" * 5000)) <= presenter.CONTENT
+
+
+def test_whoever_waits_for_a_model_reads_which_and_how_far_it_is() -> None:
+    card = presenter.loading(a_view(), "sd-1.5", 0.404)
+    assert card.content.splitlines()[1] == "⏳ loading sd-1.5, 40 %"
+    assert [button.press for row in card.rows for button in row] == ["cancel"]

@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 import discord
+import msgspec
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from bot.access import forbidden, subject_of
 from bot.chat.presses.buttons import AGAIN, Presses
 from bot.refused import Refused
 from bot.views import Member
+from engine.job import Lora
 
 pytestmark = pytest.mark.asyncio
 
@@ -231,6 +233,45 @@ async def test_options_reach_the_recipe(open_world: Any) -> None:
         assert (recipe.steps, recipe.seed, recipe.guidance, recipe.sampler) == (5, 9, 2.5, "euler")
         assert (recipe.count, recipe.negative) == (1, "fog")
         assert recipe.width == 2 * recipe.height
+
+
+async def test_the_further_options_reach_the_recipe(open_world: Any) -> None:
+    async with open_world() as world:
+        world.painter.model = msgspec.structs.replace(
+            world.painter.model, samplers=("ddpm", "euler_ancestral"), loras=(Lora("style", 0.7, "abc"),)
+        )
+        await world.until(lambda: world.studio.model(None).loras)
+        offered = await world.alice.autocomplete(world.channel, "imagine", "sampler", "")
+        assert [choice["value"] for choice in offered] == ["ddpm", "euler_ancestral"]
+        offered = await world.alice.autocomplete(world.channel, "imagine", "lora", "sty")
+        assert [choice["value"] for choice in offered] == ["style:0.7"]
+        options = {"sampler": "Euler a", "interval": "0.2-0.8", "lora": "style:0.5", "relax": True}
+        result = await world.alice.slash(world.channel, "imagine", prompt="(red:1.2) apple", **options)
+        final = await world.ended(result)
+        assert "guidance 3 from 0.2 to 0.8" in final.content
+        assert "**red apple**" in final.content
+        (view,) = await world.studio.recent()
+        assert (view.recipe.sampler, view.recipe.guidance_start) == ("euler_ancestral", 0.2)
+        assert view.recipe.loras == (Lora("style", 0.5, "abc"),)
+        assert view.recipe.concepts[0].text == "(red:1.2) apple"
+        await world.ended(await world.alice.slash(world.channel, "reproduce", job=view.id))
+        again = (await world.studio.recent())[0].recipe
+        assert again == msgspec.structs.replace(view.recipe, bucket=again.bucket)
+
+
+async def test_a_model_on_its_way_is_told_in_the_waiting_message_until_it_develops(open_world: Any) -> None:
+    async with open_world() as world:
+        world.painter.loading, world.painter.stand_at = (0.1, 0.404), 0
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple")
+        assert "loading" not in text(result)
+        identity = result.response.id
+        message = await world.until(lambda: (m := world.message(identity)) and "40 %" in m.content and m)
+        assert message.content.splitlines()[1] == "⏳ loading embedded, 40 %"
+        assert world.labels(message) == ["Cancel"]
+        world.painter.going.set()
+        final = await world.ended(result)
+        assert "loading" not in final.content
+        assert world.labels(final)[0] == "U1"
 
 
 async def test_permutations_get_a_message_each(open_world: Any) -> None:

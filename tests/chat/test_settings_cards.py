@@ -150,7 +150,8 @@ def test_suggestions_fit(name: str) -> None:
 
 def test_a_list_is_completed_name_by_name() -> None:
     found = suggest.values(SETTINGS["samplers"], "ddim, eu", {})
-    assert [each.value for each in found] == ["ddim, euler"]
+    names = ("euler", "euler_karras", "euler_ancestral", "heun")
+    assert [each.value for each in found] == [f"ddim, {name}" for name in names]
     assert "all" in [each.value for each in suggest.values(SETTINGS["samplers"], "", {})]
 
 

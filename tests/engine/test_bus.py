@@ -27,6 +27,7 @@ from engine.job import (
     Enlarge,
     Frame,
     Job,
+    Loading,
     Picture,
     Presence,
     Recipe,
@@ -406,6 +407,31 @@ async def test_a_slow_reader_of_previews_gets_the_newest(join: Any) -> None:
     latest = await take(frames, 2)
     assert {(frame.image, frame.step) for frame in latest} == {(0, 199), (1, 199)}
     assert bot.dead.count == {"frames": 1}
+
+
+@pytest.mark.asyncio
+async def test_of_models_on_their_way_the_newest_of_each_job_is_heard_and_no_frame(join: Any) -> None:
+    worker, bot = await join(), await join()
+    loadings, frames = bot.loadings(), bot.frames()
+    first, frame = asyncio.create_task(anext(loadings)), asyncio.create_task(anext(frames))
+    await asyncio.sleep(0.1)
+    await worker.client.publish(f"loading.{JOB}", b"no loading")
+    await worker.client.publish(f"loading.{JOB}", encode(a_frame()))
+    await worker.publish_loading(Loading(job=JOB, epoch=1, model="large", done=0.0))
+    await worker.publish_frame(a_frame())
+    await worker.client.flush()
+    assert ((await first).done, (await frame).step) == (0.0, 3)
+    for percent in range(101):
+        for job in (JOB, OTHER):
+            await worker.publish_loading(Loading(job=job, epoch=1, model="large", done=percent / 100))
+    await worker.client.flush()
+    await asyncio.sleep(0.3)
+    assert {(one.job, one.done) for one in await take(loadings, 2)} == {(JOB, 1.0), (OTHER, 1.0)}
+    assert bot.dead.count == {"loading": 2}
+
+
+def a_frame() -> Frame:
+    return Frame(job=JOB, image=0, epoch=1, step=3, of=200, picture=b"j", seconds_left=1.0)
 
 
 @pytest.mark.asyncio

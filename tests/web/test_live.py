@@ -49,6 +49,26 @@ async def test_a_frame_is_a_picture_of_each_image_on_its_way(room: Room) -> None
     assert all(len(frames) > 3 for frames in seen.values())
 
 
+async def test_a_model_on_its_way_is_told_and_ends_with_the_first_frame(room: Room) -> None:
+    room.drawers[0].loading, room.drawers[0].stand_at = (0.0, 0.404), 0
+    job = await room.imagine("terrier", count=1)
+    heard: list[str] = []
+    value: dict[str, Any] = {}
+    async for name, value in room.events(f"/api/jobs/{job}/events"):
+        heard.append(name)
+        if name == "loading" and value["percent"] == 40:
+            assert value == {"id": job, "model": "embedded", "percent": 40, "sentence": "loading embedded, 40 %"}
+            break
+    page = room.events("/api/events")
+    seen = [await anext(page) for _ in range(3)]  # whoever comes now is told as well
+    assert seen[-1] == ("loading", value)
+    room.drawers[0].going.set()
+    later = [name async for name, _ in room.events(f"/api/jobs/{job}/events")]
+    assert later[-1] == "finished"
+    assert "frame" in later
+    assert "frame" not in heard or "loading" not in heard[heard.index("frame") :], "its begin may be told before"
+
+
 async def test_failure_and_cancellation_are_told(room: Room) -> None:
     job = await room.imagine("an impossible thing")
     *_, (name, value) = [event async for event in room.events(f"/api/jobs/{job}/events")]

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
@@ -140,6 +141,32 @@ async def test_percent_and_time_left_are_shown_while_it_develops(page: Page, roo
     room.drawers[0].going.set()
     await finished(card)
     assert await page.title() == "Darkroom"
+
+
+async def test_a_model_on_its_way_has_the_bar_until_the_first_picture(page: Page, room: Room) -> None:
+    drawer = room.drawers[0]
+    drawer.loading, drawer.stand_at = (0.1, 0.4), 0
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".left")).to_have_text("loading embedded, 40 %")
+    await expect(card.locator(".percent")).to_have_text("")
+    await expect(card).to_have_attribute("data-state", "loading")
+    assert await card.locator("progress").evaluate("one => one.value") == 40
+    assert await page.title() == "Darkroom"
+    await page.reload()
+    card = page.locator("article.job").first
+    await expect(card.locator(".left")).to_have_text("loading embedded, 40 %")
+    drawer.going.set()
+    await expect(card).to_have_attribute("data-state", "running")
+    await finished(card)
+
+
+async def test_models_on_a_disk_are_counted_beside_those_in_memory(page: Page, room: Room) -> None:
+    drawer = room.drawers[0]
+    await visit(page, room)
+    await expect(page.locator("#status")).to_have_text("embedded on paper and ink")
+    drawer.models = (drawer.model, *(msgspec.structs.replace(drawer.model, name=n, loaded=False) for n in "ab"))
+    await expect(page.locator("#status")).to_have_text("embedded on paper and ink · 2 more models when asked for")
 
 
 async def test_cancel_stops_it_and_says_so(page: Page, room: Room) -> None:

@@ -17,6 +17,7 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 {imagine} with a few words: four pictures develop here.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--relax` `--guidance 5` `--model …` \
 `--sampler euler`
+-# Also `--interval 0.2-0.8`, `--lora name:0.8`, `(word:1.2)`
 -# `red apple:: blue::-0.5` weighs parts, `{{red, green}} apple` makes each of them.
 
 **Under a picture**

@@ -8,19 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import discord
-from discord import app_commands
+from discord import Locale, app_commands
 from discord.app_commands import Choice, Range
 
 from bot.chat.answer import answer, member_of
+from bot.chat.commands import offered
 from bot.chat.which import CHOICE, OFFERED
-from bot.sentences import SAMPLERS
 from engine.job import MAX_COUNT, MAX_STEPS
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
     from bot.views import Member, Place, Ticket
-
-ADVICE = {"ddpm": "the full chain", "dpmpp_2m": "good in 30 steps", "ddim": "even steps", "euler": "quick"}
+    from engine.job import Warm
 
 
 @app_commands.command(description="Turn words into pictures while you watch")
@@ -29,8 +28,10 @@ ADVICE = {"ddpm": "the full chain", "dpmpp_2m": "good in 30 steps", "ddim": "eve
     steps="More steps, finer and slower",
     seed="The same seed gives the same pictures",
     guidance="How closely to follow the words",
+    interval="In which part of the steps guidance holds, like 0.2-0.8",
     sampler="How noise becomes a picture",
     model="Which model",
+    lora="An addition to the model, like name or name:0.8; several with commas",
     count="How many pictures",
     aspect="Width to height, like 3:2",
     negative="What to steer away from",
@@ -43,8 +44,10 @@ async def imagine(
     steps: Range[int, 1, MAX_STEPS] | None = None,
     seed: Range[int, 0, 2**32 - 1] | None = None,
     guidance: Range[float, 1, 30] | None = None,
+    interval: Range[str, 3, 24] | None = None,
     sampler: str | None = None,
     model: str | None = None,
+    lora: Range[str, 1, 300] | None = None,
     count: Range[int, 1, MAX_COUNT] | None = None,
     aspect: Range[str, 3, 16] | None = None,
     negative: Range[str, 1, 1000] | None = None,
@@ -52,7 +55,7 @@ async def imagine(
     relax: bool | None = None,
 ) -> None:
     named = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
-    named |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax}
+    named |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
     options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
 
     await typed(interaction, prompt, **options)
@@ -79,13 +82,20 @@ async def recent_prompts(interaction: discord.Interaction[DarkroomClient], typed
 
 @imagine.autocomplete("model")
 async def models(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    """What the workers have ready now."""
-    names = dict.fromkeys(warm.name for warm in interaction.client.studio.models())
-    return [Choice(name=name, value=name) for name in names if typed.casefold() in name.casefold()][:OFFERED]
+    """What the workers have in memory, or on their disks."""
+    return offered.models(interaction.client.studio.models(), typed)
 
 
 @imagine.autocomplete("sampler")
 async def samplers(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    shown = {name: f"{title}: {ADVICE[name]}" for name, title in SAMPLERS.items()}
-    wanted = typed.casefold()
-    return [Choice(name=text, value=name) for name, text in shown.items() if wanted in f"{name} {text}".casefold()]
+    return offered.samplers(_model(interaction), typed, german=interaction.locale is Locale.german)
+
+
+@imagine.autocomplete("lora")
+async def loras(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+    return offered.loras(_model(interaction), typed)
+
+
+def _model(interaction: discord.Interaction[DarkroomClient]) -> Warm | None:
+    """The one that is chosen so far, else the one that is used then."""
+    return interaction.client.studio.model(getattr(interaction.namespace, "model", None))

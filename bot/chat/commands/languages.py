@@ -20,8 +20,12 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         "More steps, finer and slower": "Mehr Schritte: feiner und langsamer",
         "The same seed gives the same pictures": "Gleicher Startwert, gleiche Bilder",
         "How closely to follow the words": "Wie genau es den Worten folgt",
+        "In which part of the steps guidance holds, like 0.2-0.8": "In welchem Teil der Schritte das gilt, 0.2-0.8",
         "How noise becomes a picture": "Wie aus Rauschen ein Bild wird",
         "Which model": "Welches Modell",
+        "An addition to the model, like name or name:0.8; several with commas": (
+            "Ein Zusatz zum Modell, etwa name oder name:0.8; mehrere mit Komma"
+        ),
         "How many pictures": "Wie viele Bilder",
         "Width to height, like 3:2": "Breite zu Höhe, etwa 3:2",
         "What to steer away from": "Was nicht zu sehen sein soll",

@@ -99,8 +99,11 @@ def _workers(studio: Studio) -> list[str]:
     if not workers:
         return [f"**Workers**\n• {sentences.NO_WORKER}"]
     devices = _listed(one.device for one in workers.values())
-    models = _listed(warm.name for one in workers.values() for warm in one.models)
-    return ["**Workers**", f"• {len(workers)} online: {devices}", f"• Models: {models or 'none ready'}"]
+    known = [warm for one in workers.values() for warm in one.models]
+    ready = dict.fromkeys(warm.name for warm in known if warm.loaded)
+    others = _listed(warm.name for warm in known if warm.name not in ready)
+    lines = ["**Workers**", f"• {len(workers)} online: {devices}", f"• Models: {_listed(ready) or 'none in memory'}"]
+    return [*lines, f"• Fetched into memory when asked for: {others}"] if others else lines
 
 
 def _listed(names: Iterable[str]) -> str:

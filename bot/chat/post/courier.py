@@ -25,7 +25,7 @@ from bot.chat.post.pauses import GivenUp
 from bot.chat.post.progress import Progress
 from bot.chat.post.setbacks import Setbacks
 from bot.chat.post.troubles import Expired, Later, TooLarge, Unwanted
-from bot.feed import Developing, Moment, Queued, Settled
+from bot.feed import Developing, Moment, Queued, Readying, Settled
 from bot.states import over
 from bot.views import Place, Role, View
 
@@ -124,6 +124,8 @@ class Courier:
             case.frames |= moment.frames
             case.fresh |= bool(moment.frames)
             self._offer("preview", moment, case, self._clock() + moment.seconds_left)
+        elif isinstance(moment, Readying):
+            self._offer("preview", moment, case)  # as often as a preview would be, and out of the same budget
         else:
             self._offer("place", moment, case)
 
@@ -194,7 +196,7 @@ class Courier:
             await self._progress.find(job, case)
         if role == "answer" and case.lost:
             return
-        if isinstance(content, Queued | Developing):
+        if isinstance(content, Queued | Readying | Developing):
             if not case.ending:
                 await self._progress.show(content, case, partial(self._made, edit))
             return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bot.chat import delivery, presenter
 from bot.chat.post.mail import Mail
 from bot.chat.post.troubles import Gone, Later, TooLarge
-from bot.feed import Developing, Queued
+from bot.feed import Developing, Queued, Readying
 
 if TYPE_CHECKING:
     from bot.chat.delivery import Picture
@@ -36,7 +36,7 @@ class Progress:
         self._studio, self._deliveries = desk.studio, desk.deliveries
         self._mail, self._clock, self._wall = mail, clock, wall
 
-    async def show(self, moment: Queued | Developing, case: Case, made: Callable[[], None]) -> None:
+    async def show(self, moment: Queued | Readying | Developing, case: Case, made: Callable[[], None]) -> None:
         """The newest of it; `made` is called when it goes out.
 
         Raises what `troubles` has, but `Gone`: then the case is lost.
@@ -75,11 +75,13 @@ class Progress:
         await self._deliveries.lost(job, sentence)
         case.lost = True
 
-    async def _made(self, moment: Queued | Developing, case: Case) -> tuple[Card, Picture | None]:
+    async def _made(self, moment: Queued | Readying | Developing, case: Case) -> tuple[Card, Picture | None]:
         now = self._wall()
         if isinstance(moment, Queued):
             case.view = await self._studio.view(moment.job)
             return presenter.waiting(case.view, moment.place, moment.eta, now), None
+        if isinstance(moment, Readying):
+            return presenter.loading(case.view, moment.model, moment.done), None
         card = presenter.developing(case.view, moment.step, moment.of, moment.seconds_left, now)
         if not case.fresh or not case.pictured:
             return card, None

@@ -72,6 +72,17 @@ export class Card {
     this.label(text);
   }
 
+  // Its worker fetches its model into memory: the bar is the model's until the first picture is seen.
+  loading({ percent, sentence }) {
+    if (this.over) return;
+    this.element.dataset.state = "loading";
+    this.part("tray").classList.remove("aside");
+    this.element.querySelector("progress").value = percent;
+    this.part("percent").textContent = "";
+    this.part("left").textContent = sentence;
+    this.label(sentence);
+  }
+
   frame({ step, of, percent, seconds_left, frames }) {
     if (this.over) return;
     this.element.dataset.state = "running";

@@ -55,6 +55,7 @@ const heard = {
   jobs: ({ jobs }) => (jobs.forEach(show), askAfter(jobs), title()),
   job: (job) => (show(job), title()),
   queued: (place) => cards.get(place.id)?.queued({ ...place, worker: online }),
+  loading: (loading) => (cards.get(loading.id)?.loading(loading), title()),
   frame: (frame) => (cards.get(frame.id)?.frame(frame), title()),
   gone: ({ id }) => (cards.get(id)?.element.remove(), cards.delete(id), title()), // its pictures were deleted
 };

@@ -32,5 +32,7 @@ export function status(room) {
   if (!room.online) return "No worker is online yet. Prompts wait here until one comes.";
   const devices = [...new Set(room.workers.map((one) => one.device))];
   const crew = room.workers.length > 1 ? `${room.workers.length} workers · ` : "";
-  return `${crew}${room.models.join(", ")} on ${devices.join(", ")}`;
+  const others = room.models.length - room.loaded.length;
+  const more = others ? ` · ${others} more model${others > 1 ? "s" : ""} when asked for` : "";
+  return `${crew}${room.loaded.join(", ") || "no model yet"} on ${devices.join(", ")}${more}`;
 }

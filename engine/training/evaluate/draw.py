@@ -26,6 +26,7 @@ class Painter:
     told: Callable[[int, int], None] = lambda done, of: None
     steps: int = 25
     sampler: Sampler = "dpmpp_2m"
+    interval: tuple[float, float] | None = None  # of guidance; None: the model's own
 
     def pictures(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> np.ndarray:
         """uint8 [n, h, w, 3], each before it is enlarged: one prompt and one seed a picture."""
@@ -37,8 +38,9 @@ class Painter:
         family = self.family
         strength = family.guidance if guidance is None else guidance
         table = plan(family.scheduler_config, self.sampler, self.steps)
+        interval = family.interval if self.interval is None else self.interval
         drawings = [
-            drawing_of(family, family.encode(prompt), strength, table.init_sigma * initial(family, seed))
+            drawing_of(family, family.encode(prompt), strength, table.init_sigma * initial(family, seed), interval)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return torch.stack(develop(family, table, drawings, seen=self.told, dtype=self.dtype, rows=ROWS))

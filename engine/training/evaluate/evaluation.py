@@ -30,7 +30,7 @@ CHECKS = (
     Check("words", (goals.WORDS, goals.WORDS_SHARE), prompted.held_out_words),
     Check("seeds", (goals.DIVERSITY, goals.SAME), variety.seeds),
     Check("memories", (goals.MEMORISED,), variety.memories),
-    Check("guidance", tuple(one for strength in goals.SWEPT for one in goals.swept(strength)), guidance.rows),
+    Check("guidance", goals.GUIDED, guidance.rows),
     Check("speed", (goals.GRID_1000, goals.GRID_30), speed.grids),
     Check("enlarging", (goals.ENLARGED, goals.OVERSHOOT), speed.enlarging),
     Check("sizes", (goals.ALL_WEIGHTS, goals.LARGEST), speed.sizes),

@@ -45,9 +45,21 @@ LARGEST = Goal("weights, the largest file", "≤ 45", "MB")
 SWEPT = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
 
 
-def swept(guidance: float) -> tuple[Goal, Goal]:
+INTERVALS = ((0.0, 0.5), (0.0, 0.75), (0.1, 0.6), (0.2, 0.7), (0.3, 0.8), (0.5, 1.0))
+
+
+def at_strength(guidance: float) -> tuple[Goal, Goal]:
     """Retrieval at 5 and backgrounds at this guidance."""
     return (
         Goal(f"guidance {guidance:g}: label retrieval at 5", None, "%"),
         Goal(f"guidance {guidance:g}: backgrounds as named", None, "%"),
     )
+
+
+def during(interval: tuple[float, float]) -> tuple[Goal, Goal]:
+    """The same where guidance holds in these fractions of the steps alone."""
+    told = f"guidance from {interval[0]:g} to {interval[1]:g} of the steps"
+    return Goal(f"{told}: label retrieval at 5", None, "%"), Goal(f"{told}: backgrounds as named", None, "%")
+
+
+GUIDED = tuple(goal for pair in [*map(at_strength, SWEPT), *map(during, INTERVALS)] for goal in pair)

@@ -1,27 +1,32 @@
-"""How the strength of guidance moves retrieval and backgrounds, on one set of prompts."""
+"""How guidance moves retrieval and backgrounds, on one set of prompts: by its strength, and by when it holds."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
 from engine.bench.row import Row
-from engine.training.evaluate.goals import SWEPT, swept
+from engine.training.evaluate.goals import INTERVALS, SWEPT, at_strength, during
 from engine.training.evaluate.measures import background_of, retrieval, share
 from engine.training.evaluate.scene import Scene
 from engine.training.pictures.variants import BACKGROUNDS
 
 
 def rows(scene: Scene) -> list[Row]:
-    """The same labels, colours and seeds at every strength."""
+    """The same labels, colours and seeds at every strength, then at the usual strength in every interval."""
     labels, names = scene.sample(scene.sizes.swept, 5), list(BACKGROUNDS)
     colours = [names[i % len(names)] for i in range(len(labels))]
     prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
     wanted = torch.tensor([scene.places[label] for label in labels])
     found: list[Row] = []
-    for strength in SWEPT:
-        pictures = scene.painter.pictures(prompts, range(len(prompts)), strength)
+    usual = scene.painter.family.guidance
+    swept = [(strength, (0.0, 1.0)) for strength in SWEPT] + [(usual, interval) for interval in INTERVALS]
+    for strength, interval in swept:
+        painter = replace(scene.painter, interval=interval)
+        pictures = painter.pictures(prompts, range(len(prompts)), strength)
         hits = [background_of(one) == colour for one, colour in zip(pictures, colours, strict=True)]
-        at_5, backgrounds = swept(strength)
+        at_5, backgrounds = during(interval) if interval != (0.0, 1.0) else at_strength(strength)
         found += [
             at_5.row(retrieval(scene.judge.look(pictures).scores, wanted, 5), f"{len(prompts)} pictures"),
             backgrounds.row(share(hits)),

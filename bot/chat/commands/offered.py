@@ -1,0 +1,61 @@
+"""What is offered for `/imagine` while one types: samplers with a word of advice, and LoRAs, as the model takes them.
+
+Pure but for discord's choices. Knows models by what they say of themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from discord.app_commands import Choice
+
+from bot.chat.which import CHOICE, OFFERED
+from bot.sentences import SAMPLERS
+
+if TYPE_CHECKING:
+    from engine.job import Sampler, Warm
+
+ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and in German
+    {
+        "ddpm": ("the full chain", "die ganze Kette"),
+        "ddim": ("even steps", "gleichmäßige Schritte"),
+        "euler": ("quick", "schnell"),
+        "euler_karras": ("quick, with more of its steps for detail", "schnell, mit mehr Schritten für Feines"),
+        "euler_ancestral": ("lively: new noise at each step", "lebhaft: neues Rauschen bei jedem Schritt"),
+        "dpmpp_2m": ("good in 30 steps", "gut in 30 Schritten"),
+        "dpmpp_2m_karras": ("good in 20 to 30 steps", "gut in 20 bis 30 Schritten"),
+        "dpmpp_2m_sde": ("good in 30 steps, with new noise at each", "gut in 30 Schritten, mit neuem Rauschen"),
+        "lcm": ("4 to 8 steps, for models made for it", "4 bis 8 Schritte, für Modelle, die dafür gemacht sind"),
+        "heun": ("each step twice: slow and exact", "jeder Schritt zweimal: langsam und genau"),
+        "unipc": ("good in few steps", "gut in wenigen Schritten"),
+        "kdpm2": ("each step twice", "jeder Schritt zweimal"),
+        "dpmpp_3m": ("third order, for many steps", "dritter Ordnung, für viele Schritte"),
+        "native": ("as the model comes", "wie das Modell ihn mitbringt"),
+    }
+)
+
+
+def samplers(warm: Warm | None, typed: str, *, german: bool) -> list[Choice[str]]:
+    """Those that the model takes; all of them where nobody knows the model."""
+    wanted, taken = typed.casefold(), warm.samplers if warm else tuple(SAMPLERS)
+    shown = ((name, f"{SAMPLERS[name]}: {ADVICE[name][german]}") for name in taken)
+    found = [Choice(name=text, value=name) for name, text in shown if wanted in f"{name} {text}".casefold()]
+    return found[:OFFERED]
+
+
+def loras(warm: Warm | None, typed: str) -> list[Choice[str]]:
+    """Those of the model, each at its usual weight, behind what was typed before the last comma."""
+    before, comma, wanted = typed.rpartition(",")
+    begun = f"{before.strip()}, " if comma else ""
+    said = (f"{begun}{lora.name}:{lora.weight:g}" for lora in (warm.loras if warm else ()))
+    fitting = [text for text in said if wanted.strip().casefold() in text[len(begun) :].casefold()]
+    return [Choice(name=text, value=text) for text in fitting if len(text) <= CHOICE][:OFFERED]
+
+
+def models(known: list[Warm], typed: str) -> list[Choice[str]]:
+    """By name; of one that lies on a disk only, that it is fetched first."""
+    notes = {warm.name: "" if warm.loaded else " (fetched into memory when asked for)" for warm in reversed(known)}
+    names = [name for name in dict.fromkeys(warm.name for warm in known) if typed.casefold() in name.casefold()]
+    return [Choice(name=f"{name}{notes[name]}"[:CHOICE], value=name) for name in names][:OFFERED]

@@ -1,0 +1,96 @@
+"""Additions to a model (LoRA): `--lora name:0.8` and `<lora:name:0.8>`, from what was written to what a recipe holds.
+
+Knows how they are written and which a model has; knows nothing of what one does to its weights.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rapidfuzz import fuzz, process
+
+from bot.refused import Refused
+from bot.sentences import shortened
+from engine.job import MAX_LORAS, Lora
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from engine.job import Warm
+
+STRONGEST = 4.0  # as in `engine.job.Lora`
+NONE = "none"  # takes away those that a remixed job has
+RANGE = f"a name, or name:weight from -{STRONGEST:g} to {STRONGEST:g}, at most {MAX_LORAS} of them, or {NONE}"
+ENDING = ".safetensors"
+
+_TAG = re.compile(r"<lora:([^<>]{0,200})>", re.IGNORECASE)
+_COMMAS = re.compile(r"\s*,(?:\s*,)*")  # what is left of "fox, <lora:a>, <lora:b>, cute"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.job.Name`
+_WEIGHT = re.compile(r"[+-]?(?:[0-9]{1,3}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})")
+_DASHES = str.maketrans("–—−", "---")
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One that somebody asks for; without a `weight`, as strongly as it usually is."""
+
+    name: str
+    weight: float | None = None
+
+
+def untagged(text: str) -> tuple[str, tuple[str, ...]]:
+    """`text` without its tags, and what stands in each of them: "name:0.8"."""
+    tags = tuple(match[1].strip() for match in _TAG.finditer(text))
+    return (_COMMAS.sub(",", _TAG.sub(" ", text)).strip(" ,"), tags) if tags else (text, ())
+
+
+def read(written: Sequence[str]) -> tuple[Addition, ...]:
+    """Each "name" or "name:0.8" once, the last one's weight; empty for "none". Raises `Refused` for anything else."""
+    if [one.strip().lower() for one in written] == [NONE]:
+        return ()
+    return merged(_read(one) for one in written)
+
+
+def merged(additions: Iterable[Addition]) -> tuple[Addition, ...]:
+    """Each name once, in order; of several with one name the last. Raises `Refused` for more than four."""
+    found = tuple({one.name.lower(): one for one in additions}.values())
+    if len(found) > MAX_LORAS:
+        raise Refused(f"--lora may stand for {MAX_LORAS} LoRAs at once; these are {len(found)}.")
+    return found
+
+
+def _read(written: str) -> Addition:
+    name, colon, weight = (part.strip() for part in written.partition(":"))
+    name = name.removesuffix(ENDING)
+    weight = weight.translate(_DASHES)
+    strange = not _NAME.fullmatch(name) or bool(colon and not _WEIGHT.fullmatch(weight))
+    if strange or (colon and abs(float(weight)) > STRONGEST):
+        begins = f"--lora {shortened(written, 40)} is not possible" if written.strip() else "--lora needs a value"
+        raise Refused(f"{begins}: it takes {RANGE}.")
+    return Addition(name, float(weight) if colon else None)
+
+
+def matched(additions: Iterable[Addition], warm: Warm) -> tuple[Lora, ...]:
+    """Those of the model, with its revisions; those of weight 0 are left out. Raises `Refused` for one it lacks."""
+    known = {one.name.lower(): one for one in warm.loras}
+    found: list[Lora] = []
+    for one in additions:
+        if (lora := known.get(one.name.lower())) is None:
+            raise Refused(_missing(one.name, warm))
+        weight = lora.weight if one.weight is None else one.weight
+        if not math.isclose(weight, 0.0, abs_tol=1e-9):
+            found.append(Lora(lora.name, weight, lora.revision))
+    return tuple(found)
+
+
+def _missing(name: str, warm: Warm) -> str:
+    if not warm.loras:
+        return (
+            f"There is no LoRA for {warm.name}: whoever runs this bot can put one, as {ENDING}, "
+            "into loras/ in the worker's data folder."
+        )
+    nearest = process.extractOne(name.lower(), {one.name: one.name.lower() for one in warm.loras}, scorer=fuzz.ratio)
+    return f"There is no LoRA {shortened(name, 40)} for {warm.name}; the nearest is {nearest[2]}."

@@ -1,0 +1,64 @@
+"""What a model and a sampler can do together: whatever a recipe asks for beyond that is refused with one sentence.
+
+Knows recipes and what a warm model says of itself; knows nothing of how either is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bot.refused import Refused
+from engine.job import WHOLE_SAMPLERS
+
+if TYPE_CHECKING:
+    from engine.job import Recipe, Sampler, Warm
+
+ALL_THE_COURSE = (0.0, 1.0)  # guidance holds at each step
+
+
+def interval(asked: tuple[float, float] | None, usual: tuple[float, float], sampler: Sampler, warm: Warm) -> tuple[
+    float, float
+]:  # fmt: skip
+    """In which part of the course guidance holds: as asked for, else as usual, where that can be chosen at all."""
+    if asked is not None:
+        return asked
+    return ALL_THE_COURSE if sampler in WHOLE_SAMPLERS or warm.guides == "network" else usual
+
+
+def check_possible(made: Recipe, warm: Warm) -> None:
+    """Raises `Refused` for what this model, or the sampler, cannot do."""
+    if made.sampler not in warm.samplers:
+        raise Refused(f"{warm.name} does not take the sampler {made.sampler}: it takes {listed(warm.samplers)}.")
+    if warm.guides == "network":
+        _check_built_in(made)
+    check_sampler(made)
+
+
+def _check_built_in(made: Recipe) -> None:
+    """A network that takes guidance as a number has no second row to steer away from."""
+    if made.negative:
+        raise Refused(
+            f"{made.model} takes no negative prompt, since guidance is built into its network: leave out --no."
+        )
+    if (made.guidance_start, made.guidance_stop) != ALL_THE_COURSE:
+        raise Refused(
+            f"{made.model} has guidance built into its network, so it holds at every step: leave out --interval."
+        )
+
+
+def check_sampler(made: Recipe) -> None:
+    """Raises `Refused` where the unmodified pipeline lacks what is asked for."""
+    if made.sampler not in WHOLE_SAMPLERS:
+        return
+    whole = f"The sampler {made.sampler} is the unmodified pipeline"
+    if len(made.concepts) > 1:
+        raise Refused(f"{whole}, which reads one text: leave out the weights (::), or take another sampler.")
+    if made.lineage:
+        raise Refused(f"{whole}, which draws no variations: roll again, or ask for another sampler.")
+    if (made.guidance_start, made.guidance_stop) != ALL_THE_COURSE:
+        raise Refused(f"{whole}, which guides at every step: leave out --interval, or take another sampler.")
+
+
+def listed(samplers: tuple[Sampler, ...]) -> str:
+    """ "ddpm, ddim and euler"."""
+    return f"{', '.join(samplers[:-1])} and {samplers[-1]}" if len(samplers) > 1 else "".join(samplers)

@@ -1,0 +1,131 @@
+"""A network's weights laid out once for the input shapes that keep coming; on a processor alone, and equal to the bit.
+
+oneDNN wants a convolution's and a linear layer's weights in blocks, in an order that depends on the input's shape, and
+reorders them in every forward, where it is asked for bfloat16. Torch's own compiler packs them when it freezes a
+network (`torch._inductor`, `mkldnn_fusion.py`); the operators can be called without it. What does not give the same
+bits is not used (float32 does not): a picture may not depend on how often its shape came before. Knows modules and
+shapes; no model.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+WORTH = 2  # forwards of a shape before it is packed: one that comes once is not worth it
+MOST = 12  # packed copies; every bucket of one size of picture, and some
+LARGEST = 100_000_000  # parameters: a larger network's copies take more memory than they save time
+
+Predict = Callable[[Any], torch.Tensor]  # one forward of the network that it is given
+_OPERATORS = (
+    "_reorder_convolution_weight", "_convolution_pointwise", "_reorder_linear_weight", "_linear_pointwise",
+)  # fmt: skip
+
+
+class Packs:
+    """Copies of networks that share everything but the packed weights; the least recently used goes first."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._seen: Counter[Hashable] = Counter()
+        self._packed: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def run(self, net: Any, shapes: Hashable, predict: Predict) -> torch.Tensor:
+        """`predict` of the network, or of its packed copy for these shapes: the same bits, sooner."""
+        if shapes in self._packed:
+            self._packed.move_to_end(shapes)
+            return predict(self._packed[shapes])
+        self._seen[shapes] += 1
+        if self._seen[shapes] < WORTH:
+            return predict(net)
+        out, self._packed[shapes] = _try(net, predict)
+        del self._seen[shapes]
+        while len(self._packed) > self._most:
+            self._packed.popitem(last=False)
+        return out
+
+
+def can_pack(net: Any) -> bool:
+    """Whether this build of torch has the operators, and the network is small enough to have copies."""
+    here = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    return here and sum(each.numel() for each in net.parameters()) <= LARGEST
+
+
+def _try(net: Any, predict: Predict) -> tuple[torch.Tensor, Any]:
+    """The plain network's output, and what is to be used from now on: the packed copy if it says the same."""
+    with _recording(net) as shapes:
+        out = predict(net)
+    try:
+        packed = _pack(net, shapes)
+        same = torch.equal(predict(packed), out)
+    except RuntimeError as error:  # an operator that this processor has not
+        log.info("the weights are not packed: %s", error)
+        return out, net
+    return out, packed if same else net
+
+
+@contextmanager
+def _recording(net: Any) -> Iterator[dict[str, torch.Size]]:
+    """The input shape of every layer that can be packed, by its name, once a forward has run."""
+    shapes: dict[str, torch.Size] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        return lambda _, inputs: shapes.__setitem__(name, inputs[0].shape)
+
+    hooks = [each.register_forward_pre_hook(record(name)) for name, each in net.named_modules() if _is_packable(each)]
+    try:
+        yield shapes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_packable(module: nn.Module) -> bool:
+    """Exactly these classes: what derives from them may compute something else."""
+    return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros")
+
+
+def _pack(net: Any, shapes: dict[str, torch.Size]) -> Any:
+    """A copy that shares the parameters, with its packable layers replaced."""
+    packed = copy.deepcopy(net, {id(each): each for each in (*net.parameters(), *net.buffers())})
+    for name, shape in shapes.items():
+        parent, _, last = name.rpartition(".")
+        module = net.get_submodule(name)
+        layer = _Convolution(module, shape) if isinstance(module, nn.Conv2d) else _Linear(module, shape)
+        setattr(packed.get_submodule(parent), last, layer)
+    return packed
+
+
+class _Linear(nn.Module):
+    """y = x·Wᵀ + b, with W in oneDNN's blocks for so many rows."""
+
+    def __init__(self, module: Any, shape: torch.Size) -> None:
+        super().__init__()
+        self.weight, self.bias = module.weight, module.bias  # callers ask a layer's weight for its dtype
+        self._blocks = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), math.prod(shape[:-1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._blocks, self.bias, "none", [], "")
+
+
+class _Convolution(nn.Module):
+    """A two-dimensional convolution with its weights in oneDNN's blocks for this input."""
+
+    def __init__(self, module: Any, shape: torch.Size) -> None:
+        super().__init__()
+        self.weight, self.bias = module.weight, module.bias
+        self._how = (module.padding, module.stride, module.dilation, module.groups)
+        self._blocks = torch.ops.mkldnn._reorder_convolution_weight(module.weight.detach(), *self._how, list(shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(x, self._blocks, self.bias, *self._how, "none", [], "")

@@ -1,0 +1,76 @@
+"""A network's forward as a CUDA graph, one for each shape that keeps coming: one launch instead of a thousand.
+
+A graph replays the very kernels that it recorded, from and into fixed places in memory. It is recorded between two
+steps, never at start-up, and used only where its first replay says what the plain network said. A network that cannot
+be recorded (it looks at numbers on the host) runs as it is. Knows shapes and CUDA; no model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+WORTH = 3  # forwards of a shape before it is recorded
+MOST = 12  # graphs; each keeps the memory of one forward
+TOLERANCE = 1e-3  # relative; recording may choose other kernels than the first forwards did
+
+Inputs = tuple[torch.Tensor, ...]
+Predict = Callable[[Inputs], torch.Tensor]
+
+
+class Graphs:
+    """Recorded forwards by their shapes; the least recently used goes first."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._seen: Counter[Hashable] = Counter()
+        self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
+
+    def run(self, shapes: Hashable, inputs: Inputs, predict: Predict) -> torch.Tensor:
+        """`predict(inputs)`, from a graph where these shapes have one."""
+        if shapes in self._graphs:
+            self._graphs.move_to_end(shapes)
+            graph = self._graphs[shapes]
+            return predict(inputs) if graph is None else graph.replay(inputs)
+        self._seen[shapes] += 1
+        out = predict(inputs)
+        if self._seen[shapes] >= WORTH:
+            self._graphs[shapes] = _record(inputs, predict, out)
+            del self._seen[shapes]
+        while len(self._graphs) > self._most:
+            self._graphs.popitem(last=False)
+        return out
+
+
+class _Graph:
+    def __init__(self, inputs: Inputs, predict: Predict) -> None:
+        self._inputs = tuple(each.clone() for each in inputs)
+        self._graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._out = predict(self._inputs)
+
+    def replay(self, inputs: Inputs) -> torch.Tensor:
+        for place, given in zip(self._inputs, inputs, strict=True):
+            place.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self._out.clone()
+
+
+def _record(inputs: Inputs, predict: Predict, expected: torch.Tensor) -> _Graph | None:
+    try:
+        graph = _Graph(inputs, predict)
+        got = graph.replay(inputs)
+    except RuntimeError as error:
+        log.warning("this network cannot be recorded as a CUDA graph, and runs as it is: %s", error)
+        return None
+    off = (got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+    if not bool(off <= TOLERANCE):
+        log.warning("a recorded forward differs by %.1e, so the plain one is used", float(off))
+        return None
+    return graph

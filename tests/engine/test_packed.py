@@ -1,0 +1,90 @@
+"""Packed weights: the same bits as the plain network's, in every dtype and batch shape, and never a wrong picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from engine.calibration import probe
+from engine.families import packed
+from engine.families.packed import Packs, can_pack
+from engine.families.stable_diffusion import StableDiffusion
+from engine.job import Dtype
+
+pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="this build of torch has no oneDNN operators")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_packed_forward_gives_the_same_bits(embedded: StableDiffusion, rows: int, dtype: Dtype) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    texts = tuple(part.expand(rows, *part.shape) for part in embedded.condition("cat", probe(embedded)))
+    packs, net = Packs(), embedded.net(dtype)
+    for height in (8, 12):
+        x = torch.randn(rows, 16, height, 8, generator=generator).to(next(net.parameters()).dtype)
+        t = torch.linspace(20, 900, rows)
+
+        @torch.inference_mode()
+        def predict(network: Any, x: torch.Tensor = x, t: torch.Tensor = t) -> torch.Tensor:
+            return network(x, t, encoder_hidden_states=texts[0].to(x.dtype), return_dict=False)[0]
+
+        plain = predict(net)
+        for _ in range(packed.WORTH + 1):
+            assert torch.equal(packs.run(net, (dtype, height), predict), plain)
+    if dtype == "bfloat16":
+        assert all(each is not net for each in packs._packed.values())
+
+
+class Liar(nn.Linear):
+    """Not the plain layer: it must not be replaced by one."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + 1
+
+
+def test_what_only_derives_from_a_layer_is_left_alone() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), Liar(4, 4)).bfloat16(), torch.ones(2, 4).bfloat16()
+    packs = Packs()
+    with torch.inference_mode():
+        plain = net(x)
+        for _ in range(4):
+            assert torch.equal(packs.run(net, "shape", lambda network: network(x)), plain)
+
+
+class Fickle(nn.Module):
+    """It counts its forwards, so that no second one says the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.linear(x) + self.calls
+
+
+def test_a_copy_that_says_something_else_is_not_used() -> None:
+    net, x, packs = Fickle(), torch.ones(2, 4), Packs()
+    with torch.inference_mode():
+        for _ in range(4):
+            packs.run(net, "shape", lambda network: network(x))
+    assert list(packs._packed.values()) == [net]
+    assert net.calls == 4  # and the copy was asked once, by itself
+
+
+def test_the_copies_are_bounded_and_share_the_parameters() -> None:
+    net, packs = nn.Sequential(nn.Linear(8, 8)).bfloat16(), Packs(most=2)
+    with torch.inference_mode():
+        for rows in (1, 2, 3):
+            for _ in range(packed.WORTH):
+                packs.run(net, rows, lambda network, rows=rows: network(torch.ones(rows, 8).bfloat16()))
+    assert list(packs._packed) == [2, 3]
+    assert all(copy is not net and copy[0].weight is net[0].weight for copy in packs._packed.values())
+
+
+def test_a_large_network_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "LARGEST", 10)
+    assert not can_pack(nn.Linear(8, 8))
