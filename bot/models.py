@@ -33,6 +33,8 @@ SHIPPED = Warm(
     encode_ms=10.0,
     decode_ms=60.0,
     enlargement=4,
+    guidance_start=0.3,
+    guidance_stop=0.8,
 )
 
 

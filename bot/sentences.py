@@ -9,32 +9,13 @@ import math
 import re
 import unicodedata
 from functools import lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from engine.job import Blame, Method, Recipe, Sampler
+    from engine.job import SAMPLER_TITLES, Blame, Method, Recipe
 
-SAMPLERS: Mapping[Sampler, str] = MappingProxyType(
-    {
-        "ddpm": "DDPM",
-        "ddim": "DDIM",
-        "euler": "Euler",
-        "euler_karras": "Euler Karras",
-        "euler_ancestral": "Euler a",
-        "dpmpp_2m": "DPM++ 2M",
-        "dpmpp_2m_karras": "DPM++ 2M Karras",
-        "dpmpp_2m_sde": "DPM++ 2M SDE",
-        "lcm": "LCM",
-        "heun": "Heun",
-        "unipc": "UniPC",
-        "kdpm2": "DPM2",
-        "dpmpp_3m": "DPM++ 3M",
-        "native": "the model's own scheduler",
-    }
-)
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
 DELETED = "Its pictures were deleted."
 BLAMED = {
@@ -184,7 +165,7 @@ def progress(step: int, of: int, seconds_left: float | None) -> str:
 
 def footer(recipe: Recipe, seconds: float | None = None, ms_per_step: float | None = None, enlargement: int = 1) -> str:
     """What made these pictures, in one line: enough to make them again with the same prompt."""
-    parts = [f"{recipe.steps} steps of {SAMPLERS[recipe.sampler]}", f"seed {recipe.seed}"]
+    parts = [f"{recipe.steps} steps of {SAMPLER_TITLES[recipe.sampler]}", f"seed {recipe.seed}"]
     parts += [guidance(recipe), sized(recipe, enlargement), recipe.model]
     parts += [f"LoRA {lora.name} ×{lora.weight:g}" for lora in recipe.loras]
     if seconds is not None:

@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.job import Recipe
+from engine.job import SAMPLER_TITLES, Recipe
 
-SAMPLER_NAMES = {"ddpm": "DDPM", "ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}
 THUMBNAIL = 128  # a rung's longest side
 
 
@@ -38,12 +37,13 @@ def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upsca
 
     `Size` is what diffusers would be asked for; what enlarged it since stands in A1111's fields for that.
     """
-    lines = [_words(" ".join(_concept(concept.text, concept.weight) for concept in recipe.concepts))]
+    loras = (f"<lora:{each.name}:{each.weight:g}>" for each in recipe.loras)
+    lines = [_words(" ".join((*(_concept(each.text, each.weight) for each in recipe.concepts), *loras)))]
     if recipe.negative:
         lines.append(f"Negative prompt: {_words(recipe.negative)}")
     fields = {
         "Steps": recipe.steps,
-        "Sampler": SAMPLER_NAMES[recipe.sampler],
+        "Sampler": SAMPLER_TITLES[recipe.sampler],
         "CFG scale": f"{recipe.guidance:g}",
         "Seed": recipe.seed + image,
         "Size": f"{recipe.width}x{recipe.height}",
@@ -53,6 +53,8 @@ def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upsca
     }
     if recipe.sampler == "ddim":
         fields["Eta"] = f"{recipe.eta:g}"
+    if (recipe.guidance_start, recipe.guidance_stop) != (0.0, 1.0):
+        fields["Guidance interval"] = f"{recipe.guidance_start:g}-{recipe.guidance_stop:g}"
     if factor > 1:
         fields |= {"Hires upscale": factor, "Hires upscaler": upscaler}
     if recipe.lineage:

@@ -7,6 +7,8 @@ bounded: what comes from another process is untrusted until it has passed `decod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -52,6 +54,25 @@ FIRST_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")  # w
 # More than one linear evaluation a step, or the model's own scheduler as it comes: the whole picture goes through the
 # unmodified pipeline. It shares forwards, and cannot go on elsewhere midway.
 WHOLE_SAMPLERS: tuple[Sampler, ...] = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
+# As AUTOMATIC1111's web UI writes them, where it has them: pictures carry their recipe in its form.
+SAMPLER_TITLES: Mapping[Sampler, str] = MappingProxyType(
+    {
+        "ddpm": "DDPM",
+        "ddim": "DDIM",
+        "euler": "Euler",
+        "euler_karras": "Euler Karras",
+        "euler_ancestral": "Euler a",
+        "dpmpp_2m": "DPM++ 2M",
+        "dpmpp_2m_karras": "DPM++ 2M Karras",
+        "dpmpp_2m_sde": "DPM++ 2M SDE",
+        "lcm": "LCM",
+        "heun": "Heun",
+        "unipc": "UniPC",
+        "kdpm2": "DPM2",
+        "dpmpp_3m": "DPM++ 3M",
+        "native": "the model's own scheduler",
+    }
+)
 Guides = Literal["rows", "network"]  # guidance by a row without the words, or as a number that the network takes
 Blame = Literal["member", "model", "worker", "us"]
 Method = Literal["gan", "lanczos"]  # how a picture is enlarged: by the super-resolver, or without new detail

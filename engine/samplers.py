@@ -96,7 +96,7 @@ def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of the schedulers' np.array(tensor)
             return kind(**{name: value for name, value in config.items() if name in known})
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"The sampler {sampler} does not know this model's noise schedule.") from error
 
 

@@ -8,9 +8,9 @@ somebody's thousand steps, and nobody banks credit while away or paused.
 Bounds, for siblings f and m at any level, with weights w; W is the cost they had over any interval:
 - In a group, while f has an image that is left out and m's images are at least as wide as f's:
   W_m/w_m - W_f/w_f ≤ c_f/w_f + c_m/w_m (Goyal et al. 1997, theorem 1; c the dearest image-step), and with new jobs,
-  which go first while their owner is at most a batch ahead, one batch and one image-step more. Narrower images may win
-  the room that nobody else fits in: no batch leaves any. Deficit round robin (Shreedhar and Varghese 1996, "Efficient
-  fair queuing using deficit round-robin") with quantum q allows 2 c + q, and lets a newcomer wait for a whole round.
+  which go first while their owner is at most a batch ahead, one batch more. Narrower images may win the room that
+  nobody else fits in: no batch leaves any. Deficit round robin (Shreedhar and Varghese 1996, "Efficient fair queuing
+  using deficit round-robin") with a quantum q allows 2 c + q, and lets a newcomer wait for a whole round.
 - Between groups, for users who have all their work in one: the device times T of groups a and b with claims C (users,
   by weight) differ by |T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b while nobody joins or leaves them, L the cost of a turn.
 - A group is left after `hold` steps, or `quantum` of cost, at the earliest, unless nobody is left in it.

@@ -50,6 +50,7 @@ PURE = [
     "bot.chat.post.line", "bot.chat.notices", "bot.chat.post.outcome", "bot.chat.presenter", "bot.chat.rows",
     "bot.chat.settings.explained", "bot.chat.settings.wording",
     "engine.job", "engine.ladder", "engine.plan", "engine.sampling", "engine.scheduler",
+    "engine.group", "engine.shares", "engine.turns", "engine.bench.arrivals", "engine.bench.simulated",
     "engine.lab.mixing", "engine.lab.sheet", "engine.lab.stills", "engine.lab.sums",
 ]  # fmt: skip
 IO = {

@@ -8,10 +8,10 @@ from __future__ import annotations
 from bot import sentences
 from bot.chat.presenter import CONTENT
 from bot.prompt.flags import title
-from bot.sentences import SAMPLERS, lasting, plain, quoted
+from bot.sentences import lasting, plain, quoted
 from bot.states import over
 from bot.views import View
-from engine.job import Recipe
+from engine.job import SAMPLER_TITLES, Recipe
 
 SIGNS = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
 STATES = {"sent": "about to start", "queued": "waiting"}
@@ -39,7 +39,7 @@ def parameters(view: View) -> str:
     words = " ".join([words, *(f"<lora:{one.name}:{one.weight:g}>" for one in recipe.loras)])
     settings = {
         "Steps": recipe.steps,
-        "Sampler": SAMPLERS[recipe.sampler],
+        "Sampler": SAMPLER_TITLES[recipe.sampler],
         "CFG scale": f"{recipe.guidance:g}",
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}",

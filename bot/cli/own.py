@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,8 +84,13 @@ def _warm(model: str, data: Path, screen: Screen) -> tuple[Family, Warm]:
     screen.load(f"loading {Path(model).name}", None)
     device = best()
     resolver = SuperResolver.find(upscaler(), device)
-    family = families.load(model, data, device=device, resolver=resolver)
+    told = _told(f"loading {Path(model).name}", screen)
+    family = families.load(model, data, device=device, resolver=resolver, told=told)
     return family, calibrate(family, data / "calibration.json").warm(family)
+
+
+def _told(sentence: str, screen: Screen) -> Callable[[float], None]:
+    return lambda done: screen.load(sentence, round(100 * done))
 
 
 def _recipe(prompt: str, options: Mapping[str, object], warm: Warm, screen: Screen) -> Recipe:

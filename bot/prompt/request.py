@@ -15,8 +15,8 @@ from bot.prompt.emphasis import bare
 from bot.prompt.loras import Addition, matched
 from bot.prompt.possible import check_possible, interval
 from bot.refused import Refused
-from bot.sentences import FULL_COURSE, SAMPLERS, WHOLE
-from engine.job import MAX_COUNT, MAX_STEPS, WHOLE_SAMPLERS, Concept, Recipe, Sampler, Warm
+from bot.sentences import FULL_COURSE, WHOLE
+from engine.job import MAX_COUNT, MAX_STEPS, SAMPLER_TITLES, WHOLE_SAMPLERS, Concept, Recipe, Sampler, Warm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +136,7 @@ def remarks(request: Request, warm: Warm) -> tuple[str, ...]:
     said: list[str] = []
     sampler, _ = course(request, warm)
     if sampler in WHOLE_SAMPLERS:
-        said.append(f"{SAMPLERS[sampler]}: {WHOLE}")
+        said.append(f"{SAMPLER_TITLES[sampler]}: {WHOLE}")
     if request.steps is None and not request.fast and sampler in CHAINS and warm.steps < MAX_STEPS:
         said.append(f"{warm.steps} steps on this machine; --steps {MAX_STEPS} {FULL_COURSE}")
     if request.ar and request.ar[0] != request.ar[1] and warm.size <= 64:

@@ -1,12 +1,17 @@
-"""`darkroom bench [--quick] [--json]`: rows of figure and goal on the standard output, progress on the error output."""
+"""`darkroom bench`: rows of figure and goal on the standard output, progress on the error output."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from engine.bench.claims import Sides
+    from engine.bench.row import Row
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -15,26 +20,55 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def bench(
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="The README's claims, in some minutes; what it measures in any case.", show_default=False
-        ),
-    ] = True,
+        typer.Option("--quick", help="The README's first claims alone, in some minutes; all takes about twenty."),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead: draw throughput and first preview against users into this PNG."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:
     """Measure this machine side by side with diffusers, in one run. Let nothing else run meanwhile.
 
     Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0. `bench discord` measures the bot.
     """
-    from engine.bench.quick import quick_rows
+    from engine.bench.claims import both
     from engine.bench.row import as_json, as_table
+
+    with tempfile.TemporaryDirectory() as fresh:
+        sides = both(Path(fresh))
+    if plot:
+        return _plot(sides, plot)
+    rows = list(_rows(sides, quick))
+    typer.echo(as_json(rows) if json else as_table(rows))
+
+
+def _rows(sides: Sides, quick: bool) -> Iterator[Row]:
+    from engine.bench.card import card_rows
+    from engine.bench.claims import all_rows, quick_rows
+    from engine.bench.day import day_rows
     from engine.bench.service import service_rows
 
-    del quick  # there is one set of rows so far
-    with tempfile.TemporaryDirectory() as fresh:
-        rows = quick_rows(Path(fresh), _say)
+    yield from quick_rows(sides, _say) if quick else all_rows(sides, _say)
+    if not quick:
+        _say("a busy server's day, simulated")
+        yield from day_rows()
+        yield from card_rows(_say)
     _say("the whole program, from outside")
-    rows += service_rows()
-    typer.echo(as_json(rows) if json else as_table(rows))
+    yield from service_rows()
+
+
+def _plot(sides: Sides, path: Path) -> None:
+    from engine.bench import users
+    from engine.bench.crowd import Load, cast
+    from engine.calibration import device_name
+
+    load = Load(users.STEPS, sides.dtype)
+    found = users.measure(sides.family, cast(sides.pipeline, sides.dtype), load, _say)
+    users.plot(
+        found, path, f"embedded model, {load.steps} steps of DDPM, {load.dtype}, {device_name(sides.family.device)}"
+    )
+    _say(f"{path}: {len(found)} crowds, both systems in {load.dtype}")
 
 
 def _say(sentence: str) -> None:

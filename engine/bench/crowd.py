@@ -1,22 +1,21 @@
 """Eight users at once on the embedded model: our engine, and what they would run instead. Only loads and clocks.
 
 The rival is the unmodified `StableDiffusionPipeline` on the same weights and threads, one job after another, decoding
-included: as diffusers runs it by default (float32, eager), and in our dtype.
+included: as diffusers runs it by default (float32, eager), in our dtype, or compiled.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from engine.calibration import probe
-from engine.engine import Developed, Engine, Failed, Stepped
+from engine.engine import Developed, Engine, Event, Failed
 from engine.families.family import TORCH, Family
-from engine.job import Concept, Dtype, Job, Recipe, Share
+from engine.job import Concept, Dtype, Job, Recipe, Sampler, Share
 
 USERS = 8
 PROMPTS = ("red apple", "blue car", "cat face", "green tree", "pizza", "rocket", "yellow star", "purple octopus")
@@ -25,35 +24,63 @@ DEADLINE = 4e9  # far away: nothing here expires
 
 @dataclass(frozen=True)
 class Load:
-    """`steps` of DDPM for each of eight users, one picture each, at the family's default guidance."""
+    """One job of each of `users`: `count` pictures in `steps` steps, at the family's default guidance.
+
+    `interval` is where guidance holds. `mixed`: everybody with another sampler, number of steps or guidance, and as
+    many row-steps in all as without.
+    """
 
     steps: int
     dtype: Dtype
+    count: int = 1
+    users: int = USERS
+    interval: tuple[float, float] = (0.0, 1.0)
+    sampler: Sampler = "ddpm"
+    mixed: bool = False
 
     def jobs(self, family: Family) -> list[Job]:
-        return [self._job(family, number, prompt) for number, prompt in enumerate(PROMPTS)]
+        return [self._job(family, number) for number in range(self.users)]
 
-    def _job(self, family: Family, number: int, prompt: str) -> Job:
+    def _job(self, family: Family, number: int) -> Job:
+        sampler, steps, guidance = self.sampler, self.steps, family.guidance
+        if self.mixed:
+            sampler, longer, guided = MIXTURE[number % len(MIXTURE)]
+            steps, guidance = round(self.steps * longer), family.guidance if guided else 1.0
         recipe = Recipe(
-            concepts=(Concept(prompt),), model=family.name, sampler="ddpm", steps=self.steps, seed=number,
-            guidance=family.guidance, width=family.size, height=family.size, count=1, dtype=self.dtype,
+            concepts=(Concept(PROMPTS[number % len(PROMPTS)]),), model=family.name, sampler=sampler, steps=steps,
+            seed=number, guidance=guidance, width=family.size, height=family.size, count=self.count, dtype=self.dtype,
+            guidance_start=self.interval[0], guidance_stop=self.interval[1],
         )  # fmt: skip
         share = Share("standard", "bench", f"user-{number}")
         return Job(id=f"{number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=False)
 
 
-def serve_together(family: Family, load: Load) -> float:
-    """Seconds until our engine has developed and decoded everybody's picture."""
-    begun = time.perf_counter()
+# (sampler, times as many steps, guidance): five samplers, five numbers of steps; their row-steps are eight users' own.
+MIXTURE: tuple[tuple[Sampler, float, bool], ...] = (
+    ("ddpm", 1.0, True), ("ddim", 0.8, True), ("euler", 1.2, True), ("dpmpp_2m", 0.6, True),
+    ("euler_ancestral", 1.4, True), ("ddim", 2.0, False), ("dpmpp_2m", 2.0, False), ("ddpm", 1.0, True),
+)  # fmt: skip
+
+
+def events(family: Family, jobs: Sequence[Job], *, watched: bool = False) -> Iterator[Event]:
+    """What our engine says until everybody's picture is developed. Raises RuntimeError where one fails."""
     engine = Engine({family.name: family})
-    for job in load.jobs(family):
+    for job in jobs:
         engine.add(job)
+        engine.watch(job.id, watched)
     while not engine.idle:
         for event in engine.step():
             if isinstance(event, Failed):
                 raise RuntimeError(event.reason)
-            if isinstance(event, Developed):
-                family.decode(event.latents)
+            yield event
+
+
+def serve_together(family: Family, load: Load) -> float:
+    """Seconds until our engine has developed and decoded everybody's picture."""
+    begun = time.perf_counter()
+    for event in events(family, load.jobs(family)):
+        if isinstance(event, Developed):
+            family.decode(event.latents)
     return time.perf_counter() - begun
 
 
@@ -65,75 +92,15 @@ def serve_in_turn(pipeline: Any, family: Family, load: Load) -> float:
     return time.perf_counter() - begun
 
 
-def previews_together(family: Family, load: Load) -> list[float]:
-    """Seconds until each user sees the decoded preview at 10 % of the steps, ours."""
-    begun, seen = time.perf_counter(), dict[str, float]()
-    engine = Engine({family.name: family})
-    for job in load.jobs(family):
-        engine.add(job)
-        engine.watch(job.id)
-    while len(seen) < USERS:
-        for event in engine.step():
-            if not isinstance(event, Stepped) or event.x0 is None or event.k < load.steps / 10:
-                continue
-            if event.job not in seen:
-                family.decode(event.x0)
-                seen[event.job] = time.perf_counter() - begun
-    return sorted(seen.values())
-
-
-def previews_in_turn(pipeline: Any, family: Family, load: Load) -> list[float]:
-    """The same for the pipeline: its step callback decodes at 10 %, and whoever comes later waits for whole jobs."""
-    begun, seen = time.perf_counter(), list[float]()
-
-    def look(_: Any, k: int, __: Any, state: dict[str, Any]) -> dict[str, Any]:
-        if k + 1 == max(1, load.steps // 10):
-            family.decode(state["latents"][0].float())
-            seen.append(time.perf_counter() - begun)
-        return state
-
-    for job in load.jobs(family):
-        call(pipeline, job, callback_on_step_end=look)
-    return sorted(seen)
-
-
 def call(pipeline: Any, job: Job, **extra: Any) -> Any:
-    """The unmodified pipeline on one job's recipe; the same seed as ours."""
+    """The unmodified pipeline on one job's recipe; the same seeds as ours."""
     recipe = job.task
     assert isinstance(recipe, Recipe)
+    seeds = range(recipe.seed, recipe.seed + recipe.count)
     return pipeline(
         recipe.concepts[0].text, num_inference_steps=recipe.steps, guidance_scale=recipe.guidance,
-        generator=[torch.Generator().manual_seed(recipe.seed)], **extra,
+        num_images_per_prompt=recipe.count, generator=[torch.Generator().manual_seed(seed) for seed in seeds], **extra,
     ).images  # fmt: skip
-
-
-def network_gain(family: Family, dtype: Dtype, rounds: int = 15) -> float:
-    """How much faster the bare network takes sixteen rows at once than two at a time: the ceiling of any batching."""
-    few, many = (_forward(family, rows, dtype) for rows in (2, 2 * USERS))
-    times = [(_clock(few), _clock(many)) for _ in range(rounds + 2)][2:]  # the first two warm the caches
-    return USERS * _median([each for each, _ in times]) / _median([each for _, each in times])
-
-
-def _forward(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
-    shape = family.latent_shape(family.size, family.size)
-    x, t = torch.randn(rows, *shape), torch.full((rows,), 500.0)
-    texts = tuple(part.expand(rows, *part.shape) for part in family.condition("cat", probe(family)))
-
-    @torch.inference_mode()
-    def forward() -> torch.Tensor:
-        return family.denoise(x, t, texts, dtype)
-
-    return forward
-
-
-def _clock(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def cast(pipeline: Any, dtype: Dtype) -> Any:

@@ -2,57 +2,89 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from engine.unfit import Unfit
 
 if TYPE_CHECKING:
     import torch
 
     from engine.families.family import Family
+    from engine.families.opening import Opened, Told
+    from engine.families.pipelined import Pipelined
+    from engine.families.source import Source
     from engine.super_resolver import SuperResolver
 
 
 def load(
-    name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
-) -> Family:
-    """`embedded`, a folder, a folder's name under `<data>/models`, or a name on the model hub. Raises `Unfit`.
+    name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
+    told: Told | None = None,
+) -> Family:  # fmt: skip
+    """`embedded`, a folder, a file of safetensors, either's name under `<data>/models`, or a name on the model hub.
 
-    `resolver` enlarges what a small model draws.
+    `resolver` enlarges what a small model draws. `told` hears how far it is. Raises `Unfit`.
     """
     from engine.families.embedded import NAME, load_embedded
+    from engine.families.pipelined import Pipelined
+    from engine.families.source import find
 
     if name_or_path == NAME:
-        return load_embedded(device, resolver=resolver)
-    own = data / "models" / name_or_path
-    return load_folder(str(own) if own.is_dir() else name_or_path, model_name(name_or_path), device, resolver)
+        family: Family = load_embedded(device, resolver=resolver)
+    else:
+        family = load_source(find(name_or_path, data), device, resolver, told)
+    if isinstance(family, Pipelined):
+        family.lora_folder = data / "loras"
+    return family
 
 
 def load_folder(
     source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
 ) -> Family:
     """From a folder, or a name on the model hub. Raises `Unfit` where that is no model in safetensors."""
-    from engine.families.opening import folder_of, open_pipeline
-    from engine.families.pipelined import fingerprint
+    from engine.families.opening import folder_of
+    from engine.families.source import Source
+
+    return load_source(Source(name, folder_of(source)), device, resolver)
+
+
+def load_source(
+    source: Source, device: torch.device | str = "cpu", resolver: SuperResolver | None = None, told: Told | None = None
+) -> Family:
+    """From what was found. Raises `Unfit` where that is no model in safetensors."""
+    from engine.families.checkpoint import open_file
+    from engine.families.opening import open_folder
+    from engine.families.pipelined import Pipelined
+
+    opened = (open_file if source.is_file else open_folder)(source.path, source.name, told)
+    family = _family(opened, source.name, source.fingerprint(), device, resolver)
+    if isinstance(family, Pipelined):
+        _hold(family, opened)
+    return family
+
+
+def _family(
+    opened: Opened, name: str, revision: str, device: torch.device | str, resolver: SuperResolver | None
+) -> Family:
+    from engine.families.coalesced import Coalesced
     from engine.families.stable_diffusion import StableDiffusion
     from engine.families.table import BY_PIPELINE
 
-    folder = folder_of(source)
-    pipeline, revision = open_pipeline(folder, name), fingerprint(folder)
-    kind = type(pipeline).__name__
+    kind = type(opened.pipeline).__name__
     if kind == "StableDiffusionPipeline":
-        return StableDiffusion(pipeline, name, revision, device, resolver=resolver)
+        return StableDiffusion(opened.pipeline, name, revision, device, resolver=resolver)
     if kind in BY_PIPELINE:
-        return BY_PIPELINE[kind](pipeline, name, revision, device)
-    raise Unfit(f"The model {name} is a {kind}, which has no family here.", "model")
+        return BY_PIPELINE[kind](opened.pipeline, name, revision, device)
+    return Coalesced(opened.pipeline, name, revision, device)
+
+
+def _hold(family: Pipelined, opened: Opened) -> None:
+    """A large network is there once, as its files have it."""
+    for part in opened.parts:
+        if part.name == family.network and part.large:
+            family.hold_one(part.dtype, lambda dtype, part=part: opened.reopen(part, dtype))
 
 
 def model_name(name_or_path: str) -> str:
-    """A name as `engine.job.Name` allows it: the last part of a path or hub name."""
-    last = name_or_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-")[:64]
-    if not name:
-        raise Unfit(f"A model needs a name of letters and digits; {name_or_path!r} has none.", "worker")
-    return name
+    """A name as `engine.job.Name` allows it: the last part of a path or hub name, without a file's ending."""
+    from engine.families.source import model_name
+
+    return model_name(name_or_path)

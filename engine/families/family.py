@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -67,6 +67,31 @@ class Family(Protocol):
 
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
         """Latents `[channels, height, width]` of a picture: the autoencoder's mean."""
+        ...
+
+
+@runtime_checkable
+class Formatted(Protocol):
+    """A family that says in which number formats it is worth timing: a large network is only there in one."""
+
+    @property
+    def dtypes(self) -> tuple[Dtype, ...]: ...
+
+
+@runtime_checkable
+class TakesLoras(Protocol):
+    """A family to whose networks a job may add (Hu et al. 2021)."""
+
+    def loras(self) -> tuple[Lora, ...]:
+        """Those that fit, as strong as they were made."""
+        ...
+
+    def with_loras(self, recipe: Recipe) -> Recipe:
+        """A recipe with LoRAs, each with its revision and ready to be run. Raises `Unfit`."""
+        ...
+
+    def for_good(self, recipe: Recipe) -> Any:
+        """A pipeline with a recipe's LoRAs in it, which nobody switches over to others. Raises `Unfit`."""
         ...
 
 

@@ -1,67 +1,143 @@
-"""Opens a folder of diffusers, or a name on the model hub, as the float32 pipeline that it says it is.
+"""Opens a folder of diffusers part by part, as the pipeline that it says it is; runs nothing that the folder brings.
 
-Weights are safetensors or nothing: a pickle can run code when it is opened. Knows nothing of sampling or training.
+Weights are safetensors or nothing: a pickle can run code when it is opened. Small parts are float32; a large one is in
+the number format of its files, since nobody has the memory to hold it twice. Knows nothing of sampling or training.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError
 
-from engine.families.pipelined import UNUSED
+from engine.families.family import TORCH
+from engine.families.parts import Part, classes, parts, pipeline_class, read_index
 from engine.families.quiet import quiet
+from engine.families.revision import UNUSED
+from engine.families.source import find
+from engine.job import Dtype
 from engine.unfit import Unfit
+
+Told = Callable[[float], None]  # the fraction of the bytes that are in memory; may raise, and so end the loading
+WRONG = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError)
 
 
 def folder_of(source: str) -> Path:
     """A folder, or a name on the model hub, which is fetched. Raises `Unfit`."""
-    return Path(source) if Path(source).is_dir() else Path(_download(source))
+    return Path(source) if Path(source).is_dir() else find(source, Path()).path
+
+
+@dataclass(frozen=True)
+class Opened:
+    """`reopen` gives one of the parts anew, with its weights in another number format."""
+
+    pipeline: Any
+    parts: tuple[Part, ...]
+    reopen: Callable[[Part, Dtype], Any]
 
 
 def open_pipeline(folder: Path, name: str) -> Any:
     """The pipeline of a folder. Raises `Unfit` where that is no such model in safetensors."""
-    index = _index(folder, name)
-    _refuse_pickles(folder, index)
-    kind = getattr(diffusers, str(index["_class_name"]), None)
-    if not isinstance(kind, type) or not issubclass(kind, DiffusionPipeline):
-        raise Unfit(f"The model {name} is of a kind that diffusers does not know.", "model")
-    unused: dict[str, Any] = {part: None for part in UNUSED if part in index}
-    if "safety_checker" in index:
-        unused["requires_safety_checker"] = False
+    return open_folder(folder, name).pipeline
+
+
+def open_folder(folder: Path, name: str, told: Told | None = None) -> Opened:
+    """The same, with what it consists of."""
+    index = read_index(folder, name)
+    kind, found = pipeline_class(index, name), weighed(folder, name)
+
+    def reopen(part: Part, dtype: Dtype) -> Any:
+        return _part(folder, part, TORCH[dtype], name)
+
+    loaded = one_by_one(found, lambda part: reopen(part, part.dtype), told)
     try:
         with quiet():
-            pipeline = kind.from_pretrained(
-                str(folder), use_safetensors=True, dtype=torch.float32, local_files_only=True, **unused
+            pipeline = kind.from_pretrained(str(folder), local_files_only=True, **loaded, **unused(index))
+    except WRONG as error:
+        raise unloadable(name) from error
+    return Opened(checked(pipeline, name), tuple(found), reopen)
+
+
+def weighed(folder: Path, name: str) -> list[Part]:
+    """The parts of a folder that have weights. Raises `Unfit` where anything about them is not in order."""
+    index = read_index(folder, name)
+    pipeline_class(index, name)
+    return parts(folder, classes(index, name))
+
+
+def one_by_one(found: Sequence[Part], load: Callable[[Part], Any], told: Told | None) -> dict[str, Any]:
+    """Every part, by name; how far they are is said before each, and after the last."""
+    loaded: dict[str, Any] = {}
+    whole, done = max(1, sum(part.size for part in found)), 0
+    for part in found:
+        if told is not None:
+            told(done / whole)
+        loaded[part.name] = load(part)
+        done += part.size
+    if told is not None:
+        told(1.0)
+    return loaded
+
+
+def unused(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts that no picture of ours needs, as the pipeline's arguments: none."""
+    without: dict[str, Any] = {part: None for part in UNUSED if part in index}
+    return without | {"requires_safety_checker": False} if "safety_checker" in index else without
+
+
+def _part(folder: Path, part: Part, dtype: torch.dtype, name: str) -> Any:
+    kind = part.kind if dtype == torch.float32 else careful(part.kind, dtype)
+    try:
+        with quiet():
+            module = kind.from_pretrained(
+                str(folder / part.name), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True
             )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise Unfit(f"The model {name} is not a model that can be loaded.", "model") from error
+    except WRONG as error:
+        why = f"its {part.name} is spoilt"
+        raise Unfit(f"The model {name} is not a model that can be loaded: {why}.", "model") from error
+    module.__class__ = part.kind
+    return module
+
+
+def careful(kind: Any, wanted: torch.dtype) -> Any:
+    """The class, as one that leaves torch's default number format alone while it is built.
+
+    Both libraries change that default for the whole process, and another thread may be drawing noise by it.
+    """
+
+    class OfDiffusers(kind):
+        @classmethod
+        def _set_default_torch_dtype(cls, dtype: torch.dtype) -> torch.dtype:
+            return torch.get_default_dtype()
+
+    class OfTransformers(kind):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            for parameter in self.parameters():  # without memory yet; weights are loaded as these are
+                parameter.data = parameter.data.to(wanted)
+
+        @classmethod
+        def get_init_context(cls, dtype: torch.dtype, *rest: Any, **named: Any) -> Any:
+            return super().get_init_context(torch.get_default_dtype(), *rest, **named)
+
+    made = OfDiffusers if hasattr(kind, "_set_default_torch_dtype") else OfTransformers
+    made.__name__, made.__qualname__, made.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return made
+
+
+def unloadable(name: str) -> Unfit:
+    return Unfit(f"The model {name} is not a model that can be loaded.", "model")
+
+
+def checked(pipeline: Any, name: str) -> Any:
+    """Without progress bars. Raises `Unfit` where it takes more than words."""
     _refuse_other_inputs(pipeline, name)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _index(folder: Path, name: str) -> dict[str, Any]:
-    """What the folder says that it is."""
-    try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise Unfit(f"The model {name} has no model_index.json that can be read.", "model") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise Unfit(f"The model {name} does not say which pipeline it is (model_index.json).", "model")
-    return index
-
-
-def _download(source: str) -> str:
-    try:
-        return str(DiffusionPipeline.download(source, use_safetensors=True, safety_checker=None))
-    except (OSError, ValueError) as error:
-        sentence = f"There is no model {source}: neither a folder nor one on the hub in safetensors."
-        raise Unfit(sentence, "model") from error
 
 
 def _refuse_other_inputs(pipeline: Any, name: str) -> None:
@@ -71,13 +147,3 @@ def _refuse_other_inputs(pipeline: Any, name: str) -> None:
     network = pipeline.unet.config
     if not network.in_channels == network.out_channels == pipeline.vae.config.latent_channels:
         raise Unfit(f"The model {name} needs more than words (inpainting, depth …), which is not supported.", "model")
-
-
-def _refuse_pickles(folder: Path, index: dict[str, Any]) -> None:
-    """Every part with weights of its own has them in safetensors."""
-    for part in (part for part, of in index.items() if isinstance(of, list) and part not in UNUSED):
-        weights = [each for pattern in ("*.bin", "*.ckpt", "*.pt", "*.pth") for each in (folder / part).glob(pattern)]
-        network = (folder / part / "config.json").exists()
-        if (weights or network) and not list((folder / part).glob("*.safetensors")):
-            why = "only as a pickle, which can run code when it is opened" if weights else "not at all"
-            raise Unfit(f"The model holds the weights of its {part} {why}: convert them to safetensors.", "model")

@@ -6,29 +6,28 @@ which attribute is its network; what differs from model to model is in the subcl
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import torch
 from PIL import Image
 
+from engine.emphasis import plain
 from engine.families.family import TORCH, Conditions
+from engine.families.loras import Loras
+from engine.families.nets import Copies, Nets, OneCopy, Reopen
 from engine.families.packed import Packs, can_pack
 from engine.families.recorded import Graphs
 from engine.families.wholly import Wholly
+from engine.families.wording import Wording
 from engine.job import Dtype, Guides, Lora, Recipe, Sampler
 from engine.plan import Plan, plan, samplers_for
 
 TEXTS_KEPT = 256
-HASHED_WHOLE = 128 * 2**20
-PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws: a trained folder also holds its run
-UNUSED = ("feature_extractor", "image_encoder", "safety_checker")
 
 
 class Pipelined(Wholly, ABC):
@@ -38,6 +37,7 @@ class Pipelined(Wholly, ABC):
     """
 
     network: ClassVar[str] = "transformer"  # the pipeline's attribute
+    weighs: ClassVar[bool] = False  # words in brackets (`emphasis`); else they are read without the brackets
     guides: Guides = "rows"
     interval: tuple[float, float] = (0.0, 1.0)
     size: int
@@ -59,8 +59,35 @@ class Pipelined(Wholly, ABC):
                 module.eval().requires_grad_(False).to(self.device)
         self._packs = Packs() if self.device.type == "cpu" and can_pack(self._master) else None
         self._graphs: Graphs | None = None
-        self._nets: dict[Dtype, Any] = {}
-        self._texts: OrderedDict[tuple[str, bool], Conditions] = OrderedDict()
+        self._nets: Nets = Copies(self._master, self.device)
+        self._texts: OrderedDict[Wording, Conditions] = OrderedDict()
+        self._loras = Loras(pipeline, self.network)
+
+    @property
+    def dtypes(self) -> tuple[Dtype, ...]:
+        """The number formats that are worth timing."""
+        return self._nets.dtypes
+
+    def holds(self, dtype: Dtype) -> bool:
+        """Whether the network can be had in this number format without loading anything."""
+        return self._nets.holds(dtype)
+
+    def hold_one(self, dtype: Dtype, reopen: Reopen) -> None:
+        """A large network, which is in `dtype` as it came: it is held once, and opened anew for another one."""
+
+        def again(other: Dtype) -> Any:
+            self._master = reopen(other)
+            setattr(self.pipeline, self.network, self._master)
+            return self._master
+
+        self._packs = None
+        self._nets = OneCopy(self._master, dtype, self.device, again, self._let_go)
+
+    def _let_go(self) -> None:
+        self._loras.forget()
+        self._graphs = Graphs() if self._graphs is not None else None
+        self._master = None
+        setattr(self.pipeline, self.network, None)
 
     def record_graphs(self) -> None:
         """From now on a shape that keeps coming is recorded as a CUDA graph; nothing changes on a processor."""
@@ -87,27 +114,57 @@ class Pipelined(Wholly, ABC):
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self.channels, height // self.factor, width // self.factor
 
+    def loras(self) -> tuple[Lora, ...]:
+        """What may be added to this model."""
+        return self._loras.offered()
+
+    @property
+    def lora_folder(self) -> Path | None:
+        """Where they are; None: there are none."""
+        return self._loras.folder
+
+    @lora_folder.setter
+    def lora_folder(self, folder: Path | None) -> None:
+        self._loras.folder = folder
+
+    def with_loras(self, recipe: Recipe) -> Recipe:
+        known = self._loras.known(recipe.loras)
+        self.net(recipe.dtype, known)  # whatever is wrong with one is said before the first step
+        return msgspec.structs.replace(recipe, loras=known)
+
+    def for_good(self, recipe: Recipe) -> Any:
+        return self._loras.added(recipe.loras, ("whole", recipe.dtype, recipe.loras), self.net(recipe.dtype))
+
+    def told_by(self, loras: tuple[Lora, ...]) -> Any:
+        """The pipeline whose text encoders have these LoRAs in them: this one, where there are none."""
+        return self._loras.spoken(loras, self._master) if loras else self.pipeline
+
     def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
-        return (*self._told(text, negative), *self._circumstances(recipe))
+        wording = Wording(text, negative, self._chunks(recipe), recipe.loras)
+        return (*self._told(wording), *self._circumstances(recipe))
 
     @abstractmethod
-    def _words(self, text: str, negative: bool) -> Conditions:
-        """What the text encoders make of a text; `negative`: of the empty or negative text of guidance."""
+    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+        """What the pipeline's text encoders make of a text."""
+
+    def _chunks(self, recipe: Recipe) -> int:
+        """In how many chunks the longest of a recipe's texts is read."""
+        return 1
 
     def _circumstances(self, recipe: Recipe) -> Conditions:
         """What the network reads besides words: nothing, unless the model says otherwise."""
         return ()
 
-    def _told(self, text: str, negative: bool) -> Conditions:
+    def _told(self, wording: Wording) -> Conditions:
         """The text's conditions, encoded when they are first asked for."""
-        key = text, negative
-        if key not in self._texts:
+        if wording not in self._texts:
+            read = wording if self.weighs else wording._replace(text=plain(wording.text))
             with torch.inference_mode():
-                self._texts[key] = self._words(text, negative)
-        self._texts.move_to_end(key)
+                self._texts[wording] = self._words(self.told_by(wording.loras), read)
+        self._texts.move_to_end(wording)
         while len(self._texts) > TEXTS_KEPT:
             self._texts.popitem(last=False)
-        return self._texts[key]
+        return self._texts[wording]
 
     @torch.inference_mode()
     def denoise(
@@ -154,13 +211,10 @@ class Pipelined(Wholly, ABC):
         return (mean - _shift(self._vae.config)) * self._vae.config.scaling_factor
 
     def net(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
-        """The network in this number format."""
-        if dtype not in self._nets:
-            same = self.device.type == "cpu" and dtype == "float32"
-            net = self._master if same else copy.deepcopy(self._master)
-            torch.nn.Module.to(net, self.device, TORCH[dtype])  # its own `to` warns where nothing is to be feared
-            self._nets[dtype] = net.to(memory_format=torch.channels_last)
-        return self._nets[dtype]
+        """The network in this number format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
+        if loras:
+            return getattr(self._loras.added(loras, dtype, self.net(dtype)), self.network)
+        return self._nets.of(dtype)
 
 
 def _cast(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
@@ -170,32 +224,3 @@ def _cast(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
 
 def _shift(config: Any) -> float:
     return float(config.get("shift_factor") or 0.0)
-
-
-def fingerprint(folder: Path) -> str:
-    """Twelve hex digits over configurations and weights; of files over 128 MiB the two ends only, which load fast."""
-    digest = hashlib.sha256()
-    parts = [folder / part for part in _parts(folder)]
-    found = (each for part in parts for pattern in ("*.json", "*.safetensors") for each in part.rglob(pattern))
-    for path in sorted([*folder.glob("model_index.json"), *found]):
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            if path.stat().st_size > HASHED_WHOLE:
-                digest.update(file.read(HASHED_WHOLE // 2))
-                file.seek(-HASHED_WHOLE // 2, 2)
-            digest.update(file.read())
-    return digest.hexdigest()[:12]
-
-
-def _parts(folder: Path) -> list[str]:
-    """The folders of the parts that its index names, beside the usual ones."""
-    try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-    except FileNotFoundError:
-        index = {}
-    return sorted({*PARTS, *(name for name, of in index.items() if isinstance(of, list) and name not in UNUSED)})
-
-
-def together(*fingerprints: str) -> str:
-    """One fingerprint of what several parts decide together."""
-    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:12]

@@ -16,6 +16,7 @@ from PIL import Image
 from engine.families.distilled import guidance_for
 from engine.families.family import Conditions
 from engine.families.pipelined import Pipelined
+from engine.families.wording import Wording
 
 GUIDANCE = 4.5  # the pipeline's own default
 TOKENS = 300
@@ -36,10 +37,10 @@ class Sana(Pipelined):
         # What Gemma is told to do with the words, as the pipeline says it where nobody says otherwise.
         self._instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
 
-    def _words(self, text: str, negative: bool) -> Conditions:
-        states, mask, _, _ = self.pipeline.encode_prompt(
-            text, False, device=self.device, max_sequence_length=TOKENS,
-            complex_human_instruction=None if negative else self._instruction,
+    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+        states, mask, _, _ = pipeline.encode_prompt(
+            wording.text, False, device=self.device, max_sequence_length=TOKENS,
+            complex_human_instruction=None if wording.negative else self._instruction,
         )  # fmt: skip
         return states[0].float(), mask[0]
 

@@ -13,6 +13,7 @@ from engine.families.distilled import guidance_for
 from engine.families.family import Conditions
 from engine.families.flow import shift
 from engine.families.pipelined import Pipelined
+from engine.families.wording import Wording
 from engine.job import Sampler
 from engine.plan import Plan, Timing, plan
 from engine.unfit import Unfit
@@ -40,9 +41,9 @@ class StableDiffusion3(Pipelined):
         mu = shift(self.scheduler_config, width * height // self.multiple**2)
         return plan(self.scheduler_config, sampler, steps, eta, Timing(mu=mu))
 
-    def _words(self, text: str, negative: bool) -> Conditions:
-        states, _, pooled, _ = self.pipeline.encode_prompt(
-            text, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+        states, _, pooled, _ = pipeline.encode_prompt(
+            wording.text, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
         )
         return states[0].float(), pooled[0].float()
 

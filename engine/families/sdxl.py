@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from engine.families import chunks
 from engine.families.distilled import guidance_for
+from engine.emphasis import plain
 from engine.families.family import Conditions
 from engine.families.pipelined import Pipelined
+from engine.families.wording import Wording, texts_of
 from engine.job import Recipe
 
 GUIDANCE = 5.0  # the pipeline's own default
@@ -23,6 +26,7 @@ class StableDiffusionXL(Pipelined):
     """Conditions: token states of both CLIPs, the second's pooled text, sizes, and in an LCM the guidance embedded."""
 
     network = "unet"
+    weighs = True
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
@@ -30,16 +34,33 @@ class StableDiffusionXL(Pipelined):
         super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
         network = pipeline.unet.config
         self._vae.to(memory_format=torch.channels_last)
-        self.tokens = int(pipeline.tokenizer_2.model_max_length)
+        self.tokens = chunks.MOST * chunks.room(pipeline.tokenizer_2)
         self.size = int(network.sample_size) * self.factor
         self.multiple = math.lcm(8, self.factor * 2 ** (len(network.block_out_channels) - 1))
         self.guides = "rows" if network.time_cond_proj_dim is None else "network"
 
-    def _words(self, text: str, negative: bool) -> Conditions:
-        if negative and not text and self.pipeline.config.force_zeros_for_empty_prompt:
-            return tuple(torch.zeros_like(each) for each in self._told("", False))
-        states, _, pooled, _ = self.pipeline.encode_prompt(text, device=self.device, do_classifier_free_guidance=False)
-        return states[0].float(), pooled[0].float()
+    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+        if wording.negative and not wording.text and pipeline.config.force_zeros_for_empty_prompt:
+            return tuple(torch.zeros_like(each) for each in self._told(wording._replace(negative=False)))
+        told = [
+            chunks.padded(chunks.chunks(wording.text, tokenizer, wording.chunks), wording.chunks, tokenizer)
+            for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+        ]
+        if all(chunks.is_plain(each) for each in told):
+            states, _, pooled, _ = pipeline.encode_prompt(
+                plain(wording.text), device=self.device, do_classifier_free_guidance=False
+            )
+            return states[0].float(), pooled[0].float()
+        first, second = (
+            chunks.read(each, encoder, penultimate=True)
+            for each, encoder in zip(told, (pipeline.text_encoder, pipeline.text_encoder_2), strict=True)
+        )
+        assert second.pooled is not None
+        return torch.cat([first.states, second.states], dim=-1), second.pooled
+
+    def _chunks(self, recipe: Recipe) -> int:
+        tokenizers = (self.pipeline.tokenizer, self.pipeline.tokenizer_2)
+        return max(len(chunks.chunks(text, each)) for text in texts_of(recipe) for each in tokenizers)
 
     def _circumstances(self, recipe: Recipe) -> Conditions:
         """Original size, crop and target size, as of a picture that nobody cropped; then what guides, if anything."""

@@ -8,8 +8,13 @@ import torch
 from PIL import Image
 from transformers.models.bert.modeling_bert import BertModel
 
+from engine.families import chunks
+from engine.emphasis import plain
 from engine.families.family import SMALL, Conditions
-from engine.families.pipelined import Pipelined, together
+from engine.families.pipelined import Pipelined
+from engine.families.revision import together
+from engine.families.wording import Wording, texts_of
+from engine.job import Recipe
 from engine.super_resolver import MAX_SIDE, SuperResolver
 
 OF_OURS, OF_OTHERS = 4.0, 7.5  # guidance: what a trainer of ours has written knows fewer pictures
@@ -19,6 +24,7 @@ class StableDiffusion(Pipelined):
     """`resolver` enlarges the finals of a small model, and is then part of its revision."""
 
     network = "unet"
+    weighs = True
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu",
@@ -27,7 +33,10 @@ class StableDiffusion(Pipelined):
         usual = OF_OURS if isinstance(pipeline.text_encoder, BertModel) else OF_OTHERS
         super().__init__(pipeline, name, revision, device, usual if guidance is None else guidance)
         self._vae.to(memory_format=torch.channels_last)
-        self.tokens = int(pipeline.tokenizer.model_max_length)
+        # The embedded model has only ever seen 24 tokens: it would not know what to make of more.
+        self._most = 1 if isinstance(pipeline.text_encoder, BertModel) else chunks.MOST
+        longest, room = int(pipeline.tokenizer.model_max_length), chunks.room(pipeline.tokenizer)
+        self.tokens = longest if self._most == 1 else self._most * room
         self.size = int(pipeline.unet.config.sample_size) * self.factor
         # Each block but one halves.
         self.multiple = self.factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
@@ -38,14 +47,23 @@ class StableDiffusion(Pipelined):
 
     def encode(self, text: str) -> torch.Tensor:
         """Token states `[tokens, features]`, float32 on the device; one text at a time in one fixed shape, cached."""
-        return self._told(text, False)[0]
+        return self._told(Wording(text))[0]
 
-    def _told(self, text: str, negative: bool) -> Conditions:
-        return super()._told(text, False)  # a negative text is read like any other
+    def _chunks(self, recipe: Recipe) -> int:
+        return max(len(chunks.chunks(text, self.pipeline.tokenizer, self._most)) for text in texts_of(recipe))
 
-    def _words(self, text: str, negative: bool) -> Conditions:
-        states, _ = self.pipeline.encode_prompt(text, self.device, 1, False)
-        return (states[0].float(),)
+    def _told(self, wording: Wording) -> Conditions:
+        return super()._told(wording._replace(negative=False))  # a negative text is read like any other
+
+    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+        told = chunks.chunks(wording.text, pipeline.tokenizer, wording.chunks)
+        told = chunks.padded(told, wording.chunks, pipeline.tokenizer)
+        if chunks.is_plain(told):
+            states, _ = pipeline.encode_prompt(plain(wording.text), self.device, 1, False)
+            return (states[0].float(),)
+        # The mean of BERT's states is nearly nothing, and so says nothing.
+        clip = not isinstance(pipeline.text_encoder, BertModel)
+        return (chunks.read(told, pipeline.text_encoder, restore=clip).states,)
 
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
         return net(x, t, encoder_hidden_states=texts[0], return_dict=False)[0]

@@ -15,6 +15,7 @@ from engine.families.distilled import guidance_for
 from engine.families.family import Conditions
 from engine.families.flow import evenly, shift
 from engine.families.pipelined import Pipelined
+from engine.families.wording import Wording
 from engine.job import Sampler
 from engine.plan import Plan, Timing, plan
 
@@ -30,6 +31,8 @@ class ZImage(Pipelined):
     The number stays on the CPU: the network takes a list of texts, so the host must know where each ends.
     """
 
+    no_guidance = 0.0
+
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
@@ -37,14 +40,18 @@ class ZImage(Pipelined):
         self.tokens = TOKENS
         self.size = SIDE * self.factor
         self.multiple = PATCH * self.factor
+        self._packs = None  # texts of other lengths are other shapes inside, which nobody sees from outside
+
+    def record_graphs(self) -> None:
+        """Nothing: a graph would keep the lengths that it was recorded with."""
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
         mu = shift(self.scheduler_config, width * height // self.multiple**2)
         return plan(self.scheduler_config, sampler, steps, eta, Timing(mu=mu, sigmas=evenly(steps)))
 
-    def _words(self, text: str, negative: bool) -> Conditions:
-        (states,), _ = self.pipeline.encode_prompt(
-            text, self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+    def _words(self, pipeline: Any, wording: Wording) -> Conditions:
+        (states,), _ = pipeline.encode_prompt(
+            wording.text, self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
         )
         return pad(states.float(), (0, 0, 0, TOKENS - len(states))), torch.tensor(len(states))
 

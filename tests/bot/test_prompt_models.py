@@ -19,8 +19,8 @@ from bot.prompt.flags import OURS, split, title
 from bot.prompt.loras import Addition
 from bot.prompt.samplers import named
 from bot.refused import Refused
-from bot.sentences import SAMPLERS, lasting
-from engine.job import WHOLE_SAMPLERS, Lora, Recipe, Sampler, Warm, decode, encode
+from bot.sentences import lasting
+from engine.job import SAMPLER_TITLES, WHOLE_SAMPLERS, Lora, Recipe, Sampler, Warm, decode, encode
 
 ALL: tuple[Sampler, ...] = get_args(Sampler)
 WARM = Warm(
@@ -68,9 +68,10 @@ def test_a_sampler_goes_by_every_name_that_people_write(written: str, around: st
 
 
 def test_every_sampler_has_a_title_by_which_it_can_be_asked_for() -> None:
-    assert tuple(SAMPLERS) == ALL
+    assert tuple(SAMPLER_TITLES) == ALL
     assert all(name in OURS["sampler"].range for name in ALL)
-    assert [named(SAMPLERS[name]) for name in ALL if name != "native"] == [name for name in ALL if name != "native"]
+    titled = [name for name in ALL if name != "native"]
+    assert [named(SAMPLER_TITLES[name]) for name in titled] == titled
     assert [named(name) for name in ALL] == list(ALL)
 
 

@@ -27,8 +27,7 @@ from bot.chat.which import CHOICE, OFFERED
 from bot.desk.preferences import NAMES as PREFERENCES
 from bot.desk.preferences import Preference
 from bot.models import SHIPPED
-from bot.sentences import SAMPLERS
-from engine.job import Lora
+from engine.job import SAMPLER_TITLES, Lora
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,10 +120,10 @@ def test_every_command_asks_the_table_of_who_may_do_what() -> None:
 
 
 def test_every_sampler_is_offered_with_advice() -> None:
-    assert offered.ADVICE.keys() == SAMPLERS.keys()
+    assert offered.ADVICE.keys() == SAMPLER_TITLES.keys()
     for german in (False, True):
         choices = offered.samplers(None, "", german=german)
-        assert [one.value for one in choices] == list(SAMPLERS)
+        assert [one.value for one in choices] == list(SAMPLER_TITLES)
         assert all(len(one.name) <= CHOICE for one in choices)
         assert len({one.name for one in choices}) == len(choices) <= OFFERED
     assert [one.value for one in offered.samplers(SHIPPED, "", german=False)] == list(SHIPPED.samplers)

@@ -66,7 +66,11 @@ def test_every_field_is_as_the_engine_writes_it() -> None:
         **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name != "lineage"},
         lineage=(Ancestor(seed=3, index=1, strength=0.25),),
     )
-    for recipe in (RECIPE, varied):
+    added = Recipe(
+        **{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__ if name not in ("guidance_start", "loras")},
+        guidance_start=0.25, loras=(Lora("ink", 0.5), Lora("paper")),
+    )  # fmt: skip
+    for recipe in (RECIPE, varied, added):
         *words, fields = parameters(a_view(recipe=recipe)).split("\n")
         *engines_words, engines_fields = encode.parameters(recipe, 0, "abc").split("\n")
         assert words == engines_words

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from discord.app_commands import Choice
 
 from bot.chat.which import CHOICE, OFFERED
-from bot.sentences import SAMPLERS
+from engine.job import SAMPLER_TITLES
 
 if TYPE_CHECKING:
     from engine.job import Sampler, Warm
@@ -39,8 +39,8 @@ ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and 
 
 def samplers(warm: Warm | None, typed: str, *, german: bool) -> list[Choice[str]]:
     """Those that the model takes; all of them where nobody knows the model."""
-    wanted, taken = typed.casefold(), warm.samplers if warm else tuple(SAMPLERS)
-    shown = ((name, f"{SAMPLERS[name]}: {ADVICE[name][german]}") for name in taken)
+    wanted, taken = typed.casefold(), warm.samplers if warm else tuple(SAMPLER_TITLES)
+    shown = ((name, f"{SAMPLER_TITLES[name]}: {ADVICE[name][german]}") for name in taken)
     found = [Choice(name=text, value=name) for name, text in shown if wanted in f"{name} {text}".casefold()]
     return found[:OFFERED]
 

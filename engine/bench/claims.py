@@ -1,0 +1,95 @@
+"""What `darkroom bench` measures of the engine: the goals, each beside its rival in the same run.
+
+`quick` measures the README's first claims in some minutes; the whole table takes about twenty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.bench import overhead, previews, throughput
+from engine.bench.crowd import USERS, Load, cast
+from engine.bench.moving import moving_rows
+from engine.bench.parity import parity_rows
+from engine.bench.row import Row
+from engine.calibration import calibrate
+from engine.families.embedded import assemble, load_embedded
+from engine.families.family import Family
+from engine.job import Dtype
+
+STEPS = 50  # throughput: long enough for a step to dominate, short enough for three rounds
+WAITED, WAITED_QUICKLY = 1000, 200  # previews: the advantage grows with the jobs that a rival must wait for
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The embedded model twice: ours, calibrated, and the rival's pipeline in float32, as diffusers loads it."""
+
+    family: Family
+    pipeline: Any
+    dtype: Dtype
+
+    @property
+    def load(self) -> Load:
+        return Load(STEPS, self.dtype)
+
+
+def both(data: Path) -> Sides:
+    family = load_embedded()
+    return Sides(family, assemble(), calibrate(family, data / "calibration.json").dtype)
+
+
+def quick_rows(sides: Sides, say: Say) -> Iterator[Row]:
+    """The first claims of the README."""
+    family, pipeline, load = sides.family, sides.pipeline, sides.load
+    say(f"embedded model, {USERS} users, ours in {load.dtype}")
+    yield from parity_rows(pipeline, family)
+    say("throughput against diffusers as it runs by default")
+    yield throughput.by_default(pipeline, family, load, "≥ 4")
+    say("time to the first tenth")
+    yield sooner(pipeline, family, Load(WAITED_QUICKLY, load.dtype), "≥ 15")
+    say(f"throughput against diffusers in {load.dtype}, and the network alone")
+    yield throughput.equal_dtype(pipeline, family, load, "≥ 0.95")
+
+
+def all_rows(sides: Sides, say: Say) -> Iterator[Row]:
+    """Every goal that the embedded model can be measured by, in an order that casts the rival once."""
+    family, pipeline, load = sides.family, sides.pipeline, sides.load
+    say(f"embedded model, {USERS} users, ours in {load.dtype}")
+    yield from parity_rows(pipeline, family)
+    say("throughput against diffusers as it runs by default")
+    yield throughput.by_default(pipeline, family, load, "≥ 4")
+    say(f"time to the first tenth of {WAITED} steps: the rival takes minutes")
+    yield sooner(pipeline, family, Load(WAITED, load.dtype), "≥ 25")
+    yield any_preview(family, Load(WAITED, load.dtype))
+    say(f"throughput against diffusers in {load.dtype}, and the network alone")
+    yield throughput.equal_dtype(pipeline, family, load, "≥ 0.95")
+    yield throughput.of_four(pipeline, family, load)
+    say("guidance interval, mixed load")
+    yield throughput.interval(family, load)
+    yield throughput.mixed(family, load)
+    say("what a step costs beside the network")
+    yield overhead.outside_the_network(family, Load(200, load.dtype))
+    yield overhead.watched(family, Load(200, load.dtype))
+    yield overhead.cancelled(family, load)
+    yield overhead.beside_a_flood(family, Load(STEPS, load.dtype, count=4))
+    say("killed and resumed")
+    yield from moving_rows(family, load)
+    say("against diffusers compiled")
+    yield throughput.compiled(cast(pipeline, load.dtype), family, load)
+
+
+def sooner(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
+    """How many times sooner ours shows the preview at a tenth of the steps, at the 95th percentile of the users."""
+    times = previews.p95(previews.in_turn(pipeline, family, load)), previews.p95(previews.together(family, load))
+    name = f"p95 time to the 10 % preview of {load.steps} steps, sooner than diffusers by default"
+    return Row(name, times[0] / times[1], goal, "×", f"{times[1]:.2f} s instead of {times[0]:.1f}")
+
+
+def any_preview(family: Family, load: Load) -> Row:
+    seconds = previews.p95(previews.together(family, load, share=0.0))
+    return Row(f"p95 time to any preview, {USERS} users", seconds, "≤ 0.5", "s")

@@ -1,0 +1,87 @@
+"""A simulated day of a busy server: the real scheduler beside one job after another, on the same arrivals.
+
+The device is a table of milliseconds (`engine.bench.simulated`), so the figures say what the order does, not how fast
+anything is. The same seed gives the same figures everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+
+from engine.bench.arrivals import Arrival, day
+from engine.bench.row import Row
+from engine.bench.simulated import LIMIT, InTurn, Seen, Together, alone
+
+SEED = 7
+BACKLOGGED = 8  # users of equal demand for Jain's index
+HOUR = 3600.0
+
+
+def day_rows(seed: int = SEED) -> list[Row]:
+    """Figures beside their goals; one row that says what is missing where simpy is."""
+    if find_spec("simpy") is None:
+        missing = "simpy is missing: pip install 'darkroom-bot[bench]'"
+        return [Row("a simulated day", None, None, "", missing)]
+    return [*compared(day(seed)), *fairness()]
+
+
+def compared(arrivals: Sequence[Arrival]) -> list[Row]:
+    """Both orders on the same arrivals."""
+    ours, rival = Together(arrivals).run(), InTurn(arrivals).run()
+    both = sorted(ours.finished.keys() & rival.finished.keys())
+    times = {job.job: alone(job) for job in arrivals}
+    rows = [Row("simulated day: jobs that finished", len(both), None, "", f"of {len(arrivals)}; the others cancelled")]
+    for name, seen in (("ours", ours), ("one after another", rival)):
+        slow = [seen.finished[job] / times[job] for job in both]
+        first = [seen.preview[job] for job in both]
+        for share in (50, 95):
+            rows.append(Row(f"first preview p{share}, {name}", percentile(first, share), None, "s"))
+            rows.append(Row(f"time in the system / time alone p{share}, {name}", percentile(slow, share), None, "×"))
+        rows.append(Row(f"rows filled while busy, {name}", filled(seen), None, "%", f"of {LIMIT} a forward"))
+    return rows
+
+
+def fairness() -> list[Row]:
+    """What one user may do to another."""
+    return [
+        Row("one job of four pictures beside another user's 20 jobs / alone", beside(4), "≤ 2.1", "×"),
+        Row("the same for a job of one picture", beside(1), None, "×", "it has a place in every, fuller, forward"),
+        Row("Jain index of eight backlogged users, one size", equality((512,)), "≥ 0.99", ""),
+        Row("Jain index of eight backlogged users, three sizes", equality((512, 768, 1024)), "≥ 0.99", ""),
+    ]
+
+
+def beside(images: int) -> float:
+    """How much longer a job takes that comes when another user's twenty jobs are under way."""
+    flood = [Arrival(f"flood {number}", 0.0, "flood", "guild") for number in range(20)]
+    lone = Arrival("lone", 10.0, "lone", "guild", images=images)
+    return Together([*flood, lone]).run().finished["lone"] / alone(lone)
+
+
+def equality(sizes: Sequence[int]) -> float:
+    """Jain's index of the device time of users who all have more to do than an hour allows."""
+    jobs = [
+        Arrival(f"{user}.{number}", float(user), f"user {user}", "guild", sizes[user % len(sizes)], steps=1000)
+        for user in range(BACKLOGGED)
+        for number in range(3)
+    ]
+    return jain(Together(jobs, until=HOUR).run().cost.values())
+
+
+def jain(values: Iterable[float]) -> float:
+    """(Σ x)² / (n Σ x²): 1 where all have the same (Jain, Chiu and Hawe 1984)."""
+    each = [*values]
+    return sum(each) ** 2 / (len(each) * sum(value * value for value in each))
+
+
+def percentile(values: Iterable[float], share: int) -> float:
+    """The smallest value that is at least as large as `share` % of them."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-share * len(ordered) // 100) - 1)]
+
+
+def filled(seen: Seen) -> float:
+    """Per cent of the rows that forwards had room for, padding not counted."""
+    forwards = sum(seen.filled.values())
+    return 100.0 * sum(rows * count for rows, count in seen.filled.items()) / (LIMIT * forwards)

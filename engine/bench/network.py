@@ -1,0 +1,63 @@
+"""The bare network, without an engine around it: what a batch gains at the most, and how long a forward takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from engine.bench.crowd import USERS
+from engine.calibration import probe
+from engine.families.family import Family
+from engine.job import Dtype
+
+WARMING = 3  # forwards before the first counts: kernels are built, weights packed
+
+
+def gain(family: Family, dtype: Dtype, rounds: int = 15) -> float:
+    """How much faster the network takes sixteen rows at once than two at a time: the ceiling of any batching.
+
+    By the network as the pipeline runs it too: plain, whatever our engine does with its weights.
+    """
+    few, many = (plain(family, rows, dtype) for rows in (2, 2 * USERS))
+    times = [(clock(few), clock(many)) for _ in range(rounds + WARMING)][WARMING:]
+    return USERS * median(each for each, _ in times) / median(each for _, each in times)
+
+
+def plain(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
+    """One forward of the unmodified network at the native size."""
+    x, t, texts = _inputs(family, rows)
+    net = family.net(dtype)  # pyright: ignore[reportAttributeAccessIssue] # the bench's families are on pipelines
+    kind = next(net.parameters()).dtype
+
+    @torch.inference_mode()
+    def forward() -> torch.Tensor:
+        return net(x.to(kind), t, encoder_hidden_states=texts[0].to(kind), return_dict=False)[0]
+
+    return forward
+
+
+def ours(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
+    """One forward as our engine has it."""
+    x, t, texts = _inputs(family, rows)
+
+    @torch.inference_mode()
+    def forward() -> torch.Tensor:
+        return family.denoise(x, t, texts, dtype)
+
+    return forward
+
+
+def _inputs(family: Family, rows: int) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+    x = torch.randn(rows, *family.latent_shape(family.size, family.size), device=family.device)
+    texts = tuple(part.expand(rows, *part.shape) for part in family.condition("cat", probe(family)))
+    return x, torch.full((rows,), 500.0, device=family.device), texts
+
+
+def clock(run: Callable[[], object]) -> float:
+    """Seconds."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun

@@ -1,0 +1,143 @@
+"""What a step costs beside the network: our own arithmetic, previews, checkpoints; and how soon rows are free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import msgspec
+import torch
+
+from engine.bench.crowd import Load
+from engine.bench.row import Row
+from engine.engine import Engine, Stepped
+from engine.families.family import Conditions, Family
+from engine.job import Dtype, Job, Lora
+from engine.lane import Lane
+
+ROUNDS = 3
+SAVED_EVERY = 2.0  # seconds between two snapshots, as in `engine.worker.keeping`
+SHOWN_EVERY = 0.5  # seconds between two frames of an image: more than Discord's budget lets through
+
+
+class Timed:
+    """A family whose forwards are timed, and which is otherwise the one it is given."""
+
+    def __init__(self, family: Family) -> None:
+        self._family, self.seconds = family, 0.0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._family, name)
+
+    def denoise(
+        self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
+    ) -> torch.Tensor:
+        begun = time.perf_counter()
+        out = self._family.denoise(x, t, texts, dtype, loras)
+        if self._family.device.type == "cuda":
+            torch.cuda.synchronize(self._family.device)
+        self.seconds += time.perf_counter() - begun
+        return out
+
+
+def outside_the_network(family: Family, load: Load) -> Row:
+    """Milliseconds of a step that are not the network's, eight jobs, nobody watching."""
+    timed, jobs = Timed(family), load.jobs(family)
+    engine = Engine({family.name: timed})  # pyright: ignore[reportArgumentType] # it is whatever it was given
+    _add(engine, jobs)
+    steps, warming = load.steps - 1, 4
+    for _ in range(warming):
+        engine.step()
+    timed.seconds, begun = 0.0, time.perf_counter()
+    for _ in range(steps - warming):
+        engine.step()
+    whole = time.perf_counter() - begun
+    step, outside = (1000 * each / (steps - warming) for each in (whole, whole - timed.seconds))
+    name = "time outside the network a step, 8 jobs"
+    if step >= 20:
+        return Row(name, 100 * outside / step, "≤ 2", "%", f"{outside:.2f} ms of {step:.1f}")
+    return Row(name, outside, "≤ 0.4", "ms", f"of {step:.1f} ms")
+
+
+def watched(family: Family, load: Load) -> Row:
+    """How much longer the same load takes when every image is previewed twice a second and saved now and then."""
+    ratios = []
+    for _ in range(ROUNDS):
+        alone = _stepping(family, load, seen=False)
+        ratios.append(_stepping(family, load, seen=True) / alone)
+    added = 100 * (median(ratios) - 1)
+    note = f"8 images, a frame of each every {SHOWN_EVERY:g} s, snapshots every {SAVED_EVERY:g} s"
+    return Row("previews and checkpoints together, of the step time", added, "≤ 2", "%", note)
+
+
+def _stepping(family: Family, load: Load, seen: bool) -> float:
+    """Seconds of all steps; decoding of finished pictures is not among them."""
+    engine, jobs = Engine({family.name: family}), load.jobs(family)
+    lane = Lane({family.name: family})
+    _add(engine, jobs)
+    by_id = {job.id: job for job in jobs}
+    for job in jobs:
+        engine.watch(job.id, seen)
+    begun = saved = time.perf_counter()
+    due: dict[str, float] = {}
+    while not engine.idle:
+        events, now = engine.step(), time.perf_counter()
+        for event in events:
+            if seen and isinstance(event, Stepped) and event.x0 is not None and now >= due.get(event.job, 0.0):
+                due[event.job] = now + SHOWN_EVERY
+                lane.frame(event, by_id[event.job], 0, 0.0)
+        if seen and now - saved >= SAVED_EVERY:
+            saved = now
+            for job in jobs:
+                engine.snapshots(job.id, 1)
+    took = time.perf_counter() - begun
+    lane.close()
+    return took
+
+
+def cancelled(family: Family, load: Load) -> Row:
+    """Steps that still run with a job's rows after it was cancelled."""
+    engine, jobs = Engine({family.name: family}), load.jobs(family)
+    _add(engine, jobs)
+    engine.step()
+    engine.cancel(jobs[0].id)
+    late = 0
+    while any(isinstance(event, Stepped) and event.job == jobs[0].id for event in engine.step()):
+        late += 1
+    for job in jobs[1:]:
+        engine.cancel(job.id)
+    return Row("steps until a cancelled job's rows are free", late, "≤ 1", "steps")
+
+
+def beside_a_flood(family: Family, load: Load) -> Row:
+    """One job beside another user's twenty, against the same job alone."""
+    lone, *_ = load.jobs(family)
+    flood = [of_another(job, 100 + number) for number, job in enumerate(replace(load, users=20).jobs(family))]
+    ratios = [_until(family, lone, flood) / _until(family, lone, ()) for _ in range(ROUNDS)]
+    return Row("one job beside another user's 20 jobs / alone", median(ratios), "≤ 2.1", "×", f"{load.count} pictures")
+
+
+def of_another(job: Job, number: int) -> Job:
+    """The same of one other user, under another id."""
+    share = msgspec.structs.replace(job.share, user="the other")
+    return msgspec.structs.replace(job, id=f"{number:026d}", share=share)
+
+
+def _until(family: Family, lone: Job, others: Sequence[Job]) -> float:
+    """Seconds until the lone job's steps are done; the others were there before it."""
+    engine = Engine({family.name: family})
+    _add(engine, others)
+    for _ in range(3):
+        engine.step()
+    begun = time.perf_counter()
+    engine.add(lone)
+    while engine.snapshots(lone.id, 1):
+        engine.step()
+    return time.perf_counter() - begun
+
+
+def _add(engine: Engine, jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        engine.add(job)

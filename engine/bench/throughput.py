@@ -1,0 +1,106 @@
+"""Pictures a second, side by side with diffusers in one run: by default, in our dtype, compiled; mixed loads; guidance.
+
+Every figure is the median of several rounds, and in each round both sides run one after the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from engine.bench import crowd, network
+from engine.bench.crowd import USERS, Load
+from engine.bench.row import Row
+from engine.families.family import Family
+from engine.job import Recipe, row_steps
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 3
+Say = Callable[[str], None]
+
+
+def faster(pipeline: Any, family: Family, load: Load, rounds: int = ROUNDS) -> float:
+    """How many times as many pictures a second ours finishes as the pipeline does."""
+    _warm(pipeline, family, load)
+    return median(_ratio(pipeline, family, load) for _ in range(rounds))
+
+
+def _ratio(pipeline: Any, family: Family, load: Load) -> float:
+    return crowd.serve_in_turn(pipeline, family, load) / crowd.serve_together(family, load)
+
+
+def by_default(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
+    """`pipeline` in float32, as diffusers loads it."""
+    name = f"{load.users} users × {load.count} picture: images/s against diffusers by default"
+    return Row(name, faster(pipeline, family, load), goal, "×")
+
+
+def equal_dtype(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
+    """Our gain over the pipeline in our dtype, divided by what the bare network gains from sixteen rows at once."""
+    crowd.cast(pipeline, load.dtype)
+    _warm(pipeline, family, load)
+    rounds = [(_ratio(pipeline, family, load), network.gain(family, load.dtype)) for _ in range(ROUNDS)]
+    ours, bare = (median(each) for each in zip(*rounds, strict=True))
+    note = f"{ours:.2f} × faster where the bare network gains {bare:.2f} ×"
+    return Row("the same in equal dtype, as a share of the bare network's batch gain", ours / bare, goal, "", note)
+
+
+def of_four(pipeline: Any, family: Family, load: Load) -> Row:
+    """Four pictures a job, which the pipeline itself batches; both in our dtype."""
+    crowd.cast(pipeline, load.dtype)
+    four = replace(load, count=4)
+    return Row(f"{USERS} users × 4 pictures: images/s, equal dtype", faster(pipeline, family, four), "≥ 1.15", "×")
+
+
+def compiled(pipeline: Any, family: Family, load: Load) -> Row:
+    """The pipeline's network compiled by torch, in our dtype; compiling is not counted."""
+    name = f"{USERS} users × 1 picture: images/s against diffusers compiled, equal dtype"
+    if not (torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++")):
+        return Row(name, None, "≥ 1.5", "×", "there is no C++ compiler here, which torch.compile needs")
+    crowd.cast(pipeline, load.dtype)
+    plain = pipeline.unet.forward
+    pipeline.unet.forward = torch.compile(plain, dynamic=False)
+    try:
+        return Row(name, faster(pipeline, family, load), "≥ 1.5", "×")
+    except RuntimeError as error:  # torch's own compiler fails in many ways, each a RuntimeError
+        log.warning("torch.compile: %s", error)
+        return Row(name, None, "≥ 1.5", "×", f"torch could not compile the network: {type(error).__name__}")
+    finally:
+        pipeline.unet.forward = plain
+
+
+def interval(family: Family, load: Load) -> Row:
+    """The family's own guidance interval against guidance all along; the evaluation says what it does to pictures."""
+    within = replace(load, interval=family.interval)
+    crowd.serve_together(family, replace(within, steps=8))
+    ratios = [crowd.serve_together(family, load) / crowd.serve_together(family, within) for _ in range(ROUNDS)]
+    first, last = family.interval
+    note = f"guidance from {first:g} to {last:g} of the steps; `train evaluate --only guidance` has its pictures"
+    return Row("guidance interval on, against off: images/s", median(ratios), "≥ 1.3", "×", note)
+
+
+def mixed(family: Family, load: Load) -> Row:
+    """Row-steps a second of five samplers, five numbers of steps, with and without guidance, against one kind."""
+    other = replace(load, mixed=True)
+    crowd.serve_together(family, replace(other, steps=8))
+    ratios = [crowd.serve_together(family, load) / crowd.serve_together(family, other) for _ in range(ROUNDS)]
+    ratio = median(ratios) * _row_steps(family, other) / _row_steps(family, load)
+    return Row("mixed load against an equal one of one kind: row-steps/s", ratio, "≥ 0.95", "×")
+
+
+def _row_steps(family: Family, load: Load) -> int:
+    return sum(row_steps(job.task) for job in load.jobs(family) if isinstance(job.task, Recipe))
+
+
+def _warm(pipeline: Any, family: Family, load: Load) -> None:
+    """Both sides once, briefly: kernels are built and weights packed before the first round."""
+    brief = replace(load, steps=4, users=load.users)
+    crowd.serve_together(family, brief)
+    crowd.serve_in_turn(pipeline, family, replace(brief, users=1))

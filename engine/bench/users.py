@@ -1,0 +1,91 @@
+"""First preview and throughput against the number of users, for both systems: the README's plot and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from engine.bench import crowd, previews
+from engine.bench.crowd import Load
+from engine.families.family import Family
+
+CROWDS = (1, 2, 4, 8, 16)
+STEPS = 50
+OURS, THEIRS, INK, PALE, PAPER = "#c2410c", "#475569", "#1e293b", "#cbd5e1", "#ffffff"
+PANEL, MARGIN = (560, 380), (86, 64)
+GAP = 40
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of so many users at once: pictures a second, and seconds until the last of them sees the preview at a tenth."""
+
+    users: int
+    ours: tuple[float, float]
+    theirs: tuple[float, float]
+
+
+def measure(family: Family, pipeline: Any, load: Load, say: Callable[[str], None]) -> list[Measured]:
+    """`pipeline` in the dtype that is to be compared."""
+    found = []
+    for users in CROWDS:
+        say(f"{users} at once")
+        some = replace(load, users=users)
+        rates = (
+            users / crowd.serve_together(family, some),
+            users / crowd.serve_in_turn(pipeline, family, some),
+        )  # fmt: skip
+        sights = previews.together(family, some)[-1], previews.in_turn(pipeline, family, some)[-1]
+        found.append(Measured(users, (rates[0], sights[0]), (rates[1], sights[1])))
+    return found
+
+
+def plot(found: list[Measured], path: Path, told: str) -> None:
+    """Two panels as a PNG; `told` stands below them. Raises OSError where it cannot be written."""
+    width, height = 2 * PANEL[0] + GAP, PANEL[1] + 44
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    for number, title in enumerate(("pictures a second", "seconds to the last one's preview at a tenth")):
+        both = [[each.ours[number] for each in found], [each.theirs[number] for each in found]]
+        _panel(draw, number * (PANEL[0] + GAP), title, [each.users for each in found], both)
+    draw.text((width // 2, height - 22), told, fill=INK, font=_font(15), anchor="mm")
+    image.quantize(64).save(path, optimize=True)
+
+
+def _panel(draw: ImageDraw.ImageDraw, left: int, title: str, users: list[int], both: list[list[float]]) -> None:
+    """Axes from zero, a line for each system; users are evenly spaced, since they double."""
+    (wide, high), (aside, below) = PANEL, MARGIN
+    top = max(max(each) for each in both) * 1.12
+    across = [left + aside + (wide - aside - 20) * number / max(1, len(users) - 1) for number in range(len(users))]
+    draw.text((left + aside, 8), title, fill=INK, font=_font(18))
+
+    def up(value: float) -> float:
+        return high - below - (high - below - 44) * value / top
+
+    for mark in _marks(top):
+        draw.line([(left + aside, up(mark)), (left + wide - 20, up(mark))], fill=PALE)
+        draw.text((left + aside - 10, up(mark)), f"{mark:g}", fill=INK, font=_font(15), anchor="rm")
+    for place, number in zip(across, users, strict=True):
+        draw.text((place, high - below + 16), str(number), fill=INK, font=_font(15), anchor="mm")
+    draw.text((left + (wide + aside) // 2, high - 20), "users at once", fill=INK, font=_font(15), anchor="mm")
+    for values, colour, name in zip(both, (OURS, THEIRS), ("Darkroom", "diffusers, in turn"), strict=True):
+        points = [(place, up(value)) for place, value in zip(across, values, strict=True)]
+        draw.line(points, fill=colour, width=3)
+        for x, y in points:
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+        x, y = points[-1]
+        draw.text((x - 10, y - 18), name, fill=colour, font=_font(16), anchor="rm")
+
+
+def _marks(top: float) -> list[float]:
+    """About five round numbers from zero."""
+    step = next(size * 10**power for power in range(-3, 6) for size in (1, 2, 5) if top / (size * 10.0**power) <= 6)
+    return [number * step for number in range(int(top / step) + 1)]
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)

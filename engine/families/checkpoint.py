@@ -1,0 +1,100 @@
+"""Opens one file of safetensors in the layout of the original programs, by diffusers' own conversion.
+
+Which pipeline it is, and how its parts are built, is read from the folder of configurations beside it, or fetched from
+the hub by what diffusers recognises in the file. Knows how keys are grouped; nothing of sampling.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders import single_file_utils
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+
+from engine.families.family import TORCH
+from engine.families.opening import WRONG, Opened, Told, checked, one_by_one, unloadable, unused
+from engine.families.parts import NETWORKS, STORED, Part, classes, pipeline_class, read_index
+from engine.families.quiet import quiet
+from engine.families.source import configs_beside
+from engine.job import Dtype
+from engine.unfit import Unfit
+
+TEXTS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")
+AUTOENCODER = ("first_stage_model.", "vae.")
+CONFIGS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
+
+
+def open_file(path: Path, name: str, told: Told | None = None) -> Opened:
+    """The pipeline of a file. Raises `Unfit` where it is none that can be opened."""
+    _sizes(path, name)  # a file that is none is said so before anything is fetched
+    configs = configs_beside(path) or _fetched(path, name)
+    index = read_index(configs, name)
+    found = weighed_file(path, name, index)
+    kind, kinds = pipeline_class(index, name), classes(index, name)
+
+    def reopen(part: Part, dtype: Dtype) -> Any:
+        how = {"config": str(configs), "subfolder": part.name, "local_files_only": True}
+        with quiet():
+            return kinds[part.name].from_single_file(str(path), torch_dtype=TORCH[dtype], **how)
+
+    try:
+        own = [part for part in found if hasattr(kinds.get(part.name), "from_single_file")]
+        loaded = one_by_one(own, lambda part: reopen(part, part.dtype), told)
+        with quiet():
+            pipeline = kind.from_single_file(
+                str(path), config=str(configs), dtype=torch.float32, local_files_only=True, **loaded, **unused(index)
+            )
+    except single_file_utils.SingleFileComponentError as error:
+        raise Unfit(f"The file of the model {name} lacks a part: its network or a text encoder.", "model") from error
+    except WRONG as error:
+        raise unloadable(name) from error
+    return Opened(checked(pipeline, name), tuple(found), reopen)
+
+
+def weighed_file(path: Path, name: str, index: Mapping[str, Any] | None = None) -> list[Part]:
+    """How large its network, autoencoder and text encoders are; `index`: that of its configurations. Raises `Unfit`."""
+    configs = configs_beside(path)
+    known = index or (read_index(configs, name) if configs else {})
+    network = next((each for each in NETWORKS if each in known), NETWORKS[0])
+    names = {"network": network, "vae": "vae", "text_encoder": "text_encoder"}
+    return [
+        Part(names[group], None, sum(count.values()), STORED.get(count.most_common(1)[0][0], "float32"))
+        for group, count in _sizes(path, name).items()
+    ]
+
+
+def _sizes(path: Path, name: str) -> dict[str, Counter[str]]:
+    """How many parameters of each number format every group has. Raises `Unfit`."""
+    sizes: dict[str, Counter[str]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - it is no mapping
+                tensor = file.get_slice(key)
+                count = sizes.setdefault(_group(key), Counter())
+                count[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()
+    except (OSError, SafetensorError) as error:
+        raise Unfit(f"The model {name} cannot be read: its file is no safetensors.", "model") from error
+    return sizes
+
+
+def _group(key: str) -> str:
+    if key.startswith(TEXTS):
+        return "text_encoder"
+    return "vae" if key.startswith(AUTOENCODER) else "network"
+
+
+def _fetched(path: Path, name: str) -> Path:
+    """The configurations that diffusers takes for such a file, from the hub."""
+    try:
+        known = single_file_utils.load_single_file_checkpoint(str(path), local_files_only=True)
+        repository = single_file_utils.fetch_diffusers_config(known)["pretrained_model_name_or_path"]
+        return Path(snapshot_download(repository, allow_patterns=CONFIGS))
+    except WRONG as error:
+        where = f"in a folder {path.stem} beside the file"
+        sentence = f"The model {name} needs its configurations, {where}, since they cannot be fetched from the hub."
+        raise Unfit(sentence, "model") from error

@@ -1,0 +1,170 @@
+"""Any pipeline of diffusers that draws from words and has no family of its own: all its pictures go whole through it.
+
+Whether it does draw from words is tried when it is loaded, in two steps at its native size. Knows no model by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+
+from engine.call import Call, Forward, joined
+from engine.families.family import TORCH, Conditions
+from engine.families.traits import Traits
+from engine.job import Concept, Dtype, Guides, Lora, Recipe, Sampler
+from engine.order import order
+from engine.plan import NotTabled, Plan, build_scheduler
+from engine.shell import NETWORKS, shell_of
+from engine.unfit import Unfit
+
+log = logging.getLogger(__name__)
+
+SHOWN = ("AutoencoderKL", "AutoencoderDC")  # whose latents are pictures once they are scaled and shifted back
+PIXELS = 3  # channels: what has three is a picture, never such latents
+REHEARSED = "a small red house beside a lake"
+
+
+class Coalesced:
+    """A `Family` whose finished latents are the pixels themselves, in 0…1. Raises `Unfit` where it does not draw."""
+
+    output_type = "pil"
+    no_guidance = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __init__(self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu") -> None:
+        self.name, self.revision, self.device, self.pipeline = name, revision, torch.device(device), pipeline
+        self.enlargement, self.upscaler = 1, ""
+        traits = Traits.of(pipeline, name)
+        self.size, self.multiple, self.tokens = traits.size, traits.multiple, traits.tokens
+        self.guides: Guides = traits.guides
+        self.guidance, self.samplers = traits.guidance, traits.samplers
+        self.max_pixels = (2 * self.size) ** 2
+        self._vae = _shown(pipeline)
+        self._images: Any = getattr(pipeline, "image_processor", None) or VaeImageProcessor()
+        self._nets: dict[tuple[int, Dtype], Any] = {}
+        self._settle(pipeline)
+        self._rehearsal = self._rehearse()
+
+    def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
+        raise NotTabled(f"{self.name} is of a kind that has no family here, so its own pipeline draws.")
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return PIXELS, height, width
+
+    def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
+        """Nothing: the pipeline reads the words itself."""
+        return ()
+
+    def denoise(
+        self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
+    ) -> torch.Tensor:
+        """One forward with as many rows as `x` has, and zeros: for timing, since no step of ours is ever taken."""
+        call = self._rehearsal
+        self.forward_of("", call.forward.net, dtype, loras)(*joined([call], max(0, len(x) - call.rows)))
+        return torch.zeros_like(x)
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        if len(latents) == PIXELS or self._vae is None:
+            pixels = (latents.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0)
+            return Image.fromarray(pixels.contiguous().numpy())
+        config = self._vae.config
+        scaled = latents[None].to(self.device, torch.float32) / config.scaling_factor + _shift(config)
+        decoded: Any = self._vae.decode(scaled, return_dict=False)[0]
+        return self._images.postprocess(decoded.float(), output_type="pil")[0]
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        return self.decode(latents)
+
+    @torch.inference_mode()
+    def encode_image(self, picture: Image.Image) -> torch.Tensor:
+        if self._vae is None:
+            return _pixels(picture)
+        encoded = self._vae.encode(self._images.preprocess(picture).to(self.device))
+        mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
+        return (mean[0] - _shift(self._vae.config)) * self._vae.config.scaling_factor
+
+    def scheduler(self, sampler: str) -> Any:
+        return None if sampler == "native" else build_scheduler(self.pipeline.scheduler.config, sampler)
+
+    def forward_of(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> Forward:
+        if loras:
+            raise Unfit(f"{self.name} takes no LoRA.", "member")
+        key = id(net), dtype
+        if key not in self._nets:
+            same = self.device.type == "cpu" and dtype == "float32"
+            self._nets[key] = net if same else copy.deepcopy(net)
+            torch.nn.Module.to(self._nets[key], self.device, TORCH[dtype])
+        return Forward(self._nets[key], None if dtype == "float32" else TORCH[dtype])
+
+    def finished(self, output: Any, width: int, height: int) -> torch.Tensor:
+        if output[0].size != (width, height):
+            raise Unfit(f"{self.name} does not draw pictures of {width}×{height}.", "model")
+        return _pixels(output[0])
+
+    def seen(self, x0: torch.Tensor, width: int, height: int) -> torch.Tensor | None:
+        latents = self._vae is not None and x0.dim() == 4 and x0.shape[1] == self._vae.config.latent_channels
+        return x0[0].float() if latents else None
+
+    def last_seen(self, finished: torch.Tensor) -> torch.Tensor:
+        return self.encode_image(self.decode(finished))
+
+    def _settle(self, pipeline: Any) -> None:
+        """Everything but the networks goes to the device, also of pipelines within."""
+        for name, part in vars(pipeline).items():
+            if isinstance(part, DiffusionPipeline):
+                self._settle(part)
+            elif isinstance(part, torch.nn.Module):
+                part.eval().requires_grad_(False)
+                if name not in NETWORKS:
+                    part.to(self.device)
+
+    @torch.no_grad()
+    def _rehearse(self) -> Call:
+        """Two steps at the native size: the first call to a network, to be timed."""
+        calls: list[Call] = []
+
+        def ask(call: Call) -> Any:
+            calls.append(call)
+            return call.forward(*call.arguments)
+
+        def real(attribute: str, net: Any) -> Forward:
+            return self.forward_of(attribute, net, "float32", ())
+
+        recipe = Recipe(
+            concepts=(Concept(REHEARSED),), model=self.name, sampler=self.samplers[0], steps=2, seed=0, guidance=1.0,
+            width=self.size, height=self.size, dtype="float32", guides=self.guides,
+        )  # fmt: skip
+        try:
+            shell = shell_of(self.pipeline, ask, lambda moved: None, real)
+            self.finished(shell(**order(shell, recipe, 0, "pil", 1.0)).images, self.size, self.size)
+        except Exception as error:
+            log.info("the pipeline of %s failed at its first picture", self.name, exc_info=True)
+            kind = type(self.pipeline).__name__
+            raise Unfit(f"The model {self.name} is a {kind}, which draws nothing from words alone.", "model") from error
+        return calls[0]
+
+
+def _shown(pipeline: Any) -> Any:
+    """The autoencoder whose latents can be looked at, if it has one."""
+    vae = getattr(pipeline, "vae", None)
+    config: Mapping[str, Any] = {} if vae is None else vae.config
+    known = type(vae).__name__ in SHOWN and not config.get("latents_mean")
+    return vae if known and config.get("latent_channels") != PIXELS else None
+
+
+def _shift(config: Mapping[str, Any]) -> float:
+    return float(config.get("shift_factor") or 0.0)
+
+
+def _pixels(picture: Image.Image) -> torch.Tensor:
+    """`[3, height, width]` in 0…1."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1).contiguous()

@@ -1,0 +1,78 @@
+"""What may be added to one model (LoRA), and its networks with that in them. Knows no job and no batch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+from engine.families.adapted import Adapted, available
+from engine.families.additions import Addition, addition, additions
+from engine.families.fitting import fits
+from engine.job import Lora
+from engine.unfit import Unfit
+
+MOST = 256  # that are announced, as many as `engine.job.Warm` takes
+COPIES = 6  # they share the model's weights, and have only the LoRAs to themselves
+
+Weights = dict[Addition, float]
+
+
+class Loras:
+    """Those of `folder` (None: there are none) on one pipeline; nothing of PEFT is loaded before there is one."""
+
+    def __init__(self, pipeline: Any, network: str) -> None:
+        self.folder: Path | None = None
+        self._pipeline, self._network = pipeline, network
+        self._copies: OrderedDict[Hashable, Adapted] = OrderedDict()
+        self._fits: dict[str, bool] = {}  # by revision
+        self._weights: dict[tuple[Lora, ...], Weights] = {}
+
+    def offered(self) -> tuple[Lora, ...]:
+        """All that fit this model, as strong as they were made. Each file is looked at once."""
+        found = additions(self.folder) if available() and hasattr(self._pipeline, "lora_state_dict") else []
+        here = getattr(self._pipeline, self._network, None) is not None  # a large one is let go of, and comes again
+        for one in found:
+            if here and one.revision not in self._fits:
+                self._fits[one.revision] = fits(self._pipeline, self._network, one)
+        fitting = [one for one in found if self._fits.get(one.revision)]
+        return tuple(Lora(one.name, 1.0, one.revision) for one in fitting[:MOST])
+
+    def known(self, loras: tuple[Lora, ...]) -> tuple[Lora, ...]:
+        """The same with their revisions. Raises `Unfit` where one is not here, or is another than was asked for."""
+        weights: Weights = {}
+        for lora in loras:
+            one = addition(self.folder, lora.name)
+            if lora.revision and lora.revision != one.revision:
+                raise Unfit(f"This worker has another version of the LoRA {lora.name} than was asked for.", "worker")
+            weights[one] = weights.get(one, 0.0) + lora.weight
+        known = tuple(Lora(one.name, weight, one.revision) for one, weight in weights.items())
+        self._weights = {**dict(list(self._weights.items())[1 - MOST :]), known: weights}
+        return known
+
+    def added(self, loras: tuple[Lora, ...], use: Hashable, net: Any) -> Any:
+        """The pipeline with `loras` in its text encoders and its network, which is `net`. Raises `Unfit`.
+
+        One copy for each `use`; it is switched over only where other LoRAs are asked for than the last time.
+        """
+        if loras not in self._weights:
+            loras = self.known(loras)
+        copy = self._copies.get(use)
+        if copy is None or copy.net is not net:
+            copy = self._copies[use] = Adapted(self._pipeline, self._network, net)
+        self._copies.move_to_end(use)
+        while len(self._copies) > COPIES:
+            self._copies.popitem(last=False)
+        return copy.switched(self._weights[loras])
+
+    def spoken(self, loras: tuple[Lora, ...], net: Any) -> Any:
+        """The pipeline with `loras` in its text encoders: of a copy that has them, else of a new one around `net`."""
+        known = self._weights.get(loras, {})
+        uses = [use for use, copy in self._copies.items() if isinstance(use, str) and known and copy.has(known)]
+        use = uses[-1] if uses else "texts"
+        return self.added(loras, use, self._copies[use].net if uses else net)
+
+    def forget(self) -> None:
+        """Lets go of all copies, and so of the networks whose weights they share."""
+        self._copies.clear()

@@ -1,0 +1,84 @@
+"""A model's network in the number formats that jobs ask for: a copy for each, or, of a large one, one copy at a time.
+
+Knows modules, number formats and a device; no model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from engine.families.family import TORCH
+from engine.job import Dtype
+
+Reopen = Callable[[Dtype], Any]
+
+
+class Nets(Protocol):
+    """`dtypes`: the number formats that are worth timing."""
+
+    dtypes: tuple[Dtype, ...]
+
+    def holds(self, dtype: Dtype) -> bool:
+        """Whether it can be had without loading anything."""
+        ...
+
+    def of(self, dtype: Dtype) -> Any:
+        """The network in this number format, on the device."""
+        ...
+
+
+class Copies:
+    """Of a float32 network, which stays; on a processor it is its own float32 copy."""
+
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+
+    def __init__(self, master: Any, device: torch.device) -> None:
+        self._master, self._device = master, device
+        self._nets: dict[Dtype, Any] = {}
+
+    def holds(self, dtype: Dtype) -> bool:
+        return True
+
+    def of(self, dtype: Dtype) -> Any:
+        if dtype not in self._nets:
+            same = self._device.type == "cpu" and dtype == "float32"
+            self._nets[dtype] = placed(self._master if same else copy.deepcopy(self._master), self._device, dtype)
+        return self._nets[dtype]
+
+
+class OneCopy:
+    """Of a large network, as its files have it. Another number format is opened anew, in place of the present one.
+
+    `forget` is called before: whatever holds on to the present one shall let it go.
+    """
+
+    def __init__(
+        self, net: Any, dtype: Dtype, device: torch.device, reopen: Reopen, forget: Callable[[], None]
+    ) -> None:
+        self._device, self._reopen, self._forget = device, reopen, forget
+        self._net, self._dtype = placed(net, device, dtype), dtype
+        self.dtypes: tuple[Dtype, ...] = (dtype,)
+
+    def holds(self, dtype: Dtype) -> bool:
+        return dtype == self._dtype and self._net is not None
+
+    def of(self, dtype: Dtype) -> Any:
+        if not self.holds(dtype):
+            self._forget()
+            self._net = None  # before the next one comes: there is no room for two
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            with torch.inference_mode(False):
+                net = self._reopen(dtype)
+            self._net, self._dtype = placed(net, self._device, dtype), dtype
+        return self._net
+
+
+def placed(net: Any, device: torch.device, dtype: Dtype) -> Any:
+    """The module itself, moved there."""
+    torch.nn.Module.to(net, device, TORCH[dtype])  # its own `to` warns where nothing is to be feared
+    return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)

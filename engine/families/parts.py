@@ -1,0 +1,159 @@
+"""What a folder of diffusers says of itself: its parts, their classes, and how large their weights are.
+
+Reads configurations and the headers of safetensors; loads no weights and runs no code of the folder. Whatever cannot be
+used is refused here, before anything is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+
+from engine.families.family import TORCH
+from engine.families.revision import UNUSED
+from engine.job import Dtype
+from engine.unfit import Unfit
+
+LARGE = 1_000_000_000  # parameters: more than these are held once, in the number format of their files
+NETWORKS = ("unet", "transformer")
+LIBRARIES = ("diffusers", "transformers")
+PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+STORED: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part with weights: of which class, how many parameters, and the number format of most of them."""
+
+    name: str
+    kind: Any  # the class
+    parameters: int
+    stored: Dtype
+    variant: str | None = None  # what its files are called besides, as in `model.fp16.safetensors`
+
+    @property
+    def large(self) -> bool:
+        return self.parameters > LARGE
+
+    @property
+    def dtype(self) -> Dtype:
+        """As which it is loaded."""
+        return self.stored if self.large else "float32"
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights, once loaded."""
+        return self.parameters * TORCH[self.dtype].itemsize
+
+
+def needed(found: Iterable[Part]) -> int:
+    """Bytes that a model of these parts takes: of a small network also the copy in half the bits, once it is used."""
+    return sum(part.size + (2 * part.parameters if part.name in NETWORKS and not part.large else 0) for part in found)
+
+
+def read_index(folder: Path, name: str) -> dict[str, Any]:
+    """The folder's `model_index.json`. Raises `Unfit`."""
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unfit(f"The model {name} has no model_index.json that can be read.", "model") from error
+    if isinstance(index, dict) and isinstance(index.get("_class_name"), list):
+        raise Unfit(f"The model {name} brings code of its own, which is not run.", "model")
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise Unfit(f"The model {name} does not say which pipeline it is (model_index.json).", "model")
+    return index
+
+
+def pipeline_class(index: dict[str, Any], name: str) -> Any:
+    """Raises `Unfit` where diffusers has no such pipeline."""
+    kind = _member("diffusers", index["_class_name"])
+    if not isinstance(kind, type) or not issubclass(kind, DiffusionPipeline):
+        raise Unfit(f"The model {name} is of a kind that diffusers does not know.", "model")
+    return kind
+
+
+def classes(index: dict[str, Any], name: str) -> dict[str, Any]:
+    """The class of every part that is used. Raises `Unfit` where one is not of diffusers or transformers."""
+    found: dict[str, Any] = {}
+    for part, of in index.items():
+        if part in UNUSED or not isinstance(of, list) or of == [None, None]:
+            continue
+        library, kind = (str(each) for each in of) if len(of) == 2 else ("", "")
+        known = _member(library, kind) if library in LIBRARIES else None
+        if not isinstance(known, type):
+            where = f"{library}.{kind}"[:80]
+            raise Unfit(f"The {part} of the model {name} is {where}, which diffusers does not bring.", "model")
+        found[part] = known
+    return found
+
+
+def parts(folder: Path, kinds: dict[str, Any]) -> list[Part]:
+    """Those with weights. Raises `Unfit` where one has none in safetensors, or not all of them."""
+    found = (_part(folder / name, kind) for name, kind in kinds.items())
+    return [part for part in found if part is not None]
+
+
+def counted(files: list[Path]) -> tuple[int, Dtype]:
+    """How many parameters are in these files, and the number format of most. Raises `SafetensorError` or OSError."""
+    formats: Counter[str] = Counter()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - it is no mapping
+                tensor = file.get_slice(key)
+                formats[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()
+    most = formats.most_common(1)[0][0] if formats else ""
+    return sum(formats.values()), STORED.get(most, "float32")
+
+
+def _member(library: str, name: str) -> Any:
+    return getattr(importlib.import_module(library), name, None)
+
+
+def _part(folder: Path, kind: Any) -> Part | None:
+    if not issubclass(kind, torch.nn.Module):
+        return None
+    files, variant = _files(folder)
+    try:
+        return Part(folder.name, kind, *counted(files), variant)
+    except (OSError, SafetensorError) as error:
+        raise Unfit(
+            f"The weights of the model's {folder.name} cannot be read: they are no safetensors.", "model"
+        ) from error
+
+
+def _files(folder: Path) -> tuple[list[Path], str | None]:
+    """The files of weights: one, or those that an index names; else of the first variant."""
+    found = sorted(folder.glob("*.safetensors"))
+    if indexed := sorted(folder.glob("*.safetensors.index*.json"), key=lambda path: len(path.name)):
+        return _shards(folder, indexed[0]), _variant(indexed[0].name.replace(".safetensors.index", ""))
+    if found:
+        first = min(found, key=lambda path: path.name.count("."))
+        return [first], _variant(first.name.removesuffix(".safetensors"))
+    pickled = [each for pattern in PICKLES for each in folder.glob(pattern)]
+    why = "only as a pickle, which can run code when it is opened" if pickled else "not at all"
+    raise Unfit(f"The model holds the weights of its {folder.name} {why}: convert them to safetensors.", "model")
+
+
+def _variant(name: str) -> str | None:
+    """`fp16` of `model.fp16` and of `model.fp16.json`."""
+    return name.removesuffix(".json").partition(".")[2] or None
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = {str(each) for each in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Unfit(f"The list of the weights of the model's {folder.name} cannot be read.", "model") from error
+    for name in sorted(names):
+        if "/" in name or "\\" in name or not name.endswith(".safetensors") or not (folder / name).is_file():
+            raise Unfit(f"The model lacks {name[:100]}, a file of the weights of its {folder.name}.", "model")
+    return [folder / name for name in sorted(names)]

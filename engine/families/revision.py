@@ -1,0 +1,51 @@
+"""Fingerprints of models: they change with the weights; calibrations and recipes are bound to them. Opens no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+HASHED_WHOLE = 128 * 2**20
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws: a trained folder also holds its run
+UNUSED = ("feature_extractor", "image_encoder", "safety_checker")
+
+
+def fingerprint(folder: Path) -> str:
+    """Twelve hex digits over configurations and weights; of files over 128 MiB the two ends only, which load fast."""
+    digest = hashlib.sha256()
+    parts = [folder / part for part in _parts(folder)]
+    found = (each for part in parts for pattern in ("*.json", "*.safetensors") for each in part.rglob(pattern))
+    for path in sorted([*folder.glob("model_index.json"), *found]):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        _read(path, digest)
+    return digest.hexdigest()[:12]
+
+
+def fingerprint_of_file(path: Path) -> str:
+    """The same of a single file."""
+    digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())
+    _read(path, digest)
+    return digest.hexdigest()[:12]
+
+
+def _read(path: Path, digest: hashlib._Hash) -> None:
+    with path.open("rb") as file:
+        if path.stat().st_size > HASHED_WHOLE:
+            digest.update(file.read(HASHED_WHOLE // 2))
+            file.seek(-HASHED_WHOLE // 2, 2)
+        digest.update(file.read())
+
+
+def _parts(folder: Path) -> list[str]:
+    """The folders of the parts that its index names, beside the usual ones."""
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+    except FileNotFoundError:
+        index = {}
+    return sorted({*PARTS, *(name for name, of in index.items() if isinstance(of, list) and name not in UNUSED)})
+
+
+def together(*fingerprints: str) -> str:
+    """One fingerprint of what several parts decide together."""
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:12]

@@ -1,0 +1,95 @@
+"""Where a model's files lie: what a name on the command line means. Opens no weights and runs nothing.
+
+A folder of diffusers, a name under `<data>/models`, one file of safetensors in the layout of the original programs, or
+a name on the model hub, which is fetched.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.families.revision import fingerprint, fingerprint_of_file, together
+from engine.unfit import Unfit
+
+ENDING = ".safetensors"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_PATHLIKE = re.compile(r"^[~./\\]|\\|/.*/|^[A-Za-z]:|/$")  # nothing on the hub is called so
+
+
+@dataclass(frozen=True)
+class Source:
+    """`path` is a folder, or one file of weights."""
+
+    name: str
+    path: Path
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.is_file()
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with weights and configurations. Reads up to 128 MiB a file."""
+        if not self.is_file:
+            return fingerprint(self.path)
+        configs = configs_beside(self.path)
+        return together(fingerprint_of_file(self.path), fingerprint(configs) if configs else "")
+
+
+def find(name_or_path: str, data: Path) -> Source:
+    """Raises `Unfit` with one sentence where there is nothing of that name, or only a pickle."""
+    models = data / "models"
+    for path in (
+        () if not name_or_path else (models / f"{name_or_path}{ENDING}", models / name_or_path, Path(name_or_path))
+    ):
+        if _exists(path):
+            _refuse_other_files(path)
+            return Source(model_name(name_or_path), path)
+    if Path(name_or_path).suffix.lower() in (ENDING, *PICKLES) or _PATHLIKE.search(name_or_path):
+        raise Unfit(f"There is no model at {name_or_path[:200]}: neither a folder nor a file.", "model")
+    if not _HUB.fullmatch(name_or_path):
+        raise Unfit(f"{name_or_path[:100]!r} is no name of a model: a folder, a file, or a name on the hub.", "model")
+    return Source(model_name(name_or_path), _downloaded(name_or_path))
+
+
+def model_name(name_or_path: str) -> str:
+    """A name as `engine.job.Name` allows it: the last part of a path or hub name, without a file's ending."""
+    last = name_or_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", last.removesuffix(ENDING)).lstrip("._-")[:64]
+    if not name:
+        raise Unfit(f"A model needs a name of letters and digits; {name_or_path!r} has none.", "worker")
+    return name
+
+
+def configs_beside(path: Path) -> Path | None:
+    """The folder of configurations that belongs to a single file: beside it, and called as it is without its ending."""
+    folder = path.with_suffix("")
+    return folder if folder.is_dir() else None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_dir() or path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
+        return False
+
+
+def _refuse_other_files(path: Path) -> None:
+    if path.is_dir() or path.suffix.lower() == ENDING:
+        return
+    if path.suffix.lower() in PICKLES:
+        why = "is a pickle, which can run code when it is opened: convert it to safetensors"
+        raise Unfit(f"The model {path.name} {why}.", "model")
+    raise Unfit(f"The model {path.name} is neither a folder nor a file of safetensors.", "model")
+
+
+def _downloaded(source: str) -> Path:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(source, use_safetensors=True, safety_checker=None))
+    except (OSError, ValueError) as error:
+        sentence = f"There is no model {source}: neither a folder nor one on the hub in safetensors."
+        raise Unfit(sentence, "model") from error

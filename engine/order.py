@@ -1,0 +1,45 @@
+"""Order: a recipe as the arguments of a pipeline's own call, and what no unmodified pipeline can do. Pure."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from engine.emphasis import plain
+from engine.job import Recipe
+from engine.unfit import Unfit
+
+
+def refuse_what_no_pipeline_does(recipe: Recipe) -> None:
+    """Raises `Unfit` for a recipe that only the batching engine itself can develop."""
+    whole = f"With the sampler {recipe.sampler}, this model's pictures go through its own pipeline as a whole, which"
+    if [concept.weight for concept in recipe.concepts] != [1.0]:
+        raise Unfit(f"{whole} takes one prompt without weights.", "member")
+    if recipe.lineage:
+        raise Unfit(f"{whole} knows no variations of another picture.", "member")
+    if (recipe.guidance_start, recipe.guidance_stop) != (0.0, 1.0):
+        raise Unfit(f"{whole} guides from the first step to the last.", "member")
+
+
+def order(pipeline: Any, recipe: Recipe, image: int, output_type: str, no_guidance: float) -> dict[str, Any]:
+    """What `pipeline(...)` is called with for one image; only what its signature knows.
+
+    `no_guidance` is what this pipeline calls our guidance of 1. Sizes are taken as they are asked for, and words, too:
+    whether a pipeline can clean them depends on what else is installed.
+    """
+    known = inspect.signature(type(pipeline).__call__).parameters
+    scale = recipe.guidance - 1.0 + no_guidance
+    by_rows = "true_cfg_scale" in known and recipe.guides == "rows"  # guidance_scale is then the network's own input
+    wanted: dict[str, Any] = {
+        "prompt": " ".join(plain(concept.text) for concept in recipe.concepts),
+        "negative_prompt": plain(recipe.negative),
+        "width": recipe.width, "height": recipe.height, "num_inference_steps": recipe.steps, "eta": recipe.eta,
+        "true_cfg_scale" if by_rows else "guidance_scale": scale, "num_images_per_prompt": 1,
+        "generator": torch.Generator().manual_seed(recipe.seed + image), "output_type": output_type,
+        "use_resolution_binning": False, "clean_caption": False,
+    }  # fmt: skip
+    if not by_rows and "true_cfg_scale" in known:
+        del wanted["negative_prompt"]  # no rows are asked for, so that there is nothing for it to say
+    return {name: value for name, value in wanted.items() if name in known}

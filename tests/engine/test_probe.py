@@ -1,0 +1,177 @@
+"""What is more than one linear evaluation a step is found by asking, not by its name: nothing wrong gets a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
+from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+from engine.probe import NotTabled, probe
+
+pytestmark = [  # diffusers' own
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+]
+
+BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+UNCLIPPED = BETAS | {"clip_sample": False}
+FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+CLIPS, TWICE, BENDS = "clips or thresholds", "more than one evaluation", "not linear in the step before"
+
+
+@pytest.mark.parametrize("steps", [2, 3, 20])
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, KDPM2DiscreteScheduler])
+def test_two_evaluations_a_step(kind: Any, steps: int) -> None:
+    with pytest.raises(NotTabled, match=TWICE):
+        probe(kind(**BETAS), steps)
+
+
+def test_two_evaluations_a_step_of_flow() -> None:
+    with pytest.raises(NotTabled, match=TWICE):
+        probe(FlowMatchHeunDiscreteScheduler(), 5)
+
+
+@pytest.mark.parametrize("more", [{}, FLOW], ids=["noise", "flow"])
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [(UniPCMultistepScheduler, 3), (lambda **all_: DPMSolverMultistepScheduler(solver_order=3, **all_), 5)],
+    ids=["UniPC", "DPM++ 3M"],
+)
+def test_more_memory_than_the_step_before(kind: Any, first: int, more: dict[str, Any]) -> None:
+    """Before step `first` they are of lower order, and a table would be right; from there on never."""
+    for steps in (first, 20, 100):
+        with pytest.raises(NotTabled, match=BENDS):
+            probe(kind(**BETAS, **more), steps)
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, LMSDiscreteScheduler])
+def test_other_multistep_schedulers(kind: Any) -> None:
+    with pytest.raises(NotTabled):
+        probe(kind(**BETAS), 20)
+
+
+@pytest.mark.parametrize("most", [1.0, 5.0, 1000.0, 1e5])
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
+def test_clipped_samples(kind: Any, most: float) -> None:
+    assert probe(kind(**BETAS, clip_sample=False), 10) is not None
+    with pytest.raises(NotTabled, match=CLIPS):
+        probe(kind(**BETAS, clip_sample=True, clip_sample_range=most), 10)
+
+
+def test_clipping_that_mends_a_division_by_zero() -> None:
+    """x0 of pure noise from its noise is infinite, and clipped it is 1: diffusers goes on, a table cannot."""
+    zero: dict[str, Any] = BETAS | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    assert probe(DDPMScheduler(**zero, clip_sample=False), 1) is None
+    with pytest.raises(NotTabled, match=CLIPS):
+        probe(DDPMScheduler(**zero, clip_sample=True), 1)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.995, 1.0])
+@pytest.mark.parametrize("most", [1.0, 100.0, 1e9])
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler])
+def test_thresholded_samples(kind: Any, most: float, ratio: float) -> None:
+    """Also where the threshold is the sample's largest value, so that nothing is cut and all is divided."""
+    with pytest.raises(NotTabled, match=CLIPS):
+        probe(kind(**BETAS, thresholding=True, sample_max_value=most, dynamic_thresholding_ratio=ratio), 10)
+
+
+Wrong = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], torch.Tensor]  # x', x, all x before → another x'
+
+WRONGS: dict[str, Wrong] = {
+    "clips beyond 1": lambda y, x, past: y.clamp(-1, 1),
+    "clips above 100 only": lambda y, x, past: y.clamp(max=100),
+    "clips beyond 1e5": lambda y, x, past: y.clamp(-1e5, 1e5),
+    "forgets what is small": lambda y, x, past: y * (y.abs() > 0.006),
+    "rounds": lambda y, x, past: (y * 1000).round() / 1000,
+    "bends a little": lambda y, x, past: y + 1e-7 * y * y.abs(),
+    "bends for large values": lambda y, x, past: 1e7 * torch.tanh(y / 1e7),
+    "adds a constant": lambda y, x, past: y + 1e-3,
+    "adds noise of its own": lambda y, x, past: y + torch.randn(y.shape) * 1e-3,
+    "multiplies x by itself": lambda y, x, past: y + 1e-3 * x * x,
+    "remembers the step before": lambda y, x, past: y + (1e-6 * past[-1] if past else 0),
+    "remembers two steps before": lambda y, x, past: y + (1e-3 * past[-2] if len(past) > 1 else 0),
+    "remembers the beginning": lambda y, x, past: y + (1e-3 * past[0] if len(past) > 8 else 0),
+    "clips at the last step": lambda y, x, past: y.clamp(-1, 1) if len(past) == 9 else y,
+}
+
+
+def spoilt(wrong: Wrong, kind: Any = DDIMScheduler) -> Any:
+    """A scheduler whose step is changed by `wrong`."""
+
+    class Spoilt(kind):
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().step(*args, **kwargs)
+            x, past = args[2].as_subclass(torch.Tensor), self.__dict__.setdefault("past", [])
+            result["prev_sample"] = wrong(result["prev_sample"].as_subclass(torch.Tensor), x, past)
+            past.append(x)
+            return result
+
+    return Spoilt(**{DDIMScheduler: UNCLIPPED, EulerDiscreteScheduler: BETAS}.get(kind, {}))
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler])
+@pytest.mark.parametrize("wrong", WRONGS.values(), ids=list(WRONGS))
+def test_nothing_wrong_gets_a_table(wrong: Wrong, kind: Any) -> None:
+    torch.manual_seed(0)
+    assert probe(spoilt(lambda y, x, past: y, kind), 10) is not None
+    with pytest.raises(NotTabled):
+        probe(spoilt(wrong, kind), 10)
+
+
+class Twice(DDPMScheduler):
+    def step(self, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
+        result: Any = super().step(*args, generator=generator, **kwargs)
+        shape = result["prev_sample"].shape
+        result["prev_sample"] = result["prev_sample"] + 0.1 * torch.randn(shape, generator=generator)
+        return result
+
+
+class ClippedEstimate(DDIMScheduler):
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result: Any = super().step(*args, **kwargs)
+        result["pred_original_sample"] = result["pred_original_sample"].clamp(-50, 50)
+        return result
+
+
+class NoisyEstimate(DDPMScheduler):
+    def step(self, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
+        result: Any = super().step(*args, generator=generator, **kwargs)
+        result["pred_original_sample"] = result["prev_sample"]
+        return result
+
+
+class LateEstimate(DPMSolverMultistepScheduler):
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        result: Any = super().step(*args, **kwargs)
+        result["pred_original_sample"] = result["prev_sample"]  # into which the x0 of the step before has gone
+        return result
+
+
+class ClippedInput(DDIMScheduler):
+    def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
+        return sample.clamp(-50, 50)
+
+
+class Estimateless(DDIMScheduler):
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return {"prev_sample": super().step(*args, **kwargs)["prev_sample"]}  # pyright: ignore
+
+
+@pytest.mark.parametrize("kind", [Twice, ClippedEstimate, NoisyEstimate, LateEstimate, ClippedInput, Estimateless])
+def test_what_else_has_no_columns(kind: Any) -> None:
+    """Two draws a step; an x0 that is not linear in input and output alone, or not said; an input other than c·x."""
+    with pytest.raises(NotTabled):
+        probe(kind(**(BETAS if kind is LateEstimate else UNCLIPPED)), 10)

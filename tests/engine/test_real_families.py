@@ -1,0 +1,288 @@
+"""The model families of others: each one's unmodified pipeline is the oracle, same weights, seeds and scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.engine import Engine
+from engine.families import load_folder
+from engine.families.distilled import guidance_for
+from engine.families.family import Family
+from engine.job import Job, Recipe
+from engine.plan import build_scheduler
+from engine.unfit import Unfit
+from tests.engine.small_models import build
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+
+Make = Callable[..., Any]
+USUAL = {
+    "sdxl": "euler", "lcm": "lcm", "sd3": "euler", "flux": "euler", "schnell": "euler", "zimage": "euler",
+    "sana": "dpmpp_2m",
+}  # fmt: skip
+KINDS = tuple(USUAL)
+BY_ROWS = tuple(kind for kind in KINDS if kind not in ("lcm", "flux"))
+OTHERS = [("sdxl", "ddim"), ("sdxl", "dpmpp_2m"), ("sd3", "dpmpp_2m"), ("flux", "dpmpp_2m"), ("sana", "euler")]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+    """(family, pipeline) of a kind, from one folder and with nothing in common but the bytes of their weights."""
+    known: dict[str, tuple[Any, Any]] = {}
+
+    def open_kind(kind: str) -> tuple[Any, Any]:
+        if kind not in known:
+            folder: Path = tmp_path_factory.mktemp("small") / kind
+            build(kind, folder)
+            pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder)
+            pipeline.set_progress_bar_config(disable=True)
+            known[kind] = load_folder(str(folder), kind), pipeline
+        return known[kind]
+
+    return open_kind
+
+
+def asked(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
+    defaults: dict[str, Any] = {
+        "model": kind, "sampler": USUAL[kind], "steps": 4, "width": 64, "height": 64, "guides": family.guides,
+    }  # fmt: skip
+    return make(text, **(defaults | fields))
+
+
+def by_pipeline(pipeline: Any, family: Family, recipe: Recipe, output: str = "latent") -> Any:
+    """What the pipeline itself makes of a recipe."""
+    pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)  # pyright: ignore[reportAttributeAccessIssue]
+    fields: dict[str, Any] = {"guidance_scale": recipe.guidance, "negative_prompt": recipe.negative or None}
+    kind = type(pipeline).__name__
+    if kind == "ZImagePipeline":
+        fields["guidance_scale"] = recipe.guidance - 1
+    elif kind == "FluxPipeline" and recipe.guides == "rows":
+        fields = {"true_cfg_scale": recipe.guidance, "negative_prompt": recipe.negative}
+    elif kind == "SanaPipeline":
+        fields |= {"negative_prompt": recipe.negative, "use_resolution_binning": False}
+    images = pipeline(
+        recipe.concepts[0].text, num_inference_steps=recipe.steps, num_images_per_prompt=recipe.count,
+        width=recipe.width, height=recipe.height, output_type=output,
+        generator=[torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)], **fields,
+    ).images  # fmt: skip
+    if kind == "FluxPipeline" and output == "latent":
+        return pipeline._unpack_latents(images, recipe.height, recipe.width, pipeline.vae_scale_factor)
+    return images
+
+
+def by_engine(family: Family, recipe: Recipe, job: Make, finish: Make) -> list[torch.Tensor]:
+    engine, each = Engine({family.name: family}), job(recipe)
+    engine.add(each)
+    latents = finish(engine)
+    return [latents[each.id, image] for image in range(recipe.count)]
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference, where latents are larger than 1 in proportion to the largest."""
+    return float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    wrong = np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
+    return float("inf") if wrong == 0 else float(10 * np.log10(255**2 / wrong))
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [*USUAL.items(), *OTHERS])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_latents_are_those_of_the_pipeline(
+    opened: Make, recipe: Make, job: Make, finish: Make, kind: str, sampler: str, guidance: float
+) -> None:
+    family, pipeline = opened(kind)
+    one = asked(recipe, kind, family, sampler=sampler, guidance=guidance, count=2)
+    theirs = by_pipeline(pipeline, family, one)
+    for ours, expected in zip(by_engine(family, one, job, finish), theirs, strict=True):
+        assert error(ours, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", BY_ROWS)
+def test_a_negative_text_steers_as_in_the_pipeline(
+    opened: Make, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    family, pipeline = opened(kind)
+    one = asked(recipe, kind, family, guidance=4.0, negative="a dog in the grass")
+    (ours,) = by_engine(family, one, job, finish)
+    assert error(ours, by_pipeline(pipeline, family, one)[0]) <= 1e-4
+    assert error(ours, by_pipeline(pipeline, family, asked(recipe, kind, family, guidance=4.0))[0]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_and_guidance_matter_to_the_small_models(
+    opened: Make, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    """Else the comparisons with the pipeline would show nothing."""
+    family, _ = opened(kind)
+    one, other, unguided = (
+        by_engine(family, asked(recipe, kind, family, text, guidance=guidance), job, finish)[0]
+        for text, guidance in (("a cat", 4.0), ("a dog in the grass", 4.0), ("a cat", 1.0))
+    )
+    assert error(one, other) > 1e-3
+    assert error(one, unguided) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_users_share_forwards_and_each_has_the_picture_of_the_pipeline(
+    opened: Make, recipe: Make, job: Make, finish: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, pipeline = opened(kind)
+    rows, denoise = [], family.denoise
+
+    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return denoise(x, *rest)
+
+    monkeypatch.setattr(family, "denoise", counted)
+    first = job(asked(recipe, kind, family, steps=5, guidance=4.0), user="ann")
+    second = job(asked(recipe, kind, family, "a longer text of trees", steps=3, guidance=2.0, seed=3), user="bea")
+    engine = Engine({kind: family})
+    engine.add(first)
+    engine.step()
+    engine.add(second)
+    latents = finish(engine)
+    assert len(rows) == 5  # the second's steps were all taken along
+    assert max(rows) == rows[0] * 2
+    for each in (first, second):
+        assert error(latents[each.id, 0], by_pipeline(pipeline, family, each.task)[0]) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_pictures_are_those_of_the_pipeline(
+    opened: Make, recipe: Make, job: Make, finish: Make, kind: str, size: tuple[int, int]
+) -> None:
+    family, pipeline = opened(kind)
+    one = asked(recipe, kind, family, guidance=3.0, width=size[0], height=size[1])
+    (ours,) = by_engine(family, one, job, finish)
+    picture = family.decode(ours)
+    assert ours.shape == family.latent_shape(*size)
+    assert picture.size == size
+    assert psnr(picture, by_pipeline(pipeline, family, one, "pil")[0]) >= 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_becomes_latents_that_are_its_autoencoders(opened: Make, kind: str) -> None:
+    family, pipeline = opened(kind)
+    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    latents = family.encode_image(drawn)
+    assert latents.shape == family.latent_shape(96, 64)
+    with torch.inference_mode():
+        encoded = pipeline.vae.encode(pipeline.image_processor.preprocess(drawn), return_dict=False)[0]
+    mean = encoded.mean[0] if hasattr(encoded, "mean") and not isinstance(encoded, torch.Tensor) else encoded[0]
+    config = pipeline.vae.config
+    torch.testing.assert_close(latents / config.scaling_factor + (config.get("shift_factor") or 0.0), mean)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_near_and_comes_back_as_float32(opened: Make, recipe: Make, kind: str) -> None:
+    family, _ = opened(kind)
+    one = asked(recipe, kind, family)
+    texts = tuple(part[None] for part in family.condition("a cat", one))
+    x, t = torch.randn(1, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0])
+    exact, near = (family.denoise(x, t, texts, dtype) for dtype in ("float32", "bfloat16"))
+    assert near.dtype == torch.float32
+    assert near.shape == exact.shape == x.shape
+    assert 0 < float((near - exact).std() / exact.std()) < 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_forward_has_the_same_bits_whatever_came_before(opened: Make, recipe: Make, kind: str, dtype: str) -> None:
+    """Texts of other lengths have the same shapes from outside, and other ones inside some networks."""
+    family, _ = opened(kind)
+    one = asked(recipe, kind, family)
+    x, t = torch.randn(2, *family.latent_shape(64, 64), generator=torch.manual_seed(0)), torch.tensor([500.0, 20.0])
+
+    def predicted(*texts: str) -> torch.Tensor:
+        parts = zip(*(family.condition(text, one) for text in texts), strict=True)
+        return family.denoise(x, t, tuple(torch.stack(each) for each in parts), dtype)
+
+    first = predicted("a cat", "a dog")
+    others = [predicted("a longer text of trees " * 3, "") for _ in range(3)]
+    assert torch.equal(predicted("a cat", "a dog"), first)
+    assert all(torch.equal(other, others[0]) and not torch.equal(other, first) for other in others)
+
+
+def test_what_the_families_say_of_themselves(opened: Make) -> None:
+    said = {kind: opened(kind)[0] for kind in KINDS}
+    assert {kind: (each.size, each.multiple) for kind, each in said.items()} == {
+        "sdxl": (64, 8), "lcm": (64, 8), "sd3": (64, 8), "flux": (256, 4), "schnell": (256, 4), "zimage": (256, 4),
+        "sana": (64, 32),
+    }  # fmt: skip
+    assert [said[kind].tokens for kind in ("sd3", "flux", "zimage", "sana")] == [256, 512, 512, 300]
+    assert {kind for kind, each in said.items() if each.guides == "network"} == {"lcm", "flux"}
+    assert said["flux"].guidance == 3.5
+    assert said["schnell"].guidance == 1.0
+    assert said["sd3"].samplers[:2] == said["zimage"].samplers[:2] == ("euler", "dpmpp_2m")
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [("Z-Image-Turbo", 1.0), ("sdxl-lightning-4step", 1.0), ("SD3.5-Large", 5.0), ("turbofan", 5.0), ("lcm", 1.0)],
+)
+def test_a_distilled_model_is_known_by_its_name(name: str, guidance: float) -> None:
+    assert guidance_for(name, 5.0) == guidance
+
+
+def test_an_empty_negative_text_is_nothing_at_all_for_sdxl(opened: Make, recipe: Make) -> None:
+    family, _ = opened("sdxl")
+    one = asked(recipe, "sdxl", family)
+    states, pooled, _ = family.condition("", one, negative=True)
+    assert not states.any()
+    assert not pooled.any()
+    assert family.condition("", one)[0].any()
+
+
+def test_sizes_are_conditions_of_sdxl(opened: Make, recipe: Make) -> None:
+    family, _ = opened("sdxl")
+    assert family.condition("a cat", asked(recipe, "sdxl", family, width=64, height=96))[2].tolist() == [
+        96, 64, 0, 0, 96, 64,
+    ]  # fmt: skip
+
+
+def test_latents_that_lie_around_another_centre(opened: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Playground 2.5 has them: a mean and a deviation a channel."""
+    family, _ = opened("sdxl")
+    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    plain, scale = family.encode_image(drawn), family._vae.config.scaling_factor
+    mean, deviation = [1.0, -2.0, 3.0, 0.5], [8.0, 5.0, 6.0, 4.0]
+    config = {**family._vae.config, "latents_mean": mean, "latents_std": deviation}
+    monkeypatch.setattr(family._vae, "_internal_dict", type(family._vae.config)(config))
+    centred = family.encode_image(drawn)
+    centre, spread = (torch.tensor(each).view(-1, 1, 1) for each in (mean, deviation))
+    torch.testing.assert_close(centred * spread / scale + centre, plain / scale)
+    monkeypatch.undo()
+    before = family.decode(plain)
+    monkeypatch.setattr(family._vae, "_internal_dict", type(family._vae.config)(config))
+    assert psnr(family.decode(centred), before) >= 60
+
+
+def test_sd3_shifts_by_size_where_its_schedule_says_so(
+    opened: Make, recipe: Make, job: Make, finish: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, pipeline = opened("sd3")
+    monkeypatch.setattr(family, "scheduler_config", {**family.scheduler_config, "use_dynamic_shifting": True})
+    small, large = family.plan("euler", 4, 0.0, 64, 64), family.plan("euler", 4, 0.0, 128, 128)
+    assert small.table[2, 0] < large.table[2, 0]
+    one = asked(recipe, "sd3", family, height=96, guidance=3.0)
+    (ours,) = by_engine(family, one, job, finish)
+    assert error(ours, by_pipeline(pipeline, family, one)[0]) <= 1e-4
+
+
+def test_sd3_has_positions_for_so_many_pixels_and_no_more(opened: Make, recipe: Make, job: Make) -> None:
+    family, _ = opened("sd3")
+    each: Job = job(asked(recipe, "sd3", family, width=264, height=16))
+    with pytest.raises(Unfit, match="a side has at most 256 pixels") as refused:
+        Engine({"sd3": family}).add(each)
+    assert refused.value.blame == "member"
