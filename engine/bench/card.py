@@ -38,6 +38,7 @@ SDXL: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
+QUIET: dict[str, Any] = {"steps_offset": 1, "clip_sample": False}  # what the pipeline would put there, with a warning
 AUTOENCODER: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
 Made = tuple[Family, Any]  # ours, and the rival's pipeline on the same weights
 
@@ -74,7 +75,7 @@ def made(device: str, network: dict[str, Any], autoencoder: dict[str, Any] = AUT
     parts: dict[str, Any] = {
         "unet": UNet2DConditionModel(cross_attention_dim=encoder.config.hidden_size, **network),
         "vae": AutoencoderKL(**kinds, **autoencoder), "text_encoder": encoder, "tokenizer": tokenizer,
-        "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **QUIET),
     }  # fmt: skip
     pipeline = StableDiffusionPipeline(**parts, **unused).to(device)
     pipeline.set_progress_bar_config(disable=True)

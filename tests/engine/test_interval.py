@@ -1,0 +1,94 @@
+"""Guidance for a part of the course: fewer rows outside it, the same picture as by hand, shared with everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from engine.engine import Engine
+from engine.job import Concept, Recipe, cost, guided, pinned, row_steps, rows
+from engine.plan import COLUMNS, plan
+
+Make = Callable[..., Any]
+
+
+def by_hand(affine: Any, recipe: Recipe) -> torch.Tensor:
+    """The affine network, guided where the recipe says so, else by its words alone; DDIM."""
+    table = plan(affine.scheduler_config, "ddim", recipe.steps)
+    shape = affine.latent_shape(recipe.width, recipe.height)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(recipe.seed)) * table.init_sigma
+    words, empty = (affine.condition(text, recipe)[0] for text in (recipe.concepts[0].text, ""))
+    for k in range(recipe.steps):
+        at = dict(zip(COLUMNS, table.table[k].tolist(), strict=True))
+        told, untold = (
+            affine.denoise(x[None] * at["c"], torch.tensor([at["t"]]), (each[None],), "float32")[0]
+            for each in (words, empty)
+        )
+        out = untold + recipe.guidance * (told - untold) if guided(recipe, k) else told
+        x = at["A"] * x + at["B"] * out
+    return x
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8), (0.0, 0.5), (0.5, 1.0), (0.4, 0.4)])
+def test_a_picture_is_as_by_hand(
+    affine: Any, recipe: Make, job: Make, finish: Make, interval: tuple[float, float]
+) -> None:
+    one = recipe(sampler="ddim", steps=10, guidance=4.0, guidance_start=interval[0], guidance_stop=interval[1])
+    engine = Engine({"affine": affine}, buckets=range(1, 9))
+    asked = job(one)
+    engine.add(asked)
+    got = finish(engine)[asked.id, 0]
+    torch.testing.assert_close(got, by_hand(affine, one), rtol=1e-5, atol=1e-5)
+    assert affine.shapes[:10].count(2) == sum(guided(one, k) for k in range(10))  # the others took one row
+
+
+def test_what_is_guided_and_what_is_not_share_a_forward(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    some = [recipe(sampler="ddim", seed=seed, guidance_start=seed / 4, guidance_stop=0.9) for seed in range(4)]
+    engine = Engine({"affine": affine}, buckets=range(1, 33))
+    jobs = [job(each, user=f"user {number}") for number, each in enumerate(some)]
+    for each in jobs:
+        engine.add(each)
+    got = finish(engine)
+    assert len(affine.shapes) == 10
+    assert sorted(set(affine.shapes)) == [4, 5, 6, 7, 8]
+    for each, one in zip(jobs, some, strict=True):
+        torch.testing.assert_close(got[each.id, 0], by_hand(affine, one), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pinned_forward_is_smaller_where_nothing_guides(affine: Any, recipe: Make, job: Make, finish: Make) -> None:
+    one = recipe(sampler="ddim", count=4, bucket=8, guidance_start=0.5)
+    engine = Engine({"affine": affine})
+    engine.add(job(one))
+    finish(engine)
+    assert affine.shapes == [4] * 5 + [8] * 5
+
+
+def test_rows_are_counted_and_paid_for_as_they_are_used(recipe: Make) -> None:
+    whole, half = recipe(count=4, guidance=4.0), recipe(count=4, guidance=4.0, guidance_start=0.5)
+    assert (rows(half), rows(half, held=False), row_steps(whole), row_steps(half)) == (8, 4, 80, 60)
+    three = recipe(concepts=(Concept("a", 2.0), Concept("b", 1.0), Concept("c", -1.0)), guidance_stop=0.5)
+    assert (rows(three), rows(three, held=False)) == (4, 3)
+    away = recipe(concepts=(Concept("a", 1.0), Concept("b", -1.0)), guidance_stop=0.5)
+    assert rows(away, held=False) == rows(away) == 3  # nothing but the empty text is left to steer from
+    assert [pinned(each, False) for each in (recipe(bucket=8), recipe(bucket=8, guidance_start=0.5), whole)] == [
+        4,
+        4,
+        None,
+    ]
+    assert row_steps(recipe(count=3, bucket=4, guidance_start=0.5)) == 5 * 4 + 5 * 8
+
+
+def test_the_price_falls_with_the_rows(recipe: Make) -> None:
+    from bot.models import SHIPPED
+
+    whole, half = (recipe(guidance=4.0, guidance_start=start, width=64, height=64) for start in (0.0, 0.5))
+    other = SHIPPED.encode_ms * 2 / 1000 + SHIPPED.decode_ms / 1000
+    assert cost(half, SHIPPED) - other == pytest.approx(0.75 * (cost(whole, SHIPPED) - other))
+
+
+def test_where_the_network_takes_guidance_itself_there_is_one_row_a_text(recipe: Make) -> None:
+    assert rows(recipe(guides="network", guidance=3.5)) == 1
+    assert rows(recipe("a", "b", guides="network")) == 2
