@@ -36,7 +36,10 @@ Port = Annotated[
 Host = Annotated[str | None, typer.Option(help="Address to listen on (DARKROOM_HOST, else 127.0.0.1).")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
 Nats = Annotated[str | None, typer.Option(metavar="URL", help="A broker of your own (DARKROOM_NATS).")]
-Model = Annotated[list[str] | None, typer.Option(help="Model folder or name; may be given more than once.")]
+Model = Annotated[list[str] | None, typer.Option(help="Model folder, file or name; may be given more than once.")]
+Memory = Annotated[
+    str, typer.Option(metavar="SIZE", help="What models may take, as 12GB (DARKROOM_MEMORY, else a share).")
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")
 ]
@@ -51,6 +54,7 @@ def up(
     data: Data = None,
     nats: Nats = None,
     model: Model = None,
+    memory: Memory = "",
     check: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="An image classifier as picture check (DARKROOM_CHECK).")
     ] = None,
@@ -60,7 +64,7 @@ def up(
     from bot.cli.up import run
 
     settings = _settings(port=port, host=host, data=data, nats=nats, check=check)
-    run(settings, models=tuple(model or ("embedded",)), show=show)
+    run(settings, models=tuple(model or ("embedded",)), memory=memory, show=show)
 
 
 @app.command()

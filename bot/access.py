@@ -17,8 +17,8 @@ Standing = Literal["member", "moderator", "admin", "owner", "house"]
 Whose = Literal["none", "own", "another's", "private", "elsewhere"]
 Action = Literal[
     "imagine", "queue", "mine", "info", "prefer", "help",
-    "cancel", "upscale", "vary", "reroll", "remix", "reproduce", "prompt", "film", "details", "favourite", "envelope",
-    "delete", "report", "approve", "deny", "dismiss",
+    "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce", "prompt", "film", "details", "favourite",
+    "envelope", "delete", "report", "approve", "deny", "dismiss",
     "settings", "explain", "set", "close", "budget",
 ]  # fmt: skip
 
@@ -77,6 +77,7 @@ TABLE: Mapping[Action, Permit] = MappingProxyType(
         "prefer": _simply("set what they prefer"),
         "help": _simply("read the help"),
         "cancel": _moderated("cancel this job"),
+        "pause": _moderated("pause this job"),
         "upscale": _anybody("enlarge this picture"),
         "vary": _anybody("vary this picture"),
         "reroll": _anybody("roll this again"),

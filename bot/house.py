@@ -39,6 +39,7 @@ from bot.queue.forecast import Forecast
 from bot.queue.patrol import Patrol
 from bot.queue.settle import Settle
 from bot.queue.shutting import Shutting
+from bot.queue.steering import Steering
 from bot.store import Store
 from engine.bus import Bus
 from engine.job import Presence
@@ -107,7 +108,7 @@ def build(
     )  # fmt: skip
     cancelling = Cancelling(store, bus, board, closing, workers)
     gallery = Gallery(store, pictures)
-    studio = Studio(store, feed, models, register, gallery, admission, cancelling, workers, clock=clock)
+    studio = Studio(store, feed, models, register, gallery, admission, cancelling, Steering(bus), workers, clock=clock)
     administration = Administration(store, cancelling.cancel, limits=limits, clock=clock)
     desk = Desk(
         studio,

@@ -11,10 +11,12 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from engine.job import SAMPLER_TITLES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from engine.job import SAMPLER_TITLES, Blame, Method, Recipe
+    from engine.job import Blame, Method, Recipe
 
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
 DELETED = "Its pictures were deleted."

@@ -39,7 +39,12 @@ def serve(
         Path | None, typer.Option(help="A file with the broker's token; else DARKROOM_NATS_TOKEN.")
     ] = None,
     name: Annotated[str, typer.Option(help="This worker's name, unlike any other's; else the host's.")] = "",
-    model: Annotated[list[str] | None, typer.Option(help="A model's name or folder; may be repeated.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model's name, folder or file of safetensors; may be repeated.")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="What models may take, as 12GB; else DARKROOM_MEMORY, or a share of the device's.")
+    ] = "",
     pool: Annotated[list[str] | None, typer.Option(help="A pool to serve; may be repeated.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where calibrations are kept; else DARKROOM_DATA.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "",
@@ -49,6 +54,10 @@ def serve(
     upscaler: Annotated[
         Path | None, typer.Option(help="A super-resolver in safetensors, instead of ours; else DARKROOM_UPSCALER.")
     ] = None,
+    graphs: Annotated[bool, typer.Option("--graphs", help="On a card: record forwards as CUDA graphs.")] = False,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="On a card: text encoders lie in the host's memory, and visit the card.")
+    ] = False,
 ) -> None:
     """Takes jobs from a broker and develops their pictures on this machine, until SIGTERM."""
     from engine.config import load, read_token
@@ -56,7 +65,8 @@ def serve(
     token = read_token(token_file) if token_file else ""
     settings = load(
         nats=nats, nats_token=token, name=name, models=tuple(model or ()), pools=tuple(pool or ()), data=data,
-        device=device, check=check, upscaler=upscaler,
+        device=device, check=check, upscaler=upscaler, memory=memory, graphs=graphs,
+        offload=offload,
     )  # fmt: skip
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asyncio.run(_serve(settings))

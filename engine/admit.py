@@ -3,26 +3,63 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
 
-from engine.families.family import Family
-from engine.job import Job, Recipe
-from engine.plan import Plan
+from engine.families.family import Family, TakesLoras
+from engine.job import Job, Recipe, Snapshot
+from engine.plan import NotTabled, Plan
+from engine.strands.order import refuse_what_no_pipeline_does
 from engine.trajectory import Trajectory
 from engine.unfit import Unfit
+from engine.whole import Source, Whole
 
 log = logging.getLogger(__name__)
 
 
-def admit(job: Job, families: Mapping[str, Family]) -> list[Trajectory]:
-    """One trajectory an image, at its first step, its text encoded. Raises `Unfit`."""
+def admit(
+    job: Job, families: Mapping[str, Family], snapshots: Sequence[Snapshot] = (),
+    prices: Mapping[str, float] = MappingProxyType({}),
+) -> Sequence[Trajectory] | Sequence[Whole]:  # fmt: skip
+    """One trajectory an image, its text encoded, at its first step or where its snapshot stands. Raises `Unfit`.
+
+    Where there is no table for the sampler, images go whole through the model's own pipeline, from the start.
+    `prices`: milliseconds a row-step at the native size, by the model's name; of others it is 1.
+    """
     if not isinstance(job.task, Recipe):
         raise Unfit("This job is not a picture to be developed.", "us")
     recipe = job.task
     family = _family(recipe, families)
+    if recipe.loras:
+        recipe = _with_loras(recipe, family)
     _check_size(recipe, family)
     table = _plan(recipe, family)
-    return [Trajectory(job, recipe, image, table, family) for image in range(recipe.count)]
+    price = prices.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
+    if table is None:
+        return _wholes(job, recipe, family, price)
+    images = [Trajectory(job, recipe, image, table, family) for image in range(recipe.count)]
+    for image in images:
+        image.price = price
+        _restore(image, snapshots)
+    return images
+
+
+def prepare(job: Job, families: Mapping[str, Family]) -> None:
+    """Finds the sampler's table, up to a second's work, so that `admit` need not while others wait. On any thread."""
+    recipe = job.task
+    if isinstance(recipe, Recipe) and (family := families.get(recipe.model)) is not None:
+        with suppress(ValueError, Unfit):  # `admit` will say so
+            family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+
+
+def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
+    for snapshot in snapshots:
+        if snapshot.image == image.image:
+            try:
+                image.restore(snapshot)
+            except ValueError as error:
+                log.warning("job %s image %d starts over: %s", image.job, image.image, error)
 
 
 def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
@@ -33,7 +70,17 @@ def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
         raise Unfit(f"This worker has another version of {recipe.model} than the picture asks for.", "worker")
     if recipe.guides != family.guides:
         raise Unfit(f"{family.name} takes its guidance in another way than the picture was asked for with.", "us")
+    if recipe.guidance_start > recipe.guidance_stop:
+        raise Unfit("Guidance cannot stop before it starts.", "member")
+    if recipe.guides == "network" and (recipe.guidance_start, recipe.guidance_stop) != (0.0, 1.0):
+        raise Unfit(f"{family.name} has guidance built into its network, so it holds at every step.", "member")
     return family
+
+
+def _with_loras(recipe: Recipe, family: Family) -> Recipe:
+    if not isinstance(family, TakesLoras):
+        raise Unfit(f"LoRAs cannot be added to {family.name}.", "model")
+    return family.with_loras(recipe)
 
 
 def _check_size(recipe: Recipe, family: Family) -> None:
@@ -46,10 +93,32 @@ def _check_size(recipe: Recipe, family: Family) -> None:
         )
 
 
-def _plan(recipe: Recipe, family: Family) -> Plan:
+def _plan(recipe: Recipe, family: Family) -> Plan | None:
+    """None where the sampler is no table, and the model's own pipeline can run it."""
     try:
         return family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+    except NotTabled as why:
+        if isinstance(family, Source):
+            log.info("%s, %s: whole, by its own pipeline: %s", family.name, recipe.sampler, why)
+            return None
+        raise _cannot_take(recipe, family, why) from why
     except ValueError as error:
-        log.info("%s, %s, %d steps: %s", family.name, recipe.sampler, recipe.steps, error)
-        what = f"{recipe.steps} steps with the sampler {recipe.sampler}"
-        raise Unfit(f"{family.name} cannot take {what}; fewer steps or another may work.", "model") from error
+        raise _cannot_take(recipe, family, error) from error
+
+
+def _wholes(job: Job, recipe: Recipe, family: Family, price: float) -> list[Whole]:
+    refuse_what_no_pipeline_does(recipe)
+    assert isinstance(family, Source), "only such a family's samplers go whole"
+    try:
+        images = [Whole(job, recipe, image, family) for image in range(recipe.count)]
+    except ValueError as error:
+        raise _cannot_take(recipe, family, error) from error
+    for image in images:
+        image.price = price
+    return images
+
+
+def _cannot_take(recipe: Recipe, family: Family, error: ValueError) -> Unfit:
+    log.info("%s, %s, %d steps: %s", family.name, recipe.sampler, recipe.steps, error)
+    what = f"{recipe.steps} steps with the sampler {recipe.sampler}"
+    return Unfit(f"{family.name} cannot take {what}; fewer steps or another may work.", "model")

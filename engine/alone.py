@@ -37,6 +37,7 @@ def develop(
     try:
         return _Alone(job, engine, lane, on_frame).run()
     finally:
+        engine.close()
         lane.close()
 
 

@@ -21,7 +21,7 @@ import torch
 from msgspec import Meta, Struct
 
 from engine.engine import BUCKETS
-from engine.families.family import Family
+from engine.families.family import Family, Formatted, TakesLoras
 from engine.job import Concept, Dtype, Recipe, Sampler, Warm
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             guidance=family.guidance, row_ms=self.row_ms, encode_ms=self.encode_ms, decode_ms=self.decode_ms,
             enlargement=family.enlargement, samplers=family.samplers, guides=family.guides,
             guidance_start=family.interval[0], guidance_stop=family.interval[1],
+            loras=family.loras() if isinstance(family, TakesLoras) else (),
         )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def knee(bucket_ms: dict[int, float]) -> int:
 
 def _time_dtypes(family: Family) -> dict[Dtype, float]:
     best: dict[Dtype, float] = {}
-    candidates: tuple[Dtype, ...] = ("float32", "bfloat16")
+    candidates: tuple[Dtype, ...] = family.dtypes if isinstance(family, Formatted) else ("float32", "bfloat16")
     for dtype in candidates:
         _forward(family, 2, dtype)  # the first pass builds the kernels
     for _ in range(ROUNDS):

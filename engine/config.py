@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError, field_validator
 
+SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 ENVIRONMENT = {
     "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
     "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
+    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_GRAPHS", "offload": "DARKROOM_OFFLOAD",
 }  # fmt: skip
 OF_THE_CHECK = {"folder": "DARKROOM_CHECK", "labels": "DARKROOM_CHECK_LABELS", "threshold": "DARKROOM_CHECK_THRESHOLD"}
 
@@ -47,8 +49,10 @@ class Checking(BaseModel):
 class Settings(BaseModel):
     """`device` is auto, cpu or cuda (`cuda:1` for the second). `models` are names or folders, the first the default.
 
-    `parent` is the process that started this one and without which it shall not go on; 0: none. `upscaler` is a file;
-    None: the built-in one.
+    `memory`: bytes that models may take, given as 12GB; None: a share of the device's. `parent` is the process that
+    started this one and without which it shall not go on; 0: none. `upscaler` is a file; None: the built-in one.
+    `graphs`: on a card, forwards are recorded as CUDA graphs. `offload`: text encoders lie in the host's memory, and
+    visit the card.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +67,14 @@ class Settings(BaseModel):
     parent: int = Field(0, ge=0)
     check: Checking | None = None
     upscaler: Path | None = None
+    memory: int | None = None
+    graphs: bool = False
+    offload: bool = False
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _sized(cls, value: object) -> object:
+        return parse_size(value) if isinstance(value, str) else value
 
     @field_validator("data", "upscaler")
     @classmethod
@@ -82,6 +94,18 @@ class Settings(BaseModel):
         if not re.match(r"^(nats|tls|ws|wss)://[^\s/]+/?$", value):
             raise ValueError("an address such as nats://127.0.0.1:4222 is needed")
         return value
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `12GB`, `11.5 GiB` or `800M`. Raises ValueError with what is needed instead."""
+    found = SIZE.fullmatch(text.strip())
+    size = 0.0
+    if found is not None:
+        base = 1024 if found[3] else 1000
+        size = float(found[1]) * base ** " KMGT".index((found[2] or " ").upper())
+    if size < 1:
+        raise ValueError("a size such as 12GB is needed")
+    return int(size)
 
 
 def load(**given: Any) -> Settings:

@@ -7,77 +7,62 @@ how pictures are encoded. One thread owns it: none of its methods may be called 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
 
 import torch
 
 from engine.admit import admit
+from engine.blame import guilty, run_harmless
+from engine.coalescing import Answers, Coalescing
+from engine.events import Developed, Event, Failed, Stepped
 from engine.families.family import Family
 from engine.job import Blame, Job, Snapshot
+from engine.layouts import Layouts
+from engine.limits import Limits
 from engine.memory import is_out_of_memory
-from engine.rows import Coefficients, Layout, Prediction, predict
+from engine.rows import Coefficients, Prediction, predict
 from engine.scheduler import Scheduler
-from engine.trajectory import Asked, LatentRung, Trajectory
+from engine.trajectory import Trajectory
+from engine.whole import NOT_FINITE, Whole
 
 log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 CHECK_EVERY = 10  # steps between looks for non-finite rows: each look waits for the device
-MOST_LIMITS = 1000
 
-
-@dataclass(frozen=True)
-class Stepped:
-    """Image `image` has done `k` of `of` steps. `x0` is there where the job is watched or the step is a `rung`."""
-
-    job: str
-    image: int
-    k: int
-    of: int
-    x0: torch.Tensor | None = None
-    rung: bool = False
-
-
-@dataclass(frozen=True)
-class Developed:
-    """The image's latents are finished; what remains is to decode them."""
-
-    job: str
-    image: int
-    latents: torch.Tensor
-    rungs: tuple[LatentRung, ...]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The job is out of the engine, with all of its images."""
-
-    job: str
-    reason: str
-    blame: Blame
-
-
-Event = Stepped | Developed | Failed
+Image = Trajectory | Whole
 
 
 class Engine:
-    """`rows`: the most rows of a forward (calibration's cap). `families`: the models it may run, by name."""
+    """`rows`: the most rows of a forward (calibration's cap). `families`: the models it may run, by name.
 
-    def __init__(self, families: Mapping[str, Family], *, rows: int = 32, buckets: Sequence[int] = BUCKETS) -> None:
+    By the model's name: `prices`, milliseconds a row-step at the native size; `caps`, where a model has its own.
+    """
+
+    def __init__(
+        self, families: Mapping[str, Family], *, rows: int = 32, buckets: Sequence[int] = BUCKETS,
+        prices: Mapping[str, float] = MappingProxyType({}), caps: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.rows = rows
-        self._families, self._buckets = families, tuple(sorted(buckets))
-        self._limits: dict[Hashable, int] = {}  # rows a batch, by its key: a limit falls when memory runs out
-        self._scheduler: Scheduler[Trajectory] = Scheduler()
-        self._images: dict[str, list[Trajectory]] = {}
+        self._families, self._prices = families, prices
+        self._limits = Limits(rows, caps)  # a limit falls when memory runs out
+        self._layouts = Layouts(buckets, self._limits)
+        self._scheduler: Scheduler[Image] = Scheduler()
+        self._coalescing = Coalescing()
+        self._images: dict[str, list[Image]] = {}
         self._watched: set[str] = set()
+        self._paused: set[str] = set()  # also while all images of a job are away, and the scheduler knows none
+        self._weights: dict[str, float] = {}
         self._events: list[Event] = []
-        self._layout: tuple[list[Asked], Layout] | None = None
         self._steps = 0
 
     @property
     def idle(self) -> bool:
-        return not self._images and not self._events
+        """Nothing is to be done until somebody asks for it: no job is here, or all that are here are paused."""
+        return self._scheduler.idle and not self._events and not self._coalescing.away
 
     @property
     def free_rows(self) -> int:
@@ -87,13 +72,13 @@ class Engine:
         """The job's images join at the next step, each from its snapshot where there is one. Raises `Unfit`."""
         if job.id in self._images:
             return
-        images = admit(job, self._families)
+        images = admit(job, self._families, snapshots, self._prices)
+        self._images[job.id] = [*images]
         for image in images:
-            _restore(image, snapshots)
-        self._images[job.id] = images
-        self._limit(images[0])
-        for image in images:
-            self._scheduler.add(image)
+            if isinstance(image, Whole):
+                self._coalescing.add(image)
+                continue
+            self._seat(image)
             if image.done:  # the worker before us was lost between the last step and the picture
                 self._finish(image)
 
@@ -107,28 +92,58 @@ class Engine:
         """Somebody looks at this job: its steps come with x0."""
         (self._watched.add if on and job in self._images else self._watched.discard)(job)
 
+    def pause(self, job: str) -> None:
+        """From the next step on it has no rows, until it is resumed; all else stays as it is. Unknown: nothing."""
+        if job in self._images:
+            self._paused.add(job)
+            self._scheduler.pause(job)
+
+    def resume(self, job: str) -> None:
+        """It goes on at its next step, owed nothing for its absence."""
+        self._paused.discard(job)
+        self._scheduler.resume(job)
+
+    def prioritise(self, job: str, weight: float) -> None:
+        """Of its user's rows it gets `weight` times those of a job of weight 1. Raises ValueError: not in (0, 1000]."""
+        self._scheduler.prioritise(job, weight)
+        if job in self._images:
+            self._weights[job] = weight
+
     def snapshots(self, job: str, epoch: int) -> list[Snapshot]:
-        """Enough to go on elsewhere, one for each unfinished image. Waits for the device."""
-        return [image.snapshot(epoch) for image in self._images.get(job, ())]
+        """Enough to go on elsewhere, one for each unfinished image that can. Waits for the device."""
+        return [image.snapshot(epoch) for image in self._images.get(job, ()) if isinstance(image, Trajectory)]
+
+    def close(self) -> None:
+        """Every job is out, and no thread of theirs is left."""
+        for job in list(self._images):
+            self._drop(job)
+        self._coalescing.close()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Choose a batch, predict it in one forward, advance it; nothing changes before it succeeded. [] when idle."""
-        while batch := self._scheduler.next(self.rows, self._limits):
-            if prediction := self._predict(batch):
-                self._advance(batch, prediction)
+        self._take_back()
+        while batch := self._scheduler.next(self.rows, self._limits.known):
+            if outcome := self._predict(batch):
+                self._advance(batch, outcome)
                 break
         return self._flush()
 
-    def _predict(self, batch: list[Trajectory]) -> Prediction | None:
+    def _predict(self, batch: list[Image]) -> Prediction | Answers | None:
         """None where it failed: the next batch will be smaller, or without the guilty."""
         try:
             return self._forward(batch)
         except Exception as error:
             return self._shrink(batch) if is_out_of_memory(error) else self._blame(batch, error)
 
-    def _forward(self, batch: list[Trajectory]) -> Prediction:
-        at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._lay(batch)
+    def _forward(self, batch: list[Image]) -> Prediction | Answers:
+        wholes = [image for image in batch if isinstance(image, Whole)]
+        if wholes:  # then all are: their keys are their own
+            return self._coalescing.forward(wholes, self._limits.of(wholes[0]))
+        return self._forward_rows([image for image in batch if isinstance(image, Trajectory)])
+
+    def _forward_rows(self, batch: list[Trajectory]) -> Prediction:
+        at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._layouts.of(batch)
         inputs, times = (at["c"] * now)[layout.owner], at["t"].flatten()[layout.owner]
         family, dtype = self._families[batch[0].model], batch[0].dtype
         rows = [each.split(layout.size) for each in (inputs, times, *layout.texts)]
@@ -136,12 +151,36 @@ class Engine:
         out = torch.cat([family.denoise(x, t, tuple(texts), dtype, loras) for x, t, *texts in zip(*rows, strict=True)])
         return predict(batch, now, layout.guide(out), at)
 
-    def _advance(self, batch: list[Trajectory], prediction: Prediction) -> None:
+    def _advance(self, batch: list[Image], outcome: Prediction | Answers) -> None:
+        if isinstance(outcome, Answers):
+            self._scheduler.charge(batch)
+            for image in self._coalescing.answer(outcome):
+                self._scheduler.remove(image)
+            for image in outcome.images:
+                self._events += image.advance(image.job in self._watched)
+        else:
+            self._move([image for image in batch if isinstance(image, Trajectory)], outcome)
+
+    def _take_back(self) -> None:
+        """Whoever read its words, or decoded, meanwhile: it waits for a forward, or has come to its end."""
+        for image in self._coalescing.back(wait=self._scheduler.idle and not self._events):
+            if image in self._images.get(image.job, ()):  # else another image of its job has just failed
+                self._events += image.advance(image.job in self._watched)
+                if image.end is None:
+                    self._seat(image)
+                elif isinstance(ended := image.develop(), Failed):
+                    self._fail(ended.job, ended.reason, ended.blame)
+                else:
+                    self._remove(image)
+                    self._events += ended
+
+    def _move(self, batch: list[Trajectory], prediction: Prediction) -> None:
         for image, x, x0 in zip(batch, prediction.x, prediction.x0, strict=True):
             rung = image.move(x, x0)
+            self._limits.of(image)  # it may ask for another shape now, and a pinned one is wider than the cap
             seen = x0 if rung or image.job in self._watched else None
             self._events.append(Stepped(image.job, image.image, image.k, image.plan.steps, seen, rung))
-        self._scheduler.charge(batch)
+        self._scheduler.charge(batch, self._layouts.rows * batch[0].price)  # padding is paid for, too
         self._steps += 1
         done = [image for image in batch if image.done]
         if done or self._steps % CHECK_EVERY == 0:
@@ -153,52 +192,31 @@ class Engine:
         """A row that is not finite fails its job alone. Waits for the device."""
         finite = x.isfinite().flatten(1).all(dim=1).tolist()
         for job in {image.job for image, good in zip(batch, finite, strict=True) if not good}:
-            self._fail(job, "The picture came out as numbers that are not finite; another seed may work.", "model")
+            self._fail(job, NOT_FINITE, "model")
 
-    def _shrink(self, batch: list[Trajectory]) -> None:
+    def _shrink(self, batch: list[Image]) -> None:
         """Out of memory: half the rows of its like from now on; what cannot be halved fails its job."""
-        limit = self._limit(batch[0])
-        if batch[0].bucket is not None or limit == 1:
+        limit = self._limits.halve(batch)
+        if limit is None:
             self._fail(batch[0].job, "This worker has not enough memory for a picture of this size.", "worker")
-            return
-        self._limits[batch[0].key] = max(1, min(limit, sum(image.rows for image in batch)) // 2)
-        log.warning("out of memory: %d rows a forward of this size from now on", self._limits[batch[0].key])
+        else:
+            log.warning("out of memory: %d rows a forward of this size from now on", limit)
 
-    def _blame(self, batch: list[Trajectory], error: Exception) -> None:
-        """Fails the jobs that fail alone too. Raises where all do (the device is broken, or the model), or none."""
-        jobs = {job: [image for image in batch if image.job == job] for job in sorted({each.job for each in batch})}
-        guilty = [job for job, images in jobs.items() if len(jobs) > 1 and self._fails(images)]
-        if not 0 < len(guilty) < len(jobs):
-            raise error
-        for job in guilty:
+    def _blame(self, batch: list[Image], error: Exception) -> None:
+        """Fails the jobs that fail by themselves. Raises where it is the device's fault, or the model's."""
+        jobs = {each.job: [image for image in batch if image.job == each.job] for each in batch}
+        harmless = partial(run_harmless, batch[0], self._families, self._layouts)
+        for job in guilty(jobs, error, self._forward, harmless):
             self._fail(job, "The model failed at this picture.", "model")
 
-    def _fails(self, images: list[Trajectory]) -> bool:
-        try:
-            self._forward(images)
-        except Exception:
-            log.exception("job %s fails by itself", images[0].job)
-            return True
-        return False
-
-    def _limit(self, image: Trajectory) -> int:
-        """Rows of a batch of its like. A pinned forward costs its whole bucket, so a batch may fill that."""
-        if image.key not in self._limits and len(self._limits) >= MOST_LIMITS:
-            self._limits.clear()
-        return self._limits.setdefault(image.key, max(self.rows, image.bucket or 0))
-
-    def _lay(self, batch: list[Trajectory]) -> Layout:
-        """The batch's layout, the last one's where nobody joined, left or changed what it asks for."""
-        size, asked = self._size(batch), [image.asked for image in batch]
-        known = self._layout
-        if known is None or known[1].size != size or not _same(known[0], asked):
-            self._layout = known = (asked, Layout.of(batch, size))
-        return known[1]
-
-    def _size(self, batch: list[Trajectory]) -> int:
-        """Rows of a forward: what the recipe pins, or the next bucket, so that compiled shapes stay few."""
-        rows = min(sum(image.rows for image in batch), self._limit(batch[0]))
-        return batch[0].bucket or next((size for size in self._buckets if size >= rows), rows)
+    def _seat(self, image: Image) -> None:
+        """As its job stands: who was away comes back to a pause, and to its weight."""
+        self._limits.of(image)
+        self._scheduler.add(image)
+        if image.job in self._weights:
+            self._scheduler.prioritise(image.job, self._weights[image.job])
+        if image.job in self._paused:
+            self._scheduler.pause(image.job)
 
     def _finish(self, image: Trajectory) -> None:
         if image not in self._images.get(image.job, ()):
@@ -215,26 +233,18 @@ class Engine:
             self._remove(image)
         self._events = [event for event in self._events if event.job != job]
 
-    def _remove(self, image: Trajectory) -> None:
-        self._scheduler.remove(image)
+    def _remove(self, image: Image) -> None:
+        if isinstance(image, Whole):
+            self._coalescing.remove(image)
+        with suppress(KeyError):  # who is away has no seat
+            self._scheduler.remove(image)
         self._images[image.job].remove(image)
         if not self._images[image.job]:
             del self._images[image.job]
             self._watched.discard(image.job)
+            self._paused.discard(image.job)
+            self._weights.pop(image.job, None)
 
     def _flush(self) -> list[Event]:
         events, self._events = self._events, []
         return events
-
-
-def _same(some: Sequence[Asked], others: Sequence[Asked]) -> bool:
-    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
-
-
-def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
-    for snapshot in snapshots:
-        if snapshot.image == image.image:
-            try:
-                image.restore(snapshot)
-            except ValueError as error:
-                log.warning("job %s image %d starts over: %s", image.job, image.image, error)

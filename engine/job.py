@@ -253,6 +253,19 @@ class Loading(_Value, frozen=True, kw_only=True):
     done: Fraction
 
 
+class Steer(_Value, frozen=True, kw_only=True):
+    """What the worker that runs a job shall do with it, if it hears of it: nothing is kept, and a lost one is no harm.
+
+    A job that is paused ends its pause by itself, and one that goes on elsewhere is neither paused nor weighed there.
+    `weight`: of its user's rows it gets so many times those of a job of weight 1.
+    """
+
+    v: Version = MODELS
+    job: Id
+    deed: Literal["pause", "resume", "weigh"]
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+
+
 class Finished(_Value, frozen=True, kw_only=True):
     """Every picture of the job was published before this. `cost` is the price it was accepted at, in device-seconds."""
 
@@ -432,12 +445,18 @@ def guided(recipe: Recipe, k: int) -> bool:
 def unconditional(recipe: Recipe, held: bool = True) -> bool:
     """Whether the empty or negative text u needs a row: u + guidance·Σ wᵢ(cᵢ - u) lacks it where guidance·Σ wᵢ = 1.
 
-    Where guidance is not `held`, it is 1/Σ wᵢ: u is needed only if the weights steer away on the whole.
+    Where guidance is not `held`, it is 1/Σ wᵢ, so that u cancels; or 1, with u, where a concept is steered away from:
+    a sum near 0 would blow everything up.
     """
-    whole = sum(concept.weight for concept in recipe.concepts)
     if recipe.guides == "network":
         return False
-    return recipe.guidance * whole != 1.0 if held else whole <= 0.0
+    if not held:
+        return steers_away(recipe)
+    return recipe.guidance * sum(concept.weight for concept in recipe.concepts) != 1.0
+
+
+def steers_away(recipe: Recipe) -> bool:
+    return any(concept.weight <= 0.0 for concept in recipe.concepts)
 
 
 def rows(recipe: Recipe, held: bool = True) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from queue import PriorityQueue
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -40,7 +41,7 @@ class Lane:
         self._families = families
         self.checks = check is not None
         self._verdicts = Verdicts(check)  # the lane's thread's
-        self._previewers = {name: Previewer(family) for name, family in families.items()}
+        self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # a model may be dropped
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
         self._order = itertools.count()
         self._thumbnails: dict[str, dict[tuple[int, int], bytes]] = {}  # the lane's thread's; the rest is the caller's
@@ -118,8 +119,15 @@ class Lane:
         verdict = self._verdicts.early(job, event.image, event.k / event.of, lambda: self._families[model].decode(x0))
         return Frame(
             job=event.job, image=event.image, epoch=epoch, step=event.k, of=event.of,
-            picture=jpeg(self._previewers[model].picture(x0)), seconds_left=max(0.0, seconds_left), verdict=verdict,
+            picture=jpeg(self._previewer(model).picture(x0)), seconds_left=max(0.0, seconds_left), verdict=verdict,
         )  # fmt: skip
+
+    def _previewer(self, model: str) -> Previewer:
+        """That of the model as it is in memory now."""
+        family = self._families[model]
+        if family not in self._previewers:
+            self._previewers[family] = Previewer(family)
+        return self._previewers[family]
 
     def _picture(self, event: Developed, job: Job) -> bytes:
         recipe = _recipe(job)
@@ -131,7 +139,7 @@ class Lane:
     def _thumbnail(self, job: Job, image: int, step: int, x0: torch.Tensor) -> bytes:
         known = self._thumbnails.setdefault(job.id, {})
         if (image, step) not in known:
-            known[image, step] = webp(self._previewers[_recipe(job).model].picture(x0))
+            known[image, step] = webp(self._previewer(_recipe(job).model).picture(x0))
         return known[image, step]
 
     def _ladder(self, event: Developed, job: Job) -> bytes:

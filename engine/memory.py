@@ -1,10 +1,15 @@
-"""Whether an error says that the device's memory is full. Knows torch's errors and texts; nothing of what to do then."""
+"""Whether an error says that the device's memory is full. Knows errors; not what to do then."""
 
 from __future__ import annotations
 
 import torch
 
-OUT_OF_MEMORY = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: Exception) -> bool:

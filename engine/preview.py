@@ -6,6 +6,8 @@ latent. Where the latents are tiny (the embedded model: 8×8) that would show no
 
 from __future__ import annotations
 
+from weakref import ref
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -21,8 +23,14 @@ class Previewer:
     """Small pictures of one family's x0 estimates. The map is fitted at the first use, which takes seconds on a CPU."""
 
     def __init__(self, family: Family) -> None:
-        self._family = family
+        self._known = ref(family)  # whoever keeps previewers keeps no model in memory by it
         self._map: torch.Tensor | None = None
+
+    @property
+    def _family(self) -> Family:
+        family = self._known()
+        assert family is not None, "a model is not dropped while it is used"
+        return family
 
     def picture(self, x0: torch.Tensor) -> Image.Image:
         """The picture of latents `[channels, height, width]`."""

@@ -17,6 +17,7 @@ import torch
 from engine.families.family import Conditions
 from engine.plan import COLUMNS
 from engine.trajectory import Trajectory
+from engine.transfer import onto
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Coefficients:
     @classmethod
     def of(cls, images: Sequence[Trajectory]) -> Coefficients:
         table = np.stack([image.plan.table[image.k] for image in images], axis=1).astype(np.float32)
-        tensor = torch.from_numpy(table).to(images[0].x.device, non_blocking=True)
+        tensor = onto(torch.from_numpy(table), images[0].x.device)
         return cls(dict(zip(COLUMNS, tensor.view(len(COLUMNS), -1, 1, 1, 1), strict=True)))
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -84,7 +85,7 @@ def stack_noise(images: Sequence[Trajectory]) -> torch.Tensor | None:
         return None
     drawn = [image.noise.at(image.k, image.plan) if image.plan.draws_noise(image.k) else None for image in images]
     nothing = torch.zeros(images[0].x.shape)
-    return torch.stack([nothing if each is None else each for each in drawn]).to(images[0].x.device, non_blocking=True)
+    return onto(torch.stack([nothing if each is None else each for each in drawn]), images[0].x.device)
 
 
 class Prediction(NamedTuple):

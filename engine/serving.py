@@ -1,4 +1,4 @@
-"""One worker process, from its settings to its end: joins the broker, loads its models, works until told to stop.
+"""One worker process, from its settings to its end: joins the broker, opens its models, works until told to stop.
 
 Builds everything and hands it down; has no rule of its own.
 """
@@ -15,15 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from engine import families
+from engine.budget import share
 from engine.bus import Bus
-from engine.calibration import Calibration, calibrate, device_name
-from engine.config import BadSetting, Checking, Settings
+from engine.calibration import Calibration, device_name
+from engine.config import Checking, Settings
 from engine.device import best
 from engine.engine import Engine
-from engine.families.family import Family
 from engine.lane import Lane
 from engine.picture_check import PictureCheck
+from engine.shelf import Model, Shelf
+from engine.shelf.offering import Place, find_all, stocked
+from engine.shelf.stock import Stock
 from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
 from engine.upscale import Upscaler
@@ -39,48 +41,56 @@ ONE_GRID = 8  # rows of four pictures with guidance: a worker that took less at 
 
 @dataclass(frozen=True)
 class Ready:
-    """The loaded models, each with what calibration measured of it."""
+    """What this worker offers, each model with what calibration measured of it, and those that are in memory."""
 
     device: torch.device
-    models: tuple[tuple[Family, Calibration], ...]
+    models: tuple[tuple[Model, Calibration], ...]
+    stock: Stock
     check: PictureCheck | None = None
     upscaler: Upscaler = field(default_factory=Upscaler)
     enlarge_ms: float = 0.0
 
     @property
     def rows(self) -> int:
-        """The largest of the models' row caps: a smaller cap of another model is slower beyond it, not wrong."""
-        return max(calibration.rows for _, calibration in self.models)
+        """The largest of the models' row caps."""
+        return max(self.caps.values())
+
+    @property
+    def caps(self) -> dict[str, int]:
+        """Rows of a forward, by the model's name: beyond them a step takes longer and gains nothing."""
+        return {model.name: calibration.rows for model, calibration in self.models}
 
     @property
     def slowest(self) -> float:
         """Seconds of the slowest step that these models may need: all rows, at the largest size."""
         return max(
-            self.rows * found.row_ms * family.max_pixels / family.size**2 / 1000 for family, found in self.models
+            self.rows * found.row_ms * model.warm.max_pixels / model.warm.size**2 / 1000 for model, found in self.models
         )
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """Milliseconds a row-step of each model at its native size."""
+        return {model.warm.name: found.row_ms for model, found in self.models}
 
     def offer(self, settings: Settings) -> Offer:
         device = f"{self.device.type}: {device_name(self.device)}"[:128]
+        warm = tuple(model.warm for model, _ in self.models)
         return Offer(
-            settings.name, device, max(self.rows, ONE_GRID), tuple(found.warm(family) for family, found in self.models),
-            settings.pools, build(), self.check is not None, self.enlarge_ms,
+            settings.name, device, max(self.rows, ONE_GRID), warm, settings.pools, build(), self.check is not None,
+            self.enlarge_ms,
         )  # fmt: skip
 
 
 def load_models(settings: Settings) -> Ready:
-    """Blocks for seconds to minutes. Raises `Unfit`, or `BadSetting` where two models have one name."""
+    """Blocks for seconds to minutes. Raises `Unfit`."""
     device = best() if settings.device == "auto" else torch.device(settings.device)
     check = load_check(settings.check, device)
     resolver = SuperResolver.find(settings.upscaler, device)
-    loaded = []
-    for name in settings.models:
-        family = families.load(name, settings.data, device=device, resolver=resolver)
-        if any(family.name == other.name for other, _ in loaded):
-            raise BadSetting(f"Two models are called {family.name}; rename the folder of one.")
-        loaded.append((family, calibrate(family, settings.data / "calibration.json")))
-        log.info("%s is ready on %s", family.name, device)
+    place = Place(settings.data, device, resolver, build(), settings.graphs, settings.offload)
+    stock = Stock(settings.memory or share(device))
+    models = stocked(find_all(settings.models, place), place, stock)
     upscaler = Upscaler(resolver)
-    return Ready(device, tuple(loaded), check, upscaler, upscaler.measure())
+    return Ready(device, tuple(models), stock, check, upscaler, upscaler.measure())
 
 
 def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | None:
@@ -102,7 +112,7 @@ def build() -> str:
 
 
 async def serve(settings: Settings) -> None:
-    """Works until SIGTERM or SIGINT, then hands over. Raises `Stuck`, `Unreachable`, `Unfit` or `BadSetting`."""
+    """Works until SIGTERM or SIGINT, then hands over. Raises `Stuck`, `Unreachable` or `Unfit`."""
     bus = await Bus.connect(settings.nats, settings.nats_token.get_secret_value(), name=settings.name)
     try:
         await bus.declare()
@@ -115,7 +125,7 @@ async def serve(settings: Settings) -> None:
 
 async def _loaded(settings: Settings) -> Ready:
     try:
-        async with asyncio.timeout(DEADLINES["load"]):
+        async with asyncio.timeout(DEADLINES["load"] * len(settings.models)):
             return await asyncio.to_thread(load_models, settings)
     except TimeoutError as error:
         raise Stuck("Loading the models took too long.") from error
@@ -131,9 +141,10 @@ async def _serve_embed(bus: Bus) -> None:
 
 
 async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
-    by_name = {family.name: family for family, _ in ready.models}
-    engine, lane = Engine(by_name, rows=ready.rows), Lane(by_name, ready.check)
-    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler)
+    shelf = Shelf([model for model, _ in ready.models], ready.stock)
+    engine = Engine(shelf.families, rows=ready.rows, prices=ready.prices, caps=ready.caps)
+    lane = Lane(shelf.families, ready.check)
+    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf)
     with _signals(worker.drain):
         watch = asyncio.create_task(_end_with(settings.parent, worker.drain))
         try:

@@ -14,7 +14,7 @@ import torch
 
 from engine import ladder
 from engine.families.family import Conditions, Family
-from engine.job import Dtype, Job, Recipe, Snapshot, guided, pinned, unconditional
+from engine.job import Dtype, Job, Recipe, Snapshot, guided, pinned, steers_away, unconditional
 from engine.noise import Noise
 from engine.plan import Plan
 
@@ -42,12 +42,17 @@ class Asked(NamedTuple):
 
 
 class Trajectory:
-    """Image `image` of `job`. In the steps without guidance it may ask for fewer rows than in those with."""
+    """Image `image` of `job`. In the steps without guidance it may ask for fewer rows than in those with.
+
+    `price`: milliseconds a row-step at its size, by calibration; see `engine.scheduler.shares`.
+    """
+
+    price = 1.0
 
     def __init__(self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family) -> None:
         shape = family.latent_shape(recipe.width, recipe.height)
         self.job, self.image, self.share, self.plan = job.id, image, job.share, plan
-        self.model, self.loras = family.name, recipe.loras
+        self.recipe, self.model, self.loras = recipe, family.name, recipe.loras
         self.dtype: Dtype = recipe.dtype
         self.noise = Noise(recipe, image, shape)
         self._guided = tuple(guided(recipe, k) for k in range(recipe.steps))
@@ -132,11 +137,12 @@ def conditioning(recipe: Recipe, family: Family, held: bool = True) -> tuple[Con
 
     out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11); where guidance·Σ wᵢ = 1 the empty text u cancels
     out, and the first concept is the base. So it is where guidance is not `held`, or is the network's own: the
-    concepts' weights then sum to 1.
+    concepts' weights then sum to 1, unless one of them steers away.
     """
     texts = [family.condition(concept.text, recipe) for concept in recipe.concepts]
     whole = sum(concept.weight for concept in recipe.concepts)
-    scale = recipe.guidance if held and recipe.guides == "rows" else 1.0 / whole if whole > 0 else 1.0
+    plain = 1.0 if steers_away(recipe) else 1.0 / whole
+    scale = recipe.guidance if held and recipe.guides == "rows" else plain
     steer = [scale * concept.weight for concept in recipe.concepts]
     if unconditional(recipe, held):
         texts, steer = [family.condition(recipe.negative, recipe, negative=True), *texts], [0.0, *steer]

@@ -32,6 +32,7 @@ from engine.job import (
     Result,
     Rung,
     Started,
+    Steer,
     Verdict,
     Warm,
     encode,
@@ -93,10 +94,12 @@ class Painter:
         self.verdicts: dict[int, Verdict] = {}  # image → the same of the finished picture; of the others: it passed
         self._wanted: set[str] = set()
         self._cancelled: set[str] = set()
+        self._paused: set[str] = set()
+        self.steers: list[Steer] = []  # what was said of any job
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for keep_up in (self._listen_wants(), self._listen_cancels(), self._announce()):
+            for keep_up in (self._listen_wants(), self._listen_cancels(), self._listen_steers(), self._announce()):
                 group.create_task(keep_up)
             try:
                 while True:
@@ -124,6 +127,18 @@ class Painter:
     async def _listen_cancels(self) -> None:
         async for job in self.bus.watch_cancelled():
             self._cancelled.add(job)
+
+    def go_on(self) -> None:
+        """Ends every pause, as a worker does by itself after a while."""
+        self._paused.clear()
+
+    async def _listen_steers(self) -> None:
+        async for steer in self.bus.steers():
+            self.steers.append(steer)
+            if steer.deed == "pause":
+                self._paused.add(steer.job)
+            elif steer.deed == "resume":
+                self._paused.discard(steer.job)
 
     async def _announce(self) -> None:
         while not self._over:
@@ -177,7 +192,7 @@ class Painter:
             if self.stand_at == step:
                 self.going.clear()
             await asyncio.sleep(self.speed)
-            while not (self.going.is_set() or self._over) and job.id not in self._cancelled:
+            while self._stands(job.id):
                 await asyncio.sleep(0.02)
                 if job.id in self._wanted and shown < step - 1:  # asked for while it stands
                     await self._frames(job, recipe, claim, shown := step - 1)
@@ -191,6 +206,10 @@ class Painter:
             if job.id in self._wanted:
                 await self._frames(job, recipe, claim, shown := step)
         await self._finish(job, recipe, claim)
+
+    def _stands(self, job: str) -> bool:
+        standing = not self.going.is_set() or job in self._paused
+        return standing and not self._over and job not in self._cancelled
 
     async def _finish(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         for image in range(recipe.count):

@@ -49,8 +49,9 @@ PURE = [
     "bot.chat.post.edits", "bot.chat.post.pauses",
     "bot.chat.post.line", "bot.chat.notices", "bot.chat.post.outcome", "bot.chat.presenter", "bot.chat.rows",
     "bot.chat.settings.explained", "bot.chat.settings.wording",
-    "engine.job", "engine.ladder", "engine.plan", "engine.sampling", "engine.scheduler",
-    "engine.group", "engine.shares", "engine.turns", "engine.bench.arrivals", "engine.bench.simulated",
+    "engine.job", "engine.ladder", "engine.plan", "engine.sampling", "engine.scheduler", "engine.shelf.stock",
+    "engine.scheduler.group", "engine.scheduler.shares", "engine.scheduler.turns",
+    "engine.bench.arrivals", "engine.bench.simulated",
     "engine.lab.mixing", "engine.lab.sheet", "engine.lab.stills", "engine.lab.sums",
 ]  # fmt: skip
 IO = {
@@ -139,7 +140,7 @@ def test_what_the_bot_knows_of_the_engine() -> None:
     """The wire contract and the bus; more only at the edges that start an engine, inside a function."""
     allowed = {"engine.job", "engine.bus"}
     starters = {
-        "bot.cli.up": {"engine.bus.broker"},
+        "bot.cli.up": {"engine.bus.broker", "engine.config"},
         "bot.cli.doctor": {"engine.bus.broker", "engine.check"},
         **{edge: {"engine"} for edge in EDGES},
     }

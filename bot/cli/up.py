@@ -35,24 +35,27 @@ GLANCE = 0.25  # seconds between two looks for the engine, until it is warm
 NOT_THE_ENGINES = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")  # secrets that a worker has no use for
 
 
-def run(settings: Settings, models: Sequence[str], *, show: bool) -> None:
+def run(settings: Settings, models: Sequence[str], *, memory: str = "", show: bool) -> None:
     """Until Ctrl-C or SIGTERM. Raises `Refused` where it can't start: folder or port taken, broker away.
 
-    `models`: what the engine on this machine loads; none: no engine here, and no broker of our own either.
+    `models`: what the engine on this machine offers; none: no engine here, and no broker of our own either. `memory`:
+    what they may take, as 12GB; empty: as the environment says.
     """
     if models:
         check_there(settings)
+        check_size(memory)
+    options = [*(part for model in models for part in ("--model", model)), *(("--memory", memory) if memory else ())]
     with only_one(settings.data), keep_log(settings.data / "darkroom.log"):
         if settings.port:
             check_port(settings.host, settings.port)
-        asyncio.run(_until_stopped(settings, models, show))
+        asyncio.run(_until_stopped(settings, models, options, show))
 
 
-async def _until_stopped(settings: Settings, models: Sequence[str], show: bool) -> None:
+async def _until_stopped(settings: Settings, models: Sequence[str], options: Sequence[str], show: bool) -> None:
     with _stops_on_signals() as asked:
         try:
             async with AsyncExitStack() as parts:
-                await _open(parts, settings, models, show)
+                await _open(parts, settings, models, options, show)
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
             if not asked.is_set():
@@ -80,14 +83,16 @@ def _stops_on_signals() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(sign)
 
 
-async def _open(parts: AsyncExitStack, settings: Settings, models: Sequence[str], show: bool) -> None:
+async def _open(
+    parts: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], show: bool
+) -> None:
     """Every part in order; `parts` closes them in the opposite one."""
     url, token = await _broker(parts, settings)
     bus = await _bus(parts, url, token)
     workshop, warming = None, asyncio.Event()
     if models:
         warming.set()
-        workshop = await parts.enter_async_context(_workshop(settings, models, url, token))
+        workshop = await parts.enter_async_context(_workshop(settings, options, url, token))
     house = await parts.enter_async_context(open_house(settings, bus))
     app = open_chatroom(settings, house.studio, house.desk.review, warming)
     port = await parts.enter_async_context(_listening(app, settings))
@@ -128,10 +133,10 @@ async def _bus(parts: AsyncExitStack, url: str, token: str) -> Bus:
     return bus
 
 
-def _workshop(settings: Settings, models: Sequence[str], url: str, token: str) -> Workshop:
+def _workshop(settings: Settings, options: Sequence[str], url: str, token: str) -> Workshop:
+    """`options`: of the engine's command line, its models among them."""
     command = [sys.executable, "-m", "engine", "serve", "--nats", url, "--name", HERE, "--data", str(settings.data)]
-    for model in models:
-        command += ["--model", model]
+    command += options
     if settings.check is not None:
         command += ["--check", str(settings.check)]
     env = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
@@ -144,6 +149,16 @@ def check_there(settings: Settings) -> None:
     """Said here and now, not by an engine that starts again and again. Raises `Refused`."""
     if settings.check is not None and not (settings.check / "config.json").is_file():
         raise Refused(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
+
+
+def check_size(memory: str) -> None:
+    """The same for what models may take. Raises `Refused`."""
+    from engine.config import parse_size
+
+    try:
+        parse_size(memory or os.environ.get("DARKROOM_MEMORY") or "1GB")
+    except ValueError as error:
+        raise Refused(f"--memory or DARKROOM_MEMORY: {error}.") from error
 
 
 @asynccontextmanager
@@ -204,6 +219,9 @@ async def say_when_warm(studio: Studio, workshop: Workshop, warming: asyncio.Eve
         await asyncio.sleep(GLANCE)
     warming.clear()
     for warm in presence.models:
+        if not warm.loaded:
+            _say(f"  {warm.name} is offered, and loaded when somebody asks for it.\n")
+            continue
         speed = f"{warm.row_ms:.1f} ms a row and step, {warm.steps} steps by default"
         _say(f"  {warm.name} is warm: {presence.device}, {warm.dtype}, {speed}.\n")
 

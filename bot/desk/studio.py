@@ -23,9 +23,10 @@ from bot.orders import Order, assumed, totalled
 from bot.prompt import parse, recipe, remarks
 from bot.prompt.suffix import suffixed
 from bot.queue.cancelling import Cancelling
+from bot.queue.steering import Steering
 from bot.refused import Refused
 from bot.sentences import shortened
-from bot.store import Store, members
+from bot.store import Record, Store, members
 from bot.views import Action, Member, Place, Shot, Ticket, View
 from engine.job import MAX_COUNT, Presence, Warm, cost
 
@@ -40,12 +41,13 @@ class Studio(Further):
 
     def __init__(
         self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
-        cancelling: Cancelling, workers: Callable[[], Mapping[str, Presence]], *,
+        cancelling: Cancelling, steering: Steering, workers: Callable[[], Mapping[str, Presence]], *,
         clock: Callable[[], float] = time.time, fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     ) -> None:  # fmt: skip
         super().__init__(models, register, gallery, admission, fresh)
         self.feed = feed
-        self._store, self._cancelling, self._workers, self._clock = store, cancelling, workers, clock
+        self._store, self._cancelling, self._steering = store, cancelling, steering
+        self._workers, self._clock = workers, clock
 
     # Making
 
@@ -84,10 +86,23 @@ class Studio(Further):
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel an own job, or as a moderator one of the own guild; says what happened. Raises `Refused`."""
         record = await self._register.record(job)
-        subject = Subject(record.member, record.member_name, record.guild, record.private)
-        if reason := forbidden("cancel", member, subject):
+        if reason := forbidden("cancel", member, _subject(record)):
             raise Refused(reason, 403)
         return await self._cancelling.cancel(job)
+
+    async def pause(self, job: str, member: Member, *, on: bool = True) -> str:
+        """Hold a running job where it stands, for a quarter of an hour at most, or with `on` False let it go on.
+
+        Whoever may cancel it may. Not stored: a job that moves to another worker runs on. Raises `Refused`.
+        """
+        record = await self._register.record(job)
+        if reason := forbidden("pause", member, _subject(record)):
+            raise Refused(reason, 403)
+        return await (self._steering.pause if on else self._steering.resume)(record)
+
+    async def prioritise(self, job: str, weight: float) -> str:
+        """For whoever runs the machine: a running job's share of its author's rows. Not stored. Raises `Refused`."""
+        return await self._steering.prioritise(await self._register.record(job), weight)
 
     async def favour(self, job: str, index: int, member: Member) -> bool:
         """Make a finished image a favourite of the member's, or no longer one; True if it is now. Raises `Refused`."""
@@ -146,3 +161,7 @@ class Studio(Further):
             return self._models.profile(name or None).warm
         except KeyError:
             return None
+
+
+def _subject(record: Record) -> Subject:
+    return Subject(record.member, record.member_name, record.guild, record.private)

@@ -1,4 +1,4 @@
-"""The HTTP API: ask for pictures, see how they stand, cancel. Every error is one sentence with the right status.
+"""The HTTP API: ask for pictures, see how they stand, pause, cancel. Every error is one sentence with the right status.
 
 Knows JSON bodies and addresses; every decision about a job is the studio's. Pictures count from 1, as on the buttons.
 """
@@ -6,7 +6,7 @@ Knows JSON bodies and addresses; every decision about a job is the studio's. Pic
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -18,6 +18,12 @@ from bot.web.body import body_of
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
 from bot.web.live import STUDIO, at_work, permitted, visible, within_reach
 from bot.web.prints import index_of
+
+
+class Priority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /api/jobs/{id}/priority`."""
+
+    weight: Annotated[float, msgspec.Meta(gt=0, le=1000)]
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +60,9 @@ def routes() -> list[web.RouteDef]:
         web.post("/api/jobs", imagine),
         web.get(job, one),
         web.delete(job, cancel),
+        web.post(job + "/pause", pause),
+        web.post(job + "/resume", resume),
+        web.post(job + "/priority", prioritise),
         web.post(job + "/vary/{n}", vary),
         web.post(job + "/upscale/{n}", upscale),
         web.post(job + "/reroll", reroll),
@@ -111,6 +120,28 @@ async def cancel(request: web.Request) -> web.Response:
     job = await within_reach(request)
     sentence = await request.app[STUDIO].cancel(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
+
+
+async def pause(request: web.Request) -> web.Response:
+    """Holds a running job of one's own where it stands, for a quarter of an hour at most."""
+    job = await within_reach(request, "pause")
+    sentence = await request.app[STUDIO].pause(job, member_of(request))
+    return web.json_response({"id": job, "sentence": sentence})
+
+
+async def resume(request: web.Request) -> web.Response:
+    """Lets it go on."""
+    job = await within_reach(request, "pause")
+    sentence = await request.app[STUDIO].pause(job, member_of(request), on=False)
+    return web.json_response({"id": job, "sentence": sentence})
+
+
+async def prioritise(request: web.Request) -> web.Response:
+    """A running job's share of its author's rows, for whoever runs this machine."""
+    if not request[VISITOR].owner:
+        raise Refused("Only whoever runs this room may set priorities.", 403)
+    job, said = request.match_info["id"], await body_of(request, Priority)
+    return web.json_response({"id": job, "sentence": await request.app[STUDIO].prioritise(job, said.weight)})
 
 
 async def vary(request: web.Request) -> web.Response:

@@ -190,12 +190,12 @@ async def permitted(request: web.Request, action: Action) -> View:
     return view
 
 
-async def within_reach(request: web.Request) -> str:
-    """The id of a job that this visitor may cancel, seen or not: whoever runs the room may also stop private ones."""
+async def within_reach(request: web.Request, action: Action = "cancel") -> str:
+    """The id of a job that this visitor may stop, seen or not: whoever runs the room may also stop private ones."""
     with contextlib.suppress(Refused):
         return (await visible(request)).id
     view = await request.app[STUDIO].view(request.match_info["id"])
-    if forbidden("cancel", member_of(request), subject_of(view)):
+    if forbidden(action, member_of(request), subject_of(view)):
         raise Refused("There is no such job.", 404)
     return view.id
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,11 +61,11 @@ def _rows(sides: Sides, quick: bool) -> Iterator[Row]:
 
 def _plot(sides: Sides, path: Path) -> None:
     from engine.bench import users
-    from engine.bench.crowd import Load, cast
+    from engine.bench.crowd import cast
     from engine.calibration import device_name
 
-    load = Load(users.STEPS, sides.dtype)
-    found = users.measure(sides.family, cast(sides.pipeline, sides.dtype), load, _say)
+    load = replace(sides.load, steps=users.STEPS)
+    found = users.measure(sides.family, cast(sides.pipeline, load.dtype), load, _say)
     users.plot(
         found, path, f"embedded model, {load.steps} steps of DDPM, {load.dtype}, {device_name(sides.family.device)}"
     )

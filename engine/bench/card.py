@@ -79,4 +79,6 @@ def made(device: str, network: dict[str, Any], autoencoder: dict[str, Any] = AUT
     }  # fmt: skip
     pipeline = StableDiffusionPipeline(**parts, **unused).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    return StableDiffusion(copy.deepcopy(pipeline), "random", "random", device), pipeline
+    family = StableDiffusion(copy.deepcopy(pipeline), "random", "random", device)
+    family.forwards.record()
+    return family, pipeline

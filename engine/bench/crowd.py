@@ -7,7 +7,7 @@ included: as diffusers runs it by default (float32, eager), in our dtype, or com
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class Load:
     """One job of each of `users`: `count` pictures in `steps` steps, at the family's default guidance.
 
     `interval` is where guidance holds. `mixed`: everybody with another sampler, number of steps or guidance, and as
-    many row-steps in all as without.
+    many row-steps in all as without. `rows`: of a forward, as calibration caps them.
     """
 
     steps: int
@@ -37,6 +37,8 @@ class Load:
     interval: tuple[float, float] = (0.0, 1.0)
     sampler: Sampler = "ddpm"
     mixed: bool = False
+    rows: int = 32
+    ladder: bool = False
 
     def jobs(self, family: Family) -> list[Job]:
         return [self._job(family, number) for number in range(self.users)]
@@ -52,7 +54,7 @@ class Load:
             guidance_start=self.interval[0], guidance_stop=self.interval[1],
         )  # fmt: skip
         share = Share("standard", "bench", f"user-{number}")
-        return Job(id=f"{number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=False)
+        return Job(id=f"{number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder)
 
 
 # (sampler, times as many steps, guidance): five samplers, five numbers of steps; their row-steps are eight users' own.
@@ -62,10 +64,10 @@ MIXTURE: tuple[tuple[Sampler, float, bool], ...] = (
 )  # fmt: skip
 
 
-def events(family: Family, jobs: Sequence[Job], *, watched: bool = False) -> Iterator[Event]:
+def events(family: Family, load: Load, *, watched: bool = False) -> Iterator[Event]:
     """What our engine says until everybody's picture is developed. Raises RuntimeError where one fails."""
-    engine = Engine({family.name: family})
-    for job in jobs:
+    engine = Engine({family.name: family}, rows=load.rows)
+    for job in load.jobs(family):
         engine.add(job)
         engine.watch(job.id, watched)
     while not engine.idle:
@@ -78,7 +80,7 @@ def events(family: Family, jobs: Sequence[Job], *, watched: bool = False) -> Ite
 def serve_together(family: Family, load: Load) -> float:
     """Seconds until our engine has developed and decoded everybody's picture."""
     begun = time.perf_counter()
-    for event in events(family, load.jobs(family)):
+    for event in events(family, load):
         if isinstance(event, Developed):
             family.decode(event.latents)
     return time.perf_counter() - begun

@@ -22,16 +22,17 @@ FAR = 120.0  # dB, of equal pictures
 
 
 def moving_rows(family: Family, load: Load) -> list[Row]:
-    """Every job is killed once at a random step, in two ways: pinned (`exact`) and not."""
+    """Jobs are killed at a random step and go on among others: pinned (`exact`) ones, and those that are not."""
     random, jobs = Random(SEED), load.jobs(family)
     pinned = [msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, bucket=2)) for job in jobs]
     equal, worst = 0, FAR
     for number in range(KILLS):
         job, k = pinned[number % len(pinned)], random.randrange(1, load.steps)
-        equal += torch.equal(_whole(family, job), _killed(family, job, [], k))
+        others = [other for other in pinned if other.id != job.id]
+        equal += torch.equal(_whole(family, job), _killed(family, job, random.sample(others, 3 % len(others)), k))
     for number in range(KILLS):
-        job, mates = jobs[number % len(jobs)], random.sample(jobs, random.randrange(len(jobs)))
-        others = [mate for mate in mates if mate.id != job.id]
+        job = jobs[number % len(jobs)]
+        others = [mate for mate in random.sample(jobs, random.randrange(len(jobs))) if mate.id != job.id]
         straight, moved = _whole(family, job), _killed(family, job, others, random.randrange(1, load.steps))
         worst = min(worst, psnr(family, straight, moved))
     return [

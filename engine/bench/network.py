@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from engine.bench.crowd import USERS
+from engine.bench.row import Row
 from engine.calibration import probe
 from engine.families.family import Family
 from engine.job import Dtype
@@ -24,6 +25,17 @@ def gain(family: Family, dtype: Dtype, rounds: int = 15) -> float:
     few, many = (plain(family, rows, dtype) for rows in (2, 2 * USERS))
     times = [(clock(few), clock(many)) for _ in range(rounds + WARMING)][WARMING:]
     return USERS * median(each for each, _ in times) / median(each for _, each in times)
+
+
+def packed_rows(family: Family, dtype: Dtype) -> list[Row]:
+    """What packed weights are worth: our forward against the network as it is."""
+    found = []
+    for rows in (2, 2 * USERS):
+        both = plain(family, rows, dtype), ours(family, rows, dtype)
+        times = [(clock(both[0]), clock(both[1])) for _ in range(15 + WARMING)][WARMING:]
+        figure = median(each for each, _ in times) / median(each for _, each in times)
+        found.append(Row(f"a forward of {rows} rows, {dtype}: plain network / ours", figure, None, "×"))
+    return found
 
 
 def plain(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:

@@ -45,7 +45,7 @@ class Timed:
 def outside_the_network(family: Family, load: Load) -> Row:
     """Milliseconds of a step that are not the network's, eight jobs, nobody watching."""
     timed, jobs = Timed(family), load.jobs(family)
-    engine = Engine({family.name: timed})  # pyright: ignore[reportArgumentType] # it is whatever it was given
+    engine = Engine({family.name: timed}, rows=load.rows)  # pyright: ignore[reportArgumentType] # it is whatever it was given
     _add(engine, jobs)
     steps, warming = load.steps - 1, 4
     for _ in range(warming):
@@ -68,13 +68,13 @@ def watched(family: Family, load: Load) -> Row:
         alone = _stepping(family, load, seen=False)
         ratios.append(_stepping(family, load, seen=True) / alone)
     added = 100 * (median(ratios) - 1)
-    note = f"8 images, a frame of each every {SHOWN_EVERY:g} s, snapshots every {SAVED_EVERY:g} s"
+    note = f"8 images, a frame of each every {SHOWN_EVERY:g} s, snapshots every {SAVED_EVERY:g} s, the ladder"
     return Row("previews and checkpoints together, of the step time", added, "≤ 2", "%", note)
 
 
 def _stepping(family: Family, load: Load, seen: bool) -> float:
     """Seconds of all steps; decoding of finished pictures is not among them."""
-    engine, jobs = Engine({family.name: family}), load.jobs(family)
+    engine, jobs = Engine({family.name: family}, rows=load.rows), replace(load, ladder=seen).jobs(family)
     lane = Lane({family.name: family})
     _add(engine, jobs)
     by_id = {job.id: job for job in jobs}
@@ -88,6 +88,8 @@ def _stepping(family: Family, load: Load, seen: bool) -> float:
             if seen and isinstance(event, Stepped) and event.x0 is not None and now >= due.get(event.job, 0.0):
                 due[event.job] = now + SHOWN_EVERY
                 lane.frame(event, by_id[event.job], 0, 0.0)
+            if isinstance(event, Stepped) and event.rung:
+                lane.rung(event, by_id[event.job])
         if seen and now - saved >= SAVED_EVERY:
             saved = now
             for job in jobs:
@@ -99,7 +101,7 @@ def _stepping(family: Family, load: Load, seen: bool) -> float:
 
 def cancelled(family: Family, load: Load) -> Row:
     """Steps that still run with a job's rows after it was cancelled."""
-    engine, jobs = Engine({family.name: family}), load.jobs(family)
+    engine, jobs = Engine({family.name: family}, rows=load.rows), load.jobs(family)
     _add(engine, jobs)
     engine.step()
     engine.cancel(jobs[0].id)
@@ -115,8 +117,9 @@ def beside_a_flood(family: Family, load: Load) -> Row:
     """One job beside another user's twenty, against the same job alone."""
     lone, *_ = load.jobs(family)
     flood = [of_another(job, 100 + number) for number, job in enumerate(replace(load, users=20).jobs(family))]
-    ratios = [_until(family, lone, flood) / _until(family, lone, ()) for _ in range(ROUNDS)]
-    return Row("one job beside another user's 20 jobs / alone", median(ratios), "≤ 2.1", "×", f"{load.count} pictures")
+    ratios = [_until(family, load, lone, flood) / _until(family, load, lone, ()) for _ in range(ROUNDS)]
+    name = f"one job of {load.count} beside another user's 20 / alone"
+    return Row(name, median(ratios), "≤ 2.1", "×")
 
 
 def of_another(job: Job, number: int) -> Job:
@@ -125,9 +128,9 @@ def of_another(job: Job, number: int) -> Job:
     return msgspec.structs.replace(job, id=f"{number:026d}", share=share)
 
 
-def _until(family: Family, lone: Job, others: Sequence[Job]) -> float:
+def _until(family: Family, load: Load, lone: Job, others: Sequence[Job]) -> float:
     """Seconds until the lone job's steps are done; the others were there before it."""
-    engine = Engine({family.name: family})
+    engine = Engine({family.name: family}, rows=load.rows)
     _add(engine, others)
     for _ in range(3):
         engine.step()

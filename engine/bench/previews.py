@@ -15,7 +15,7 @@ from engine.families.family import Family
 def together(family: Family, load: Load, share: float = 0.1) -> list[float]:
     """Seconds until each user sees the decoded preview at `share` of the steps (0: any), ours; in ascending order."""
     begun, seen = time.perf_counter(), dict[str, float]()
-    for event in events(family, load.jobs(family), watched=True):
+    for event in events(family, load, watched=True):
         if not isinstance(event, Stepped) or event.x0 is None or event.k < load.steps * share or event.job in seen:
             continue
         family.decode(event.x0)

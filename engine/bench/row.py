@@ -54,7 +54,8 @@ def as_table(rows: Sequence[Row]) -> str:
     for row in rows:
         figure = "not measured" if row.figure is None else f"{row.figure:.4g} {row.unit}".strip()
         goal = f" (goal {row.goal})" if row.goal else ""
-        lines.append(f"{'ok  ' if row.passed else 'MISS'} {row.name}: {figure}{goal}")
+        mark = "—   " if row.figure is None else "ok  " if row.passed else "MISS"
+        lines.append(f"{mark} {row.name}: {figure}{goal}")
         if row.note:
             lines.append(f"       {row.note}")
     return "\n".join(lines)

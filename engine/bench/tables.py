@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ import torch
 from engine.bench.row import Row
 from engine.job import Sampler
 from engine.plan import COLUMNS, TABLED, Plan, Timing, build_scheduler, plan, samplers_for
-from engine.probe import Wide
-from engine.timing import set_timesteps
+from engine.plan.probe import Wide
+from engine.plan.timing import set_timesteps
 
 STEPS = 1000
 SHIFT = 0.8  # of a noise schedule that depends on the picture's size
@@ -29,7 +29,7 @@ Case = tuple[Mapping[str, Any], Sampler, Timing]
 
 def table_rows(scheduler_config: Mapping[str, Any]) -> list[Row]:
     cases = tabled(scheduler_config)
-    double, single = (max(error(*case, dtype) for case in cases) for dtype in (torch.float64, torch.float32))
+    double, single = (_worst(error(*case, dtype) for case in cases) for dtype in (torch.float64, torch.float32))
     name = f"{len(cases)} sampler tables against diffusers, {STEPS} steps"
     return [
         Row(f"{name}, double precision", double, "≤ 1e-5", "relative"),
@@ -56,14 +56,19 @@ def error(scheduler_config: Mapping[str, Any], sampler: Sampler, timing: Timing,
     draws = torch.float32 if sampler == "dpmpp_2m_sde" else dtype  # as diffusers draws there
     ours = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype) * table.init_sigma
     theirs = Wide(ours) if dtype == torch.float64 else ours
-    noise, h, worst = torch.Generator().manual_seed(2), torch.zeros_like(ours), 0.0
+    noise, h, found = torch.Generator().manual_seed(2), torch.zeros_like(ours), list[float]()
     for k, t in enumerate(scheduler.timesteps):
         seen = scheduler.scale_model_input(theirs, t) if hasattr(scheduler, "scale_model_input") else theirs
         theirs = scheduler.step(_network(seen, float(t)), t, theirs, **extra).prev_sample
         drawn = torch.randn(ours.shape, generator=noise, dtype=draws) if table.draws_noise(k) else torch.zeros(())
         ours, h = _step(table, k, ours, h, drawn.to(dtype))
-        worst = max(worst, float((ours - theirs.as_subclass(torch.Tensor)).abs().max() / theirs.abs().max()))
-    return worst
+        found.append(float((ours - theirs.as_subclass(torch.Tensor)).abs().max() / theirs.abs().max()))
+    return _worst(found)
+
+
+def _worst(found: Iterable[float]) -> float:
+    """The largest; what is not a number is the worst of all, and `max` would pass over it."""
+    return max(math.inf if math.isnan(each) else each for each in found)
 
 
 def _step(

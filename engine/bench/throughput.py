@@ -18,6 +18,7 @@ from engine.bench import crowd, network
 from engine.bench.crowd import USERS, Load
 from engine.bench.row import Row
 from engine.families.family import Family
+from engine.families.pipelined import Pipelined
 from engine.job import Recipe, row_steps
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ def faster(pipeline: Any, family: Family, load: Load, rounds: int = ROUNDS) -> f
 
 
 def _ratio(pipeline: Any, family: Family, load: Load) -> float:
+    """One round. The pipeline reads each job's words anew, and so do we."""
+    if isinstance(family, Pipelined):
+        family.forget_texts()
     return crowd.serve_in_turn(pipeline, family, load) / crowd.serve_together(family, load)
 
 
@@ -68,12 +72,21 @@ def compiled(pipeline: Any, family: Family, load: Load) -> Row:
     plain = pipeline.unet.forward
     pipeline.unet.forward = torch.compile(plain, dynamic=False)
     try:
+        if why := _fails(pipeline, family, load):
+            return Row(name, None, "≥ 1.5", "×", f"torch could not compile the network: {why}")
         return Row(name, faster(pipeline, family, load), "≥ 1.5", "×")
-    except RuntimeError as error:  # torch's own compiler fails in many ways, each a RuntimeError
-        log.warning("torch.compile: %s", error)
-        return Row(name, None, "≥ 1.5", "×", f"torch could not compile the network: {type(error).__name__}")
     finally:
         pipeline.unet.forward = plain
+
+
+def _fails(pipeline: Any, family: Family, load: Load) -> str:
+    """What torch's compiler raises when it is first needed, or nothing."""
+    try:
+        crowd.serve_in_turn(pipeline, family, replace(load, steps=2, users=1))
+    except RuntimeError as error:  # it fails in many ways, each a RuntimeError
+        log.warning("torch.compile: %s", error)
+        return type(error).__name__
+    return ""
 
 
 def interval(family: Family, load: Load) -> Row:

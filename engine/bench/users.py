@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -14,7 +15,7 @@ from engine.bench.crowd import Load
 from engine.families.family import Family
 
 CROWDS = (1, 2, 4, 8, 16)
-STEPS = 50
+STEPS, ROUNDS = 30, 3
 OURS, THEIRS, INK, PALE, PAPER = "#c2410c", "#475569", "#1e293b", "#cbd5e1", "#ffffff"
 PANEL, MARGIN = (560, 380), (86, 64)
 GAP = 40
@@ -35,13 +36,21 @@ def measure(family: Family, pipeline: Any, load: Load, say: Callable[[str], None
     for users in CROWDS:
         say(f"{users} at once")
         some = replace(load, users=users)
-        rates = (
-            users / crowd.serve_together(family, some),
-            users / crowd.serve_in_turn(pipeline, family, some),
-        )  # fmt: skip
-        sights = previews.together(family, some)[-1], previews.in_turn(pipeline, family, some)[-1]
-        found.append(Measured(users, (rates[0], sights[0]), (rates[1], sights[1])))
+        crowd.serve_together(family, replace(some, steps=4))  # kernels are built, weights packed
+        ours = _median(lambda some=some: (crowd.serve_together(family, some), previews.together(family, some)[-1]))
+        theirs = _median(lambda some=some: _in_turn(family, pipeline, some))
+        found.append(Measured(users, (users / ours[0], ours[1]), (users / theirs[0], theirs[1])))
     return found
+
+
+def _in_turn(family: Family, pipeline: Any, load: Load) -> tuple[float, float]:
+    return crowd.serve_in_turn(pipeline, family, load), previews.in_turn(pipeline, family, load)[-1]
+
+
+def _median(run: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """Of three rounds, each figure by itself."""
+    first, second = zip(*(run() for _ in range(ROUNDS)), strict=True)
+    return median(first), median(second)
 
 
 def plot(found: list[Measured], path: Path, told: str) -> None:

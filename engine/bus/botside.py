@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.js.errors import APIError, NotFoundError
 
 from engine.bus import subjects
 from engine.bus.deliveries import Delivered, Pull
-from engine.bus.latest import Latest
 from engine.bus.link import Unreachable, reaching
 from engine.bus.presences import Presences
 from engine.bus.station import Act, Station
@@ -32,6 +29,7 @@ from engine.job import (
     Malformed,
     Presence,
     Result,
+    Steer,
     decode,
     encode,
     readable,
@@ -41,7 +39,6 @@ log = logging.getLogger(__name__)
 
 FULL = 10077  # JetStream's code for "no room", also for a second message on a subject that holds one
 RESULTS_AT_ONCE = 64
-T = TypeVar("T")
 
 
 class NobodyAnswers(RuntimeError):
@@ -97,25 +94,15 @@ class BotSide(Station):
         """How far models are in memory: the newest of each job, whatever the reader's speed."""
         return self._newest(subjects.LOADING_ALL, Loading, lambda one: one.job)
 
-    async def _newest(self, subject: str, kind: type[T], key: Callable[[T], Hashable]) -> AsyncIterator[T]:
-        latest: Latest[Hashable, T] = Latest()
-
-        def keep(msg: Msg) -> None:
-            try:
-                value = decode(msg.data, kind)
-            except Malformed as error:
-                self.dead.note(msg.subject, str(error))
-            else:
-                latest.put(key(value), value)
-
-        async with self._listening(subject, keep):
-            while True:
-                yield await latest.get()
-
     async def want(self, job: str) -> None:
         """Somebody watches this job: repeat every 5 s, since a worker believes it for 10 s."""
         with reaching("ask for previews"):
             await self.client.publish(subjects.want(job))
+
+    async def steer(self, steer: Steer) -> None:
+        """Pauses a job, lets it go on or weighs it, for the worker that runs it now: said once, and kept nowhere."""
+        with reaching("steer a job"):
+            await self.client.publish(subjects.steer(steer.job), encode(steer))
 
     async def cancel(self, job: str) -> None:
         """The tombstone that every worker reads at its claim and listens for while it runs."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from typing import Self, TypeVar
 
@@ -18,14 +18,16 @@ from nats.js.kv import KeyValue
 from engine.bus import subjects
 from engine.bus.blobs import Blobs
 from engine.bus.deliveries import DeadLetters
+from engine.bus.latest import Latest
 from engine.bus.link import Unreachable, connect, reaching, stays
 from engine.bus.streams import Kept, declare
+from engine.job import Malformed, decode
 
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
 Act = Callable[[], Awaitable[None]]
-T = TypeVar("T")
+V = TypeVar("V")
 
 
 class Station:
@@ -99,6 +101,22 @@ class Station:
         finally:
             if self.client.is_connected:
                 await subscription.unsubscribe()
+
+    async def _newest(self, subject: str, kind: type[V], key: Callable[[V], Hashable]) -> AsyncIterator[V]:
+        """The values said on a subject: the newest of each key, whatever the reader's speed."""
+        latest: Latest[Hashable, V] = Latest()
+
+        def keep(msg: Msg) -> None:
+            try:
+                value = decode(msg.data, kind)
+            except Malformed as error:
+                self.dead.note(msg.subject, str(error))
+            else:
+                latest.put(key(value), value)
+
+        async with self._listening(subject, keep):
+            while True:
+                yield await latest.get()
 
     async def put_blob(self, content: bytes) -> str:
         """Stores bytes; their SHA-256, which names them."""

@@ -23,6 +23,7 @@ SETTLE = "settle"  # the one durable consumer of results
 FRAMES_ALL = "frames.*"
 LOADING_ALL = "loading.*"
 WANT_ALL = "want.*"
+STEER_ALL = "steer.*"
 
 
 def token(name: str) -> str:
@@ -63,6 +64,11 @@ def loading(job: str) -> str:
 
 def want(job: str) -> str:
     return f"want.{job}"
+
+
+def steer(job: str) -> str:
+    """A pause, its end, or a weight: beside the wants, and like them for whichever worker runs the job."""
+    return f"steer.{job}"
 
 
 def dead(subject: str) -> str:

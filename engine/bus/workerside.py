@@ -31,6 +31,7 @@ from engine.job import (
     Presence,
     Result,
     Snapshot,
+    Steer,
     decode,
     encode,
 )
@@ -134,6 +135,10 @@ class WorkerSide(Station):
         """Ids of jobs that somebody watches, again and again while he does."""
         async for job in self._ids(subjects.WANT_ALL):
             yield job
+
+    def steers(self) -> AsyncIterator[Steer]:
+        """Pauses, their ends and weights, of all jobs: of each job the newest of either kind."""
+        return self._newest(subjects.STEER_ALL, Steer, lambda one: (one.job, one.deed == "weigh"))
 
     async def _ids(self, subject: str) -> AsyncIterator[str]:
         latest: Latest[str, str] = Latest()

@@ -75,7 +75,7 @@ class Adapted:
                 self._modules.append((vars(self.pipeline)[name], part))
 
     def _load(self, one: Addition) -> None:
-        adapter, parts = _adapter(one), _count(one)
+        adapter, parts = _adapter(one), count(one)
         try:
             self.pipeline.load_lora_weights(
                 str(one.path.parent), weight_name=one.path.name, adapter_name=adapter, use_safetensors=True,
@@ -87,7 +87,7 @@ class Adapted:
                 raise
             raise _unfit(one, str(error)) from error
         layers = (layer for each, _ in self._modules for layer in each.modules())
-        taken = sum(adapter in getattr(layer, "scaling", ()) for layer in layers)
+        taken = sum(adapter in getattr(layer, "lora_A", ()) for layer in layers)
         if taken < max(1, parts):
             self._begin()
             raise _unfit(one, f"{taken} of its {parts} parts have a place")
@@ -112,7 +112,7 @@ def _adapter(one: Addition) -> str:
     return f"of_{one.revision}"
 
 
-def _count(one: Addition) -> int:
+def count(one: Addition) -> int:
     """How many layers its file changes. Raises `Unfit` where it cannot be read."""
     try:
         with safe_open(one.path, framework="pt") as file:

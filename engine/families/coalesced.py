@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
-from engine.call import Call, Forward, joined
 from engine.families.family import TORCH, Conditions
 from engine.families.traits import Traits
 from engine.job import Concept, Dtype, Guides, Lora, Recipe, Sampler
-from engine.order import order
 from engine.plan import NotTabled, Plan, build_scheduler
-from engine.shell import NETWORKS, shell_of
+from engine.strands.call import Call, Forward, joined
+from engine.strands.order import order
+from engine.strands.shell import NETWORKS, shell_of
 from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Coalesced:
 
     def __init__(self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu") -> None:
         self.name, self.revision, self.device, self.pipeline = name, revision, torch.device(device), pipeline
+        self.alone = RLock()
         self.enlargement, self.upscaler = 1, ""
         traits = Traits.of(pipeline, name)
         self.size, self.multiple, self.tokens = traits.size, traits.multiple, traits.tokens
@@ -52,6 +54,15 @@ class Coalesced:
         self._nets: dict[tuple[int, Dtype], Any] = {}
         self._settle(pipeline)
         self._rehearsal = self._rehearse()
+
+    @property
+    def dtypes(self) -> tuple[Dtype, ...]:
+        """The number formats that are worth timing: of a large network the one that its files have."""
+        network = next(part for each in NETWORKS if (part := getattr(self.pipeline, each, None)) is not None)
+        stored = next(network.parameters()).dtype
+        known: tuple[Dtype, ...] = ("bfloat16", "float16")
+        halves: tuple[Dtype, ...] = tuple(each for each in known if TORCH[each] == stored)
+        return halves or ("float32", "bfloat16")
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
         raise NotTabled(f"{self.name} is of a kind that has no family here, so its own pipeline draws.")
@@ -100,7 +111,7 @@ class Coalesced:
             raise Unfit(f"{self.name} takes no LoRA.", "member")
         key = id(net), dtype
         if key not in self._nets:
-            same = self.device.type == "cpu" and dtype == "float32"
+            same = next(net.parameters()).dtype == TORCH[dtype]  # a large one is held once, as its files have it
             self._nets[key] = net if same else copy.deepcopy(net)
             torch.nn.Module.to(self._nets[key], self.device, TORCH[dtype])
         return Forward(self._nets[key], None if dtype == "float32" else TORCH[dtype])

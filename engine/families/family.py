@@ -95,6 +95,15 @@ class TakesLoras(Protocol):
         ...
 
 
+@runtime_checkable
+class Spells(Protocol):
+    """A family that reads some texts otherwise than its pipeline's own call does: weighed words, long texts."""
+
+    def spelt(self, recipe: Recipe) -> dict[str, Any]:
+        """Arguments of that call in place of a recipe's words; none where the words themselves will do."""
+        ...
+
+
 class Worded(Family, Protocol):
     """A family whose only condition is its words' token states, so that one can reckon with them."""
 

@@ -25,6 +25,8 @@ TOKENS = 512  # of T5
 class Flux(Pipelined):
     """Conditions: T5's states, CLIP's pooled text, and guidance where the network takes it."""
 
+    unable = ("heun", "dpmpp_3m")
+
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from engine.families.adapted import Adapted, available
+from engine.families.adapted import Adapted, available, count
 from engine.families.additions import Addition, addition, additions
 from engine.families.fitting import fits
 from engine.job import Lora
@@ -32,12 +32,14 @@ class Loras:
     def offered(self) -> tuple[Lora, ...]:
         """All that fit this model, as strong as they were made. Each file is looked at once."""
         found = additions(self.folder) if available() and hasattr(self._pipeline, "lora_state_dict") else []
-        here = getattr(self._pipeline, self._network, None) is not None  # a large one is let go of, and comes again
-        for one in found:
-            if here and one.revision not in self._fits:
-                self._fits[one.revision] = fits(self._pipeline, self._network, one)
-        fitting = [one for one in found if self._fits.get(one.revision)]
+        fitting = [one for one in found if self._judged(one)]
         return tuple(Lora(one.name, 1.0, one.revision) for one in fitting[:MOST])
+
+    def _judged(self, one: Addition) -> bool | None:
+        """Whether it fits; None where that cannot be told, as a large network is let go of and comes again."""
+        if one.revision not in self._fits and getattr(self._pipeline, self._network, None) is not None:
+            self._fits[one.revision] = fits(self._pipeline, self._network, one)
+        return self._fits.get(one.revision)
 
     def known(self, loras: tuple[Lora, ...]) -> tuple[Lora, ...]:
         """The same with their revisions. Raises `Unfit` where one is not here, or is another than was asked for."""
@@ -46,6 +48,8 @@ class Loras:
             one = addition(self.folder, lora.name)
             if lora.revision and lora.revision != one.revision:
                 raise Unfit(f"This worker has another version of the LoRA {lora.name} than was asked for.", "worker")
+            if available() and (not count(one) or self._judged(one) is False):
+                raise Unfit(f"The LoRA {lora.name} does not fit this model.", "model")
             weights[one] = weights.get(one, 0.0) + lora.weight
         known = tuple(Lora(one.name, weight, one.revision) for one, weight in weights.items())
         self._weights = {**dict(list(self._weights.items())[1 - MOST :]), known: weights}

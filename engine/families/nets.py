@@ -34,10 +34,9 @@ class Nets(Protocol):
 class Copies:
     """Of a float32 network, which stays; on a processor it is its own float32 copy."""
 
-    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
-
     def __init__(self, master: Any, device: torch.device) -> None:
         self._master, self._device = master, device
+        self.dtypes: tuple[Dtype, ...] = ("float32", _half(device))
         self._nets: dict[Dtype, Any] = {}
 
     def holds(self, dtype: Dtype) -> bool:
@@ -82,3 +81,8 @@ def placed(net: Any, device: torch.device, dtype: Dtype) -> Any:
     """The module itself, moved there."""
     torch.nn.Module.to(net, device, TORCH[dtype])  # its own `to` warns where nothing is to be feared
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _half(device: torch.device) -> Dtype:
+    """bfloat16 where there is hardware for it: float16 overflows in some networks."""
+    return "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"

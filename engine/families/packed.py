@@ -23,8 +23,8 @@ from torch import nn
 log = logging.getLogger(__name__)
 
 WORTH = 2  # forwards of a shape before it is packed: one that comes once is not worth it
-MOST = 12  # packed copies; every bucket of one size of picture, and some
-LARGEST = 100_000_000  # parameters: a larger network's copies take more memory than they save time
+MOST_BYTES = 512 * 2**20  # of all packed copies of a model together
+LARGEST = 100_000_000  # parameters: of a larger network too few copies would fit
 
 Predict = Callable[[Any], torch.Tensor]  # one forward of the network that it is given
 _OPERATORS = (
@@ -33,9 +33,9 @@ _OPERATORS = (
 
 
 class Packs:
-    """Copies of networks that share everything but the packed weights; the least recently used goes first."""
+    """Copies that share everything but the packed weights, `most` bytes; the least recently used goes first."""
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, most: int = MOST_BYTES) -> None:
         self._most = most
         self._seen: Counter[Hashable] = Counter()
         self._packed: OrderedDict[Hashable, Any] = OrderedDict()
@@ -50,7 +50,8 @@ class Packs:
             return predict(net)
         out, self._packed[shapes] = _try(net, predict)
         del self._seen[shapes]
-        while len(self._packed) > self._most:
+        weighs = sum(each.nbytes for each in net.parameters())
+        while len(self._packed) > 1 and len(self._packed) * weighs > self._most:
             self._packed.popitem(last=False)
         return out
 

@@ -10,24 +10,25 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from threading import RLock
 from typing import Any, ClassVar
 
 import msgspec
 import torch
 from PIL import Image
 
-from engine.emphasis import plain
+from engine.emphasis import pieces, plain
 from engine.families.family import TORCH, Conditions
+from engine.families.forwards import Forwards
 from engine.families.loras import Loras
 from engine.families.nets import Copies, Nets, OneCopy, Reopen
-from engine.families.packed import Packs, can_pack
-from engine.families.recorded import Graphs
+from engine.families.visiting import visits
 from engine.families.wholly import Wholly
-from engine.families.wording import Wording
+from engine.families.wording import Wording, texts_of
 from engine.job import Dtype, Guides, Lora, Recipe, Sampler
 from engine.plan import Plan, plan, samplers_for
 
-TEXTS_KEPT = 256
+TEXTS_KEPT, TEXT_BYTES_KEPT = 256, 256 * 2**20
 
 
 class Pipelined(Wholly, ABC):
@@ -38,6 +39,7 @@ class Pipelined(Wholly, ABC):
 
     network: ClassVar[str] = "transformer"  # the pipeline's attribute
     weighs: ClassVar[bool] = False  # words in brackets (`emphasis`); else they are read without the brackets
+    spellings: ClassVar[tuple[str, ...]] = ()  # what the pipeline's own call calls a text's conditions
     guides: Guides = "rows"
     interval: tuple[float, float] = (0.0, 1.0)
     size: int
@@ -48,17 +50,18 @@ class Pipelined(Wholly, ABC):
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float = 7.5
     ) -> None:
         self.name, self.revision, self.device, self.guidance = name, revision, torch.device(device), guidance
-        self.pipeline = pipeline
+        self.pipeline, self.alone = pipeline, RLock()
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
-        self.samplers: tuple[Sampler, ...] = samplers_for(self.scheduler_config)
+        self.samplers: tuple[Sampler, ...] = tuple(
+            name for name in samplers_for(self.scheduler_config) if name not in self.unable
+        )
         self.enlargement, self.upscaler = 1, ""
         self._master = getattr(pipeline, self.network).eval().requires_grad_(False)
         self._vae = pipeline.vae.eval().requires_grad_(False).to(self.device)
         for part, module in pipeline.components.items():
             if part.startswith("text_encoder") and module is not None:
                 module.eval().requires_grad_(False).to(self.device)
-        self._packs = Packs() if self.device.type == "cpu" and can_pack(self._master) else None
-        self._graphs: Graphs | None = None
+        self.forwards = Forwards(self._master, self.device)
         self._nets: Nets = Copies(self._master, self.device)
         self._texts: OrderedDict[Wording, Conditions] = OrderedDict()
         self._loras = Loras(pipeline, self.network)
@@ -80,19 +83,20 @@ class Pipelined(Wholly, ABC):
             setattr(self.pipeline, self.network, self._master)
             return self._master
 
-        self._packs = None
+        self.forwards.forget()
         self._nets = OneCopy(self._master, dtype, self.device, again, self._let_go)
 
     def _let_go(self) -> None:
         self._loras.forget()
-        self._graphs = Graphs() if self._graphs is not None else None
+        self.forwards.forget()
         self._master = None
         setattr(self.pipeline, self.network, None)
 
-    def record_graphs(self) -> None:
-        """From now on a shape that keeps coming is recorded as a CUDA graph; nothing changes on a processor."""
-        if self.device.type == "cuda":
-            self._graphs = Graphs()
+    def offload(self) -> None:
+        """From now on the text encoders, of large models the larger half, lie on the host and visit the device."""
+        for part, module in self.pipeline.components.items():
+            if part.startswith("text_encoder") and module is not None:
+                visits(module, self.device)
 
     @property
     def max_pixels(self) -> int:
@@ -140,8 +144,21 @@ class Pipelined(Wholly, ABC):
         return self._loras.spoken(loras, self._master) if loras else self.pipeline
 
     def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
-        wording = Wording(text, negative, self._chunks(recipe), recipe.loras)
+        with self.alone:  # tokenizers
+            wording = Wording(text, negative, self._chunks(recipe), recipe.loras)
         return (*self._told(wording), *self._circumstances(recipe))
+
+    def spelt(self, recipe: Recipe) -> dict[str, Any]:
+        """Arguments of the pipeline's own call in place of words that it would read otherwise; else none."""
+        weighed = any(piece.weight != 1.0 for text in texts_of(recipe) for piece in pieces(text))
+        with self.alone:
+            if not self.spellings or not (weighed or self._chunks(recipe) > 1):
+                return {}
+        words = self.condition(recipe.concepts[0].text, recipe)
+        against = self.condition(recipe.negative, recipe, negative=True)
+        told = {name: part[None] for name, part in zip(self.spellings, words, strict=False)}
+        told |= {f"negative_{name}": part[None] for name, part in zip(self.spellings, against, strict=False)}
+        return {"prompt": None, "negative_prompt": None, **told}
 
     @abstractmethod
     def _words(self, pipeline: Any, wording: Wording) -> Conditions:
@@ -159,12 +176,19 @@ class Pipelined(Wholly, ABC):
         """The text's conditions, encoded when they are first asked for."""
         if wording not in self._texts:
             read = wording if self.weighs else wording._replace(text=plain(wording.text))
-            with torch.inference_mode():
+            with torch.inference_mode(), self.alone:
                 self._texts[wording] = self._words(self.told_by(wording.loras), read)
         self._texts.move_to_end(wording)
-        while len(self._texts) > TEXTS_KEPT:
+        while len(self._texts) > 1 and (len(self._texts) > TEXTS_KEPT or self._text_bytes() > TEXT_BYTES_KEPT):
             self._texts.popitem(last=False)
         return self._texts[wording]
+
+    def forget_texts(self) -> None:
+        """The next time every text is encoded anew."""
+        self._texts.clear()
+
+    def _text_bytes(self) -> int:
+        return sum(part.nbytes for each in self._texts.values() for part in each)
 
     @torch.inference_mode()
     def denoise(
@@ -172,23 +196,14 @@ class Pipelined(Wholly, ABC):
     ) -> torch.Tensor:
         kind = TORCH[dtype]
         inputs = (x.to(kind), t, *(_cast(each, kind) for each in texts))
-        return self._forward(self.net(dtype, loras), inputs, dtype, loras).float()
+        net = self.net(dtype, loras)
+        if loras:  # its weights are not those that were packed or recorded
+            return self._predicted(net, inputs).float()
+        return self.forwards.run(net, dtype, inputs, self._predicted).float()
 
-    def _forward(
-        self, net: Any, inputs: tuple[torch.Tensor, ...], dtype: Dtype, loras: tuple[Lora, ...]
-    ) -> torch.Tensor:
-        """Through a packed copy or a recorded graph where there can be one; what a LoRA has changed runs as it is."""
-
-        def predict(network: Any, given: tuple[torch.Tensor, ...] = inputs) -> torch.Tensor:
-            x, t, *texts = given
-            return self._predict(network, x, t, tuple(texts))
-
-        shapes = (dtype, *(each.shape for each in inputs))
-        if loras:
-            return predict(net)
-        if self._graphs is not None:
-            return self._graphs.run(shapes, inputs, lambda given: predict(net, given))
-        return predict(net) if self._packs is None else self._packs.run(net, shapes, predict)
+    def _predicted(self, net: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        x, t, *texts = inputs
+        return self._predict(net, x, t, tuple(texts))
 
     @abstractmethod
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:

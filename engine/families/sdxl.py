@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from engine.emphasis import plain
 from engine.families import chunks
 from engine.families.distilled import guidance_for
-from engine.emphasis import plain
 from engine.families.family import Conditions
 from engine.families.pipelined import Pipelined
 from engine.families.wording import Wording, texts_of
@@ -26,7 +26,7 @@ class StableDiffusionXL(Pipelined):
     """Conditions: token states of both CLIPs, the second's pooled text, sizes, and in an LCM the guidance embedded."""
 
     network = "unet"
-    weighs = True
+    weighs, spellings = True, ("prompt_embeds", "pooled_prompt_embeds")
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None

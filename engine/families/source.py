@@ -40,10 +40,9 @@ class Source:
 
 def find(name_or_path: str, data: Path) -> Source:
     """Raises `Unfit` with one sentence where there is nothing of that name, or only a pickle."""
-    models = data / "models"
-    for path in (
-        () if not name_or_path else (models / f"{name_or_path}{ENDING}", models / name_or_path, Path(name_or_path))
-    ):
+    own = data / "models"
+    places = (own / f"{name_or_path}{ENDING}", own / name_or_path, Path(name_or_path)) if name_or_path else ()
+    for path in places:
         if _exists(path):
             _refuse_other_files(path)
             return Source(model_name(name_or_path), path)

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers.models.bert.modeling_bert import BertModel
 
-from engine.families import chunks
 from engine.emphasis import plain
+from engine.families import chunks
 from engine.families.family import SMALL, Conditions
 from engine.families.pipelined import Pipelined
 from engine.families.revision import together
@@ -24,7 +24,7 @@ class StableDiffusion(Pipelined):
     """`resolver` enlarges the finals of a small model, and is then part of its revision."""
 
     network = "unet"
-    weighs = True
+    weighs, spellings = True, ("prompt_embeds",)
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu",

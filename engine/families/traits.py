@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.job import Guides, Sampler
 from engine.plan import is_flow, samplers_for
-from engine.shell import NETWORKS
+from engine.strands.shell import NETWORKS
 from engine.unfit import Unfit
 
 GUIDANCE, MOST_GUIDANCE = 5.0, 30.0

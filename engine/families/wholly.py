@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from engine.call import Forward
 from engine.families.family import TORCH
-from engine.job import Dtype, Lora
+from engine.job import Dtype, Lora, Sampler
 from engine.plan import build_scheduler
+from engine.strands.call import Forward
 
 
 class Wholly:
@@ -23,6 +23,7 @@ class Wholly:
     network: ClassVar[str]
     no_guidance: ClassVar[float] = 1.0  # what the pipeline calls our guidance of 1
     output_type: ClassVar[str] = "latent"
+    unable: ClassVar[tuple[Sampler, ...]] = ()  # samplers whose schedulers the pipeline cannot run with its own sigmas
     scheduler_config: Mapping[str, Any]
 
     @abstractmethod
@@ -30,6 +31,8 @@ class Wholly:
         """The network in this number format."""
 
     def scheduler(self, sampler: str) -> Any:
+        if sampler in self.unable:
+            raise ValueError(f"This model's pipeline cannot run the sampler {sampler}.")
         return build_scheduler(self.scheduler_config, sampler)
 
     def forward_of(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> Forward:

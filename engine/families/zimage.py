@@ -32,6 +32,7 @@ class ZImage(Pipelined):
     """
 
     no_guidance = 0.0
+    unable = ("heun", "unipc", "dpmpp_3m")
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
@@ -40,10 +41,7 @@ class ZImage(Pipelined):
         self.tokens = TOKENS
         self.size = SIDE * self.factor
         self.multiple = PATCH * self.factor
-        self._packs = None  # texts of other lengths are other shapes inside, which nobody sees from outside
-
-    def record_graphs(self) -> None:
-        """Nothing: a graph would keep the lengths that it was recorded with."""
+        self.forwards.leave_as_it_is()  # texts have other lengths inside, which a packed copy or a graph would keep
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
         mu = shift(self.scheduler_config, width * height // self.multiple**2)

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from engine.config import default_data
 from engine.families.embedded import NAME, WEIGHTS, assemble, load_text_encoder
 from engine.families.opening import folder_of, open_pipeline
-from engine.families.pipelined import fingerprint
 from engine.families.quiet import quiet
+from engine.families.revision import fingerprint
 from engine.unfit import Unfit
 
 INDEX = "model_index.json"

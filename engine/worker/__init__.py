@@ -13,12 +13,17 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from msgspec.structs import replace
+
 from engine.bus import Bus, Unreachable
 from engine.engine import Developed, Engine, Event, Failed, Stepped
 from engine.job import Presence, Snapshot, Warm
 from engine.lane import Lane
+from engine.shelf import Shelf
+from engine.shelf.stock import Stock
 from engine.upscale import Upscaler
 from engine.worker.attention import Attention
+from engine.worker.fetching import Fetching
 from engine.worker.intake import Intake
 from engine.worker.keeping import Keeping
 from engine.worker.lease import Lease, Stuck
@@ -27,6 +32,7 @@ from engine.worker.output import Output
 from engine.worker.pulse import Pulse
 from engine.worker.roster import Roster
 from engine.worker.run import Run
+from engine.worker.steering import Steering
 from engine.worker.thread import EngineThread
 
 __all__ = ["Offer", "Stuck", "Worker"]
@@ -63,17 +69,23 @@ class Worker:
     """`run` returns after `drain`, and raises `Stuck` or `Ended` when the process must end."""
 
     def __init__(
-        self, bus: Bus, engine: Engine, lane: Lane, offer: Offer, pulse: Pulse, upscaler: Upscaler | None = None
-    ) -> None:
+        self, bus: Bus, engine: Engine, lane: Lane, offer: Offer, pulse: Pulse, upscaler: Upscaler | None = None,
+        shelf: Shelf | None = None,
+    ) -> None:  # fmt: skip
         self._bus, self._offer = bus, offer
         self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash)
         self.roster = Roster(self._thread, lane)
+        self._shelf = shelf or Shelf([], Stock(0))
+        self._shelf.loader.busy = lambda: pulse.busy("the loader", "load")
+        self._shelf.loader.rest = lambda: pulse.rest("the loader")
+        self._fetching = Fetching(bus, self._shelf, self.roster)
         self._outcome = Outcome(bus, offer.name, self.roster)
         self._upscaler = upscaler or Upscaler()
         self._output = Output(bus, lane, self._upscaler, self._outcome, pulse)
         self._intake = Intake(bus, offer.name, self.roster, self._outcome, self._output, self._admit)
         self._lease = Lease(bus, self.roster, self._outcome, pulse)
         self._attention = Attention(bus, self.roster)
+        self._steering = Steering(bus, self.roster)
         self._keeping = Keeping(bus, self.roster, self._outcome, self._attention)
         self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -92,7 +104,7 @@ class Worker:
         self._bus.on_return(self._lease.look_again)
         duties: list[Coroutine[object, object, None]] = [
             self._pull(), self._announce(), self._lease.beat(), self._lease.watch(), self._attention.listen(),
-            self._keeping.keep(), self._output.show(), self._bus.hold(),
+            self._steering.listen(), self._keeping.keep(), self._output.show(), self._bus.hold(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(duty) for duty in duties]
         try:
@@ -104,6 +116,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.roster.close()
+            await self._shelf.close()
             self._upscaler.close()
         await self._end()
 
@@ -142,16 +155,23 @@ class Worker:
             await self.roster.changed.wait()
             self.roster.changed.clear()
             try:
-                await self._bus.announce(self._offer.presence(self.free_rows))
+                await self._bus.announce(self._presence())
             except Unreachable as error:
                 log.warning("%s", error)
+
+    def _presence(self) -> Presence:
+        """With what is in memory now, where there is a shelf."""
+        said = self._offer.presence(self.free_rows)
+        return replace(said, models=self._shelf.warm() or said.models)
 
     async def _admit(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
         def add(engine: Engine) -> None:
             if not run.ended:  # else a cancel came first, and nobody would take the job out again
                 engine.add(run.job, snapshots)
                 engine.watch(run.job.id, run.watched)
+                run.steer(engine)
 
+        await self._fetching.fetch(run)
         run.watched = self._attention.wanted(run.job.id)
         run.stepped = time.monotonic()
         await self._thread.call(add)

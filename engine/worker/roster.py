@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 
 from engine.lane import Lane
 from engine.worker.run import Run
@@ -22,6 +22,7 @@ class Roster:
     def __init__(self, thread: EngineThread, lane: Lane) -> None:
         self.thread, self._lane = thread, lane
         self.changed = asyncio.Event()
+        self.on_leave: Callable[[Run], None] = lambda _: None
         self._runs: dict[str, Run] = {}
         self._errands: set[asyncio.Task[None]] = set()
 
@@ -50,6 +51,7 @@ class Roster:
         if run in self:
             del self._runs[run.job.id]
             self._lane.forget(run.job.id)
+            self.on_leave(run)
             self.changed.set()
 
     def spawn(self, work: Coroutine[object, object, None], run: Run | None = None) -> None:

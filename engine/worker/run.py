@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from engine.bus.claims import Claim
 from engine.bus.deliveries import Delivered
-from engine.engine import Stepped
+from engine.engine import Engine, Stepped
 from engine.job import Job, Recipe, Snapshot, rows
 
 SMOOTHING = 0.05  # weight of the newest image-step in the pace
@@ -32,7 +32,10 @@ class Run:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     announced: asyncio.Event = field(default_factory=asyncio.Event)  # Started is published
     ended: bool = False
+    held: str = ""  # the model that stays in memory for it
     watched: bool = False
+    paused: asyncio.TimerHandle | None = None  # what ends its pause
+    weight: float = 1.0  # beside other jobs of its user
     pace: float = 0.0  # seconds an image-step
     stepped: float = 0.0  # when the last step was done, or the engine took it in
     run_here: int = 0  # image-steps that this worker ran
@@ -52,7 +55,12 @@ class Run:
     @property
     def rows(self) -> int:
         """Rows of the batch that it takes up."""
-        return rows(self.job.task) if isinstance(self.job.task, Recipe) else 0
+        return rows(self.job.task) if isinstance(self.job.task, Recipe) and self.paused is None else 0
+
+    def steer(self, engine: Engine) -> None:
+        """Tells the engine how it stands, between two steps; one that is not there yet is told when it comes."""
+        (engine.resume if self.paused is None else engine.pause)(self.job.id)
+        engine.prioritise(self.job.id, self.weight)
 
     def resume(self, snapshots: Iterable[Snapshot]) -> int:
         """Notes where the images go on, and returns the step that is said of the whole: the least of them."""

@@ -68,6 +68,8 @@ class EngineThread:
                     self._step()
         except BaseException as error:
             self._tell(self._on_crash, error)
+        finally:
+            self._engine.close()
 
     def _obey(self) -> bool:
         """Everything that was asked meanwhile; waits for the next request when there is nothing else to do."""
@@ -88,7 +90,7 @@ class EngineThread:
         if events:
             self._tell(self._on_events, events, time.monotonic())
         else:
-            time.sleep(0.001)  # nothing was due: all images wait for their owner's turn
+            time.sleep(0.001)  # nothing was due: whoever is away has not come back yet
 
     def _tell(self, what: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None

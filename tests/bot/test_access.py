@@ -41,6 +41,7 @@ info        everyone    -           -           -       direct
 prefer      everyone    -           -           -       direct
 help        everyone    -           -           -       direct
 cancel      everyone    moderators  moderators  house   direct
+pause       everyone    moderators  moderators  house   direct
 upscale     everyone    everyone    nobody      nobody  direct
 vary        everyone    everyone    nobody      nobody  direct
 reroll      everyone    everyone    nobody      nobody  direct
@@ -70,6 +71,7 @@ That job belongs to another server.
 That job is private: it is its author's alone.
 This one is yours: delete it instead.
 Only Ann and moderators (who may manage messages in the whole server) may cancel this job.
+Only Ann and moderators (who may manage messages in the whole server) may pause this job.
 Only Ann and moderators (who may manage messages in the whole server) may delete these pictures.
 Only moderators (who may manage messages in the whole server) may dismiss a report.
 Only moderators (who may manage messages in the whole server) may keep held pictures hidden.
@@ -89,7 +91,7 @@ def expected(action: str) -> Sequence[str]:
 ABOUT_JOBS: list[Action] = [action for action in ACTIONS if expected(action)[1] != "-"]
 
 
-MODERATED: set[Action] = {"cancel", "delete", "approve", "deny", "dismiss"}
+MODERATED: set[Action] = {"cancel", "pause", "delete", "approve", "deny", "dismiss"}
 
 
 def a_member(who: Standing, *, author: bool = False, guild: str = HERE) -> Member:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from bot.cli.up import HERE, check_there, say_when_warm
+from bot.cli.up import HERE, check_size, check_there, say_when_warm
 from bot.cli.workshop import Workshop
 from bot.config import load
 from bot.refused import Refused
@@ -69,3 +70,22 @@ def _looks(tmp_path: Path) -> None:
         check_there(load(data=tmp_path, check=tmp_path))
     (tmp_path / "config.json").write_text("{}")
     check_there(load(data=tmp_path, check=tmp_path))
+
+
+async def test_what_is_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    studio, large = Watched(), replace(WARM, name="large", loaded=False)
+    here = Presence(worker=HERE, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test")
+    asyncio.get_running_loop().call_later(0.5, studio.there.update, {HERE: here})
+    said = await _warming(LIVES, tmp_path / "engine.log", studio, capsys)
+    assert "large is offered, and loaded when somebody asks for it." in said
+    assert "large is warm" not in said
+
+
+@pytest.mark.parametrize("memory", ["much", "0"])
+async def test_a_size_that_is_none_is_said_at_once(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Refused, match=r"--memory or DARKROOM_MEMORY: a size such as 12GB is needed\."):
+        check_size(memory)
+    monkeypatch.setenv("DARKROOM_MEMORY", memory)
+    with pytest.raises(Refused, match="a size such as 12GB"):
+        check_size("")
+    check_size("12GB")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from engine import families
+from engine.bus.broker import Broker
 from engine.engine import Developed, Engine, Failed
 from engine.families.embedded import load_embedded
-from engine.families.family import Conditions
+from engine.families.family import Conditions, Family
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import FIRST_SAMPLERS, Concept, Dtype, Guides, Job, Lora, Recipe, Sampler, Share
+from engine.lane import Lane
 from engine.plan import Plan, plan
+from tests.engine.shop import LEASE, Shop
 from tests.engine.small_models import build
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -154,3 +160,31 @@ def finish() -> Callable[..., dict[tuple[str, int], torch.Tensor]]:
         raise AssertionError("the engine does not come to an end")
 
     return run
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
+    return {"embedded": families.load("embedded", tmp_path_factory.mktemp("data"))}
+
+
+@pytest.fixture(scope="module")
+def lane(loaded: dict[str, Family]) -> Iterator[Lane]:
+    lane = Lane(loaded)
+    yield lane
+    lane.close()
+
+
+@pytest_asyncio.fixture
+async def shop(
+    tmp_path: Path, loaded: dict[str, Family], lane: Lane, request: pytest.FixtureRequest
+) -> AsyncIterator[Shop]:
+    async with Broker(tmp_path / "nats") as broker:
+        shop = Shop(broker, loaded, lane, getattr(request, "param", LEASE))
+        shop.bot = await shop.join()
+        await shop.bot.watch_workers()
+        yield shop
+        for worker, task in shop.running:
+            worker.drain()
+            await asyncio.gather(task, return_exceptions=True)
+        for bus in shop.buses:
+            await bus.close()

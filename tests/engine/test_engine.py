@@ -9,8 +9,9 @@ import msgspec
 import pytest
 import torch
 
-from engine.engine import Developed, Engine, Failed, Stepped, is_out_of_memory
+from engine.engine import Developed, Engine, Failed, Stepped
 from engine.job import Ancestor, Concept, Enlarge, Job, Recipe, rows
+from engine.memory import is_out_of_memory
 from engine.plan import plan
 from engine.rows import Layout
 from engine.trajectory import Trajectory
@@ -52,7 +53,7 @@ def test_one_step_is_guidance_and_the_table(affine: Any, recipe: Make, job: Make
     row = plan(affine.scheduler_config, "ddim", 1).table[0]
     x = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(7))
     u, sea, red = (
-        affine.denoise(x[None], torch.tensor([row[0]]), affine.encode(text)[None], "float32")[0]
+        affine.denoise(x[None], torch.tensor([row[0]]), (affine.condition(text, one)[0][None],), "float32")[0]
         for text in ("fog", "sea", "red")
     )
     out = u + 3.0 * (2.0 * (sea - u) - 0.5 * (red - u))
@@ -280,14 +281,14 @@ def test_who_is_not_here_is_not_watched(affine: Any, recipe: Make, job: Make) ->
     assert not engine._watched
 
 
-def failing_at(affine: Any, monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
-    """The network raises where one of these texts is in the batch."""
-    denoise, marks = affine.denoise, [float(affine.encode(text)[0, 0]) for text in texts]
+def failing_at(affine: Any, monkeypatch: pytest.MonkeyPatch, *marks: float) -> None:
+    """The network raises where a text of one of these values is in the batch; for every batch where there is none."""
+    denoise = affine.denoise
 
-    def broken(x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor, dtype: Any) -> torch.Tensor:
-        if not texts or any(mark in rows[:, 0, 0].tolist() for mark in marks):
+    def broken(x: torch.Tensor, t: torch.Tensor, texts: Any, *rest: Any) -> torch.Tensor:
+        if not marks or any(mark in texts[0][:, 0, 0].tolist() for mark in marks):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-        return denoise(x, t, rows, dtype)
+        return denoise(x, t, texts, *rest)
 
     monkeypatch.setattr(affine, "denoise", broken)
 
@@ -295,8 +296,8 @@ def failing_at(affine: Any, monkeypatch: pytest.MonkeyPatch, *texts: str) -> Non
 def test_an_error_that_one_job_causes_fails_that_job_alone(
     affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    affine.encode = lambda text: torch.full((4, 2), len(text) / 16)  # exact in float32
-    failing_at(affine, monkeypatch, "guilty")
+    affine.condition = lambda text, *_, **__: (torch.full((4, 2), len(text) / 16),)  # exact in float32
+    failing_at(affine, monkeypatch, len("guilty") / 16)
     engine = Engine({"affine": affine})
     guilty, good = job(recipe("guilty", count=2, steps=3)), [job(recipe(text, steps=3)) for text in ("a", "be")]
     for each in (good[0], guilty, good[1]):

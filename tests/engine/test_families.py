@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from engine.families import embedded as embedded_module
-from engine.families import load, model_name, stable_diffusion
-from engine.families.pipelined import fingerprint
+from engine.families import load, model_name, pipelined
+from engine.families.revision import fingerprint
 from engine.families.stable_diffusion import StableDiffusion
 from engine.unfit import Unfit
 
@@ -26,7 +26,7 @@ def test_the_embedded_model_says_what_it_is(embedded: StableDiffusion) -> None:
 def test_texts_are_encoded_alone_in_one_shape_and_cached(
     embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stable_diffusion, "TEXTS_KEPT", 3)
+    monkeypatch.setattr(pipelined, "TEXTS_KEPT", 3)
     first = embedded.encode("a cat")
     assert first.shape == embedded.encode("a very " + "very " * 50 + "long text").shape == (24, 384)
     assert embedded.encode("a cat") is first
@@ -43,6 +43,8 @@ def test_a_folder_is_loaded_by_path_and_by_name_in_the_data_folder(small_folder:
     assert by_name.name == "tiny"
     assert by_path.name == model_name(str(small_folder))
     assert by_path.revision == by_name.revision
+    assert isinstance(by_path, StableDiffusion)
+    assert isinstance(by_name, StableDiffusion)
     assert torch.equal(by_path.encode("cat"), by_name.encode("cat"))
     assert by_name.decode(torch.zeros(by_name.latent_shape(32, 48))).size == (32, 48)
 
@@ -67,7 +69,7 @@ def test_pickled_weights_are_refused(small_folder: Path, tmp_path: Path) -> None
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Unfit, match="weights of its unet not at all"):
+    with pytest.raises(Unfit, match=r"The model empty has no model_index\.json that can be read"):
         load(str(tmp_path / "empty"), tmp_path)
 
 
@@ -75,7 +77,7 @@ def test_spoilt_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt"
     shutil.copytree(small_folder, spoilt)
     next((spoilt / "unet").glob("*.safetensors")).write_bytes(b"rubbish")
-    with pytest.raises(Unfit, match="is not a Stable Diffusion model that can be loaded"):
+    with pytest.raises(Unfit, match="weights of the model's unet cannot be read: they are no safetensors"):
         load(str(spoilt), tmp_path)
 
 

@@ -11,6 +11,7 @@ import torch
 from engine.engine import Engine
 from engine.job import Concept, Recipe, cost, guided, pinned, row_steps, rows
 from engine.plan import COLUMNS, plan
+from engine.unfit import Unfit
 
 Make = Callable[..., Any]
 
@@ -70,9 +71,9 @@ def test_rows_are_counted_and_paid_for_as_they_are_used(recipe: Make) -> None:
     whole, half = recipe(count=4, guidance=4.0), recipe(count=4, guidance=4.0, guidance_start=0.5)
     assert (rows(half), rows(half, held=False), row_steps(whole), row_steps(half)) == (8, 4, 80, 60)
     three = recipe(concepts=(Concept("a", 2.0), Concept("b", 1.0), Concept("c", -1.0)), guidance_stop=0.5)
-    assert (rows(three), rows(three, held=False)) == (4, 3)
+    assert (rows(three), rows(three, held=False)) == (4, 4)
     away = recipe(concepts=(Concept("a", 1.0), Concept("b", -1.0)), guidance_stop=0.5)
-    assert rows(away, held=False) == rows(away) == 3  # nothing but the empty text is left to steer from
+    assert rows(away, held=False) == rows(away) == 3
     assert [pinned(each, False) for each in (recipe(bucket=8), recipe(bucket=8, guidance_start=0.5), whole)] == [
         4,
         4,
@@ -92,3 +93,23 @@ def test_the_price_falls_with_the_rows(recipe: Make) -> None:
 def test_where_the_network_takes_guidance_itself_there_is_one_row_a_text(recipe: Make) -> None:
     assert rows(recipe(guides="network", guidance=3.5)) == 1
     assert rows(recipe("a", "b", guides="network")) == 2
+
+
+@pytest.mark.parametrize("weight", [-0.5, -0.9, -0.999, -1.0, -1.5])
+def test_a_concept_to_steer_away_from_is_no_lever_outside_the_interval(
+    affine: Any, recipe: Make, job: Make, finish: Make, weight: float
+) -> None:
+    """The weights' sum passes 0 there: a picture must not."""
+    concepts = (Concept("a"), Concept("b", weight))
+    sizes = []
+    for start, stop in ((0.0, 1.0), (0.3, 0.8)):
+        one = job(recipe(concepts=concepts, sampler="ddim", guidance=4.0, guidance_start=start, guidance_stop=stop))
+        engine = Engine({"affine": affine})
+        engine.add(one)
+        sizes.append(float(finish(engine)[one.id, 0].abs().max()))
+    assert sizes[1] <= 1.5 * sizes[0]
+
+
+def test_an_interval_that_ends_before_it_begins_is_refused(affine: Any, recipe: Make, job: Make) -> None:
+    with pytest.raises(Unfit, match="before it starts"):
+        Engine({"affine": affine}).add(job(recipe(guidance_start=0.8, guidance_stop=0.2)))

@@ -20,7 +20,8 @@ from bot.cli.terminal import Wish, run
 from bot.config import load as settings
 from engine.families import load
 from engine.families.embedded import load_text_encoder
-from engine.families.pipelined import fingerprint
+from engine.families.revision import fingerprint
+from engine.families.stable_diffusion import StableDiffusion
 from engine.training import checkpoint, memory
 from engine.training.__main__ import main
 from engine.training.commands.builtin import weights_of
@@ -113,6 +114,7 @@ def test_the_result_is_a_whole_model_for_diffusers_and_for_us(whole: Path, tmp_p
     theirs = import_module("diffusers").StableDiffusionPipeline.from_pretrained(whole)
     theirs.set_progress_bar_config(disable=True)
     ours = load(str(whole), tmp_path)
+    assert isinstance(ours, StableDiffusion)
     assert (ours.guidance, ours.tokens, ours.size) == (4.0, 24, 16)
     assert torch.equal(ours.encode("a red ball"), theirs.encode_prompt("a red ball", "cpu", 1, False)[0][0])
     average = {n.removeprefix(AVERAGE): t for n, t in kept(whole).items() if n.startswith(AVERAGE)}

@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-from engine.probe import NotTabled, probe
+from engine.plan.probe import NotTabled, probe
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -3,178 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from msgspec.structs import replace
 from PIL import Image
 
-from engine import families
 from engine.__main__ import STUCK
-from engine.alone import develop
-from engine.bus import Bus, Kept
-from engine.bus.broker import Broker
-from engine.engine import Engine
+from engine.bus import Kept
 from engine.families.family import Family
 from engine.job import (
     Cancelled,
-    Concept,
     Enlarge,
     Failed,
     Finished,
     Job,
     Ladder,
     Picture,
-    Recipe,
     Share,
     Snapshot,
     Started,
     decode,
 )  # fmt: skip
-from engine.lane import Lane
 from engine.super_resolver import SuperResolver
 from engine.upscale import Upscaler
-from engine.worker import FULL_PAUSE, Offer, Stuck, Worker
+from engine.worker import FULL_PAUSE, Stuck
 from engine.worker.pulse import Pulse
-
-LEASE = 2.0
-JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-OTHER = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
-LONG = 400
-
-
-def a_job(job: str = JOB, *, attempt: int = 1, ladder: bool = False, **recipe: Any) -> Job:
-    """One small picture: a single row of the network."""
-    plain: dict[str, Any] = {
-        "concepts": (Concept("a red apple"),), "model": "embedded", "sampler": "ddim", "steps": 4, "seed": 7,
-        "guidance": 1.0, "width": 64, "height": 64, "count": 1, "dtype": "float32", "bucket": 1,
-    }  # fmt: skip
-    share = Share("standard", "guild", "ann")
-    task = Recipe(**{**plain, **recipe})
-    return Job(id=job, task=task, share=share, cost=8.0, deadline=2e9, attempt=attempt, ladder=ladder)
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
-    return {"embedded": families.load("embedded", tmp_path_factory.mktemp("data"))}
-
-
-@pytest.fixture(scope="module")
-def lane(loaded: dict[str, Family]) -> Iterator[Lane]:
-    lane = Lane(loaded)
-    yield lane
-    lane.close()
-
-
-class Shop:
-    """A broker, the bot's end of the bus, and as many workers as a test wants."""
-
-    def __init__(self, broker: Broker, loaded: dict[str, Family], lane: Lane, lease: float) -> None:
-        self.broker, self.loaded, self.lane, self.lease = broker, loaded, lane, lease
-        self.buses: list[Bus] = []
-        self.running: list[tuple[Worker, asyncio.Task[None]]] = []
-        self.bot: Bus
-
-    async def join(self) -> Bus:
-        bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=self.lease))
-        self.buses.append(bus)
-        await bus.declare()
-        return bus
-
-    async def worker(
-        self, name: str = "one", pulse: Pulse | None = None, upscaler: Upscaler | None = None
-    ) -> tuple[Worker, asyncio.Task[None]]:
-        offer = Offer(name, "cpu", rows=8)
-        engine, pulse = Engine(self.loaded, rows=8), pulse or Pulse()
-        worker = Worker(await self.join(), engine, self.lane, offer, pulse, upscaler)
-        task = asyncio.create_task(worker.run())
-        self.running.append((worker, task))
-        return worker, task
-
-    def steps(self, seconds: float) -> int:
-        """Steps of `a_job` that take about so long on this machine, at its present load."""
-        began = time.monotonic()
-        develop(a_job(steps=10), self.loaded)
-        return min(1000, max(20, int(seconds / (time.monotonic() - began) * 10)))
-
-    async def results(self, job: str = JOB, seconds: float = 120.0) -> list[Any]:
-        """Everything that is said of a job up to its end; each is acknowledged."""
-        found: list[Any] = []
-        source = self.bot.results()
-        async with asyncio.timeout(seconds):
-            async for delivered in source:
-                await delivered.ack()
-                if delivered.value.job == job:
-                    found.append(delivered.value)
-                if delivered.value.job == job and isinstance(delivered.value, Finished | Failed | Cancelled):
-                    break
-        await close(source)
-        return found
-
-    async def started(self, job: str = JOB) -> Any:
-        source = self.bot.results()
-        async with asyncio.timeout(60):
-            async for delivered in source:
-                await delivered.ack()
-                if delivered.value.job == job and isinstance(delivered.value, Started):
-                    await close(source)
-                    return delivered.value
-        raise AssertionError("it never started")
-
-    async def left(self, stream: str) -> int:
-        return (await self.bot.js.stream_info(stream)).state.messages
-
-
-@pytest_asyncio.fixture
-async def shop(
-    tmp_path: Path, loaded: dict[str, Family], lane: Lane, request: pytest.FixtureRequest
-) -> AsyncIterator[Shop]:
-    async with Broker(tmp_path / "nats") as broker:
-        shop = Shop(broker, loaded, lane, getattr(request, "param", LEASE))
-        shop.bot = await shop.join()
-        await shop.bot.watch_workers()
-        yield shop
-        for worker, task in shop.running:
-            worker.drain()
-            await asyncio.gather(task, return_exceptions=True)
-        for bus in shop.buses:
-            await bus.close()
-
-
-async def close(source: Any) -> None:
-    await source.aclose()
-
-
-async def until(true: Callable[[], object], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():
-            await asyncio.sleep(0.02)
-
-
-async def midway(worker: Worker, least: int = 3) -> Any:
-    """The worker's one run, once it is some steps on its way."""
-    await until(lambda: any(min(run.done.values()) >= least for run in worker.roster))
-    return next(iter(worker.roster))
-
-
-def sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-async def uninterrupted(shop: Shop, job: Job) -> list[str]:
-    """The hashes of the same job's pictures, developed without a broker."""
-    alone = await asyncio.to_thread(develop, job, shop.loaded)
-    return [sha(picture) for picture in alone.pictures]
+from tests.engine.shop import JOB, LEASE, LONG, OTHER, Shop, a_job, midway, uninterrupted, until
 
 
 @pytest.mark.asyncio

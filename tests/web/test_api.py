@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import TYPE_CHECKING
 
@@ -163,6 +164,47 @@ async def test_a_running_job_can_be_cancelled(room: Room) -> None:
     assert end["state"] == "cancelled"
     assert end["pictures"] == []
     assert end["reason"]
+
+
+async def test_a_running_job_is_paused_and_goes_on(room: Room) -> None:
+    room.drawers[0].speed = 0.05
+    job = await room.imagine("terrier")
+    async for name, _ in room.events(f"/api/jobs/{job}/events"):
+        if name == "frame":
+            break
+    status, said = await room.ask("POST", f"/api/jobs/{job}/pause")
+    assert (status, said["id"]) == (200, job)
+    assert said["sentence"].startswith("Paused: it keeps its place")
+    status, said = await room.ask("POST", f"/api/jobs/{job}/priority", {"weight": 2})
+    assert (status, said["sentence"]) == (200, "Beside other jobs of its author it now weighs 2.")
+    await asyncio.sleep(1.5)  # longer than all of its steps
+    assert (await room.ask("GET", f"/api/jobs/{job}"))[1]["state"] == "running"
+    status, said = await room.ask("POST", f"/api/jobs/{job}/resume")
+    assert (status, said["sentence"]) == (200, "It goes on.")
+    assert (await room.end_of(job))["state"] == "finished"
+    heard = [(steer.job, steer.deed, steer.weight) for steer in room.drawers[0].steers]
+    assert heard == [(job, "pause", 1.0), (job, "weigh", 2.0), (job, "resume", 1.0)]
+
+
+async def test_what_does_not_run_cannot_be_paused(room: Room) -> None:
+    job = await room.imagine("terrier")
+    await room.end_of(job)
+    for deed, body in (("pause", None), ("resume", None), ("priority", {"weight": 1})):
+        status, said = await room.ask("POST", f"/api/jobs/{job}/{deed}", body)
+        assert (status, said["error"]) == (422, "Too late: it has finished already.")
+        status, said = await room.ask("POST", f"/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/{deed}", body)
+        assert status == 404
+    for weight in (0, -1, 1001, "2", None):
+        status, said = await room.ask("POST", f"/api/jobs/{job}/priority", {"weight": weight})
+        assert status == 400
+    assert room.drawers[0].steers == []
+
+
+async def test_a_job_that_waits_cannot_be_paused(open_room: OpenRoom) -> None:
+    async with open_room(workers=0) as room:
+        job = await room.imagine("terrier")
+        status, said = await room.ask("POST", f"/api/jobs/{job}/pause")
+        assert (status, said["error"]) == (422, "It has not begun, so it cannot be steered yet.")
 
 
 async def test_what_failed_says_why(room: Room) -> None:

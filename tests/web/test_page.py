@@ -181,6 +181,36 @@ async def test_cancel_stops_it_and_says_so(page: Page, room: Room) -> None:
     await expect(card.locator(".tray")).to_be_hidden()
 
 
+async def test_pause_holds_it_and_resume_lets_it_go_on(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.1
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    await card.get_by_role("button", name="Pause").click()
+    await expect(card.get_by_role("button", name="Resume")).to_be_visible()
+    await expect(card.locator(".left")).to_have_text("paused")
+    await asyncio.sleep(0.5)  # what was on its way
+    before = await pixels(card)
+    await asyncio.sleep(1.0)
+    assert await pixels(card) == before
+    await expect(card).to_have_attribute("data-state", "running")
+    await card.get_by_role("button", name="Resume").click()
+    await expect(card.get_by_role("button", name="Pause")).to_be_visible()
+    await finished(card)
+    await expect(card.locator(".pause")).to_be_hidden()
+
+
+async def test_a_pause_that_ended_by_itself_is_seen(page: Page, room: Room) -> None:
+    room.drawers[0].speed = 0.4
+    await visit(page, room)
+    card = await say(page, "terrier")
+    await expect(card.locator(".print.wet")).to_have_count(4)
+    await card.get_by_role("button", name="Pause").click()
+    await expect(card.get_by_role("button", name="Resume")).to_be_visible()
+    room.drawers[0].go_on()
+    await expect(card.get_by_role("button", name="Pause")).to_be_visible(timeout=LONG)
+
+
 async def test_waiting_jobs_say_their_place(page: Page, room: Room) -> None:
     room.drawers[0].going.clear()
     await visit(page, room)
@@ -457,6 +487,13 @@ async def test_a_guest_may_not_cancel_what_others_asked_for(browser: Browser, op
         await expect(card.get_by_role("button", name="Cancel")).to_be_visible()
         await expect(guest.locator("article.job")).to_be_visible()
         await expect(guest.get_by_role("button", name="Cancel")).to_have_count(0)
+        await expect(guest.get_by_role("button", name="Pause")).to_have_count(0)
+        address = f"{room.url}/api/jobs/{str(await card.get_attribute('id')).removeprefix('job-')}"
+        for deed, sentence in (("pause", "may pause this job."), ("priority", "Only whoever runs this room")):
+            answer = await guest.request.post(f"{address}/{deed}", data={"weight": 2}, headers={"Origin": room.url})
+            assert answer.status == 403
+            assert sentence in (await answer.json())["error"]
+        assert room.drawers[0].steers == []
         for page in pages:
             await page.goto("about:blank")
 

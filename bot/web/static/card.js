@@ -2,6 +2,7 @@
 // All text that people wrote goes in by textContent.
 
 import { Film } from "/static/film.js";
+import { Pause } from "/static/pause.js";
 import { clock, deed, left, waiting } from "/static/words.js";
 
 const pattern = document.getElementById("card");
@@ -16,6 +17,7 @@ export class Card {
     this.part = (name) => this.element.querySelector(`.${name}`);
     this.part("cancel").addEventListener("click", (event) => this.press(event.currentTarget, "DELETE", this.address));
     this.address = `/api/jobs/${job.id}`;
+    this.pause = new Pause(this);
     this.introduce(job);
     this.lay(job);
     this.update(job);
@@ -60,6 +62,7 @@ export class Card {
     else this.queued(job);
     this.part("cancel").disabled = job.cancelling;
     this.part("cancel").hidden = !job.may_cancel;
+    this.pause.offer(job.state === "running");
   }
 
   queued({ place, eta, worker = true, why = "" }) {
@@ -86,6 +89,7 @@ export class Card {
   frame({ step, of, percent, seconds_left, frames }) {
     if (this.over) return;
     this.element.dataset.state = "running";
+    this.pause.seen(step);
     this.progress(percent, seconds_left);
     this.part("left").title = `step ${step} of ${of}`;
     for (const [n, jpeg] of Object.entries(frames)) {
@@ -100,7 +104,7 @@ export class Card {
     this.part("tray").classList.remove("aside");
     this.element.querySelector("progress").value = percent;
     this.part("percent").textContent = `${percent} %`;
-    this.part("left").textContent = seconds == null ? "developing" : left(seconds);
+    this.part("left").textContent = this.pause.on ? "paused" : seconds == null ? "developing" : left(seconds);
     this.part("tray").style.setProperty("--dark", String(1 - percent / 100));
     this.label(`${percent} percent developed`);
   }

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from engine.device import best
 from engine.families.embedded import NAME
-from engine.families.pipelined import fingerprint
+from engine.families.revision import fingerprint
 from engine.training import memory
 from engine.training.commands import builtin, own
 from engine.training.commands.progress import say

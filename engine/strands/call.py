@@ -11,6 +11,7 @@ import hashlib
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class Reader:
     def _mark(self, value: Any, rows: int, path: str) -> Hashable:
         """What must be equal of this part of the arguments."""
         if is_time(value, path):
-            return ("time", str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__)
+            return "time"  # whole numbers and others go together: every network makes floats of them
         if isinstance(value, torch.Tensor):
             kind = (str(value.dtype), str(value.device))
             if is_rows(value, rows):
@@ -143,23 +144,35 @@ def joined(calls: Sequence[Call], padding: int = 0) -> Arguments:
         return calls[0].arguments
     counts, every = [call.rows for call in calls], [call.arguments for call in calls]
     names, (_, kwargs) = calls[0].names, every[0]
-    args = tuple(_join([each[0][n] for each in every], counts, padding, name) for n, name in enumerate(names))
-    return args, {name: _join([each[1][name] for each in every], counts, padding, name) for name in kwargs}
+    join = partial(_join, counts=counts, padding=padding, device=_device(every[0]))
+    args = tuple(join([each[0][n] for each in every], name=name) for n, name in enumerate(names))
+    return args, {name: join([each[1][name] for each in every], name=name) for name in kwargs}
 
 
-def _join(values: Sequence[Any], counts: Sequence[int], padding: int, name: str = "") -> Any:
+def _device(arguments: Arguments) -> torch.device | None:
+    """Of the first tensor that is there: networks take timesteps from elsewhere only where there is one for all."""
+    args, kwargs = arguments
+    flat = [part for each in (*args, *kwargs.values()) for part in (each if isinstance(each, list) else [each])]
+    return next((part.device for part in flat if isinstance(part, torch.Tensor) and part.dim()), None)
+
+
+def _join(
+    values: Sequence[Any], counts: Sequence[int], padding: int, device: torch.device | None, name: str = ""
+) -> Any:
     first = values[0]
     if is_time(first, name):
-        times = [torch.as_tensor(t, dtype=_wide(t)).expand(n) for t, n in zip(values, counts, strict=True)]
+        each = [torch.as_tensor(t, dtype=_wide(t)) for t in values]
+        kind = each[0].dtype if len({t.dtype for t in each}) == 1 else torch.float32
+        times = [t.to(device, kind).expand(n) for t, n in zip(each, counts, strict=True)]
         return torch.cat([*times, *[times[0][:1]] * padding])
     if is_rows(first, counts[0]):
         if isinstance(first, torch.Tensor):
             return torch.cat([*values, *[first[:1]] * padding])
         return [each for value in values for each in value] + first[:1] * padding
     if isinstance(first, Mapping):
-        return {key: _join([value[key] for value in values], counts, padding) for key in first}
+        return {key: _join([value[key] for value in values], counts, padding, device) for key in first}
     if isinstance(first, list | tuple):
-        return type(first)(_join(each, counts, padding) for each in zip(*values, strict=True))
+        return type(first)(_join(each, counts, padding, device) for each in zip(*values, strict=True))
     return first
 
 

@@ -1,6 +1,6 @@
 """Gathering: many calls to networks become few forwards, each call's own part of the output going back to it.
 
-Whether calls may go together is read off their arguments (`engine.call`) and then *tried*: the first time that calls of
+Whether calls may go together is read off their arguments (`call.py`) and then *tried*: the first time that calls of
 a signature meet, and the first time at different timesteps, each is also run by itself. Where the outcomes differ by
 more than rounding, or the joint forward fails, such calls go one by one from then on. Knows no pipelines and no jobs.
 """
@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from engine.call import Call, joined, split, times_differ
 from engine.memory import is_out_of_memory
+from engine.strands.call import Call, joined, split, times_differ
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from engine.call import Call, Forward, Reader
+from engine.strands.call import Call, Forward, Reader
 
 NETWORKS = ("unet", "transformer", "transformer_2", "prior", "decoder")  # what a pipeline runs at each step
 ESTIMATES = (  # whose tuple ends with the estimate of the finished sample
@@ -28,22 +29,21 @@ MULTISTEP = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # those 
 
 Ask = Callable[[Call], Any]
 Tell = Callable[["Moved"], None]
-Real = Callable[[str, Any], Forward]  # a network, by its attribute and as the pipeline has it → what runs instead
+Real = Callable[[str, Any], Forward]  # a network's attribute and what the pipeline has there → what really runs
 
 
+@dataclass(frozen=True)
 class Moved:
-    """A step of a sampler: which of how many, where it led, and the estimate of the finished latents, if there is one.
+    """A sampler has done `step` of `of` evaluations; where that led, and its estimate of the finished latents, if any.
 
-    `part` of `parts`: a pipeline of several samplers runs one after another.
+    Samplers such as Heun's need several evaluations for one of their steps.
     """
 
-    def __init__(self, scheduler: Any, step: int, sample: torch.Tensor, x0: torch.Tensor | None) -> None:
-        self.scheduler, self.step, self.sample, self.x0 = scheduler, step, sample, x0
-
-    @property
-    def done(self) -> float:
-        """The fraction of this sampler's steps."""
-        return min(1.0, self.step / max(1, len(self.scheduler.timesteps)))
+    sampler: int  # the identity of its scheduler: a pipeline may have several
+    step: int
+    of: int
+    sample: torch.Tensor
+    x0: torch.Tensor | None
 
 
 def shell_of(pipeline: Any, ask: Ask, tell: Tell, real: Real, scheduler: Any = None) -> Any:
@@ -81,18 +81,21 @@ class _Shells:
             return self.of(part)
         if isinstance(part, SchedulerMixin):
             return watched(part, self._tell)
-        return double(part, Reader(self._real(name, part)), self._ask)
+        return double(self._real(name, part), self._ask)
 
 
-def double(net: Any, reader: Reader, ask: Ask) -> Any:
-    """A network of the same weights whose forward asks."""
-    twin = copy.copy(net)
+def double(real: Forward, ask: Ask) -> Any:
+    """A network of the same weights whose forward asks. It says that it computes in float32, and is taken so."""
+    twin, reader = copy.copy(real.net), Reader(real)
 
-    @wraps(net.forward)
+    @wraps(real.net.forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
         return ask(reader.read(args, kwargs))
 
     twin.forward = forward
+    if real.kind is not None:
+        kind = type(twin)
+        twin.__class__ = type(kind.__name__, (kind,), {"dtype": property(lambda self: torch.float32)})
     return twin
 
 
@@ -104,7 +107,8 @@ def watched(scheduler: Any, tell: Tell) -> Any:
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = kind.step(self, *args, **kwargs)
         self.steps_told = getattr(self, "steps_told", 0) + 1
-        tell(Moved(self, self.steps_told, _sample(result), _estimate(self, kind.__name__, args, result)))
+        sample, x0 = _sample(result), _estimate(self, kind.__name__, args, result)
+        tell(Moved(id(self), self.steps_told, len(self.timesteps), sample, x0))
         return result
 
     own.__class__ = type(kind.__name__, (kind,), {"step": step})

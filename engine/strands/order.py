@@ -34,7 +34,7 @@ def order(pipeline: Any, recipe: Recipe, image: int, output_type: str, no_guidan
     by_rows = "true_cfg_scale" in known and recipe.guides == "rows"  # guidance_scale is then the network's own input
     wanted: dict[str, Any] = {
         "prompt": " ".join(plain(concept.text) for concept in recipe.concepts),
-        "negative_prompt": plain(recipe.negative),
+        "negative_prompt": plain(recipe.negative) or _nothing(pipeline),
         "width": recipe.width, "height": recipe.height, "num_inference_steps": recipe.steps, "eta": recipe.eta,
         "true_cfg_scale" if by_rows else "guidance_scale": scale, "num_images_per_prompt": 1,
         "generator": torch.Generator().manual_seed(recipe.seed + image), "output_type": output_type,
@@ -43,3 +43,8 @@ def order(pipeline: Any, recipe: Recipe, image: int, output_type: str, no_guidan
     if not by_rows and "true_cfg_scale" in known:
         del wanted["negative_prompt"]  # no rows are asked for, so that there is nothing for it to say
     return {name: value for name, value in wanted.items() if name in known}
+
+
+def _nothing(pipeline: Any) -> str | None:
+    """No negative text: SDXL reads an empty one, and takes zeros for none; others cannot do without one."""
+    return None if pipeline.config.get("force_zeros_for_empty_prompt") else ""

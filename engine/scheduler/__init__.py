@@ -1,7 +1,7 @@
 """Who shares the next forward pass: fair queueing over tier → guild → user → job, by calibrated cost. No torch.
 
 Two questions, both answered by start-time fair queueing. Which images may share a forward (a *group*: equal keys) and
-has the device now: `engine.turns`. Who of that group is in the batch: `engine.group`. A newcomer starts level with the
+has the device now: `turns.py`. Who of that group is in the batch: `group.py`. A newcomer starts level with the
 least served, so it is in the very next batch of its group, and whoever is furthest ahead pauses: nobody waits behind
 somebody's thousand steps, and nobody banks credit while away or paused.
 
@@ -22,9 +22,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Generic
 
-from engine.group import Group
-from engine.shares import E, Entry, Seat
-from engine.turns import Turns
+from engine.scheduler.group import Group
+from engine.scheduler.shares import E, Entry, Seat
+from engine.scheduler.turns import Turns
 
 __all__ = ["Entry", "Scheduler"]
 MOST_WEIGHT = 1000.0

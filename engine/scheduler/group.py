@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from heapq import heapify, heappop, heapreplace
 from typing import Generic
 
-from engine.shares import E, Node, Seat
+from engine.scheduler.shares import E, Node, Seat
 
 PATIENCE = 8  # steps for which newcomers may keep an image waiting that was passed over
 

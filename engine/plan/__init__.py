@@ -1,6 +1,6 @@
 """A sampler as a table of coefficients, one row a step.
 
-Every step of the usual samplers is linear in what it is given (`engine.probe` says how), so a scheduler of diffusers
+Every step of the usual samplers is linear in what it is given (`probe.py` says how), so a scheduler of diffusers
 becomes a float64 table, and images with different samplers and step counts share one fused update. What is no such
 table is refused with a sentence: `NotTabled` where an unmodified pipeline can run it, ValueError where nothing can.
 Knows no networks, devices or jobs.
@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 from engine.job import WHOLE_SAMPLERS
-from engine.probe import COLUMNS, NotTabled, Plan, probe
-from engine.samplers import SAMPLERS, TABLED, build_scheduler, is_flow, samplers_for
-from engine.timing import Mistimed, Timing
+from engine.plan.probe import COLUMNS, NotTabled, Plan, probe
+from engine.plan.samplers import SAMPLERS, TABLED, build_scheduler, is_flow, samplers_for
+from engine.plan.timing import Mistimed, Timing
 
 __all__ = [
     "COLUMNS",

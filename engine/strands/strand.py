@@ -1,8 +1,8 @@
 """Strand: a function in a thread of its own, used as a coroutine: it stops where it asks and goes on when answered.
 
 So code that was written to run from its beginning to its end (a pipeline of diffusers) takes turns with others of its
-kind, unmodified. At most one side runs between a question and its answer; after the answer both may. Knows threads;
-nothing of pipelines, networks or jobs.
+kind, unmodified. What is long between two questions need not hold its owner up (`go_on_alone`). Knows threads; nothing
+of pipelines, networks or jobs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Strand(Generic[Q, A, T]):
     def __init__(self, work: Callable[[Strand[Q, A, T]], T], name: str = "strand") -> None:
         self._work, self._name = work, name
         self._thread: threading.Thread | None = None
-        self._rested: SimpleQueue[Asked[Q] | Ended[T]] = SimpleQueue()
+        self._rested: SimpleQueue[Asked[Q] | Ended[T] | None] = SimpleQueue()
         self._answers: SimpleQueue[Asked[A] | None] = SimpleQueue()
         self._ceasing = threading.Event()
         self._rest: Asked[Q] | Ended[T] | None = None
@@ -59,7 +59,10 @@ class Strand(Generic[Q, A, T]):
         return self._thread is not None and self._thread.is_alive()
 
     def rest(self, seconds: float | None = None) -> Asked[Q] | Ended[T] | None:
-        """Where it stopped: the question it waits with, or its end. Waits for that, at most `seconds`: None then."""
+        """Where it stopped: the question it waits with, or its end. Waits for that, at most `seconds`.
+
+        None where it has not stopped yet, or says that it goes on alone for a while.
+        """
         if self._thread is None:
             self._start()
         if self._rest is None:
@@ -96,6 +99,10 @@ class Strand(Generic[Q, A, T]):
         if answered is None:
             raise Ceased
         return answered.question
+
+    def go_on_alone(self) -> None:
+        """In the strand's thread: whoever waits now need not; where it stopped is to be asked for later."""
+        self._rested.put(None)
 
     def check(self) -> None:
         """In the strand's thread: raises `Ceased` where the strand was closed."""

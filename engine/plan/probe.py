@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from engine.timing import Timing, set_timesteps
+from engine.plan.timing import Timing, set_timesteps
 
 COLUMNS = ("t", "c", "A", "B", "M", "N", "P", "Q", "alpha", "sigma")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Generic
 
-from engine.group import Group
-from engine.shares import E, Node, Seat
+from engine.scheduler.group import Group
+from engine.scheduler.shares import E, Node, Seat
 
 
 class Turns(Generic[E]):

@@ -1,0 +1,44 @@
+"""What a step of the engine brings: values that its owner reads. Knows tensors and jobs' ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.job import Blame
+from engine.trajectory import LatentRung
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Image `image` has done `k` of `of` steps. `x0` is there where the job is watched or the step is a `rung`."""
+
+    job: str
+    image: int
+    k: int
+    of: int
+    x0: torch.Tensor | None = None
+    rung: bool = False
+
+
+@dataclass(frozen=True)
+class Developed:
+    """The image's latents are finished; what remains is to decode them."""
+
+    job: str
+    image: int
+    latents: torch.Tensor
+    rungs: tuple[LatentRung, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The job is out of the engine, with all of its images."""
+
+    job: str
+    reason: str
+    blame: Blame
+
+
+Event = Stepped | Developed | Failed

@@ -1,0 +1,209 @@
+"""Several models within one memory budget: a job's model is loaded when it is asked for, and stays while there is room.
+
+Loading runs in a thread of its own, one model at a time, while the engine goes on for the others. Knows who waits and
+for what; nothing of the broker. What is in memory, and who goes first, is the stock's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from msgspec.structs import replace
+
+from engine.budget import said
+from engine.families.family import Family
+from engine.families.opening import Told
+from engine.job import Dtype, Warm
+from engine.shelf.loader import GivenUp, Loader
+from engine.shelf.stock import Stock
+from engine.unfit import Unfit
+
+log = logging.getLogger(__name__)
+
+TURN = 20.0  # seconds that a job may wait for others to leave; then those who come for their models wait for it
+LOOK = 1.0
+
+
+@runtime_checkable
+class HeldOnce(Protocol):
+    """A family whose network is in one number format at a time."""
+
+    def holds(self, dtype: Dtype) -> bool: ...
+
+    def net(self, dtype: Dtype) -> object: ...
+
+
+@dataclass
+class Model:
+    """One that this worker offers. `size`: bytes. `open` loads it; `renew` says of it what is announced."""
+
+    name: str
+    size: int
+    warm: Warm
+    open: Callable[[Told], Family]
+    renew: Callable[[Family], Warm]
+    wanted: int = 0  # jobs that wait for it
+    done: float = 0.0  # how much of it is in memory, while it is loaded
+    fresh: bool = False  # loaded, and not used since
+    opening: asyncio.Task[None] | None = None
+
+
+class Shelf:
+    """All of it belongs to the event loop, but for `families`, which any thread may read."""
+
+    def __init__(self, models: list[Model], stock: Stock, loader: Loader | None = None) -> None:
+        self._models = {model.name: model for model in models}
+        self._stock, self.loader = stock, loader or Loader()
+        self.families = stock.families
+        self.on_change: Callable[[], None] = lambda: None
+        self._one_at_a_time = asyncio.Lock()
+        self._change = asyncio.Event()
+        self._waiting: dict[object, float] = {}  # since when (monotonic) somebody waits until others have left
+
+    def warm(self) -> tuple[Warm, ...]:
+        """What is announced of each model."""
+        return tuple(_loaded(model.warm, model.name in self.families) for model in self._models.values())
+
+    def done(self, name: str) -> float | None:
+        """How much of a model is in memory, from 0 to 1; None for one that there is not."""
+        model = self._models.get(name)
+        return model and model.done
+
+    async def take(self, name: str, dtype: Dtype) -> bool:
+        """Returns once the model is in memory, where it stays until `let_go`. Raises `Unfit` where it cannot be loaded.
+
+        False: there is no such model, and nothing to let go.
+        """
+        model = self._models.get(name)
+        if model is None:
+            return False
+        model.wanted += 1
+        try:
+            await self._until_ready(model, dtype)
+            self._stock.hold(name)
+        finally:
+            model.wanted -= 1
+            model.fresh = False if model.wanted == 0 else model.fresh
+        return True
+
+    def let_go(self, name: str) -> None:
+        """A job has left the engine."""
+        self._stock.let_go(name)
+        self._changed()
+
+    async def close(self) -> None:
+        """Nobody waits any more. A thread that still loads ends with the process."""
+        tasks = [model.opening for model in self._models.values() if model.opening is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_ready(self, model: Model, dtype: Dtype) -> None:
+        me = object()
+        try:
+            while True:
+                if model.opening is not None:
+                    with suppress(GivenUp):
+                        await asyncio.shield(model.opening)
+                elif self._ready(model, dtype):
+                    if model.fresh or not self._must_wait():
+                        return
+                    await self._look_again()
+                elif self._stock.users(model.name):  # in another number format
+                    self._waiting.setdefault(me, time.monotonic())
+                    await self._look_again()
+                else:
+                    self._begin(model, dtype)
+        finally:
+            self._waiting.pop(me, None)
+
+    def _ready(self, model: Model, dtype: Dtype) -> bool:
+        family = self.families.get(model.name)
+        return family is not None and (not isinstance(family, HeldOnce) or family.holds(dtype))
+
+    def _must_wait(self) -> bool:
+        """Somebody has waited long enough for those in the engine to leave."""
+        return any(time.monotonic() - since > TURN for since in self._waiting.values())
+
+    def _begin(self, model: Model, dtype: Dtype) -> None:
+        model.done = 0.0
+        model.opening = asyncio.create_task(self._open(model, dtype))
+        model.opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # whoever waited has it
+
+    async def _open(self, model: Model, dtype: Dtype) -> None:
+        try:
+            async with self._one_at_a_time:
+                known = self.families.get(model.name)
+                if isinstance(known, HeldOnce):
+                    await self.loader.run(model.name, lambda _: known.net(dtype))
+                else:
+                    await self._load(model)
+        finally:
+            model.opening = None
+            self._changed()
+
+    async def _load(self, model: Model) -> None:
+        await self._room(model)
+        try:
+            family, model.warm = await self.loader.run(model.name, lambda beat: self._opened(model, beat))
+            self._stock.put(model.name, family)
+        except BaseException:
+            self._stock.give_up(model.name)
+            raise
+        model.fresh = True
+        log.info("%s is in memory, %s of %s taken", model.name, said(self._stock.taken), said(self._stock.budget))
+
+    def _opened(self, model: Model, beat: Callable[[], None]) -> tuple[Family, Warm]:
+        """In the loader's thread."""
+
+        def told(done: float) -> None:
+            if not model.wanted:
+                raise GivenUp
+            model.done = done
+            beat()
+
+        family = model.open(told)
+        return family, model.renew(family)
+
+    async def _room(self, model: Model) -> None:
+        if model.size > self._stock.budget:
+            raise too_large(model.name, model.size, self._stock.budget)
+        me = object()
+        try:
+            while not self._stock.reserve(model.name, model.size, self._spared()):
+                if not model.wanted:
+                    raise GivenUp
+                self._waiting.setdefault(me, time.monotonic())
+                await self._look_again()
+        finally:
+            self._waiting.pop(me, None)
+
+    def _spared(self) -> frozenset[str]:
+        """Somebody waited for these, and has not come to use them yet."""
+        return frozenset(model.name for model in self._models.values() if model.fresh)
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+        self.on_change()
+
+    async def _look_again(self) -> None:
+        """After the next change, or a moment later: what is waited for may also be time."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._change.wait(), LOOK)
+
+
+def too_large(name: str, size: int, budget: int) -> Unfit:
+    return Unfit(
+        f"The model {name} needs about {said(size)} of memory, and models may take {said(budget)} here.", "worker"
+    )
+
+
+def _loaded(warm: Warm, here: bool) -> Warm:
+    return warm if warm.loaded == here else replace(warm, loaded=here)

@@ -1,0 +1,60 @@
+"""What a worker knows of its models before they are loaded: kept in a file, so that a start needs none in memory.
+
+Bound to weights, device and program as a calibration is; what does not fit any more is measured anew. Opens no model.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import diffusers
+import msgspec
+import torch
+from msgspec import Meta, Struct
+
+from engine.calibration import Calibration, device_name
+from engine.job import VERSION, Warm
+
+log = logging.getLogger(__name__)
+
+FILE = "offered.json"
+
+
+class Offered(Struct, frozen=True, forbid_unknown_fields=True):
+    """`size`: bytes that the model takes, by its files."""
+
+    warm: Warm
+    found: Calibration
+    size: Annotated[int, Meta(ge=0)]
+
+
+def identity(name: str, fingerprint: str, device: torch.device, upscaler: str, build: str) -> str:
+    """`fingerprint` is of the model's files, `upscaler` that of what enlarges its pictures, if anything does."""
+    where = f"{device_name(device)}, {torch.get_num_threads()} threads"
+    made = f"torch {torch.__version__}, diffusers {diffusers.__version__}, {build}, contract {VERSION}"
+    return f"{where} | {made} | {name} {fingerprint} {upscaler}".rstrip()
+
+
+def read(data: Path) -> dict[str, Offered]:
+    """Everything that is kept; nothing where the file is missing or spoilt."""
+    try:
+        return msgspec.json.decode((data / FILE).read_bytes(), type=dict[str, Offered])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        log.warning("%s cannot be read, so the models are loaded to see what they are: %s", FILE, error)
+        return {}
+
+
+def write(data: Path, known: dict[str, Offered]) -> None:
+    """Whole or not at all: a reader never sees half a file."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=data, prefix=FILE, delete=False) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(known)))
+        Path(file.name).replace(data / FILE)
+    except OSError as error:
+        log.warning("%s cannot be written, so the next start loads every model: %s", FILE, error)

@@ -1,0 +1,131 @@
+"""From the names on the command line to a shelf: finds each model, knows or learns what it is, loads those it must.
+
+Blocks for seconds to minutes. Knows where models and calibrations lie; nothing of jobs or of the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine import families
+from engine.calibration import Calibration, calibrate
+from engine.families.embedded import NAME, WEIGHTS
+from engine.families.family import Family
+from engine.families.opening import Told
+from engine.families.pipelined import Pipelined
+from engine.families.revision import fingerprint
+from engine.families.source import find
+from engine.families.weighing import weigh, weigh_embedded
+from engine.job import Warm
+from engine.shelf import Model, offered, too_large
+from engine.shelf.loader import free
+from engine.shelf.offered import Offered
+from engine.shelf.stock import Stock
+from engine.super_resolver import SuperResolver
+from engine.unfit import Unfit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where models lie, and what they run on; `graphs` and `offload` as in `engine.config.Settings`."""
+
+    data: Path
+    device: torch.device
+    resolver: SuperResolver | None
+    build: str
+    graphs: bool = False
+    offload: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that is offered: its files, how large it is, and what is known of it, if anything is."""
+
+    name: str
+    size: int
+    identity: str
+    open: Callable[[Told | None], Family]
+    known: Offered | None
+
+
+def find_all(names: Sequence[str], place: Place) -> list[Found]:
+    """Raises `Unfit` where one is not to be had, or two have one name."""
+    kept, found = offered.read(place.data), list[Found]()
+    for given in names:
+        one = _found(given, place, kept)
+        if any(one.name == other.name for other in found):
+            raise Unfit(f"Two models are called {one.name}; rename the folder of one.", "worker")
+        found.append(one)
+    return found
+
+
+def stocked(found: Sequence[Found], place: Place, stock: Stock) -> list[tuple[Model, Calibration]]:
+    """Loads the first, which most jobs ask for, and before it every one that nothing is known of. Raises `Unfit`."""
+    for one in found:
+        if one.size > stock.budget:
+            raise too_large(one.name, one.size, stock.budget)
+    learnt = {one.name: _learnt(one, place, stock, wanted=one is found[0]) for one in (*found[1:], found[0])}
+    _keep(found, learnt, place.data)
+    return [(_model(one, learnt[one.name]), learnt[one.name].found) for one in found]
+
+
+def _found(given: str, place: Place, kept: dict[str, Offered]) -> Found:
+    source = None if given == NAME else find(given, place.data)
+    name, revision, size = (source.name, source.fingerprint(), weigh(source)) if source else _embedded()
+    upscaler = place.resolver.fingerprint if place.resolver else ""
+    identity = offered.identity(name, revision, place.device, upscaler, place.build)
+
+    def opened(told: Told | None) -> Family:
+        family = families.load(given, place.data, device=place.device, resolver=place.resolver, told=told)
+        if source is not None and source.fingerprint() != revision:
+            raise Unfit(f"The files of the model {name} have changed: start this worker anew.", "worker")
+        return _settled(family, place)
+
+    return Found(name, size, identity, opened, kept.get(identity))
+
+
+def _settled(family: Family, place: Place) -> Family:
+    """As this worker was told to run its models, where a model can."""
+    if isinstance(family, Pipelined):
+        if place.offload:
+            family.offload()
+        if place.graphs:
+            family.forwards.record()
+    return family
+
+
+def _embedded() -> tuple[str, str, int]:
+    return NAME, fingerprint(WEIGHTS), weigh_embedded()
+
+
+def _learnt(one: Found, place: Place, stock: Stock, *, wanted: bool) -> Offered:
+    """What is known of it; loads it where that is nothing, or where it is `wanted` in memory."""
+    if one.known is not None and not wanted:
+        log.info("%s is loaded when it is asked for", one.name)
+        return one.known
+    stock.reserve(one.name, one.size)
+    free()
+    family = one.open(None)
+    stock.put(one.name, family)
+    found = calibrate(family, place.data / "calibration.json")
+    log.info("%s is ready on %s", one.name, place.device)
+    return Offered(found.warm(family), found, one.size)
+
+
+def _model(one: Found, learnt: Offered) -> Model:
+    def renew(family: Family) -> Warm:
+        return learnt.found.warm(family)
+
+    return Model(one.name, one.size, learnt.warm, one.open, renew)
+
+
+def _keep(found: Sequence[Found], learnt: dict[str, Offered], data: Path) -> None:
+    kept = offered.read(data) | {one.identity: learnt[one.name] for one in found}
+    offered.write(data, kept)

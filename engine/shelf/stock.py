@@ -1,0 +1,65 @@
+"""Which models are in memory, and which goes first when another needs room. Pure policy: no clock, no thread, no file.
+
+A model in use is never dropped. Sizes are what the models' files say, so that they are known before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from engine.families.family import Family
+
+
+class Stock:
+    """`budget` and all sizes are bytes. `families` is a live view, which other threads may read."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._families: dict[str, Family] = {}
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # the least recently used first; also what is being loaded
+        self._users: Counter[str] = Counter()
+        self.families: Mapping[str, Family] = MappingProxyType(self._families)
+
+    @property
+    def taken(self) -> int:
+        return sum(self._sizes.values())
+
+    def users(self, name: str) -> int:
+        """How many jobs use it now."""
+        return self._users[name]
+
+    def reserve(self, name: str, size: int, spared: frozenset[str] = frozenset()) -> bool:
+        """Makes room for a model that is to be loaded; of the idle ones the least recently used goes first.
+
+        False, and nothing is dropped, where even all idle ones but the `spared` would not make enough.
+        """
+        idle = [other for other in self._families if not self._users[other] and other not in spared]
+        if self.taken - sum(self._sizes[other] for other in idle) + size > self.budget:
+            return False
+        for other in [each for each in self._sizes if each in idle]:
+            if self.taken + size <= self.budget:
+                break
+            self._drop(other)
+        self._sizes[name] = size
+        return True
+
+    def put(self, name: str, family: Family) -> None:
+        """It has been loaded into what was reserved."""
+        self._families[name] = family
+        self._sizes.move_to_end(name)
+
+    def give_up(self, name: str) -> None:
+        """It will not be loaded after all."""
+        self._sizes.pop(name, None)
+
+    def hold(self, name: str) -> None:
+        self._users[name] += 1
+        self._sizes.move_to_end(name)
+
+    def let_go(self, name: str) -> None:
+        self._users[name] -= 1
+
+    def _drop(self, name: str) -> None:
+        del self._families[name], self._sizes[name]

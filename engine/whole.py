@@ -1,0 +1,196 @@
+"""Whole: one image whose course is an unmodified pipeline's, in a strand; only its forwards are shared with others.
+
+It is scheduled beside trajectories, step by step, but has no state that could be kept: it cannot go on elsewhere
+midway. Knows its recipe, its family's pipeline and where it stands; nothing of other images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, ExitStack
+from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from engine.events import Developed, Event, Failed, Stepped
+from engine.families.family import Spells, TakesLoras
+from engine.job import MAX_RUNGS, Blame, Dtype, Job, Lora, Recipe, rows
+from engine.memory import is_out_of_memory
+from engine.strands.call import Call, Forward
+from engine.strands.order import order
+from engine.strands.shell import Moved, shell_of
+from engine.strands.strand import Asked, Ended, Strand
+from engine.trajectory import LatentRung
+from engine.unfit import Unfit
+
+log = logging.getLogger(__name__)
+
+FINITE_EVERY = 10  # evaluations between looks for numbers that are not finite: each look waits for the device
+NOT_FINITE = "The picture came out as numbers that are not finite; another seed may work."
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What an image needs of its family to go whole."""
+
+    name: str
+    pipeline: Any
+    output_type: str  # what the pipeline shall give: "latent", or "pil" where nobody else could decode its latents
+    no_guidance: float  # what the pipeline calls our guidance of 1
+    alone: AbstractContextManager[Any]  # held by whoever uses the pipeline's tokenizers and autoencoder
+
+    def scheduler(self, sampler: str) -> Any:
+        """The scheduler that the pipeline shall have. Raises ValueError with a sentence."""
+        ...
+
+    def forward_of(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> Forward:
+        """What runs where the pipeline would run `net`, its part of this name."""
+        ...
+
+    def finished(self, output: Any, width: int, height: int) -> torch.Tensor:
+        """The pipeline's only picture, or its latents, as `finish` takes them: `[channels, height, width]`."""
+        ...
+
+    def seen(self, x0: torch.Tensor, width: int, height: int) -> torch.Tensor | None:
+        """A sampler's estimate as `decode` takes it, or None where it would be no picture."""
+        ...
+
+    def last_seen(self, finished: torch.Tensor) -> torch.Tensor:
+        """The same of what is finished."""
+        ...
+
+
+class NotFinite(ArithmeticError):
+    """The sampler gives numbers that are not finite."""
+
+
+class Whole:
+    """Image `image` of `job`. `rows` is what its next forward takes, or before that is known, what it usually takes.
+
+    `price`: milliseconds a row-step at its size, by calibration. Raises ValueError with a sentence where the model does
+    not take the sampler.
+    """
+
+    price = 1.0
+
+    def __init__(self, job: Job, recipe: Recipe, image: int, source: Source) -> None:
+        self.job, self.image, self.share, self.model = job.id, image, job.share, source.name
+        self.bucket, self.steps, self.k = recipe.bucket, recipe.steps, 0
+        size = (recipe.width, recipe.height)
+        self.key: Hashable = ("whole", source.name, recipe.dtype, recipe.loras, size, recipe.bucket)
+        self.rungs: list[LatentRung] = []
+        self._rung_at = _rungs(recipe.steps) if job.ladder else frozenset[int]()
+        self._source, self._recipe, self._usual = source, recipe, rows(recipe) // recipe.count
+        self._done: dict[int, Fraction] = {}  # of each sampler, by its identity; the strand writes these two
+        self._x0: torch.Tensor | None = None
+        self._by_itself = ExitStack()
+        self._spelt = source.spelt(recipe) if isinstance(source, Spells) else {}
+        pipeline = source.pipeline
+        if recipe.loras and isinstance(source, TakesLoras):
+            pipeline = source.for_good(recipe)
+        self._shell = shell_of(pipeline, self._ask, self._tell, self._real, source.scheduler(recipe.sampler))
+        self._samplers = sum(isinstance(part, SchedulerMixin) for part in vars(self._shell).values())
+        self.strand: Strand[Call, Any, torch.Tensor] = Strand(self._draw, f"strand {job.id} {image}")
+
+    @property
+    def rows(self) -> int:
+        call = self.call
+        return self._usual if call is None else call.rows
+
+    @property
+    def done(self) -> bool:
+        return False  # its end comes from the strand, not from a count
+
+    @property
+    def call(self) -> Call | None:
+        """The forward that it waits for, if it does."""
+        rest = self.strand.rest(0) if self.strand.started else None
+        return rest.question if isinstance(rest, Asked) else None
+
+    @property
+    def end(self) -> Ended[torch.Tensor] | None:
+        rest = self.strand.rest(0) if self.strand.started else None
+        return rest if isinstance(rest, Ended) else None
+
+    def advance(self, watched: bool) -> list[Event]:
+        """That it has done a further step, if it has; with x0 where it is `watched` or the step is a rung."""
+        k, before = int(self.steps * sum(self._done.values()) / self._samplers), self.k
+        if k <= before:
+            return []
+        self.k, x0 = k, self._x0
+        rung = any(before < step <= k for step in self._rung_at)
+        wanted = x0 is not None and (rung or watched)
+        seen = self._source.seen(x0, self._recipe.width, self._recipe.height) if wanted and x0 is not None else None
+        if rung and seen is not None:
+            self.rungs.append(LatentRung(k, seen.clone()))
+        return [Stepped(self.job, self.image, k, self.steps, seen, rung and seen is not None)]
+
+    def develop(self) -> list[Event] | Failed:
+        """How it ended. A ladder has one rung at least; where the sampler has shown none, it is what is finished."""
+        end = self.end
+        if end is None or end.result is None:
+            return Failed(self.job, *_why(self.job, end and end.error))
+        if self._rung_at and not self.rungs:
+            self.rungs.append(LatentRung(self.steps, self._source.last_seen(end.result)))
+        rest = [Stepped(self.job, self.image, self.steps, self.steps)] if self.k < self.steps else []
+        self.k = self.steps
+        return [*rest, Developed(self.job, self.image, end.result, tuple(self.rungs))]
+
+    def _draw(self, strand: Strand[Call, Any, torch.Tensor]) -> torch.Tensor:
+        """The strand's whole work."""
+        source = self._source
+        with torch.no_grad(), self._by_itself:
+            self._enter()
+            words = order(self._shell, self._recipe, self.image, source.output_type, source.no_guidance)
+            output = self._shell(**(words | self._spelt))
+            return source.finished(output.images, self._recipe.width, self._recipe.height)
+
+    def _enter(self) -> None:
+        """In the strand: from here on it works by itself, alone, up to its next question.
+
+        Tokenizers are set for each text (padding, truncation), and some autoencoders keep what they last saw: two
+        strands in them at once gave a wrong picture in one of twelve runs.
+        """
+        self._by_itself.close()
+        self._by_itself.enter_context(self._source.alone)
+        self.strand.check()
+
+    def _ask(self, call: Call) -> Any:
+        self._by_itself.close()
+        return self.strand.ask(call)
+
+    def _real(self, attribute: str, net: Any) -> Forward:
+        return self._source.forward_of(attribute, net, self._recipe.dtype, self._recipe.loras)
+
+    def _tell(self, moved: Moved) -> None:
+        """In the strand, after each evaluation. Text, and what comes after a sampler's last, hold nobody up."""
+        self.strand.check()
+        last = moved.step >= moved.of
+        if (last or moved.step % FINITE_EVERY == 0) and not bool(moved.sample.isfinite().all()):
+            raise NotFinite
+        self._x0 = moved.x0
+        self._done = {**self._done, moved.sampler: min(Fraction(1), Fraction(moved.step, max(1, moved.of)))}
+        if last:
+            self.strand.go_on_alone()
+            self._enter()
+
+
+def _rungs(steps: int) -> frozenset[int]:
+    """Steps done at the rungs, evenly spaced: what a sampler's steps show is not known before."""
+    most = min(steps, MAX_RUNGS)
+    return frozenset(round(steps * (number + 1) / most) for number in range(most))
+
+
+def _why(job: str, error: BaseException | None) -> tuple[str, Blame]:
+    """The sentence, and who is to blame."""
+    if isinstance(error, NotFinite):
+        return NOT_FINITE, "model"
+    if isinstance(error, Unfit):
+        return error.sentence, error.blame
+    if isinstance(error, Exception) and is_out_of_memory(error):
+        return "This worker has not enough memory for a picture of this size.", "worker"
+    log.error("job %s: its pipeline failed", job, exc_info=error)
+    return "The model's pipeline failed at this picture.", "model"

@@ -1,0 +1,64 @@
+"""A job's model is brought into memory before the engine takes the job, and whoever waits hears how far it is.
+
+Knows the shelf and the bus; nothing of how a model is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from engine.admit import prepare
+from engine.bus import Bus, Unreachable
+from engine.job import Loading, Recipe
+from engine.shelf import Shelf
+from engine.worker.roster import Roster
+from engine.worker.run import Run
+
+log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 0.5
+
+
+class Fetching:
+    """What a run holds of the shelf is let go once it has left the worker, and the engine with it."""
+
+    def __init__(self, bus: Bus, shelf: Shelf, roster: Roster) -> None:
+        self._bus, self._shelf, self._roster = bus, shelf, roster
+        shelf.on_change = roster.changed.set
+        roster.on_leave = self._left
+
+    async def fetch(self, run: Run) -> None:
+        """Returns once the engine can take the run. Raises `Unfit` where its model cannot be had."""
+        recipe = run.job.task
+        assert isinstance(recipe, Recipe), "only a recipe has a model"
+        telling = asyncio.create_task(self._tell(run, recipe.model))
+        try:
+            taken = await self._shelf.take(recipe.model, recipe.dtype)
+        finally:
+            telling.cancel()
+        if run in self._roster:
+            run.held = recipe.model if taken else ""
+            await asyncio.to_thread(prepare, run.job, self._shelf.families)
+        elif taken:
+            self._shelf.let_go(recipe.model)
+
+    async def _tell(self, run: Run, model: str) -> None:
+        await run.announced.wait()
+        while (done := self._shelf.done(model)) is not None:
+            try:
+                await self._bus.publish_loading(
+                    Loading(job=run.job.id, epoch=run.claim.epoch, model=model, done=min(1.0, done))
+                )
+            except Unreachable as error:
+                log.debug("job %s: %s", run.job.id, error)
+            await asyncio.sleep(EVERY_SECONDS)
+
+    def _left(self, run: Run) -> None:
+        if run.held:
+            self._roster.spawn(self._let_go(run))
+
+    async def _let_go(self, run: Run) -> None:
+        """A run that was lost may still be in the engine for a step."""
+        await self._roster.thread.call(lambda engine: engine.cancel(run.job.id))
+        self._shelf.let_go(run.held)

@@ -1,0 +1,92 @@
+"""What a card would run, as far as a processor can tell: nothing of it changes pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine import families
+from engine.calibration import probe
+from engine.config import load
+from engine.families.pipelined import Pipelined
+from engine.families.recorded import Graphs
+from engine.families.visiting import visits
+from engine.serving import load_models
+from engine.transfer import onto
+from tests.engine.small_models import build
+
+
+def test_a_visitor_is_on_the_device_inside_its_forward_alone() -> None:
+    seen: list[str] = []
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, fails: bool) -> torch.Tensor:
+            seen.append(self.weight.device.type)
+            if fails:
+                raise RuntimeError("it failed")
+            return torch.zeros(1)
+
+    reader = Reader()
+    visits(reader, torch.device("meta"))  # the one other device that every machine has; weights don't come back from it
+    assert reader.weight.device.type == "cpu"
+    with pytest.raises(NotImplementedError, match="meta"):
+        reader(False)
+    assert seen == ["meta"]
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
+def test_offloaded_text_encoders_read_the_same(kind: str, tmp_path: Path) -> None:
+    build(kind, tmp_path / kind)
+    plain, offloaded = (families.load_folder(str(tmp_path / kind), kind) for _ in range(2))
+    assert isinstance(offloaded, Pipelined)
+    offloaded.offload()
+    offloaded.forwards.record()  # nothing, on a processor
+    for one, other in zip(*(each.condition("cat", probe(each)) for each in (plain, offloaded)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_worker_takes_both_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build("sd", tmp_path / "small")
+    monkeypatch.setenv("DARKROOM_GRAPHS", "1")
+    settings = load(
+        nats="nats://127.0.0.1:1", models=(str(tmp_path / "small"),), data=tmp_path, device="cpu", offload=True
+    )
+    assert (settings.graphs, settings.offload) == (True, True)
+    ready = load_models(settings)
+    assert [found.dtype for _, found in ready.models]
+
+
+def test_a_shape_that_comes_once_is_not_recorded() -> None:
+    graphs, calls = Graphs(), list[int]()
+
+    def predict(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        calls.append(len(inputs))
+        return inputs[0] + 1
+
+    for shape in ("a", "b", "a"):
+        assert torch.equal(graphs.run(shape, (torch.zeros(2),), predict), torch.ones(2))
+    assert calls == [1, 1, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recorded_forward_says_the_same() -> None:
+    family = families.load("embedded", Path(), device="cuda")
+    x = torch.randn(4, *family.latent_shape(family.size, family.size), device="cuda")
+    texts = tuple(part.expand(4, *part.shape) for part in family.condition("cat", probe(family)))
+    times = torch.full((4,), 500.0, device="cuda")
+    plain = family.denoise(x, times, texts, "bfloat16")
+    assert isinstance(family, Pipelined)
+    family.forwards.record()
+    for _ in range(5):
+        torch.testing.assert_close(family.denoise(x, times, texts, "bfloat16"), plain, rtol=0, atol=0)
+
+
+def test_what_goes_to_the_device_is_what_came() -> None:
+    assert torch.equal(onto(torch.arange(3), torch.device("cpu")), torch.arange(3))

@@ -1,0 +1,259 @@
+"""Words that weigh more, and long texts: any text can be read, and one that asks for nothing reads as it always did."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.emphasis import STRONGEST, pieces, plain
+from engine.engine import Engine
+from engine.families import chunks
+from engine.families.stable_diffusion import StableDiffusion
+from engine.families.table import BY_PIPELINE
+from engine.job import Concept
+from engine.plan import build_scheduler
+from tests.engine.small_models import KINDS
+from tests.engine.test_real_families import by_engine, error
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+
+Make = Callable[..., Any]
+BRACKETED = st.text(alphabet="ab ()[]:\\.,-+19é\n", max_size=60)
+
+
+@pytest.fixture(scope="module")
+def opened() -> Callable[[str], Any]:
+    """A family around a small pipeline of a kind."""
+    known: dict[str, Any] = {}
+
+    def family(kind: str) -> Any:
+        if kind not in known:
+            torch.manual_seed(0)
+            pipeline = KINDS[kind]()
+            pipeline.set_progress_bar_config(disable=True)
+            known[kind] = BY_PIPELINE.get(type(pipeline).__name__, StableDiffusion)(pipeline, kind, "r1")
+        return known[kind]
+
+    return family
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a (word)", [("a ", 1.0), ("word", 1.1)]),
+        ("((word))", [("word", 1.1 * 1.1)]),
+        ("(word:1.2), b", [("word", 1.2), (", b", 1.0)]),
+        ("(word: .5 )", [("word", 0.5)]),
+        ("(word:-1)", [("word", -1.0)]),
+        ("[word]", [("word", 1 / 1.1)]),
+        ("[(a:1.5) b]", [("a", 1.5 / 1.1), (" b", 1 / 1.1)]),
+        ("(a (b:2) c:0.5)", [("a ", 0.5), ("b", 1.0), (" c", 0.5)]),
+        ("(two words\nand lines:1.3)", [("two words\nand lines", 1.3)]),
+        ("(猫:1.3)", [("猫", 1.3)]),
+    ],
+)
+def test_brackets_weigh_what_they_enclose(text: str, expected: list[tuple[str, float]]) -> None:
+    found = pieces(text)
+    assert [piece.text for piece in found] == [words for words, _ in expected]
+    assert [piece.weight for piece in found] == pytest.approx([weight for _, weight in expected])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a cat", "a cat :)", ":( sad", "a) b(", "f() and []", "((((", "(a]", "a: b", "(open:1.2", "C:\\x", "1:2)"],
+)  # fmt: skip
+def test_brackets_that_are_none_are_characters(text: str) -> None:
+    assert list(pieces(text)) == [(text, 1.0)]
+
+
+@pytest.mark.parametrize("text", ["(4:3)", "(12:30)", "(16 : 9)", "(red:99)", "(a: b)", "(:1.2)"])
+def test_a_number_that_is_no_weight_is_text(text: str) -> None:
+    assert list(pieces(text)) == [(text[1:-1], 1.1)]
+
+
+def test_escaped_brackets_are_meant() -> None:
+    assert list(pieces(r"a \(b\) \[c\] \\ (d)")) == [("a (b) [c] \\ ", 1.0), ("d", 1.1)]
+
+
+@given(BRACKETED | st.text(max_size=40))
+def test_any_text_can_be_read(text: str) -> None:
+    found = pieces(text)
+    assert found
+    assert all(abs(piece.weight) <= STRONGEST for piece in found)
+    assert all(one.weight != other.weight for one, other in pairwise(found))
+    assert re.sub(r"[()\[\]\\:.\d\s+-]", "", plain(text)) == re.sub(r"[()\[\]\\:.\d\s+-]", "", text)
+
+
+@given(BRACKETED)
+def test_what_is_escaped_comes_back(text: str) -> None:
+    assert list(pieces(re.sub(r"([()\[\]\\])", r"\\\1", text))) == [(text, 1.0)]
+
+
+@given(st.text(alphabet="abc :.,1", max_size=30))
+def test_without_brackets_nothing_changes(text: str) -> None:
+    assert list(pieces(text)) == [(text, 1.0)]
+
+
+@given(st.lists(st.sampled_from(["()", "[]", ":1.5", ":0.8"]), max_size=5))
+def test_nested_weights_multiply(around: list[str]) -> None:
+    text, weight = "word", 1.0
+    for each in around:
+        text = f"{each[0]}{text}{each[1]}" if each in ("()", "[]") else f"({text}{each})"
+        weight *= {"()": 1.1, "[]": 1 / 1.1}.get(each) or float(each[1:])
+    assert pieces(text)[0] == ("word", pytest.approx(weight))
+
+
+def asked(make: Make, family: Any, *texts: str, **fields: Any) -> Any:
+    side = min(64, family.size)
+    defaults: dict[str, Any] = {
+        "model": family.name, "sampler": "ddim" if family.name == "sd" else "euler", "steps": 2, "width": side,
+        "height": side, "guides": family.guides, "guidance": 3.0,
+    }  # fmt: skip
+    return make(*texts, **(defaults | fields))
+
+
+def by_encoders(family: Any, text: str) -> torch.Tensor:
+    """The pipeline's own states of a text that fits."""
+    with torch.inference_mode():
+        return family.pipeline.encode_prompt(
+            text, device=family.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0][0]
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_text_that_asks_for_nothing_is_read_as_the_pipeline_reads_it(
+    opened: Make, recipe: Make, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = opened(kind)
+    expected = by_encoders(family, "a cat")
+    for text in ("a cat", "(a cat:1.0)", "((a cat:0.5):2)"):
+        assert torch.equal(family.condition(text, asked(recipe, family, text))[0], expected)
+    family._texts.clear()
+    monkeypatch.setattr(chunks, "is_plain", lambda told: False)  # the other way says the same, bit by bit
+    assert torch.equal(family.condition("a cat", asked(recipe, family, "a cat"))[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_the_tokens_of_a_weighed_word_are_multiplied(opened: Make, recipe: Make, kind: str) -> None:
+    family, text = opened(kind), "a (bc:1.5) [d]"
+    weighed = family.condition(text, asked(recipe, family, text))
+    bare = by_encoders(family, "a bc d")
+    weights = torch.ones(len(bare), 1)
+    weights[2:4], weights[4] = 1.5, 1 / 1.1  # after the start and "a": a letter is a token
+    expected = bare * weights
+    if kind == "sd":
+        expected *= bare.mean() / expected.mean()
+    torch.testing.assert_close(weighed[0], expected)
+    if kind == "sdxl":
+        assert torch.equal(weighed[1], family.condition("a bc d", asked(recipe, family))[1])
+
+
+def test_a_mean_near_nothing_does_not_blow_the_states_up(opened: Make, recipe: Make) -> None:
+    family = opened("sd")
+    for text in ("(a:-10) b", "(a cat:10)", "(a:0) (b:0)"):
+        states = family.condition(text, asked(recipe, family, text))[0]
+        assert float(states.abs().max()) <= 20 * float(by_encoders(family, "a cat").abs().max())
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "zimage", "sana"])
+def test_who_weighs_no_words_reads_them_without_the_brackets(opened: Make, recipe: Make, kind: str) -> None:
+    family = opened(kind)
+    for text in ("(a cat:1.5)", "[a] (cat)", r"a cat"):
+        told = family.condition(text, asked(recipe, family, text))
+        for ours, expected in zip(told, family.condition("a cat", asked(recipe, family)), strict=True):
+            assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_long_text_is_read_in_chunks(opened: Make, recipe: Make, kind: str) -> None:
+    family = opened(kind)
+    size = chunks.room(family.pipeline.tokenizer)
+    assert family.tokens == 3 * size
+    letters = "a b c d e f g h i j " * 30  # a word is a token
+    for words, count in ((2 * size + 3, 3), (size + 1, 2), (size, 1), (290, 3)):
+        text = letters[: 2 * words]
+        states = family.condition(text, asked(recipe, family, text))[0]
+        parts = [letters[2 * at * size : 2 * min(words, (at + 1) * size)] for at in range(count)]
+        assert torch.equal(states, torch.cat([by_encoders(family, part) for part in parts]))
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_all_texts_of_an_image_become_equally_long(opened: Make, recipe: Make, kind: str) -> None:
+    family = opened(kind)
+    size = chunks.room(family.pipeline.tokenizer)
+    long = "a " * (size + 3)
+    both = asked(recipe, family, concepts=(Concept(long), Concept("a cat")), negative="a dog")
+    shapes = {family.condition(text, both)[0].shape for text in (long, "a cat")}
+    shapes.add(family.condition("a dog", both, negative=True)[0].shape)
+    shapes.add(family.condition("", both, negative=True)[0].shape)
+    assert [shape[0] for shape in shapes] == [2 * (size + 2)]
+    padded = family.condition("a cat", both)[0]
+    assert torch.equal(padded, torch.cat([by_encoders(family, "a cat"), by_encoders(family, "")]))
+    negative = asked(recipe, family, "a cat", negative=long)
+    assert len(family.condition("a cat", negative)[0]) == 2 * (size + 2)
+    unused = asked(recipe, family, "a cat", negative=long, guidance=1.0)
+    assert len(family.condition("a cat", unused)[0]) == size + 2
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_long_and_short_jobs_are_each_as_if_alone(
+    opened: Make, recipe: Make, job: Make, finish: Make, kind: str
+) -> None:
+    """And the long one is what the pipeline makes of the same states."""
+    family = opened(kind)
+    long = "a b c d e f g h " * 9
+    jobs = [job(asked(recipe, family, text), user=text[:5]) for text in (long, "a cat", "(a:1.4) cat")]
+    alone = [by_engine(family, each.task, job, finish)[0] for each in jobs]
+    engine = Engine({kind: family})
+    for each in jobs:
+        engine.add(each)
+    together = finish(engine)
+    for each, expected in zip(jobs, alone, strict=True):
+        assert error(together[each.id, 0], expected) <= 1e-5
+    assert error(alone[0], from_states(family, jobs[0].task)) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("text", ["a (b:1.5) cat", "a b c d e f g h " * 9])
+def test_a_picture_that_goes_whole_through_the_pipeline_reads_the_same(
+    opened: Make, recipe: Make, job: Make, finish: Make, kind: str, text: str
+) -> None:
+    family = opened(kind)
+    one = asked(recipe, family, text, sampler="heun", negative="a [dog]")
+    (ours,) = by_engine(family, one, job, finish)
+    assert error(ours, from_states(family, one)) <= 1e-4
+    bare = asked(recipe, family, "a b cat", sampler="heun", negative="a dog")
+    assert error(ours, by_engine(family, bare, job, finish)[0]) > 1e-4
+
+
+def from_states(family: Any, recipe: Any) -> torch.Tensor:
+    """By the pipeline itself, which takes states of any length."""
+    pipeline: Any = type(family.pipeline)(**family.pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)
+    told = family.condition(recipe.concepts[0].text, recipe)
+    empty = family.condition(recipe.negative, recipe, negative=True)
+    names = ("prompt_embeds", "pooled_prompt_embeds")
+    states = {name: part[None] for name, part in zip(names, told[: 2 if family.name == "sdxl" else 1], strict=False)}
+    states |= {f"negative_{name}": part[None] for (name, _), part in zip(list(states.items()), empty, strict=False)}
+    return pipeline(
+        num_inference_steps=recipe.steps, guidance_scale=recipe.guidance, width=recipe.width, height=recipe.height,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(recipe.seed), **states,
+    ).images[0]  # fmt: skip
+
+
+def test_the_embedded_model_weighs_words_and_reads_24_tokens(embedded: StableDiffusion, recipe: Make) -> None:
+    """It has never seen more, so more would be noise to it."""
+    bare, weighed = embedded.encode("apple, blue background"), embedded.encode("apple, (blue:1.5) background")
+    assert weighed.shape == embedded.encode("very " * 60).shape == (24, 384)
+    factor = (weighed / bare).nan_to_num(1.0).median(dim=1).values
+    assert factor.tolist() == pytest.approx([1.0] * 3 + [1.5] + [1.0] * 20)
+    assert torch.equal(embedded.encode("(very:1.0) red"), embedded.encode("very red"))

@@ -1,0 +1,316 @@
+"""What `--model` takes: folders and single files. Whatever is not in order is one sentence, and runs nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.families import load, parts
+from engine.families.opening import open_folder
+from engine.families.source import Source, find
+from engine.families.stable_diffusion import StableDiffusion
+from engine.families.weighing import weigh, weigh_embedded
+from engine.unfit import Unfit
+from tests.engine.original_layout import write
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def opened(path: Path | str, data: Path) -> StableDiffusion:
+    family = load(str(path), data)
+    assert isinstance(family, StableDiffusion)
+    return family
+
+
+def predicted(family: StableDiffusion) -> torch.Tensor:
+    x = torch.linspace(-1, 1, 4 * 16 * 16).view(1, 4, 16, 16)
+    return family.denoise(x, torch.tensor([500.0]), (family.encode("a cat")[None],), "float32")
+
+
+@pytest.fixture
+def copied(small_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(small_folder, tmp_path / "model")
+
+
+def indexed(folder: Path, **changed: Any) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def sharded(folder: Path) -> None:
+    """Cuts the network's weights into two files that an index names."""
+    whole = load_file(folder / "unet" / WEIGHTS)
+    (folder / "unet" / WEIGHTS).unlink()
+    names = sorted(whole)
+    files = {f"diffusion_pytorch_model-0000{at + 1}-of-00002.safetensors": names[at::2] for at in (0, 1)}
+    for file, keys in files.items():
+        save_file({key: whole[key] for key in keys}, folder / "unet" / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": {key: file for file, keys in files.items() for key in keys}}
+    (folder / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+
+
+# One file
+
+
+def test_a_single_file_draws_what_its_folder_draws(small_folder: Path, tmp_path: Path) -> None:
+    write(small_folder, tmp_path / "old school.safetensors")
+    one, other = opened(tmp_path / "old school.safetensors", tmp_path), opened(small_folder, tmp_path)
+    assert one.name == "old-school"
+    assert torch.equal(one.encode("a cat"), other.encode("a cat"))
+    for part in ("unet", "vae", "text_encoder"):
+        mine, theirs = (getattr(each.pipeline, part).state_dict() for each in (one, other))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    torch.testing.assert_close(predicted(one), predicted(other))  # how weights lie in memory may decide the last bits
+
+
+def test_a_single_file_is_found_by_its_name_and_changes_its_revision(small_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "old.safetensors"
+    write(small_folder, path)
+    source = find("old", tmp_path)
+    assert (source.path, source.name) == (path, "old")
+    before = source.fingerprint()
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    assert source.fingerprint() != before
+    assert weigh(source) == weigh(Source("folder", small_folder))
+
+
+def test_without_configurations_beside_it_they_are_asked_of_the_hub(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(small_folder, tmp_path / "old.safetensors", configs=False)
+    asked: list[str] = []
+
+    def away(repository: str, **_: Any) -> str:
+        asked.append(repository)
+        raise OSError("the hub is away")
+
+    monkeypatch.setattr("engine.families.checkpoint.snapshot_download", away)
+    with pytest.raises(Unfit, match="needs its configurations, in a folder old beside the file"):
+        load(str(tmp_path / "old.safetensors"), tmp_path)
+    assert asked == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+
+
+def test_a_file_of_something_else_is_refused(small_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    shutil.copytree(small_folder, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(Unfit, match="The file of the model other lacks a part"):
+        load(str(path), tmp_path)
+    path.write_bytes(b"rubbish")
+    with pytest.raises(Unfit, match="cannot be read: its file is no safetensors"):
+        load(str(path), tmp_path)
+
+
+# Names
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".pt", ".pth", ".bin", ".CKPT"])
+def test_a_pickle_is_refused_unopened(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"model{ending}"
+    path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(Unfit, match="is a pickle, which can run code when it is opened"):
+        load(str(path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("./nowhere", "There is no model at ./nowhere"),
+        ("/no/such/folder", "There is no model at /no/such/folder"),
+        ("gone.safetensors", "There is no model at gone.safetensors"),
+        ("gone.ckpt", "There is no model at gone.ckpt"),
+        ("..\\up", "There is no model at"),
+        ("a\0b", "is no name of a model"),
+        ("what is this?", "is no name of a model"),
+        ("-rf", "is no name of a model"),
+        ("x" * 5000, "no model|no name"),
+        ("", "is no name of a model"),
+    ],
+)
+def test_names_of_nothing(tmp_path: Path, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.families.source._downloaded", _no_hub)
+    with pytest.raises(Unfit, match=sentence) as refused:
+        find(name, tmp_path / "data")
+    assert len(str(refused.value)) < 500
+
+
+def _no_hub(source: str) -> Path:
+    raise Unfit(f"There is no model {source[:20]}.", "model")
+
+
+def test_a_file_that_is_neither_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a model")
+    with pytest.raises(Unfit, match=r"notes\.txt is neither a folder nor a file of safetensors"):
+        find(str(tmp_path / "notes.txt"), tmp_path)
+
+
+# Folders
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"_class_name": "MyPipeline"}, "is of a kind that diffusers does not know"),
+        ({"_class_name": "os"}, "is of a kind that diffusers does not know"),
+        ({"_class_name": ["pipeline", "Mine"]}, "brings code of its own, which is not run"),
+        ({"_class_name": 7}, "does not say which pipeline it is"),
+        ({"unet": ["my_unet", "MyUNet"]}, "The unet of the model model is my_unet.MyUNet, which diffusers"),
+        ({"unet": ["os", "system"]}, "is os.system, which diffusers does not bring"),
+        ({"unet": ["diffusers", "NoSuchNet"]}, "is diffusers.NoSuchNet, which diffusers does not bring"),
+        ({"unet": ["diffusers"]}, "which diffusers does not bring"),
+    ],
+)
+def test_an_index_that_names_foreign_code_is_refused_before_anything_runs(
+    copied: Path, tmp_path: Path, changed: dict[str, Any], sentence: str
+) -> None:
+    indexed(copied, **changed)
+    for module in ("my_unet.py", "pipeline.py", "unet/my_unet.py"):
+        (copied / module).write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    with pytest.raises(Unfit, match=sentence):
+        load(str(copied), tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_configuration_with_custom_code_runs_none(copied: Path, tmp_path: Path) -> None:
+    config = copied / "text_encoder" / "config.json"
+    mine = {"AutoModel": "mine.Mine", "AutoConfig": "mine.Config"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": mine}))
+    (copied / "text_encoder" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    assert opened(copied, tmp_path).encode("a cat").shape == (16, 32)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_several_files(copied: Path, small_folder: Path, tmp_path: Path) -> None:
+    sharded(copied)
+    assert torch.equal(predicted(opened(copied, tmp_path)), predicted(opened(small_folder, tmp_path)))
+    assert weigh(Source("m", copied)) == weigh(Source("m", small_folder))
+
+
+def test_a_missing_file_of_several(copied: Path, tmp_path: Path) -> None:
+    sharded(copied)
+    (copied / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(Unfit, match=r"lacks diffusion_pytorch_model-00002-of-00002\.safetensors, a file of"):
+        load(str(copied), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"weight_map": {"a": "../../vae/x.safetensors"}}', "{}", "[", '{"weight_map": 3}']
+)
+def test_a_list_of_files_that_leads_elsewhere_or_is_spoilt(copied: Path, tmp_path: Path, content: str) -> None:
+    (copied / "unet" / f"{WEIGHTS}.index.json").write_text(content)
+    with pytest.raises(Unfit, match=r"The model lacks \.\./|The list of the weights of the model's unet"):
+        load(str(copied), tmp_path)
+
+
+def test_weights_that_are_only_there_as_a_variant(copied: Path, small_folder: Path, tmp_path: Path) -> None:
+    (copied / "unet" / WEIGHTS).rename(copied / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    assert torch.equal(predicted(opened(copied, tmp_path)), predicted(opened(small_folder, tmp_path)))
+
+
+def test_a_part_with_weights_of_another_shape_is_named(copied: Path, tmp_path: Path) -> None:
+    weights = load_file(copied / "vae" / WEIGHTS)
+    save_file({key: torch.zeros(1) for key in weights}, copied / "vae" / WEIGHTS)
+    with pytest.raises(Unfit, match="that can be loaded: its vae is spoilt"):
+        load(str(copied), tmp_path)
+
+
+def test_how_far_it_is_grows_part_by_part_and_may_end_the_loading(small_folder: Path) -> None:
+    said: list[float] = []
+    open_folder(small_folder, "small", said.append)
+    assert said[0] == 0.0
+    assert said[-1] == 1.0
+    assert len(said) == 4
+    assert said == sorted(set(said))
+
+    def enough(done: float) -> None:
+        if done > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_folder(small_folder, "small", enough)
+
+
+def test_what_the_embedded_model_takes(embedded: StableDiffusion) -> None:
+    modules = [each for each in embedded.pipeline.components.values() if isinstance(each, torch.nn.Module)]
+    bytes_ = sum(each.numel() * 4 for module in modules for each in module.parameters())
+    network = 2 * sum(each.numel() for each in embedded.pipeline.unet.parameters())
+    assert weigh_embedded() == pytest.approx(bytes_ + network, rel=0.02)
+
+
+# Large networks
+
+
+@pytest.fixture
+def large(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """The folder with its network in this number format, and what counts as large so small that the network is."""
+
+    def make(dtype: str) -> Path:
+        kind = getattr(torch, dtype)
+        weights = {key: value.to(kind) for key, value in load_file(copied / "unet" / WEIGHTS).items()}
+        save_file(weights, copied / "unet" / WEIGHTS)
+        monkeypatch.setattr(parts, "LARGE", sum(each.numel() for each in weights.values()) - 1)
+        return copied
+
+    return make
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_a_large_network_is_there_once_as_it_is_stored(
+    large: Callable[[str], Path], tmp_path: Path, stored: Any
+) -> None:
+    family = opened(large(stored), tmp_path)
+    kind = getattr(torch, stored)
+    assert family.dtypes == (stored,)
+    assert {each.dtype for each in family.pipeline.unet.parameters()} == {kind}
+    assert family.net(stored) is family.pipeline.unet
+    assert type(family.pipeline.unet) is import_module("diffusers").UNet2DConditionModel
+    assert {each.dtype for each in family.pipeline.vae.parameters()} == {torch.float32}
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_large_network_is_opened_anew_for_another_number_format(
+    large: Callable[[str], Path], small_folder: Path, tmp_path: Path
+) -> None:
+    family, whole = opened(large("bfloat16"), tmp_path), opened(small_folder, tmp_path)
+    first = family.net("bfloat16")
+    assert family.holds("bfloat16")
+    assert not family.holds("float32")
+    assert predicted(family).isfinite().all()
+    assert family.holds("float32")
+    assert family.net("float32") is family.pipeline.unet is not first
+    assert not family.holds("bfloat16")
+    torch.testing.assert_close(predicted(family), predicted(whole), rtol=0.1, atol=0.1)
+
+
+def test_torchs_own_number_format_is_left_alone_while_others_draw_by_it(
+    large: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, changed, change = large("bfloat16"), list[torch.dtype](), torch.set_default_dtype
+    monkeypatch.setattr(parts, "LARGE", 1000)
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file({key: value.bfloat16() for key, value in load_file(path).items()}, path, {"format": "pt"})
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (changed.append(dtype), change(dtype)))
+    family = opened(folder, tmp_path)
+    assert {each.dtype for each in family.pipeline.text_encoder.parameters()} == {torch.bfloat16}
+    assert set(changed) <= {torch.float32}
+
+
+def test_a_large_text_encoder_is_not_made_larger(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copied / "text_encoder" / "model.safetensors"
+    weights = {key: value.bfloat16() for key, value in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+    monkeypatch.setattr(parts, "LARGE", sum(each.numel() for each in weights.values()) - 1)
+    family = opened(copied, tmp_path)
+    assert {each.dtype for each in family.pipeline.text_encoder.parameters()} == {torch.bfloat16}
+    assert family.encode("a cat").dtype == torch.float32
+    assert predicted(family).isfinite().all()

@@ -1,0 +1,232 @@
+"""Pauses and weights: between two steps in the engine, over the broker to a worker, and what they cost nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import families
+from engine.engine import Engine, Failed, Stepped
+from engine.job import Finished, Picture, Started, Steer
+from engine.worker import Worker, steering
+from engine.worker.pulse import Pulse
+from engine.worker.thread import EngineThread
+from tests.engine.shop import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
+from tests.engine.small_models import build
+
+Make = Callable[..., Any]
+STEPS = 60  # at 20 ms, which are more than a second
+
+
+def steps_of(engine: Engine, steps: int) -> dict[str, int]:
+    """Image-steps of each job in so many steps of the engine."""
+    done: dict[str, int] = {}
+    for _ in range(steps):
+        for event in engine.step():
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Stepped):
+                done[event.job] = done.get(event.job, 0) + 1
+    return done
+
+
+def test_a_paused_job_stands_still_and_goes_on_as_if_nothing_had_been(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
+    one, other = job(recipe("a", steps=20, count=2, bucket=4)), job(recipe("b", steps=30, bucket=4), user="bob")
+    whole, engine = Engine({"affine": affine}), Engine({"affine": affine})
+    whole.add(one)
+    expected = finish(whole)
+    for each in (one, other):
+        engine.add(each)
+    steps_of(engine, 5)
+    engine.pause(one.id)
+    before = engine.snapshots(one.id, 1)
+    assert steps_of(engine, 10) == {other.id: 10}
+    assert engine.snapshots(one.id, 1) == before
+    assert before[0].k > 0
+    assert engine.free_rows == 30
+    engine.resume(one.id)
+    latents = finish(engine)
+    assert all(torch.equal(latents[key], expected[key]) for key in expected)
+
+
+def test_who_is_paused_leaves_the_engine_idle_until_it_is_resumed(affine: Any, recipe: Make, job: Make) -> None:
+    engine, one = Engine({"affine": affine}), job(recipe(steps=9))
+    engine.add(one)
+    engine.pause(one.id)
+    engine.pause("unknown")
+    assert engine.idle
+    assert engine.step() == []
+    engine.resume(one.id)
+    assert not engine.idle
+    engine.pause(one.id)
+    assert engine.cancel(one.id) == 0
+    assert engine.idle
+    engine.add(one)  # of the same id, and nobody has paused that
+    assert steps_of(engine, 9) == {one.id: 9}
+
+
+def test_a_weight_is_the_share_of_its_users_rows(affine: Any, recipe: Make, job: Make) -> None:
+    engine = Engine({"affine": affine}, rows=8)
+    light, heavy = (job(recipe(steps=1000, count=4)) for _ in range(2))
+    stranger = job(recipe(steps=1000, count=4), user="bob")
+    for each in (light, heavy, stranger):
+        engine.add(each)
+    steps_of(engine, 20)
+    engine.prioritise(heavy.id, 3.0)
+    done = steps_of(engine, 100)
+    assert done[heavy.id] / done[light.id] == pytest.approx(3.0, rel=0.1)
+    assert done[stranger.id] == pytest.approx(done[heavy.id] + done[light.id], rel=0.05)
+    with pytest.raises(ValueError, match="at most 1000"):
+        engine.prioritise(heavy.id, 0.0)
+
+
+def test_a_price_is_the_models_by_the_area(affine: Any, recipe: Make, job: Make) -> None:
+    priced, plain = Engine({"affine": affine}, prices={"affine": 1.5}), Engine({"affine": affine})
+    for engine, price in ((priced, 6.0), (plain, 4.0)):
+        one = job(recipe(width=64, height=64))
+        engine.add(one)
+        assert [image.price for image in engine._images[one.id]] == [price]
+
+
+def test_users_of_a_dear_and_a_cheap_size_have_the_same_time_on_the_device(
+    affine: Any, recipe: Make, job: Make
+) -> None:
+    engine = Engine({"affine": affine}, prices={"affine": 2.0})
+    small, large = job(recipe(steps=1000)), job(recipe(steps=1000, width=64, height=64), user="bob")
+    for each in (small, large):
+        engine.add(each)
+    done = steps_of(engine, 500)
+    assert done[small.id] / done[large.id] == pytest.approx(4.0, rel=0.1)
+
+
+def test_a_pinned_shape_that_begins_midway_is_filled_whatever_the_cap(
+    affine: Any, recipe: Make, job: Make, finish: Make
+) -> None:
+    """Without guidance a pinned batch has half the rows; with it more than the worker's cap."""
+    engine = Engine({"affine": affine}, rows=2)
+    engine.add(job(recipe(bucket=8, count=4, steps=10, guidance_start=0.5)))
+    finish(engine)
+    assert affine.shapes == [4] * 5 + [8] * 5
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+def test_a_picture_that_goes_whole_comes_back_to_its_pause(tmp_path: Path, recipe: Make, job: Make) -> None:
+    build("sd", tmp_path / "sd")
+    model = families.load_folder(str(tmp_path / "sd"), "sd")
+    engine = Engine({"sd": model})
+    try:
+        one = job(recipe(model="sd", sampler="heun", steps=3, width=64, height=64, guidance=3.0))
+        engine.add(one)
+        engine.pause(one.id)  # it is away: its words are being read
+        settle(engine)
+        assert engine._images[one.id][0].k == 0
+        engine.resume(one.id)
+        assert not engine.idle
+        while not engine.idle:
+            assert not any(isinstance(event, Failed) for event in engine.step())
+        assert one.id not in engine._images
+    finally:
+        engine.close()
+
+
+def settle(engine: Engine) -> None:
+    end = time.monotonic() + 30
+    while not engine.idle:
+        assert engine.step() == []
+        assert time.monotonic() < end
+
+
+@pytest.mark.asyncio
+async def test_a_thread_with_nothing_but_paused_jobs_waits_for_the_next_request(
+    affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, one, taken = Engine({"affine": affine}), job(recipe(steps=1000)), [0]
+    step = engine.step
+
+    def counted() -> Any:
+        taken[0] += 1
+        return step()
+
+    monkeypatch.setattr(engine, "step", counted)
+    thread = EngineThread(engine, Pulse(), lambda *_: None, lambda error: pytest.fail(repr(error)))
+    thread.start()
+    await thread.call(lambda engine: engine.add(one))
+    await until(lambda: taken[0] > 3)
+    await thread.call(lambda engine: engine.pause(one.id))
+    before = taken[0]
+    await asyncio.sleep(0.2)
+    assert taken[0] == before
+    await thread.call(lambda engine: engine.resume(one.id))
+    await until(lambda: taken[0] > before)
+    await thread.stop()
+
+
+async def slow_worker(shop: Shop) -> tuple[Worker, asyncio.Task[None]]:
+    well, shop.loaded = shop.loaded, {"embedded": Slowly(shop.loaded["embedded"])}  # pyright: ignore
+    try:
+        return await shop.worker("one")
+    finally:
+        shop.loaded = well
+
+
+@pytest.mark.asyncio
+async def test_a_job_is_paused_over_the_broker_keeps_its_claim_and_goes_on(shop: Shop) -> None:
+    job = a_job(steps=STEPS)
+    worker, _ = await slow_worker(shop)
+    await shop.bot.dispatch(job)
+    run = await midway(worker)
+    await shop.bot.client.publish("steer." + JOB, b"\x93garbage")
+    await shop.bot.steer(Steer(job=OTHER, deed="pause"))  # nobody's here
+    await shop.bot.steer(Steer(job=JOB, deed="weigh", weight=0.5))
+    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None and run.weight == 0.5 and worker.free_rows == 8)
+    await worker.roster.thread.call(lambda engine: engine.idle)
+    await asyncio.sleep(0.1)
+    k = run.done[0]
+    await asyncio.sleep(1.5 * LEASE)
+    assert run.done[0] == k < job.task.steps  # pyright: ignore[reportAttributeAccessIssue]
+    holder = await shop.bot.holder(JOB)
+    assert holder is not None
+    assert (await shop.bot.get_snapshots(JOB))[0].k == k
+    await shop.bot.steer(Steer(job=JOB, deed="resume"))
+    said = await shop.results()
+    assert [type(value) for value in said] == [Started, Picture, Finished]
+    assert said[1].sha256 == (await uninterrupted(shop, job))[0]
+
+
+@pytest.mark.asyncio
+async def test_a_pause_ends_by_itself(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert steering.MOST_SECONDS == 15 * 60
+    monkeypatch.setattr(steering, "MOST_SECONDS", 0.5)
+    worker, _ = await slow_worker(shop)
+    await shop.bot.dispatch(a_job(steps=STEPS))
+    run = await midway(worker)
+    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None)
+    assert isinstance((await shop.results())[-1], Finished)
+    assert run.paused is None
+
+
+@pytest.mark.asyncio
+async def test_a_paused_job_that_goes_to_another_worker_runs_on_there(shop: Shop) -> None:
+    job = a_job(steps=STEPS)
+    first, task = await slow_worker(shop)
+    await shop.bot.dispatch(job)
+    run = await midway(first)
+    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None)
+    first.drain()
+    await task
+    await shop.worker("two")
+    said = await shop.results()
+    starts = [value for value in said if isinstance(value, Started)]
+    assert [start.worker for start in starts] == ["one", "two"]
+    assert starts[1].step >= 3
+    assert [value.sha256 for value in said if isinstance(value, Picture)] == await uninterrupted(shop, job)

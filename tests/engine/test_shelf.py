@@ -1,0 +1,392 @@
+"""Several models within one budget: who waits, who is told what, and that a worker outlives whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from engine import serving, shelf
+from engine.bus import Bus, Kept
+from engine.bus.broker import Broker
+from engine.config import load
+from engine.engine import Engine
+from engine.job import Cancelled, Concept, Failed, Finished, Job, Loading, Recipe, Share
+from engine.lane import Lane
+from engine.serving import load_models
+from engine.shelf import Model, Shelf, offered, offering
+from engine.shelf.offering import Place, find_all, stocked
+from engine.shelf.stock import Stock
+from engine.super_resolver import SuperResolver
+from engine.unfit import Unfit
+from engine.worker import Offer, Worker
+from engine.worker.pulse import Pulse
+from tests.engine.small_models import build
+
+JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFG"]
+NAMES = ("one", "two", "three")
+LEASE = 4.0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three small models, all with a stored calibration."""
+    data = tmp_path_factory.mktemp("data")
+    build("sd", data / "models" / "one")
+    for name in NAMES[1:]:
+        shutil.copytree(data / "models" / "one", data / "models" / name)
+    load_models(settings(data))
+    return data
+
+
+def settings(data: Path, *names: str, memory: str = "") -> Any:
+    return load(nats="nats://127.0.0.1:1", data=data, models=names or NAMES, device="cpu", memory=memory)
+
+
+def room(data: Path, models: float) -> str:
+    """A budget for so many of the small models."""
+    return str(int(models * offering.find_all(["one"], place(data))[0].size))
+
+
+def place(data: Path) -> Place:
+    """As a worker has it, so that what it stored is known here."""
+    return Place(data, torch.device("cpu"), SuperResolver.find(None), serving.build())
+
+
+# Start
+
+
+def test_at_the_start_only_the_first_and_what_nobody_knows_is_loaded(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    monkeypatch.setattr("engine.calibration.measure", lambda family: measured.append(family.name))
+    ready = load_models(settings(data))
+    assert list(ready.stock.families) == ["one"]
+    assert [model.name for model, _ in ready.models] == list(NAMES)
+    assert measured == []
+
+
+def test_another_weight_is_learnt_anew_and_the_rest_is_kept(data: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(data, tmp_path / "data")
+    known = offered.read(own)
+    weights = next((own / "models" / "two" / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    ready = load_models(settings(own, memory=room(own, 1.5)))
+    assert list(ready.stock.families) == ["one"]
+    assert len(offered.read(own)) == len(known) + 1
+    (own / offered.FILE).write_text("{")
+    assert len(load_models(settings(own)).stock.families) == 3
+
+
+def test_a_model_that_is_too_large_at_all_is_said_at_the_start(data: Path) -> None:
+    with pytest.raises(Unfit, match=r"The model one needs about .* of memory, and models may take .* here\."):
+        load_models(settings(data, memory=room(data, 0.9)))
+
+
+def test_two_models_of_one_name_are_refused(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "models" / "one", tmp_path / "one")
+    with pytest.raises(Unfit, match="Two models are called one"):
+        find_all(["one", str(tmp_path / "one")], place(data))
+
+
+# The shelf
+
+
+@dataclass
+class Opening:
+    """Models whose loading waits at a gate, and counts."""
+
+    data: Path
+    gate: threading.Event = field(default_factory=threading.Event)
+    opened: list[str] = field(default_factory=list)
+    spoilt: str = ""
+
+    def shelf(self, models: float) -> Shelf:
+        here = place(self.data)
+        found = find_all(NAMES, here)
+        stock = Stock(int(float(room(self.data, models))))
+        made = [model for model, _ in stocked(found, here, stock)]
+        for model in made:
+            model.open = self._gated(model)
+        return Shelf(made, stock)
+
+    def _gated(self, model: Model) -> Callable[[Any], Any]:
+        inner = model.open
+
+        def opened(told: Any) -> Any:
+            self.opened.append(model.name)
+            told(0.25)
+            self.gate.wait(30)
+            told(0.5)
+            if model.name == self.spoilt:
+                raise ZeroDivisionError
+            return inner(told)
+
+        return opened
+
+
+@pytest.fixture
+def opening(data: Path) -> Opening:
+    return Opening(data)
+
+
+async def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+def loaded(there: Shelf) -> list[str]:
+    return sorted(each.name for each in there.warm() if each.loaded)
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_two_jobs_for_one_model_load_it_once(opening: Opening) -> None:
+    there = opening.shelf(2.5)
+    takes = [asyncio.create_task(there.take("two", "float32")) for _ in range(2)]
+    await until(lambda: there.done("two") == 0.25)
+    assert loaded(there) == ["one"]
+    opening.gate.set()
+    assert await asyncio.gather(*takes) == [True, True]
+    assert opening.opened == ["two"]
+    assert loaded(there) == ["one", "two"]
+    assert await there.take("two", "bfloat16")
+    assert not await there.take("unknown", "float32")
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_a_model_in_use_is_waited_for_and_then_goes(opening: Opening) -> None:
+    there = opening.shelf(1.5)
+    opening.gate.set()
+    await there.take("one", "float32")
+    waiting = asyncio.create_task(there.take("two", "float32"))
+    await asyncio.sleep(0.3)
+    assert loaded(there) == ["one"]
+    assert await asyncio.wait_for(there.take("one", "float32"), 1.0)
+    for _ in range(2):
+        there.let_go("one")
+    await asyncio.wait_for(waiting, 30)
+    assert loaded(there) == ["two"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_who_has_waited_long_goes_before_newcomers(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "TURN", 0.2)
+    there = opening.shelf(1.5)
+    opening.gate.set()
+    await there.take("one", "float32")
+    waiting = asyncio.create_task(there.take("two", "float32"))
+    await asyncio.sleep(0.4)
+    late = asyncio.create_task(there.take("one", "float32"))
+    await asyncio.sleep(0.1)
+    assert not late.done()
+    there.let_go("one")
+    await asyncio.wait_for(waiting, 30)
+    there.let_go("two")
+    await asyncio.wait_for(late, 30)
+    assert opening.opened == ["two", "one"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_nobody_who_waits_ends_the_loading_and_takes_no_room(opening: Opening) -> None:
+    there = opening.shelf(1.5)
+    take = asyncio.create_task(there.take("two", "float32"))
+    await until(lambda: there.done("two") == 0.25)
+    take.cancel()
+    await asyncio.gather(take, return_exceptions=True)
+    opening.gate.set()
+    await until(lambda: there._stock.taken == 0)
+    assert loaded(there) == []
+    assert await asyncio.wait_for(there.take("three", "float32"), 30)
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_a_model_that_cannot_be_loaded_is_one_sentence_for_all_and_may_be_tried_again(opening: Opening) -> None:
+    there = opening.shelf(2.5)
+    opening.spoilt = "two"
+    opening.gate.set()
+    takes = [asyncio.create_task(there.take("two", "float32")) for _ in range(2)]
+    for outcome in await asyncio.gather(*takes, return_exceptions=True):
+        assert isinstance(outcome, Unfit)
+        assert outcome.sentence == "The model two could not be loaded."
+    opening.spoilt = ""
+    assert await there.take("two", "float32")
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_files_that_changed_since_the_start_are_refused(opening: Opening, tmp_path: Path) -> None:
+    opening.data = shutil.copytree(opening.data, tmp_path / "data")
+    there = opening.shelf(2.5)
+    opening.gate.set()
+    weights = next((opening.data / "models" / "two" / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(Unfit, match="The files of the model two have changed: start this worker anew"):
+        await there.take("two", "float32")
+
+
+# The worker, with a real broker
+
+
+@dataclass
+class Shop:
+    broker: Broker
+    opening: Opening
+    bot: Bus
+    buses: list[Bus] = field(default_factory=list)
+    said: list[Loading] = field(default_factory=list)
+    pulse: Pulse = field(default_factory=Pulse)
+    task: asyncio.Task[None] | None = None
+
+    async def worker(self, models: float) -> tuple[Worker, Shelf]:
+        bus = await Bus.connect(self.broker.url, self.broker.token, kept=Kept(lease=LEASE))
+        self.buses.append(bus)
+        there = self.opening.shelf(models)
+        engine, lane = Engine(there.families, rows=8), Lane(there.families)
+        worker = Worker(bus, engine, lane, Offer("w", "cpu", rows=8), self.pulse, None, there)
+        self.task = asyncio.create_task(worker.run())
+        self.task.add_done_callback(lambda _: lane.close())
+        return worker, there
+
+    async def listen(self) -> None:
+        async for loading in self.bot.loadings():
+            self.said.append(loading)
+
+    async def ends(self, *jobs: str) -> dict[str, Any]:
+        """How each of these jobs ends."""
+        found: dict[str, Any] = {}
+        source: Any = self.bot.results()
+        async with asyncio.timeout(60):
+            async for delivered in source:
+                await delivered.ack()
+                if isinstance(delivered.value, Finished | Failed | Cancelled):
+                    found[delivered.value.job] = delivered.value
+                if set(jobs) <= set(found):
+                    break
+        await source.aclose()
+        return found
+
+
+@pytest_asyncio.fixture
+async def shop(opening: Opening, tmp_path: Path) -> AsyncIterator[Shop]:
+    async with Broker(tmp_path / "nats") as broker:
+        bot = await Bus.connect(broker.url, broker.token, kept=Kept(lease=LEASE))
+        await bot.declare()
+        await bot.watch_workers()
+        shop = Shop(broker, opening, bot)
+        listening = asyncio.create_task(shop.listen())
+        yield shop
+        opening.gate.set()
+        listening.cancel()
+        if shop.task is not None:
+            shop.task.cancel()
+            await asyncio.gather(shop.task, return_exceptions=True)
+        for bus in (*shop.buses, bot):
+            await bus.close()
+
+
+def a_job(job: str, model: str, steps: int = 3) -> Job:
+    task = Recipe(
+        concepts=(Concept("a cat"),), model=model, sampler="ddim", steps=steps, seed=1, guidance=1.0, width=32,
+        height=32, count=1, dtype="float32",
+    )  # fmt: skip
+    share = Share("standard", "guild", "ann")
+    return Job(id=job, task=task, share=share, cost=1.0, deadline=2e9, ladder=False)
+
+
+def offered_now(bot: Bus) -> list[str]:
+    presence = bot.workers.get("w")
+    return [each.name for each in presence.models if each.loaded] if presence else ["nobody"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_a_job_waits_for_its_model_and_hears_how_far_it_is_while_others_go_on(shop: Shop) -> None:
+    await shop.worker(2.5)
+    await until(lambda: offered_now(shop.bot) == ["one"])
+    assert [each.name for each in shop.bot.workers["w"].models] == list(NAMES)
+    await shop.bot.dispatch(a_job(JOBS[0], "two"))
+    await until(lambda: len([each for each in shop.said if each.done == 0.25]) >= 2)
+    assert {(each.job, each.model) for each in shop.said} == {(JOBS[0], "two")}
+    assert "the loader" in shop.pulse._now
+    assert shop.pulse._now["the loader"][0] == "load"
+    await shop.bot.dispatch(a_job(JOBS[1], "one"))
+    assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], Finished)
+    shop.opening.gate.set()
+    assert isinstance((await shop.ends(JOBS[0]))[JOBS[0]], Finished)
+    await until(lambda: offered_now(shop.bot) == ["one", "two"])
+    assert "the loader" not in shop.pulse._now
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_what_a_budget_for_one_holds_changes_with_the_jobs(shop: Shop) -> None:
+    _, there = await shop.worker(1.5)
+    shop.opening.gate.set()
+    for job, model in zip(JOBS, ("one", "two", "three", "one"), strict=False):
+        await shop.bot.dispatch(a_job(job, model))
+        assert isinstance((await shop.ends(job))[job], Finished)
+        await until(lambda model=model: offered_now(shop.bot) == [model])
+        await until(lambda model=model: there._stock.users(model) == 0)
+    assert shop.opening.opened == ["two", "three", "one"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_a_cancel_during_loading_ends_the_job_at_once(shop: Shop) -> None:
+    worker, there = await shop.worker(1.5)
+    await shop.bot.dispatch(a_job(JOBS[0], "two"))
+    await until(lambda: there.done("two") == 0.25)
+    await shop.bot.cancel(JOBS[0])
+    end = (await shop.ends(JOBS[0]))[JOBS[0]]
+    assert isinstance(end, Cancelled)
+    assert end.steps == 0
+    assert len(worker.roster) == 0
+    shop.opening.gate.set()
+    await shop.bot.dispatch(a_job(JOBS[1], "one"))
+    assert isinstance((await shop.ends(JOBS[1]))[JOBS[1]], Finished)
+    assert there._stock.users("two") == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_a_failed_load_fails_its_jobs_in_one_sentence_and_the_worker_lives_on(shop: Shop) -> None:
+    await shop.worker(2.5)
+    shop.opening.spoilt = "two"
+    for job in JOBS[:2]:
+        await shop.bot.dispatch(a_job(job, "two"))
+    await until(lambda: "two" in shop.opening.opened)
+    shop.opening.gate.set()
+    for end in (await shop.ends(*JOBS[:2])).values():
+        assert isinstance(end, Failed)
+        assert (end.reason, end.blame) == ("The model two could not be loaded.", "worker")
+    await shop.bot.dispatch(a_job(JOBS[2], "one"))
+    assert isinstance((await shop.ends(JOBS[2]))[JOBS[2]], Finished)
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_a_worker_that_stops_while_it_loads_gives_the_job_back(shop: Shop) -> None:
+    worker, there = await shop.worker(2.5)
+    await shop.bot.dispatch(a_job(JOBS[0], "two"))
+    await until(lambda: there.done("two") == 0.25)
+    worker.drain()
+    assert shop.task is not None
+    await asyncio.wait_for(shop.task, 10)
+    again = await shop.bot.pull(["default"], timeout=LEASE / 2)
+    assert again is not None
+    assert again.value.id == JOBS[0]

@@ -1,0 +1,110 @@
+"""Which models stay in memory and which go; how sizes are written; what a worker remembers of its models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.budget import said, share
+from engine.config import BadSetting, load, parse_size
+from engine.shelf.stock import Stock
+
+
+def stocked(budget: int, *names: str, size: int = 4) -> Stock:
+    stock = Stock(budget)
+    for name in names:
+        assert stock.reserve(name, size)
+        stock.put(name, _family(name))
+    return stock
+
+
+def _family(name: str) -> Any:
+    return name
+
+
+def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
+    stock = stocked(12, "a", "b", "c")
+    stock.hold("a")
+    stock.let_go("a")
+    assert stock.reserve("d", 4)
+    assert sorted(stock.families) == ["a", "c"]
+
+
+def test_what_is_in_use_stays_and_then_nothing_is_dropped_in_vain() -> None:
+    stock = stocked(8, "a", "b")
+    stock.hold("a")
+    assert not stock.reserve("d", 8)
+    assert sorted(stock.families) == ["a", "b"]
+    stock.let_go("a")
+    assert stock.reserve("d", 8)
+    assert dict(stock.families) == {}
+
+
+def test_what_is_spared_stays_and_what_was_given_up_takes_nothing() -> None:
+    stock = stocked(8, "a", "b")
+    assert not stock.reserve("d", 8, frozenset({"b"}))
+    assert stock.reserve("d", 4, frozenset({"a"}))
+    assert stock.taken == 8
+    stock.give_up("d")
+    assert (stock.taken, sorted(stock.families)) == (4, ["a"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["take", "use", "leave"])), max_size=60))
+def test_the_budget_holds_and_nothing_in_use_is_dropped(acts: list[tuple[str, str]]) -> None:
+    sizes, stock, users = dict(zip("abcdef", (1, 2, 3, 4, 5, 6), strict=True)), Stock(9), list[str]()
+    for name, act in acts:
+        if act == "take" and name not in stock.families and stock.reserve(name, sizes[name]):
+            stock.put(name, _family(name))
+        elif act == "use" and name in stock.families:
+            stock.hold(name)
+            users.append(name)
+        elif act == "leave" and name in users:
+            stock.let_go(name)
+            users.remove(name)
+        assert sum(sizes[each] for each in stock.families) == stock.taken <= 9
+        assert set(users) <= set(stock.families)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("12GB", 12 * 10**9), ("1.5 GiB", 3 * 2**29), ("800m", 8 * 10**8), ("4096", 4096), ("2 tb", 2 * 10**12)],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "nan", "1e400GB", "12 GB of it", "9" * 400])
+def test_a_size_that_is_none_is_said(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="a size such as 12GB is needed"):
+        parse_size(text)
+    monkeypatch.setenv("DARKROOM_MEMORY", text or "?")
+    with pytest.raises(BadSetting, match=r"^DARKROOM_MEMORY: a size such as 12GB is needed\.$"):
+        load(nats="nats://127.0.0.1:1")
+
+
+def test_the_memory_of_a_worker_is_given_by_option_or_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert load(nats="nats://127.0.0.1:1", data=tmp_path).memory is None
+    monkeypatch.setenv("DARKROOM_MEMORY", "2GB")
+    assert load(nats="nats://127.0.0.1:1", memory="").memory == 2 * 10**9
+    assert load(nats="nats://127.0.0.1:1", memory="3GB").memory == 3 * 10**9
+
+
+def test_sizes_as_they_are_said() -> None:
+    assert [said(each) for each in (12 * 10**9, 1_440_000_000, 350_400_000, 5)] == [
+        "12 GB",
+        "1.4 GB",
+        "350.4 MB",
+        "1 kB",
+    ]
+
+
+def test_the_usual_budget_is_a_part_of_this_machines_memory() -> None:
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert 0 < share(torch.device("cpu")) <= 0.71 * total
