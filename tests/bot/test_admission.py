@@ -7,8 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 
+from bot import models
 from bot.desk.administration import Administration
 from bot.desk.preferences import Preferences
 from bot.limits import Limits
@@ -23,6 +25,13 @@ BOB = Member("discord:5", "Bob", "g", roles=("9", "8"), channel="7")
 HERE = Place("web", {"room": "1"})
 EVERYBODY = "This server's admins set that for everybody here."
 HINT = "Relaxed jobs (--relax, or /prefer speed relaxed) cost nothing of it."
+
+
+@pytest.fixture(autouse=True)
+def guided_all_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prices here, 33 s for a grid of four, are of a model that is guided in every step."""
+    plain = msgspec.structs.replace(models.SHIPPED, guidance_start=0.0, guidance_stop=1.0)
+    monkeypatch.setattr(models, "SHIPPED", plain)
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,15 @@ class Affine:
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
         return plan(self.scheduler_config, sampler, steps, eta)
 
+    def encode(self, text: str) -> torch.Tensor:
+        return self._told(text)
+
     def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
+        return (self._told(text),)
+
+    def _told(self, text: str) -> torch.Tensor:
         value = float("nan") if text == self._spoilt and text else (sum(map(ord, text)) % 97) / 97
-        return (torch.full((4, 2), value),)
+        return torch.full((4, 2), value)
 
     def denoise(
         self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()

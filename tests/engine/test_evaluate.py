@@ -75,7 +75,10 @@ class Copier(Painter):
         super().__init__(Book(), "float32")  # pyright: ignore[reportArgumentType]
         object.__setattr__(self, "by_prompt", by_prompt)
 
-    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> np.ndarray:
+    def pictures(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> np.ndarray:  # fmt: skip
         drawn: Any = self.by_prompt  # pyright: ignore[reportAttributeAccessIssue]
         return np.stack([drawn(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
 
@@ -378,7 +381,7 @@ def test_rows_are_well_formed_whatever_is_missing(tmp_path: Path) -> None:
 
 def test_a_figure_without_a_goal_is_only_told() -> None:
     rows = evaluate(scene(of_label), ["guidance"], lambda _: None)
-    assert len(rows) == 12
+    assert len(rows) == len(goals.GUIDED) == 24
     assert all(row.passed and row.goal is None for row in rows)
     assert "goal" not in as_table(rows)
     assert json.loads(as_json(rows))[0]["goal"] is None

@@ -26,21 +26,26 @@ class Painter:
     told: Callable[[int, int], None] = lambda done, of: None
     steps: int = 25
     sampler: Sampler = "dpmpp_2m"
-    interval: tuple[float, float] | None = None  # of guidance; None: the model's own
 
-    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> np.ndarray:
-        """uint8 [n, h, w, 3], each before it is enlarged: one prompt and one seed a picture."""
-        latents = self.latents(prompts, seeds, guidance)
+    def pictures(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """uint8 [n, h, w, 3], each before it is enlarged: one prompt and one seed a picture; else the model's own."""
+        latents = self.latents(prompts, seeds, guidance, interval)
         return np.stack([np.asarray(self.family.decode(one).convert("RGB")) for one in latents])
 
-    def latents(self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None) -> Tensor:
+    def latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> Tensor:  # fmt: skip
         """What each prompt becomes from each seed: [n, channels, h, w]."""
         family = self.family
         strength = family.guidance if guidance is None else guidance
+        held = family.interval if interval is None else interval
         table = plan(family.scheduler_config, self.sampler, self.steps)
-        interval = family.interval if self.interval is None else self.interval
         drawings = [
-            drawing_of(family, family.encode(prompt), strength, table.init_sigma * initial(family, seed), interval)
+            drawing_of(family, family.encode(prompt), strength, table.init_sigma * initial(family, seed), held)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return torch.stack(develop(family, table, drawings, seen=self.told, dtype=self.dtype, rows=ROWS))

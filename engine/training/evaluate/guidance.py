@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from engine.bench.row import Row
@@ -23,8 +21,7 @@ def rows(scene: Scene) -> list[Row]:
     usual = scene.painter.family.guidance
     swept = [(strength, (0.0, 1.0)) for strength in SWEPT] + [(usual, interval) for interval in INTERVALS]
     for strength, interval in swept:
-        painter = replace(scene.painter, interval=interval)
-        pictures = painter.pictures(prompts, range(len(prompts)), strength)
+        pictures = scene.painter.pictures(prompts, range(len(prompts)), strength, interval)
         hits = [background_of(one) == colour for one, colour in zip(pictures, colours, strict=True)]
         at_5, backgrounds = during(interval) if interval != (0.0, 1.0) else at_strength(strength)
         found += [
