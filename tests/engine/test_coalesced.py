@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from engine import families
 from engine.engine import Developed, Engine, Event, Failed, Stepped
 from engine.families.coalesced import Coalesced
+from engine.families.opening import open_pipeline
 from engine.job import Ancestor, Concept, Job, Recipe
 from engine.unfit import Unfit
 from tests.engine.small_models import build
@@ -397,3 +400,80 @@ def test_words_are_read_by_one_at_a_time(
     run(engine)
     assert len(most) >= 12
     assert max(most) == 1
+
+
+def test_what_fails_in_looking_at_one_picture_fails_that_job_alone(
+    model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = model("sd")
+    seen = known.seen
+
+    def poor(x0: torch.Tensor, width: int, height: int) -> torch.Tensor:
+        if height == 16:
+            raise RuntimeError("this cannot be looked at")
+        return seen(x0, width, height)
+
+    monkeypatch.setattr(known, "seen", poor)
+    engine = engines(known)
+    kept, gone = order(known, sampler="unipc", user="a"), order(known, sampler="unipc", user="b", height=16, count=2)
+    unshown = order(known, sampler="native", user="c", height=16)  # PNDM: what is finished is looked at
+    monkeypatch.setattr(known, "last_seen", lambda finished: poor(finished, 32, finished.shape[1] * 8))
+    for each in (kept, gone, unshown):
+        engine.add(each)
+    events = run(engine)
+    failed = [event for event in events if isinstance(event, Failed)]
+    assert {event.job for event in failed} == {gone.id, unshown.id}
+    assert len(failed) == 2
+    assert {event.blame for event in failed} == {"model"}
+    assert set(pictures(known, events)) == {(kept.id, 0)}
+
+
+def test_what_is_finished_is_looked_at_in_its_strand(
+    model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a model that gives pixels it is decoded and encoded: the engine's thread has others to serve."""
+    known, where = model("sd"), []
+
+    def noted(finished: torch.Tensor) -> torch.Tensor:
+        where.append(threading.current_thread().name)
+        return finished
+
+    monkeypatch.setattr(known, "last_seen", noted)
+    engine = engines(known)
+    engine.add(order(known, sampler="native"))
+    assert len(pictures(known, run(engine))) == 1
+    assert [name.split()[0] for name in where] == ["strand"]
+
+
+def test_a_large_network_is_held_once(tmp_path: Path) -> None:
+    """Loaded, rehearsed and timed in the number format of its files."""
+    build("pixart", tmp_path / "once")
+    pipeline = open_pipeline(tmp_path / "once", "once")
+    pipeline.transformer.to(torch.bfloat16)
+    known = Coalesced(pipeline, "once", "r1")
+    assert known.dtypes == ("bfloat16",)
+    known.denoise(torch.zeros(4, 3, known.size, known.size), torch.zeros(4), (), "bfloat16")
+    assert list(map(id, known._nets.values())) == [id(pipeline.transformer)]
+
+
+def test_a_small_network_is_timed_without_copies_of_copies(tmp_path: Path) -> None:
+    build("pixart", tmp_path / "small")
+    known = Coalesced(open_pipeline(tmp_path / "small", "small"), "small", "r1")
+    for dtype in known.dtypes * 2:
+        known.denoise(torch.zeros(2, 3, known.size, known.size), torch.zeros(2), (), dtype)
+    assert set(known._nets) == {(id(known.pipeline.transformer), dtype) for dtype in ("float32", "bfloat16")}
+
+
+def test_a_model_that_was_dropped_is_freed(tmp_path: Path, order: Make) -> None:
+    build("pixart", tmp_path / "dropped")
+    present: dict[str, Any] = {"dropped": families.load_folder(str(tmp_path / "dropped"), "dropped")}
+    engine = Engine(present)
+    for number in range(2):
+        engine.add(order(present["dropped"], user=str(number)))
+    assert len(pictures(present["dropped"], run(engine))) == 2
+    assert engine._coalescing.gathering._tried
+    network = weakref.ref(present["dropped"].pipeline.transformer)
+    present.clear()
+    gc.collect()
+    assert network() is None
+    engine.close()

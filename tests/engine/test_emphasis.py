@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bot.prompt.emphasis import bare
 from engine.emphasis import STRONGEST, pieces, plain
 from engine.engine import Engine
 from engine.families import chunks
@@ -108,6 +110,79 @@ def test_nested_weights_multiply(around: list[str]) -> None:
         text = f"{each[0]}{text}{each[1]}" if each in ("()", "[]") else f"({text}{each})"
         weight *= {"()": 1.1, "[]": 1 / 1.1}.get(each) or float(each[1:])
     assert pieces(text)[0] == ("word", pytest.approx(weight))
+
+
+WORDS = st.text(alphabet="ab é", min_size=1, max_size=4).map(lambda word: f"{word}x")
+NUMBERS = (
+    st.floats(-12, 12).map("{:.3f}".format)
+    | st.from_regex(r"[+-]?\d{0,4}\.?\d{0,9}", fullmatch=True)
+    | st.sampled_from(["1.0000000", "10", "10.0", "10.01", "٢", "1.٢", " 1.2 ", "+.5", "00001", "1."])
+)
+MARKED = st.recursive(
+    WORDS | st.sampled_from([r"\(", r"\]", r"\\"]),
+    lambda inner: (
+        inner.map(lambda text: f"({text}x)")
+        | inner.map(lambda text: f"[{text}x]")
+        | st.builds(lambda text, number: f"({text}x:{number})", inner, NUMBERS)
+        | st.builds(str.__add__, inner, inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(MARKED)
+def test_the_word_filter_reads_what_the_engine_reads(text: str) -> None:
+    """Of brackets that are closed around words; it takes more away where the engine takes brackets for characters."""
+    assert bare(text) == plain(text)
+
+
+@pytest.mark.parametrize("number", ["1.0000000", "00000001", "٢", "1.٢"])
+def test_a_number_that_the_word_filter_does_not_take_away_is_text_to_the_engine(number: str) -> None:
+    text = f"g(or:{number})e"
+    assert plain(text) == bare(text) == f"gor:{number}e"
+
+
+def naive(factors: list[float]) -> float:
+    weight = 1.0
+    for factor in factors:
+        weight = max(-STRONGEST, min(STRONGEST, weight * factor))
+    return weight
+
+
+@given(st.lists(st.sampled_from(["10", "9", "-3", "0.1", "0.01", "0", "-0.5", "1.1"]), max_size=12))
+def test_every_factor_stays_within_the_strongest_from_the_inside_out(numbers: list[str]) -> None:
+    text = "word"
+    for number in numbers:
+        text = f"({text}:{number})"
+    assert pieces(text)[0] == ("word", pytest.approx(naive([float(number) for number in numbers])))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda n: "(" * n + "a" + ")" * n,
+        lambda n: "(" * n + "a" + ":1.1)" * n,
+        lambda n: "[" * n + "a" + ")" * n,
+        lambda n: "([" * n + "a" + ")" * n,
+        lambda n: "(a" * n + ")" * n,
+        lambda n: "(" * n + "4" + ":3)" * n,
+        lambda n: "(" * n + "(a:0)" + ":10)" * n,
+    ],
+)
+def test_reading_takes_time_as_the_text_is_long(shape: Callable[[int], str]) -> None:
+    """Sixteen times the text, at most some sixteen times the time: a square would be 256."""
+
+    def seconds(text: str) -> float:
+        best = float("inf")
+        for _ in range(5):
+            pieces.cache_clear()
+            begun = time.process_time()
+            pieces(text)
+            best = min(best, time.process_time() - begun)
+        return best
+
+    assert seconds(shape(8000)) < 64 * seconds(shape(500))
 
 
 def asked(make: Make, family: Any, *texts: str, **fields: Any) -> Any:

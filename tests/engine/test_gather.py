@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -236,3 +238,16 @@ def test_other_number_formats_are_computed_and_given_back() -> None:
     out = Forward(net, torch.bfloat16)((rows(2, 1),), {})
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, net(rows(2, 1).to(torch.bfloat16)).float())
+
+
+def test_a_network_that_nobody_else_holds_is_freed() -> None:
+    net, gathering = Summed(), Gathering()
+    gathering.run(calls(net, *(some("plain", 2, seed) for seed in (1, 3))), 32)
+    assert gathering._tried
+    alive = weakref.ref(net)
+    del net
+    gc.collect()
+    assert alive() is None
+    fresh = Summed()
+    gathering.run(calls(fresh, *(some("plain", 2, seed) for seed in (1, 3))), 32)
+    assert fresh.seen == [2, 2, 4]  # it is tried for itself
