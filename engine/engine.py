@@ -127,7 +127,8 @@ class Engine:
             if outcome := self._predict(batch):
                 self._advance(batch, outcome)
                 break
-        return self._flush()
+        events, self._events = self._events, []
+        return events
 
     def _predict(self, batch: list[Image]) -> Prediction | Answers | None:
         """None where it failed: the next batch will be smaller, or without the guilty."""
@@ -145,9 +146,8 @@ class Engine:
     def _forward_rows(self, batch: list[Trajectory]) -> Prediction:
         at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._layouts.of(batch)
         inputs, times = (at["c"] * now)[layout.owner], at["t"].flatten()[layout.owner]
-        family, dtype = self._families[batch[0].model], batch[0].dtype
+        family, dtype, loras = self._families[batch[0].model], batch[0].dtype, batch[0].loras
         rows = [each.split(layout.size) for each in (inputs, times, *layout.texts)]
-        loras = batch[0].loras
         out = torch.cat([family.denoise(x, t, tuple(texts), dtype, loras) for x, t, *texts in zip(*rows, strict=True)])
         return predict(batch, now, layout.guide(out), at)
 
@@ -157,22 +157,27 @@ class Engine:
             for image in self._coalescing.answer(outcome):
                 self._scheduler.remove(image)
             for image in outcome.images:
-                self._events += image.advance(image.job in self._watched)
+                self._report(image)
         else:
             self._move([image for image in batch if isinstance(image, Trajectory)], outcome)
 
     def _take_back(self) -> None:
         """Whoever read its words, or decoded, meanwhile: it waits for a forward, or has come to its end."""
         for image in self._coalescing.back(wait=self._scheduler.idle and not self._events):
-            if image in self._images.get(image.job, ()):  # else another image of its job has just failed
-                self._events += image.advance(image.job in self._watched)
-                if image.end is None:
-                    self._seat(image)
-                elif isinstance(ended := image.develop(), Failed):
-                    self._fail(ended.job, ended.reason, ended.blame)
-                else:
-                    self._remove(image)
-                    self._events += ended
+            if self._report(image):
+                self._seat(image)
+
+    def _report(self, image: Whole) -> bool:
+        """Tells what is new of it. Whether it goes on: else it is finished, or its job has failed."""
+        if image not in self._images.get(image.job, ()):  # another image of its job has just failed
+            return False
+        news = image.news(image.job in self._watched)
+        if any(isinstance(event, Failed) for event in news):
+            self._drop(image.job)
+        elif any(isinstance(event, Developed) for event in news):
+            self._remove(image)
+        self._events += news
+        return all(isinstance(event, Stepped) for event in news)
 
     def _move(self, batch: list[Trajectory], prediction: Prediction) -> None:
         for image, x, x0 in zip(batch, prediction.x, prediction.x0, strict=True):
@@ -205,8 +210,7 @@ class Engine:
     def _blame(self, batch: list[Image], error: Exception) -> None:
         """Fails the jobs that fail by themselves. Raises where it is the device's fault, or the model's."""
         jobs = {each.job: [image for image in batch if image.job == each.job] for each in batch}
-        harmless = partial(run_harmless, batch[0], self._families, self._layouts)
-        for job in guilty(jobs, error, self._forward, harmless):
+        for job in guilty(jobs, error, self._forward, partial(run_harmless, batch[0], self._families, self._layouts)):
             self._fail(job, "The model failed at this picture.", "model")
 
     def _seat(self, image: Image) -> None:
@@ -219,10 +223,9 @@ class Engine:
             self._scheduler.pause(image.job)
 
     def _finish(self, image: Trajectory) -> None:
-        if image not in self._images.get(image.job, ()):
-            return  # it failed the check
-        self._remove(image)
-        self._events.append(Developed(image.job, image.image, image.x, tuple(image.rungs)))
+        if image in self._images.get(image.job, ()):  # else it failed the check
+            self._remove(image)
+            self._events.append(Developed(image.job, image.image, image.x, tuple(image.rungs)))
 
     def _fail(self, job: str, reason: str, blame: Blame) -> None:
         self._drop(job)
@@ -244,7 +247,3 @@ class Engine:
             self._watched.discard(image.job)
             self._paused.discard(image.job)
             self._weights.pop(image.job, None)
-
-    def _flush(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events

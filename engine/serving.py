@@ -24,7 +24,7 @@ from engine.engine import Engine
 from engine.lane import Lane
 from engine.picture_check import PictureCheck
 from engine.shelf import Model, Shelf
-from engine.shelf.offering import Place, find_all, stocked
+from engine.shelf.offering import Found, Place, find_all, stocked
 from engine.shelf.stock import Stock
 from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
@@ -82,15 +82,25 @@ class Ready:
 
 
 def load_models(settings: Settings) -> Ready:
-    """Blocks for seconds to minutes. Raises `Unfit`."""
+    """Blocks for seconds to minutes, or for as long as a download takes. Raises `Unfit`."""
+    return opened(settings, *found(settings))
+
+
+def found(settings: Settings) -> tuple[Place, list[Found]]:
+    """What the models are; those on the hub are fetched, however long that takes. Raises `Unfit`."""
     device = best() if settings.device == "auto" else torch.device(settings.device)
-    check = load_check(settings.check, device)
     resolver = SuperResolver.find(settings.upscaler, device)
     place = Place(settings.data, device, resolver, build(), settings.graphs, settings.offload)
-    stock = Stock(settings.memory or share(device))
-    models = stocked(find_all(settings.models, place), place, stock)
-    upscaler = Upscaler(resolver)
-    return Ready(device, tuple(models), stock, check, upscaler, upscaler.measure())
+    return place, find_all(settings.models, place)
+
+
+def opened(settings: Settings, place: Place, known: Sequence[Found]) -> Ready:
+    """With what must be in memory from the start. Raises `Unfit`."""
+    check = load_check(settings.check, place.device)
+    stock = Stock(settings.memory or share(place.device))
+    models = stocked(known, place, stock)
+    upscaler = Upscaler(place.resolver)
+    return Ready(place.device, tuple(models), stock, check, upscaler, upscaler.measure())
 
 
 def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | None:
@@ -124,9 +134,10 @@ async def serve(settings: Settings) -> None:
 
 
 async def _loaded(settings: Settings) -> Ready:
+    place, known = await asyncio.to_thread(found, settings)  # before the clock runs: the hub may be slow
     try:
         async with asyncio.timeout(DEADLINES["load"] * len(settings.models)):
-            return await asyncio.to_thread(load_models, settings)
+            return await asyncio.to_thread(opened, settings, place, known)
     except TimeoutError as error:
         raise Stuck("Loading the models took too long.") from error
 

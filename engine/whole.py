@@ -86,6 +86,7 @@ class Whole:
         self._source, self._recipe, self._usual = source, recipe, rows(recipe) // recipe.count
         self._done: dict[int, Fraction] = {}  # of each sampler, by its identity; the strand writes these two
         self._x0: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None  # what is finished, as it is looked at; the strand's too, before its end
         self._by_itself = ExitStack()
         self._spelt = source.spelt(recipe) if isinstance(source, Spells) else {}
         pipeline = source.pipeline
@@ -115,7 +116,17 @@ class Whole:
         rest = self.strand.rest(0) if self.strand.started else None
         return rest if isinstance(rest, Ended) else None
 
-    def advance(self, watched: bool) -> list[Event]:
+    def news(self, watched: bool) -> list[Event]:
+        """What is to be told of it since the last time: a step, its end. Whatever goes wrong here fails its job."""
+        end = self.end  # looked at first: all steps of an ended strand are known
+        try:
+            if end is not None and end.result is None:
+                return [Failed(self.job, *_why(self.job, end.error))]
+            return [*self._advance(watched), *(self._develop(end.result) if end and end.result is not None else ())]
+        except Exception as error:
+            return [Failed(self.job, *_why(self.job, error))]
+
+    def _advance(self, watched: bool) -> list[Event]:
         """That it has done a further step, if it has; with x0 where it is `watched` or the step is a rung."""
         k, before = int(self.steps * sum(self._done.values()) / self._samplers), self.k
         if k <= before:
@@ -128,16 +139,13 @@ class Whole:
             self.rungs.append(LatentRung(k, seen.clone()))
         return [Stepped(self.job, self.image, k, self.steps, seen, rung and seen is not None)]
 
-    def develop(self) -> list[Event] | Failed:
-        """How it ended. A ladder has one rung at least; where the sampler has shown none, it is what is finished."""
-        end = self.end
-        if end is None or end.result is None:
-            return Failed(self.job, *_why(self.job, end and end.error))
-        if self._rung_at and not self.rungs:
-            self.rungs.append(LatentRung(self.steps, self._source.last_seen(end.result)))
+    def _develop(self, finished: torch.Tensor) -> list[Event]:
+        """Its end. A ladder has one rung at least; where the sampler has shown none, it is what is finished."""
+        if self._last is not None and not self.rungs:
+            self.rungs.append(LatentRung(self.steps, self._last))
         rest = [Stepped(self.job, self.image, self.steps, self.steps)] if self.k < self.steps else []
         self.k = self.steps
-        return [*rest, Developed(self.job, self.image, end.result, tuple(self.rungs))]
+        return [*rest, Developed(self.job, self.image, finished, tuple(self.rungs))]
 
     def _draw(self, strand: Strand[Call, Any, torch.Tensor]) -> torch.Tensor:
         """The strand's whole work."""
@@ -146,7 +154,18 @@ class Whole:
             self._enter()
             words = order(self._shell, self._recipe, self.image, source.output_type, source.no_guidance)
             output = self._shell(**(words | self._spelt))
-            return source.finished(output.images, self._recipe.width, self._recipe.height)
+            finished = source.finished(output.images, self._recipe.width, self._recipe.height)
+            self._last = self._look_at(finished) if self._rung_at and not self.rungs else None
+            return finished
+
+    def _look_at(self, finished: torch.Tensor) -> torch.Tensor:
+        """In the strand, since that may be a pass through the autoencoder; none where the sampler's estimate shows."""
+        size, x0 = (self._recipe.width, self._recipe.height), self._x0
+        seen = None if x0 is None else self._source.seen(x0, *size)
+        if seen is not None:
+            return seen
+        self._enter()
+        return self._source.last_seen(finished)
 
     def _enter(self) -> None:
         """In the strand: from here on it works by itself, alone, up to its next question.

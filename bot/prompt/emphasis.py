@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 
-_MARK = re.compile(r"\\([()\[\]\\])|:\s*[+-]?(?:[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})\s*\)|[()\[\]]")
+# `engine.emphasis` has the same, or a word could hide behind a number that only the engine takes away.
+NUMBER = r"[+-]?(?:10(?:\.0{0,6})?|[0-9](?:\.[0-9]{0,6})?|\.[0-9]{1,6})"
+_MARK = re.compile(rf"\\([()\[\]\\])|:\s*{NUMBER}\s*\)|[()\[\]]")
 
 
 def bare(text: str) -> str:

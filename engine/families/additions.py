@@ -36,7 +36,7 @@ class Addition(NamedTuple):
 def additions(folder: Path | None) -> list[Addition]:
     """Every one that can be opened, by name; what cannot is named in the log."""
     found: list[Addition] = []
-    for name in sorted(_names(folder)) if folder is not None and folder.is_dir() else ():
+    for name in sorted(_names(folder)) if folder is not None else ():
         try:
             found.append(addition(folder, name))
         except Unfit as refused:
@@ -46,6 +46,14 @@ def additions(folder: Path | None) -> list[Addition]:
 
 def addition(folder: Path | None, name: str) -> Addition:
     """The one of this name. Raises `Unfit`."""
+    try:
+        return _addition(folder, name)
+    except OSError as error:
+        log.warning("the LoRA %s: %s", name[:64], error)
+        raise Unfit(f"The LoRA {name[:64]} cannot be read.", "worker") from error
+
+
+def _addition(folder: Path | None, name: str) -> Addition:
     missing = Unfit(f"This worker has no LoRA called {name[:64]}.", "worker")
     if folder is None or not _NAME.fullmatch(name):
         raise missing
@@ -60,7 +68,12 @@ def addition(folder: Path | None, name: str) -> Addition:
 
 def _names(folder: Path) -> set[str]:
     """Of everything that looks like a LoRA, pickles included: that they are refused shall be said."""
-    names = {path.name if path.is_dir() else path.stem for path in folder.iterdir() if _looks_like(path)}
+    try:
+        found = [path for path in folder.iterdir() if _looks_like(path)] if folder.is_dir() else []
+        names = {path.name if path.is_dir() else path.stem for path in found}
+    except OSError as error:
+        log.warning("the folder of LoRAs is left out: %s", error)
+        return set()
     return {name for name in names if _NAME.fullmatch(name)}
 
 

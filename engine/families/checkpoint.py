@@ -6,6 +6,7 @@ the hub by what diffusers recognises in the file. Knows how keys are grouped; no
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.families.family import TORCH
 from engine.families.opening import WRONG, Opened, Told, checked, one_by_one, unloadable, unused
-from engine.families.parts import NETWORKS, STORED, Part, classes, pipeline_class, read_index
+from engine.families.parts import NETWORKS, STORED, Part, classes, pipeline_class, read_index, refuse_pickles
 from engine.families.quiet import quiet
 from engine.families.source import configs_beside
 from engine.job import Dtype
@@ -32,10 +33,11 @@ CONFIGS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
 def open_file(path: Path, name: str, told: Told | None = None) -> Opened:
     """The pipeline of a file. Raises `Unfit` where it is none that can be opened."""
     _sizes(path, name)  # a file that is none is said so before anything is fetched
-    configs = configs_beside(path) or _fetched(path, name)
+    configs = configurations(path, name)
     index = read_index(configs, name)
     found = weighed_file(path, name, index)
     kind, kinds = pipeline_class(index, name), classes(index, name)
+    refuse_pickles(configs, kinds)
 
     def reopen(part: Part, dtype: Dtype) -> Any:
         how = {"config": str(configs), "subfolder": part.name, "local_files_only": True}
@@ -54,6 +56,14 @@ def open_file(path: Path, name: str, told: Told | None = None) -> Opened:
     except WRONG as error:
         raise unloadable(name) from error
     return Opened(checked(pipeline, name), tuple(found), reopen)
+
+
+def configurations(path: Path, name: str) -> Path:
+    """The folder beside the file, or what is fetched from the hub, once for a process. Raises `Unfit`."""
+    if beside := configs_beside(path):
+        return beside
+    stat = path.stat()
+    return _fetched(path, name, stat.st_size, stat.st_mtime_ns)
 
 
 def weighed_file(path: Path, name: str, index: Mapping[str, Any] | None = None) -> list[Part]:
@@ -88,8 +98,9 @@ def _group(key: str) -> str:
     return "vae" if key.startswith(AUTOENCODER) else "network"
 
 
-def _fetched(path: Path, name: str) -> Path:
-    """The configurations that diffusers takes for such a file, from the hub."""
+@functools.lru_cache(maxsize=64)
+def _fetched(path: Path, name: str, size: int, changed: int) -> Path:
+    """The configurations that diffusers takes for such a file, from the hub; kept for this `size` and moment."""
     try:
         known = single_file_utils.load_single_file_checkpoint(str(path), local_files_only=True)
         repository = single_file_utils.fetch_diffusers_config(known)["pretrained_model_name_or_path"]

@@ -53,7 +53,7 @@ class Coalesced:
         self._images: Any = getattr(pipeline, "image_processor", None) or VaeImageProcessor()
         self._nets: dict[tuple[int, Dtype], Any] = {}
         self._settle(pipeline)
-        self._rehearsal = self._rehearse()
+        self._rehearsal, self._timed = self._rehearse()
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
@@ -79,7 +79,7 @@ class Coalesced:
     ) -> torch.Tensor:
         """One forward with as many rows as `x` has, and zeros: for timing, since no step of ours is ever taken."""
         call = self._rehearsal
-        self.forward_of("", call.forward.net, dtype, loras)(*joined([call], max(0, len(x) - call.rows)))
+        self.forward_of("", self._timed, dtype, loras)(*joined([call], max(0, len(x) - call.rows)))
         return torch.zeros_like(x)
 
     @torch.inference_mode()
@@ -139,20 +139,24 @@ class Coalesced:
                     part.to(self.device)
 
     @torch.no_grad()
-    def _rehearse(self) -> Call:
-        """Two steps at the native size: the first call to a network, to be timed."""
+    def _rehearse(self) -> tuple[Call, Any]:
+        """Two steps at the native size: the first call to a network, to be timed, and the pipeline's own network."""
         calls: list[Call] = []
+        owners: dict[int, Any] = {}
+        dtype = self.dtypes[0]  # any other would be one more copy of a large network
 
         def ask(call: Call) -> Any:
             calls.append(call)
             return call.forward(*call.arguments)
 
         def real(attribute: str, net: Any) -> Forward:
-            return self.forward_of(attribute, net, "float32", ())
+            forward = self.forward_of(attribute, net, dtype, ())
+            owners[id(forward.net)] = net
+            return forward
 
         recipe = Recipe(
             concepts=(Concept(REHEARSED),), model=self.name, sampler=self.samplers[0], steps=2, seed=0, guidance=1.0,
-            width=self.size, height=self.size, dtype="float32", guides=self.guides,
+            width=self.size, height=self.size, dtype=dtype, guides=self.guides,
         )  # fmt: skip
         try:
             shell = shell_of(self.pipeline, ask, lambda moved: None, real)
@@ -161,7 +165,7 @@ class Coalesced:
             log.info("the pipeline of %s failed at its first picture", self.name, exc_info=True)
             kind = type(self.pipeline).__name__
             raise Unfit(f"The model {self.name} is a {kind}, which draws nothing from words alone.", "model") from error
-        return calls[0]
+        return calls[0], owners[id(calls[0].forward.net)]
 
 
 def _shown(pipeline: Any) -> Any:

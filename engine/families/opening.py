@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from engine.families.family import TORCH
@@ -23,7 +24,10 @@ from engine.job import Dtype
 from engine.unfit import Unfit
 
 Told = Callable[[float], None]  # the fraction of the bytes that are in memory; may raise, and so end the loading
-WRONG = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError)
+WRONG = (
+    OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, ArithmeticError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def folder_of(source: str) -> Path:
@@ -56,7 +60,9 @@ def open_folder(folder: Path, name: str, told: Told | None = None) -> Opened:
     loaded = one_by_one(found, lambda part: reopen(part, part.dtype), told)
     try:
         with quiet():
-            pipeline = kind.from_pretrained(str(folder), local_files_only=True, **loaded, **unused(index))
+            pipeline = kind.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, **loaded, **unused(index)
+            )
     except WRONG as error:
         raise unloadable(name) from error
     return Opened(checked(pipeline, name), tuple(found), reopen)

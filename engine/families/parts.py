@@ -9,23 +9,26 @@ from __future__ import annotations
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 
 from engine.families.family import TORCH
-from engine.families.revision import UNUSED
+from engine.families.revision import UNUSED, refuse_odd_parts
 from engine.job import Dtype
 from engine.unfit import Unfit
 
 LARGE = 1_000_000_000  # parameters: more than these are held once, in the number format of their files
 NETWORKS = ("unet", "transformer")
 LIBRARIES = ("diffusers", "transformers")
+PICKS = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")  # among what has no weights
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 STORED: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
 
@@ -60,6 +63,14 @@ def needed(found: Iterable[Part]) -> int:
     return sum(part.size + (2 * part.parameters if part.name in NETWORKS and not part.large else 0) for part in found)
 
 
+def needed_in(found: Sequence[Part]) -> dict[Dtype, int]:
+    """The same for each number format that a large network may be opened in; nothing where it is small."""
+    large = [part for part in found if part.name in NETWORKS and part.large]
+    least = needed(found) - sum(part.size for part in large)
+    count = sum(part.parameters for part in large)
+    return {dtype: least + count * kind.itemsize for dtype, kind in TORCH.items()} if large else {}
+
+
 def read_index(folder: Path, name: str) -> dict[str, Any]:
     """The folder's `model_index.json`. Raises `Unfit`."""
     try:
@@ -70,6 +81,7 @@ def read_index(folder: Path, name: str) -> dict[str, Any]:
         raise Unfit(f"The model {name} brings code of its own, which is not run.", "model")
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise Unfit(f"The model {name} does not say which pipeline it is (model_index.json).", "model")
+    refuse_odd_parts(index, name)
     return index
 
 
@@ -82,7 +94,7 @@ def pipeline_class(index: dict[str, Any], name: str) -> Any:
 
 
 def classes(index: dict[str, Any], name: str) -> dict[str, Any]:
-    """The class of every part that is used. Raises `Unfit` where one is not of diffusers or transformers."""
+    """The class of every part that is used. Raises `Unfit` where one is foreign, or has weights unseen."""
     found: dict[str, Any] = {}
     for part, of in index.items():
         if part in UNUSED or not isinstance(of, list) or of == [None, None]:
@@ -92,6 +104,8 @@ def classes(index: dict[str, Any], name: str) -> dict[str, Any]:
         if not isinstance(known, type):
             where = f"{library}.{kind}"[:80]
             raise Unfit(f"The {part} of the model {name} is {where}, which diffusers does not bring.", "model")
+        if not _is_plain(known):
+            raise Unfit(f"The {part} of the model {name} is a {kind[:80]}, which cannot be a part here.", "model")
         found[part] = known
     return found
 
@@ -100,6 +114,14 @@ def parts(folder: Path, kinds: dict[str, Any]) -> list[Part]:
     """Those with weights. Raises `Unfit` where one has none in safetensors, or not all of them."""
     found = (_part(folder / name, kind) for name, kind in kinds.items())
     return [part for part in found if part is not None]
+
+
+def refuse_pickles(folder: Path, kinds: Mapping[str, Any]) -> None:
+    """For folders whose weights are opened unseen, if they have any. Raises `Unfit`."""
+    for name in kinds:
+        if any(each for pattern in PICKLES for each in (folder / name).glob(pattern)):
+            why = "which can run code when it is opened: take it away, or convert it to safetensors"
+            raise Unfit(f"The folder {name} of the model's configurations holds a pickle, {why}.", "model")
 
 
 def counted(files: list[Path]) -> tuple[int, Dtype]:
@@ -114,6 +136,13 @@ def counted(files: list[Path]) -> tuple[int, Dtype]:
     return sum(formats.values()), STORED.get(most, "float32")
 
 
+def _is_plain(kind: type) -> bool:
+    """One network, whose weights are looked at, or something without weights: no pipeline, and nothing that picks."""
+    mixins = (transformers.ProcessorMixin, transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
+    without = (SchedulerMixin, transformers.PreTrainedTokenizerBase, *mixins)
+    return issubclass(kind, (torch.nn.Module, *without)) or kind.__name__ in PICKS
+
+
 def _member(library: str, name: str) -> Any:
     return getattr(importlib.import_module(library), name, None)
 
@@ -121,6 +150,7 @@ def _member(library: str, name: str) -> Any:
 def _part(folder: Path, kind: Any) -> Part | None:
     if not issubclass(kind, torch.nn.Module):
         return None
+    _refuse_detours(folder)
     files, variant = _files(folder)
     try:
         return Part(folder.name, kind, *counted(files), variant)
@@ -130,11 +160,22 @@ def _part(folder: Path, kind: Any) -> Part | None:
         ) from error
 
 
+def _refuse_detours(folder: Path) -> None:
+    """transformers would open other weights than those that are looked at here, a pickle even."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = None  # which is said when the part is opened
+    if (folder / "adapter_config.json").exists() or (isinstance(config, dict) and "transformers_weights" in config):
+        raise Unfit(f"The {folder.name} of the model names weights besides its own, which are not opened.", "model")
+
+
 def _files(folder: Path) -> tuple[list[Path], str | None]:
     """The files of weights: one, or those that an index names; else of the first variant."""
     found = sorted(folder.glob("*.safetensors"))
     if indexed := sorted(folder.glob("*.safetensors.index*.json"), key=lambda path: len(path.name)):
-        return _shards(folder, indexed[0]), _variant(indexed[0].name.replace(".safetensors.index", ""))
+        shards = [_shards(folder, each) for each in indexed]  # all: which one is opened is the library's to choose
+        return shards[0], _variant(indexed[0].name.replace(".safetensors.index", ""))
     if found:
         first = min(found, key=lambda path: path.name.count("."))
         return [first], _variant(first.name.removesuffix(".safetensors"))
@@ -153,6 +194,8 @@ def _shards(folder: Path, index: Path) -> list[Path]:
         names = {str(each) for each in json.loads(index.read_bytes())["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unfit(f"The list of the weights of the model's {folder.name} cannot be read.", "model") from error
+    if not names:
+        raise Unfit(f"The list of the weights of the model's {folder.name} names no file.", "model")
     for name in sorted(names):
         if "/" in name or "\\" in name or not name.endswith(".safetensors") or not (folder / name).is_file():
             raise Unfit(f"The model lacks {name[:100]}, a file of the weights of its {folder.name}.", "model")

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from engine.unfit import Unfit
 
 HASHED_WHOLE = 128 * 2**20
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws: a trained folder also holds its run
+_PART = re.compile(r"[A-Za-z0-9_]+")  # no other name is a folder within the model's own
 UNUSED = ("feature_extractor", "image_encoder", "safety_checker")
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve hex digits over configurations and weights; of files over 128 MiB the two ends only, which load fast."""
+    """Twelve hex digits over configurations and weights; of files over 128 MiB the two ends only, which load fast.
+
+    Raises `Unfit` where its index cannot be read, or leads elsewhere.
+    """
     digest = hashlib.sha256()
     parts = [folder / part for part in _parts(folder)]
     found = (each for part in parts for pattern in ("*.json", "*.safetensors") for each in part.rglob(pattern))
@@ -20,6 +29,13 @@ def fingerprint(folder: Path) -> str:
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
         _read(path, digest)
     return digest.hexdigest()[:12]
+
+
+def refuse_odd_parts(index: Mapping[str, Any], name: str) -> None:
+    """Raises `Unfit` where the name of a part leads out of the model's folder, or could."""
+    for part, of in index.items():
+        if isinstance(of, list) and not _PART.fullmatch(part):
+            raise Unfit(f"The model {name} has a part called {part[:80]!r}, which is no name of a part.", "model")
 
 
 def fingerprint_of_file(path: Path) -> str:
@@ -43,6 +59,11 @@ def _parts(folder: Path) -> list[str]:
         index = json.loads((folder / "model_index.json").read_bytes())
     except FileNotFoundError:
         index = {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unfit(f"The model {folder.name} has no model_index.json that can be read.", "model") from error
+    if not isinstance(index, dict):
+        raise Unfit(f"The model {folder.name} does not say which pipeline it is (model_index.json).", "model")
+    refuse_odd_parts(index, folder.name)
     return sorted({*PARTS, *(name for name, of in index.items() if isinstance(of, list) and name not in UNUSED)})
 
 

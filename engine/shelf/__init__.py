@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from msgspec.structs import replace
@@ -48,9 +48,10 @@ class Model:
     warm: Warm
     open: Callable[[Told], Family]
     renew: Callable[[Family], Warm]
+    sizes: Mapping[Dtype, int] = field(default_factory=dict[Dtype, int])  # where its network is large: in that format
     wanted: int = 0  # jobs that wait for it
     done: float = 0.0  # how much of it is in memory, while it is loaded
-    fresh: bool = False  # loaded, and not used since
+    fresh: bool = False  # loaded for somebody, and not used since
     opening: asyncio.Task[None] | None = None
 
 
@@ -87,10 +88,17 @@ class Shelf:
         try:
             await self._until_ready(model, dtype)
             self._stock.hold(name)
+            model.fresh = model.fresh and not isinstance(
+                self.families[name], HeldOnce
+            )  # others may want another format
         finally:
             model.wanted -= 1
             model.fresh = False if model.wanted == 0 else model.fresh
         return True
+
+    def crowded(self, me: object = None) -> bool:
+        """Somebody but `me` has waited long enough for those in the engine to leave."""
+        return any(time.monotonic() - since > TURN for who, since in self._waiting.items() if who is not me)
 
     def let_go(self, name: str) -> None:
         """A job has left the engine."""
@@ -112,13 +120,14 @@ class Shelf:
                     with suppress(GivenUp):
                         await asyncio.shield(model.opening)
                 elif self._ready(model, dtype):
-                    if model.fresh or not self._must_wait():
+                    if model.fresh or not self.crowded(me):
                         return
                     await self._look_again()
                 elif self._stock.users(model.name):  # in another number format
                     self._waiting.setdefault(me, time.monotonic())
                     await self._look_again()
                 else:
+                    self._waiting.pop(me, None)
                     self._begin(model, dtype)
         finally:
             self._waiting.pop(me, None)
@@ -126,10 +135,6 @@ class Shelf:
     def _ready(self, model: Model, dtype: Dtype) -> bool:
         family = self.families.get(model.name)
         return family is not None and (not isinstance(family, HeldOnce) or family.holds(dtype))
-
-    def _must_wait(self) -> bool:
-        """Somebody has waited long enough for those in the engine to leave."""
-        return any(time.monotonic() - since > TURN for since in self._waiting.values())
 
     def _begin(self, model: Model, dtype: Dtype) -> None:
         model.done = 0.0
@@ -141,22 +146,27 @@ class Shelf:
             async with self._one_at_a_time:
                 known = self.families.get(model.name)
                 if isinstance(known, HeldOnce):
-                    await self.loader.run(model.name, lambda _: known.net(dtype))
+                    await self._reopen(model, known, dtype)
                 else:
                     await self._load(model)
         finally:
             model.opening = None
             self._changed()
 
+    async def _reopen(self, model: Model, known: HeldOnce, dtype: Dtype) -> None:
+        await self._room(model, model.sizes.get(dtype, model.size))
+        await self.loader.run(model.name, lambda _: known.net(dtype))
+        model.fresh = model.wanted > 0
+
     async def _load(self, model: Model) -> None:
-        await self._room(model)
+        await self._room(model, model.size)
         try:
             family, model.warm = await self.loader.run(model.name, lambda beat: self._opened(model, beat))
             self._stock.put(model.name, family)
         except BaseException:
             self._stock.give_up(model.name)
             raise
-        model.fresh = True
+        model.fresh = model.wanted > 0  # whoever left during the last part does not keep it here
         log.info("%s is in memory, %s of %s taken", model.name, said(self._stock.taken), said(self._stock.budget))
 
     def _opened(self, model: Model, beat: Callable[[], None]) -> tuple[Family, Warm]:
@@ -171,12 +181,12 @@ class Shelf:
         family = model.open(told)
         return family, model.renew(family)
 
-    async def _room(self, model: Model) -> None:
-        if model.size > self._stock.budget:
-            raise too_large(model.name, model.size, self._stock.budget)
+    async def _room(self, model: Model, size: int) -> None:
+        if size > self._stock.budget:
+            raise too_large(model.name, size, self._stock.budget)
         me = object()
         try:
-            while not self._stock.reserve(model.name, model.size, self._spared()):
+            while not self._stock.reserve(model.name, size, self._spared()):
                 if not model.wanted:
                     raise GivenUp
                 self._waiting.setdefault(me, time.monotonic())

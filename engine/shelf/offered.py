@@ -31,11 +31,14 @@ class Offered(Struct, frozen=True, forbid_unknown_fields=True):
     size: Annotated[int, Meta(ge=0)]
 
 
-def identity(name: str, fingerprint: str, device: torch.device, upscaler: str, build: str) -> str:
-    """`fingerprint` is of the model's files, `upscaler` that of what enlarges its pictures, if anything does."""
+def identity(name: str, fingerprint: str, device: torch.device, upscaler: str, build: str, loras: str = "") -> str:
+    """`fingerprint` is of the model's files, `upscaler` that of what enlarges its pictures, `loras` that of the LoRAs.
+
+    Which of them fit is learnt with the model in memory.
+    """
     where = f"{device_name(device)}, {torch.get_num_threads()} threads"
     made = f"torch {torch.__version__}, diffusers {diffusers.__version__}, {build}, contract {VERSION}"
-    return f"{where} | {made} | {name} {fingerprint} {upscaler}".rstrip()
+    return f"{where} | {made} | {name} {fingerprint} {upscaler} {loras}".rstrip()
 
 
 def read(data: Path) -> dict[str, Offered]:

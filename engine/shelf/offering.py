@@ -6,7 +6,7 @@ Blocks for seconds to minutes. Knows where models and calibrations lie; nothing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,16 @@ import torch
 
 from engine import families
 from engine.calibration import Calibration, calibrate
+from engine.families.additions import additions
+from engine.families.checkpoint import configurations
 from engine.families.embedded import NAME, WEIGHTS
 from engine.families.family import Family
 from engine.families.opening import Told
 from engine.families.pipelined import Pipelined
-from engine.families.revision import fingerprint
-from engine.families.source import find
-from engine.families.weighing import weigh, weigh_embedded
-from engine.job import Warm
+from engine.families.revision import fingerprint, together
+from engine.families.source import Source, find
+from engine.families.weighing import weigh, weigh_embedded, weigh_in
+from engine.job import Dtype, Warm
 from engine.shelf import Model, offered, too_large
 from engine.shelf.loader import free
 from engine.shelf.offered import Offered
@@ -30,6 +32,8 @@ from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
+
+LORAS = "loras"  # a folder in the data folder
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """A model that is offered: its files, how large it is, and what is known of it, if anything is."""
+    """A model that is offered: its files, its size, and what is known of it, if anything is. `sizes` as in `Model`."""
 
     name: str
     size: int
     identity: str
     open: Callable[[Told | None], Family]
     known: Offered | None
+    sizes: Mapping[Dtype, int]
 
 
 def find_all(names: Sequence[str], place: Place) -> list[Found]:
     """Raises `Unfit` where one is not to be had, or two have one name."""
-    kept, found = offered.read(place.data), list[Found]()
+    kept, found, loras = offered.read(place.data), list[Found](), _loras(place.data)
     for given in names:
-        one = _found(given, place, kept)
+        one = _found(given, place, kept, loras)
         if any(one.name == other.name for other in found):
             raise Unfit(f"Two models are called {one.name}; rename the folder of one.", "worker")
         found.append(one)
@@ -76,19 +81,43 @@ def stocked(found: Sequence[Found], place: Place, stock: Stock) -> list[tuple[Mo
     return [(_model(one, learnt[one.name]), learnt[one.name].found) for one in found]
 
 
-def _found(given: str, place: Place, kept: dict[str, Offered]) -> Found:
+def _found(given: str, place: Place, kept: dict[str, Offered], loras: str) -> Found:
     source = None if given == NAME else find(given, place.data)
-    name, revision, size = (source.name, source.fingerprint(), weigh(source)) if source else _embedded()
+    name, size, revision = _looked_at(source) if source else _embedded()
     upscaler = place.resolver.fingerprint if place.resolver else ""
-    identity = offered.identity(name, revision, place.device, upscaler, place.build)
+    identity = offered.identity(name, revision, place.device, upscaler, place.build, loras)
 
     def opened(told: Told | None) -> Family:
-        family = families.load(given, place.data, device=place.device, resolver=place.resolver, told=told)
+        family = _opened(source, place, told)
         if source is not None and source.fingerprint() != revision:
             raise Unfit(f"The files of the model {name} have changed: start this worker anew.", "worker")
         return _settled(family, place)
 
-    return Found(name, size, identity, opened, kept.get(identity))
+    sizes = weigh_in(source) if source else dict[Dtype, int]()
+    return Found(name, size, identity, opened, kept.get(identity), sizes)
+
+
+def _looked_at(source: Source) -> tuple[str, int, str]:
+    """Its name, size and revision; whatever it needs of the hub is fetched now, and never while jobs run."""
+    size = weigh(source)  # first, since it says in a sentence what is wrong with the files
+    if source.is_file:
+        configurations(source.path, source.name)
+    return source.name, size, source.fingerprint()
+
+
+def _opened(source: Source | None, place: Place, told: Told | None) -> Family:
+    """From the files that were found at the start: a name on the hub is not asked for again."""
+    if source is None:
+        return families.load(NAME, place.data, device=place.device, resolver=place.resolver)
+    family = families.load_source(source, place.device, place.resolver, told)
+    if isinstance(family, Pipelined):
+        family.lora_folder = place.data / LORAS
+    return family
+
+
+def _loras(data: Path) -> str:
+    """Changes with the LoRAs that there are, by name and weights."""
+    return together(*(f"{one.name} {one.revision}" for one in found)) if (found := additions(data / LORAS)) else ""
 
 
 def _settled(family: Family, place: Place) -> Family:
@@ -101,8 +130,8 @@ def _settled(family: Family, place: Place) -> Family:
     return family
 
 
-def _embedded() -> tuple[str, str, int]:
-    return NAME, fingerprint(WEIGHTS), weigh_embedded()
+def _embedded() -> tuple[str, int, str]:
+    return NAME, weigh_embedded(), fingerprint(WEIGHTS)
 
 
 def _learnt(one: Found, place: Place, stock: Stock, *, wanted: bool) -> Offered:
@@ -123,7 +152,7 @@ def _model(one: Found, learnt: Offered) -> Model:
     def renew(family: Family) -> Warm:
         return learnt.found.warm(family)
 
-    return Model(one.name, one.size, learnt.warm, one.open, renew)
+    return Model(one.name, one.size, learnt.warm, one.open, renew, one.sizes)
 
 
 def _keep(found: Sequence[Found], learnt: dict[str, Offered], data: Path) -> None:

@@ -31,15 +31,18 @@ class Stock:
         return self._users[name]
 
     def reserve(self, name: str, size: int, spared: frozenset[str] = frozenset()) -> bool:
-        """Makes room for a model that is to be loaded; of the idle ones the least recently used goes first.
+        """Makes room for a model that is to be loaded, or to take another size in place of its present one.
+
+        Of the other idle ones the least recently used goes first.
 
         False, and nothing is dropped, where even all idle ones but the `spared` would not make enough.
         """
-        idle = [other for other in self._families if not self._users[other] and other not in spared]
-        if self.taken - sum(self._sizes[other] for other in idle) + size > self.budget:
+        idle = [other for other in self._families if not self._users[other] and other not in spared | {name}]
+        more = size - self._sizes.get(name, 0)
+        if self.taken - sum(self._sizes[other] for other in idle) + more > self.budget:
             return False
         for other in [each for each in self._sizes if each in idle]:
-            if self.taken + size <= self.budget:
+            if self.taken + more <= self.budget:
                 break
             self._drop(other)
         self._sizes[name] = size

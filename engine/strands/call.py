@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,8 @@ class Reader:
             return Call(self.forward, names, (args, kwargs), max(1, rows), object())
         marks = tuple((name, self._mark(named[name], rows, name)) for name in sorted(named))
         times = tuple(named[name] for name in TIMES if isinstance(named.get(name), int | float | torch.Tensor))
-        return Call(self.forward, names, (args, kwargs), rows, (self.forward, marks), times)
+        network = weakref.ref(self.forward.net)  # whoever remembers signatures shall not keep it in memory
+        return Call(self.forward, names, (args, kwargs), rows, (network, self.forward.kind, marks), times)
 
     def _mark(self, value: Any, rows: int, path: str) -> Hashable:
         """What must be equal of this part of the arguments."""

@@ -85,7 +85,7 @@ class Worker:
         self._intake = Intake(bus, offer.name, self.roster, self._outcome, self._output, self._admit)
         self._lease = Lease(bus, self.roster, self._outcome, pulse)
         self._attention = Attention(bus, self.roster)
-        self._steering = Steering(bus, self.roster)
+        self._steering = Steering(bus, self.roster, self._shelf.crowded)
         self._keeping = Keeping(bus, self.roster, self._outcome, self._attention)
         self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -35,6 +35,7 @@ class Run:
     held: str = ""  # the model that stays in memory for it
     watched: bool = False
     paused: asyncio.TimerHandle | None = None  # what ends its pause
+    rested: float = 0.0  # seconds of its pauses so far
     weight: float = 1.0  # beside other jobs of its user
     pace: float = 0.0  # seconds an image-step
     stepped: float = 0.0  # when the last step was done, or the engine took it in

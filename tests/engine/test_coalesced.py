@@ -417,7 +417,7 @@ def test_what_fails_in_looking_at_one_picture_fails_that_job_alone(
     engine = engines(known)
     kept, gone = order(known, sampler="unipc", user="a"), order(known, sampler="unipc", user="b", height=16, count=2)
     unshown = order(known, sampler="native", user="c", height=16)  # PNDM: what is finished is looked at
-    monkeypatch.setattr(known, "last_seen", lambda finished: poor(finished, 32, finished.shape[1] * 8))
+    monkeypatch.setattr(known, "last_seen", lambda finished: poor(finished, 32, finished.shape[1] * known.factor))
     for each in (kept, gone, unshown):
         engine.add(each)
     events = run(engine)
@@ -469,7 +469,7 @@ def test_a_model_that_was_dropped_is_freed(tmp_path: Path, order: Make) -> None:
     present: dict[str, Any] = {"dropped": families.load_folder(str(tmp_path / "dropped"), "dropped")}
     engine = Engine(present)
     for number in range(2):
-        engine.add(order(present["dropped"], user=str(number)))
+        engine.add(order(present["dropped"], user=str(number), bucket=8))
     assert len(pictures(present["dropped"], run(engine))) == 2
     assert engine._coalescing.gathering._tried
     network = weakref.ref(present["dropped"].pipeline.transformer)

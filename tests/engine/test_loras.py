@@ -367,6 +367,32 @@ def test_no_name_and_no_link_leads_out_of_the_folder(tmp_path: Path) -> None:
         addition(folder, "link")
 
 
+def test_one_that_cannot_be_read_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("good", "locked"):
+        save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    usual, listed = Path.open, Path.iterdir
+
+    def locked(path: Path, *given: Any, **named: Any) -> Any:
+        if path.stem == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return usual(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", locked)
+    assert [one.name for one in additions(tmp_path)] == ["good"]
+    assert "The LoRA locked cannot be read" in caplog.text
+    with pytest.raises(Unfit, match="The LoRA locked cannot be read"):
+        addition(tmp_path, "locked")
+
+    def barred(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path)) if path == tmp_path else AssertionError(listed)
+
+    monkeypatch.setattr(Path, "iterdir", barred)
+    assert additions(tmp_path) == []
+    assert "the folder of LoRAs is left out" in caplog.text
+
+
 def test_a_folder_of_several_weights_says_which(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "many").mkdir(exist_ok=True)

@@ -168,6 +168,10 @@ def test_a_file_that_is_neither_is_refused(tmp_path: Path) -> None:
         ({"unet": ["os", "system"]}, "is os.system, which diffusers does not bring"),
         ({"unet": ["diffusers", "NoSuchNet"]}, "is diffusers.NoSuchNet, which diffusers does not bring"),
         ({"unet": ["diffusers"]}, "which diffusers does not bring"),
+        ({"extra": ["diffusers", "DiffusionPipeline"]}, "The extra of the model model is a DiffusionPipeline, which"),
+        ({"extra": ["transformers", "AutoModel"]}, "The extra of the model model is a AutoModel, which"),
+        ({"../up": ["diffusers", "AutoencoderKL"]}, "a part called '../up', which is no name of a part"),
+        ({"..": ["diffusers", "AutoencoderKL"]}, "a part called '..', which is no name of a part"),
     ],
 )
 def test_an_index_that_names_foreign_code_is_refused_before_anything_runs(
@@ -210,6 +214,64 @@ def test_a_list_of_files_that_leads_elsewhere_or_is_spoilt(copied: Path, tmp_pat
     (copied / "unet" / f"{WEIGHTS}.index.json").write_text(content)
     with pytest.raises(Unfit, match=r"The model lacks \.\./|The list of the weights of the model's unet"):
         load(str(copied), tmp_path)
+
+
+@pytest.mark.parametrize("files", [{"a": "x.bin"}, {}])
+def test_every_list_of_files_is_looked_at(copied: Path, tmp_path: Path, files: dict[str, str]) -> None:
+    (copied / "unet" / "a.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": WEIGHTS}}))
+    (copied / "unet" / "x.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    (copied / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(Unfit, match=r"The model lacks x\.bin, a file of|of the model's unet names no file"):
+        load(str(copied), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '"text"', "\xff"])
+def test_an_index_that_is_none_is_one_sentence_also_for_its_revision(
+    copied: Path, tmp_path: Path, content: str
+) -> None:
+    (copied / "model_index.json").write_text(content, encoding="latin-1")
+    for look in (lambda: Source("m", copied).fingerprint(), lambda: load(str(copied), tmp_path)):
+        with pytest.raises(Unfit, match=r"no model_index\.json that can be read|does not say which pipeline"):
+            look()
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("text_encoder", {"num_attention_heads": 0}),
+        ("text_encoder", {"hidden_size": "wide"}),
+        ("unet", {"norm_num_groups": 0}),
+        ("unet", {"block_out_channels": []}),
+        ("unet", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_configuration_that_makes_no_network_is_one_sentence(
+    copied: Path, tmp_path: Path, part: str, changed: dict[str, Any]
+) -> None:
+    config = copied / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(Unfit, match=f"that can be loaded: its {part} is spoilt"):
+        load(str(copied), tmp_path)
+
+
+@pytest.mark.parametrize("where", ["adapter", "config"])
+def test_a_part_that_names_other_weights_than_its_own_is_refused(copied: Path, tmp_path: Path, where: str) -> None:
+    folder = copied / "text_encoder"
+    if where == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "adapter_model.bin"}))
+    with pytest.raises(Unfit, match="The text_encoder of the model names weights besides its own"):
+        load(str(copied), tmp_path)
+
+
+def test_a_pickle_among_the_configurations_beside_a_file_is_refused(small_folder: Path, tmp_path: Path) -> None:
+    write(small_folder, tmp_path / "old.safetensors")
+    (tmp_path / "old" / "text_encoder" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(Unfit, match="The folder text_encoder of the model's configurations holds a pickle"):
+        load(str(tmp_path / "old.safetensors"), tmp_path)
 
 
 def test_weights_that_are_only_there_as_a_variant(copied: Path, small_folder: Path, tmp_path: Path) -> None:

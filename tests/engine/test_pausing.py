@@ -215,6 +215,32 @@ async def test_a_pause_ends_by_itself(shop: Shop, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.asyncio
+async def test_the_pauses_of_a_job_together_have_one_limit(shop: Shop) -> None:
+    worker, _ = await slow_worker(shop)
+    await shop.bot.dispatch(a_job(steps=1000))
+    run = await midway(worker)
+    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None)
+    first = run.paused
+    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await shop.bot.steer(Steer(job=JOB, deed="weigh", weight=0.5))
+    await until(lambda: run.weight == 0.5)
+    assert run.paused is first
+    await shop.bot.steer(Steer(job=JOB, deed="resume"))
+    await until(lambda: run.paused is None)
+    assert 0 < run.rested < 30
+    run.rested = steering.MOST_SECONDS - 0.5
+    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await until(lambda: run.paused is not None)
+    await until(lambda: run.paused is None, 10)
+    await shop.bot.steer(Steer(job=JOB, deed="pause"))
+    await shop.bot.steer(Steer(job=JOB, deed="weigh", weight=0.25))
+    await until(lambda: run.weight == 0.25)
+    assert run.paused is None
+    await shop.bot.cancel(JOB)
+
+
+@pytest.mark.asyncio
 async def test_a_paused_job_that_goes_to_another_worker_runs_on_there(shop: Shop) -> None:
     job = a_job(steps=STEPS)
     first, task = await slow_worker(shop)

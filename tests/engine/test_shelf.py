@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
+from safetensors.torch import save_file
 
 from engine import serving, shelf
 from engine.bus import Bus, Kept
 from engine.bus.broker import Broker
 from engine.config import load
 from engine.engine import Engine
-from engine.job import Cancelled, Concept, Failed, Finished, Job, Loading, Recipe, Share
+from engine.job import Cancelled, Concept, Failed, Finished, Job, Loading, Recipe, Share, Steer
 from engine.lane import Lane
 from engine.serving import load_models
 from engine.shelf import Model, Shelf, offered, offering
@@ -29,6 +31,7 @@ from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
 from engine.worker import Offer, Worker
 from engine.worker.pulse import Pulse
+from tests.engine.original_layout import write
 from tests.engine.small_models import build
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFG"]
@@ -96,6 +99,59 @@ def test_two_models_of_one_name_are_refused(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "models" / "one", tmp_path / "one")
     with pytest.raises(Unfit, match="Two models are called one"):
         find_all(["one", str(tmp_path / "one")], place(data))
+
+
+def test_loras_that_came_while_a_model_was_away_are_announced_after_the_next_start(data: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(data, tmp_path / "data")
+    assert all(one.known for one in find_all(NAMES, place(own)))
+    (own / "loras").mkdir()
+    save_file({"a": torch.zeros(1)}, own / "loras" / "new.safetensors")
+    assert not any(one.known for one in find_all(NAMES, place(own)))
+
+
+def test_a_name_on_the_hub_is_asked_for_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetched(name: str) -> Path:
+        asked.append(name)
+        return data / "models" / "one"
+
+    monkeypatch.setattr("engine.families.source._downloaded", fetched)
+    (one,) = find_all(["owner/name"], place(tmp_path))
+    family: Any = one.open(None)
+    assert (family.name, family.lora_folder) == ("name", tmp_path / "loras")
+    assert asked == ["owner/name"]
+
+
+def test_what_a_single_file_needs_of_the_hub_is_fetched_at_the_start(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(data / "models" / "one", tmp_path / "old.safetensors", configs=False)
+    configs = shutil.ignore_patterns("*.safetensors")
+    fetched, asked = shutil.copytree(data / "models" / "one", tmp_path / "fetched", ignore=configs), list[str]()
+
+    def away(repository: str, **_: Any) -> str:
+        asked.append(repository)
+        return str(fetched)
+
+    monkeypatch.setattr("engine.families.checkpoint.snapshot_download", away)
+    (one,) = find_all([str(tmp_path / "old.safetensors")], place(tmp_path))
+    assert len(asked) == 1
+    assert one.open(None).name == "old"
+    assert len(asked) == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_a_slow_hub_does_not_count_as_slow_loading(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*given: Any) -> Any:
+        time.sleep(2.5)
+        return find_all(*given)
+
+    monkeypatch.setattr(serving, "find_all", slow)
+    monkeypatch.setitem(serving.DEADLINES, "load", 2.0)
+    ready = await serving._loaded(settings(data, "one"))
+    assert list(ready.stock.families) == ["one"]
 
 
 # The shelf
@@ -390,3 +446,20 @@ async def test_a_worker_that_stops_while_it_loads_gives_the_job_back(shop: Shop)
     again = await shop.bot.pull(["default"], timeout=LEASE / 2)
     assert again is not None
     assert again.value.id == JOBS[0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block
+async def test_a_pause_lapses_when_others_have_waited_for_its_models_room(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "TURN", 0.3)
+    worker, _ = await shop.worker(1.5)
+    shop.opening.gate.set()
+    await shop.bot.dispatch(a_job(JOBS[0], "one", steps=300))
+    await until(lambda: any(run.done[0] > 0 for run in worker.roster))
+    await shop.bot.steer(Steer(job=JOBS[0], deed="pause"))
+    await until(lambda: any(run.paused is not None for run in worker.roster))
+    await shop.bot.dispatch(a_job(JOBS[1], "two"))
+    ends = await asyncio.wait_for(shop.ends(*JOBS[:2]), 30)
+    assert all(isinstance(end, Finished) for end in ends.values())
