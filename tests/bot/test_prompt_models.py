@@ -70,7 +70,7 @@ def test_a_sampler_goes_by_every_name_that_people_write(written: str, around: st
 def test_every_sampler_has_a_title_by_which_it_can_be_asked_for() -> None:
     assert tuple(SAMPLER_TITLES) == ALL
     assert all(name in OURS["sampler"].range for name in ALL)
-    titled = [name for name in ALL if name != "native"]
+    titled: list[Sampler] = [name for name in ALL if name != "native"]
     assert [named(SAMPLER_TITLES[name]) for name in titled] == titled
     assert [named(name) for name in ALL] == list(ALL)
 
