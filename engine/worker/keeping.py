@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from engine.bus import Bus, Fenced, Unreachable
 from engine.worker.attention import Attention
@@ -41,7 +42,8 @@ class Keeping:
             for snapshot in await self._roster.thread.call(
                 lambda engine: engine.snapshots(run.job.id, run.claim.epoch)
             ):
-                if not run.ended:
+                # Whoever slept through its lease must not write where the next owner has already tidied up.
+                if not run.ended and time.monotonic() - max(run.began, run.renewed) < self._bus.kept.lease:
                     await self._bus.put_snapshot(snapshot)
                     run.saved[snapshot.image] = snapshot.k
         except Fenced as error:

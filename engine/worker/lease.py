@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from engine.bus import Bus, Unreachable
 from engine.worker.outcome import Outcome
@@ -43,7 +44,10 @@ class Lease:
         try:
             for handle in list(run.handles.values()):
                 await handle.in_progress()
-            if not await self._bus.renew(run.claim) and run in self._roster:
+            asked = time.monotonic()
+            if await self._bus.renew(run.claim):
+                run.renewed = asked
+            elif run in self._roster:
                 lost = self._roster.lose(run, "its claim has lapsed or gone to another worker")
                 self._roster.spawn(lost)  # it waits for the engine's present step, and the beat must not
         except Unreachable as error:

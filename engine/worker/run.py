@@ -32,6 +32,7 @@ class Run:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     announced: asyncio.Event = field(default_factory=asyncio.Event)  # Started is published
     ended: bool = False
+    renewed: float = 0.0  # when its claim was last renewed
     held: str = ""  # the model that stays in memory for it
     watched: bool = False
     paused: asyncio.TimerHandle | None = None  # what ends its pause
