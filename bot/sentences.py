@@ -11,7 +11,7 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from engine.job import SAMPLER_TITLES
+from engine.job import ALL_ALONG, SAMPLER_TITLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -179,8 +179,8 @@ def footer(recipe: Recipe, seconds: float | None = None, ms_per_step: float | No
 
 def guidance(recipe: Recipe) -> str:
     """ "guidance 4", "guidance 4 from 0.2 to 0.8"."""
-    held = (recipe.guidance_start, recipe.guidance_stop)
-    part = "" if held == (0.0, 1.0) else f" from {held[0]:g} to {held[1]:g}"
+    held = recipe.interval
+    part = "" if held == ALL_ALONG else f" from {held[0]:g} to {held[1]:g}"
     return f"guidance {recipe.guidance:g}{part}"
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import MappingProxyType
 
 from engine.families.family import Family, TakesLoras
-from engine.job import Job, Recipe, Snapshot
+from engine.job import ALL_ALONG, Job, Recipe, Snapshot
 from engine.plan import NotTabled, Plan
 from engine.strands.order import refuse_what_no_pipeline_does
 from engine.trajectory import Trajectory
@@ -37,11 +37,13 @@ def admit(
     table = _plan(recipe, family)
     price = prices.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
     if table is None:
-        return _wholes(job, recipe, family, price)
-    images = [Trajectory(job, recipe, image, table, family) for image in range(recipe.count)]
+        images: Sequence[Whole] | Sequence[Trajectory] = _wholes(job, recipe, family)
+    else:
+        images = [Trajectory(job, recipe, image, table, family) for image in range(recipe.count)]
     for image in images:
         image.price = price
-        _restore(image, snapshots)
+        if isinstance(image, Trajectory):
+            _restore(image, snapshots)
     return images
 
 
@@ -72,7 +74,7 @@ def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
         raise Unfit(f"{family.name} takes its guidance in another way than the picture was asked for with.", "us")
     if recipe.guidance_start > recipe.guidance_stop:
         raise Unfit("Guidance cannot stop before it starts.", "member")
-    if recipe.guides == "network" and (recipe.guidance_start, recipe.guidance_stop) != (0.0, 1.0):
+    if recipe.guides == "network" and recipe.interval != ALL_ALONG:
         raise Unfit(f"{family.name} has guidance built into its network, so it holds at every step.", "member")
     return family
 
@@ -106,16 +108,13 @@ def _plan(recipe: Recipe, family: Family) -> Plan | None:
         raise _cannot_take(recipe, family, error) from error
 
 
-def _wholes(job: Job, recipe: Recipe, family: Family, price: float) -> list[Whole]:
+def _wholes(job: Job, recipe: Recipe, family: Family) -> list[Whole]:
     refuse_what_no_pipeline_does(recipe)
     assert isinstance(family, Source), "only such a family's samplers go whole"
     try:
-        images = [Whole(job, recipe, image, family) for image in range(recipe.count)]
+        return [Whole(job, recipe, image, family) for image in range(recipe.count)]
     except ValueError as error:
         raise _cannot_take(recipe, family, error) from error
-    for image in images:
-        image.price = price
-    return images
 
 
 def _cannot_take(recipe: Recipe, family: Family, error: ValueError) -> Unfit:

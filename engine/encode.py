@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.job import SAMPLER_TITLES, Recipe
+from engine.job import ALL_ALONG, SAMPLER_TITLES, Recipe
 
 THUMBNAIL = 128  # a rung's longest side
 
@@ -53,7 +53,7 @@ def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upsca
     }
     if recipe.sampler == "ddim":
         fields["Eta"] = f"{recipe.eta:g}"
-    if (recipe.guidance_start, recipe.guidance_stop) != (0.0, 1.0):
+    if recipe.interval != ALL_ALONG:
         fields["Guidance interval"] = f"{recipe.guidance_start:g}-{recipe.guidance_stop:g}"
     if factor > 1:
         fields |= {"Hires upscale": factor, "Hires upscaler": upscaler}

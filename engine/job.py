@@ -73,6 +73,7 @@ SAMPLER_TITLES: Mapping[Sampler, str] = MappingProxyType(
         "native": "the model's own scheduler",
     }
 )
+ALL_ALONG = (0.0, 1.0)  # an interval: guidance holds at every step
 Guides = Literal["rows", "network"]  # guidance by a row without the words, or as a number that the network takes
 Blame = Literal["member", "model", "worker", "us"]
 Method = Literal["gan", "lanczos"]  # how a picture is enlarged: by the super-resolver, or without new detail
@@ -148,9 +149,13 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     loras: Annotated[tuple[Lora, ...], Meta(max_length=MAX_LORAS)] = ()
 
     def __post_init__(self) -> None:
-        interval = (self.guidance_start, self.guidance_stop) != (0.0, 1.0)
-        if interval or self.loras or self.guides != "rows" or self.sampler not in FIRST_SAMPLERS:
+        if self.interval != ALL_ALONG or self.loras or self.guides != "rows" or self.sampler not in FIRST_SAMPLERS:
             msgspec.structs.force_setattr(self, "v", max(self.v, MODELS))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The fractions of the steps between which guidance holds."""
+        return self.guidance_start, self.guidance_stop
 
 
 class Enlarge(_Value, frozen=True, kw_only=True):
@@ -437,8 +442,13 @@ def readable(job: Job, version: int) -> Job:
 
 
 def guided(recipe: Recipe, k: int) -> bool:
-    """Whether guidance holds at step `k`, counted as diffusers' guiders do."""
-    first, end = int(recipe.guidance_start * recipe.steps), int(recipe.guidance_stop * recipe.steps)
+    """Whether guidance holds at step `k`."""
+    return within(recipe.interval, k, recipe.steps)
+
+
+def within(interval: tuple[float, float], k: int, steps: int) -> bool:
+    """Whether step `k` of `steps` lies in these fractions of them, counted as diffusers' guiders do."""
+    first, end = (int(fraction * steps) for fraction in interval)
     return first <= k < end
 
 

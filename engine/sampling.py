@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from engine.families.family import Family, Worded
-from engine.job import Dtype
+from engine.job import ALL_ALONG, Dtype, within
 from engine.plan import COLUMNS, Plan
 from engine.unfit import Unfit
 
@@ -34,12 +34,11 @@ class Drawing:
     start: torch.Tensor
     texts: torch.Tensor
     steer: tuple[float, ...]
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[float, float] = ALL_ALONG
 
     def at(self, k: int, steps: int) -> tuple[torch.Tensor, tuple[float, ...]]:
         """The texts and the steer of step `k`."""
-        first, end = (int(fraction * steps) for fraction in self.interval)
-        return (self.texts, self.steer) if first <= k < end else (self.texts[-1:], ())
+        return (self.texts, self.steer) if within(self.interval, k, steps) else (self.texts[-1:], ())
 
 
 def initial(family: Family, seed: int) -> torch.Tensor:
@@ -49,7 +48,7 @@ def initial(family: Family, seed: int) -> torch.Tensor:
 
 def drawing_of(
     family: Worded, text: torch.Tensor, guidance: float, start: torch.Tensor,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: tuple[float, float] = ALL_ALONG,
 ) -> Drawing:  # fmt: skip
     """One text with classifier-free guidance; at guidance 1 the empty text cancels out."""
     if guidance == 1:

@@ -11,7 +11,7 @@ from bot.prompt.flags import title
 from bot.sentences import lasting, plain, quoted
 from bot.states import over
 from bot.views import View
-from engine.job import SAMPLER_TITLES, Recipe
+from engine.job import ALL_ALONG, SAMPLER_TITLES, Recipe
 
 SIGNS = {"finished": "✅", "failed": "❌", "cancelled": "⏹️", "running": "▶️", "sent": "▶️", "queued": "⏳"}
 STATES = {"sent": "about to start", "queued": "waiting"}
@@ -45,7 +45,7 @@ def parameters(view: View) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model": recipe.model,
     }
-    if (held := (recipe.guidance_start, recipe.guidance_stop)) != (0.0, 1.0):
+    if (held := recipe.interval) != ALL_ALONG:
         settings["Guidance interval"] = f"{held[0]:g}-{held[1]:g}"
     if view.enlargement > 1:
         settings["Hires upscale"] = view.enlargement

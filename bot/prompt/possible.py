@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bot.refused import Refused
-from engine.job import WHOLE_SAMPLERS
+from engine.job import ALL_ALONG, WHOLE_SAMPLERS
 
 if TYPE_CHECKING:
     from engine.job import Recipe, Sampler, Warm
-
-ALL_THE_COURSE = (0.0, 1.0)  # guidance holds at each step
 
 
 def interval(asked: tuple[float, float] | None, usual: tuple[float, float], sampler: Sampler, warm: Warm) -> tuple[
@@ -22,7 +20,7 @@ def interval(asked: tuple[float, float] | None, usual: tuple[float, float], samp
     """In which part of the course guidance holds: as asked for, else as usual, where that can be chosen at all."""
     if asked is not None:
         return asked
-    return ALL_THE_COURSE if sampler in WHOLE_SAMPLERS or warm.guides == "network" else usual
+    return ALL_ALONG if sampler in WHOLE_SAMPLERS or warm.guides == "network" else usual
 
 
 def check_possible(made: Recipe, warm: Warm) -> None:
@@ -40,7 +38,7 @@ def _check_built_in(made: Recipe) -> None:
         raise Refused(
             f"{made.model} takes no negative prompt, since guidance is built into its network: leave out --no."
         )
-    if (made.guidance_start, made.guidance_stop) != ALL_THE_COURSE:
+    if made.interval != ALL_ALONG:
         raise Refused(
             f"{made.model} has guidance built into its network, so it holds at every step: leave out --interval."
         )
@@ -55,7 +53,7 @@ def check_sampler(made: Recipe) -> None:
         raise Refused(f"{whole}, which reads one text: leave out the weights (::), or take another sampler.")
     if made.lineage:
         raise Refused(f"{whole}, which draws no variations: roll again, or ask for another sampler.")
-    if (made.guidance_start, made.guidance_stop) != ALL_THE_COURSE:
+    if made.interval != ALL_ALONG:
         raise Refused(f"{whole}, which guides at every step: leave out --interval, or take another sampler.")
 
 

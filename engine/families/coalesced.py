@@ -18,6 +18,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from engine.families.family import TORCH, Conditions
+from engine.families.pipelined import shift_of
 from engine.families.traits import Traits
 from engine.job import Concept, Dtype, Guides, Lora, Recipe, Sampler
 from engine.plan import NotTabled, Plan, build_scheduler
@@ -88,7 +89,7 @@ class Coalesced:
             pixels = (latents.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0)
             return Image.fromarray(pixels.contiguous().numpy())
         config = self._vae.config
-        scaled = latents[None].to(self.device, torch.float32) / config.scaling_factor + _shift(config)
+        scaled = latents[None].to(self.device, torch.float32) / config.scaling_factor + shift_of(config)
         decoded: Any = self._vae.decode(scaled, return_dict=False)[0]
         return self._images.postprocess(decoded.float(), output_type="pil")[0]
 
@@ -101,7 +102,7 @@ class Coalesced:
             return _pixels(picture)
         encoded = self._vae.encode(self._images.preprocess(picture).to(self.device))
         mean = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latent
-        return (mean[0] - _shift(self._vae.config)) * self._vae.config.scaling_factor
+        return (mean[0] - shift_of(self._vae.config)) * self._vae.config.scaling_factor
 
     def scheduler(self, sampler: str) -> Any:
         return None if sampler == "native" else build_scheduler(self.pipeline.scheduler.config, sampler)
@@ -174,10 +175,6 @@ def _shown(pipeline: Any) -> Any:
     config: Mapping[str, Any] = {} if vae is None else vae.config
     known = type(vae).__name__ in SHOWN and not config.get("latents_mean")
     return vae if known and config.get("latent_channels") != PIXELS else None
-
-
-def _shift(config: Mapping[str, Any]) -> float:
-    return float(config.get("shift_factor") or 0.0)
 
 
 def _pixels(picture: Image.Image) -> torch.Tensor:

@@ -27,6 +27,7 @@ from engine.families.wholly import Wholly
 from engine.families.wording import Wording, texts_of
 from engine.job import Dtype, Guides, Lora, Recipe, Sampler
 from engine.plan import Plan, plan, samplers_for
+from engine.strands.call import cast
 
 TEXTS_KEPT, TEXT_BYTES_KEPT = 256, 256 * 2**20
 
@@ -58,9 +59,8 @@ class Pipelined(Wholly, ABC):
         self.enlargement, self.upscaler = 1, ""
         self._master = getattr(pipeline, self.network).eval().requires_grad_(False)
         self._vae = pipeline.vae.eval().requires_grad_(False).to(self.device)
-        for part, module in pipeline.components.items():
-            if part.startswith("text_encoder") and module is not None:
-                module.eval().requires_grad_(False).to(self.device)
+        for encoder in self._encoders():
+            encoder.eval().requires_grad_(False).to(self.device)
         self.forwards = Forwards(self._master, self.device)
         self._nets: Nets = Copies(self._master, self.device)
         self._texts: OrderedDict[Wording, Conditions] = OrderedDict()
@@ -94,9 +94,13 @@ class Pipelined(Wholly, ABC):
 
     def offload(self) -> None:
         """From now on the text encoders, of large models the larger half, lie on the host and visit the device."""
-        for part, module in self.pipeline.components.items():
-            if part.startswith("text_encoder") and module is not None:
-                visits(module, self.device)
+        for encoder in self._encoders():
+            visits(encoder, self.device)
+
+    def _encoders(self) -> list[Any]:
+        """The text encoders that this pipeline has."""
+        parts = self.pipeline.components.items()
+        return [module for part, module in parts if part.startswith("text_encoder") and module is not None]
 
     @property
     def max_pixels(self) -> int:
@@ -195,7 +199,7 @@ class Pipelined(Wholly, ABC):
         self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
         kind = TORCH[dtype]
-        inputs = (x.to(kind), t, *(_cast(each, kind) for each in texts))
+        inputs = (x.to(kind), t, *(cast(each, kind) for each in texts))
         net = self.net(dtype, loras)
         if loras:  # its weights are not those that were packed or recorded
             return self._predicted(net, inputs).float()
@@ -212,7 +216,7 @@ class Pipelined(Wholly, ABC):
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:
         config = self._vae.config
-        scaled = latents[None].to(self.device, torch.float32) / config.scaling_factor + _shift(config)
+        scaled = latents[None].to(self.device, torch.float32) / config.scaling_factor + shift_of(config)
         decoded = self._vae.decode(scaled, return_dict=False)[0]
         return self.pipeline.image_processor.postprocess(decoded.float(), output_type="pil")[0]
 
@@ -223,7 +227,7 @@ class Pipelined(Wholly, ABC):
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
         pixels = self.pipeline.image_processor.preprocess(picture).to(self.device)
         mean = self._vae.encode(pixels).latent_dist.mean[0]
-        return (mean - _shift(self._vae.config)) * self._vae.config.scaling_factor
+        return (mean - shift_of(self._vae.config)) * self._vae.config.scaling_factor
 
     def net(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
         """The network in this number format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
@@ -232,10 +236,6 @@ class Pipelined(Wholly, ABC):
         return self._nets.of(dtype)
 
 
-def _cast(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """Masks and lengths are no floating point numbers, and stay what they are."""
-    return tensor.to(kind) if tensor.is_floating_point() else tensor
-
-
-def _shift(config: Any) -> float:
+def shift_of(config: Any) -> float:
+    """What an autoencoder's latents are shifted by."""
     return float(config.get("shift_factor") or 0.0)

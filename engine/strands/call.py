@@ -36,9 +36,9 @@ class Forward:
         if self.kind is None:
             return self.net.forward(*args, **kwargs)
         names = self.names
-        args = tuple(each if names[n] in TIMES else _cast(each, self.kind) for n, each in enumerate(args))
-        kwargs = {name: each if name in TIMES else _cast(each, self.kind) for name, each in kwargs.items()}
-        return _cast(self.net.forward(*args, **kwargs), torch.float32)
+        args = tuple(each if names[n] in TIMES else cast(each, self.kind) for n, each in enumerate(args))
+        kwargs = {name: each if name in TIMES else cast(each, self.kind) for name, each in kwargs.items()}
+        return cast(self.net.forward(*args, **kwargs), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ def is_rows(value: Any, rows: int) -> bool:
     return isinstance(value, list) and len(value) == rows
 
 
-def _cast(value: Any, kind: torch.dtype) -> Any:
+def cast(value: Any, kind: torch.dtype) -> Any:
     """Every floating point tensor of it in another kind."""
     if isinstance(value, torch.Tensor):
         return value.to(kind) if value.is_floating_point() else value
     if isinstance(value, Mapping):
-        return type(value)(**{key: _cast(each, kind) for key, each in value.items()})
-    return type(value)(_cast(each, kind) for each in value) if type(value) in (list, tuple) else value
+        return type(value)(**{key: cast(each, kind) for key, each in value.items()})
+    return type(value)(cast(each, kind) for each in value) if type(value) in (list, tuple) else value
 
 
 def times_differ(calls: Sequence[Call]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from engine.emphasis import plain
-from engine.job import Recipe
+from engine.job import ALL_ALONG, Recipe
 from engine.unfit import Unfit
 
 
@@ -19,7 +19,7 @@ def refuse_what_no_pipeline_does(recipe: Recipe) -> None:
         raise Unfit(f"{whole} takes one prompt without weights.", "member")
     if recipe.lineage:
         raise Unfit(f"{whole} knows no variations of another picture.", "member")
-    if (recipe.guidance_start, recipe.guidance_stop) != (0.0, 1.0):
+    if recipe.interval != ALL_ALONG:
         raise Unfit(f"{whole} guides from the first step to the last.", "member")
 
 
