@@ -95,6 +95,14 @@ class Apprentice:
             finally:
                 self._over = True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
 
+    async def handed(self) -> Job:
+        """The next job, for a test that is the worker itself: who is not heard of for a lease is sent nothing."""
+        for _ in range(10):
+            await self.announce()
+            if (delivered := await self.bus.pull(["default"], timeout=0.5)) is not None:
+                return delivered.value
+        raise AssertionError("no job came")
+
     async def vanish(self, running: asyncio.Task[None]) -> None:
         """As SIGKILL leaves it: no claim is released, and nothing is said any more."""
         self.gone = True
@@ -212,6 +220,10 @@ class Workplace:
         """A house that closes before the test ends."""
         async with open_house(self.settings, await self.bus()) as house:
             yield house
+
+    async def hand(self, name: str) -> Apprentice:
+        """A worker under the test's own hand: it pulls nothing and announces itself only when told to."""
+        return Apprentice(await self.bus(), name)
 
     async def worker(self, name: str = "apprentice", *, rows: int = 32) -> tuple[Apprentice, asyncio.Task[None]]:
         apprentice = Apprentice(await self.bus(), name, rows=rows)

@@ -125,8 +125,7 @@ async def _sent_but_not_begun(workplace, until, ann, here):
     """A job that was sent to a worker which only says that it is there; the house has closed since."""
     async with workplace.visit() as house:
         bus = await workplace.bus()
-        apprentice, task = await workplace.worker("idle")
-        task.cancel()
+        apprentice = await workplace.hand("idle")
         await apprentice.announce()
         await ready(house, until)
         jobs = await ask(house, ann, here, 2)
@@ -193,8 +192,7 @@ async def test_a_job_whose_worker_died_goes_on_elsewhere_and_ends_once(workplace
 @pytest.mark.asyncio
 async def test_a_job_that_nobody_holds_any_more_is_queued_again(workplace, until, ann, here):
     house = await workplace.house()
-    apprentice, task = await workplace.worker("liar")
-    task.cancel()
+    apprentice = await workplace.hand("liar")
     await apprentice.announce()
     await ready(house, until)
     (job,) = await ask(house, ann, here)
@@ -257,17 +255,15 @@ async def test_what_ran_and_was_not_done_in_time_did_not_wait(workplace, until, 
 @pytest.mark.asyncio
 async def test_what_waited_while_its_model_changed_is_made_with_the_weights_of_now(workplace, until, ann, here):
     house = await workplace.house()
-    apprentice, task = await workplace.worker("hand")
-    task.cancel()
+    apprentice = await workplace.hand("hand")
     apprentice.rows = 0
     await apprentice.announce()
     await ready(house, until)
     (job,) = await ask(house, ann, here)
     assert (await house.studio.view(job)).recipe.revision == "1"
     apprentice.revision, apprentice.rows = "2", 32
-    await apprentice.announce()
-    delivered = await apprentice.bus.pull(["default"], timeout=5)
-    assert (delivered.value.id, delivered.value.task.revision) == (job, "2")
+    again = await apprentice.handed()
+    assert (again.id, again.task.revision) == (job, "2")
 
 
 @pytest.mark.asyncio

@@ -35,15 +35,14 @@ def open_job(workplace, until, ann, here):
 
     async def make(text="a lamp --count 1"):
         house = await workplace.house()
-        apprentice, task = await workplace.worker("hand")
-        task.cancel()
+        apprentice = await workplace.hand("hand")
         await apprentice.announce()
         await until(lambda: house.studio.workers())
         (ticket,) = await house.studio.imagine(text, ann, here)
-        delivered = await apprentice.bus.pull(["default"], timeout=5)
+        job = await apprentice.handed()
         await apprentice.say(Started(job=ticket.job, epoch=10, worker="hand"))
         await settled(house, until)
-        return house, apprentice, delivered.value
+        return house, apprentice, job
 
     return make
 
@@ -111,9 +110,8 @@ async def test_a_bad_picture_is_laid_aside_and_the_job_done_again(open_job, unti
         return (await house.store.record(job.id)).attempt == 2
 
     await until(queued_again)
-    await apprentice.announce()
-    again = await apprentice.bus.pull(["default"], timeout=5)
-    assert (again.value.id, again.value.attempt) == (job.id, 2)
+    again = await apprentice.handed()
+    assert (again.id, again.attempt) == (job.id, 2)
     await apprentice.say(Started(job=job.id, epoch=20, worker="hand"))
     await apprentice.picture(job, 20, 0)
     await apprentice.ladder(job, 20, 0)
@@ -229,12 +227,11 @@ async def test_whoever_watches_is_wanted_at_the_worker(open_job):
 @pytest.mark.asyncio
 async def test_what_was_reported_while_the_house_was_closed_is_settled_at_the_next_start(workplace, until, ann, here):
     async with workplace.visit() as house:
-        apprentice, task = await workplace.worker("hand")
-        task.cancel()
+        apprentice = await workplace.hand("hand")
         await apprentice.announce()
         await until(lambda: house.studio.workers())
         (ticket,) = await house.studio.imagine("a lamp --count 1", ann, here)
-        job = (await apprentice.bus.pull(["default"], timeout=5)).value
+        job = await apprentice.handed()
     await apprentice.say(Started(job=job.id, epoch=10, worker="hand"))
     await apprentice.picture(job, 10, 0)
     await apprentice.ladder(job, 10, 0)

@@ -216,13 +216,13 @@ async def test_recent_and_queue_are_by_guild_and_places_are_kept(workplace, ann,
 @pytest.mark.asyncio
 async def test_models_are_remembered_when_their_worker_is_gone(workplace, until, ann, here):
     async with workplace.visit() as house:
-        _, task = await workplace.worker()
+        apprentice, task = await workplace.worker()
 
         async def remembered():
             return await house.store.ask(reads.known_models)
 
         await until(remembered)
-        task.cancel()
+        await apprentice.vanish(task)
     await asyncio.sleep(1.2)
     house = await workplace.house()
     assert not house.studio.workers()
@@ -254,8 +254,7 @@ async def test_while_nothing_runs_a_place_frees_with_the_first_that_waits(workpl
         await house.studio.imagine("a lamp --fast", ann, here)
     with pytest.raises(Refused, match="A place frees when a worker comes"):
         await house.studio.imagine("a lamp --fast", ann, here)
-    apprentice, task = await workplace.worker("hand")
-    task.cancel()
+    apprentice = await workplace.hand("hand")
     apprentice.rows = 0
     await apprentice.announce()
     await until(lambda: house.studio.workers())

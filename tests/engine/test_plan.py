@@ -83,8 +83,10 @@ def test_zero_terminal_snr(sampler: str, eta: float) -> None:
         single, double = errors(EMBEDDED, sampler, steps, eta)
         assert double <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), steps
         # Euler starts at sigma 4096, where diffusers loses digits in float32 (x + (x - x0)·dt/sigma cancels); the table
-        # does not, so at few steps the two differ by the rounding of diffusers: 3e-4 at one and two steps.
-        assert single <= (4e-4 if sampler.startswith("euler") and steps <= 2 else FLOAT32), steps
+        # does not, so the two differ by the rounding of diffusers, which the processor decides, too. It fades with the
+        # steps that come after: 3e-4 at one and two, 1.1e-5 at twenty.
+        rounded = 4e-4 if steps <= 2 else max(FLOAT32, 4e-4 / steps)
+        assert single <= (rounded if sampler.startswith("euler") else FLOAT32), steps
 
 
 @pytest.mark.parametrize("config", [EMBEDDED, EPSILON], ids=["v, zero terminal SNR", "epsilon"])
@@ -258,10 +260,11 @@ def works(config: Config, sampler: str, steps: int, eta: float, timing: Timing) 
 
 @pytest.mark.parametrize("steps", [3, 7, 16, 50, 111])
 def test_full_noise_at_zero_terminal_snr_never_divides_by_zero(steps: int) -> None:
-    assert not works(EMBEDDED, "ddim", steps, 1.0, Timing())  # in diffusers it does
+    """In diffusers it does where a rounding has the wrong sign, which is a matter of the processor."""
     table = plan(EMBEDDED, "ddim", steps, 1.0)
     assert abs(table.table).max() < 1e4
-    truth = oracle(EMBEDDED, "ddim", steps, 1 - 1e-6, double=True)
+    divides = not works(EMBEDDED, "ddim", steps, 1.0, Timing())
+    truth = oracle(EMBEDDED, "ddim", steps, 1 - 1e-6 if divides else 1.0, double=True)
     assert apart(by_plan(table, double=True), truth) <= DOUBLE
 
 
