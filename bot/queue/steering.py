@@ -1,8 +1,8 @@
 """Pausing a job that runs, letting it go on, and weighing it beside the other jobs of its author.
 
-Said once to the worker that runs it, and stored nowhere: a job that moves to another worker runs on, a pause ends by
-itself after a quarter of an hour, and what is said while the broker is away is refused. A paused job keeps its worker,
-its snapshots and its place. Knows the bus; nothing of who may do it.
+Said once to the worker that runs it, and stored nowhere: a job that moves to another worker runs on, its pauses end by
+themselves after a quarter of an hour together, and what is said while the broker is away is refused. A paused job keeps
+its worker, its snapshots and its place. Knows the bus; nothing of who may do it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bot.store import Record
 from engine.bus import Bus, Unreachable
 from engine.job import Recipe, Steer
 
-PAUSED = "Paused: it keeps its place, and goes on by itself after 15 minutes."
+PAUSED = "Paused: it keeps its place, and goes on by itself after 15 minutes, or sooner if others need the room."
 RESUMED = "It goes on."
 WEIGHED = "Beside other jobs of its author it now weighs {:g}."
 WHOLE = "An enlargement is done in one go, so it cannot be steered."

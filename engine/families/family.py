@@ -97,10 +97,10 @@ class TakesLoras(Protocol):
 
 @runtime_checkable
 class Spells(Protocol):
-    """A family that reads some texts otherwise than its pipeline's own call does: weighed words, long texts."""
+    """A family that reads the words for its pipeline's own call: once for all images, weighed, and long texts whole."""
 
     def spelt(self, recipe: Recipe) -> dict[str, Any]:
-        """Arguments of that call in place of a recipe's words; none where the words themselves will do."""
+        """Arguments of that call in place of a recipe's words."""
         ...
 
 

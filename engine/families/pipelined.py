@@ -17,7 +17,7 @@ import msgspec
 import torch
 from PIL import Image
 
-from engine.emphasis import pieces, plain
+from engine.emphasis import plain
 from engine.families.family import TORCH, Conditions
 from engine.families.forwards import Forwards
 from engine.families.loras import Loras
@@ -40,7 +40,7 @@ class Pipelined(Wholly, ABC):
 
     network: ClassVar[str] = "transformer"  # the pipeline's attribute
     weighs: ClassVar[bool] = False  # words in brackets (`emphasis`); else they are read without the brackets
-    spellings: ClassVar[tuple[str, ...]] = ()  # what the pipeline's own call calls a text's conditions
+    spellings: ClassVar[tuple[str, ...]] = ("prompt_embeds", "pooled_prompt_embeds")  # conditions in its own call
     guides: Guides = "rows"
     interval: tuple[float, float] = (0.0, 1.0)
     size: int
@@ -153,16 +153,16 @@ class Pipelined(Wholly, ABC):
         return (*self._told(wording), *self._circumstances(recipe))
 
     def spelt(self, recipe: Recipe) -> dict[str, Any]:
-        """Arguments of the pipeline's own call in place of words that it would read otherwise; else none."""
-        weighed = any(piece.weight != 1.0 for text in texts_of(recipe) for piece in pieces(text))
-        with self.alone:
-            if not self.spellings or not (weighed or self._chunks(recipe) > 1):
-                return {}
-        words = self.condition(recipe.concepts[0].text, recipe)
-        against = self.condition(recipe.negative, recipe, negative=True)
-        told = {name: part[None] for name, part in zip(self.spellings, words, strict=False)}
-        told |= {f"negative_{name}": part[None] for name, part in zip(self.spellings, against, strict=False)}
+        """The arguments of the pipeline's own call that stand for a recipe's words."""
+        first, *rest = texts_of(recipe)
+        told = self._spelling(self.condition(first, recipe))
+        for negative in rest:
+            against = self._spelling(self.condition(negative, recipe, negative=True))
+            told |= {f"negative_{name}": part for name, part in against.items()}
         return {"prompt": None, "negative_prompt": None, **told}
+
+    def _spelling(self, conditions: Conditions) -> dict[str, Any]:
+        return {name: part[None] for name, part in zip(self.spellings, conditions, strict=False)}
 
     @abstractmethod
     def _words(self, pipeline: Any, wording: Wording) -> Conditions:

@@ -26,6 +26,8 @@ MULTIPLE = 32  # the pipeline takes no other sides
 class Sana(Pipelined):
     """Conditions: the text's states, and a mask of those that are text."""
 
+    spellings = ("prompt_embeds", "prompt_attention_mask")
+
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:

@@ -13,11 +13,12 @@ from PIL import Image
 
 from engine.emphasis import plain
 from engine.families import chunks
+from engine.families.consistency import embedded_guidance, guides_of
 from engine.families.distilled import guidance_for
 from engine.families.family import Conditions
 from engine.families.pipelined import Pipelined
 from engine.families.wording import Wording, texts_of
-from engine.job import Recipe
+from engine.job import Guides, Recipe
 
 GUIDANCE = 5.0  # the pipeline's own default
 
@@ -26,7 +27,7 @@ class StableDiffusionXL(Pipelined):
     """Conditions: token states of both CLIPs, the second's pooled text, sizes, and in an LCM the guidance embedded."""
 
     network = "unet"
-    weighs, spellings = True, ("prompt_embeds", "pooled_prompt_embeds")
+    weighs = True
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
@@ -37,7 +38,7 @@ class StableDiffusionXL(Pipelined):
         self.tokens = chunks.MOST * chunks.room(pipeline.tokenizer_2)
         self.size = int(network.sample_size) * self.factor
         self.multiple = math.lcm(8, self.factor * 2 ** (len(network.block_out_channels) - 1))
-        self.guides = "rows" if network.time_cond_proj_dim is None else "network"
+        self.guides: Guides = guides_of(pipeline)
 
     def _words(self, pipeline: Any, wording: Wording) -> Conditions:
         if wording.negative and not wording.text and pipeline.config.force_zeros_for_empty_prompt:
@@ -68,11 +69,7 @@ class StableDiffusionXL(Pipelined):
         sizes = self.pipeline._get_add_time_ids(
             size, (0, 0), size, torch.float32, text_encoder_projection_dim=projected
         )[0]
-        width = self.pipeline.unet.config.time_cond_proj_dim
-        if width is None:
-            return (sizes.to(self.device),)
-        guidance = self.pipeline.get_guidance_scale_embedding(torch.tensor([recipe.guidance - 1]), embedding_dim=width)
-        return sizes.to(self.device), guidance[0].to(self.device)
+        return sizes.to(self.device), *embedded_guidance(self.pipeline, recipe.guidance, self.device)
 
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
         states, pooled, sizes, *guidance = texts

@@ -10,11 +10,12 @@ from transformers.models.bert.modeling_bert import BertModel
 
 from engine.emphasis import plain
 from engine.families import chunks
+from engine.families.consistency import embedded_guidance, guides_of
 from engine.families.family import SMALL, Conditions
 from engine.families.pipelined import Pipelined
 from engine.families.revision import together
 from engine.families.wording import Wording, texts_of
-from engine.job import Recipe
+from engine.job import Guides, Recipe
 from engine.super_resolver import MAX_SIDE, SuperResolver
 
 OF_OURS, OF_OTHERS = 4.0, 7.5  # guidance: what a trainer of ours has written knows fewer pictures
@@ -40,6 +41,7 @@ class StableDiffusion(Pipelined):
         self.size = int(pipeline.unet.config.sample_size) * self.factor
         # Each block but one halves.
         self.multiple = self.factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+        self.guides: Guides = guides_of(pipeline)
         self._resolver = resolver if self.size <= SMALL else None
         if self._resolver is not None:
             self.enlargement, self.upscaler = self._resolver.scale, self._resolver.name
@@ -65,8 +67,13 @@ class StableDiffusion(Pipelined):
         clip = not isinstance(pipeline.text_encoder, BertModel)
         return (chunks.read(told, pipeline.text_encoder, restore=clip).states,)
 
+    def _circumstances(self, recipe: Recipe) -> Conditions:
+        return embedded_guidance(self.pipeline, recipe.guidance, self.device)
+
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
-        return net(x, t, encoder_hidden_states=texts[0], return_dict=False)[0]
+        states, *guidance = texts
+        condition = guidance[0] if guidance else None
+        return net(x, t, encoder_hidden_states=states, timestep_cond=condition, return_dict=False)[0]
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
         picture = self.decode(latents)

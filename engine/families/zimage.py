@@ -53,6 +53,10 @@ class ZImage(Pipelined):
         )
         return pad(states.float(), (0, 0, 0, TOKENS - len(states))), torch.tensor(len(states))
 
+    def _spelling(self, conditions: Conditions) -> dict[str, Any]:
+        states, length = conditions
+        return {"prompt_embeds": [states[: int(length)]]}
+
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
         states, lengths = texts
         spoken = [row[:length] for row, length in zip(states, lengths.tolist(), strict=True)]

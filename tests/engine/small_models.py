@@ -37,19 +37,25 @@ def build(kind: str, folder: Path) -> None:
     KINDS[kind]().save_pretrained(folder, safe_serialization=True)
 
 
-def sd() -> Any:
+def sd(sample_size: int = 16, tokens: int = 16, **fields: Any) -> Any:
     """Stable Diffusion 1.x: CLIP, epsilon prediction, "leading" spacing, 32 pixels."""
     vae = _autoencoder(4, (16, 32))
     unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, sample_size=16, in_channels=4,
+        block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, sample_size=sample_size, in_channels=4,
         out_channels=4, attention_head_dim=8, norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        **fields,
     )  # fmt: skip
     return diffusers.StableDiffusionPipeline(
         vae=vae, unet=unet, scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1, **DIFFUSION),
-        text_encoder=transformers.CLIPTextModel(_clip_config(16)), tokenizer=clip_tokenizer(16), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        text_encoder=transformers.CLIPTextModel(_clip_config(tokens)), tokenizer=clip_tokenizer(tokens),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def sd_lcm() -> Any:
+    """Stable Diffusion 1.x as a latent consistency model, 64 pixels."""
+    return sd(sample_size=32, tokens=77, time_cond_proj_dim=16)
 
 
 def sdxl(**fields: Any) -> Any:
@@ -170,7 +176,7 @@ def lumina2() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    kind.__name__: kind for kind in (sd, sdxl, lcm, sd3, flux, schnell, zimage, sana, pixart, lumina2)
+    kind.__name__: kind for kind in (sd, sd_lcm, sdxl, lcm, sd3, flux, schnell, zimage, sana, pixart, lumina2)
 }
 
 

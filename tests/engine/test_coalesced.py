@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +100,30 @@ def pictures(model: Any, events: list[Event]) -> dict[tuple[str, int], np.ndarra
     }
 
 
+def told(forward: Any, tell: Callable[[], None]) -> Any:
+    """The same forward, which tells of each call."""
+
+    @wraps(forward)
+    def telling(*args: Any, **kwargs: Any) -> Any:
+        tell()
+        return forward(*args, **kwargs)
+
+    return telling
+
+
 def own(model: Any, job: Job, image: int = 0) -> np.ndarray:
     """What the pipeline's own call gives, in this thread, unmodified."""
     task = job.task
     assert isinstance(task, Recipe)
     pipeline, before = model.pipeline, model.pipeline.scheduler
     nothing = None if "XL" in type(pipeline).__name__ else ""
-    more: dict[str, Any] = (
-        {"use_resolution_binning": False, "clean_caption": False} if "PixArt" in type(pipeline).__name__ else {}
-    )
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    more = {name: False for name in ("use_resolution_binning", "clean_caption") if name in takes}
     pipeline.scheduler = model.scheduler(task.sampler) or before
     try:
         found = pipeline(
-            prompt=task.concepts[0].text, negative_prompt=task.negative or nothing, guidance_scale=task.guidance,
+            prompt=task.concepts[0].text, negative_prompt=task.negative or nothing,
+            guidance_scale=task.guidance - 1.0 + model.no_guidance,
             num_inference_steps=task.steps, width=task.width, height=task.height,
             generator=torch.Generator().manual_seed(task.seed + image), **more,
         ).images[0]  # fmt: skip
@@ -199,6 +212,31 @@ def test_every_family_can_go_whole(kind: str, sampler: str, model: Make, engines
         stepped = order(known, sampler=native, steps=5)
         engine.add(stepped)
         assert np.abs(pictures(known, run(engine))[stepped.id, 0] - drawn).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux", "zimage", "sana"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_the_words_are_read_once_before_the_threads_and_say_the_same(
+    kind: str, guidance: float, model: Make, engines: Make, order: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes meanwhile need not wait for a text encoder that a thread is using."""
+    known, reading = model(kind), []
+    whole = order(known, sampler="native", guidance=guidance, count=3, negative="fog")
+    expected = [own(known, whole, image) for image in range(3)]
+    known.forget_texts()
+    for part, encoder in known.pipeline.components.items():
+        if part.startswith("text_encoder"):
+            monkeypatch.setattr(
+                encoder, "forward", told(encoder.forward, lambda: reading.append(threading.current_thread()))
+            )
+    engine = engines(known)
+    engine.add(whole)
+    before = len(reading)
+    drawn = pictures(known, run(engine))
+    assert len(reading) == before
+    assert set(reading) == {threading.current_thread()}
+    for image in range(3):
+        assert np.abs(drawn[whole.id, image] - expected[image]).max() <= 1
 
 
 def test_jobs_of_different_words_steps_and_samplers_share_forwards(model: Make, engines: Make, order: Make) -> None:
@@ -308,14 +346,25 @@ def test_what_fails_in_one_pipeline_fails_that_job_alone(
     encode = known.pipeline.encode_prompt.__func__
 
     def poor(self: Any, prompt: str, *args: Any, **kwargs: Any) -> Any:
-        if prompt == "bad":
+        if prompt == "unreadable":
             raise RuntimeError("this text cannot be read")
         states, empty = encode(self, prompt, *args, **kwargs)
         return (states * float("nan") if prompt == "nan" else states), empty
 
+    prepare = known.pipeline.prepare_latents.__func__
+
+    def unprepared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread().name.startswith(f"strand {jobs['bad'].id}"):
+            raise RuntimeError("these latents cannot be made")
+        return prepare(self, *args, **kwargs)
+
     monkeypatch.setattr(type(known.pipeline), "encode_prompt", poor)
+    monkeypatch.setattr(type(known.pipeline), "prepare_latents", unprepared)
     engine = engines(known)
     jobs = {words: order(known, words, "unipc", user=words, steps=12) for words in ("bad", "nan", "cat")}
+    with pytest.raises(RuntimeError, match="cannot be read"):
+        engine.add(order(known, "unreadable", "unipc"))
+    assert engine.idle
     for each in jobs.values():
         engine.add(each)
     events = run(engine)

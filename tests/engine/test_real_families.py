@@ -25,11 +25,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 Make = Callable[..., Any]
 USUAL = {
-    "sdxl": "euler", "lcm": "lcm", "sd3": "euler", "flux": "euler", "schnell": "euler", "zimage": "euler",
-    "sana": "dpmpp_2m",
+    "sd_lcm": "lcm", "sdxl": "euler", "lcm": "lcm", "sd3": "euler", "flux": "euler", "schnell": "euler",
+    "zimage": "euler", "sana": "dpmpp_2m",
 }  # fmt: skip
 KINDS = tuple(USUAL)
-BY_ROWS = tuple(kind for kind in KINDS if kind not in ("lcm", "flux"))
+BY_ROWS = tuple(kind for kind in KINDS if kind not in ("sd_lcm", "lcm", "flux"))
 OTHERS = [("sdxl", "ddim"), ("sdxl", "dpmpp_2m"), ("sd3", "dpmpp_2m"), ("flux", "dpmpp_2m"), ("sana", "euler")]
 
 
@@ -217,11 +217,11 @@ def test_a_forward_has_the_same_bits_whatever_came_before(opened: Make, recipe: 
 def test_what_the_families_say_of_themselves(opened: Make) -> None:
     said = {kind: opened(kind)[0] for kind in KINDS}
     assert {kind: (each.size, each.multiple) for kind, each in said.items()} == {
-        "sdxl": (64, 8), "lcm": (64, 8), "sd3": (64, 8), "flux": (256, 4), "schnell": (256, 4), "zimage": (256, 4),
-        "sana": (64, 32),
+        "sd_lcm": (64, 4), "sdxl": (64, 8), "lcm": (64, 8), "sd3": (64, 8), "flux": (256, 4), "schnell": (256, 4),
+        "zimage": (256, 4), "sana": (64, 32),
     }  # fmt: skip
     assert [said[kind].tokens for kind in ("sd3", "flux", "zimage", "sana")] == [256, 512, 512, 300]
-    assert {kind for kind, each in said.items() if each.guides == "network"} == {"lcm", "flux"}
+    assert {kind for kind, each in said.items() if each.guides == "network"} == {"sd_lcm", "lcm", "flux"}
     assert said["flux"].guidance == 3.5
     assert said["schnell"].guidance == 1.0
     assert said["sd3"].samplers[:2] == said["zimage"].samplers[:2] == ("euler", "dpmpp_2m")
