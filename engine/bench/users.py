@@ -87,7 +87,8 @@ def _panel(draw: ImageDraw.ImageDraw, left: int, title: str, users: list[int], b
         for x, y in points:
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
         x, y = points[-1]
-        draw.text((x - 10, y - 18), name, fill=colour, font=_font(16), anchor="rm")
+        beside = 18 if points[-2][1] < y else -18  # where the line does not run through its own name
+        draw.text((x - 10, y + beside), name, fill=colour, font=_font(16), anchor="rm")
 
 
 def _marks(top: float) -> list[float]:
