@@ -297,12 +297,12 @@ def test_without_the_built_in_file_there_is_none(
     assert SuperResolver.find(weights(scale=2)).scale == 2  # pyright: ignore[reportOptionalMemberAccess]
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4, 8])
-def test_the_built_in_one_does_not_overshoot_an_edge(factor: int) -> None:
+@pytest.mark.parametrize(("factor", "every"), [(2, 1), (3, 1), (4, 1), (8, 4)])  # eightfold takes a second a chart
+def test_the_built_in_one_does_not_overshoot_an_edge(factor: int, every: int) -> None:
     """Edges between two mid greys, clear of clipping, at every angle and phase: Lanczos rings by some per cent."""
     resolver = SuperResolver(BUILT_IN)
-    found = overshoots(lambda chart: resolver.enlarge(chart, factor))
-    assert len(found) == 36
+    found = overshoots(lambda chart: resolver.enlarge(chart, factor), every)
+    assert len(found) == 36 // every
     assert max(found.values()) <= 4
 
 
