@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
+from engine.blame import unforeseen
 from engine.families.family import Family, TakesLoras
 from engine.job import ALL_ALONG, Job, Recipe, Snapshot
 from engine.plan import NotTabled, Plan
-from engine.strands.order import refuse_what_no_pipeline_does
+from engine.strands.arguments import refuse_what_no_pipeline_does
 from engine.trajectory import Trajectory
 from engine.unfit import Unfit
 from engine.whole import Source, Whole
@@ -22,7 +23,8 @@ def admit(
     job: Job, families: Mapping[str, Family], snapshots: Sequence[Snapshot] = (),
     prices: Mapping[str, float] = MappingProxyType({}),
 ) -> Sequence[Trajectory] | Sequence[Whole]:  # fmt: skip
-    """One trajectory an image, its text encoded, at its first step or where its snapshot stands. Raises `Unfit`.
+    """One trajectory an image, its text encoded, at its first step or where its snapshot stands. Raises `Unfit`,
+    and `DeviceLost` where nothing can be computed any more.
 
     Where there is no table for the sampler, images go whole through the model's own pipeline, from the start.
     `prices`: milliseconds a row-step at the native size, by the model's name; of others it is 1.
@@ -31,20 +33,29 @@ def admit(
         raise Unfit("This job is not a picture to be developed.", "us")
     recipe = job.task
     family = _family(recipe, families)
-    if recipe.loras:
-        recipe = _with_loras(recipe, family)
     _check_size(recipe, family)
-    table = _plan(recipe, family)
     price = prices.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
-    if table is None:
-        images: Sequence[Whole] | Sequence[Trajectory] = _wholes(job, recipe, family)
-    else:
-        images = [Trajectory(job, recipe, image, table, family) for image in range(recipe.count)]
+    try:
+        images = _images(job, recipe, family)
+    except Unfit:
+        raise
+    except Exception as error:
+        raise unforeseen(error, family.device) from error
     for image in images:
         image.price = price
         if isinstance(image, Trajectory):
             _restore(image, snapshots)
     return images
+
+
+def _images(job: Job, recipe: Recipe, family: Family) -> Sequence[Trajectory] | Sequence[Whole]:
+    """Their words are read, and their networks are there."""
+    if recipe.loras:
+        recipe = _with_loras(recipe, family)
+    table = _plan(recipe, family)
+    if table is None:
+        return _wholes(job, recipe, family)
+    return [Trajectory(job, recipe, image, table, family) for image in range(recipe.count)]
 
 
 def prepare(job: Job, families: Mapping[str, Family]) -> None:

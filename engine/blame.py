@@ -17,11 +17,36 @@ from engine.families.family import Family
 from engine.layouts import Layouts
 from engine.memory import is_out_of_memory
 from engine.trajectory import Trajectory
+from engine.unfit import Unfit
 from engine.whole import Whole
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class DeviceLost(RuntimeError):
+    """Not even the smallest thing can be computed any more: this process has to end."""
+
+
+def check_device(device: torch.device) -> None:
+    """Raises `DeviceLost`."""
+    try:
+        torch.zeros(1, device=device).add_(1).item()  # waits for the device
+    except Exception as error:
+        raise DeviceLost(f"the device {device} is lost: {error}") from error
+
+
+def unforeseen(error: Exception, device: torch.device) -> Unfit:
+    """What is said of a job that could not even be begun: its words could not be read, or its networks not be had.
+
+    Raises `DeviceLost` where that is the device's end, and so the worker's.
+    """
+    check_device(device)
+    if is_out_of_memory(error):
+        return Unfit("This worker has not enough memory to begin this picture.", "worker")
+    log.error("a picture could not be begun", exc_info=error)
+    return Unfit("The model failed at this picture before its first step.", "model")
 
 
 def guilty(

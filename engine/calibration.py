@@ -21,7 +21,7 @@ import torch
 from msgspec import Meta, Struct
 
 from engine.engine import BUCKETS
-from engine.families.family import Family, Formatted, TakesLoras
+from engine.families.family import Accustomed, Family, Formatted, TakesLoras
 from engine.job import Concept, Dtype, Recipe, Sampler, Warm
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,12 @@ def _once(family: Family, work: Callable[[], object]) -> float:
 
 
 def _default_steps(family: Family, row_ms: float) -> tuple[int, Sampler]:
-    """1000 steps of DDPM where a grid of four is done in a minute; else the most that is, and twenty in any case."""
+    """The model's own, if it has any; else 1000 of DDPM where a grid of four is done in a minute, or the most that is.
+
+    Twenty in any case.
+    """
+    if isinstance(family, Accustomed) and family.usual is not None:
+        return family.usual
     choices: list[tuple[int, Sampler]] = [each for each in DEFAULTS if each[1] in family.samplers]
     for steps, sampler in choices[:-1]:
         if steps * GRID_ROWS * row_ms <= 1000 * PATIENCE and _works(family, sampler, steps):

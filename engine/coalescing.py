@@ -6,8 +6,10 @@ decodes. Nobody waits for those who are away, unless there is nothing else to do
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ class Coalescing:
         self.gathering = Gathering()
         self._here: list[Whole] = []
         self._away: list[Whole] = []
-        self._leaving: list[Whole] = []  # closed, and still on the way to their next question
+        self._leaving: list[Thread] = []  # of closed ones, still on the way to their next question
 
     @property
     def away(self) -> bool:
@@ -74,18 +76,19 @@ class Coalescing:
         self._here.remove(image)
         if image in self._away:
             self._away.remove(image)
-        self._leaving = [each for each in (*self._leaving, image) if each.strand.alive]
+        mine = image.strand.thread
+        self._leaving = [thread for thread in (*self._leaving, mine) if thread is not None and thread.is_alive()]
 
     def close(self) -> None:
         """No thread is left when it returns."""
         for image in list(self._here):
             self.remove(image)
-        for image in self._leaving:
-            image.strand.join()
+        for thread in self._leaving:
+            thread.join()
         self._leaving = []
 
     def _begin(self) -> None:
-        self._leaving = [image for image in self._leaving if image.strand.alive]
+        self._leaving = [thread for thread in self._leaving if thread.is_alive()]
         free = MOST_STRANDS - len(self._leaving) - sum(image.strand.started for image in self._here)
         for image in [image for image in self._away if not image.strand.started][: max(0, free)]:
             image.strand.rest(0)
@@ -94,6 +97,8 @@ class Coalescing:
         begun = [image for image in self._away if image.strand.started]
         if seconds and begun:
             begun[0].strand.rest(seconds)
+        elif seconds:  # too many others are here, and none of them goes on: all are paused
+            time.sleep(seconds)
         back = [image for image in begun if image.strand.rest(0) is not None]
         self._away = [image for image in self._away if image not in back]
         return back

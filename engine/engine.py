@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 
 from engine.admit import admit
-from engine.blame import guilty, run_harmless
+from engine.blame import check_device, guilty, run_harmless
 from engine.coalescing import Answers, Coalescing
 from engine.events import Developed, Event, Failed, Stepped
 from engine.families.family import Family
@@ -173,6 +173,7 @@ class Engine:
             return False
         news = image.news(image.job in self._watched)
         if any(isinstance(event, Failed) for event in news):
+            check_device(self._families[image.model].device)  # its strand cannot tell whose fault it was
             self._drop(image.job)
         elif any(isinstance(event, Developed) for event in news):
             self._remove(image)

@@ -136,14 +136,15 @@ def conditioning(recipe: Recipe, family: Family, held: bool = True) -> tuple[Con
     """Conditions, each `[rows, …]`, and the steer of each row after the first.
 
     out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11); where guidance·Σ wᵢ = 1 the empty text u cancels
-    out, and the first concept is the base. So it is where guidance is not `held`, or is the network's own: the
-    concepts' weights then sum to 1, unless one of them steers away.
+    out, and the first concept that is not steered away from is the base. So it is where guidance is not `held`, or is
+    the network's own: the concepts' weights then sum to 1, unless one of them steers away.
     """
-    texts = [family.condition(concept.text, recipe) for concept in recipe.concepts]
-    whole = sum(concept.weight for concept in recipe.concepts)
+    concepts = sorted(recipe.concepts, key=lambda concept: concept.weight <= 0)
+    texts = [family.condition(concept.text, recipe) for concept in concepts]
+    whole = sum(concept.weight for concept in concepts)
     plain = 1.0 if steers_away(recipe) else 1.0 / whole
     scale = recipe.guidance if held and recipe.guides == "rows" else plain
-    steer = [scale * concept.weight for concept in recipe.concepts]
+    steer = [scale * concept.weight for concept in concepts]
     if unconditional(recipe, held):
         texts, steer = [family.condition(recipe.negative, recipe, negative=True), *texts], [0.0, *steer]
     return tuple(torch.stack(part) for part in zip(*texts, strict=True)), tuple(steer[1:])

@@ -19,8 +19,8 @@ from engine.events import Developed, Event, Failed, Stepped
 from engine.families.family import Spells, TakesLoras
 from engine.job import MAX_RUNGS, Blame, Dtype, Job, Lora, Recipe, rows
 from engine.memory import is_out_of_memory
+from engine.strands.arguments import arguments
 from engine.strands.call import Call, Forward
-from engine.strands.order import order
 from engine.strands.shell import Moved, shell_of
 from engine.strands.strand import Asked, Ended, Strand
 from engine.trajectory import LatentRung
@@ -152,7 +152,7 @@ class Whole:
         source = self._source
         with torch.no_grad(), self._by_itself:
             self._enter()
-            words = order(self._shell, self._recipe, self.image, source.output_type, source.no_guidance)
+            words = arguments(self._shell, self._recipe, self.image, source.output_type, source.no_guidance)
             output = self._shell(**(words | self._spelt))
             finished = source.finished(output.images, self._recipe.width, self._recipe.height)
             self._last = self._look_at(finished) if self._rung_at and not self.rungs else None

@@ -94,7 +94,7 @@ def recipe(request: Request, warm: Warm, seed: int, *, bucket: int | None = None
 def course(request: Request, warm: Warm) -> tuple[Sampler, int]:
     """Sampler and steps. A model without the quick sampler, or made for few steps, has a quick way of its own."""
     sampler, steps = warm.sampler, warm.steps
-    if request.fast and FAST_SAMPLER in warm.samplers and warm.sampler != "lcm":
+    if request.fast and FAST_SAMPLER in warm.samplers and warm.steps > FAST_STEPS:
         sampler, steps = FAST_SAMPLER, FAST_STEPS
     elif request.fast:
         steps = min(FAST_STEPS, warm.steps)

@@ -65,10 +65,13 @@ def _family(
     opened: Opened, name: str, revision: str, device: torch.device | str, resolver: SuperResolver | None
 ) -> Family:
     from engine.families.coalesced import Coalesced
+    from engine.families.consistency import as_stable_diffusion
     from engine.families.stable_diffusion import StableDiffusion
     from engine.families.table import BY_PIPELINE
 
     kind = type(opened.pipeline).__name__
+    if kind == "LatentConsistencyModelPipeline":
+        return StableDiffusion(as_stable_diffusion(opened.pipeline), name, revision, device)
     if kind == "StableDiffusionPipeline":
         return StableDiffusion(opened.pipeline, name, revision, device, resolver=resolver)
     if kind in BY_PIPELINE:

@@ -19,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 
 from engine.families.family import TORCH
 from engine.families.opening import WRONG, Opened, Told, checked, one_by_one, unloadable, unused
-from engine.families.parts import NETWORKS, STORED, Part, classes, pipeline_class, read_index, refuse_pickles
+from engine.families.parts import STORED, Part, classes, pipeline_class, read_index, refuse_pickles
 from engine.families.quiet import quiet
 from engine.families.source import configs_beside
 from engine.job import Dtype
+from engine.strands.shell import NETWORKS
 from engine.unfit import Unfit
 
 TEXTS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")

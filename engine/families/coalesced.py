@@ -22,8 +22,8 @@ from engine.families.pipelined import shift_of
 from engine.families.traits import Traits
 from engine.job import Concept, Dtype, Guides, Lora, Recipe, Sampler
 from engine.plan import NotTabled, Plan, build_scheduler
+from engine.strands.arguments import arguments
 from engine.strands.call import Call, Forward, joined
-from engine.strands.order import order
 from engine.strands.shell import NETWORKS, shell_of
 from engine.unfit import Unfit
 
@@ -49,6 +49,7 @@ class Coalesced:
         self.size, self.multiple, self.tokens = traits.size, traits.multiple, traits.tokens
         self.guides: Guides = traits.guides
         self.guidance, self.samplers = traits.guidance, traits.samplers
+        self.usual: tuple[int, Sampler] = traits.steps, self.samplers[0]
         self.max_pixels = (2 * self.size) ** 2
         self._vae = _shown(pipeline)
         self._images: Any = getattr(pipeline, "image_processor", None) or VaeImageProcessor()
@@ -161,7 +162,7 @@ class Coalesced:
         )  # fmt: skip
         try:
             shell = shell_of(self.pipeline, ask, lambda moved: None, real)
-            self.finished(shell(**order(shell, recipe, 0, "pil", 1.0)).images, self.size, self.size)
+            self.finished(shell(**arguments(shell, recipe, 0, "pil", 1.0)).images, self.size, self.size)
         except Exception as error:
             log.info("the pipeline of %s failed at its first picture", self.name, exc_info=True)
             kind = type(self.pipeline).__name__

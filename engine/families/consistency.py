@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from engine.families.family import Conditions
 from engine.job import Guides
+
+GUIDANCE = 8.0  # of those that were trained with 3 to 15
+
+
+def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
+    """The same parts in the pipeline that also takes what other models take. Its own differs in its sampler alone."""
+    parts = {**pipeline.components, "safety_checker": None, "feature_extractor": None, "scheduler": None}
+    made = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    made.register_modules(scheduler=pipeline.scheduler)  # as it is: the constructor would set right what is not wrong
+    return made
 
 
 def guides_of(pipeline: Any) -> Guides:

@@ -79,6 +79,13 @@ class Formatted(Protocol):
 
 
 @runtime_checkable
+class Accustomed(Protocol):
+    """A family that may have steps and a sampler of its own, which are then the default."""
+
+    usual: tuple[int, Sampler] | None
+
+
+@runtime_checkable
 class TakesLoras(Protocol):
     """A family to whose networks a job may add (Hu et al. 2021)."""
 

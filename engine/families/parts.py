@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from engine.families.family import TORCH
 from engine.families.revision import UNUSED, refuse_odd_parts
 from engine.job import Dtype
+from engine.strands.shell import NETWORKS
 from engine.unfit import Unfit
 
 LARGE = 1_000_000_000  # parameters: more than these are held once, in the number format of their files
-NETWORKS = ("unet", "transformer")
 LIBRARIES = ("diffusers", "transformers")
 PICKS = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")  # among what has no weights
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from engine.emphasis import plain
+from engine.families.distilled import few_steps
 from engine.families.family import TORCH, Conditions
 from engine.families.forwards import Forwards
 from engine.families.loras import Loras
@@ -56,6 +57,7 @@ class Pipelined(Wholly, ABC):
         self.samplers: tuple[Sampler, ...] = tuple(
             name for name in samplers_for(self.scheduler_config) if name not in self.unable
         )
+        self.usual = few_steps(self.name, self.scheduler_config, self.samplers)
         self.enlargement, self.upscaler = 1, ""
         self._master = getattr(pipeline, self.network).eval().requires_grad_(False)
         self._vae = pipeline.vae.eval().requires_grad_(False).to(self.device)
@@ -74,6 +76,11 @@ class Pipelined(Wholly, ABC):
     def holds(self, dtype: Dtype) -> bool:
         """Whether the network can be had in this number format without loading anything."""
         return self._nets.holds(dtype)
+
+    @property
+    def held_once(self) -> bool:
+        """Whether the network is there in one number format at a time."""
+        return isinstance(self._nets, OneCopy)
 
     def hold_one(self, dtype: Dtype, reopen: Reopen) -> None:
         """A large network, which is in `dtype` as it came: it is held once, and opened anew for another one."""

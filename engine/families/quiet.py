@@ -1,27 +1,41 @@
-"""Loading without the libraries' progress bars and notes on standard error; their settings are put back afterwards."""
+"""Loading without the libraries' progress bars and notes on standard error; their settings are put back afterwards.
+
+The settings are the whole process's, and several threads may load at once: the last of them puts back what the first
+one found.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
+
+_lock, _loading, _found = Lock(), list[None](), ExitStack()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Only errors are said while a model loads: that the text encoder's unused pooler is left out is on purpose."""
-    libraries = (diffusers_logging, transformers_logging)
-    before = [library.get_verbosity() for library in libraries]
-    bars = [library.is_progress_bar_enabled() for library in libraries]
+    with _lock:
+        if not _loading:
+            _silence()
+        _loading.append(None)
     try:
-        for library in libraries:
-            library.set_verbosity_error()
-            library.disable_progress_bar()
         yield
     finally:
-        for library, verbosity, bar in zip(libraries, before, bars, strict=True):
-            library.set_verbosity(verbosity)
-            if bar:
-                library.enable_progress_bar()
+        with _lock:
+            _loading.pop()
+            if not _loading:
+                _found.close()
+
+
+def _silence() -> None:
+    for library in (diffusers_logging, transformers_logging):
+        _found.callback(library.set_verbosity, library.get_verbosity())
+        if library.is_progress_bar_enabled():
+            _found.callback(library.enable_progress_bar)
+        library.set_verbosity_error()
+        library.disable_progress_bar()

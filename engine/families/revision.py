@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.unfit import Unfit
 
+DECIDE = ("*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.model")  # configurations, weights, tokenizers
 HASHED_WHOLE = 128 * 2**20
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws: a trained folder also holds its run
 _PART = re.compile(r"[A-Za-z0-9_]+")  # no other name is a folder within the model's own
@@ -18,13 +19,13 @@ UNUSED = ("feature_extractor", "image_encoder", "safety_checker")
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve hex digits over configurations and weights; of files over 128 MiB the two ends only, which load fast.
+    """Twelve hex digits over configurations, weights and tokenizers; of files over 128 MiB the two ends only.
 
     Raises `Unfit` where its index cannot be read, or leads elsewhere.
     """
     digest = hashlib.sha256()
     parts = [folder / part for part in _parts(folder)]
-    found = (each for part in parts for pattern in ("*.json", "*.safetensors") for each in part.rglob(pattern))
+    found = (each for part in parts for pattern in DECIDE for each in part.rglob(pattern))
     for path in sorted([*folder.glob("model_index.json"), *found]):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
         _read(path, digest)

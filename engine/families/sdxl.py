@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from engine.emphasis import plain
-from engine.families import chunks
+from engine.families import chunks, consistency
 from engine.families.consistency import embedded_guidance, guides_of
 from engine.families.distilled import guidance_for
 from engine.families.family import Conditions
@@ -32,7 +32,8 @@ class StableDiffusionXL(Pipelined):
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
-        super().__init__(pipeline, name, revision, device, guidance or guidance_for(name, GUIDANCE))
+        usual = consistency.GUIDANCE if guides_of(pipeline) == "network" else guidance_for(name, GUIDANCE)
+        super().__init__(pipeline, name, revision, device, guidance or usual)
         network = pipeline.unet.config
         self._vae.to(memory_format=torch.channels_last)
         self.tokens = chunks.MOST * chunks.room(pipeline.tokenizer_2)

@@ -16,6 +16,7 @@ from engine.unfit import Unfit
 GUIDANCE, MOST_GUIDANCE = 5.0, 30.0
 SIDE = 512  # pixels, of a pipeline that does not say
 TOKENS = 77
+STEPS = 25
 LEAST = 16  # pixels that sides are multiples of
 
 
@@ -29,6 +30,7 @@ class Traits:
     guides: Guides
     guidance: float
     samplers: tuple[Sampler, ...]
+    steps: int
 
     @classmethod
     def of(cls, pipeline: Any, name: str) -> Traits:
@@ -47,6 +49,7 @@ class Traits:
             tokens=int(min(4096, _default(known, TOKENS, "max_sequence_length"))),
             guides="network" if config.get("guidance_embeds") else "rows",
             guidance=min(MOST_GUIDANCE, max(1.0, guidance)), samplers=_samplers(pipeline),
+            steps=int(min(1000, max(1, _default(known, STEPS, "num_inference_steps")))),
         )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def loaded(model: str) -> Worded:
     if (folder / "unet").is_dir() and (folder / "vae").is_dir() and not (folder / "text_encoder").exists():
         return load_embedded(device, folder, resolver)
     family = load(model, Path(os.environ.get("DARKROOM_DATA") or default_data()), device=device, resolver=resolver)
-    if not isinstance(family, StableDiffusion):
+    if not isinstance(family, StableDiffusion) or family.guides != "rows":
         raise Unfit(f"The lab takes Stable Diffusion 1.x and 2.x; {family.name} is something else.", "model")
     return family
 

@@ -172,6 +172,9 @@ class Scheduler(Generic[E]):
         group.leave(seat)
         if not group.seats:
             del self._groups[seat.key]
+            self._turns.forget(group)
+            if self._offer is not None and self._offer[0] is group:
+                self._offer = None
 
     def _regroup(self) -> None:
         """Keys change from step to step: everyone sits where its next step belongs."""

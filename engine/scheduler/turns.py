@@ -35,6 +35,11 @@ class Turns(Generic[E]):
             node = min(node.children.values(), key=_order)
         return min(node.seats, key=_step, default=None)
 
+    def forget(self, group: Group[E]) -> None:
+        """It has no seats any more; nothing here may keep what has left from being freed."""
+        if group is self._group:
+            self._group = None
+
     def charge(self, group: Group[E], cost: float, step: int) -> None:
         """The group has run for one step."""
         if group is not self._group or self.over:

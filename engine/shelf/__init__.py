@@ -32,7 +32,10 @@ LOOK = 1.0
 
 @runtime_checkable
 class HeldOnce(Protocol):
-    """A family whose network is in one number format at a time."""
+    """A family whose network may be in one number format at a time: `held_once` says whether it is."""
+
+    @property
+    def held_once(self) -> bool: ...
 
     def holds(self, dtype: Dtype) -> bool: ...
 
@@ -88,9 +91,9 @@ class Shelf:
         try:
             await self._until_ready(model, dtype)
             self._stock.hold(name)
-            model.fresh = model.fresh and not isinstance(
-                self.families[name], HeldOnce
-            )  # others may want another format
+            family = self.families[name]
+            if isinstance(family, HeldOnce) and family.held_once:  # others may want another format
+                model.fresh = False
         finally:
             model.wanted -= 1
             model.fresh = False if model.wanted == 0 else model.fresh

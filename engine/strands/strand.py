@@ -55,6 +55,11 @@ class Strand(Generic[Q, A, T]):
         return self._thread is not None
 
     @property
+    def thread(self) -> threading.Thread | None:
+        """Once it has ended, it knows nothing of the strand or its work any more."""
+        return self._thread
+
+    @property
     def alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 

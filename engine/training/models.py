@@ -17,6 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors import SafetensorError, safe_open
 
 from engine.config import default_data
+from engine.families.consistency import guides_of
 from engine.families.embedded import NAME, WEIGHTS, assemble, load_text_encoder
 from engine.families.opening import folder_of, open_pipeline
 from engine.families.quiet import quiet
@@ -66,7 +67,7 @@ def open_model(source: str) -> Model:
     folder = model_folder(source)
     if (folder / INDEX).is_file():
         pipeline = open_pipeline(folder, source)
-        if not isinstance(pipeline, StableDiffusionPipeline):
+        if not isinstance(pipeline, StableDiffusionPipeline) or guides_of(pipeline) != "rows":
             raise Unfit(f"{source} is no Stable Diffusion 1.x or 2.x model, which alone can be trained here.", "model")
         return Model(pipeline, folder, fingerprint(folder))
     refuse_incomplete(source, folder)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from engine.blame import DeviceLost
 from engine.engine import Engine, Event
 from engine.worker.pulse import Pulse
 
@@ -52,6 +53,8 @@ class EngineThread:
                     future.set_result(act(self._engine))
             except BaseException as error:
                 future.set_exception(error)
+                if isinstance(error, DeviceLost):
+                    raise
 
         self._inbox.put(command)
         return await asyncio.wrap_future(future)

@@ -92,6 +92,8 @@ def test_fast_takes_the_models_own_way_where_it_has_no_quick_sampler() -> None:
     assert (made("fox --fast").sampler, made("fox --fast").steps) == ("dpmpp_2m", 30)
     assert (made("fox --fast", PLAIN).sampler, made("fox --fast", PLAIN).steps) == ("ddpm", 30)
     assert (made("fox --fast", QUICK).sampler, made("fox --fast", QUICK).steps) == ("lcm", 4)
+    turbo = msgspec.structs.replace(QUICK, sampler="euler", samplers=("euler", "dpmpp_2m"))
+    assert (made("fox --fast", turbo).sampler, made("fox --fast", turbo).steps) == ("euler", 4)
 
 
 def test_guidance_is_the_networks_own_where_the_model_says_so() -> None:

@@ -58,6 +58,12 @@ def sd_lcm() -> Any:
     return sd(sample_size=32, tokens=77, time_cond_proj_dim=16)
 
 
+def latent_consistency() -> Any:
+    """The same in the pipeline that such models are published with."""
+    parts = sd_lcm().components | {"scheduler": diffusers.LCMScheduler(**DIFFUSION)}
+    return diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+
+
 def sdxl(**fields: Any) -> Any:
     """Two CLIPs, the second with a pooled text; size conditioning; 64 pixels."""
     unet = diffusers.UNet2DConditionModel(
@@ -176,7 +182,8 @@ def lumina2() -> Any:
 
 
 KINDS: dict[str, Callable[[], Any]] = {
-    kind.__name__: kind for kind in (sd, sd_lcm, sdxl, lcm, sd3, flux, schnell, zimage, sana, pixart, lumina2)
+    kind.__name__: kind
+    for kind in (sd, sd_lcm, latent_consistency, sdxl, lcm, sd3, flux, schnell, zimage, sana, pixart, lumina2)
 }
 
 

@@ -105,6 +105,11 @@ def test_the_embedded_model(embedded: StableDiffusion) -> None:
     assert (warm.name, warm.size, warm.multiple, warm.tokens) == ("embedded", 64, 16, 24)
 
 
+def test_a_model_with_steps_of_its_own_has_them_as_default(affine: Any) -> None:
+    affine.usual = (8, "lcm")
+    assert (measure(affine).steps, measure(affine).sampler) == (8, "lcm")
+
+
 def test_default_steps_are_what_the_schedule_allows(affine: Any) -> None:
     affine.scheduler_config = {**affine.scheduler_config, "timestep_spacing": "leading"}
     found: Calibration = measure(affine)  # fast enough for a thousand; but this spacing has 999

@@ -362,8 +362,9 @@ def test_what_fails_in_one_pipeline_fails_that_job_alone(
     monkeypatch.setattr(type(known.pipeline), "prepare_latents", unprepared)
     engine = engines(known)
     jobs = {words: order(known, words, "unipc", user=words, steps=12) for words in ("bad", "nan", "cat")}
-    with pytest.raises(RuntimeError, match="cannot be read"):
+    with pytest.raises(Unfit, match="before its first step") as refused:
         engine.add(order(known, "unreadable", "unipc"))
+    assert refused.value.blame == "model"
     assert engine.idle
     for each in jobs.values():
         engine.add(each)
@@ -521,6 +522,12 @@ def test_a_model_that_was_dropped_is_freed(tmp_path: Path, order: Make) -> None:
         engine.add(order(present["dropped"], user=str(number), bucket=8))
     assert len(pictures(present["dropped"], run(engine))) == 2
     assert engine._coalescing.gathering._tried
+    gone = order(present["dropped"], steps=50)  # cancelled, it leaves while its thread still works
+    engine.add(gone)
+    engine.step()
+    engine.cancel(gone.id)
+    while any(each.name.startswith("strand") for each in threading.enumerate()):
+        time.sleep(0.01)
     network = weakref.ref(present["dropped"].pipeline.transformer)
     present.clear()
     gc.collect()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging as levels
 import shutil
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.utils import logging
 
 from engine.families import embedded as embedded_module
 from engine.families import load, model_name, pipelined
+from engine.families.quiet import quiet
 from engine.families.revision import fingerprint
 from engine.families.stable_diffusion import StableDiffusion
 from engine.unfit import Unfit
@@ -55,6 +59,25 @@ def test_another_weight_is_another_revision(small_folder: Path, tmp_path: Path) 
     weights = next((changed / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert fingerprint(changed) != fingerprint(small_folder)
+
+
+def test_another_tokenizer_is_another_revision(small_folder: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(small_folder, changed)
+    before = fingerprint(changed)
+    (changed / "tokenizer").mkdir(exist_ok=True)
+    (changed / "tokenizer" / "merges.txt").write_text("#version: 0.2\nc a</w>\n")
+    assert fingerprint(changed) != before
+
+
+def test_quiet_is_the_whole_processs_until_the_last_has_loaded() -> None:
+    before, first, second = logging.get_verbosity(), ExitStack(), ExitStack()
+    first.enter_context(quiet())
+    second.enter_context(quiet())
+    first.close()
+    assert logging.get_verbosity() == levels.ERROR
+    second.close()
+    assert logging.get_verbosity() == before != levels.ERROR
 
 
 def test_pickled_weights_are_refused(small_folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,10 @@ from PIL import Image
 
 from engine.engine import Engine
 from engine.families import load_folder
-from engine.families.distilled import guidance_for
+from engine.families.distilled import few_steps, guidance_for
 from engine.families.family import Family
-from engine.job import Job, Recipe
+from engine.families.stable_diffusion import StableDiffusion
+from engine.job import Concept, Job, Recipe
 from engine.plan import build_scheduler
 from engine.unfit import Unfit
 from tests.engine.small_models import build
@@ -52,7 +54,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[An
 
 def asked(make: Make, kind: str, family: Family, text: str = "a cat", **fields: Any) -> Recipe:
     defaults: dict[str, Any] = {
-        "model": kind, "sampler": USUAL[kind], "steps": 4, "width": 64, "height": 64, "guides": family.guides,
+        "model": kind, "sampler": USUAL.get(kind, "euler"), "steps": 4, "width": 64, "height": 64,
+        "guides": family.guides,
     }  # fmt: skip
     return make(text, **(defaults | fields))
 
@@ -225,6 +228,54 @@ def test_what_the_families_say_of_themselves(opened: Make) -> None:
     assert said["flux"].guidance == 3.5
     assert said["schnell"].guidance == 1.0
     assert said["sd3"].samplers[:2] == said["zimage"].samplers[:2] == ("euler", "dpmpp_2m")
+
+
+def test_a_latent_consistency_pipeline_is_stable_diffusion_with_its_guidance_inside(
+    tmp_path: Path, recipe: Make, job: Make, finish: Make
+) -> None:
+    build("latent_consistency", tmp_path / "lcm")
+    family = load_folder(str(tmp_path / "lcm"), "dreamy")
+    assert isinstance(family, StableDiffusion)
+    assert (family.guides, family.guidance, family.usual) == ("network", 8.0, (8, "lcm"))
+    one = asked(recipe, "dreamy", family, sampler="lcm", steps=4, guidance=6.0)
+    (ours,) = by_engine(family, one, job, finish)
+    pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(tmp_path / "lcm")
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline).__name__ == "LatentConsistencyModelPipeline"
+    theirs = pipeline(
+        "a cat", num_inference_steps=4, guidance_scale=6.0, width=64, height=64, output_type="latent",
+        generator=torch.Generator().manual_seed(one.seed),
+    ).images  # fmt: skip
+    assert error(ours, theirs[0]) <= 1e-4
+
+
+@pytest.mark.parametrize("first", ["a cat", "a dog in the grass"])
+def test_what_is_steered_away_from_may_come_first(
+    opened: Make, recipe: Make, job: Make, finish: Make, first: str
+) -> None:
+    """Guidance within the network leaves no empty text to start from."""
+    family, _ = opened("flux")
+    weights = {"a cat": 1.0, "a dog in the grass": -0.5}
+    second = next(text for text in weights if text != first)
+    one = asked(recipe, "flux", family)
+    (plain,) = by_engine(family, one, job, finish)
+    orders = (tuple(Concept(each, weights[each]) for each in texts) for texts in ((first, second), (second, first)))
+    drawn = [by_engine(family, msgspec.structs.replace(one, concepts=concepts), job, finish)[0] for concepts in orders]
+    assert torch.equal(*drawn)
+    assert error(drawn[0], plain) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "usual"),
+    [
+        ("sdxl-turbo", "EulerAncestralDiscreteScheduler", (4, "euler")),
+        ("lcm-sdxl", "EulerDiscreteScheduler", (8, "lcm")),
+        ("dreamy", "LCMScheduler", (8, "lcm")), ("turbofan", "PNDMScheduler", None),
+    ],
+)  # fmt: skip
+def test_few_steps_are_the_default_of_models_that_were_made_for_them(name: str, scheduler: str, usual: Any) -> None:
+    assert few_steps(name, {"_class_name": scheduler}, ("euler", "lcm", "ddpm")) == usual
+    assert few_steps(name, {"_class_name": scheduler}, ("native",)) is None
 
 
 @pytest.mark.parametrize(

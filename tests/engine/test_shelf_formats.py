@@ -25,6 +25,8 @@ class Once:
         self.dtype: Dtype = "bfloat16"
         self.opened: list[Dtype] = []
 
+    held_once = True
+
     def holds(self, dtype: Dtype) -> bool:
         return dtype == self.dtype
 

@@ -20,6 +20,7 @@ import torch
 
 from engine import families
 from engine.__main__ import STUCK
+from engine.blame import DeviceLost, unforeseen
 from engine.bus import Kept
 from engine.engine import Developed, Engine, Failed, Stepped
 from engine.families.family import Conditions, Family
@@ -27,7 +28,10 @@ from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Failed as FailedJob
 from engine.job import Finished, Job, Picture, Snapshot, Started
 from engine.plan.samplers import BY_FLOW, TABLED
+from engine.unfit import Unfit
 from engine.worker import Stuck
+from engine.worker.pulse import Pulse
+from engine.worker.thread import EngineThread
 from tests.engine.shop import JOB, OTHER, Shop, a_job, midway, uninterrupted, until
 from tests.engine.small_models import build
 
@@ -373,6 +377,42 @@ async def test_a_lost_device_ends_the_worker_and_another_goes_on_from_the_snapsh
     assert [(start.worker, start.step) for start in starts] == [("one", 0), ("two", kept[0].k)]
     assert kept[0].k > 0
     assert [value.sha256 for value in said if isinstance(value, Picture)] == await uninterrupted(shop, job)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_device_that_is_lost_before_the_first_step_is_told_from_a_model_that_fails(
+    embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    class Unread(Ill):
+        def condition(self, *_: object, **__: object) -> Conditions:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def nothing(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    ended: list[BaseException] = []
+    engine = Engine({"embedded": Unread(embedded, lambda *_: None)})  # pyright: ignore[reportArgumentType]
+
+    async def add() -> None:
+        thread = EngineThread(engine, Pulse(), lambda *_: None, ended.append)
+        thread.start()
+        try:
+            await thread.call(lambda each: each.add(a_job()))
+        finally:
+            await thread.stop()
+            await asyncio.sleep(0)
+
+    if lost:
+        monkeypatch.setattr("engine.blame.torch.zeros", nothing)
+    with pytest.raises(DeviceLost if lost else Unfit):
+        asyncio.run(add())
+    assert [type(each) for each in ended] == ([DeviceLost] if lost else [])
+
+
+@pytest.mark.parametrize("kind", ["memory", "text"])
+def test_whose_fault_it_is_that_a_job_cannot_be_begun(kind: str) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory") if kind == "memory" else RuntimeError("this cannot be read")
+    assert unforeseen(error, torch.device("cpu")).blame == ("worker" if kind == "memory" else "model")
 
 
 LOSING = """

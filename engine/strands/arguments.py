@@ -1,4 +1,4 @@
-"""Order: a recipe as the arguments of a pipeline's own call, and what no unmodified pipeline can do. Pure."""
+"""A recipe as the arguments of a pipeline's own call, and what no unmodified pipeline can do. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refuse_what_no_pipeline_does(recipe: Recipe) -> None:
         raise Unfit(f"{whole} guides from the first step to the last.", "member")
 
 
-def order(pipeline: Any, recipe: Recipe, image: int, output_type: str, no_guidance: float) -> dict[str, Any]:
+def arguments(pipeline: Any, recipe: Recipe, image: int, output_type: str, no_guidance: float) -> dict[str, Any]:
     """What `pipeline(...)` is called with for one image; only what its signature knows.
 
     `no_guidance` is what this pipeline calls our guidance of 1. Sizes are taken as they are asked for, and words, too:
@@ -40,6 +40,8 @@ def order(pipeline: Any, recipe: Recipe, image: int, output_type: str, no_guidan
         "generator": torch.Generator().manual_seed(recipe.seed + image), "output_type": output_type,
         "use_resolution_binning": False, "clean_caption": False,
     }  # fmt: skip
+    if recipe.steps != 2:
+        wanted["intermediate_timesteps"] = None  # Sana Sprint's own default fits two steps alone
     if not by_rows and "true_cfg_scale" in known:
         del wanted["negative_prompt"]  # no rows are asked for, so that there is nothing for it to say
     return {name: value for name, value in wanted.items() if name in known}
