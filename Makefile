@@ -28,7 +28,7 @@ imports: .venv/.dev ## import-linter: who may import whom
 	$(BIN)/lint-imports
 
 tests: .venv/.dev ## pytest
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 format: .venv/.dev ## let ruff put things in order
 	$(BIN)/ruff check --fix .

@@ -16,21 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the t
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn after every fork
 
 
-# Files that take minutes begin first, or one core would wait for the last of them alone. (`make tests` gives a file to
-# one process as a whole, and lets them come in our order.)
-LONGEST = (
-    "test_end_to_end.py", "test_worker.py", "test_survival.py", "test_matrix.py", "test_page.py", "test_bench.py",
-    "test_pausing.py", "test_super_resolver.py", "test_own_pictures.py", "test_training.py", "test_kills.py",
-    "test_delivery_crashes.py", "test_troubles.py", "test_shelf.py",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By file: the longest first, the others as they come."""
-    rank = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
-
-
 def _fail_if_skipped(report: Any) -> None:
     """In CI nothing may be left out: a skip becomes a failure that says what was missing."""
     if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):

@@ -223,9 +223,8 @@ async def test_models_are_remembered_when_their_worker_is_gone(workplace, until,
 
         await until(remembered)
         await apprentice.vanish(task)
-    await asyncio.sleep(1.2)
     house = await workplace.house()
-    assert not house.studio.workers()
+    await until(lambda: not house.studio.workers())
     assert [model.steps for model in house.studio.models()] == [40]
     (ticket,) = await house.studio.imagine("a lamp", ann, here)
     assert (ticket.steps, ticket.worker) == (40, False)
