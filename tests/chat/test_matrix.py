@@ -54,6 +54,8 @@ COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "info": ("info", {}),
     "prefer": ("prefer", {}),
     "help": ("help", {}),
+    "my-data": ("export", {}),
+    "forget-me": ("forget", {}),
     "cancel": ("cancel", {"job": "{job}"}),
     "reproduce": ("reproduce", {"job": "{job}"}),
     "film": ("film", {"job": "{job}"}),
