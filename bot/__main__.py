@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import backup, doors, jobs, members, restore, rules, worker_key
+from bot.cli import doors, rules
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ app = typer.Typer(
 rules.app.command("close")(doors.close)
 rules.app.command("open")(doors.open_)
 app.add_typer(rules.app, name="rules")
-app.add_typer(jobs.app, name="jobs")
 
 Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")
@@ -40,9 +39,6 @@ Nats = Annotated[str | None, typer.Option(metavar="URL", help="A broker of your 
 Model = Annotated[list[str] | None, typer.Option(help="Model folder, file or name; may be given more than once.")]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="What models may take, as 12GB (DARKROOM_MEMORY, else a share).")
-]
-Standby = Annotated[
-    bool, typer.Option("--standby", help="Where another one has the data folder, wait until it ends and go on.")
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")
@@ -63,26 +59,23 @@ def up(
         Path | None, typer.Option(metavar="FOLDER", help="An image classifier as picture check (DARKROOM_CHECK).")
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    standby: Standby = False,
 ) -> None:
     """Everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
     from bot.cli.up import run
 
     settings = _settings(port=port, host=host, data=data, nats=nats, check=check)
-    run(settings, models=tuple(model or ("embedded",)), memory=memory, show=show, standby=standby)
+    run(settings, models=tuple(model or ("embedded",)), memory=memory, show=show)
 
 
 @app.command()
-def bot(
-    port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, standby: Standby = False
-) -> None:  # fmt: skip
+def bot(port: Port = None, host: Host = None, data: Data = None, nats: Nats = None) -> None:
     """The bot alone: chatroom and Discord, beside a broker and engines that run elsewhere."""
     from bot.cli.up import run
 
     settings = _settings(port=port, host=host, data=data, nats=nats)
     if not settings.nats:
         raise Refused("Name the broker with --nats or DARKROOM_NATS; `darkroom up` brings one of its own.")
-    run(settings, models=(), show=False, standby=standby)
+    run(settings, models=(), show=False)
 
 
 @app.command()
@@ -166,14 +159,11 @@ def engine(context: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def bench(context: typer.Context) -> None:
-    """Measures this machine against diffusers as it runs by default; `bench discord` a busy evening in Discord,
-    `bench queue` the queue on either database, `bench scale` one to eight workers.
-    """
-    measured = {"discord": "bot.cli.evening", "queue": "bot.bench.queue", "scale": "bot.bench.scale"}
-    if module := measured.get(context.args[0] if context.args else ""):
-        from importlib import import_module
+    """Measures this machine against diffusers as it runs by default; `bench discord` a busy evening in Discord."""
+    if context.args[:1] == ["discord"]:
+        from bot.cli.evening import run
 
-        raise typer.Exit(import_module(module).run(context.args[1:]))
+        raise typer.Exit(run(context.args[1:]))
     _of_the_engine("engine.bench.__main__", context.args)
 
 
@@ -187,11 +177,6 @@ def train(context: typer.Context) -> None:
 def lab(context: typer.Context) -> None:
     """Experiments with words, noise and the latent space, with pictures; `darkroom lab --help` lists them."""
     _of_the_engine("engine.lab.__main__", context.args)
-
-
-app.command("worker-key")(worker_key.worker_key)
-for keeping in (backup.backup, restore.restore, members.forget, members.export):
-    app.command()(keeping)
 
 
 def _of_the_engine(module: str, args: list[str]) -> None:

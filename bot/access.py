@@ -16,7 +16,7 @@ from bot.views import Member, View
 Standing = Literal["member", "moderator", "admin", "owner", "house"]
 Whose = Literal["none", "own", "another's", "private", "elsewhere"]
 Action = Literal[
-    "imagine", "queue", "mine", "info", "prefer", "export", "forget", "help",
+    "imagine", "queue", "mine", "info", "prefer", "help",
     "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce", "prompt", "film", "details", "favourite",
     "envelope", "delete", "report", "approve", "deny", "dismiss",
     "settings", "explain", "set", "close", "budget",
@@ -75,8 +75,6 @@ TABLE: Mapping[Action, Permit] = MappingProxyType(
         "mine": _simply("look through their own jobs"),
         "info": _simply("look at their limits"),
         "prefer": _simply("set what they prefer"),
-        "export": _simply("have a copy of what is kept of them"),
-        "forget": _simply("have everything of theirs removed"),
         "help": _simply("read the help"),
         "cancel": _moderated("cancel this job"),
         "pause": _moderated("pause this job"),

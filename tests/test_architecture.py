@@ -37,8 +37,8 @@ VAGUE = {
     "process",
 }
 PURE = [
-    "bot.access", "bot.bench.figures", "bot.images.blur", "bot.images.held", "bot.incidents",
-    "bot.fair", "bot.passing", "bot.waiting", "bot.queue.loads", "bot.images.film", "bot.images.grid", "bot.limits",
+    "bot.access", "bot.images.blur", "bot.images.held", "bot.incidents",
+    "bot.fair", "bot.images.film", "bot.images.grid", "bot.limits",
     "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
     "bot.rules", "bot.rules.catalogue", "bot.rules.planning", "bot.rules.presets", "bot.rules.reading",
@@ -137,12 +137,11 @@ EDGES = {
 
 
 def test_what_the_bot_knows_of_the_engine() -> None:
-    """The wire contract, the bus, lines of the log; more only at the edges that start an engine, inside a function."""
-    allowed = {"engine.job", "engine.bus", "engine.logline"}
+    """The wire contract and the bus; more only at the edges that start an engine, inside a function."""
+    allowed = {"engine.job", "engine.bus"}
     starters = {
         "bot.cli.up": {"engine.bus.broker", "engine.config"},
         "bot.cli.doctor": {"engine.bus.broker", "engine.check"},
-        "bot.bench.figures": {"engine.bench.row"},
         **{edge: {"engine"} for edge in EDGES},
     }
     wrong = []

@@ -25,7 +25,6 @@ COMMANDS: Mapping[str, Action] = MappingProxyType(
     {
         "imagine": "imagine", "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
         "reproduce": "reproduce", "film": "film", "help": "help",
-        "my-data": "export", "forget-me": "forget",
         "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
     }
 )  # fmt: skip

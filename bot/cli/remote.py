@@ -56,13 +56,6 @@ async def develop(
         return await _fetch(session, end, film=film, frames=screen.frames)
 
 
-async def ask(url: str, key: str, path: str) -> dict[str, Any]:
-    """One answer of the API. Raises `Refused`, or `Undeveloped` where it does not come."""
-    headers = {"Authorization": f"Bearer {key}"}
-    async with aiohttp.ClientSession(url, headers=headers, timeout=GLANCE) as session:
-        return await _json(session, "GET", path, None)
-
-
 async def _json(session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
     try:
         async with session.request(method, path, json=body) as answer:

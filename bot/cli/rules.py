@@ -31,14 +31,14 @@ app = typer.Typer(
 EVERYWHERE = "*"  # as `bot.rules.EVERYWHERE`, which is dear to import
 
 
-def discord(guild: str) -> str:
-    """A bare number is a server, or a member, of Discord."""
+def _discord(guild: str) -> str:
+    """A bare number is a server of Discord."""
     return f"discord:{guild}" if guild.isascii() and guild.isdigit() else guild
 
 
 Guild = Annotated[
     str,
-    typer.Option(metavar="ID", callback=discord, help="A server by its id; local is the chatroom here."),
+    typer.Option(metavar="ID", callback=_discord, help="A server by its id; local is the chatroom here."),
 ]
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
@@ -207,7 +207,7 @@ def run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> A
     """Open the store, act, close it."""
     from bot.config import load
     from bot.desk.administration import Administration
-    from bot.store import Store, Unavailable
+    from bot.store import Store
 
     settings = load(**({} if data is None else {"data": data}))
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -222,10 +222,7 @@ def run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> A
         finally:
             await store.close()
 
-    try:
-        return asyncio.run(acted())
-    except Unavailable as error:
-        raise Refused(str(error)) from error
+    return asyncio.run(acted())
 
 
 def _setting(name: str) -> Any:

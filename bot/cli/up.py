@@ -15,17 +15,14 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bot.cli import broker, running
+from bot.cli import running
 from bot.cli.logbook import keep_log
 from bot.cli.running import Running, check_port, only_one
 from bot.cli.workshop import Workshop
 from bot.house import open_house
-from bot.leader import leading
 from bot.refused import Refused
-from bot.store import Unavailable
-from bot.turns import Loop
 from bot.web.app import address, open_chatroom, opened
-from engine.bus import Unreachable
+from engine.bus import Bus, Unreachable
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
@@ -35,38 +32,30 @@ if TYPE_CHECKING:
 
 HERE = "here"  # the name of the worker that we start
 GLANCE = 0.25  # seconds between two looks for the engine, until it is warm
-# secrets that a worker has no use for
-NOT_THE_ENGINES = (
-    "DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRICS_TOKEN", "DARKROOM_NATS_KEY"
-)  # fmt: skip
+NOT_THE_ENGINES = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")  # secrets that a worker has no use for
 
 
-def run(settings: Settings, models: Sequence[str], *, memory: str = "", show: bool, standby: bool = False) -> None:
-    """Until Ctrl-C or SIGTERM. Raises `Refused` where it can't start: folder or port taken, broker or database away.
+def run(settings: Settings, models: Sequence[str], *, memory: str = "", show: bool) -> None:
+    """Until Ctrl-C or SIGTERM. Raises `Refused` where it can't start: folder or port taken, broker away.
 
     `models`: what the engine on this machine offers; none: no engine here, and no broker of our own either. `memory`:
-    what they may take, as 12GB; empty: as the environment says. `standby`: if another one has the folder, wait for it.
+    what they may take, as 12GB; empty: as the environment says.
     """
     if models:
         check_there(settings)
         check_size(memory)
     options = [*(part for model in models for part in ("--model", model)), *(("--memory", memory) if memory else ())]
-    log_file = settings.data / "darkroom.log"
-    with only_one(settings.data, _say_line if standby else None), keep_log(log_file, settings.log):
+    with only_one(settings.data), keep_log(settings.data / "darkroom.log"):
         if settings.port:
             check_port(settings.host, settings.port)
-        with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(_until_stopped(settings, models, options, show))
+        asyncio.run(_until_stopped(settings, models, options, show))
 
 
 async def _until_stopped(settings: Settings, models: Sequence[str], options: Sequence[str], show: bool) -> None:
     with _stops_on_signals() as asked:
         try:
             async with AsyncExitStack() as parts:
-                try:
-                    await _open(parts, settings, models, options, show)
-                except (Unavailable, Unreachable) as error:
-                    raise Refused(str(error)) from error
+                await _open(parts, settings, models, options, show)
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
             if not asked.is_set():
@@ -98,20 +87,19 @@ async def _open(
     parts: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], show: bool
 ) -> None:
     """Every part in order; `parts` closes them in the opposite one."""
-    way = await broker.find(parts, settings)
-    bus = await broker.join(parts, way)
-    leader = await parts.enter_async_context(leading(bus, _say_line)) if settings.nats else None
+    url, token = await _broker(parts, settings)
+    bus = await _bus(parts, url, token)
     workshop, warming = None, asyncio.Event()
     if models:
         warming.set()
-        workshop = await parts.enter_async_context(_workshop(settings, options, way))
-    house = await parts.enter_async_context(open_house(settings, bus, leader=leader))
-    app = open_chatroom(settings, house.studio, house.desk.review, warming, house.scrape)
+        workshop = await parts.enter_async_context(_workshop(settings, options, url, token))
+    house = await parts.enter_async_context(open_house(settings, bus))
+    app = open_chatroom(settings, house.studio, house.desk.review, warming)
     port = await parts.enter_async_context(_listening(app, settings))
     if settings.discord_token is not None:
         from bot.chat.client import serve  # costs 40 MB, so only with a token
 
-        await parts.enter_async_context(_beside(serve(settings, house.desk, house.metrics.edited), "discord"))
+        await parts.enter_async_context(_beside(serve(settings, house.desk), "discord"))
     parts.enter_context(announced(settings, port))
     page = address(settings, app, port)
     _say(_welcome(settings, models, page))
@@ -121,15 +109,39 @@ async def _open(
         await asyncio.to_thread(webbrowser.open, page)
 
 
-def _workshop(settings: Settings, options: Sequence[str], way: broker.Way) -> Workshop:
+async def _broker(parts: AsyncExitStack, settings: Settings) -> tuple[str, str]:
+    """The address and token of the broker that the settings name, or of one of our own."""
+    if settings.nats:
+        token = settings.nats_token.get_secret_value() if settings.nats_token else ""
+        return str(settings.nats), token
+    from engine.bus.broker import Broker, BrokerError
+
+    try:
+        broker = await parts.enter_async_context(Broker(settings.data / "nats"))
+    except BrokerError as error:
+        raise Refused(str(error)) from error
+    return broker.url, broker.token
+
+
+async def _bus(parts: AsyncExitStack, url: str, token: str) -> Bus:
+    try:
+        bus = await Bus.connect(url, token)
+        parts.push_async_callback(bus.close)
+        await bus.declare()
+    except Unreachable as error:
+        raise Refused(str(error)) from error
+    return bus
+
+
+def _workshop(settings: Settings, options: Sequence[str], url: str, token: str) -> Workshop:
     """`options`: of the engine's command line, its models among them."""
-    command = [sys.executable, "-m", "engine", "serve", "--nats", way.url, "--name", HERE, "--data", str(settings.data)]
+    command = [sys.executable, "-m", "engine", "serve", "--nats", url, "--name", HERE, "--data", str(settings.data)]
     command += options
     if settings.check is not None:
         command += ["--check", str(settings.check)]
     env = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
     return Workshop(
-        command, env | way.environment() | {"DARKROOM_PARENT": str(os.getpid())}, settings.data / "engine.log"
+        command, env | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}, settings.data / "engine.log"
     )
 
 
@@ -212,10 +224,6 @@ async def say_when_warm(studio: Studio, workshop: Workshop, warming: asyncio.Eve
             continue
         speed = f"{warm.row_ms:.1f} ms a row and step, {warm.steps} steps by default"
         _say(f"  {warm.name} is warm: {presence.device}, {warm.dtype}, {speed}.\n")
-
-
-def _say_line(sentence: str) -> None:
-    _say(f"  {sentence}\n")
 
 
 def _say(text: str) -> None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from bot.desk.administration import Administration
 from bot.desk.deliveries import Deliveries
-from bot.desk.export import Export
-from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
 from bot.desk.preferences import Preferences
 from bot.desk.review import Review
@@ -26,5 +24,3 @@ class Desk:
     review: Review
     shelf: Shelf
     moderation: Moderation
-    forgetting: Forgetting
-    export: Export

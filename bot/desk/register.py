@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from bot.desk.absent import absent
 from bot.limits import Limits
 from bot.queue.board import Board
 from bot.queue.forecast import Forecast, Spot
+from bot.refused import Refused
+from bot.sentences import DELETED
 from bot.states import over
 from bot.store import Record, Store, Stored, reads
 from bot.views import Shot, Ticket, View
@@ -28,10 +29,12 @@ class Register:
         self._limits, self._clock = limits, clock
 
     async def record(self, job: str) -> Record:
-        """A job's row. Raises `Refused` (404, or 410), also for one whose pictures were deleted."""
+        """A job's row. Raises `Refused` (404), also for one whose pictures were deleted."""
         found = await self._store.record(job)
-        if found is None or found.deleted is not None:
-            raise await absent(self._store, job, deleted=found is not None)
+        if found is None:
+            raise Refused("There is no such job.", 404)
+        if found.deleted is not None:
+            raise Refused(DELETED, 404)
         return found
 
     async def next_free(self, member: str) -> float | None:

@@ -17,17 +17,14 @@ import msgspec
 from bot.feed import Feed, Queued
 from bot.images.pictures import Missing, Pictures
 from bot.limits import Limits
-from bot.models import Crew, Models, crews
+from bot.models import Models, crews
 from bot.orders import renewed
-from bot.passing import Passing
 from bot.queue.board import Board
 from bot.queue.closing import Closing
 from bot.queue.forecast import Forecast
-from bot.rules.together import Together
-from bot.store import Moved, Record, Store, Unavailable, Wish, rules
+from bot.store import Record, Store, Unavailable, Wish, rules
 from engine.bus import Bus, Unreachable
 from engine.job import Enlarge, Job, Malformed, Recipe
-from engine.logline import about
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +43,6 @@ class Dispatcher:
         self._store, self._bus, self._board, self._feed = store, bus, board, feed
         self._forecast, self._models, self._pictures, self._closing = forecast, models, pictures, closing
         self._limits, self._clock, self._overbook = limits, clock, overbook
-        self._passing = Passing()
         self._poked = asyncio.Event()
         self._lost = True  # the broker may lack what SQL says it has
         self._told: dict[str, tuple[int, float | None]] = {}
@@ -95,21 +91,11 @@ class Dispatcher:
         await self._models.refresh()
         together = self._forecast.together = await self._store.ask(rules.together)
         for crew in crews(self._bus.workers).values():
-            while moved := await self._next(crew, together):
+            wish = Wish(crew.pool, crew.models, self._limits.running, together=together)
+            while moved := await self._store.pick(wish, crew.rows, self._overbook, self._clock()):
                 self._board.put(moved.record, self._clock())
                 await self._submit_or_fail(moved.record)
         await self._tell()
-
-    async def _next(self, crew: Crew, together: Together) -> Moved | None:
-        """The pool's next job, sent as far as SQL is concerned."""
-        now = self._clock()
-        warm = self._passing.warm(crew.pool, crew.loaded, now)
-        wish = Wish(
-            crew.pool, crew.models, self._limits.running, together=together, passing=self._passing,
-            spare=self._board.spare(crew.pool, crew.rows, crew.free, now),
-            warm=None if crew.models <= warm else crew.models & warm,
-        )  # fmt: skip
-        return await self._store.pick(wish, crew.rows, self._overbook, now)
 
     async def republish(self) -> None:
         """Give the broker every admitted, unfinished job again; those that it has are not doubled."""
@@ -120,8 +106,7 @@ class Dispatcher:
     async def _submit_or_fail(self, record: Record) -> None:
         """One job that cannot be published is its own misfortune, not that of the jobs behind it."""
         try:
-            with about(record.id):
-                await self.submit(record)
+            await self.submit(record)
         except (Unreachable, Unavailable):
             raise
         except Exception:

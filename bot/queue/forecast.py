@@ -5,16 +5,14 @@ Knows the store, the board and the live workers; changes nothing. Estimates are 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bot.fair import Account, Waiting, order
-from bot.models import Crew, crews
+from bot.models import crews
 from bot.queue.board import Board
 from bot.rules.together import Together
 from bot.store import Record, Store, reads
-from bot.waiting import Facts, why
 from engine.job import Presence
 
 MOST = 1000  # a longer queue is not laid out: a place in it is an estimate
@@ -22,16 +20,12 @@ MOST = 1000  # a longer queue is not laid out: a place in it is an estimate
 
 @dataclass(frozen=True)
 class Spot:
-    """A place in the queue: jobs of the pool that start before it, and device-seconds until it is done, its own too.
-
-    `others`: how many other members have one of these jobs; 0 where that was not counted.
-    """
+    """A place in the queue: jobs of the pool that start before it, and device-seconds until it is done, its own too."""
 
     ahead: int
     work: float
     pool: str
     model: str
-    others: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,11 +39,8 @@ class Outlook:
 class Forecast:
     """Ask it as often as you like: it reads the queue once for each change."""
 
-    def __init__(
-        self, store: Store, board: Board, workers: Callable[[], Mapping[str, Presence]], *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
-        self._store, self._board, self._workers, self._clock = store, board, workers, clock
+    def __init__(self, store: Store, board: Board, workers: Callable[[], Mapping[str, Presence]]) -> None:
+        self._store, self._board, self._workers = store, board, workers
         self.together = Together()  # as the dispatcher last read it
         self._version = -1
         self._outlook = Outlook()
@@ -91,9 +82,7 @@ class Forecast:
         """Seconds until a waiting job is done; None if nobody can run it."""
         if not self.worker(spot.pool, spot.model):
             return None
-        crew = crews(self._workers())[spot.pool]
-        fetching = 0.0 if _loaded(crew, spot.model) else self._board.loads.seconds(spot.model, self._clock())
-        return (self._board.cost_left(spot.pool) + spot.work) / crew.workers + fetching
+        return (self._board.cost_left(spot.pool) + spot.work) / crews(self._workers())[spot.pool].workers
 
     def eta(self, record: Record, spot: Spot | None, now: float) -> float | None:
         """Seconds until a job is done; None if it is over or nobody can run it."""
@@ -108,39 +97,36 @@ class Forecast:
 
     def why(self, record: Record, spot: Spot | None, running: int) -> str:
         """Why a waiting job waits, in words; empty if it does not. `running`: how many of a member run at once."""
-        return why(self._facts(record, spot, running)) if record.state == "queued" else ""
+        if record.state != "queued":
+            return ""
+        if not self.worker(record.pool, record.model):
+            return f"No worker is online for {record.model}." if record.model else "No worker is online."
+        mine = sum(run.record.member == record.member for run in self._board.runs.values())
+        if mine >= running:
+            return f"{mine} of this member's run already: one of them must end first."
+        if said := self._full(record):
+            return said
+        if spot is not None and spot.ahead:
+            return f"{spot.ahead} ahead of it."
+        return "Next in line: it starts when there is room."
 
-    def _facts(self, record: Record, spot: Spot | None, running: int) -> Facts:
-        workers, model, now = self._workers(), record.model, self._clock()
-        crew = crews(workers).get(record.pool)
-        runs = [run.record for run in self._board.runs.values()]
-        theirs = [one for one in runs if one.guild == record.guild]
-        return Facts(
-            model=model,
-            anyone=bool(workers),
-            offered=self.worker(record.pool, model),
-            loaded=crew is None or _loaded(crew, model),
-            fetched=self._board.loads.done(model, now),
-            fetching=self._board.loads.seconds(model, now),
-            mine=sum(one.member == record.member for one in runs),
-            mine_most=running,
-            guild=len(theirs),
-            guild_most=self.together.of(record.guild),
-            channel=sum(one.channel == record.channel for one in theirs),
-            channel_most=self.together.channels_of(record.guild).get(record.channel),
-            ahead=spot.ahead if spot else 0,
-            others=spot.others if spot else 0,
-        )
-
-
-def _loaded(crew: Crew, model: str) -> bool:
-    return not model or model in crew.loaded
+    def _full(self, record: Record) -> str:
+        """Why no more of its server or channel run now, in words; empty if more may."""
+        most, channel = self.together.of(record.guild), self.together.channels_of(record.guild).get(record.channel)
+        theirs = [run.record for run in self._board.runs.values() if run.record.guild == record.guild]
+        if most == 0:
+            return "Nothing is begun on this server at present."
+        if most is not None and len(theirs) >= most:
+            return f"{len(theirs)} of this server's run already: one of them must end first."
+        here = sum(one.channel == record.channel for one in theirs)
+        if channel is not None and here >= channel:
+            return f"{here} of this channel's run already: one of them must end first."
+        return ""
 
 
 def _spots(ones: list[tuple[Waiting, str]], accounts: Mapping[str, Account]) -> Iterator[tuple[str, Spot]]:
-    known, work, users = {one.job: (one, model) for one, model in ones}, 0.0, set[str]()
+    known, work = {one.job: (one, model) for one, model in ones}, 0.0
     for ahead, job in enumerate(order(accounts, [one for one, _ in ones])):
         one, model = known[job]
         work += one.cost
-        yield job, Spot(ahead, work, one.account.partition("/")[0], model, len(users - {one.account}))
-        users.add(one.account)
+        yield job, Spot(ahead, work, one.account.partition("/")[0], model)

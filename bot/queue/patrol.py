@@ -15,7 +15,6 @@ from bot.queue.board import Board, Run
 from bot.queue.closing import Closing
 from bot.store import Record, Store, Unavailable, reads
 from engine.bus import Bus, Unreachable
-from engine.logline import about
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +51,7 @@ class Patrol:
             await self._expire(record)
         for run in list(self._board.runs.values()):
             if self._silent(run):
-                with about(run.record.id, run.record.worker):
-                    await self._look(run)
+                await self._look(run)
         for known in (self._asked, self._orphaned):
             for job in [job for job in known if job not in self._board.runs]:
                 del known[job]
@@ -96,7 +94,7 @@ class Patrol:
             return
         crew = crews(self._bus.workers).get(run.record.pool)
         if alone >= 3 * self._lease and crew is not None and crew.free > 0:
-            await self._closing.again(run.record.id, step=run.step, why=f"{run.record.worker} lost it", cause="lost")
+            await self._closing.again(run.record.id, step=run.step, why=f"{run.record.worker} lost it")
 
     async def _unclaimed(self, run: Run, alone: float) -> None:
         """Sent, not begun: normal while workers are busy. Published again in case the broker lost it, then retried."""
@@ -104,7 +102,7 @@ class Patrol:
         if crew is None or crew.free <= 0:
             self._orphaned[run.record.id] = self._clock()
         elif alone >= 6 * self._lease:
-            await self._closing.again(run.record.id, step=run.step, why="no worker took it", cause="untaken")
+            await self._closing.again(run.record.id, step=run.step, why="no worker took it")
         elif alone >= self._lease:
             await self._submit(run.record)
 

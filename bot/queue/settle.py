@@ -18,9 +18,8 @@ from bot.queue.board import Board
 from bot.queue.closing import Closing
 from bot.states import over
 from bot.store import Store, Unavailable
-from engine.bus import Bus, Delivered, Unreachable, subjects
+from engine.bus import Bus, Delivered, Unreachable
 from engine.job import Cancelled, Failed, Finished, Picture, Result, Started
-from engine.logline import about
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,6 @@ class Settle:
         self._last: dict[str, asyncio.Task[None]] = {}
         self._faults: Counter[int] = Counter()  # of a report's own, by its place in the stream
         self._outages: dict[str, dict[Picture, str]] = {}  # job → its pictures that wait for an outage's end
-        self.regained: Callable[[], None] = lambda: None  # called when a job that ran was claimed anew
 
     async def run(self) -> None:
         """Settle until cancelled."""
@@ -67,16 +65,12 @@ class Settle:
         if before is not None:
             await asyncio.wait([before])
         async with self._slots:
-            with about(delivered.value.job, getattr(delivered.value, "worker", "")):
-                await self.settle(delivered)
+            await self.settle(delivered)
 
     async def settle(self, delivered: Delivered[Result]) -> None:
         """One report, contained: whatever goes wrong with it is logged and answered for."""
         value, number = delivered.value, _number(delivered)
         try:
-            if why := self._foreign(delivered):
-                await delivered.lay_aside(why)
-                return
             try:
                 await self.take(value, last=self._faults[number] >= TRIES - 1)
             except (Unreachable, Unavailable, OSError) as error:
@@ -90,24 +84,6 @@ class Settle:
                 await delivered.ack()
         except Unreachable as error:
             log.warning("job %s: %s comes again: %s", value.job, _kind(delivered), error)
-
-    def _foreign(self, delivered: Delivered[Result]) -> str:
-        """Why a report is none of its sender's business, empty where it is.
-
-        The broker lets a worker with a key of its own speak under its own name alone, and the subject has that name. Of
-        an epoch that is known, only the worker that began it may speak. A newer epoch is a worker that took over.
-        """
-        value = delivered.value
-        worker, job = subjects.speaker(delivered.msg.subject)
-        run = self._board.runs.get(value.job)
-        begun = run.record if run is not None and run.record.epoch == value.epoch else None
-        if job != value.job:
-            return f"it is about job {value.job}, and was sent as about {job}"
-        if isinstance(value, Started) and value.worker != worker:
-            return f"{worker} says that {value.worker} began"
-        if begun is not None and begun.worker not in ("", worker):
-            return f"{worker} reports on what {begun.worker} runs"
-        return ""
 
     def _delayed(self, value: Result, error: OSError) -> None:
         if isinstance(value, Picture):
@@ -158,8 +134,6 @@ class Settle:
             self._closing.tell(moved)
             await self._closing.clear(moved.record, tombstone=True)
         else:
-            if moved.source == "running" and run is not None and run.record.epoch != value.epoch:
-                self.regained()
             run = self._board.put(moved.record, now)
             self._feed.publish(Developing(value.job, run.step, moved.record.steps, run.cost_left))
             if moved.record.cancelling:
@@ -186,9 +160,7 @@ class Settle:
             raise OSError(next(iter(waiting.values())))  # not lost: stored when the outage is over
         elif last:
             said = f"A worker reported it done without {', '.join(missing)}."
-            await self._closing.again(
-                value.job, step=record.step, why=said, reason=said, epoch=value.epoch, cause="incomplete"
-            )
+            await self._closing.again(value.job, step=record.step, why=said, reason=said, epoch=value.epoch)
         else:
             raise Incomplete(f"{', '.join(missing)} of job {value.job}: not here yet")
 

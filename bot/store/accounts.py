@@ -6,13 +6,12 @@ Every function works inside a transaction that its caller began.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, case, exists, func, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, case, func, or_, select, update
 
 from bot.fair import ancestry, entry, parent, user
-from bot.passing import Passing
 from bot.rules.together import Together
 from bot.states import ACTIVE
 from bot.store.tables import accounts, jobs
@@ -35,15 +34,10 @@ class Wish:
     running: int
     newcomers: bool = False
     together: Together = ANY
-    spare: int = 0  # rows of what is active that are free all the same
-    warm: Collection[str] | None = None  # of `models`, those in memory where there is room; None: no matter
-    passing: Passing = field(default_factory=Passing)
 
 
-def enter(connection: Connection, path: str, weights: Mapping[str, float], now: float) -> None:
+def enter(connection: Connection, path: str, weights: Mapping[str, float]) -> None:
     """Make the accounts of a new job's user, or bring idle ones to the virtual time being served now.
-
-    The user's wait for a turn begins.
 
     `weights`: tier → weight. A new account has the weight 1, but for tiers that are named there.
     """
@@ -59,12 +53,12 @@ def enter(connection: Connection, path: str, weights: Mapping[str, float], now: 
                 accounts.insert().values(
                     path=level, parent=parent(level), virtual=floor, floor=0.0,
                     weight=weights.get(user(level), 1.0) if level.count("/") == 1 else 1.0, queued=0, active=0,
-                    since=now if level == path else None,
                 )
             )  # fmt: skip
-        elif one.queued == 0:
-            come = {"virtual": entry(one.virtual, floor), "since": now if level == path else None}
-            connection.execute(update(accounts).where(accounts.c.path == level).values(**come))
+        elif one.queued == 0 and one.virtual < floor:
+            connection.execute(
+                update(accounts).where(accounts.c.path == level).values(virtual=entry(one.virtual, floor))
+            )
 
 
 def shift(connection: Connection, path: str, *, queued: int = 0, active: int = 0) -> None:
@@ -85,11 +79,6 @@ def bill(connection: Connection, path: str, cost: float) -> None:
             .where(accounts.c.path.in_(ancestry(path)))
             .values(virtual=accounts.c.virtual + cost / accounts.c.weight)
         )
-
-
-def attend(connection: Connection, path: str, now: float) -> None:
-    """A user has had a turn: the wait for the next one begins."""
-    connection.execute(update(accounts).where(accounts.c.path == path).values(since=now))
 
 
 def serve(connection: Connection, path: str) -> None:
@@ -115,26 +104,10 @@ def choose(connection: Connection, wish: Wish) -> RowMapping | None:
             full = _full(connection, user(guild), wish.together)
             if full is None:
                 continue
-            for account in _users(connection, guild, wish):
+            for account in _children(connection, guild, newcomers=wish.newcomers):
                 row = _first(connection, account, wish, full)
                 if row is not None:
                     return row
-    return None
-
-
-def longest(connection: Connection, wish: Wish, before: float) -> RowMapping | None:
-    """The first job that the wish allows, of whoever has waited longest for a turn, and since `before`; or None."""
-    shut: dict[str, list[str] | None] = {}
-    ranked = select(accounts.c.path, accounts.c.since.label("rank"))
-    waits = ranked.where(accounts.c.queued > 0, accounts.c.since <= before, _some(wish))
-    for account in _pages(connection, waits, accounts.c.since):
-        guild = parent(account)
-        if guild not in shut:
-            shut[guild] = _full(connection, user(guild), wish.together)
-        full = shut[guild]
-        row = None if full is None else _first(connection, account, wish, full)
-        if row is not None:
-            return row
     return None
 
 
@@ -150,29 +123,14 @@ def _full(connection: Connection, guild: str, together: Together) -> list[str] |
     return [channel for channel, limit in channels.items() if active.count(channel) >= limit]
 
 
-def _below(path: str) -> Select[*tuple[Any, ...]]:
-    ranked = select(accounts.c.path, accounts.c.virtual.label("rank"))
-    return ranked.where(accounts.c.parent == path, accounts.c.queued > 0)
+def _children(connection: Connection, path: str, *, newcomers: bool = False) -> Iterator[str]:
+    waiting = select(accounts.c.path, accounts.c.virtual).where(accounts.c.parent == path, accounts.c.queued > 0)
+    return _pages(connection, waiting.where(accounts.c.active == 0) if newcomers else waiting)
 
 
-def _children(connection: Connection, path: str) -> Iterator[str]:
-    return _pages(connection, _below(path), accounts.c.virtual)
-
-
-def _users(connection: Connection, guild: str, wish: Wish) -> Iterator[str]:
-    """Those with a job for a model that is there: else a model without a worker would have each of them looked at."""
-    waiting = _below(guild).where(_some(wish))
-    return _pages(connection, waiting.where(accounts.c.active == 0) if wish.newcomers else waiting, accounts.c.virtual)
-
-
-def _some(wish: Wish) -> ColumnElement[bool]:
-    waits = (jobs.c.account == accounts.c.path, jobs.c.state == "queued", jobs.c.pool == wish.pool)
-    return exists().where(*waits, jobs.c.model.in_([*wish.models, ""]))
-
-
-def _pages(connection: Connection, asked: Select[*tuple[Any, ...]], rank: ColumnElement[Any]) -> Iterator[str]:
-    """Paths by rank, a page at a time, so that a thousand guilds cost nothing when the first one serves."""
-    size, ordered = 1, asked.order_by(rank, accounts.c.path)
+def _pages(connection: Connection, asked: Select[*tuple[Any, ...]]) -> Iterator[str]:
+    """Paths by virtual time, a page at a time, so that a thousand guilds cost nothing when the first one serves."""
+    size, ordered = 1, asked.order_by(accounts.c.virtual, accounts.c.path)
     page: Sequence[Any] = connection.execute(ordered.limit(size)).all()
     while page:
         for row in page:
@@ -180,7 +138,10 @@ def _pages(connection: Connection, asked: Select[*tuple[Any, ...]], rank: Column
         if len(page) < size:
             return
         last, size = page[-1], PAGE
-        after = or_(rank > last.rank, and_(rank == last.rank, accounts.c.path > last.path))
+        after = or_(
+            accounts.c.virtual > last.virtual,
+            and_(accounts.c.virtual == last.virtual, accounts.c.path > last.path),
+        )
         page = connection.execute(ordered.where(after).limit(size)).all()
 
 

@@ -11,16 +11,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, Subquery, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from bot.limits import Charge, Spending, Usage, spending
 from bot.rules import Rule
 from bot.rules.terms import Whose
 from bot.states import ACTIVE, OPEN
 from bot.store import rules
-from bot.store.spent import veiled
 from bot.store.tables import jobs
-from bot.store.traces import spent
 from bot.views import Member
 
 T = TypeVar("T")
@@ -61,35 +59,19 @@ class Ledger:
     def _spending(self, whose: Whose, window: float) -> Spending:
         """What was charged in the last `window` seconds. Charges count from when the job was asked for."""
         recent = [*self._population(whose), jobs.c.created > self._now - window, jobs.c.charged > 0]
-        lasting = self._lasting(whose, window)
         if whose.startswith("member"):
             asked = select(jobs.c.created, jobs.c.charged, jobs.c.guild).where(*recent)
             rows = [row for row in self._connection.execute(asked) if self._counts(whose, row.guild)]
-            charges = [Charge(row.created, row.charged) for row in rows]
-            charges += [Charge(row.at, row.charged) for asked in lasting for row in self._connection.execute(asked)]
-            return spending(charges, self._now, window)
-        charges = union_all(select(jobs.c.created.label("at"), jobs.c.charged).where(*recent), *lasting).subquery()
-        total = select(func.coalesce(func.sum(charges.c.charged), 0.0))
-        used = float(self._connection.execute(total).scalar_one())
-        return Spending(used, window, lambda excess: self._leaves(charges, excess) + window)
+            return spending([Charge(row.created, row.charged) for row in rows], self._now, window)
+        total = select(func.coalesce(func.sum(jobs.c.charged), 0.0)).where(*recent)
+        spent = float(self._connection.execute(total).scalar_one())
+        return Spending(spent, window, lambda excess: self._leaves(recent, excess) + window)
 
-    def _lasting(self, whose: Whose, window: float) -> list[Select[*tuple[Any, ...]]]:
-        """What jobs were charged whose rows are gone (`spent`); nothing where there are none."""
-        hidden = veiled(self._connection)
-        if hidden is None:
-            return []
-        me, asked = self._member, select(spent.c.at, spent.c.charged).where(spent.c.at > self._now - window)
-        if whose.startswith("member"):
-            mine = asked.where(spent.c.member == hidden("member", me.id))
-            return [mine if whose != "member here" else mine.where(spent.c.guild == hidden("guild", me.guild))]
-        theirs = asked.where(spent.c.guild == hidden("guild", me.guild))
-        return [theirs.where(spent.c.channel == hidden("channel", me.channel)) if whose == "channel" else theirs]
-
-    def _leaves(self, charges: Subquery, excess: float) -> float:
+    def _leaves(self, recent: list[ColumnElement[bool]], excess: float) -> float:
         """When the charge was made whose leaving, with all that are older, frees `excess`."""
-        gone: Any = func.sum(charges.c.charged).over(order_by=charges.c.at)  # those of one moment count together
-        oldest = select(charges.c.at, gone.label("gone")).subquery()
-        asked = select(func.min(oldest.c.at)).where(oldest.c.gone >= excess)
+        gone: Any = func.sum(jobs.c.charged).over(order_by=(jobs.c.created, jobs.c.id))
+        oldest = select(jobs.c.created, gone.label("gone")).where(*recent).subquery()
+        asked = select(func.min(oldest.c.created)).where(oldest.c.gone >= excess)
         found = self._connection.execute(asked).scalar_one_or_none()
         return self._now if found is None else float(found)
 

@@ -7,17 +7,16 @@ one UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or doubled mess
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sqlalchemy import Connection, RowMapping, func, select, update
 
-from bot.states import ACTIVE, TRANSITIONS, Move, over
-from bot.store.accounts import Wish, attend, bill, busy, choose, enter, longest, serve, shift
+from bot.states import ACTIVE, TRANSITIONS, Move, State, over
+from bot.store.accounts import Wish, bill, busy, choose, enter, serve, shift
 from bot.store.ledger import Ledger
 from bot.store.reads import of_key
 from bot.store.records import RELAXED, Draft, Moved, Record, record
 from bot.store.tables import jobs, moves, places
-from bot.store.transition import change, locked, note
 
 Decide = Callable[[Sequence[Draft], Ledger], Sequence[Draft]]
 POISON = 3  # attempts without progress
@@ -49,7 +48,7 @@ def insert(
         where = dict(draft.place.where)
         answer = {"role": "answer", "kind": draft.place.kind, "where": where, "message": "", "reason": ""}
         connection.execute(places.insert().values(job=draft.id, **answer))
-        enter(connection, row["account"], weights, draft.created)
+        enter(connection, row["account"], weights)
         shift(connection, row["account"], queued=1)
         note(connection, row, "new", draft.created, draft.action)
         made.append(record(row))
@@ -61,8 +60,21 @@ def move(
     epoch: int | None = None, why: str = "", **values: object,
 ) -> Moved | None:  # fmt: skip
     """One transition. None: there is no such job, its state does not allow it, or a newer epoch has it."""
-    changed = change(connection, kind, job, now, epoch=epoch, why=why, **values)
-    return None if changed is None else Moved(record(changed[0]), changed[1])
+    rule = TRANSITIONS[kind]
+    before = _locked(connection, job)
+    if before is None:
+        return None
+    moving = update(jobs).where(jobs.c.id == job, jobs.c.state.in_(rule.sources))
+    if epoch is not None:
+        moving = moving.where(jobs.c.epoch <= epoch)
+        values["epoch"] = epoch
+    changed = connection.execute(moving.values(state=rule.target, **values).returning(jobs))
+    row = changed.mappings().first()
+    if row is None:
+        return None
+    tally(connection, row["account"], before["state"], rule.target)
+    note(connection, row, before["state"], now, why)
+    return Moved(record(row), before["state"])
 
 
 def end(
@@ -88,53 +100,17 @@ def end(
 def pick(connection: Connection, wish: Wish, rows: int, overbook: float, now: float) -> Moved | None:
     """Send the next job in fair order that there is room for: `rows` is all that the pool's workers take at once.
 
-    The head of the order waits for its room: nobody passes it, or large jobs would starve. There are three exceptions.
-    Whoever has waited longest for a turn gets one now and then (`bot.passing`). A job whose model is in memory passes
-    one that needs another. And the way in: a user with nothing active may send one job beyond the room, as long as that
-    stays within `overbook` × `rows`; the longest wait may do the same, or newcomers would fill that room for ever.
+    The head of the order waits for its room: nobody passes it, or large jobs would starve. The one exception is the way
+    in: a user with nothing active may send one job beyond the room, as long as that stays within `overbook` × `rows`.
     """
-    if rows <= 0:
+    taken, row = busy(connection, wish.pool), choose(connection, wish)
+    if row is None or rows <= 0:
         return None
-    room = _Room(rows, max(0, busy(connection, wish.pool) - wish.spare), overbook)
-    passing = wish.passing
-    if passing.due(wish.pool) and (row := longest(connection, wish, passing.before(now))) is not None:
-        return _sent(connection, wish, row, now, late=True) if room.has(row, beyond=True) else None
-    row = choose(connection, wish)
-    if row is not None:
-        row = _warmer(connection, wish, row, now)
-        if not room.has(row):
-            row = choose(connection, replace(wish, newcomers=True))
-            row = row if row is not None and room.has(row, beyond=True) else None
-    return None if row is None else _sent(connection, wish, row, now)
-
-
-@dataclass(frozen=True)
-class _Room:
-    """The rows of a pool: how many there are, and how many are taken."""
-
-    rows: int
-    taken: int
-    overbook: float
-
-    def has(self, row: RowMapping, *, beyond: bool = False) -> bool:
-        """One that is larger than the whole pool has it to itself."""
-        return self.taken + min(row["rows"], self.rows) <= self.rows * (1 + self.overbook if beyond else 1)
-
-
-def _warmer(connection: Connection, wish: Wish, head: RowMapping, now: float) -> RowMapping:
-    """The head of the order, or for a while one whose model need not be fetched first."""
-    if wish.warm is None or head["model"] in ("", *wish.warm) or not wish.passing.may_pass(head["id"], now):
-        return head
-    return choose(connection, replace(wish, models=wish.warm)) or head
-
-
-def _sent(connection: Connection, wish: Wish, row: RowMapping, now: float, *, late: bool = False) -> Moved | None:
-    moved = _send(connection, row, now)
-    if moved is not None:
-        attend(connection, row["account"], now)
-        cold = wish.warm is not None and row["model"] not in ("", *wish.warm)
-        wish.passing.sent(wish.pool, row["id"], now, fetches=row["model"] if cold else "", late=late)
-    return moved
+    if taken + min(row["rows"], rows) > rows:  # one that is larger than the whole pool has it to itself
+        row = choose(connection, replace(wish, newcomers=True))
+        if row is None or taken + min(row["rows"], rows) > rows * (1 + overbook):
+            return None
+    return _send(connection, row, now)
 
 
 def _send(connection: Connection, row: RowMapping, now: float) -> Moved | None:
@@ -159,7 +135,7 @@ def start(
 
     `seen`: the furthest step that live frames have shown; getting there was progress too.
     """
-    before = locked(connection, job)
+    before = _locked(connection, job)
     if before is None:
         return None
     again = before["state"] == "running" and before["epoch"] != epoch  # a requeue has counted already
@@ -182,7 +158,7 @@ def requeue(
 
     `step`: as far as it is known to have come. `reason`: the sentence for the member if it fails.
     """
-    before = locked(connection, job)
+    before = _locked(connection, job)
     if before is None:
         return None
     if before["cancelling"]:
@@ -200,7 +176,7 @@ def requeue(
 
 def wish(connection: Connection, job: str, now: float) -> tuple[Record | None, Moved | None]:
     """A member wants it cancelled: over at once while it waits, else noted for its worker."""
-    before = locked(connection, job)
+    before = _locked(connection, job)
     if before is None:
         return None, None
     if before["state"] == "queued":
@@ -236,3 +212,32 @@ def _poisoned(
 def _share(before: RowMapping, step: int) -> float:
     """How much of a job is known to have been run."""
     return min(1.0, max(step, before["step"]) / record(before).steps)
+
+
+def _locked(connection: Connection, job: str) -> RowMapping | None:
+    return connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
+
+
+def tally(connection: Connection, account: str, source: State, target: State) -> None:
+    """Count a move from state to state in the accounts."""
+
+    def weigh(state: State) -> tuple[int, int]:
+        return (int(state == "queued"), int(state in ACTIVE))
+
+    (queued, active), (queues, acts) = weigh(source), weigh(target)
+    shift(connection, account, queued=queues - queued, active=acts - active)
+
+
+def note(connection: Connection, row: RowMapping, source: str, now: float, why: str) -> None:
+    """One line of the audit."""
+    connection.execute(
+        moves.insert().values(
+            job=row["id"],
+            at=now,
+            source=source,
+            target=row["state"],
+            attempt=row["attempt"],
+            epoch=row["epoch"],
+            why=why,
+        )
+    )

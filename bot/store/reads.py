@@ -104,7 +104,7 @@ def before(connection: Connection, one: Record) -> tuple[int, float]:
 
 def stored(connection: Connection, ids: Sequence[str]) -> list[Stored]:
     """The pictures and ladders of these jobs, by job and image."""
-    asked = select(pictures).where(pictures.c.job.in_(ids)).order_by(pictures.c.job, pictures.c.image, pictures.c.kind)
+    asked = select(pictures).where(pictures.c.job.in_(ids)).order_by(pictures.c.job, pictures.c.image)
     return [Stored(**row) for row in connection.execute(asked).mappings()]
 
 

@@ -1,44 +1,26 @@
 """Inputs and outputs as blobs: an object bucket, every object named by its SHA-256.
 
 Knows storing and fetching bytes; nothing of what they are. The name is checked against the bytes on the way in and out.
-The bucket is laid out as the client library's object store, which we do not use: it asks for rights to purge the whole
-stream and to read all of it, and a worker with a key of its own has neither. We only write, and read what we can name.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import secrets
 from datetime import UTC, datetime, timedelta
 
-import msgspec
-from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js import JetStreamContext, api
+from nats.js.errors import BadObjectMetaError, NotFoundError
+from nats.js.object_store import ObjectStore
 
 from engine.bus import subjects
 
 CHUNK = 1024 * 1024
 SMALL = 128 * 1024  # bytes
-REPLACES = {"Nats-Rollup": "sub"}  # all that was said on the subject before
 
 
 class NoBlob(LookupError):
     """There is no such blob, or it is too large, or its bytes are not what its name says."""
-
-
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An object as its bucket describes it (NATS ADR-20). `nuid` names the subject of its chunks."""
-
-    name: str
-    bucket: str
-    nuid: str
-    size: int = 0
-    mtime: str = ""
-    chunks: int = 0
-    digest: str = ""
-    deleted: bool = False
 
 
 class Blobs:
@@ -46,63 +28,38 @@ class Blobs:
 
     def __init__(self, js: JetStreamContext, max_age: float) -> None:
         self._js = js
+        self._store = ObjectStore(subjects.BLOBS, subjects.BLOBS_STREAM, js)
         self._fresh = timedelta(seconds=max_age / 2)
 
     async def put(self, content: bytes) -> str:
         """Stores the bytes, unless a young copy is there already; their SHA-256."""
-        sum_ = await _sum(content)
-        sha = sum_.hex()
-        old = await self._entry(sha)
-        if old is not None and self._young(old):
-            return sha
-        nuid, chunks = secrets.token_hex(16), range(0, len(content), CHUNK)
-        for start in chunks:
-            await self._js.publish(_chunks(nuid), content[start : start + CHUNK])
-        digest = f"SHA-256={base64.urlsafe_b64encode(sum_).decode()}"
-        written = datetime.now(UTC).isoformat()
-        await self._write(Entry(sha, subjects.BLOBS, nuid, len(content), written, len(chunks), digest))
-        if old is not None:
-            await self._empty(old)
+        sha = await _sha256(content)
+        if not await self._young(sha):
+            meta = api.ObjectMeta(name=sha, options=api.ObjectMetaOptions(max_chunk_size=CHUNK))
+            await self._store.put(sha, content, meta)
         return sha
 
-    def _young(self, entry: Entry) -> bool:
+    async def _young(self, sha: str) -> bool:
         try:
-            return datetime.now(UTC) - datetime.fromisoformat(entry.mtime) < self._fresh
-        except (ValueError, TypeError):
+            info = await self._store.get_info(sha)
+            return datetime.now(UTC) - datetime.fromisoformat(info.mtime or "") < self._fresh
+        except (NotFoundError, BadObjectMetaError, ValueError, TypeError):
             return False
-
-    async def _entry(self, sha: str) -> Entry | None:
-        """What the bucket says of it; None where it has none, or what lies there cannot be read."""
-        try:
-            msg = await self._js.get_msg(subjects.BLOBS_STREAM, subject=_name(sha), direct=True)
-            entry = msgspec.json.decode(msg.data or b"", type=Entry)
-        except (NotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-            return None
-        return None if entry.deleted or not _is_token(entry.nuid) else entry
-
-    async def _write(self, entry: Entry) -> None:
-        await self._js.publish(_name(entry.name), msgspec.json.encode(entry), headers=dict(REPLACES))
-
-    async def _empty(self, entry: Entry) -> None:
-        """Takes the chunks out of the bucket, but for an empty one."""
-        await self._js.publish(_chunks(entry.nuid), b"", headers=dict(REPLACES))
 
     async def get(self, sha: str, limit: int) -> bytes:
         """The bytes. Raises `NoBlob`, also when there are more than `limit` of them."""
-        entry = await self._entry(sha)
-        if entry is None:
-            raise NoBlob(f"There is no blob {sha[:12]}.")
-        if not 0 <= entry.size <= limit:
-            raise NoBlob(f"Blob {sha[:12]} is larger than {limit} bytes.")
         try:
-            content = await self._content(_chunks(entry.nuid), entry.size)
-        except NotFoundError as error:
+            info = await self._store.get_info(sha)
+            if not info.nuid or not 0 <= (info.size or 0) <= limit:
+                raise NoBlob(f"Blob {sha[:12]} is larger than {limit} bytes.")
+            content = await self._chunks(f"$O.{subjects.BLOBS}.C.{info.nuid}", info.size or 0)
+        except (NotFoundError, BadObjectMetaError) as error:
             raise NoBlob(f"There is no blob {sha[:12]}.") from error
-        if (await _sum(content)).hex() != sha:
+        if await _sha256(content) != sha:
             raise NoBlob(f"Blob {sha[:12]} is damaged.")
         return content
 
-    async def _content(self, subject: str, size: int) -> bytes:
+    async def _chunks(self, subject: str, size: int) -> bytes:
         """Chunk after chunk by direct requests: no consumer, and no wait for a chunk that is gone."""
         content, position = bytearray(), 1
         while len(content) < size:
@@ -115,27 +72,14 @@ class Blobs:
 
     async def drop(self, sha: str) -> None:
         """Removes a blob that nobody needs any more; one that is gone already is fine."""
-        entry = await self._entry(sha)
-        if entry is not None:
-            await self._write(Entry(sha, subjects.BLOBS, entry.nuid, deleted=True))
-            await self._empty(entry)
+        try:
+            await self._store.delete(sha)
+        except NotFoundError:
+            return
 
 
-def _name(sha: str) -> str:
-    return f"$O.{subjects.BLOBS}.M.{base64.urlsafe_b64encode(sha.encode()).decode()}"
-
-
-def _chunks(nuid: str) -> str:
-    return f"$O.{subjects.BLOBS}.C.{nuid}"
-
-
-def _is_token(nuid: str) -> bool:
-    """Whether it names one subject: it came from outside."""
-    return nuid.isascii() and nuid.isalnum()
-
-
-async def _sum(content: bytes) -> bytes:
-    """SHA-256, of a small one at once: a thread costs more than the sum."""
+async def _sha256(content: bytes) -> str:
+    """Of a small one at once: a thread costs more than the sum."""
     if len(content) <= SMALL:
-        return hashlib.sha256(content).digest()
-    return await asyncio.to_thread(lambda: hashlib.sha256(content).digest())
+        return hashlib.sha256(content).hexdigest()
+    return await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())

@@ -15,13 +15,11 @@ from nats.errors import NoRespondersError
 from nats.js.errors import APIError, NotFoundError
 
 from engine.bus import subjects
-from engine.bus.claims import Claims
 from engine.bus.deliveries import Delivered, Pull
-from engine.bus.leases import Leases
 from engine.bus.link import Unreachable, reaching
 from engine.bus.presences import Presences
 from engine.bus.station import Act, Station
-from engine.bus.streams import Kept, ensure_consumer, pool_consumer, settle_consumer
+from engine.bus.streams import Kept, settle_consumer
 from engine.job import (
     EmbedReply,
     EmbedRequest,
@@ -50,12 +48,10 @@ class NobodyAnswers(RuntimeError):
 class BotSide(Station):
     """The bot's half of the bus."""
 
-    def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
-        super().__init__(client, kept, again, scoped)
+    def __init__(self, client: Client, kept: Kept, again: list[Act]) -> None:
+        super().__init__(client, kept, again)
         self._tombstones = self._bucket(subjects.CANCELLED)
-        self._pools: set[str] = set()  # whose consumers are there
         self._presences = Presences(kept.lease)
-        self.lead = Leases(Claims(self._bucket(subjects.LEADERS)), kept.leading)
 
     async def dispatch(self, job: Job) -> bool:
         """Hands a job to the workers of its pool, so that the oldest of them can read it.
@@ -66,24 +62,12 @@ class BotSide(Station):
         payload = encode(readable(job, oldest))
         with reaching("dispatch"):
             try:
-                await self._offer(job.pool)
                 await self.js.publish(subjects.work(job), payload, stream=subjects.WORK)
             except APIError as error:
                 if error.err_code == FULL and "per subject" in (error.description or ""):
                     return False
                 raise
         return True
-
-    async def declare(self, pools: Sequence[str] = ()) -> None:
-        """As every station; and whatever we knew of the store may be gone."""
-        self._pools.clear()
-        await super().declare(pools)
-
-    async def _offer(self, pool: str) -> None:
-        """A worker with a key of its own may pull from its pools' consumers, and not make them."""
-        if pool not in self._pools:
-            await ensure_consumer(self.js, subjects.WORK, pool_consumer(pool, self.kept.lease))
-            self._pools.add(pool)
 
     async def settle(self, job: Job, *, every_attempt: bool = False) -> None:
         """Takes a job's dispatched message (of this attempt, or of all) out of the queue; none there is fine."""
@@ -141,7 +125,7 @@ class BotSide(Station):
         except NotFoundError:
             return
         if message.data:
-            self._presences.note(subject, message.data)
+            self._presences.note(message.data)
 
     @property
     def workers(self) -> dict[str, Presence]:

@@ -31,19 +31,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 CLOSING_SECONDS = 1.0
-ABSENT_SECONDS = 0.5  # until we ask again for a consumer that others make
 LATER_SECONDS = 30.0  # until a message of a newer version is offered again, to whoever has been updated by then
 LATER_TRIES = 2880  # a day of it
 KEPT_BYTES = 1024 * 1024  # of a dead letter: with headers added, the largest message would be one too large
-
-
-def reflected(msg: Msg) -> bool:
-    """Whether it is the broker's answer to a request, sent to a subject that the request named as its inbox.
-
-    Whoever may ask the broker for what it has stored may have the answer sent anywhere, also where he may not publish.
-    Such an answer says whence it comes.
-    """
-    return "Nats-Stream" in (msg.headers or {})
 
 
 class DeadLetters:
@@ -113,15 +103,13 @@ class Delivered(Generic[T]):
 class Pull(Generic[T]):
     """Pulls values of one kind from one durable consumer, which it makes when it is not there.
 
-    `scoped`: it may not, so it asks again now and then until the bot has sent a first job there.
-
     Requests are short and repeated, since a broker that restarts forgets them. Each has its own reply subject: the end
     of an old request is never taken for the end of the present one.
     """
 
     def __init__(
         self, client: Client, js: JetStreamContext, stream: str, config: ConsumerConfig, kind: type[T],
-        dead: DeadLetters, batch: int = 1, scoped: bool = False,
+        dead: DeadLetters, batch: int = 1,
     ) -> None:  # fmt: skip
         assert config.durable_name is not None
         self._client, self._js, self._stream, self._config = client, js, stream, config
@@ -130,7 +118,7 @@ class Pull(Generic[T]):
         self._inbox = client.new_inbox()
         self._queue: asyncio.Queue[Msg] = asyncio.Queue()
         self._subscription: Subscription | None = None
-        self._ensured, self._scoped = False, scoped
+        self._ensured = False
         self._numbers = itertools.count()
         self._reply = ""
         self._owed = 0  # messages that the present request may still bring
@@ -161,9 +149,9 @@ class Pull(Generic[T]):
     async def _prepare(self) -> None:
         if self._subscription is None:
             self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
-        if not self._ensured and not self._scoped:
+        if not self._ensured:
             await ensure_consumer(self._js, self._stream, self._config)
-        self._ensured = True
+            self._ensured = True
 
     async def _on_message(self, msg: Msg) -> None:
         await self._queue.put(msg)
@@ -188,12 +176,10 @@ class Pull(Generic[T]):
         self._owed = 0
         if status not in {"404", "408"}:
             self._ensured = False
-            await asyncio.sleep(ABSENT_SECONDS if self._scoped else 0.1)
+            await asyncio.sleep(0.1)
 
     async def _decoded(self, msg: Msg) -> Delivered[T] | None:
         try:
-            if reflected(msg):
-                raise Malformed("it is no message of its own, but an answer of the broker that somebody sent here")
             return Delivered(decode(msg.data, self._kind), msg, self._dead)
         except Malformed as error:
             if isinstance(error, Newer) and msg.metadata.num_delivered < LATER_TRIES:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 
 from nats.aio.msg import Msg
 
-from engine.bus import subjects
-from engine.bus.deliveries import reflected
 from engine.job import VERSION, Malformed, Presence, decode
 
 log = logging.getLogger(__name__)
@@ -38,27 +36,22 @@ class Presences:
 
     async def on_message(self, msg: Msg) -> None:
         """A put or a delete in the bucket."""
-        if reflected(msg):
-            log.error("an answer of the broker was sent to %s, which is no worker's word", msg.subject)
-        elif not msg.data:
+        if not msg.data:
             self._leave(msg.subject.rsplit(".", 1)[-1].replace("=", "."))
         else:
-            self.note(msg.subject, msg.data)
+            self.note(msg.data)
 
     def _leave(self, name: str) -> None:
         if self._alive.pop(name, None) is not None:
             log.info("worker %s has left", name)
             self.on_change()
 
-    def note(self, subject: str, payload: bytes) -> None:
-        """One announcement. A worker's own key lets it announce itself on its own subject alone."""
+    def note(self, payload: bytes) -> None:
+        """One announcement."""
         try:
             presence = decode(payload, Presence)
         except Malformed as error:
             log.error("a worker's presence is unreadable, so it gets no work: %s", error)
-            return
-        if subject != subjects.kv_subject(subjects.WORKERS, subjects.token(presence.worker)):
-            log.error("on %s somebody says that it is the worker %s, and gets no work", subject, presence.worker)
             return
         before = self._alive.get(presence.worker)
         self._alive[presence.worker] = (presence, asyncio.get_running_loop().time() + self._lease)

@@ -26,7 +26,6 @@ class Kept:
 
     lease: float = 10.0  # a claim and a worker's presence live this long without renewal; also `ack_wait`
     max_age: float = 7 * DAY  # cancel tombstones, snapshots, dead letters
-    leading: float = 4.0  # the lease of the one bot that is at work: another takes over when it ran out
     blob_age: float = DAY  # pictures on their way: the bot copies them within seconds
     work_bytes: int = 256 * MIB
     result_bytes: int = 1024 * MIB
@@ -71,7 +70,6 @@ def streams(kept: Kept, now: float) -> list[StreamConfig]:
             discard=DiscardPolicy.OLD, storage=StorageType.FILE,
         ),
         _bucket(subjects.CLAIMS, kept.lease, first_seq=int(now * 1000)),
-        _bucket(subjects.LEADERS, kept.leading),
         _bucket(subjects.WORKERS, kept.lease, storage=StorageType.MEMORY),
         _bucket(subjects.CANCELLED, kept.max_age),
         # A full bucket drops its oldest snapshots: that costs steps, while refusing new ones would cost them too.
@@ -127,12 +125,3 @@ async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerCon
         await js.consumer_info(stream, config.durable_name)
     except NotFoundError:
         await js.add_consumer(stream, config)
-
-
-async def is_there(js: JetStreamContext, stream: str, consumer: str) -> bool:
-    """For whoever may look and not make: a worker with a key of its own."""
-    try:
-        await js.consumer_info(stream, consumer)
-    except NotFoundError:
-        return False
-    return True

@@ -12,7 +12,6 @@ WORK = "work"
 RESULTS = "results"
 DEAD = "dead"
 CLAIMS = "claims"
-LEADERS = "leaders"
 SNAPSHOTS = "snapshots"
 CANCELLED = "cancelled"
 WORKERS = "workers"
@@ -30,11 +29,6 @@ STEER_ALL = "steer.*"
 def token(name: str) -> str:
     """A contract name as one subject token or consumer name."""
     return name.replace(".", "=")
-
-
-def inbox(worker: str) -> str:
-    """Where answers to a worker with a key of its own go: others cannot listen there."""
-    return f"_INBOX.{token(worker)}"
 
 
 def work(job: Job) -> str:
@@ -57,13 +51,6 @@ def pool_consumer(pool: str) -> str:
 
 def result(worker: str, job: str) -> str:
     return f"{RESULTS}.{token(worker)}.{job}"
-
-
-def speaker(subject: str) -> tuple[str, str]:
-    """Worker and job that a result's subject names. With a key of its own, a worker cannot name another one there."""
-    _, _, rest = subject.partition(".")
-    worker, _, job = rest.partition(".")
-    return worker.replace("=", "."), job
 
 
 def frames(job: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from nats.aio.client import Client
@@ -45,23 +44,20 @@ Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 class WorkerSide(Station):
     """A worker's half of the bus."""
 
-    def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
-        super().__init__(client, kept, again, scoped)
+    def __init__(self, client: Client, kept: Kept, again: list[Act]) -> None:
+        super().__init__(client, kept, again)
         self._claims = Claims(self._bucket(subjects.CLAIMS))
-        self._snapshots = Snapshots(self.js, self._bucket(subjects.SNAPSHOTS), self.blobs, scoped=scoped)
+        self._snapshots = Snapshots(self.js, self._bucket(subjects.SNAPSHOTS), self.blobs)
         self._cancelled = self._bucket(subjects.CANCELLED)
         self._announced = self._bucket(subjects.WORKERS)
         self._pulls: dict[str, Pull[Job]] = {}
-        self._salt = secrets.token_bytes(16)  # else another could say first what we say, and ours would be the copy
 
     async def pull(self, pools: Sequence[str], timeout: float = 1.0) -> Delivered[Job] | None:
         """The next job of these pools, in their order of preference; None after `timeout` seconds."""
         for pool in pools:
             if pool not in self._pulls:
                 config = pool_consumer(pool, self.kept.lease)
-                self._pulls[pool] = Pull(
-                    self.client, self.js, subjects.WORK, config, Job, self.dead, scoped=self.scoped
-                )  # fmt: skip
+                self._pulls[pool] = Pull(self.client, self.js, subjects.WORK, config, Job, self.dead)
             delivered = await self._pulls[pool].next(timeout / len(pools))
             if delivered is not None:
                 return delivered
@@ -104,7 +100,7 @@ class WorkerSide(Station):
     async def publish_result(self, worker: str, result: Result) -> None:
         """Returns when the broker has it on disk; said twice (the answer got lost), it is still one message."""
         payload = encode(result)
-        headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16, key=self._salt).hexdigest()}
+        headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16).hexdigest()}
         subject = subjects.result(worker, result.job)
         with reaching("publish a result"):
             await self.js.publish(subject, payload, stream=subjects.RESULTS, headers=headers)

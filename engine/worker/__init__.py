@@ -19,7 +19,6 @@ from engine.bus import Bus, Unreachable
 from engine.engine import Developed, Engine, Event, Failed, Stepped
 from engine.job import Presence, Snapshot, Warm
 from engine.lane import Lane
-from engine.logline import about
 from engine.shelf import Shelf
 from engine.shelf.stock import Stock
 from engine.upscale import Upscaler
@@ -201,18 +200,17 @@ class Worker:
 
     async def _guarded(self, run: Run, work: Coroutine[object, object, None]) -> None:
         """An error about one job is that job's alone."""
-        with about(run.job.id):
-            try:
-                await work
-            except Unreachable as error:
-                await self.roster.lose(run, str(error))
-            except Exception:
-                log.exception("job %s failed in its output", run.job.id)
-                if run.ended:
-                    await self.roster.lose(run, "its result could not be published")
-                else:
-                    await self.roster.stop(run)
-                    await self._outcome.failed(run, "The picture could not be written.", "us")
+        try:
+            await work
+        except Unreachable as error:
+            await self.roster.lose(run, str(error))
+        except Exception:
+            log.exception("job %s failed in its output", run.job.id)
+            if run.ended:
+                await self.roster.lose(run, "its result could not be published")
+            else:
+                await self.roster.stop(run)
+                await self._outcome.failed(run, "The picture could not be written.", "us")
 
     def _on_crash(self, error: BaseException) -> None:
         log.critical("the engine crashed", exc_info=error)

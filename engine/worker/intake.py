@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from engine.bus import Bus, Claim, Delivered, Unreachable
 from engine.job import Enlarge, Job, Snapshot, Started
-from engine.logline import about
 from engine.unfit import Unfit
 from engine.worker.outcome import Outcome
 from engine.worker.output import Output
@@ -41,10 +40,9 @@ class Intake:
         if (mine := self._roster.get(job.id)) is not None:
             mine.handles[job.attempt] = delivered  # redelivered to us, or requeued while we still run it
             return
-        with about(job.id):
-            claim = await self._claimed(delivered)
-            if claim is not None:
-                await self._begin(self._entered(delivered, claim))
+        claim = await self._claimed(delivered)
+        if claim is not None:
+            await self._begin(self._entered(delivered, claim))
 
     async def _claimed(self, delivered: Delivered[Job]) -> Claim | None:
         try:

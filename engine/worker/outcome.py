@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from engine.bus import Bus, Unreachable
 from engine.job import Blame, Cancelled, Failed, Finished, Picture, Result
-from engine.logline import about
 from engine.worker.roster import Roster
 from engine.worker.run import Run
 
@@ -45,8 +44,7 @@ class Outcome:
         self._bus, self._worker, self._roster = bus, worker, roster
 
     async def say(self, result: Result) -> None:
-        with about(result.job):
-            await insist(lambda: self._bus.publish_result(self._worker, result))
+        await insist(lambda: self._bus.publish_result(self._worker, result))
 
     async def picture(self, run: Run, picture: Picture) -> None:
         """One finished output; its blob is stored already."""
@@ -80,9 +78,8 @@ class Outcome:
         await self.say(result)
         log.info("job %s: %s", run.job.id, type(result).__name__.lower())
         self._roster.leave(run)
-        with about(run.job.id):
-            if await self._still_ours(run):
-                await self._let_go(run, result)
+        if await self._still_ours(run):
+            await self._let_go(run, result)
 
     async def _still_ours(self, run: Run) -> bool:
         """Whether the claim holds. Else, or where nobody can say, message and snapshots may be an heir's.

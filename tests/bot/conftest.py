@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +34,6 @@ from engine.job import (
     Warm,
     encode,
 )
-from migrated import migrated
-from postgres import Server, programs, serving
 
 LEASE = 1.0
 JPEG = b"\xff\xd8\xff\xe0 a small picture"
@@ -65,7 +63,6 @@ class Apprentice:
     def __init__(self, bus: Bus, name: str = "apprentice", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
         self.bus, self.name, self.rows = bus, name, rows
         self.models = models
-        self.pools = ("default",)
         self.revision = "1"
         self.enlargement = 1  # of its finals
         self.enlarge_ms = 0.0  # of its super-resolver
@@ -80,7 +77,7 @@ class Apprentice:
 
     async def announce(self) -> None:
         presence = Presence(
-            worker=self.name, pools=self.pools, models=tuple(warm(model, self.revision) for model in self.models),
+            worker=self.name, pools=("default",), models=tuple(warm(model, self.revision) for model in self.models),
             device="none", rows=self.rows, free=max(0, self.rows - 8 * len(self.held)), build="test",
             enlarge_ms=self.enlarge_ms,
         )  # fmt: skip
@@ -250,49 +247,9 @@ async def workplace(tmp_path: Path) -> AsyncIterator[Workplace]:
         yield Workplace(stack, broker, settings)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Server]:
-    """A PostgreSQL that nobody else uses."""
-    if (found := programs()) is None:
-        pytest.skip("PostgreSQL is not installed on this machine")
-    with serving(found) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """`fresh("sqlite")`, `fresh("postgres")`: the URL of an empty database, for one test after the other.
-
-    `bare=True`: of a new one, without today's tables.
-    """
-
-    def made(kind: str, *, bare: bool = False) -> str:
-        if kind == "postgres":
-            server: Server = request.getfixturevalue("postgres")
-            return server.url(server.database("template0") if bare else server.emptied())
-        file = tmp_path_factory.mktemp("fresh") / "d.sqlite"
-        if not bare:
-            file.write_bytes(migrated())
-        return f"sqlite:///{file}"
-
-    return made
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
-    """The URL of an empty database with all of today's tables, of either kind."""
-    return fresh(request.param)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def bare(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
-    """The URL of a database without a table, of either kind."""
-    return fresh(request.param, bare=True)
-
-
 @pytest_asyncio.fixture
-async def store(database: str) -> AsyncIterator[Store]:
-    opened = await Store.open(database)
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = await Store.open(f"sqlite:///{tmp_path / 'darkroom.sqlite'}")
     yield opened
     await opened.close()
 

@@ -39,8 +39,6 @@ queue       everyone    -           -           -       direct
 mine        everyone    -           -           -       direct
 info        everyone    -           -           -       direct
 prefer      everyone    -           -           -       direct
-export      everyone    -           -           -       direct
-forget      everyone    -           -           -       direct
 help        everyone    -           -           -       direct
 cancel      everyone    moderators  moderators  house   direct
 pause       everyone    moderators  moderators  house   direct

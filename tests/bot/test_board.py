@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
-from bot.queue.board import PAUSED, Board
+from bot.queue.board import Board
 from bot.store import Record
 from engine.job import Concept, Frame, Loading, Recipe
 
@@ -72,24 +71,3 @@ def test_a_model_on_its_way_is_a_sign_of_life_unless_it_is_anothers_or_too_late(
     board.put(a_record(JOBS[0], "default", 1.0), 5.0)
     assert board.loading(a_loading(JOBS[0], 1), 6.0) is None
     assert board.loading(a_loading(JOBS[0], 2), 6.0) is not None, "another worker fetches it"
-
-
-def _sent(record: Record) -> Record:
-    return replace(record, state="sent")
-
-
-def test_rows_of_what_is_paused_are_spare_where_its_workers_say_so_too() -> None:
-    board, first, second, third = Board(), *JOBS[:3]
-    for job in (first, second):
-        board.put(a_record(job, "p", 1.0), 0.0)
-    assert board.spare("p", 16, 8, 1.0) == 0, "nobody paused anything: the workers are behind"
-    board.paused[first] = 1.0
-    assert board.spare("p", 16, 0, 2.0) == 0, "it goes on, or somebody has its rows"
-    assert board.spare("p", 16, 8, 2.0) == 8
-    assert board.spare("p", 16, 16, 2.0) == 8, "not more than is paused"
-    assert board.spare("q", 16, 8, 2.0) == 0
-    board.put(_sent(a_record(third, "p", 1.0)), 0.0)
-    assert board.spare("p", 16, 8, 2.0) == 8, "its rows are for the third, which is counted as taken"
-    assert board.spare("p", 16, 8, 1.0 + PAUSED) == 0
-    board.frame(a_frame(first, 5), 3.0)
-    assert first not in board.paused, "it goes on"

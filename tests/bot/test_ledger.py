@@ -1,4 +1,4 @@
-"""The ledger over real databases: what counts against a limit is what was really spent, whatever happens to jobs."""
+"""The ledger over real SQLite files: what counts against a limit is what was really spent, whatever happens to jobs."""
 
 from __future__ import annotations
 
@@ -159,7 +159,6 @@ async def test_when_enough_leaves_the_window_is_the_same_for_one_and_for_all(sto
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_every_question_reads_by_index_however_many_jobs_there_were(store):
     await store.admit([draft(MEMBERS[n % 4]) for n in range(200)], None, all_of_them, NOW)
     statements: list[tuple[str, Any]] = []
@@ -174,11 +173,11 @@ async def test_every_question_reads_by_index_however_many_jobs_there_were(store)
             for window in (DAY, MONTH):
                 ledger.spending(whose, window).leaves(1.0)
 
-    event.listen(store.database.reader, "before_cursor_execute", keep)
+    event.listen(store._reader, "before_cursor_execute", keep)
     await store.ask(look, MEMBERS[0], NOW, read)
-    event.remove(store.database.reader, "before_cursor_execute", keep)
+    event.remove(store._reader, "before_cursor_execute", keep)
     asked = [(sql, given) for sql, given in statements if sql.startswith("SELECT")]
-    assert len(asked) == 1 + 4 + 4 + 8 * 2  # what was spent: by jobs, and by what is left of those that went
+    assert len(asked) == 1 + 4 + 4 + 8
 
     def plans(connection: Connection) -> list[str]:
         return [
@@ -198,8 +197,7 @@ async def test_every_question_reads_by_index_however_many_jobs_there_were(store)
 @pytest.mark.asyncio
 async def test_no_question_is_asked_twice(store):
     statements: list[str] = []
-    reader = store.database.reader
-    event.listen(reader, "before_cursor_execute", lambda _c, _u, statement, *_: statements.append(statement))
+    event.listen(store._reader, "before_cursor_execute", lambda _c, _u, statement, *_: statements.append(statement))
 
     def read(ledger: Ledger) -> None:
         for _ in range(3):
@@ -207,7 +205,7 @@ async def test_no_question_is_asked_twice(store):
             ledger.spending("member here", DAY)
 
     await store.ask(look, MEMBERS[0], NOW, read)
-    assert sum("FROM jobs" in sql for sql in statements) == 2
+    assert sum(sql.startswith("SELECT") for sql in statements) == 2
 
 
 @pytest.mark.asyncio

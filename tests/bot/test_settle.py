@@ -166,7 +166,7 @@ async def test_a_worker_that_begins_what_is_over_is_told_to_stop(open_job, until
     await apprentice.say(Failed(job=job.id, epoch=10, reason="It broke.", blame="model"))
     await settled(house, until)
     assert not await apprentice.bus.is_cancelled(job.id)
-    await apprentice.say(Started(job=job.id, epoch=30, worker="hand"))
+    await apprentice.say(Started(job=job.id, epoch=30, worker="second"))
     await settled(house, until)
     assert await apprentice.bus.is_cancelled(job.id)
     assert (await house.studio.view(job.id)).state == "failed"

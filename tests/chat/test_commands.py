@@ -31,7 +31,7 @@ from engine.job import SAMPLER_TITLES, Lora
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MEMBERS = {"imagine", "queue", "cancel", "mine", "info", "prefer", "reproduce", "film", "help", "my-data", "forget-me"}
+MEMBERS = {"imagine", "queue", "cancel", "mine", "info", "prefer", "reproduce", "film", "help"}
 MENUS = {"Reproduce", "Use as prompt", "Details", "Report"}
 STRING = 3
 LONG = [{"name": "x" * 100, "value": "y" * 100} for _ in range(10)]

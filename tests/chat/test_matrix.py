@@ -54,8 +54,6 @@ COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "info": ("info", {}),
     "prefer": ("prefer", {}),
     "help": ("help", {}),
-    "my-data": ("export", {}),
-    "forget-me": ("forget", {}),
     "cancel": ("cancel", {"job": "{job}"}),
     "reproduce": ("reproduce", {"job": "{job}"}),
     "film": ("film", {"job": "{job}"}),

@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
-from nats.js.object_store import ObjectStore
 
 from engine.bus import Bus, Ended, Fenced, Kept, NoBlob, NobodyAnswers, Unreachable
 from engine.bus.broker import Broker
@@ -488,7 +487,7 @@ async def test_blobs_are_named_by_their_bytes(join: Any) -> None:
 @pytest.mark.asyncio
 async def test_a_damaged_blob_is_refused(join: Any) -> None:
     bus: Bus = await join()
-    await ObjectStore("blobs", "OBJ_blobs", bus.js).put("a" * 64, b"not what the name says")
+    await bus.blobs._store.put("a" * 64, b"not what the name says")
     with pytest.raises(NoBlob, match="damaged"):
         await bus.get_blob("a" * 64, 100)
 

@@ -33,12 +33,10 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 {prefer} · pings, privacy, speed, a suffix
 {reproduce} · the same picture once more
 {film} · how it came out of the noise
-{my-data} · a copy of what is kept of you
-{forget-me} · everything of yours is removed
 
 -# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its words."""
 ADMIN = "-# {settings show} · limits, words and reports of this server"
-NAMES = ("imagine", "mine", "queue", "cancel", "info", "prefer", "reproduce", "film", "my-data", "forget-me")
+NAMES = ("imagine", "mine", "queue", "cancel", "info", "prefer", "reproduce", "film")
 
 
 @app_commands.command(name="help", description="What this bot does, and how to ask for it")

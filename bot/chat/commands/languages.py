@@ -63,13 +63,6 @@ GERMAN: Mapping[str, str] = MappingProxyType(
             "Einen Auftrag; auch Link, Nummer oder Startwert"
         ),
         "Show how a picture came out of the noise, as an animation": "Zeigt, wie ein Bild aus dem Rauschen kam",
-        # my-data, forget-me
-        "A copy of what is kept of you: your jobs, settings and pictures": (
-            "Eine Kopie von allem, was von dir gespeichert ist: Aufträge, Einstellungen, Bilder"
-        ),
-        "Have everything of yours removed for good; asks once more": (
-            "Löscht alles von dir für immer; fragt vorher noch einmal"
-        ),
         "What this bot does, and how to ask for it": "Was dieser Bot kann, und wie man ihn bittet",
         # menus
         "Reproduce": "Noch einmal machen",

@@ -7,7 +7,6 @@ from typing import Any, cast
 import discord
 from discord import app_commands, ui
 
-from bot.chat.commands.belongings import Meant, forget_me, my_data
 from bot.chat.commands.help import show_help
 from bot.chat.commands.imagine import imagine
 from bot.chat.commands.languages import Languages
@@ -31,8 +30,6 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     prefer,
     reproduce,
     film,
-    my_data,
-    forget_me,
     show_help,
     reproduce_shown,
     use_as_prompt,
@@ -40,8 +37,7 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     report_shown,
     *SETTINGS,
 )
-# buttons and menus that outlive a restart
-ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Turn, Chosen, Meant)
+ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Turn, Chosen)  # buttons and menus that outlive a restart
 
 
 async def registered() -> list[dict[str, Any]]:

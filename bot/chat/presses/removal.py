@@ -86,7 +86,7 @@ async def films_away(client: DarkroomClient, job: str, films: Iterable[Delivery]
 
 
 async def _removed(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
-    for route in routes(delivery):
+    for route in _routes(delivery):
         try:
             await client.http.request(route)
         except discord.NotFound as error:
@@ -100,7 +100,7 @@ async def _removed(client: DarkroomClient, job: str, delivery: Delivery) -> bool
     return False
 
 
-def routes(delivery: Delivery) -> Iterable[Route]:
+def _routes(delivery: Delivery) -> Iterable[Route]:
     """By the interaction's token, which reaches also where we may not look, then as a message of its channel."""
     where, message = delivery.place.where, delivery.message
     if where.get("token") and time.time() < float(where.get("token_until") or 0):

@@ -1,1 +1,0 @@
-"""`darkroom bench queue` and `darkroom bench scale`: what the house, its store and its broker do under load."""
