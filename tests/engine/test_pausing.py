@@ -253,6 +253,7 @@ async def test_a_paused_job_that_goes_to_another_worker_runs_on_there(shop: Shop
     await shop.worker("two")
     said = await shop.results()
     starts = [value for value in said if isinstance(value, Started)]
-    assert [start.worker for start in starts] == ["one", "two"]
+    # On a machine that stands still for a lease, the second may begin twice.
+    assert list(dict.fromkeys(start.worker for start in starts)) == ["one", "two"]
     assert starts[1].step >= 3
     assert [value.sha256 for value in said if isinstance(value, Picture)] == await uninterrupted(shop, job)
