@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+from engine.families.distilled import guidance_for
 from engine.families.family import Conditions
 from engine.job import Guides
 
@@ -24,6 +25,11 @@ def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
 def guides_of(pipeline: Any) -> Guides:
     """Whether guidance is an input of this pipeline's U-Net, or a second row."""
     return "rows" if pipeline.unet.config.get("time_cond_proj_dim") is None else "network"
+
+
+def usual_guidance(pipeline: Any, name: str, usual: float) -> float:
+    """The default guidance of a Stable Diffusion of this name; `usual` is its kind's."""
+    return GUIDANCE if guides_of(pipeline) == "network" else guidance_for(name, usual)
 
 
 def embedded_guidance(pipeline: Any, guidance: float, device: torch.device) -> Conditions:

@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from engine.emphasis import plain
-from engine.families import chunks, consistency
-from engine.families.consistency import embedded_guidance, guides_of
-from engine.families.distilled import guidance_for
+from engine.families import chunks
+from engine.families.consistency import embedded_guidance, guides_of, usual_guidance
 from engine.families.family import Conditions
 from engine.families.pipelined import Pipelined
 from engine.families.wording import Wording, texts_of
@@ -32,8 +31,7 @@ class StableDiffusionXL(Pipelined):
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
     ) -> None:
-        usual = consistency.GUIDANCE if guides_of(pipeline) == "network" else guidance_for(name, GUIDANCE)
-        super().__init__(pipeline, name, revision, device, guidance or usual)
+        super().__init__(pipeline, name, revision, device, guidance or usual_guidance(pipeline, name, GUIDANCE))
         network = pipeline.unet.config
         self._vae.to(memory_format=torch.channels_last)
         self.tokens = chunks.MOST * chunks.room(pipeline.tokenizer_2)

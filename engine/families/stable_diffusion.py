@@ -9,9 +9,8 @@ from PIL import Image
 from transformers.models.bert.modeling_bert import BertModel
 
 from engine.emphasis import plain
-from engine.families import chunks, consistency
-from engine.families.consistency import embedded_guidance, guides_of
-from engine.families.distilled import guidance_for
+from engine.families import chunks
+from engine.families.consistency import embedded_guidance, guides_of, usual_guidance
 from engine.families.family import SMALL, Conditions
 from engine.families.pipelined import Pipelined
 from engine.families.revision import together
@@ -32,8 +31,8 @@ class StableDiffusion(Pipelined):
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu",
         guidance: float | None = None, resolver: SuperResolver | None = None,
     ) -> None:  # fmt: skip
-        others = consistency.GUIDANCE if guides_of(pipeline) == "network" else guidance_for(name, OF_OTHERS)
-        usual = OF_OURS if isinstance(pipeline.text_encoder, BertModel) else others
+        ours = isinstance(pipeline.text_encoder, BertModel)
+        usual = OF_OURS if ours else usual_guidance(pipeline, name, OF_OTHERS)
         super().__init__(pipeline, name, revision, device, usual if guidance is None else guidance)
         self._vae.to(memory_format=torch.channels_last)
         # The embedded model has only ever seen 24 tokens: it would not know what to make of more.
