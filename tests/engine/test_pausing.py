@@ -240,6 +240,7 @@ async def test_the_pauses_of_a_job_together_have_one_limit(shop: Shop) -> None:
     await shop.bot.cancel(JOB)
 
 
+@pytest.mark.parametrize("shop", [30.0], indirect=True)  # no lease lapses where the machine stands still for a moment
 @pytest.mark.asyncio
 async def test_a_paused_job_that_goes_to_another_worker_runs_on_there(shop: Shop) -> None:
     job = a_job(steps=STEPS)
@@ -253,7 +254,6 @@ async def test_a_paused_job_that_goes_to_another_worker_runs_on_there(shop: Shop
     await shop.worker("two")
     said = await shop.results()
     starts = [value for value in said if isinstance(value, Started)]
-    # On a machine that stands still for a lease, the second may begin twice.
-    assert list(dict.fromkeys(start.worker for start in starts)) == ["one", "two"]
+    assert [start.worker for start in starts] == ["one", "two"]
     assert starts[1].step >= 3
     assert [value.sha256 for value in said if isinstance(value, Picture)] == await uninterrupted(shop, job)
