@@ -2,11 +2,16 @@
 PYTHON ?= python3
 PORT ?= 8189
 JOBS ?= 3 # more than cores: half of the tests wait for clocks and other processes
+KILLS ?= 20
+CASES ?= 10000
+ENGINE ?= simulated
+DATABASE ?= sqlite
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
+export PYTHONDONTWRITEBYTECODE := # the tests start many processes: each would compile our modules anew
 
-.PHONY: help demo test lint types imports tests format clean
+.PHONY: help demo test lint types imports tests chaos fuzz format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +34,12 @@ imports: .venv/.dev ## import-linter: who may import whom
 
 tests: .venv/.dev ## pytest
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+chaos: .venv/.dev ## pull KILLS=20 plugs of a whole Darkroom, about half of them SIGKILL; ENGINE=simulated or real, DATABASE=sqlite or postgres, SEED=n
+	PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --engine $(ENGINE) --database $(DATABASE) $(if $(SEED),--seed $(SEED))
+
+fuzz: .venv/.dev ## bring CASES=10000 damaged pictures to the real intake, and see what holds; SEED=n
+	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED))
 
 format: .venv/.dev ## let ruff put things in order
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import doors, rules
+from bot.cli import backup, doors, imagine, jobs, members, restore, rules, worker_key
+from bot.cli.options import AsJson, Data
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -29,19 +30,19 @@ app = typer.Typer(
 rules.app.command("close")(doors.close)
 rules.app.command("open")(doors.open_)
 app.add_typer(rules.app, name="rules")
+app.add_typer(jobs.app, name="jobs")
 
 Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on (DARKROOM_HOST, else 127.0.0.1).")]
-Data = Annotated[Path | None, typer.Option(help="Folder of the store and the pictures (DARKROOM_DATA).")]
 Nats = Annotated[str | None, typer.Option(metavar="URL", help="A broker of your own (DARKROOM_NATS).")]
 Model = Annotated[list[str] | None, typer.Option(help="Model folder, file or name; may be given more than once.")]
 Memory = Annotated[
     str, typer.Option(metavar="SIZE", help="What models may take, as 12GB (DARKROOM_MEMORY, else a share).")
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON on the standard output, all else on the error output.")
+Standby = Annotated[
+    bool, typer.Option("--standby", help="Where another one has the data folder, wait until it ends and go on.")
 ]
 SPINS = "20000"  # as in `engine.__main__`, for the commands that load torch in this process
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -59,64 +60,29 @@ def up(
         Path | None, typer.Option(metavar="FOLDER", help="An image classifier as picture check (DARKROOM_CHECK).")
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    standby: Standby = False,
 ) -> None:
     """Everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
     from bot.cli.up import run
 
     settings = _settings(port=port, host=host, data=data, nats=nats, check=check)
-    run(settings, models=tuple(model or ("embedded",)), memory=memory, show=show)
+    run(settings, models=tuple(model or ("embedded",)), memory=memory, show=show, standby=standby)
 
 
 @app.command()
-def bot(port: Port = None, host: Host = None, data: Data = None, nats: Nats = None) -> None:
+def bot(
+    port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, standby: Standby = False
+) -> None:  # fmt: skip
     """The bot alone: chatroom and Discord, beside a broker and engines that run elsewhere."""
     from bot.cli.up import run
 
     settings = _settings(port=port, host=host, data=data, nats=nats)
     if not settings.nats:
         raise Refused("Name the broker with --nats or DARKROOM_NATS; `darkroom up` brings one of its own.")
-    run(settings, models=(), show=False)
+    run(settings, models=(), show=False, standby=standby)
 
 
-@app.command()
-def imagine(
-    prompt: Annotated[str, typer.Argument(help="What to draw; flags may stand in it as in Discord.")],
-    steps: Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, euler, dpmpp_2m, …, or as in 'DPM++ 2M Karras'.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the words, 1 to 30.")] = None,
-    interval: Annotated[
-        str | None, typer.Option(metavar="FROM-TO", help="In which part of the steps guidance holds, as in 0.2-0.8.")
-    ] = None,
-    lora: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="An addition to the model; up to four times.")
-    ] = None,
-    count: Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")] = None,
-    ar: Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")] = None,
-    no: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own quick way.")] = False,
-    model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path(),
-    film: Annotated[bool, typer.Option("--film", help="Also write how they came to be, as an animation.")] = False,
-    as_json: AsJson = False,
-    data: Data = None,
-) -> None:
-    """Draw one prompt here: in the `darkroom up` that is running, else with an engine of its own."""
-    from bot.cli.terminal import Wish, run
-
-    options: dict[str, object] = {
-        "steps": steps,
-        "sampler": sampler,
-        "seed": seed,
-        "guidance": guidance,
-        "interval": interval,
-        "lora": lora or None,
-        "count": count,
-        "ar": ar,
-    }
-    options |= {"negative": no, "fast": fast or None, "model": model}
-    wish = Wish(prompt, {name: value for name, value in options.items() if value is not None}, out, film, as_json)
-    raise typer.Exit(run(wish, _settings(data=data)))
+app.command()(imagine.imagine)
 
 
 @app.command()
@@ -159,11 +125,14 @@ def engine(context: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def bench(context: typer.Context) -> None:
-    """Measures this machine against diffusers as it runs by default; `bench discord` a busy evening in Discord."""
-    if context.args[:1] == ["discord"]:
-        from bot.cli.evening import run
+    """Measures this machine against diffusers as it runs by default; `bench discord` a busy evening in Discord,
+    `bench queue` the queue on either database, `bench scale` one to eight workers.
+    """
+    measured = {"discord": "bot.cli.evening", "queue": "bot.bench.queue", "scale": "bot.bench.scale"}
+    if module := measured.get(context.args[0] if context.args else ""):
+        from importlib import import_module
 
-        raise typer.Exit(run(context.args[1:]))
+        raise typer.Exit(import_module(module).run(context.args[1:]))
     _of_the_engine("engine.bench.__main__", context.args)
 
 
@@ -177,6 +146,11 @@ def train(context: typer.Context) -> None:
 def lab(context: typer.Context) -> None:
     """Experiments with words, noise and the latent space, with pictures; `darkroom lab --help` lists them."""
     _of_the_engine("engine.lab.__main__", context.args)
+
+
+app.command("worker-key")(worker_key.worker_key)
+for keeping in (backup.backup, restore.restore, members.forget, members.export):
+    app.command()(keeping)
 
 
 def _of_the_engine(module: str, args: list[str]) -> None:

@@ -16,8 +16,9 @@ from bot.views import Member, View
 Standing = Literal["member", "moderator", "admin", "owner", "house"]
 Whose = Literal["none", "own", "another's", "private", "elsewhere"]
 Action = Literal[
-    "imagine", "queue", "mine", "info", "prefer", "help",
-    "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce", "prompt", "film", "details", "favourite",
+    "imagine", "blend", "queue", "mine", "info", "prefer", "export", "forget", "help",
+    "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce",
+    "edit", "zoom", "pan", "branch", "prompt", "film", "details", "favourite",
     "envelope", "delete", "report", "approve", "deny", "dismiss",
     "settings", "explain", "set", "close", "budget",
 ]  # fmt: skip
@@ -71,10 +72,13 @@ def _governed(deed: str, least: Standing) -> Permit:
 TABLE: Mapping[Action, Permit] = MappingProxyType(
     {
         "imagine": _simply("ask for pictures"),
+        "blend": _simply("blend pictures"),
         "queue": _simply("look at the queue"),
         "mine": _simply("look through their own jobs"),
         "info": _simply("look at their limits"),
         "prefer": _simply("set what they prefer"),
+        "export": _simply("have a copy of what is kept of them"),
+        "forget": _simply("have everything of theirs removed"),
         "help": _simply("read the help"),
         "cancel": _moderated("cancel this job"),
         "pause": _moderated("pause this job"),
@@ -83,6 +87,10 @@ TABLE: Mapping[Action, Permit] = MappingProxyType(
         "reroll": _anybody("roll this again"),
         "remix": _anybody("remix this"),
         "reproduce": _anybody("make this once more"),
+        "edit": _anybody("change a part of this picture"),
+        "zoom": _anybody("zoom out of this picture"),
+        "pan": _anybody("continue this picture beyond its edge"),
+        "branch": _anybody("branch off from this picture"),
         "prompt": _anybody("use these words"),
         "film": _anybody("see this film"),
         "details": _anybody("see the details of this job"),

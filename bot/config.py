@@ -14,9 +14,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bot.limits import Limits
 from bot.refused import Refused
+from engine.logline import Form
 
 DISCORD_API = "https://discord.com/api/v10"
 DAY = 86_400.0
+DATABASES = ("sqlite://", "sqlite+aiosqlite://", "postgresql://", "postgresql+asyncpg://", "postgres://")
 
 
 def default_data() -> Path:
@@ -36,9 +38,15 @@ class Settings(BaseSettings):
     data: Path = Field(default_factory=default_data, validation_alias="DARKROOM_DATA")
     nats: str = Field("", validation_alias="DARKROOM_NATS")
     nats_token: SecretStr | None = Field(None, validation_alias="DARKROOM_NATS_TOKEN")
+    nats_ca: Path | None = Field(None, validation_alias="DARKROOM_NATS_CA")
+    nats_listen: str = Field("", validation_alias="DARKROOM_NATS_LISTEN")
+    nats_cert: Path | None = Field(None, validation_alias="DARKROOM_NATS_CERT")
+    nats_cert_key: Path | None = Field(None, validation_alias="DARKROOM_NATS_CERT_KEY")
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
     pictures_url: SecretStr | None = Field(None, validation_alias="PICTURES_URL")
     public_url: str = Field("", validation_alias="PUBLIC_URL")
+    metrics_token: SecretStr | None = Field(None, validation_alias="DARKROOM_METRICS_TOKEN")
+    log: Form = Field("text", validation_alias="DARKROOM_LOG")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="ALLOWED_HOSTS")
     host: str = Field("127.0.0.1", min_length=1, validation_alias="DARKROOM_HOST")
     port: int = Field(8189, ge=0, le=65535, validation_alias="DARKROOM_PORT")
@@ -48,12 +56,15 @@ class Settings(BaseSettings):
     check: Path | None = Field(None, validation_alias="DARKROOM_CHECK")
     max_age: float = Field(DAY, ge=60, le=30 * DAY, validation_alias="DARKROOM_MAX_AGE")
 
+    keep_days: float | None = Field(None, gt=0, le=36_500, validation_alias="DARKROOM_KEEP_DAYS")
+    keep_gb: float | None = Field(None, gt=0, le=1e6, validation_alias="DARKROOM_KEEP_GB")
+
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
 
-    @field_validator("data", "check")
+    @field_validator("data", "check", "nats_ca", "nats_cert", "nats_cert_key")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -73,16 +84,23 @@ class Settings(BaseSettings):
     def _broker(cls, value: str) -> str:
         return _with_scheme(value, "nats://", "tls://")
 
+    @field_validator("metrics_token")
+    @classmethod
+    def _long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("a token has 16 characters or more")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _database(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("sqlite://", "sqlite+aiosqlite://")):
-            raise ValueError("only SQLite serves in this version: sqlite:///FILE")
+        if value is not None and not value.get_secret_value().startswith(DATABASES):
+            raise ValueError("it must begin with sqlite:/// or postgresql://")
         return value
 
     @property
     def database(self) -> str:
-        """The SQLAlchemy URL of the store; a file in the data folder by default."""
+        """The URL of the store, SQLite's or PostgreSQL's; a file in the data folder by default."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.data / 'darkroom.sqlite'}"
@@ -91,6 +109,16 @@ class Settings(BaseSettings):
     def pictures(self) -> str:
         """Where finished pictures go: a folder or an obstore URL; in the data folder by default."""
         return str(self.data / "pictures") if self.pictures_url is None else self.pictures_url.get_secret_value()
+
+    @property
+    def keep_seconds(self) -> float | None:
+        """How long finished jobs are kept; None: for ever."""
+        return None if self.keep_days is None else self.keep_days * DAY
+
+    @property
+    def keep_bytes(self) -> int | None:
+        """How much room pictures may take; None: as much as there is."""
+        return None if self.keep_gb is None else int(self.keep_gb * 1e9)
 
     @property
     def limits(self) -> Limits:

@@ -26,6 +26,7 @@ class Account:
     weight: float
     queued: int
     active: int
+    since: float | None = None  # of a user: since when it waits for a turn
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,24 @@ from bot.desk import Desk
 from bot.desk.administration import Administration
 from bot.desk.admission import Admission
 from bot.desk.deliveries import Deliveries
+from bot.desk.export import Export
+from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
 from bot.desk.preferences import Preferences
 from bot.desk.register import Register
+from bot.desk.retention import Keep, Retention
 from bot.desk.review import Review
 from bot.desk.screening import Screening
 from bot.desk.shelf import Shelf
+from bot.desk.shortening import Shortening
+from bot.desk.starting import Starting
 from bot.desk.studio import Studio
 from bot.feed import Feed
 from bot.images.gallery import Gallery
+from bot.images.intake import Intake
 from bot.images.pictures import Pictures
+from bot.leader import Leader
+from bot.metrics import Metrics
 from bot.models import Models
 from bot.previews import Previews
 from bot.queue.arrivals import Arrivals
@@ -36,10 +44,13 @@ from bot.queue.cancelling import Cancelling
 from bot.queue.closing import Closing
 from bot.queue.dispatcher import Dispatcher
 from bot.queue.forecast import Forecast
+from bot.queue.noticing import Noticing
 from bot.queue.patrol import Patrol
+from bot.queue.rerouting import Rerouting
 from bot.queue.settle import Settle
 from bot.queue.shutting import Shutting
 from bot.queue.steering import Steering
+from bot.scrape import Scrape
 from bot.store import Store
 from engine.bus import Bus
 from engine.job import Presence
@@ -58,10 +69,15 @@ class House:
     board: Board
     dispatcher: Dispatcher
     patrol: Patrol
+    rerouting: Rerouting
     shutting: Shutting
+    noticing: Noticing
     settle: Settle
+    retention: Retention
     previews: Previews
     bus: Bus
+    metrics: Metrics
+    scrape: Scrape
 
     @property
     def studio(self) -> Studio:
@@ -75,68 +91,114 @@ class House:
             "settle": self.settle.run(),
             "dispatcher": self.dispatcher.run(),
             "patrol": self.patrol.run(),
+            "rerouting": self.rerouting.run(),
             "shutting": self.shutting.run(),
+            "noticing": self.noticing.run(),
             "previews": self.previews.show(),
             "loadings": self.previews.tell(),
             "wants": self.previews.want(),
             "sweep": self.desk.moderation.keep_clean(),
+            "retention": self.retention.run(),
+            "forgetting": self.desk.forgetting.run(),
         }
 
 
 def build(
-    settings: Settings, bus: Bus, store: Store, pictures: Pictures, reader: Executor, *,
+    settings: Settings, bus: Bus, store: Store, pictures: Pictures, reader: Executor, intake: Intake, *,
     clock: Callable[[], float] = time.time,
 ) -> House:  # fmt: skip
-    """The parts, put together; nothing runs yet. `reader`: the thread that holds prompts against lists of words."""
+    """The parts, put together; nothing runs yet. `reader` is the thread of `Screening`."""
     board, feed, limits = Board(), Feed(), settings.limits
 
     def workers() -> dict[str, Presence]:
         return bus.workers
 
-    closing = Closing(store, bus, board, feed, clock=clock)
-    models = Models(store, workers, clock)
-    forecast = Forecast(store, board, workers)
+    closing, models = Closing(store, bus, board, feed, clock=clock), Models(store, workers, clock)
+    forecast = Forecast(store, board, workers, clock=clock)
     dispatcher = Dispatcher(
         store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock
     )  # fmt: skip
     closing.freed = dispatcher.poke
-    register = Register(store, board, forecast, limits=limits, clock=clock)
-    preferences = Preferences(store)
+    register, preferences = Register(store, board, forecast, limits=limits, clock=clock), Preferences(store)
     admission = Admission(
-        store, register, preferences, Screening(store, reader, limits=limits, clock=clock), workers, limits=limits,
+        store, register, Screening(store, reader, limits=limits, clock=clock), workers, limits=limits,
         max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
     )  # fmt: skip
-    cancelling = Cancelling(store, bus, board, closing, workers)
+    cancelling, steering = Cancelling(store, bus, board, closing, workers), Steering(bus, board, clock=clock)
     gallery = Gallery(store, pictures)
-    studio = Studio(store, feed, models, register, gallery, admission, cancelling, Steering(bus), workers, clock=clock)
-    administration = Administration(store, cancelling.cancel, limits=limits, clock=clock)
-    desk = Desk(
+    starting = Starting(store, pictures, gallery, intake)
+    studio = Studio(
+        store, feed, models, register, gallery, admission, starting, cancelling, steering, workers, clock=clock
+    )  # fmt: skip
+    desk = _desk(settings, studio, preferences, register, gallery, cancelling, store, pictures, feed, bus, clock)
+    retention = Retention(
+        store, desk.moderation.empty, Keep(settings.keep_seconds, settings.keep_bytes), clock=clock
+    )  # fmt: skip
+    settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, board, pictures, clock=clock), clock=clock)
+    patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
+    previews, shutting = Previews(bus, board, feed, clock=clock), Shutting(store, cancelling.cancel)
+    metrics, noticing = _counted(board, closing, settle, clock), Noticing(store, closing, cancelling.cancel)
+    rerouting = Rerouting(store, bus, board, closing, models, workers, clock=clock)
+    return House(
+        desk, feed, store, pictures, board, dispatcher, patrol, rerouting, shutting, noticing, settle, retention,
+        previews, bus, metrics, Scrape(metrics, store, bus, clock=clock),
+    )  # fmt: skip
+
+
+def _counted(board: Board, closing: Closing, settle: Settle, clock: Callable[[], float]) -> Metrics:
+    """Counts what these bring about."""
+    metrics = Metrics(clock)
+    board.first, closing.ended, closing.returned = metrics.previewed, metrics.ended, metrics.returned
+    settle.regained = metrics.regained
+    return metrics
+
+
+def _desk(
+    settings: Settings, studio: Studio, preferences: Preferences, register: Register, gallery: Gallery,
+    cancelling: Cancelling, store: Store, pictures: Pictures, feed: Feed, bus: Bus, clock: Callable[[], float],
+) -> Desk:  # fmt: skip
+    """The use cases."""
+    administration = Administration(store, cancelling.cancel, limits=settings.limits, clock=clock)
+    moderation = Moderation(store, pictures, cancelling, feed, administration.terms, clock=clock)
+    waits = settings.discord_token is not None
+    return Desk(
         studio,
         Deliveries(store, register, clock=clock),
         preferences,
         administration,
         Review(store, register, gallery, clock=clock),
         Shelf(store, register),
-        Moderation(store, pictures, cancelling, feed, administration.terms, clock=clock),
+        moderation,
+        Forgetting(store, cancelling.cancel, moderation.empty, feed, waits=waits, clock=clock),
+        Export(store, pictures, clock=clock),
+        Shortening(bus.embed),
     )
-    settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, board, pictures, clock=clock), clock=clock)
-    patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
-    previews, shutting = Previews(bus, board, feed, clock=clock), Shutting(store, cancelling.cancel)
-    return House(desk, feed, store, pictures, board, dispatcher, patrol, shutting, settle, previews, bus)
 
 
 @asynccontextmanager
-async def open_house(settings: Settings, bus: Bus, *, clock: Callable[[], float] = time.time) -> AsyncIterator[House]:
-    """The open house. Its tasks run beside the body; what one of them raises ends the body too."""
+async def open_house(
+    settings: Settings, bus: Bus, *, leader: Leader | None = None, clock: Callable[[], float] = time.time
+) -> AsyncIterator[House]:
+    """The open house. Its tasks run beside the body; what one of them raises ends the body too.
+
+    `leader`: where other bots stand by, what makes sure that we are the one at work.
+    """
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
     pictures = await asyncio.to_thread(Pictures, settings.pictures)
     store, reader = await Store.open(settings.database), ThreadPoolExecutor(1, "screening")
+    intake = Intake()
     try:
-        house = build(settings, bus, store, pictures, reader, clock=clock)
+        if leader is not None:
+            await leader.begin(store)
+        house = build(settings, bus, store, pictures, reader, intake, clock=clock)
+        await house.noticing.prepare()
         await house.dispatcher.prepare()
         async with _at_work(house):
             yield house
     finally:
+        if leader is not None:
+            leader.end()
+        await intake.close()
         await asyncio.to_thread(reader.shutdown)
         await store.close()
 

@@ -7,7 +7,8 @@ Knows presences and the store; knows nothing of prompts or jobs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -16,6 +17,7 @@ from bot.store import Store, reads
 from engine.job import RESOLVING, Presence, Warm
 
 DEFAULT_POOL = "default"
+ALIKE = 1.25  # costs that differ by less are the same to whoever waits
 
 # What the embedded model is taken for until a worker has said better: its full course, as measured on two slow cores.
 SHIPPED = Warm(
@@ -60,9 +62,11 @@ class Models:
 
     async def refresh(self) -> None:
         """Remember every profile that is new or has changed; not whether it is in memory, which comes and goes."""
+        there = crews(self._workers())
         for name, profile in self._live().items():
             warm = msgspec.structs.replace(profile.warm, loaded=True)
-            if self._known.get(name) != (warm, profile.pool):
+            known, pool = self._known.get(name, (None, ""))
+            if known != warm or pool not in there:  # which of several pools is better now comes and goes too
                 self._known[name] = (warm, profile.pool)
                 await self._store.remember(warm, profile.pool, self._clock())
 
@@ -97,35 +101,73 @@ class Models:
     def _live(self) -> dict[str, Profile]:
         """Of two workers with the same model, the one whose name is first speaks for it: recipes shall not flutter.
 
-        It is loaded where any of them has it in memory.
+        It is loaded where any of them has it in memory; its pool is the best of those that have the same weights.
         """
-        found: dict[str, Profile] = {}
+        spoken: dict[str, Warm] = {}
         workers = sorted(self._workers().items())
         loaded = {warm.name for _, presence in workers for warm in presence.models if warm.loaded}
         for _, presence in workers:
             for warm in presence.models:
-                told = msgspec.structs.replace(warm, loaded=warm.name in loaded)
-                found.setdefault(warm.name, Profile(told, presence.pools[0], True))
-        return found
+                spoken.setdefault(warm.name, msgspec.structs.replace(warm, loaded=warm.name in loaded))
+        return {name: Profile(warm, self.pool_of(name, warm.revision) or "", True) for name, warm in spoken.items()}
+
+    def pool_of(self, model: str, revision: str = "") -> str | None:
+        """The pool that a job for a model goes to, of the pools whose live workers offer it with these weights (empty:
+        any): the one where it costs least, or the least busy of those where it costs about the same. None: nobody does.
+        """
+        there, offers = crews(self._workers()), dict[str, float]()
+        for presence in self._workers().values():
+            for warm in presence.models:
+                if warm.name == model and revision in ("", warm.revision):
+                    pool = presence.pools[0]
+                    offers[pool] = min(warm.row_ms, offers.get(pool, math.inf))
+        alike = [pool for pool, cost in offers.items() if cost <= ALIKE * min(offers.values())]
+        return min(alike, key=lambda pool: (there[pool].busy, pool), default=None)
 
 
 @dataclass(frozen=True)
 class Crew:
-    """The live workers of one pool together: the rows that they take at once, and the models that they have ready."""
+    """The live workers of one pool together: the rows that they take at once, and the models that they have ready.
+
+    `loaded`: the models that are in memory, as far as that matters: where rows are free, or anywhere if none are.
+    `roomy`: the models of those who have free rows.
+    """
 
     pool: str
     workers: int
     rows: int
     free: int
     models: frozenset[str]
+    loaded: frozenset[str] = frozenset()
+    roomy: frozenset[str] = frozenset()
+
+    @property
+    def busy(self) -> float:
+        """The share of its rows that are taken."""
+        return 1.0 - self.free / self.rows if self.rows else 1.0
+
+    def full(self, model: str) -> bool:
+        """Whether all who could run a job for `model` (empty: any) have their rows taken; not where nobody could."""
+        return self.free <= 0 or (model in self.models and model not in self.roomy)
 
 
 def crews(workers: Mapping[str, Presence]) -> dict[str, Crew]:
     """The pools that live workers serve. A worker of two pools counts fully in each."""
-    found: dict[str, Crew] = {}
+    teams: dict[str, list[Presence]] = {}
     for presence in workers.values():
         for pool in presence.pools:
-            old = found.get(pool, Crew(pool, 0, 0, 0, frozenset()))
-            models = old.models | {warm.name for warm in presence.models}
-            found[pool] = Crew(pool, old.workers + 1, old.rows + presence.rows, old.free + presence.free, models)
-    return found
+            teams.setdefault(pool, []).append(presence)
+    return {pool: _crew(pool, team) for pool, team in teams.items()}
+
+
+def _crew(pool: str, team: Sequence[Presence]) -> Crew:
+    idle = [presence for presence in team if presence.free > 0] or team
+    return Crew(
+        pool,
+        len(team),
+        sum(presence.rows for presence in team),
+        sum(presence.free for presence in team),
+        frozenset(warm.name for presence in team for warm in presence.models),
+        frozenset(warm.name for presence in idle for warm in presence.models if warm.loaded),
+        frozenset(warm.name for presence in team for warm in presence.models if presence.free > 0),
+    )

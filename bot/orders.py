@@ -14,7 +14,7 @@ from bot.prompt.possible import check_possible
 from bot.refused import Refused
 from bot.sentences import priced
 from bot.store import Draft
-from bot.views import Action, Member
+from bot.views import Action, Material, Member
 from engine.job import Job, Malformed, Recipe, Task, decode, encode
 
 
@@ -30,6 +30,7 @@ class Order:
     cost: float
     parent: tuple[str, int] | None = None
     relaxed: bool = False
+    material: tuple[Material, ...] = ()
 
     @property
     def model(self) -> str:
@@ -72,8 +73,8 @@ def assumed(profile: Profile, anyone: bool) -> str:
     """For a model that no live worker has ready. `anyone`: whether a worker is online at all."""
     why = "No worker has this model ready" if anyone else "No worker is online"
     return (
-        f"{why}: {profile.warm.name} is taken with its last known defaults, "
-        f"{profile.warm.steps} steps in {profile.warm.dtype}."
+        f"{why}: {profile.warm.name} is taken as it was last known, in {profile.warm.dtype}, "
+        f"and with {profile.warm.steps} steps where you say none."
     )
 
 

@@ -45,7 +45,8 @@ class Previews:
                         continue
                     if frame.job in self._board.runs:  # else it ended meanwhile
                         pictures = {frame.image: picture}
-                        self._feed.publish(Developing(frame.job, run.step, frame.of, frame.seconds_left, pictures))
+                        step = max(run.step, frame.step)
+                        self._feed.publish(Developing(frame.job, step, frame.of, frame.seconds_left, pictures))
             except Unreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-Status = Literal[400, 403, 404, 413, 422, 429]
+Status = Literal[400, 403, 404, 410, 413, 422, 429]
 
 
 class Refused(Exception):
     """The member's business, never ours: shown as it is, logged at most as a count.
 
-    `status`: 422 refused by the grammar, 429 by a limit, 404 not there, 403 not theirs, 413 too large, 400 malformed.
+    `status`: 422 refused by the grammar, 429 by a limit, 404 not there, 410 not there any more, 403 not theirs, 413 too
+    large, 400 malformed.
     `frees`: when the same request would be taken, in seconds since 1970, where that is known. The sentence may quote
     the member's own words, so a front end escapes it like any other text from outside.
     """

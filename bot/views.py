@@ -11,7 +11,7 @@ from typing import Literal
 from bot.states import State
 from engine.job import Enlarge, Recipe
 
-Action = Literal["imagine", "vary", "reroll", "upscale", "remix", "reproduce"]
+Action = Literal["imagine", "vary", "reroll", "upscale", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch"]
 PlaceKind = Literal["discord", "web", "terminal"]
 Role = Literal["answer", "notice", "direct", "film"]
 
@@ -44,6 +44,21 @@ class Place:
 
     kind: PlaceKind
     where: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a job begins with, by its content: kept, exported and deleted with what it makes.
+
+    `weight` is a picture's beside others. A ladder has the size of its picture.
+    """
+
+    kind: Literal["input", "mask", "branch"]
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

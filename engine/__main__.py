@@ -24,6 +24,18 @@ WRONG, STUCK = 2, 70
 # slower; no spinning at all makes it half as slow again on a quiet one.
 SPINS = "20000"
 
+Offload = Annotated[
+    bool, typer.Option("--offload", help="On a card: text encoders lie in the host's memory, and visit the card.")
+]
+KeyFile = Annotated[
+    Path | None, typer.Option(help="A file with this worker's own key, in place of a token; else DARKROOM_NATS_KEY.")
+]
+Simulated = Annotated[
+    bool, typer.Option("--simulated", help="No device and no models: one that only takes its time, for trials.")
+]
+RowMs = Annotated[float | None, typer.Option(help="Simulated milliseconds of a row in a forward; else 0.5.")]
+Rows = Annotated[int | None, typer.Option(help="Rows of a simulated forward, at most; else 32.")]
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
@@ -38,6 +50,7 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the broker's token; else DARKROOM_NATS_TOKEN.")
     ] = None,
+    key_file: KeyFile = None,
     name: Annotated[str, typer.Option(help="This worker's name, unlike any other's; else the host's.")] = "",
     model: Annotated[
         list[str] | None, typer.Option(help="A model's name, folder or file of safetensors; may be repeated.")
@@ -55,20 +68,22 @@ def serve(
         Path | None, typer.Option(help="A super-resolver in safetensors, instead of ours; else DARKROOM_UPSCALER.")
     ] = None,
     graphs: Annotated[bool, typer.Option("--graphs", help="On a card: record forwards as CUDA graphs.")] = False,
-    offload: Annotated[
-        bool, typer.Option("--offload", help="On a card: text encoders lie in the host's memory, and visit the card.")
-    ] = False,
+    offload: Offload = False,
+    simulated: Simulated = False,
+    row_ms: RowMs = None,
+    rows: Rows = None,
 ) -> None:
     """Takes jobs from a broker and develops their pictures on this machine, until SIGTERM."""
-    from engine.config import load, read_token
+    from engine.config import load, read_token, simulation
+    from engine.logline import to_stderr
 
-    token = read_token(token_file) if token_file else ""
+    token, key = (read_token(file) if file else "" for file in (token_file, key_file))
     settings = load(
-        nats=nats, nats_token=token, name=name, models=tuple(model or ()), pools=tuple(pool or ()), data=data,
-        device=device, check=check, upscaler=upscaler, memory=memory, graphs=graphs,
-        offload=offload,
+        nats=nats, nats_token=token, nats_key=key, name=name, models=tuple(model or ()),
+        pools=tuple(pool or ()), data=data, device=device, check=check, upscaler=upscaler, memory=memory,
+        graphs=graphs, offload=offload, simulated=simulation(simulated, row_ms=row_ms, rows=rows),
     )  # fmt: skip
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    to_stderr(settings.log, settings.name)
     asyncio.run(_serve(settings))
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
+from engine.beginning import Beginning
 from engine.blame import unforeseen
 from engine.families.family import Family, TakesLoras
-from engine.job import ALL_ALONG, Job, Recipe, Snapshot
+from engine.job import ALL_ALONG, Branch, Job, Recipe, Snapshot, Task, Warm, of_image
 from engine.plan import NotTabled, Plan
 from engine.strands.arguments import refuse_what_no_pipeline_does
 from engine.trajectory import Trajectory
@@ -21,22 +22,19 @@ log = logging.getLogger(__name__)
 
 def admit(
     job: Job, families: Mapping[str, Family], snapshots: Sequence[Snapshot] = (),
-    prices: Mapping[str, float] = MappingProxyType({}),
+    prices: Mapping[str, float] = MappingProxyType({}), beginning: Beginning | None = None,
 ) -> Sequence[Trajectory] | Sequence[Whole]:  # fmt: skip
     """One trajectory an image, its text encoded, at its first step or where its snapshot stands. Raises `Unfit`,
     and `DeviceLost` where nothing can be computed any more.
 
     Where there is no table for the sampler, images go whole through the model's own pipeline, from the start.
-    `prices`: milliseconds a row-step at the native size, by the model's name; of others it is 1.
+    `prices`: milliseconds a row-step at the native size, by the model's name; of others it is 1. `beginning`: what the
+    recipe begins with in place of noise (`beginning.read`).
     """
-    if not isinstance(job.task, Recipe):
-        raise Unfit("This job is not a picture to be developed.", "us")
-    recipe = job.task
-    family = _family(recipe, families)
-    _check_size(recipe, family)
+    recipe, family = _checked(job, families)
     price = prices.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
     try:
-        images = _images(job, recipe, family)
+        images = _images(job, recipe, family, beginning)
     except Unfit:
         raise
     except Exception as error:
@@ -48,14 +46,45 @@ def admit(
     return images
 
 
-def _images(job: Job, recipe: Recipe, family: Family) -> Sequence[Trajectory] | Sequence[Whole]:
+def _images(
+    job: Job, recipe: Recipe, family: Family, beginning: Beginning | None
+) -> Sequence[Trajectory] | Sequence[Whole]:
     """Their words are read, and their networks are there."""
     if recipe.loras:
         recipe = _with_loras(recipe, family)
     table = _plan(recipe, family)
     if table is None:
         return _wholes(job, recipe, family)
-    return [Trajectory(job, recipe, image, table, family) for image in range(recipe.count)]
+    table = _begun(table, recipe, beginning)
+    return [Trajectory(job, recipe, image, table, family, beginning) for image in range(recipe.count)]
+
+
+def _begun(table: Plan, recipe: Recipe, beginning: Beginning | None) -> Plan:
+    """The plan from the step on that the recipe begins with. A branch goes on in its course, with what came before."""
+    if recipe.start is not None and beginning is None:
+        raise Unfit("What the picture begins with was not brought to the engine.", "us")
+    if not isinstance(recipe.start, Branch):
+        return table.begun(recipe.first)
+    if (recipe.start.fresh or table.keeps_history) and (beginning is None or beginning.estimate is None):
+        raise Unfit("An earlier version made this ladder, and kept too little for such a branch.", "member")
+    return table
+
+
+def check(job: Job, families: Mapping[str, Family]) -> None:
+    """Raises `Unfit` where `admit` would, as far as that shows before pictures and words are read. On any thread."""
+    recipe, family = _checked(job, families)
+    if _plan(recipe, family) is None:
+        refuse_what_no_pipeline_does(recipe)
+
+
+def elsewhere(task: Task, offered: Sequence[Warm]) -> str:
+    """Why a task is for another worker than one that offers these models, in one sentence; empty: it may be tried here.
+
+    A worker enlarges whatever its models are. Where nothing is known of them, `admit` finds out.
+    """
+    if not isinstance(task, Recipe) or not offered:
+        return ""
+    return _not_here(task, {warm.name: warm.revision for warm in offered}.get(task.model))
 
 
 def prepare(job: Job, families: Mapping[str, Family]) -> None:
@@ -64,6 +93,23 @@ def prepare(job: Job, families: Mapping[str, Family]) -> None:
     if isinstance(recipe, Recipe) and (family := families.get(recipe.model)) is not None:
         with suppress(ValueError, Unfit):  # `admit` will say so
             family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
+
+
+def _checked(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Family]:
+    if not isinstance(job.task, Recipe):
+        raise Unfit("This job is not a picture to be developed.", "us")
+    family = _family(job.task, families)
+    _check_size(job.task, family)
+    _check_course(job.task)
+    return job.task, family
+
+
+def _check_course(recipe: Recipe) -> None:
+    first, last = recipe.first, recipe.last
+    if first >= last:
+        raise Unfit(f"The picture would end after step {last}, but begin after step {first}.", "member")
+    if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
+        raise Unfit("Of texts that are mixed into one, each must weigh more than 0.", "member")
 
 
 def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
@@ -77,10 +123,9 @@ def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:
 
 def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
     family = families.get(recipe.model)
-    if family is None:
-        raise Unfit(f"This worker has no model called {recipe.model}.", "worker")
-    if recipe.revision and recipe.revision != family.revision:
-        raise Unfit(f"This worker has another version of {recipe.model} than the picture asks for.", "worker")
+    why = _not_here(recipe, None if family is None else family.revision)
+    if family is None or why:
+        raise Unfit(why, "worker")
     if recipe.guides != family.guides:
         raise Unfit(f"{family.name} takes its guidance in another way than the picture was asked for with.", "us")
     if recipe.guidance_start > recipe.guidance_stop:
@@ -88,6 +133,15 @@ def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
     if recipe.guides == "network" and recipe.interval != ALL_ALONG:
         raise Unfit(f"{family.name} has guidance built into its network, so it holds at every step.", "member")
     return family
+
+
+def _not_here(recipe: Recipe, revision: str | None) -> str:
+    """`revision` is that of its model on this worker; None where there is no such model."""
+    if revision is None:
+        return f"This worker has no model called {recipe.model}."
+    if recipe.revision and recipe.revision != revision:
+        return f"This worker has another version of {recipe.model} than the picture asks for."
+    return ""
 
 
 def _with_loras(recipe: Recipe, family: Family) -> Recipe:
@@ -123,7 +177,7 @@ def _wholes(job: Job, recipe: Recipe, family: Family) -> list[Whole]:
     refuse_what_no_pipeline_does(recipe)
     assert isinstance(family, Source), "only such a family's samplers go whole"
     try:
-        return [Whole(job, recipe, image, family) for image in range(recipe.count)]
+        return [Whole(job, of_image(recipe, image), image, family) for image in range(recipe.count)]
     except ValueError as error:
         raise _cannot_take(recipe, family, error) from error
 

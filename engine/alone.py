@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from engine.engine import Developed as Finished
 from engine.engine import Engine, Event, Failed, Stepped
 from engine.families.family import Family
-from engine.job import Frame, Job
+from engine.job import Frame, Job, Recipe
 from engine.lane import Lane
 from engine.unfit import Unfit
 
@@ -30,12 +31,16 @@ PACE = 0.5  # seconds between two frames of an image: a frame at each step took 
 
 
 def develop(
-    job: Job, families: Mapping[str, Family], *, on_frame: Callable[[Frame], None] | None = None, rows: int = 32
-) -> Developed:
-    """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` where it cannot be done."""
+    job: Job, families: Mapping[str, Family], blobs: Mapping[str, bytes] = MappingProxyType({}), *,
+    on_frame: Callable[[Frame], None] | None = None, rows: int = 32,
+) -> Developed:  # fmt: skip
+    """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` where it cannot be done.
+
+    `blobs`: what its recipe begins with, by SHA-256.
+    """
     engine, lane = Engine(families, rows=rows), Lane(families)
     try:
-        return _Alone(job, engine, lane, on_frame).run()
+        return _Alone(job, engine, lane, on_frame).run(blobs)
     finally:
         engine.close()
         lane.close()
@@ -51,9 +56,10 @@ class _Alone:
         self._shown = 0
         self._started = time.monotonic()
         self._steps = 0
+        self._first, self._last = (job.task.first, job.task.last) if isinstance(job.task, Recipe) else (0, 0)
 
-    def run(self) -> Developed:
-        self._engine.add(self._job)
+    def run(self, blobs: Mapping[str, bytes]) -> Developed:
+        self._engine.add(self._job, (), self._lane.begin(self._job, blobs).result())
         self._engine.watch(self._job.id, self._on_frame is not None)
         began = time.monotonic()
         while not self._engine.idle:
@@ -83,7 +89,7 @@ class _Alone:
         due = event.image not in self._frames and done >= self._due.get(event.image, 0.0)
         if self._on_frame is not None and event.x0 is not None and due:
             self._due[event.image] = done + PACE
-            left = done / event.k * (event.of - event.k)
+            left = done / max(1, event.k - self._first) * (self._last - event.k)
             self._frames[event.image] = self._lane.frame(event, self._job, 0, left)
 
     def _finish(self, event: Finished) -> None:

@@ -9,15 +9,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from engine.logline import Form
 
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 ENVIRONMENT = {
-    "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
+    "nats": "DARKROOM_NATS", "nats_token": "DARKROOM_NATS_TOKEN", "nats_key": "DARKROOM_NATS_KEY",
+    "nats_ca": "DARKROOM_NATS_CA", "name": "DARKROOM_WORKER", "data": "DARKROOM_DATA",
     "device": "DARKROOM_DEVICE", "parent": "DARKROOM_PARENT", "upscaler": "DARKROOM_UPSCALER",
-    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_GRAPHS", "offload": "DARKROOM_OFFLOAD",
+    "memory": "DARKROOM_MEMORY", "graphs": "DARKROOM_GRAPHS", "offload": "DARKROOM_OFFLOAD", "log": "DARKROOM_LOG",
 }  # fmt: skip
 OF_THE_CHECK = {"folder": "DARKROOM_CHECK", "labels": "DARKROOM_CHECK_LABELS", "threshold": "DARKROOM_CHECK_THRESHOLD"}
 
@@ -46,19 +58,33 @@ class Checking(BaseModel):
         return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
 
 
+class Simulation(BaseModel):
+    """A device that is only simulated: milliseconds of a row in a forward, and the most rows of one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row_ms: float = Field(0.5, gt=0, le=60_000, allow_inf_nan=False)
+    rows: int = Field(32, ge=1, le=256)
+
+
 class Settings(BaseModel):
-    """`device` is auto, cpu or cuda (`cuda:1` for the second). `models` are names or folders, the first the default.
+    """`nats_key`: a worker's own key in place of the token; `nats_ca`: the certificates to trust behind `tls://`.
+
+    `device` is auto, cpu or cuda (`cuda:1` for the second). `models` are names or folders, the first the default.
 
     `memory`: bytes that models may take, given as 12GB; None: a share of the device's. `parent` is the process that
     started this one and without which it shall not go on; 0: none. `upscaler` is a file; None: the built-in one.
     `graphs`: on a card, forwards are recorded as CUDA graphs. `offload`: text encoders lie in the host's memory, and
-    visit the card.
+    visit the card. `simulated`: no device and no models, but one that only takes its time. `log`: how lines of
+    the log are written.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     nats: str = Field(min_length=1)
     nats_token: SecretStr = SecretStr("")
+    nats_key: SecretStr = SecretStr("")
+    nats_ca: Path | None = None
     name: Name
     models: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] = ("embedded",)
     pools: Annotated[tuple[Name, ...], Field(min_length=1, max_length=16)] = ("default",)
@@ -70,13 +96,23 @@ class Settings(BaseModel):
     memory: int | None = None
     graphs: bool = False
     offload: bool = False
+    log: Form = "text"
+    simulated: Simulation | None = None
 
     @field_validator("memory", mode="before")
     @classmethod
     def _sized(cls, value: object) -> object:
         return parse_size(value) if isinstance(value, str) else value
 
-    @field_validator("data", "upscaler")
+    @field_validator("nats_key")
+    @classmethod
+    def _alone(cls, value: SecretStr, others: ValidationInfo) -> SecretStr:
+        token = others.data.get("nats_token")
+        if value.get_secret_value() and token is not None and token.get_secret_value():
+            raise ValueError("a worker has a key or the broker's token, not both")
+        return value
+
+    @field_validator("data", "upscaler", "nats_ca")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value and value.expanduser().absolute()
@@ -137,6 +173,17 @@ def checking(folder: Path | None = None) -> Checking | None:
         raise _bad(error, OF_THE_CHECK) from None
 
 
+def simulation(on: bool, **given: float | None) -> Simulation | None:
+    """`given`: what the command line says of the simulated device, None where nothing. Raises `BadSetting`."""
+    values = {field: value for field, value in given.items() if value is not None}
+    if values and not on:
+        raise BadSetting("--row-ms and --rows are a simulated device's: add --simulated.")
+    try:
+        return Simulation.model_validate(values) if on else None
+    except ValidationError as error:
+        raise _bad(error, {"row_ms": "--row-ms", "rows": "--rows"}) from None
+
+
 def upscaler() -> Path | None:
     """The file that the environment names in place of the built-in super-resolver."""
     named = os.environ.get(ENVIRONMENT["upscaler"])
@@ -150,11 +197,11 @@ def _bad(error: ValidationError, names: Mapping[str, str]) -> BadSetting:
 
 
 def read_token(path: Path) -> str:
-    """A token from a file, so that it stands in no process list. Raises `BadSetting`."""
+    """A token or a key from a file, so that it stands in no process list. Raises `BadSetting`."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSetting(f"The token file {path.name} cannot be read: {type(error).__name__}.") from error
+        raise BadSetting(f"The file {path.name} cannot be read: {type(error).__name__}.") from error
 
 
 def default_name() -> str:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.job import ALL_ALONG, SAMPLER_TITLES, Recipe
+from engine.job import ALL_ALONG, SAMPLER_TITLES, Branch, Forward, Recipe, of_image
 
 THUMBNAIL = 128  # a rung's longest side
 
@@ -44,7 +44,7 @@ def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upsca
     fields = {
         "Steps": recipe.steps,
         "Sampler": SAMPLER_TITLES[recipe.sampler],
-        "CFG scale": f"{recipe.guidance:g}",
+        "CFG scale": f"{of_image(recipe, image).guidance:g}",
         "Seed": recipe.seed + image,
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": revision,
@@ -59,10 +59,26 @@ def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upsca
         fields |= {"Hires upscale": factor, "Hires upscaler": upscaler}
     if recipe.lineage:
         fields["Variation of"] = " ".join(f"{each.seed + each.index}@{each.strength:g}" for each in recipe.lineage)
+    fields |= _begun(recipe)
     if recipe.bucket is not None:
         fields["Batch shape"] = recipe.bucket
     lines.append(", ".join(f"{name}: {value}" for name, value in (fields | {"Version": "Darkroom"}).items()))
     return "\n".join(lines)
+
+
+def _begun(recipe: Recipe) -> dict[str, str]:
+    """What it began with and where it ended; A1111's fields where it has them. Pictures are named by their SHA-256."""
+    fields: dict[str, str] = {}
+    if isinstance(recipe.start, Forward):
+        fields["Denoising strength"] = f"{recipe.start.strength:g}"
+        fields["Begun with"] = " ".join(f"{one.sha256[:10]}@{one.weight:g}" for one in recipe.start.pictures)
+        fields |= {"Mask": recipe.start.mask[:10]} if recipe.start.mask else {}
+    if isinstance(recipe.start, Branch):
+        fields["Branched from"] = f"{recipe.start.ladder[:10]} at {recipe.start.step}"
+    if recipe.until < 1:
+        fields["Stopped after"] = f"{recipe.last}"
+    fields |= {"Tiling": "True"} if recipe.tile else {}
+    return fields | ({"Mixed": "True"} if recipe.mixed else {})
 
 
 def latent_bytes(latents: torch.Tensor | None) -> bytes | None:

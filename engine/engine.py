@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 
 from engine.admit import admit
+from engine.beginning import Beginning
 from engine.blame import check_device, guilty, run_harmless
 from engine.coalescing import Answers, Coalescing
 from engine.events import Developed, Event, Failed, Stepped
@@ -23,7 +24,7 @@ from engine.job import Blame, Job, Snapshot
 from engine.layouts import Layouts
 from engine.limits import Limits
 from engine.memory import is_out_of_memory
-from engine.rows import Coefficients, Prediction, predict
+from engine.rows import Coefficients, Prediction, predict, turned
 from engine.scheduler import Scheduler
 from engine.trajectory import Trajectory
 from engine.whole import NOT_FINITE, Whole
@@ -68,12 +69,11 @@ class Engine:
     def free_rows(self) -> int:
         return max(0, self.rows - self._scheduler.rows)
 
-    def add(self, job: Job, snapshots: Sequence[Snapshot] = ()) -> None:
-        """The job's images join at the next step, each from its snapshot where there is one. Raises `Unfit`."""
+    def add(self, job: Job, snapshots: Sequence[Snapshot] = (), beginning: Beginning | None = None) -> None:
+        """The job's images join at the next step, each from its snapshot, else from its beginning. Raises `Unfit`."""
         if job.id in self._images:
             return
-        images = admit(job, self._families, snapshots, self._prices)
-        self._images[job.id] = [*images]
+        images = self._images[job.id] = [*admit(job, self._families, snapshots, self._prices, beginning)]
         for image in images:
             if isinstance(image, Whole):
                 self._coalescing.add(image)
@@ -145,11 +145,11 @@ class Engine:
 
     def _forward_rows(self, batch: list[Trajectory]) -> Prediction:
         at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._layouts.of(batch)
-        inputs, times = (at["c"] * now)[layout.owner], at["t"].flatten()[layout.owner]
+        inputs, times = turned(at["c"] * now, batch)[layout.owner], at["t"].flatten()[layout.owner]
         family, dtype, loras = self._families[batch[0].model], batch[0].dtype, batch[0].loras
         rows = [each.split(layout.size) for each in (inputs, times, *layout.texts)]
         out = torch.cat([family.denoise(x, t, tuple(texts), dtype, loras) for x, t, *texts in zip(*rows, strict=True)])
-        return predict(batch, now, layout.guide(out), at)
+        return predict(batch, now, turned(layout.guide(out), batch, -1), at)
 
     def _advance(self, batch: list[Image], outcome: Prediction | Answers) -> None:
         if isinstance(outcome, Answers):

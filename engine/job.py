@@ -14,14 +14,17 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-CHECKING, RESOLVING, MODELS = 2, 3, 4  # the versions that brought the picture check, the super-resolver, other models
-VERSION = MODELS
+# The versions that brought the picture check, the super-resolver, other models, and pictures to begin with.
+CHECKING, RESOLVING, MODELS, STARTS = 2, 3, 4, 5
+VERSION = STARTS
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CONCEPTS = 8
 MAX_FRAME_BYTES = 256 * 1024
 MAX_RUNGS = 48
 MAX_LORAS = 4
+MAX_SOURCES = 5
+MAX_ROWS = 1024  # of a worker at once: four times the most that calibration tries
 
 # \Z, not $: that would let a trailing newline through, into a subject or a file name.
 Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
@@ -116,6 +119,38 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     revision: Annotated[str, Meta(max_length=64)] = ""
 
 
+class Source(Struct, frozen=True, forbid_unknown_fields=True):
+    """A picture to begin with, by its SHA-256 in the blob bucket, and how much it weighs beside others."""
+
+    sha256: Sha256
+    weight: Annotated[float, Meta(gt=0, le=100)] = 1.0
+
+
+class Forward(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Begin with pictures, part of the way into noise: x = alpha·z + sigma·noise (Ho et al. 2020, equation 4).
+
+    z is the autoencoder's mean of a picture; of several, their spherical interpolation by weight. `strength` is the
+    fraction of the steps that are left to run, as in diffusers' image-to-image pipelines: 1 keeps nothing. `mask`: a
+    grey PNG of any size; what is white is drawn anew, what is black stays, after every step (Lugmayr et al. 2022).
+    """
+
+    pictures: Annotated[tuple[Source, ...], Meta(min_length=1, max_length=MAX_SOURCES)]
+    strength: Annotated[float, Meta(gt=0, le=1)]
+    mask: Sha256 | None = None
+
+
+class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Go on from a rung of another image's ladder, which keeps its latents (`Ladder`, by its SHA-256).
+
+    The noise of the steps to come is the recipe's own. `fresh`: the noise within the latents is drawn anew as well,
+    x = alpha·x0 + sigma·noise, since many samplers draw none in their steps.
+    """
+
+    ladder: Sha256
+    step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)]
+    fresh: bool = False
+
+
 class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that decides pixels, and nothing else. One that uses nothing new is readable to workers of version 1.
 
@@ -125,7 +160,10 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch shape (`exact` mode).
     Guidance holds from `guidance_start` to `guidance_stop`, as fractions of the steps; outside, the words speak alone,
     which takes fewer rows (Kynkäänniemi et al. 2024; the fractions are those of diffusers' guiders). `guides` is the
-    model's.
+    model's. `start`: what it begins with in place of noise. `until`: the fraction of the steps after which it ends,
+    with the estimate of that moment. `tile`: its edges fit each other. `mixed`: the concepts are one text, as a
+    weighted mean of their embeddings, in place of a composition of predictions; all weigh more than 0. `chaos`: how far
+    apart the images' guidance lies (`of_image`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -147,8 +185,15 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     guidance_stop: Fraction = 1.0
     guides: Guides = "rows"
     loras: Annotated[tuple[Lora, ...], Meta(max_length=MAX_LORAS)] = ()
+    start: Forward | Branch | None = None
+    until: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    tile: bool = False
+    mixed: bool = False
+    chaos: Fraction = 0.0
 
     def __post_init__(self) -> None:
+        if self.start is not None or self.until != 1.0 or self.tile or self.mixed or self.chaos:
+            msgspec.structs.force_setattr(self, "v", max(self.v, STARTS))
         if self.interval != ALL_ALONG or self.loras or self.guides != "rows" or self.sampler not in FIRST_SAMPLERS:
             msgspec.structs.force_setattr(self, "v", max(self.v, MODELS))
 
@@ -156,6 +201,29 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     def interval(self) -> tuple[float, float]:
         """The fractions of the steps between which guidance holds."""
         return self.guidance_start, self.guidance_stop
+
+    @property
+    def first(self) -> int:
+        """The step that it begins with."""
+        if isinstance(self.start, Branch):
+            return self.start.step
+        if isinstance(self.start, Forward):
+            return self.steps - min(self.steps, max(1, int(self.steps * self.start.strength)))
+        return 0
+
+    @property
+    def last(self) -> int:
+        """The step that it ends before: `steps`, unless it is stopped."""
+        return max(1, round(self.steps * self.until))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The blobs that it needs, by their SHA-256."""
+        if isinstance(self.start, Branch):
+            return (self.start.ladder,)
+        if isinstance(self.start, Forward):
+            return (*(one.sha256 for one in self.start.pictures), *filter(None, (self.start.mask,)))
+        return ()
 
 
 class Enlarge(_Value, frozen=True, kw_only=True):
@@ -175,6 +243,11 @@ class Enlarge(_Value, frozen=True, kw_only=True):
 
 
 Task = Recipe | Enlarge
+
+
+def sources(task: Task) -> tuple[str, ...]:
+    """The blobs that a worker needs for it, by their SHA-256."""
+    return (task.source,) if isinstance(task, Enlarge) else task.sources
 
 
 class Share(Struct, frozen=True, forbid_unknown_fields=True):
@@ -300,11 +373,22 @@ class Cancelled(_Value, frozen=True, kw_only=True):
     cost: Seconds
 
 
-Result = Started | Picture | Finished | Failed | Cancelled
+class Returned(_Value, frozen=True, kw_only=True):
+    """Its worker ends in order and lets the job go, for another to go on with: no attempt that failed."""
+
+    v: Version = MODELS
+    job: Id
+    epoch: Epoch
+
+
+Result = Started | Picture | Finished | Failed | Cancelled | Returned
 
 
 class Rung(Struct, frozen=True, forbid_unknown_fields=True):
-    """One x0 thumbnail of the ladder (WebP) and, at every fourth rung, the latent to go on from (fp32, C-order)."""
+    """One x0 thumbnail of the ladder (WebP) and, at every fourth rung, the latent to go on from (fp32, C-order).
+
+    `history` is the estimate x0 as latents; workers before version 5 kept it only where the sampler looks back.
+    """
 
     step: Step
     thumbnail: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]
@@ -372,8 +456,8 @@ class Presence(_Value, frozen=True, kw_only=True):
     pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
     models: Annotated[tuple[Warm, ...], Meta(max_length=64)]
     device: Annotated[str, Meta(max_length=128)]
-    rows: Annotated[int, Meta(ge=0, le=100_000)]  # rows it takes at once
-    free: Annotated[int, Meta(ge=0, le=100_000)]  # of these, still free
+    rows: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # rows it takes at once
+    free: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # of these, still free
     build: Annotated[str, Meta(max_length=128)]
     checks: bool = False  # it has a picture check
     enlarge_ms: Milliseconds = 0.0  # a megapixel of a picture that its super-resolver enlarges; 0: it has none
@@ -441,15 +525,37 @@ def readable(job: Job, version: int) -> Job:
     return job
 
 
+def of_image(recipe: Recipe, image: int) -> Recipe:
+    """The recipe of one of its images: with chaos, each has a guidance of its own, evenly spaced in octaves.
+
+    At a chaos of 1 it goes from half the recipe's (its distance from 1, where guidance begins) to twice that.
+    """
+    if not recipe.chaos or recipe.count == 1:
+        return recipe
+    octaves = recipe.chaos * (2 * image / (recipe.count - 1) - 1)
+    guidance = min(30.0, 1.0 + (recipe.guidance - 1.0) * 2.0**octaves)
+    return msgspec.structs.replace(recipe, guidance=guidance)
+
+
 def guided(recipe: Recipe, k: int) -> bool:
     """Whether guidance holds at step `k`."""
     return within(recipe.interval, k, recipe.steps)
 
 
+def guided_steps(recipe: Recipe) -> int:
+    """At how many of the steps that are run it holds."""
+    first, end = _span(recipe.interval, recipe.steps)
+    return max(0, min(end, recipe.last) - max(first, recipe.first))
+
+
 def within(interval: tuple[float, float], k: int, steps: int) -> bool:
     """Whether step `k` of `steps` lies in these fractions of them, counted as diffusers' guiders do."""
-    first, end = (int(fraction * steps) for fraction in interval)
+    first, end = _span(interval, steps)
     return first <= k < end
+
+
+def _span(interval: tuple[float, float], steps: int) -> tuple[int, int]:
+    return int(interval[0] * steps), int(interval[1] * steps)
 
 
 def unconditional(recipe: Recipe, held: bool = True) -> bool:
@@ -462,7 +568,7 @@ def unconditional(recipe: Recipe, held: bool = True) -> bool:
         return False
     if not held:
         return steers_away(recipe)
-    return recipe.guidance * sum(concept.weight for concept in recipe.concepts) != 1.0
+    return recipe.guidance * (1.0 if recipe.mixed else sum(one.weight for one in recipe.concepts)) != 1.0
 
 
 def steers_away(recipe: Recipe) -> bool:
@@ -471,7 +577,7 @@ def steers_away(recipe: Recipe) -> bool:
 
 def rows(recipe: Recipe, held: bool = True) -> int:
     """Network rows a step: per image one for each concept, and one for the empty or negative text unless it cancels."""
-    return recipe.count * (len(recipe.concepts) + unconditional(recipe, held))
+    return recipe.count * ((1 if recipe.mixed else len(recipe.concepts)) + unconditional(recipe, held))
 
 
 def pinned(recipe: Recipe, held: bool = True) -> int | None:
@@ -481,8 +587,8 @@ def pinned(recipe: Recipe, held: bool = True) -> int | None:
 
 def row_steps(recipe: Recipe) -> int:
     """Rows of all steps that are paid for: a pinned batch shape runs as a whole, whatever fills it."""
-    held = sum(guided(recipe, k) for k in range(recipe.steps))
-    return held * _padded(recipe, True) + (recipe.steps - held) * _padded(recipe, False)
+    held, run = guided_steps(recipe), max(0, recipe.last - recipe.first)
+    return held * _padded(recipe, True) + (run - held) * _padded(recipe, False)
 
 
 def _padded(recipe: Recipe, held: bool) -> int:
@@ -491,8 +597,12 @@ def _padded(recipe: Recipe, held: bool) -> int:
 
 
 def cost(recipe: Recipe, warm: Warm) -> float:
-    """Calibrated device-seconds: row-steps × time a row-step at this size + encode + decode (`Recipe`, `Warm`)."""
+    """Calibrated device-seconds: row-steps × time a row-step at this size + encode + decode (`Recipe`, `Warm`).
+
+    To read a picture into latents takes about as long as to decode one.
+    """
     area = recipe.width * recipe.height / (warm.size * warm.size)
     steps = row_steps(recipe) * warm.row_ms * area
     texts = (len(recipe.concepts) + 1) * warm.encode_ms
-    return (steps + texts + recipe.count * warm.decode_ms * area) / 1000.0
+    pictures = len(recipe.start.pictures) if isinstance(recipe.start, Forward) else 0
+    return (steps + texts + (recipe.count + pictures) * warm.decode_ms * area) / 1000.0

@@ -13,9 +13,10 @@ LATENT_EVERY = 4  # every fourth rung keeps the latents, to branch or replay fro
 _SEEN = 8.0  # beyond |log-SNR| 8 nothing changes to the eye; at zero terminal SNR it would be infinite
 
 
-def rungs(plan: Plan) -> tuple[int, ...]:
-    """Steps done (1…steps) at the rungs, at most `MAX_RUNGS`, evenly in log-SNR; the last is always the last step."""
-    return _rungs(plan.table[:, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]].tobytes())
+def rungs(plan: Plan, first: int = 0, last: int | None = None) -> tuple[int, ...]:
+    """Steps done (`first` + 1…`last`) at the rungs, at most `MAX_RUNGS`, evenly in log-SNR; the last is one always."""
+    levels = plan.table[first:last, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
+    return tuple(first + step for step in _rungs(levels.tobytes()))
 
 
 @lru_cache(maxsize=256)

@@ -19,14 +19,19 @@ from weakref import WeakKeyDictionary
 import torch
 
 from engine import job as wire
+from engine.admit import check
+from engine.beginning import Beginning, read
+from engine.blame import unforeseen
 from engine.encode import jpeg, latent_bytes, parameters, png, webp
 from engine.engine import Developed, Stepped
 from engine.families.family import Family
+from engine.finishing import developed, laid_over
 from engine.job import Frame, Job, Ladder, Recipe, Verdict
 from engine.one_core import take_one_core
 from engine.picture_check import PictureCheck, Verdicts
 from engine.preview import Previewer
 from engine.trajectory import LatentRung
+from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ class Lane:
         self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # a model may be dropped
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
         self._order = itertools.count()
+        self._under: dict[str, Beginning] = {}  # of the job; the lane's thread's
         self._thumbnails: dict[str, dict[tuple[int, int], bytes]] = {}  # the lane's thread's; the rest is the caller's
         self._frames: dict[tuple[str, int], Future[Frame]] = {}
         self._passing: dict[str, list[Future[bytes]]] = {}
@@ -51,6 +57,13 @@ class Lane:
         self._thread = threading.Thread(target=self._run, args=(cores, ready), name="lane", daemon=True)
         self._thread.start()
         ready.wait()
+
+    def begin(self, job: Job, blobs: Mapping[str, bytes]) -> Future[Beginning | None]:
+        """What a job begins with, from its blobs (by SHA-256); None: noise. Its future may raise `Unfit`.
+
+        Where it has a mask, it is kept until the job is forgotten, to be laid under what is painted.
+        """
+        return self._submit(PICTURE, lambda: self._begin(job, blobs))
 
     def frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
         """A live preview; one still waiting for the same image is cancelled, since only the newest counts."""
@@ -86,6 +99,7 @@ class Lane:
             future.cancel()
         for key in [key for key in self._frames if key[0] == job]:
             self._frames.pop(key).cancel()
+        self._submit(PICTURE, lambda: self._under.pop(job, None))  # in turn, should it come once more
         self._submit(RUNG, lambda: self._drop(job))
 
     def close(self) -> None:
@@ -109,17 +123,36 @@ class Lane:
     def _end(self) -> None:
         self._open = False
 
+    def _begin(self, job: Job, blobs: Mapping[str, bytes]) -> Beginning | None:
+        recipe = _recipe(job)
+        if recipe.start is None:
+            return None
+        check(job, self._families)
+        family = self._families[recipe.model]
+        try:
+            found = read(recipe, blobs, family)
+        except Unfit:
+            raise
+        except Exception as error:
+            raise unforeseen(error, family.device) from error
+        if found is not None and found.picture is not None:
+            self._under[job.id] = found
+        return found
+
     def _drop(self, job: str) -> None:
         self._thumbnails.pop(job, None)
         self._verdicts.forget(job)
 
     def _frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Frame:
-        x0, model = event.x0, _recipe(job).model
+        x0, recipe = event.x0, _recipe(job)
         assert x0 is not None, "only a watched job's steps carry x0"
-        verdict = self._verdicts.early(job, event.image, event.k / event.of, lambda: self._families[model].decode(x0))
+        verdict = self._verdicts.early(
+            job, event.image, event.k / event.of, lambda: self._families[recipe.model].decode(x0)
+        )
+        picture = developed(self._previewer(recipe.model).picture, x0, recipe.tile)
         return Frame(
             job=event.job, image=event.image, epoch=epoch, step=event.k, of=event.of,
-            picture=jpeg(self._previewer(model).picture(x0)), seconds_left=max(0.0, seconds_left), verdict=verdict,
+            picture=jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,
         )  # fmt: skip
 
     def _previewer(self, model: str) -> Previewer:
@@ -132,25 +165,25 @@ class Lane:
     def _picture(self, event: Developed, job: Job) -> bytes:
         recipe = _recipe(job)
         family = self._families[recipe.model]
-        picture = family.finish(event.latents)
+        picture = laid_over(developed(family.finish, event.latents, recipe.tile), self._under.get(job.id))
         factor = picture.width // recipe.width
         return png(picture, parameters(recipe, event.image, family.revision, factor, family.upscaler))
 
     def _thumbnail(self, job: Job, image: int, step: int, x0: torch.Tensor) -> bytes:
         known = self._thumbnails.setdefault(job.id, {})
         if (image, step) not in known:
-            known[image, step] = webp(self._previewer(_recipe(job).model).picture(x0))
+            recipe = _recipe(job)
+            known[image, step] = webp(developed(self._previewer(recipe.model).picture, x0, recipe.tile))
         return known[image, step]
 
     def _ladder(self, event: Developed, job: Job) -> bytes:
         rungs = tuple(self._wired(event, job, rung) for rung in event.rungs)
-        of = rungs[-1].step if rungs else 0
-        shape = tuple(event.latents.shape)
+        of, shape = _recipe(job).steps, tuple(event.latents.shape)
         return wire.encode(Ladder(job=event.job, image=event.image, of=of, shape=shape, rungs=rungs))
 
     def _wired(self, event: Developed, job: Job, rung: LatentRung) -> wire.Rung:
         thumbnail = self._thumbnail(job, event.image, rung.step, rung.x0)
-        return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), latent_bytes(rung.h))
+        return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), None if rung.x is None else latent_bytes(rung.x0))
 
 
 def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
@@ -158,6 +191,8 @@ def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
         return
     try:
         future.set_result(work())
+    except Unfit as error:  # what somebody brought, and no trouble of ours
+        future.set_exception(error)
     except Exception as error:  # the lane serves many jobs: one job's error is that job's, and its future carries it
         log.exception("the lane could not encode")
         future.set_exception(error)

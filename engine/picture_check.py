@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from engine.families.quiet import quiet
 from engine.job import Job, Verdict
 from engine.unfit import Unfit
 
@@ -119,6 +118,8 @@ def _parts(folder: Path) -> tuple[Any, Any]:
     """(model, processor). A head that the folder lacks would be made up at random: that is refused."""
     transformers: Any = import_module("transformers")
     plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    from engine.families.quiet import quiet  # brings transformers, which a worker without a check need not load
+
     with quiet():
         processor = transformers.AutoImageProcessor.from_pretrained(str(folder), backend="pil", **plain)
         model, found = transformers.AutoModelForImageClassification.from_pretrained(

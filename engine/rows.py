@@ -16,7 +16,7 @@ import torch
 
 from engine.families.family import Conditions
 from engine.plan import COLUMNS
-from engine.trajectory import Trajectory
+from engine.trajectory import Ground, Trajectory
 from engine.transfer import onto
 
 
@@ -103,4 +103,30 @@ def predict(images: Sequence[Trajectory], x: torch.Tensor, out: torch.Tensor, at
         nothing = torch.zeros_like(images[0].x)
         moved = moved + at["M"] * torch.stack([nothing if image.h is None else image.h for image in images])
     noise = stack_noise(images)
-    return Prediction(moved if noise is None else moved + at["N"] * noise, x0)
+    return kept(images, Prediction(moved if noise is None else moved + at["N"] * noise, x0))
+
+
+def kept(images: Sequence[Trajectory], made: Prediction) -> Prediction:
+    """Where an image has a mask, what is not painted stays: z as noisy as the next step has it, and z as its x0.
+
+    x' = m·x' + (1 - m)·(alpha·z + sigma·noise), as diffusers' inpainting with a network that knows no masks.
+    """
+    if all(image.ground is None for image in images):
+        return made
+    nothing = torch.zeros_like(made.x[0])
+    none = Ground(nothing, torch.ones_like(nothing[:1]), nothing)
+    grounds = [image.ground or none for image in images]
+    clean, mask, drawn = (torch.stack(list(part)) for part in zip(*grounds, strict=True))
+    levels = onto(torch.tensor([image.plan.level(image.k + 1) for image in images]), nothing.device)
+    alpha, sigma = levels.view(-1, 2, 1, 1, 1).unbind(1)
+    new = mask > 0
+    return Prediction(torch.where(new, made.x, alpha * clean + sigma * drawn), torch.where(new, made.x0, clean))
+
+
+def turned(x: torch.Tensor, images: Sequence[Trajectory], way: int = 1) -> torch.Tensor:
+    """The latents of tiles moved round by their shifts, or back (`way` -1); all others as they are."""
+    shifts = [image.shift for image in images]
+    if all(by is None for by in shifts):
+        return x
+    pairs = zip(x, shifts, strict=True)
+    return torch.stack([one if by is None else one.roll((way * by[0], way * by[1]), (-2, -1)) for one, by in pairs])

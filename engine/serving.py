@@ -12,19 +12,19 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import torch
 
 from engine.budget import share
 from engine.bus import Bus
 from engine.calibration import Calibration, device_name
-from engine.config import Checking, Settings
+from engine.config import Checking, Settings, Simulation
 from engine.device import best
 from engine.engine import Engine
 from engine.lane import Lane
 from engine.picture_check import PictureCheck
 from engine.shelf import Model, Shelf
-from engine.shelf.offering import Found, Place, find_all, stocked
 from engine.shelf.stock import Stock
 from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
@@ -32,6 +32,9 @@ from engine.upscale import Upscaler
 from engine.worker import Offer, Stuck, Worker
 from engine.worker.embedding import Embedder
 from engine.worker.pulse import DEADLINES, Pulse
+
+if TYPE_CHECKING:
+    from engine.shelf.offering import Found, Place
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +91,8 @@ def load_models(settings: Settings) -> Ready:
 
 def found(settings: Settings) -> tuple[Place, list[Found]]:
     """What the models are; those on the hub are fetched, however long that takes. Raises `Unfit`."""
+    from engine.shelf.offering import Place, find_all  # brings every kind of model, which takes seconds
+
     device = best() if settings.device == "auto" else torch.device(settings.device)
     resolver = SuperResolver.find(settings.upscaler, device)
     place = Place(settings.data, device, resolver, build(), settings.graphs, settings.offload)
@@ -96,11 +101,27 @@ def found(settings: Settings) -> tuple[Place, list[Found]]:
 
 def opened(settings: Settings, place: Place, known: Sequence[Found]) -> Ready:
     """With what must be in memory from the start. Raises `Unfit`."""
+    from engine.shelf.offering import stocked
+
     check = load_check(settings.check, place.device)
     stock = Stock(settings.memory or share(place.device))
     models = stocked(known, place, stock)
     upscaler = Upscaler(place.resolver)
     return Ready(place.device, tuple(models), stock, check, upscaler, upscaler.measure())
+
+
+def pretended(simulation: Simulation) -> Ready:
+    """A device that is only simulated, with its one model: nothing is loaded, and nothing measured."""
+    from engine import simulated
+
+    torch.set_num_threads(1)  # many such workers share a machine, and none of them computes
+    family = simulated.Simulated(simulation.row_ms)
+    found = simulated.calibration(simulation.row_ms, simulation.rows)
+    model = simulated.offered(family, found)
+    stock = Stock(model.size)
+    stock.reserve(model.name, model.size)
+    stock.put(model.name, family)
+    return Ready(family.device, ((model, found),), stock)
 
 
 def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | None:
@@ -123,9 +144,10 @@ def build() -> str:
 
 async def serve(settings: Settings) -> None:
     """Works until SIGTERM or SIGINT, then hands over. Raises `Stuck`, `Unreachable` or `Unfit`."""
-    bus = await Bus.connect(settings.nats, settings.nats_token.get_secret_value(), name=settings.name)
+    token, key = settings.nats_token.get_secret_value(), settings.nats_key.get_secret_value()
+    bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, authority=settings.nats_ca)
     try:
-        await bus.declare()
+        await bus.declare(settings.pools)
         ready = await _loaded(settings)
         await _serve_embed(bus)
         await _work(bus, ready, settings)
@@ -134,6 +156,8 @@ async def serve(settings: Settings) -> None:
 
 
 async def _loaded(settings: Settings) -> Ready:
+    if settings.simulated is not None:
+        return pretended(settings.simulated)
     place, known = await asyncio.to_thread(found, settings)  # before the clock runs: the hub may be slow
     try:
         async with asyncio.timeout(DEADLINES["load"] * len(settings.models)):

@@ -5,7 +5,7 @@ Only the engine moves it. Knows its recipe's rows of conditioning, its plan and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,20 +13,24 @@ import numpy as np
 import torch
 
 from engine import ladder
+from engine.beginning import Beginning
 from engine.families.family import Conditions, Family
-from engine.job import Dtype, Job, Recipe, Snapshot, guided, pinned, steers_away, unconditional
+from engine.job import Branch, Dtype, Job, Recipe, Snapshot, guided, of_image, pinned, steers_away, unconditional
 from engine.noise import Noise
 from engine.plan import Plan
+
+# 2³² times the inverse of the plastic number, and that of its square: a sequence that fills the plane evenly, step by
+# step (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
+_STRIDES = (3_242_174_889, 2_447_445_414)
 
 
 @dataclass(frozen=True)
 class LatentRung:
-    """A rung before it is decoded: the x0 estimate after `step` steps; at every fourth the state to go on from."""
+    """A rung before it is decoded: the x0 estimate after `step` steps; at every fourth the latents to go on from."""
 
     step: int
     x0: torch.Tensor
     x: torch.Tensor | None = None
-    h: torch.Tensor | None = None
 
 
 class Asked(NamedTuple):
@@ -41,6 +45,14 @@ class Asked(NamedTuple):
     bucket: int | None
 
 
+class Ground(NamedTuple):
+    """What an image with a mask keeps where nothing is painted: z, as noisy as the rest (Lugmayr et al. 2022)."""
+
+    latents: torch.Tensor
+    mask: torch.Tensor  # 1 where it is drawn anew
+    noise: torch.Tensor
+
+
 class Trajectory:
     """Image `image` of `job`. In the steps without guidance it may ask for fewer rows than in those with.
 
@@ -49,7 +61,10 @@ class Trajectory:
 
     price = 1.0
 
-    def __init__(self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family) -> None:
+    def __init__(
+        self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family, beginning: Beginning | None = None
+    ) -> None:
+        recipe = of_image(recipe, image)
         shape = family.latent_shape(recipe.width, recipe.height)
         self.job, self.image, self.share, self.plan = job.id, image, job.share, plan
         self.recipe, self.model, self.loras = recipe, family.name, recipe.loras
@@ -57,15 +72,27 @@ class Trajectory:
         self.noise = Noise(recipe, image, shape)
         self._guided = tuple(guided(recipe, k) for k in range(recipe.steps))
         self._asked = {held: _asked(recipe, family, shape, held) for held in {*self._guided}}
-        self.k = 0
-        self.x = (self.noise.initial() * plan.init_sigma).to(family.device)
-        self.h = torch.zeros_like(self.x) if plan.keeps_history else None
+        self.k, self.last = recipe.first, recipe.last
+        self.ground = _ground(beginning, self.noise)
+        self.x = _start(recipe, plan, self.noise, beginning).to(family.device)
+        self.h = _history(plan, beginning, self.x)
         self.rungs: list[LatentRung] = []
-        self._rung_at = {step: number for number, step in enumerate(ladder.rungs(plan))} if job.ladder else {}
+        steps = ladder.rungs(plan, self.k, self.last) if job.ladder else ()
+        self._rung_at = {step: number for number, step in enumerate(steps)}
 
     @property
     def done(self) -> bool:
-        return self.k >= self.plan.steps
+        return self.k >= self.last
+
+    @property
+    def shift(self) -> tuple[int, int] | None:
+        """Of a tile: by how much its latents are moved round for the next step, so that no seam stays in place
+        ("noise rolling": Vecchio et al. 2023, ControlMat)."""
+        if not self.recipe.tile:
+            return None
+        height, width = self.x.shape[-2:]
+        down, right = ((self.recipe.seed + self.k * stride) % 2**32 for stride in _STRIDES)
+        return down * height >> 32, right * width >> 32
 
     @property
     def asked(self) -> Asked:
@@ -85,20 +112,23 @@ class Trajectory:
         return self.asked.bucket
 
     def move(self, x: torch.Tensor, x0: torch.Tensor) -> bool:
-        """One step on, without a copy: the tensors are never written to again. True where this step is a rung."""
-        self.k, self.x = self.k + 1, x
+        """One step on, without a copy: the tensors are never written to again. True where this step is a rung.
+
+        One that is stopped before its last step ends with the estimate.
+        """
+        self.k += 1
+        self.x = x0 if self.k == self.last < self.plan.steps else x
         if self.h is not None:
             self.h = x0
         if self.k not in self._rung_at:
             return False
-        state = (x.clone(), x0.clone() if self.h is not None else None)
         whole = ladder.keeps_latent(self._rung_at[self.k])
-        self.rungs.append(LatentRung(self.k, x0.clone(), *(state if whole else (None, None))))
+        self.rungs.append(LatentRung(self.k, x0.clone(), x.clone() if whole else None))
         return True
 
     def snapshot(self, epoch: int) -> Snapshot:
         """The state as bytes. Waits for the device."""
-        rungs = tuple((rung.step, b"".join(map(_bytes, (rung.x0, rung.x, rung.h)))) for rung in self.rungs)
+        rungs = tuple((rung.step, b"".join(map(_bytes, (rung.x0, rung.x)))) for rung in self.rungs)
         return Snapshot(
             job=self.job, image=self.image, epoch=epoch, k=self.k, shape=tuple(self.x.shape),
             x=_bytes(self.x), h=_bytes(self.h), rungs=rungs,
@@ -108,7 +138,8 @@ class Trajectory:
         """Go on from a snapshot. Raises ValueError, and changes nothing, where it does not belong to this image."""
         if (snapshot.job, snapshot.image, snapshot.shape) != (self.job, self.image, tuple(self.x.shape)):
             raise ValueError("the snapshot is of another image")
-        if snapshot.k > self.plan.steps or any(step not in self._rung_at for step, _ in snapshot.rungs):
+        strange = any(step not in self._rung_at for step, _ in snapshot.rungs)
+        if strange or not self.recipe.first <= snapshot.k <= self.last:
             raise ValueError("the snapshot is of another plan")
         x, rungs = self._tensors(snapshot.x), [self._rung(step, state) for step, state in snapshot.rungs]
         h = self._tensors(snapshot.h)
@@ -120,7 +151,7 @@ class Trajectory:
         parts = self._tensors(state)
         if not 1 <= len(parts) <= 3:
             raise ValueError("a rung of the snapshot has the wrong size")
-        return LatentRung(step, *parts)
+        return LatentRung(step, *parts[:2])  # before version 5 x0 stood there twice
 
     def _tensors(self, state: bytes) -> list[torch.Tensor]:
         """A concatenation of latents, each of this image's shape."""
@@ -141,13 +172,53 @@ def conditioning(recipe: Recipe, family: Family, held: bool = True) -> tuple[Con
     """
     concepts = sorted(recipe.concepts, key=lambda concept: concept.weight <= 0)
     texts = [family.condition(concept.text, recipe) for concept in concepts]
-    whole = sum(concept.weight for concept in concepts)
-    plain = 1.0 if steers_away(recipe) else 1.0 / whole
+    weights = [concept.weight for concept in concepts]
+    if recipe.mixed:
+        texts, weights = [_between(texts, weights)], [1.0]
+    plain = 1.0 if steers_away(recipe) else 1.0 / sum(weights)
     scale = recipe.guidance if held and recipe.guides == "rows" else plain
-    steer = [scale * concept.weight for concept in concepts]
+    steer = [scale * weight for weight in weights]
     if unconditional(recipe, held):
         texts, steer = [family.condition(recipe.negative, recipe, negative=True), *texts], [0.0, *steer]
     return tuple(torch.stack(part) for part in zip(*texts, strict=True)), tuple(steer[1:])
+
+
+def _between(texts: Sequence[Conditions], weights: Sequence[float]) -> Conditions:
+    """One text between several: the weighted mean of what the network reads of each."""
+    whole = sum(weights)
+    parts = (zip(part, weights, strict=True) for part in zip(*texts, strict=True))
+    return tuple(torch.stack([one * (weight / whole) for one, weight in part]).sum(dim=0) for part in parts)
+
+
+def _ground(beginning: Beginning | None, noise: Noise) -> Ground | None:
+    if beginning is None or beginning.mask is None:
+        return None
+    latents = beginning.latents
+    return Ground(latents, beginning.mask, noise.initial().to(latents.device))
+
+
+def _start(recipe: Recipe, plan: Plan, noise: Noise, beginning: Beginning | None) -> torch.Tensor:
+    """Noise; a picture part of the way into it (x = alpha·z + sigma·noise); or a rung's latents.
+
+    At full strength nothing of a masked picture is left, as in diffusers' inpainting.
+    """
+    first, start = recipe.first, recipe.start
+    if beginning is None or (beginning.mask is not None and first == 0):
+        return noise.initial() * plan.init_sigma
+    clean = beginning.latents
+    if isinstance(start, Branch):
+        if not start.fresh or beginning.estimate is None:
+            return clean
+        clean = beginning.estimate
+    alpha, sigma = plan.level(first)
+    return alpha * clean + sigma * noise.initial().to(clean.device)
+
+
+def _history(plan: Plan, beginning: Beginning | None, x: torch.Tensor) -> torch.Tensor | None:
+    if not plan.keeps_history:
+        return None
+    known = None if beginning is None else beginning.estimate
+    return torch.zeros_like(x) if known is None else known
 
 
 def _asked(recipe: Recipe, family: Family, shape: tuple[int, ...], held: bool) -> Asked:

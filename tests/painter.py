@@ -90,6 +90,7 @@ class Painter:
         self._over = False
         self.checks = False  # it has a picture check
         self.enlarge_ms = 0.0  # of its super-resolver
+        self.keeps = 1  # every so many rungs of its ladders have latents
         self.early: dict[int, Verdict] = {}  # image → what the check says of its previews, from 40 % of the steps on
         self.verdicts: dict[int, Verdict] = {}  # image → the same of the finished picture; of the others: it passed
         self._wanted: set[str] = set()
@@ -234,8 +235,15 @@ class Painter:
 
     def _ladder(self, job: str, recipe: Recipe, image: int) -> bytes:
         every = max(4, -(-recipe.steps // 48))
-        steps = [*range(every, recipe.steps + 1, every)] or [recipe.steps]
-        rungs = tuple(Rung(step=step, thumbnail=self.paint(recipe, image, step, "WEBP")) for step in steps)
+        steps = [step for step in range(every, recipe.steps + 1, every) if step > recipe.first] or [recipe.steps]
+        latent = bytes(4 * 4 * 8 * 8)
+        rungs = tuple(
+            Rung(
+                step=step, thumbnail=self.paint(recipe, image, step, "WEBP"),
+                latent=latent if step // every % self.keeps == 0 else None,
+            )
+            for step in steps
+        )  # fmt: skip
         return encode(Ladder(job=job, image=image, of=recipe.steps, shape=(4, 8, 8), rungs=rungs))
 
     async def _enlarge(self, job: Job, task: Enlarge, claim: Claim) -> None:

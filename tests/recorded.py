@@ -39,27 +39,30 @@ def set_timesteps(scheduler: Any, steps: int, timing: Timing = Timing()) -> None
             scheduler.set_timesteps(sigmas=list(timing.sigmas), **extra)
 
 
-def by_diffusers(scheduler: Any, eta: float = 0.0, double: bool = False) -> Trajectory:
-    """The latents after every step of a scheduler whose timesteps are set, in float32 or in double precision."""
+def by_diffusers(scheduler: Any, eta: float = 0.0, double: bool = False, first: int = 0) -> Trajectory:
+    """The latents after every step of a scheduler whose timesteps are set, in float32 or in double precision.
+
+    `first`: the step that it begins with, as image-to-image pipelines do.
+    """
     generator = torch.Generator().manual_seed(5)
     taken = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"eta": eta} if "eta" in taken else {}
     extra |= {"generator": generator} if "generator" in taken else {}
     x = torch.randn(SHAPE, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     x, trajectory = Double(x.double()) if double else x, []
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[first:]:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(network(scaled, float(t)), t, x, **extra).prev_sample
         trajectory.append(x.as_subclass(torch.Tensor))
     return trajectory
 
 
-def by_plan(plan: Plan, double: bool = False, draws: torch.dtype | None = None) -> Trajectory:
+def by_plan(plan: Plan, double: bool = False, draws: torch.dtype | None = None, first: int = 0) -> Trajectory:
     """The same by a table; `draws` is the precision in which the scheduler draws, if not that of the latents."""
     generator, dtype = torch.Generator().manual_seed(5), torch.float64 if double else torch.float32
     x = (torch.randn(SHAPE, generator=generator) * plan.init_sigma).to(dtype)
     h, trajectory = torch.zeros(SHAPE, dtype=dtype), []
-    for k in range(plan.steps):
+    for k in range(first, plan.steps):
         at = dict(zip(COLUMNS, plan.table[k].tolist(), strict=True))
         drawn = (
             torch.randn(SHAPE, generator=generator, dtype=draws or dtype) if plan.draws_noise(k) else torch.zeros(())

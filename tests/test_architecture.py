@@ -37,8 +37,10 @@ VAGUE = {
     "process",
 }
 PURE = [
-    "bot.access", "bot.images.blur", "bot.images.held", "bot.incidents",
-    "bot.fair", "bot.images.film", "bot.images.grid", "bot.limits",
+    "bot.access", "bot.bench.figures", "bot.images.blur", "bot.images.held", "bot.incidents",
+    "bot.fair", "bot.passing", "bot.waiting", "bot.queue.loads", "bot.images.film", "bot.images.grid", "bot.limits",
+    "bot.images.canvas", "bot.images.plain",
+    "bot.images.dissolve", "bot.images.film_formats", "bot.images.labelled", "bot.images.reel", "bot.images.rungs",
     "bot.prompt", "bot.prompt.concepts", "bot.prompt.flags",
     "bot.prompt.permutations", "bot.prompt.request", "bot.prompt.values", "bot.refused", "bot.sentences", "bot.states",
     "bot.rules", "bot.rules.catalogue", "bot.rules.planning", "bot.rules.presets", "bot.rules.reading",
@@ -137,11 +139,12 @@ EDGES = {
 
 
 def test_what_the_bot_knows_of_the_engine() -> None:
-    """The wire contract and the bus; more only at the edges that start an engine, inside a function."""
-    allowed = {"engine.job", "engine.bus"}
+    """The wire contract, the bus, lines of the log; more only at the edges that start an engine, inside a function."""
+    allowed = {"engine.job", "engine.bus", "engine.logline"}
     starters = {
         "bot.cli.up": {"engine.bus.broker", "engine.config"},
         "bot.cli.doctor": {"engine.bus.broker", "engine.check"},
+        "bot.bench.figures": {"engine.bench.row"},
         **{edge: {"engine"} for edge in EDGES},
     }
     wrong = []

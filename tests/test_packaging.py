@@ -174,6 +174,22 @@ def test_the_compose_file_is_valid(needs: Callable[..., str]) -> None:
         assert (ROOT / services[service]["build"]["dockerfile"]).is_file()
 
 
+def test_the_compose_file_has_a_postgresql_beside_it(needs: Callable[..., str]) -> None:
+    files = ["-f", "docker-compose.yml", "-f", "docker/postgres.yml", "config"]
+    command, env = [needs("docker-compose"), *files], os.environ | {"DARKROOM_NATS_TOKEN": "a-token"}
+    refused = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert "POSTGRES_PASSWORD" in refused.stderr
+    env |= {"POSTGRES_PASSWORD": "secret"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert set(services) == {"nats", "bot", "engine", "postgres"}
+    assert services["bot"]["environment"]["DATABASE_URL"] == "postgresql://darkroom:secret@postgres/darkroom"
+    assert services["bot"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    assert "ports" not in services["postgres"]
+    assert services["postgres"]["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+
+
 def test_the_compose_file_asks_for_a_token() -> None:
     raw = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     tokens = [service["environment"]["DARKROOM_NATS_TOKEN"] for service in raw["services"].values()]

@@ -21,6 +21,8 @@ from bot.chat.commands import menus
 from bot.chat.commands.languages import Languages
 from bot.chat.commands.registered import COMMANDS, ITEMS
 from bot.chat.commands.tree import Tree
+from bot.chat.leaving import take_away
+from bot.chat.post.counted import Edited, silent
 from bot.chat.post.courier import Courier
 from bot.chat.post.headers import trace
 from bot.chat.post.mail import Mail
@@ -70,6 +72,7 @@ class DarkroomClient(discord.AutoShardedClient):
     async def setup_hook(self) -> None:
         self.add_dynamic_items(*ITEMS)
         self.desk.moderation.post = partial(reporting.post, self)
+        self.desk.forgetting.take_away = partial(take_away, self)
         self.keepers = keepers_of(await self.application_info())
         for command in COMMANDS:
             self.tree.add_command(command)
@@ -115,14 +118,17 @@ def open_client(settings: Settings, desk: Desk, edits: Edits[Any] | None = None)
     return DarkroomClient(desk, settings.data / SYNCED, gateway=gateway, **options)
 
 
-async def serve(settings: Settings, desk: Desk) -> None:
-    """Discord until cancelled. A token that Discord refuses is said once, and the rest of the house goes on without."""
+async def serve(settings: Settings, desk: Desk, edited: Edited = silent) -> None:
+    """Discord until cancelled. A token that Discord refuses is said once, and the rest of the house goes on without.
+
+    `edited` hears of each request about a message: its kind, and what became of it.
+    """
     if settings.discord_token is None:
         return
     token, pause = settings.discord_token.get_secret_value(), RETRY
     while True:
         try:
-            await _connected(settings, desk, token)
+            await _connected(settings, desk, token, edited)
         except discord.LoginFailure:
             log.error("Discord refused DISCORD_TOKEN: copy it anew from discord.com/developers, and start again")
             return
@@ -132,9 +138,10 @@ async def serve(settings: Settings, desk: Desk) -> None:
         pause = min(2 * pause, RETRY_AT_MOST)
 
 
-async def _connected(settings: Settings, desk: Desk, token: str) -> None:
+async def _connected(settings: Settings, desk: Desk, token: str, edited: Edited) -> None:
     """One connection until it ends, with its courier beside it; what ends one of them ends both."""
     edits = Courier.policy()
     client = open_client(settings, desk, edits)
     async with client:
-        await first_of(Courier(desk, Mail(client), edits, public=settings.public_url).run(), client.start(token))
+        courier = Courier(desk, Mail(client), edits, public=settings.public_url, edited=edited)
+        await first_of(courier.run(), client.start(token))

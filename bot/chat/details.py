@@ -6,8 +6,8 @@ The parameters are written as AUTOMATIC1111's web UI writes them, which other to
 from __future__ import annotations
 
 from bot import sentences
+from bot.chat.called import called
 from bot.chat.presenter import CONTENT
-from bot.prompt.flags import title
 from bot.sentences import lasting, plain, quoted
 from bot.states import over
 from bot.views import View
@@ -19,7 +19,7 @@ STATES = {"sent": "about to start", "queued": "waiting"}
 
 def details(view: View, now: float) -> str:
     """A job for whoever may see it, within one message."""
-    head = [f"**{quoted(title(view.prompt), 600)}** · {quoted(view.member_name, 64)}", _state(view, now)]
+    head = [f"**{quoted(called(view.prompt), 600)}** · {quoted(view.member_name, 64)}", _state(view, now)]
     head += [line for line in (_times(view), _origin(view), _reason(view)) if line]
     head += [f"-# {quoted(note, 200)}" for note in lasting(view.notes)[:4]]
     foot = f"-# Job `{view.id}`"
@@ -91,6 +91,10 @@ def _origin(view: View) -> str:
         "vary": "A variation of picture",
         "upscale": "An enlargement of picture",
         "remix": "Other words for picture",
+        "edit": "A part anew of picture",
+        "zoom": "Zoomed out of picture",
+        "pan": "Beyond the edge of picture",
+        "branch": "Branched off from picture",
     }
     if view.parent is None:
         return ""

@@ -1,42 +1,86 @@
-"""`/film`: how a job's pictures came to be, as an animation that fits where it is posted."""
+"""`/film`: how a job's pictures came out of noise, or how one goes into it, animated, to fit where it is posted."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, get_args
 
 import discord
 from discord import app_commands
-from discord.app_commands import Range
+from discord.app_commands import Choice, Range, locale_str
 
 from bot.chat.answer import member_of, place_of
+from bot.chat.called import WORDLESS
 from bot.chat.channel import check_channel
 from bot.chat.permitted import permit, refusing
 from bot.chat.presenter import ALT
 from bot.chat.quiet import QUIET
 from bot.chat.which import recent_jobs
 from bot.desk.publishing import publishable
+from bot.images.film_formats import check_kind, kind_of
 from bot.images.gallery import NO_FILM
 from bot.refused import Refused
 from bot.sentences import quoted, shortened
+from engine.job import MAX_COUNT
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
+    from bot.images.film_formats import Kind
     from bot.views import View
 
+Way = Literal["developing", "dissolving", "both"]
+FORMATS = [Choice(name=name, value=name.lower()) for name in ("WebP", "AVIF", "GIF", "MP4")]
+WAYS = [
+    Choice(name=locale_str(name), value=way)
+    for name, way in (
+        ("developing: out of the noise", "developing"), ("dissolving: into the noise", "dissolving"),
+        ("there and back", "both"),
+    )
+]  # fmt: skip
+SAID: Mapping[Way, tuple[str, str]] = MappingProxyType(
+    {
+        "developing": ("🎞️", "Out of noise comes:"), "dissolving": ("🌫️", "Into noise goes:"),
+        "both": ("🌫️", "Into noise and out of it comes:"),
+    }
+)  # fmt: skip
 MARGIN = 64 * 1024  # of the size limit, for what is sent around the file
 GLANCE = 1.5  # seconds that the rules may take: Discord waits three for a first answer
 
 
+@dataclass(frozen=True)
+class Film:
+    """Which one: the way it goes, as what kind of file, and of which image where it is about one."""
+
+    way: Way = "developing"
+    kind: Kind = "webp"
+    index: int = 0
+
+
 @app_commands.command(description="Show how a picture came out of the noise, as an animation")
-@app_commands.describe(job="Choose one; a link to its message, its id or its seed works too")
-async def film(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300]) -> None:
+@app_commands.describe(
+    job="Choose one; a link to its message, its id or its seed works too",
+    format="As what kind of file",
+    kind="Out of the noise, or into it",
+    picture="Which of its pictures, where a film is about one",
+)
+@app_commands.choices(format=FORMATS, kind=WAYS)
+async def film(
+    interaction: discord.Interaction[DarkroomClient],
+    job: Range[str, 1, 300],
+    format: str = "webp",
+    kind: str = "developing",
+    picture: Range[int, 1, MAX_COUNT] = 1,
+) -> None:
     async with refusing(interaction):
         view = await interaction.client.desk.shelf.meant(job, member_of(interaction))
         await permit(interaction, "film", view)
-        await post_film(interaction, view)
+        chosen: Way = next((way for way in get_args(Way) if way == kind), "developing")
+        await post_film(interaction, view, Film(chosen, kind_of(format), picture - 1))
 
 
 @film.autocomplete("job")
@@ -59,21 +103,25 @@ async def _for_all(interaction: discord.Interaction[DarkroomClient], view: View)
         return False
 
 
-async def post_film(interaction: discord.Interaction[DarkroomClient], view: View) -> None:
+async def post_film(interaction: discord.Interaction[DarkroomClient], view: View, wanted: Film = Film()) -> None:
     """The film as the answer to a command or a press; for the asker alone where the rules here would not have had it.
 
     Raises `Refused`.
     """
     check_channel(interaction)
-    if not _has_film(view):
+    check_kind(wanted.kind)
+    if not _there(view, wanted):
         raise Refused(NO_FILM, 404)
     alone = not await _for_all(interaction, view)
     await interaction.response.defer(ephemeral=alone, thinking=True)  # it may take more than three seconds
-    made = await interaction.client.studio.film(view.id, interaction.filesize_limit - MARGIN)
-    alt = shortened(f"Out of noise comes: {view.prompt}", ALT)
+    made = await _made(interaction, view, wanted)
+    sign, alt = SAID[wanted.way]
+    file = discord.File(
+        io.BytesIO(made), f"darkroom-{view.id}-film.{wanted.kind}", description=shortened(f"{alt} {view.prompt}", ALT)
+    )
     message = await interaction.edit_original_response(
-        content=f"🎞️ **{quoted(view.prompt, 900)}** · {quoted(view.member_name, 64)}",
-        attachments=[discord.File(io.BytesIO(made), f"darkroom-{view.id}-film.webp", description=alt)],
+        content=f"{sign} **{quoted(view.prompt or WORDLESS, 900)}** · {quoted(view.member_name, 64)}",
+        attachments=[file],
         allowed_mentions=QUIET,
     )
     if not alone:
@@ -81,3 +129,19 @@ async def post_film(interaction: discord.Interaction[DarkroomClient], view: View
         place.where["message"] = str(message.id)
         if not await interaction.client.desk.deliveries.filmed(view.id, place):  # deleted while we made it
             await interaction.delete_original_response()
+
+
+def _there(view: View, wanted: Film) -> bool:
+    """One into the noise needs only its picture."""
+    if wanted.way == "dissolving":
+        return view.state == "finished" and view.deleted is None and bool(view.pictures)
+    return _has_film(view)
+
+
+async def _made(interaction: discord.Interaction[DarkroomClient], view: View, wanted: Film) -> bytes:
+    studio, limit = interaction.client.studio, interaction.filesize_limit - MARGIN
+    if wanted.way == "dissolving":
+        return await studio.dissolve(view.id, wanted.index, wanted.kind, limit)
+    if wanted.way == "both":
+        return await studio.there_and_back(view.id, wanted.index, wanted.kind, limit)
+    return await studio.film(view.id, limit, wanted.kind)

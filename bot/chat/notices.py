@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from bot.chat.called import called
 from bot.chat.presenter import CONTENT, Card
-from bot.prompt.flags import title
 from bot.sentences import quoted
 from bot.views import View
 
@@ -29,7 +29,7 @@ def collapsed(view: View, at: str) -> Card:
     """What is left of the message that showed the progress: one line, and a link to the notice at the address `at`."""
     mark, said = ("✅", "Done") if view.state == "finished" else ("❌", "It failed")
     told = f"[{said}]({at})" if at else said
-    return Card(f"{mark} **{quoted(title(view.prompt), 200)}** · {quoted(view.member_name, 64)} · {told}")
+    return Card(f"{mark} **{quoted(called(view.prompt), 200)}** · {quoted(view.member_name, 64)} · {told}")
 
 
 def elsewhere(card: Card, reason: str) -> Card:

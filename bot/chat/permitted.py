@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 # What each command and menu does, as the table calls it. Those that are missing act on something and ask themselves.
 COMMANDS: Mapping[str, Action] = MappingProxyType(
     {
-        "imagine": "imagine", "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
+        "imagine": "imagine", "mix": "imagine", "blend": "blend", "shorten": "prompt",
+        **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
+        "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
         "reproduce": "reproduce", "film": "film", "help": "help",
+        "my-data": "export", "forget-me": "forget",
         "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
     }
 )  # fmt: skip
-ADMITTED: tuple[Action, ...] = ("imagine", "reproduce")  # they make jobs: admission asks the rules, when it writes
+# They make jobs: admission asks the rules, when it writes.
+ADMITTED: tuple[Action, ...] = ("imagine", "blend", "reproduce")
 
 
 async def permit(interaction: discord.Interaction[DarkroomClient], action: Action, view: View | None = None) -> Member:

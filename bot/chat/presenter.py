@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from bot import sentences
 from bot.chat import rows
+from bot.chat.called import called
 from bot.chat.rows import Row
 from bot.images import held
-from bot.prompt.flags import title
 from bot.sentences import lasting, quoted
 from bot.views import Action, Ticket, View
 from engine.job import Recipe
@@ -104,7 +104,7 @@ def already(link: str) -> str:
 
 def _line(number: int, view: View, now: float, reader: str) -> str:
     hidden = view.hidden_from(reader)
-    what = "a private picture" if hidden else f"{quoted(title(view.prompt), 60)} · {quoted(view.member_name, 32)}"
+    what = "a private picture" if hidden else f"{quoted(called(view.prompt), 60)} · {quoted(view.member_name, 32)}"
     who = f"`{number}.` {what}"
     done = "" if view.eta is None else f" · done {_moment(now + view.eta)}"
     if view.state != "queued":
@@ -129,13 +129,14 @@ def _whose(view: View) -> str:
     number = view.parent[1] + 1 if view.parent else 1
     origins: Mapping[Action, str] = {
         "vary": f"variation of {number}", "upscale": f"picture {number}", "reroll": "another seed", "remix": "remixed",
-        "reproduce": "made once more",
+        "reproduce": "made once more", "blend": "blended", "edit": f"changed from {number}",
+        "zoom": f"zoomed out of {number}", "pan": f"beyond the edge of {number}", "branch": f"branched off {number}",
     }  # fmt: skip
     return f"{name} · {origins[view.action]}" if view.action in origins else name
 
 
 def _text(prompt: str, whose: str, lines: Sequence[str], notes: Sequence[str]) -> str:
-    said = [f"**{quoted(title(prompt), 900)}** · {whose}", *lines, *(f"-# {quoted(note, 240)}" for note in notes)]
+    said = [f"**{quoted(called(prompt), 900)}** · {whose}", *lines, *(f"-# {quoted(note, 240)}" for note in notes)]
     return _fit(said, CONTENT)
 
 

@@ -16,12 +16,19 @@ from engine.job import Recipe
 
 Press = Literal[
     "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
-    "look", "approve", "deny", "show", "dismiss",
+    "look", "approve", "deny", "show", "dismiss", "more",
+    "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch",
 ]  # fmt: skip
 PRESSES: tuple[Press, ...] = get_args(Press)
 SIGNS: Mapping[Press, str] = MappingProxyType(
     {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
 )
+BEYOND: Mapping[Press, str] = MappingProxyType(  # what goes on from one picture as such, as its buttons say it
+    {
+        "zoomsome": "Zoom out 1.5×", "zoomtwice": "Zoom out 2×", "panleft": "← Pan", "panright": "Pan →",
+        "panup": "↑ Pan", "pandown": "↓ Pan", "edit": "Edit…", "branch": "Branch…",
+    }
+)  # fmt: skip
 ROW = 5  # Discord's limit
 DIRECT = "discord:dm:"  # how the guild begins of a conversation with the bot
 
@@ -60,7 +67,7 @@ def again(view: View) -> tuple[Row, ...]:
 
 
 def finished(view: View) -> tuple[Row, ...]:
-    """Under finished pictures: U and V for each of a grid, the two ways to vary an enlarged one, then what is for all.
+    """Under finished pictures: U and V for each of a grid, all that goes on from an enlarged one, then what is for all.
 
     Each card bears its own job's id in a button: by that a lost message is found again.
     """
@@ -80,10 +87,13 @@ def reported(job: str, incident: int | None) -> tuple[Row, ...]:
 
 def _onward(view: View) -> tuple[Row, ...]:
     if not isinstance(view.recipe, Recipe):
-        return ((Button("subtle", view.id, "Vary (Subtle)", 0), Button("strong", view.id, "Vary (Strong)", 0)),)
+        subtle, strong = Button("subtle", view.id, "Vary (Subtle)", 0), Button("strong", view.id, "Vary (Strong)", 0)
+        some, twice, *pans, edit, branch = (Button(press, view.id, said, 0) for press, said in BEYOND.items())
+        return (subtle, strong, some, twice, branch), (*pans, edit)
     ups = tuple(Button("up", view.id, f"U{shot.index + 1}", shot.index) for shot in view.pictures)
     varies = tuple(Button("vary", view.id, f"V{shot.index + 1}", shot.index) for shot in view.pictures)
-    return (*ups, Button("reroll", view.id)), varies
+    more = (Button("more", view.id, "More…"),) if varies else ()
+    return (*ups, Button("reroll", view.id)), (*varies, *more)
 
 
 def _others(view: View) -> Row:

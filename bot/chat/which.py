@@ -15,6 +15,7 @@ from discord.app_commands import Choice
 
 from bot import sentences
 from bot.chat.answer import member_of
+from bot.chat.called import WORDLESS
 from bot.chat.sight import covered
 from bot.refused import Refused
 from bot.sentences import shortened
@@ -36,7 +37,7 @@ NO_JOB = "That message shows no job of mine."
 def label(view: View, whose: str = "", *, now: float) -> str:
     """A job in one line: its prompt, how far it is, and whose it is where that is not plain."""
     tail = " · ".join(part for part in (f"by {shortened(whose, 20)}" if whose else "", _state(view, now)) if part)
-    prompt = "A private job" if whose and view.private else view.prompt
+    prompt = "A private job" if whose and view.private else view.prompt or WORDLESS
     return f"{shortened(prompt, CHOICE - len(tail) - 3)} · {tail}"
 
 

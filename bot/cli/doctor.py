@@ -43,6 +43,7 @@ def examine(settings: Settings, *, again: bool = False) -> Iterator[Finding]:
     yield python()
     yield broker(settings)
     yield disk(settings.data)
+    yield database(settings)
     yield port(settings)
     yield discord(settings)
     yield from engine(settings, again)
@@ -93,6 +94,20 @@ def _writable(folder: Path) -> bool:
     import os
 
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def database(settings: Settings) -> Finding:
+    """Which database keeps the jobs, and whether it answers."""
+    import asyncio
+
+    from bot.store import Unavailable
+    from bot.store.answering import answering
+
+    try:
+        answer = asyncio.run(answering(settings.database))
+    except (Refused, Unavailable) as error:
+        return Finding("database", False, str(error).rstrip("."), "Check DATABASE_URL, and that it runs.")
+    return Finding("database", not answer.mend, answer.says, answer.mend)
 
 
 def port(settings: Settings) -> Finding:

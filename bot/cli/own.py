@@ -5,6 +5,8 @@ Knows how a prompt becomes a job and who develops it; knows nothing of files or 
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -14,22 +16,34 @@ from typing import TYPE_CHECKING
 
 from ulid import ULID
 
+from bot.cli.at_the_store import at_the_store, settings_of
+from bot.cli.bringing import Bringing, Rung
 from bot.cli.developed import Developed, Undeveloped
 from bot.cli.screen import Screen
+from bot.desk.begun import Otherwise, begun, branched, nearest_said, one_of, shaped, unused
 from bot.desk.recipes import pinned
+from bot.desk.starting import Origin, read
+from bot.images import rungs
 from bot.images.film import film as film_of
+from bot.images.intake import Intake
+from bot.images.pictures import Pictures
 from bot.prompt import parse, recipe
+from bot.prompt.possible import check_possible
 from bot.refused import Refused
+from bot.store import Record, Store, reads
 from engine.job import Frame, Job, Recipe, Share, Warm, cost
 
 if TYPE_CHECKING:
+    from bot.config import Settings
     from engine.families.family import Family
 
 DAY = 86_400.0
 OWNER = Share(tier="standard", guild="local", user="local:terminal")
 
 
-def develop(prompt: str, options: Mapping[str, object], data: Path, *, film: bool, screen: Screen) -> Developed:
+def develop(
+    prompt: str, options: Mapping[str, object], settings: Settings, *, bringing: Bringing, film: bool, screen: Screen
+) -> Developed:
     """Runs one prompt here. Raises `Refused` for what is the member's business, `Undeveloped` for what is not."""
     missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing:
@@ -37,20 +51,31 @@ def develop(prompt: str, options: Mapping[str, object], data: Path, *, film: boo
     from engine.unfit import Unfit
 
     try:
-        return _develop(prompt, options, data, film, screen)
+        if bringing.branch is not None:
+            return branched_here(prompt, options, settings, bringing.branch, film, screen)
+        return _develop(prompt, options, settings.data, bringing, film, screen)
     except Unfit as error:
         if error.blame == "member":
             raise Refused(error.sentence) from error
         raise Undeveloped(error.sentence) from error
 
 
-def _develop(prompt: str, options: Mapping[str, object], data: Path, film: bool, screen: Screen) -> Developed:
+def _develop(
+    prompt: str, options: Mapping[str, object], data: Path, bringing: Bringing, film: bool, screen: Screen
+) -> Developed:
+    start = _origin(bringing)
+    family, warm = _warm(_model(prompt, options), data, screen)
+    made = _recipe(prompt, {**options, "model": None}, warm, screen, start)
+    return _run(made, start.contents if start else {}, family, warm, film, screen)
+
+
+def _run(
+    made: Recipe, contents: Mapping[str, bytes], family: Family, warm: Warm, film: bool, screen: Screen
+) -> Developed:
     from engine import alone
 
-    family, warm = _warm(_model(prompt, options), data, screen)
-    made = _recipe(prompt, {**options, "model": None}, warm, screen)
     job = _job(made, warm, film)
-    done = alone.develop(job, {family.name: family}, on_frame=lambda frame: _show(frame, screen))
+    done = alone.develop(job, {family.name: family}, contents, on_frame=lambda frame: _show(frame, screen))
     return Developed(
         id=job.id,
         seed=made.seed,
@@ -66,7 +91,7 @@ def _develop(prompt: str, options: Mapping[str, object], data: Path, film: bool,
 
 def _model(prompt: str, options: Mapping[str, object]) -> str:
     """Folder or name; an option wins over the prompt's flag."""
-    named = options.get("model") or parse(prompt, None).requests[0].model
+    named = options.get("model") or parse(prompt, None, wordless=True).requests[0].model
     return str(named or "embedded")
 
 
@@ -93,12 +118,59 @@ def _told(sentence: str, screen: Screen) -> Callable[[float], None]:
     return lambda done: screen.load(sentence, round(100 * done))
 
 
-def _recipe(prompt: str, options: Mapping[str, object], warm: Warm, screen: Screen) -> Recipe:
+def _origin(bringing: Bringing) -> Origin | None:
+    """The pictures, read as the studio reads them."""
+    if not bringing.images:
+        return None
+    contents, mask = bringing.pictures(), bringing.painted()
+
+    async def brought() -> Origin:
+        intake = Intake()
+        try:
+            return await read(intake, contents, mask)
+        finally:
+            await intake.close()
+
+    return asyncio.run(brought())
+
+
+def _recipe(
+    prompt: str, options: Mapping[str, object], warm: Warm, screen: Screen, start: Origin | None
+) -> Recipe:  # fmt: skip
     """As the studio makes it in exact mode, so that the pixels are the same."""
-    parsed = parse(prompt, warm, options=options)
-    for note in parsed.notes:
+    parsed = parse(prompt, warm, options=options, wordless=start is not None)
+    request = shaped(parsed.requests[0], start)
+    for note in (*parsed.notes, *unused(request, start)):
         screen.say(note)
-    return pinned(recipe(parsed.requests[0], warm, secrets.randbelow(2**32)))
+    made = begun(recipe(request, warm, secrets.randbelow(2**32)), request, start)
+    check_possible(made, warm)
+    return pinned(made)
+
+
+def branched_here(
+    prompt: str, options: Mapping[str, object], settings: Settings, rung: Rung, film: bool, screen: Screen
+) -> Developed:
+    """From a job that is in the store of this data folder. Raises `Refused` where it is not."""
+    record, ladder = at_the_store(settings_of(settings.data).database, lambda store: _branching(store, settings, rung))
+    assert isinstance(record.task, Recipe)
+    family, warm = _warm(record.task.model, settings.data, screen)
+    sha256, step = hashlib.sha256(ladder).hexdigest(), rungs.nearest(ladder, rung.step)
+    for note in nearest_said(step, rung.step):
+        screen.say(note)
+    other = Otherwise(record.prompt, prompt or None, options)
+    made = branched(one_of(record.task, rung.image), sha256, step, other, warm)
+    return _run(pinned(made), {sha256: ladder}, family, warm, film, screen)
+
+
+async def _branching(store: Store, settings: Settings, rung: Rung) -> tuple[Record, bytes]:
+    record = await store.record(rung.job)
+    if record is None or record.deleted is not None or not isinstance(record.task, Recipe):
+        raise Refused(f"There is no job {rung.job} here to branch from.")
+    pictures = Pictures(settings.pictures)
+    for one in await store.ask(reads.stored, [rung.job]):
+        if one.kind == "ladder" and one.image == rung.image:
+            return record, await pictures.get(one.sha256)
+    raise Refused("This picture has no ladder to branch from.")
 
 
 def _job(made: Recipe, warm: Warm, film: bool) -> Job:

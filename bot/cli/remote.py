@@ -6,11 +6,12 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
 
+from bot.cli.bringing import Asked
 from bot.cli.developed import Developed, Undeveloped
 from bot.cli.screen import Screen
 from bot.refused import Refused
@@ -33,13 +34,11 @@ async def answers(url: str) -> bool:
         return False
 
 
-async def develop(
-    url: str, key: str, prompt: str, options: Mapping[str, object], *, film: bool, screen: Screen
-) -> Developed:
+async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Screen) -> Developed:
     """Runs one job there. Raises `Refused`, or `Undeveloped` when it fails. Cancelled, it cancels the job as well."""
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=ANSWER, read_bufsize=LINE) as session:
-        ticket = await _json(session, "POST", "/api/jobs", {**options, "prompt": prompt, "exact": True})
+        ticket = await _json(session, "POST", asked.path, asked.order, asked.files)
         for note in ticket["notes"]:
             screen.say(note)
         if not ticket["worker"]:
@@ -56,15 +55,34 @@ async def develop(
         return await _fetch(session, end, film=film, frames=screen.frames)
 
 
-async def _json(session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+async def ask(url: str, key: str, path: str) -> dict[str, Any]:
+    """One answer of the API. Raises `Refused`, or `Undeveloped` where it does not come."""
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(url, headers=headers, timeout=GLANCE) as session:
+        return await _json(session, "GET", path, None)
+
+
+async def _json(
+    session: aiohttp.ClientSession, method: str, path: str, body: Mapping[str, object] | None,
+    files: Sequence[tuple[str, bytes]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    said: dict[str, Any] = {"data": _form(body, files)} if files else {"json": body}
     try:
-        async with session.request(method, path, json=body) as answer:
+        async with session.request(method, path, **said) as answer:
             found: dict[str, Any] = await answer.json()
             if answer.status >= 400:
                 raise _refusal(answer.status, str(found.get("error", answer.reason)))
             return found
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise Undeveloped(f"The running Darkroom did not answer: {str(error) or type(error).__name__}.") from error
+
+
+def _form(order: Mapping[str, object] | None, files: Sequence[tuple[str, bytes]]) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    form.add_field("order", json.dumps(order), content_type="application/json")
+    for name, content in files:
+        form.add_field(name, content, filename=name, content_type="application/octet-stream")
+    return form
 
 
 def _refusal(status: int, sentence: str) -> Exception:

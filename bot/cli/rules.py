@@ -6,7 +6,6 @@ everything that costs time is imported inside the commands.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -31,14 +30,14 @@ app = typer.Typer(
 EVERYWHERE = "*"  # as `bot.rules.EVERYWHERE`, which is dear to import
 
 
-def _discord(guild: str) -> str:
-    """A bare number is a server of Discord."""
+def discord(guild: str) -> str:
+    """A bare number is a server, or a member, of Discord."""
     return f"discord:{guild}" if guild.isascii() and guild.isdigit() else guild
 
 
 Guild = Annotated[
     str,
-    typer.Option(metavar="ID", callback=_discord, help="A server by its id; local is the chatroom here."),
+    typer.Option(metavar="ID", callback=discord, help="A server by its id; local is the chatroom here."),
 ]
 Channel = Annotated[str, typer.Option(metavar="ID", help="The rule is for a channel.")]
 Role = Annotated[str, typer.Option(metavar="ID", help="The rule is for a role.")]
@@ -205,9 +204,9 @@ def _whom(guild: str, channel: str, role: str, user: str, house: bool) -> tuple[
 
 def run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> Any:
     """Open the store, act, close it."""
+    from bot.cli.at_the_store import at_the_store
     from bot.config import load
     from bot.desk.administration import Administration
-    from bot.store import Store
 
     settings = load(**({} if data is None else {"data": data}))
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -215,14 +214,7 @@ def run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> A
     async def never(_job: str) -> str:
         raise Refused("Jobs are cancelled by the running bot.")
 
-    async def acted() -> Any:
-        store = await Store.open(settings.database)
-        try:
-            return await act(Administration(store, never, limits=settings.limits))
-        finally:
-            await store.close()
-
-    return asyncio.run(acted())
+    return at_the_store(settings.database, lambda store: act(Administration(store, never, limits=settings.limits)))
 
 
 def _setting(name: str) -> Any:

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,8 +48,11 @@ def withdraw(data: Path) -> None:
 
 
 @contextmanager
-def only_one(data: Path) -> Iterator[None]:
-    """Holds the folder. Raises `Refused` when another process holds it, or when it cannot be written."""
+def only_one(data: Path, waits: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Holds the folder. Raises `Refused` when another process holds it, or when it cannot be written.
+
+    `waits`: hears what we wait for, and then we wait until the other one ends, however it does.
+    """
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(data / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -61,7 +64,11 @@ def only_one(data: Path) -> Iterator[None]:
         except BlockingIOError as error:
             other = find(data)
             where = f" at {other.url} (process {other.pid})" if other else ""
-            raise Refused(f"Darkroom already runs on {data}{where}: stop it first, or name another --data.") from error
+            if waits is None:
+                said = f"Darkroom already runs on {data}{where}: stop it first, or name another --data."
+                raise Refused(said) from error
+            waits(f"Darkroom already runs on {data}{where}: this one stands by.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)

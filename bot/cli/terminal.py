@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from bot.cli import remote
+from bot.cli.bringing import Bringing
 from bot.cli.developed import Developed, Undeveloped, as_json, check_folder, save
 from bot.cli.running import find
 from bot.cli.screen import Screen
@@ -26,6 +27,8 @@ from engine.job import MAX_COUNT
 if TYPE_CHECKING:
     from bot.config import Settings
 
+NOTHING = Bringing()
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -36,6 +39,7 @@ class Wish:
     out: Path
     film: bool
     as_json: bool
+    bringing: Bringing = NOTHING
 
 
 def run(wish: Wish, settings: Settings) -> int:
@@ -61,10 +65,10 @@ def run(wish: Wish, settings: Settings) -> int:
 def _count(wish: Wish) -> int:
     """How many pictures the grammar reads in it. Refuses what the grammar refuses, and more than one job."""
     options = {**wish.options, "model": None} if _elsewhere(wish) else wish.options
-    first, *others = parse(wish.prompt, None, options=options).requests
+    first, *others = parse(wish.prompt, None, options=options, wordless=wish.bringing.anything).requests
     if others:
-        raise Refused(f"The braces make {1 + len(others)} jobs, and a terminal develops one at a time: choose one.")
-    return first.count or MAX_COUNT
+        raise Refused(f"This makes {1 + len(others)} jobs, and a terminal develops one at a time: choose one.")
+    return first.count or (1 if wish.bringing.branch else MAX_COUNT)
 
 
 def _elsewhere(wish: Wish) -> bool:
@@ -81,14 +85,15 @@ def _develop(wish: Wish, settings: Settings, screen: Screen) -> Developed:
             return found
     from bot.cli.own import develop  # torch comes with it
 
-    return develop(wish.prompt, wish.options, settings.data, film=wish.film, screen=screen)
+    return develop(wish.prompt, wish.options, settings, bringing=wish.bringing, film=wish.film, screen=screen)
 
 
 async def _in_the_house(url: str, wish: Wish, data: Path, screen: Screen) -> Developed | None:
     if not await remote.answers(url):
         return None  # what running.json names is gone
     key = await asyncio.to_thread(terminal_key, data)
-    return await remote.develop(url, key, wish.prompt, wish.options, film=wish.film, screen=screen)
+    asked = await asyncio.to_thread(wish.bringing.asked, wish.prompt, wish.options)
+    return await remote.develop(url, key, asked, film=wish.film, screen=screen)
 
 
 def _say(developed: Developed, paths: list[Path]) -> None:

@@ -12,50 +12,63 @@ import signal
 import sys
 import webbrowser
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bot.cli import running
+from bot.cli import broker, running
 from bot.cli.logbook import keep_log
 from bot.cli.running import Running, check_port, only_one
 from bot.cli.workshop import Workshop
 from bot.house import open_house
+from bot.leader import leading
 from bot.refused import Refused
+from bot.store import Unavailable
+from bot.turns import Loop
 from bot.web.app import address, open_chatroom, opened
-from engine.bus import Bus, Unreachable
+from engine.bus import Unreachable
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
 
     from bot.config import Settings
     from bot.desk.studio import Studio
+    from bot.leader import Leader
+    from engine.bus import Bus
 
 HERE = "here"  # the name of the worker that we start
 GLANCE = 0.25  # seconds between two looks for the engine, until it is warm
-NOT_THE_ENGINES = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")  # secrets that a worker has no use for
+# secrets that a worker has no use for
+NOT_THE_ENGINES = (
+    "DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRICS_TOKEN", "DARKROOM_NATS_KEY"
+)  # fmt: skip
 
 
-def run(settings: Settings, models: Sequence[str], *, memory: str = "", show: bool) -> None:
-    """Until Ctrl-C or SIGTERM. Raises `Refused` where it can't start: folder or port taken, broker away.
+def run(settings: Settings, models: Sequence[str], *, memory: str = "", show: bool, standby: bool = False) -> None:
+    """Until Ctrl-C or SIGTERM. Raises `Refused` where it can't start: folder or port taken, broker or database away.
 
     `models`: what the engine on this machine offers; none: no engine here, and no broker of our own either. `memory`:
-    what they may take, as 12GB; empty: as the environment says.
+    what they may take, as 12GB; empty: as the environment says. `standby`: if another one has the folder, wait for it.
     """
     if models:
         check_there(settings)
         check_size(memory)
     options = [*(part for model in models for part in ("--model", model)), *(("--memory", memory) if memory else ())]
-    with only_one(settings.data), keep_log(settings.data / "darkroom.log"):
+    log_file = settings.data / "darkroom.log"
+    with only_one(settings.data, _say_line if standby else None), keep_log(log_file, settings.log):
         if settings.port:
             check_port(settings.host, settings.port)
-        asyncio.run(_until_stopped(settings, models, options, show))
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(_until_stopped(settings, models, options, show))
 
 
 async def _until_stopped(settings: Settings, models: Sequence[str], options: Sequence[str], show: bool) -> None:
     with _stops_on_signals() as asked:
         try:
             async with AsyncExitStack() as parts:
-                await _open(parts, settings, models, options, show)
+                try:
+                    await _open(parts, settings, models, options, show)
+                except (Unavailable, Unreachable) as error:
+                    raise Refused(str(error)) from error
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
             if not asked.is_set():
@@ -87,19 +100,20 @@ async def _open(
     parts: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], show: bool
 ) -> None:
     """Every part in order; `parts` closes them in the opposite one."""
-    url, token = await _broker(parts, settings)
-    bus = await _bus(parts, url, token)
+    way = await broker.find(parts, settings)
+    bus = await broker.join(parts, way)
+    leader = await parts.enter_async_context(_leading(settings, bus)) if is_shared(settings) else None
     workshop, warming = None, asyncio.Event()
     if models:
         warming.set()
-        workshop = await parts.enter_async_context(_workshop(settings, options, url, token))
-    house = await parts.enter_async_context(open_house(settings, bus))
-    app = open_chatroom(settings, house.studio, house.desk.review, warming)
+        workshop = await parts.enter_async_context(_workshop(settings, options, way))
+    house = await parts.enter_async_context(open_house(settings, bus, leader=leader))
+    app = open_chatroom(settings, house.studio, house.desk.review, warming, house.scrape)
     port = await parts.enter_async_context(_listening(app, settings))
     if settings.discord_token is not None:
         from bot.chat.client import serve  # costs 40 MB, so only with a token
 
-        await parts.enter_async_context(_beside(serve(settings, house.desk), "discord"))
+        await parts.enter_async_context(_beside(serve(settings, house.desk, house.metrics.edited), "discord"))
     parts.enter_context(announced(settings, port))
     page = address(settings, app, port)
     _say(_welcome(settings, models, page))
@@ -109,39 +123,25 @@ async def _open(
         await asyncio.to_thread(webbrowser.open, page)
 
 
-async def _broker(parts: AsyncExitStack, settings: Settings) -> tuple[str, str]:
-    """The address and token of the broker that the settings name, or of one of our own."""
-    if settings.nats:
-        token = settings.nats_token.get_secret_value() if settings.nats_token else ""
-        return str(settings.nats), token
-    from engine.bus.broker import Broker, BrokerError
-
-    try:
-        broker = await parts.enter_async_context(Broker(settings.data / "nats"))
-    except BrokerError as error:
-        raise Refused(str(error)) from error
-    return broker.url, broker.token
+def is_shared(settings: Settings) -> bool:
+    """Whether a bot of another data folder may find this broker or this database; else the folder's lock suffices."""
+    return bool(settings.nats) or settings.database_url is not None
 
 
-async def _bus(parts: AsyncExitStack, url: str, token: str) -> Bus:
-    try:
-        bus = await Bus.connect(url, token)
-        parts.push_async_callback(bus.close)
-        await bus.declare()
-    except Unreachable as error:
-        raise Refused(str(error)) from error
-    return bus
+def _leading(settings: Settings, bus: Bus) -> AbstractAsyncContextManager[Leader]:
+    """A broker of our own elects nobody: there the term alone decides."""
+    return leading(bus if settings.nats else None, _say_line, url=settings.database)
 
 
-def _workshop(settings: Settings, options: Sequence[str], url: str, token: str) -> Workshop:
+def _workshop(settings: Settings, options: Sequence[str], way: broker.Way) -> Workshop:
     """`options`: of the engine's command line, its models among them."""
-    command = [sys.executable, "-m", "engine", "serve", "--nats", url, "--name", HERE, "--data", str(settings.data)]
+    command = [sys.executable, "-m", "engine", "serve", "--nats", way.url, "--name", HERE, "--data", str(settings.data)]
     command += options
     if settings.check is not None:
         command += ["--check", str(settings.check)]
     env = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
     return Workshop(
-        command, env | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}, settings.data / "engine.log"
+        command, env | way.environment() | {"DARKROOM_PARENT": str(os.getpid())}, settings.data / "engine.log"
     )
 
 
@@ -224,6 +224,10 @@ async def say_when_warm(studio: Studio, workshop: Workshop, warming: asyncio.Eve
             continue
         speed = f"{warm.row_ms:.1f} ms a row and step, {warm.steps} steps by default"
         _say(f"  {warm.name} is warm: {presence.device}, {warm.dtype}, {speed}.\n")
+
+
+def _say_line(sentence: str) -> None:
+    _say(f"  {sentence}\n")
 
 
 def _say(text: str) -> None:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from bot.desk.administration import Administration
 from bot.desk.deliveries import Deliveries
+from bot.desk.export import Export
+from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
 from bot.desk.preferences import Preferences
 from bot.desk.review import Review
 from bot.desk.shelf import Shelf
+from bot.desk.shortening import Shortening
 from bot.desk.studio import Studio
 
 
@@ -24,3 +27,6 @@ class Desk:
     review: Review
     shelf: Shelf
     moderation: Moderation
+    forgetting: Forgetting
+    export: Export
+    shortening: Shortening

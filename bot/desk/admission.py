@@ -13,30 +13,32 @@ from dataclasses import replace
 from ulid import ULID
 
 from bot.desk.gate import Hour, passed
-from bot.desk.preferences import Preferences
+from bot.desk.preferences import known
 from bot.desk.register import Register
 from bot.desk.screening import Screening
 from bot.images.held import notes
 from bot.limits import Limits
 from bot.orders import Order, check_fits, scoped
+from bot.refused import Refused
 from bot.rules import resolve
-from bot.store import Draft, Store
+from bot.store import Draft, Record, Store
 from bot.store.ledger import Ledger
 from bot.views import Member, Place, Ticket
 from engine.job import Presence
 
 NAME_LENGTH = 128
+LIMIT = 429
 
 
 class Admission:
     """Made by `bot.house`. `limits` are the house's defaults; `woken` is called when a job was taken."""
 
     def __init__(
-        self, store: Store, register: Register, preferences: Preferences, screening: Screening,
+        self, store: Store, register: Register, screening: Screening,
         workers: Callable[[], Mapping[str, Presence]], *, limits: Limits, max_age: float, woken: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._register, self._preferences, self._workers = store, register, preferences, workers
+        self._store, self._register, self._workers = store, register, workers
         self._screening = screening
         self._limits, self._max_age, self._woken, self._clock = limits, max_age, woken, clock
 
@@ -47,27 +49,40 @@ class Admission:
         for draft in drafts:
             check_fits(draft)
         await self._screening.check(drafts, member)
-        preference = await self._preferences.of(member.id)
-        workers = dict(self._workers())
-        hour = Hour(now, await self._register.next_free(member.id), self._register.next_room(), bool(workers))
-        relaxed = any(order.relaxed for order in orders)
-
-        def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
-            terms = resolve(ledger.rules(), member, self._limits)
-            taken = passed(asked, terms, ledger, preference, hour, relaxed=relaxed)
-            return [_checked(draft, workers) for draft in taken]
-
-        records, new = await self._store.admit(drafts, scoped(key, member), decide, now)
+        relaxed, key = any(order.relaxed for order in orders), scoped(key, member)
+        try:
+            records, new = await self._admit(drafts, key, relaxed, Hour(now, workers=bool(self._workers())))
+        except Refused as refused:
+            if refused.status != LIMIT:
+                raise
+            hour = await self._hour(member, now)  # only a refusal says when a place frees, and to know that takes reads
+            records, new = await self._admit(drafts, key, relaxed, hour)
         if new:
             self._woken()
         return [await self._register.ticket(record) for record in records]
+
+    async def _admit(
+        self, drafts: Sequence[Draft], key: str | None, relaxed: bool, hour: Hour
+    ) -> tuple[list[Record], bool]:
+        member, workers = drafts[0].member, dict(self._workers())
+
+        def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
+            terms = resolve(ledger.rules(), member, self._limits)
+            taken = passed(asked, terms, ledger, known(ledger.preferences()), hour, relaxed=relaxed)
+            return [_checked(draft, workers) for draft in taken]
+
+        return await self._store.admit(drafts, key, decide, hour.now)
+
+    async def _hour(self, member: Member, now: float) -> Hour:
+        free, room = await self._register.next_free(member.id), self._register.next_room()
+        return Hour(now, free, room, bool(self._workers()))
 
     def _draft(self, order: Order, member: Member, place: Place, now: float) -> Draft:
         named = replace(member, name=member.name[:NAME_LENGTH])
         return Draft(
             id=str(ULID()), action=order.action, prompt=order.prompt, notes=order.notes, task=order.task, member=named,
             place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
-            deadline=now + self._max_age, parent=order.parent,
+            deadline=now + self._max_age, parent=order.parent, material=order.material,
         )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from bot.desk.absent import absent
 from bot.desk.register import Register
-from bot.refused import Refused
 from bot.store import Store, places
 from bot.views import Delivery, Place, PlaceKind, Role, View
 
@@ -25,7 +25,7 @@ class Deliveries:
         """Where a job's request was answered. Raises `Refused` (404)."""
         place = await self._store.ask(places.place, job)
         if place is None:
-            raise Refused("There is no such job.", 404)
+            raise await absent(self._store, job)
         return place
 
     async def of(self, job: str) -> dict[Role, Delivery]:

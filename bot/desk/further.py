@@ -5,7 +5,7 @@ Half of the studio. Knows recipes, the gallery and admission; knows nothing of w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -24,6 +24,7 @@ from bot.desk.recipes import (
     varied,
 )
 from bot.desk.register import Register
+from bot.desk.starting import Origin, Starting
 from bot.images.gallery import Gallery
 from bot.models import Models, Profile
 from bot.orders import Order, renewed, totalled
@@ -43,10 +44,11 @@ class Further:
     """`fresh` draws a seed. Every method raises `Refused`, and the same `key` twice gives the same job."""
 
     def __init__(
-        self, models: Models, register: Register, gallery: Gallery, admission: Admission, fresh: Callable[[], int]
-    ) -> None:
+        self, models: Models, register: Register, gallery: Gallery, admission: Admission, starting: Starting,
+        fresh: Callable[[], int],
+    ) -> None:  # fmt: skip
         self._models, self._register, self._gallery = models, register, gallery
-        self._admission, self._fresh = admission, fresh
+        self._admission, self._starting, self._fresh = admission, starting, fresh
 
     async def vary(
         self, job: str, index: int, member: Member, place: Place, *,
@@ -86,7 +88,7 @@ class Further:
             seed = self._fresh()
             recipe = rerolled(recipe, seed) if index is None else varied(recipe, index, _within(strength), seed)
         orders = await self._reworded(record, recipe, index, text, recipe.negative if negative is None else negative)
-        return await self._admission.take(totalled(orders), member, place, key)
+        return await self._take(orders, member, place, key)
 
     async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
         """One finished image, enlarged."""
@@ -119,8 +121,17 @@ class Further:
         if profile := self._known(made.model):
             made, said = renewed(made, profile)
             pool, price, notes = profile.pool, cost(made, profile.warm), (*notes, *said)
-        order = Order(action, record.prompt, notes, made, pool, price, (record.id, index))
-        return (await self._admission.take([order], member, place, key))[0]
+        material = await self._starting.of(record.id)
+        order = Order(action, record.prompt, notes, made, pool, price, (record.id, index), material=material)
+        return (await self._take([order], member, place, key))[0]
+
+    async def _take(
+        self, orders: Sequence[Order], member: Member, place: Place, key: str | None, new: Origin | None = None
+    ) -> list[Ticket]:
+        """As jobs; what they begin with stays while they are written."""
+        material = [one for order in orders for one in order.material]
+        async with self._starting.kept(material, new.contents if new else None):
+            return await self._admission.take(totalled(orders), member, place, key)
 
     async def _reworded(self, record: Record, base: Recipe, index: int | None, text: str, negative: str) -> list[Order]:
         """An order for each permutation of other words for `base`."""
@@ -133,11 +144,17 @@ class Further:
         warm = msgspec.structs.replace(profile.warm, sampler=base.sampler)
         warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), warm))
         notes, parent = tuple(dict.fromkeys((*parsed.notes, *warned, *said))), (record.id, index or 0)
+        material = await self._starting.of(record.id)
         orders: list[Order] = []
         for request in parsed.requests:
             made, words = remixed(base, request, profile.warm), " ".join(request.text.split())
             price = cost(made, profile.warm)
-            orders.append(Order("remix", words, notes, made, profile.pool, price, parent, relaxed=request.relaxed))
+            orders.append(
+                Order(
+                    "remix", words, notes, made, profile.pool, price, parent,
+                    relaxed=request.relaxed, material=material,
+                )
+            )  # fmt: skip
         return orders
 
     def _known(self, model: str) -> Profile | None:

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bot.access import Action, Subject, forbidden
+from bot.desk.absent import absent
+from bot.desk.emptying import Emptying
 from bot.feed import Feed, Settled
 from bot.images.pictures import Pictures
 from bot.incidents import Incident
@@ -21,7 +23,7 @@ from bot.refused import Refused
 from bot.rules import Terms
 from bot.sentences import DELETED, plain
 from bot.states import over
-from bot.store import Record, Store, Stored, Unavailable, deleting, incidents, places
+from bot.store import Record, Store, Unavailable, deleting, incidents, places
 from bot.views import Delivery, Member, Role
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,8 @@ class Moderation:
         self, store: Store, pictures: Pictures, cancelling: Cancelling, feed: Feed,
         terms: Callable[[Member], Awaitable[Terms]], *, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._store, self._pictures, self._cancelling, self._feed = store, pictures, cancelling, feed
+        self._store, self._cancelling, self._feed = store, cancelling, feed
+        self.empty = Emptying(store, pictures)
         self._terms, self._clock = terms, clock
         self.post: Callable[[Report], Awaitable[bool]] | None = None
 
@@ -82,7 +85,7 @@ class Moderation:
         films = {one: await self._store.ask(places.films, one) for one in ids}  # after that no film is noted any more
         for one in marked:
             await self._stop(one)
-        await self._empty_each(await self._store.ask(deleting.leftovers, marked))  # others' are the sweep's
+        await self.empty(await self._store.ask(deleting.leftovers, marked))  # others' are the sweep's
         said = "Deleted. Its pictures are gone for good." if job in marked else DELETED
         return Deletion(job, said, shown, films)
 
@@ -96,20 +99,7 @@ class Moderation:
 
     async def sweep(self) -> None:
         """Remove the files of deleted jobs that no other job has. What cannot be removed now is left for later."""
-        await self._empty_each(await self._store.ask(deleting.leftovers))
-
-    async def _empty_each(self, left: Sequence[Stored]) -> None:
-        for one in left:
-            try:
-                await self._empty(one)
-            except OSError as error:
-                log.warning("job %s: a deleted picture is still kept: %s", one.job, error)
-
-    async def _empty(self, one: Stored) -> None:
-        async with self._pictures.turn(one.sha256):
-            if await self._store.ask(deleting.unused, one.sha256):
-                await self._pictures.drop(one.sha256)
-            await self._store.write(deleting.emptied, one)
+        await self.empty(await self._store.ask(deleting.leftovers))
 
     async def keep_clean(self) -> None:
         """Sweep now and then, until cancelled: a crash or an outage may have left something."""
@@ -171,7 +161,7 @@ class Moderation:
         """Also one that was deleted."""
         record = await self._store.record(job)
         if record is None:
-            raise Refused("There is no such job.", 404)
+            raise await absent(self._store, job)
         return record
 
 

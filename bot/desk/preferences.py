@@ -54,14 +54,14 @@ class Preferences:
 
     async def of(self, member: str) -> Preference:
         """A member's choices; the defaults where they made none."""
-        return _known(await self._store.ask(stored.preferences, member))
+        return known(await self._store.ask(stored.preferences, member))
 
     async def prefer(self, member: str, name: str, text: str) -> Preference:
         """Set one of them from what was typed; an empty text sets it back. Raises `Refused` (422)."""
         if name not in NAMES:
             raise Refused(f"There is no preference “{shortened(name, 40)}”; there are {', '.join(NAMES)}.")
         value = _read(name, text.strip()) if text.strip() else getattr(Preference(), name)
-        return _known(await self._store.write(stored.prefer, member, {name: value}))
+        return known(await self._store.write(stored.prefer, member, {name: value}))
 
 
 def _read(name: str, text: str) -> str | bool:
@@ -79,7 +79,7 @@ def _read(name: str, text: str) -> str | bool:
     return word in YES
 
 
-def _known(values: dict[str, object]) -> Preference:
+def known(values: dict[str, object]) -> Preference:
     """Of what is stored, what this version knows: an older or newer one may have written it."""
     kept = {name: value for name, value in values.items() if name in NAMES}
     return replace(Preference(), **kept)  # pyright: ignore[reportArgumentType] - written by `prefer` alone

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from bot.desk.absent import absent
 from bot.limits import Limits
 from bot.queue.board import Board
 from bot.queue.forecast import Forecast, Spot
-from bot.refused import Refused
-from bot.sentences import DELETED
 from bot.states import over
 from bot.store import Record, Store, Stored, reads
 from bot.views import Shot, Ticket, View
@@ -29,12 +28,10 @@ class Register:
         self._limits, self._clock = limits, clock
 
     async def record(self, job: str) -> Record:
-        """A job's row. Raises `Refused` (404), also for one whose pictures were deleted."""
+        """A job's row. Raises `Refused` (404, or 410), also for one whose pictures were deleted."""
         found = await self._store.record(job)
-        if found is None:
-            raise Refused("There is no such job.", 404)
-        if found.deleted is not None:
-            raise Refused(DELETED, 404)
+        if found is None or found.deleted is not None:
+            raise await absent(self._store, job, deleted=found is not None)
         return found
 
     async def next_free(self, member: str) -> float | None:
@@ -46,8 +43,9 @@ class Register:
         runs = [run.record for run in self._board.runs.values() if run.record.member == member]
         ends = [self._forecast.eta(record, None, now) for record in runs]
         if not any(end is not None for end in ends):
-            waiting = await self._store.ask(reads.queued_of, member)
-            ends = [self._forecast.eta(record, await self._forecast.spot(record), now) for record in waiting]
+            first = {record.account: record for record in reversed(await self._store.ask(reads.queued_of, member))}
+            spots = [(record, await self._forecast.spot(record, rough=True)) for record in first.values()]
+            ends = [self._forecast.eta(record, spot, now) for record, spot in spots]
         known = [end for end in ends if end is not None]
         return now + min(known) if known else None
 
@@ -62,7 +60,7 @@ class Register:
 
     async def ticket(self, record: Record) -> Ticket:
         """What is said to a member whose job was taken."""
-        task, spot = record.task, await self._forecast.spot(record)
+        task, spot = record.task, await self._forecast.spot(record, rough=True)
         recipe = task if isinstance(task, Recipe) else None
         return Ticket(
             job=record.id,

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bot.access import Subject, forbidden
 from bot.desk.admission import Admission
-from bot.desk.further import Further
+from bot.desk.begun import begun, shaped, unused
+from bot.desk.onward import Onward
 from bot.desk.recipes import pinned
 from bot.desk.register import Register
+from bot.desk.starting import Origin, Starting
 from bot.feed import Feed
-from bot.images.film import LIMIT
+from bot.images.film_formats import Kind
 from bot.images.gallery import Gallery
+from bot.images.reel import LIMIT
 from bot.models import Models
-from bot.orders import Order, assumed, totalled
+from bot.orders import Order, assumed
 from bot.prompt import parse, recipe, remarks
+from bot.prompt.possible import check_possible
 from bot.prompt.suffix import suffixed
 from bot.queue.cancelling import Cancelling
 from bot.queue.steering import Steering
@@ -36,15 +40,16 @@ ADDED = "Your suffix was added: “{}”."
 SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
 
 
-class Studio(Further):
-    """Made by `bot.house`. `fresh` draws a seed. What is made from finished pictures is in `Further`."""
+class Studio(Onward):
+    """Made by `bot.house`. `fresh` draws a seed. What is made from finished pictures is in `Further` and `Onward`."""
 
     def __init__(
         self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
-        cancelling: Cancelling, steering: Steering, workers: Callable[[], Mapping[str, Presence]], *,
+        starting: Starting, cancelling: Cancelling, steering: Steering,
+        workers: Callable[[], Mapping[str, Presence]], *,
         clock: Callable[[], float] = time.time, fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     ) -> None:  # fmt: skip
-        super().__init__(models, register, gallery, admission, fresh)
+        super().__init__(models, register, gallery, admission, starting, fresh)
         self.feed = feed
         self._store, self._cancelling, self._steering = store, cancelling, steering
         self._workers, self._clock = workers, clock
@@ -53,35 +58,53 @@ class Studio(Further):
 
     async def imagine(
         self, text: str, member: Member, place: Place, *, key: str | None = None, exact: bool = False, suffix: str = "",
+        start: Origin | None = None, action: Action = "imagine", parent: tuple[str, int] | None = None,
         **options: object,
     ) -> list[Ticket]:  # fmt: skip
         """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        negative; `lora` adds to them.
+        negative, strength, stop, tile, mix, chaos, repeat, quality; `lora` adds to them.
+        `start`: pictures to begin with; then no words are needed, and without --ar they give the shape.
         `suffix` goes behind the words of the prompt, and a note says so.
         `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
         """
         profiles = {profile.warm.name: profile for profile in self._models.profiles()}
         default = self._models.profile(None)
         ended = suffixed(text, suffix)
-        parsed = parse(ended, default.warm, models=list(profiles), options=options)
-        added = (ADDED.format(shortened(suffix, 100)),) if ended != text else ()
+        parsed = parse(ended, default.warm, models=list(profiles), options=options, wordless=start is not None)
+        added = (*(start.notes if start else ()), *((ADDED.format(shortened(suffix, 100)),) if ended != text else ()))
         orders: list[Order] = []
         for request in parsed.requests:
             profile = profiles[request.model] if request.model else default
-            made = recipe(request, profile.warm, self._fresh())
+            made = begun(recipe(shaped(request, start), profile.warm, self._fresh()), request, start)
+            check_possible(made, profile.warm)
             made = pinned(made) if exact else made
             told = () if profile.warm.name == default.warm.name else remarks(request, profile.warm)
-            notes = tuple(dict.fromkeys((*added, *parsed.notes, *told)))
+            notes = tuple(dict.fromkeys((*added, *parsed.notes, *told, *unused(request, start))))
             notes = notes if profile.live else (*notes, assumed(profile, bool(self._workers())))
             orders.append(
                 Order(
-                    "imagine", " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm),
-                    relaxed=request.relaxed,
+                    action, " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm), parent,
+                    relaxed=request.relaxed, material=start.material if start else (),
                 )
             )  # fmt: skip
-        return await self._admission.take(totalled(orders), member, place, key)
+        return await self._take(orders, member, place, key, start)
+
+    async def bring(
+        self, contents: Sequence[bytes], mask: bytes | None = None, *, shots: Sequence[tuple[str, int]] = (),
+        weights: Sequence[float] = (),
+    ) -> Origin:  # fmt: skip
+        """What `imagine` may begin with: pictures in any format that is read, or finished ones by job and index.
+
+        `mask`: what is white in it is drawn anew. Raises `Refused`.
+        """
+        if shots and contents:
+            raise Refused("Either pictures that you bring or finished ones, not both at once.")
+        if not shots:
+            return await self._starting.brought(contents, mask, weights)
+        found = await self._starting.finished(shots, weights)
+        return found if mask is None else await self._starting.masked(found, mask)
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel an own job, or as a moderator one of the own guild; says what happened. Raises `Refused`."""
@@ -135,9 +158,21 @@ class Studio(Further):
         """Every finished image of a job, as everybody may see it. Raises `Refused` (404)."""
         return await self._gallery.all_shown(job)
 
-    async def film(self, job: str, limit: int = LIMIT) -> bytes:
-        """How a job's images came to be, as an animated WebP of at most `limit` bytes. Raises `Refused`."""
-        return await self._gallery.film(job, limit)
+    async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+        """How a job's images came to be, animated, at most `limit` bytes. Raises `Refused`."""
+        return await self._gallery.film(job, limit, kind)
+
+    async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+        """One image on its way into noise, animated, at most `limit` bytes. Raises `Refused`."""
+        return await self._gallery.dissolve(job, index, kind, limit)
+
+    async def there_and_back(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+        """One image on its way into noise and how it came to be, at most `limit` bytes. Raises `Refused`."""
+        return await self._gallery.there_and_back(job, index, kind, limit)
+
+    async def sheet(self, job: str, index: int) -> bytes:
+        """The rungs that one can branch off at, each as a picture with its step, as WebP. Raises `Refused`."""
+        return await self._gallery.sheet(job, index)
 
     async def rungs(self, job: str) -> list[int]:
         """The step at each rung of a job's film. Raises `Refused` (404)."""

@@ -1,27 +1,30 @@
-"""Finished pictures, films and rungs of a job, as bytes.
+"""Finished pictures of a job, and what is made of them: films, rungs, contact sheets, comparisons. All of it as bytes.
 
-Knows the store and the picture store. Films are made from the ladders when first asked for, off the event loop, one
-at a time; the last few are kept in memory.
+Knows the store and the picture store. What takes long is made when first asked for, off the event loop, one at a time;
+the last few are kept in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from bot.images import film
+from bot.images import dissolve, film, labelled, rungs
 from bot.images.blur import blurred
+from bot.images.film_formats import Kind, check_kind
 from bot.images.held import NO_FILM as HELD_FILM
 from bot.images.held import is_held, why
 from bot.images.pictures import Missing, Pictures
 from bot.images.pixels import Unreadable
+from bot.images.reel import LIMIT
 from bot.refused import Refused
 from bot.store import Store, Stored, reviews
 
-KEPT_FILMS = 8
+KEPT = 8  # of what was made; at most 10 MB each
 GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
+NO_LADDER = "This picture has no ladder."
 
 
 class Gallery:
@@ -29,7 +32,7 @@ class Gallery:
 
     def __init__(self, store: Store, pictures: Pictures) -> None:
         self._store, self._pictures = store, pictures
-        self._films: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], bytes] = OrderedDict()  # what was made, by its kind and parts
         self._turn = asyncio.Lock()
 
     async def stored(self, job: str, index: int) -> Stored:
@@ -72,27 +75,77 @@ class Gallery:
         """One image as it is, held or not: for whoever decides about it, and nobody else."""
         return await self._bytes((await self._image(job, index))[0])
 
-    async def film(self, job: str, limit: int = film.LIMIT) -> bytes:
-        """How the images came to be, as an animated WebP of at most `limit` bytes."""
-        limit, (shown, finals) = min(limit, film.LIMIT), await self._filmed(job)
-        key = (*(one.sha256 for one in (*shown, *finals)), str(limit))
-        async with self._turn:
-            if key not in self._films:
-                self._films[key] = await self._film(shown, finals, limit)
-                while len(self._films) > KEPT_FILMS:
-                    self._films.popitem(last=False)
-            self._films.move_to_end(key)
-            return self._films[key]
+    async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+        """How the images came to be, animated, at most `limit` bytes. Raises also (422) where that kind is not made."""
+        check_kind(kind)
+        shown, finals = await self._filmed(job)
+        parts, limit = [*shown, *finals], min(limit, LIMIT)
 
-    async def _film(self, shown: Sequence[Stored], finals: Sequence[Stored], limit: int) -> bytes:
-        ladders = [await self._bytes(one) for one in shown]
-        ends = [await self._bytes(one) for one in finals]
-        try:
-            return await asyncio.to_thread(film.film, ladders, finals=ends, limit=limit)
-        except film.TooLarge as error:
-            raise Refused("This film is too large to be shown here, even at its smallest.", 413) from error
-        except Unreadable as error:
-            raise Refused(NO_FILM, 404) from error
+        def make(contents: Sequence[bytes]) -> bytes:
+            ladders, ends = contents[: len(shown)], contents[len(shown) :]
+            return film.film(ladders, finals=ends, kind=kind, limit=limit)
+
+        return await self._made(("film", kind, str(limit)), parts, make, NO_FILM)
+
+    async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+        """One image on its way into noise, animated, at most `limit` bytes."""
+        check_kind(kind)
+        limit = min(limit, LIMIT)
+
+        def make(contents: Sequence[bytes]) -> bytes:
+            return dissolve.dissolve(contents[0], dissolve.seed_of(contents[0]), kind=kind, limit=limit)
+
+        return await self._made(("dissolve", kind, str(limit)), [await self.stored(job, index)], make, GONE)
+
+    async def there_and_back(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
+        """One image on its way into noise, then how it came to be, at most `limit` bytes."""
+        check_kind(kind)
+        limit, parts = min(limit, LIMIT), [await self.stored(job, index), await self._ladder(job, index)]
+
+        def make(contents: Sequence[bytes]) -> bytes:
+            picture, ladder = contents
+            return dissolve.there_and_back(picture, ladder, dissolve.seed_of(picture), kind=kind, limit=limit)
+
+        return await self._made(("there and back", kind, str(limit)), parts, make, NO_FILM)
+
+    async def branchable(self, job: str, index: int) -> tuple[int, ...]:
+        """The steps at which one can branch off from an image, rising; empty where its ladder keeps no latents."""
+        ladder = await self._bytes(await self._ladder(job, index))
+        return await asyncio.to_thread(rungs.branchable, ladder)
+
+    async def sheet(self, job: str, index: int) -> bytes:
+        """These steps as pictures, each with its number, as WebP."""
+
+        def make(contents: Sequence[bytes]) -> bytes:
+            return labelled.contact_sheet(contents[0])
+
+        return await self._made(("sheet",), [await self._ladder(job, index)], make, rungs.UNREADABLE)
+
+    async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
+        """2 to 4 images, by job and index, side by side with a label under each, as PNG."""
+        if not 2 <= len(shots) <= 4 or len(labels) != len(shots):
+            raise Refused("Two to four pictures can be compared.")
+        parts = [await self.stored(job, index) for job, index in shots]
+        return await self._made(
+            ("compared", *labels), parts, lambda contents: labelled.compared(contents, labels), GONE
+        )
+
+    async def _made(
+        self, what: tuple[str, ...], parts: Sequence[Stored], make: Callable[[Sequence[bytes]], bytes], otherwise: str
+    ) -> bytes:  # fmt: skip
+        """`make` of the parts' contents, or what it made before. `otherwise`: why not, where a part is unreadable."""
+        key = (*what, *(one.sha256 for one in parts))
+        async with self._turn:
+            if key not in self._kept:
+                contents = [await self._bytes(one) for one in parts]
+                try:
+                    self._kept[key] = await asyncio.to_thread(make, contents)
+                except Unreadable as error:
+                    raise Refused(otherwise, 404) from error
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
 
     async def rungs(self, job: str) -> list[int]:
         """The step at each rung, for a slider."""
@@ -122,6 +175,15 @@ class Gallery:
         shown = {one.image for one in free}
         finals = sorted((one for one in kept if one.kind == "image" and one.image in shown), key=lambda one: one.image)
         return free, finals if len(finals) == len(free) else []
+
+    async def _ladder(self, job: str, index: int) -> Stored:
+        """That of one image that may be shown."""
+        await self.stored(job, index)
+        _, kept = await self._store.ask(reviews.kept, job)
+        for one in kept:
+            if one.kind == "ladder" and one.image == index:
+                return one
+        raise Refused(NO_LADDER, 404)
 
     async def _ladders(self, job: str) -> list[bytes]:
         return [await self._bytes(one) for one in (await self._filmed(job))[0]]

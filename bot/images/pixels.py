@@ -17,6 +17,7 @@ Form = Literal["PNG", "JPEG", "WEBP"]
 FORMS: tuple[Form, ...] = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 4096 * 4096
 RECIPE, MAX_TEXT = "parameters", 32_768  # a PNG's text chunk, and characters in it
+PNG = b"\x89PNG\r\n\x1a\n"
 PAPER = (18, 18, 20)  # what stands behind transparent or missing pictures
 
 
@@ -95,3 +96,11 @@ def _comment(text: str) -> bytes:
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
     return exif.tobytes()
+
+
+def size(png: bytes) -> tuple[int, int] | None:
+    """Width and height as a PNG's header has them (PNG specification, 11.2.2 IHDR); None if it is none."""
+    if len(png) < 33 or not png.startswith(PNG) or png[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack(">II", png[16:24])
+    return int(width), int(height)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bot.prompt.concepts import clean, concepts
+from bot.prompt.concepts import WORDLESS, clean, concepts
 from bot.prompt.flags import OURS, THEIRS, split
 from bot.prompt.loras import merged
-from bot.prompt.permutations import expand
+from bot.prompt.permutations import MAX_JOBS, expand
 from bot.prompt.request import Request, recipe, remarks
 from bot.prompt.values import read
 from bot.refused import Refused
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Parsed", "Request", "parse", "recipe", "remarks"]
 
-FIELDS = {"no": "negative", "relax": "relaxed", "lora": "loras"}  # where a Request calls a flag's value otherwise
+FIELDS = {
+    "no": "negative", "relax": "relaxed", "lora": "loras", "iw": "strength", "stop": "until", "mix": "mixed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,26 +41,32 @@ class Parsed:
 
 
 def parse(
-    text: str, defaults: Warm | None, *, models: Sequence[str] = (), options: Mapping[str, object] | None = None
-) -> Parsed:
+    text: str, defaults: Warm | None, *, models: Sequence[str] = (), options: Mapping[str, object] | None = None,
+    wordless: bool = False,
+) -> Parsed:  # fmt: skip
     """`text` as requests. `defaults`: the model that is used where none is named, None when no worker is online.
 
     `options` are a front end's own fields, by the names of Request (`steps`, `ar` as "16:9" or a pair, `negative`, …):
-    they win over flags; None, "" and False count as absent. Raises `Refused`: one sentence about the first mistake.
+    they win over flags; None, "" and False count as absent. `wordless`: no words are needed.
+    Raises `Refused`: one sentence about the first mistake.
     """
     prompts = expand(clean(text))
     notes = [f"The braces make {jobs(len(prompts))}."] if len(prompts) > 1 else []
     requests: list[Request] = []
     for prompt in prompts:
-        request, said = _request(prompt, models, options or {})
-        requests.append(request)
+        request, said = _request(prompt, models, options or {}, wordless)
+        requests += [request] * request.repeat
         notes += said
         if defaults is not None and request.model in (None, defaults.name):
             notes += remarks(request, defaults)
+    if len(requests) > MAX_JOBS:
+        raise Refused(f"This makes {len(requests)} jobs; at most {MAX_JOBS} are taken at once.")
     return Parsed(tuple(requests), tuple(dict.fromkeys(notes)))
 
 
-def _request(prompt: str, models: Sequence[str], options: Mapping[str, object]) -> tuple[Request, list[str]]:
+def _request(
+    prompt: str, models: Sequence[str], options: Mapping[str, object], wordless: bool
+) -> tuple[Request, list[str]]:
     words, flags = split(prompt)
     ours: dict[str, object] = {given.name: given.value for given in flags if given.name in OURS}
     if added := [given.value for given in flags if given.name == "lora"]:
@@ -67,7 +75,7 @@ def _request(prompt: str, models: Sequence[str], options: Mapping[str, object]) 
     values = _joined(values, _read_options(options, models))
     if not words and values.get("negative"):
         raise Refused("This only says what not to draw: put what should be drawn before --no.")
-    parts = concepts(words)
+    parts = (WORDLESS,) if wordless and not words else concepts(words)
     return Request(concepts=parts, text=prompt, words=words, **values), list(_notes(words, flags, parts))
 
 
@@ -80,7 +88,7 @@ def _joined(flags: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_options(options: Mapping[str, object], models: Sequence[str]) -> dict[str, Any]:
-    names = {FIELDS.get(name, name): name for name in OURS}
+    names = {FIELDS.get(name, name): name for name in OURS if name != "iw"}
     given = {FIELDS.get(name, name): value for name, value in options.items() if not _absent(value)}
     for field in given:
         if field not in names:

@@ -15,6 +15,7 @@ from engine.job import MAX_CONCEPTS, Concept
 
 MAX_CHARACTERS = 2000
 MAX_WEIGHT = 100.0
+WORDLESS = Concept("")  # what a picture that begins with another one may do without
 
 # The weight stands directly after `::`; what only begins like a number ("::2nd") is text.
 _WEIGHT = re.compile(r"::(?:([+\-−–]?(?:[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6}))(?=[\s:,;.]|$))?")

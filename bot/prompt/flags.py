@@ -48,23 +48,27 @@ OURS = {
         Flag("count", "word", "1 to 4", "how many pictures"),
         Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M, or the model's own quick way"),
         Flag("relax", "nothing", "no value", "waits longer, and counts against no limit of cost"),
+        Flag("strength", "word", "0.05 to 1", "how much of a picture that you bring is drawn anew"),
+        Flag("iw", "word", "0 to 3", "how much a picture that you bring weighs; 1 is --strength 0.6"),
+        Flag("stop", "word", "10 to 100", "ends at so many percent of the steps, unfinished"),
+        Flag("tile", "nothing", "no value", "edges that fit each other, as in wallpaper"),
+        Flag("mix", "nothing", "no value", "weighted parts (::) become one text between them"),
+        Flag("chaos", "word", "0 to 100", "how far apart the guidance of the pictures lies"),
+        Flag("repeat", "word", "1 to 10", "so many jobs of the same prompt"),
+        Flag("quality", "word", "0.25 to 4", "so many times the usual steps"),
     )
 }
 ALIASES = {
     "aspect": "ar", "negative": "no", "cfg": "guidance", "guidance-interval": "interval", "cfg-interval": "interval",
-    "loras": "lora",
+    "loras": "lora", "c": "chaos", "r": "repeat", "q": "quality",
 }  # fmt: skip
 
 # Midjourney's, by what they take: ignored here. "number" and "word" may also stand without a value.
 THEIRS: dict[str, Takes] = {
-    **dict.fromkeys(("tile", "video", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
+    **dict.fromkeys(("video", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
     **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop", "raw"), "nothing"),
-    **dict.fromkeys(
-        ("version", "v", "stylize", "stylise", "s", "quality", "q", "chaos", "c", "niji", "weird", "w"), "number"
-    ),
-    **dict.fromkeys(
-        ("zoom", "iw", "cw", "sw", "ow", "stop", "repeat", "r", "exp", "sv", "sameseed", "bs", "hq"), "number"
-    ),
+    **dict.fromkeys(("version", "v", "stylize", "stylise", "s", "niji", "weird", "w"), "number"),
+    **dict.fromkeys(("zoom", "cw", "sw", "ow", "exp", "sv", "sameseed", "bs", "hq"), "number"),
     **dict.fromkeys(("style", "motion", "mode", "end"), "word"),
     **dict.fromkeys(("sref", "cref", "oref", "p", "personalize", "profile"), "words"),
 }

@@ -30,6 +30,8 @@ def check_possible(made: Recipe, warm: Warm) -> None:
     if warm.guides == "network":
         _check_built_in(made)
     check_sampler(made)
+    if made.mixed and any(part.weight <= 0 for part in made.concepts):
+        raise Refused("With --mix every weight must be above 0: one text between them cannot steer away from another.")
 
 
 def _check_built_in(made: Recipe) -> None:
@@ -55,6 +57,11 @@ def check_sampler(made: Recipe) -> None:
         raise Refused(f"{whole}, which draws no variations: roll again, or ask for another sampler.")
     if made.interval != ALL_ALONG:
         raise Refused(f"{whole}, which guides at every step: leave out --interval, or take another sampler.")
+    if made.start is not None:
+        raise Refused(f"{whole}, which begins with noise alone: take another sampler, such as ddim.")
+    for asked, flag in ((made.tile, "--tile"), (made.until < 1, "--stop")):
+        if asked:
+            raise Refused(f"{whole}, which cannot do {flag}: leave it out, or take another sampler.")
 
 
 def listed(samplers: tuple[Sampler, ...]) -> str:

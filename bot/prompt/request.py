@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bot.prompt.concepts import balanced
+from bot.prompt.concepts import WORDLESS, balanced
 from bot.prompt.emphasis import bare
 from bot.prompt.loras import Addition, matched
 from bot.prompt.possible import check_possible, interval
@@ -38,7 +38,8 @@ class Request:
     `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
     fractions of the steps. `loras` are None where none is named, empty where they shall be taken away. `text` is what
     was typed for this job, cleaned, with its flags; `words` the same without them. `relaxed` is a speed of the queue
-    and changes no pixel. `bucket` is not the member's business.
+    and changes no pixel. `strength` is of pictures that are brought, `until` a fraction of the steps, `quality` a
+    factor of those that are usual. `bucket` is not the member's business.
     """
 
     concepts: tuple[Concept, ...]
@@ -55,6 +56,13 @@ class Request:
     fast: bool = False
     relaxed: bool = False
     eta: float = 0.0
+    strength: float | None = None
+    until: float | None = None
+    tile: bool = False
+    mixed: bool = False
+    chaos: float = 0.0
+    repeat: int = 1
+    quality: float = 1.0
     text: str = ""
     words: str = ""
 
@@ -76,7 +84,7 @@ def recipe(request: Request, warm: Warm, seed: int, *, bucket: int | None = None
         steps=steps,
         eta=request.eta,
         seed=seed if request.seed is None else request.seed,
-        guidance=warm.guidance if request.guidance is None else request.guidance,
+        guidance=guidance(request, warm.guidance),
         width=width,
         height=height,
         count=MAX_COUNT if request.count is None else request.count,
@@ -86,9 +94,20 @@ def recipe(request: Request, warm: Warm, seed: int, *, bucket: int | None = None
         guidance_stop=stop,
         guides=warm.guides,
         loras=matched(request.loras or (), warm),
+        until=1.0 if request.until is None else request.until,
+        tile=request.tile,
+        mixed=request.mixed and len(request.concepts) > 1,
+        chaos=request.chaos,
     )
     check_possible(made, warm)
     return made
+
+
+def guidance(request: Request, usual: float) -> float:
+    """As asked for, else as usual; without words there is nothing to follow, and one row less to pay."""
+    if request.concepts == (WORDLESS,):
+        return 1.0
+    return usual if request.guidance is None else request.guidance
 
 
 def course(request: Request, warm: Warm) -> tuple[Sampler, int]:
@@ -98,7 +117,7 @@ def course(request: Request, warm: Warm) -> tuple[Sampler, int]:
         sampler, steps = FAST_SAMPLER, FAST_STEPS
     elif request.fast:
         steps = min(FAST_STEPS, warm.steps)
-    return request.sampler or sampler, request.steps or steps
+    return request.sampler or sampler, request.steps or min(MAX_STEPS, max(1, round(steps * request.quality)))
 
 
 def fit(ar: tuple[int, int], warm: Warm) -> tuple[int, int]:
@@ -141,6 +160,8 @@ def remarks(request: Request, warm: Warm) -> tuple[str, ...]:
         said.append(f"{warm.steps} steps on this machine; --steps {MAX_STEPS} {FULL_COURSE}")
     if request.ar and request.ar[0] != request.ar[1] and warm.size <= 64:
         said.append(f"{warm.name} was trained on squares of {warm.size} px: other shapes come out weaker.")
+    if request.tile and warm.size <= 64:
+        said.append(f"{warm.name} draws single things in the middle: as tiles they come out blurred.")
     said += (_cut(bare(part.text), warm, "prompt") for part in request.concepts)
     said.append(_cut(bare(request.negative), warm, "--no text"))
     return tuple(one for one in said if one)

@@ -13,6 +13,7 @@ from rapidfuzz import fuzz, process
 from bot.prompt import loras, samplers
 from bot.prompt.concepts import MAX_CHARACTERS
 from bot.prompt.flags import about
+from bot.prompt.permutations import MAX_JOBS
 from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
 from bot.sentences import plain, shortened
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from engine.job import Sampler
 
+LEAST_STRENGTH = 0.05
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
 _SHAPE = re.compile(r"([0-9]{1,5})[:x×/]([0-9]{1,5})")
@@ -59,11 +61,21 @@ def _whole(name: str, least: int, most: int) -> Callable[[object], int]:
     return reader
 
 
-def _guidance(value: object) -> float:
-    text = repr(value) if isinstance(value, float) else str(value).translate(_DASHES)
-    if not _DECIMAL.fullmatch(text) or not 1 <= float(text) <= 30:
-        raise _out_of_range("guidance", value)
-    return float(text)
+def _decimal(name: str, least: float, most: float, scale: float = 1.0) -> Callable[[object], float]:
+    """A number within range, times `scale`."""
+
+    def reader(value: object) -> float:
+        text = repr(value) if isinstance(value, float) else str(value).translate(_DASHES)
+        if isinstance(value, bool) or not _DECIMAL.fullmatch(text) or not least <= float(text) <= most:
+            raise _out_of_range(name, value)
+        return float(text) * scale
+
+    return reader
+
+
+def _image_weight(value: object) -> float:
+    """Midjourney's weight of a picture as the strength that leaves about as much of it."""
+    return max(LEAST_STRENGTH, 1.0 - 0.4 * _decimal("iw", 0, 3)(value))
 
 
 def _shape(value: object) -> tuple[int, int]:
@@ -131,7 +143,13 @@ READERS: dict[str, Callable[[object], object]] = {
     "steps": _whole("steps", 1, MAX_STEPS),
     "seed": _whole("seed", 0, 2**32 - 1),
     "count": _whole("count", 1, MAX_COUNT),
-    "guidance": _guidance,
+    "guidance": _decimal("guidance", 1, 30),
+    "strength": _decimal("strength", LEAST_STRENGTH, 1),
+    "iw": _image_weight,
+    "stop": _decimal("stop", 10, 100, 0.01),
+    "chaos": _decimal("chaos", 0, 100, 0.01),
+    "quality": _decimal("quality", 0.25, 4),
+    "repeat": _whole("repeat", 1, MAX_JOBS),
     "ar": _shape,
     "interval": _interval,
     "sampler": _sampler,
@@ -139,4 +157,6 @@ READERS: dict[str, Callable[[object], object]] = {
     "no": _negative,
     "fast": _bare("fast"),
     "relax": _bare("relax"),
+    "tile": _bare("tile"),
+    "mix": _bare("mix"),
 }

@@ -6,12 +6,11 @@ What a worker says of a picture is believed only after a look at it. Knows PNGs 
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Callable
 
 from bot.images.pictures import Pictures
-from bot.images.pixels import opened
+from bot.images.pixels import opened, size
 from bot.queue.board import Board
 from bot.states import over
 from bot.store import Record, Store, Stored, reads
@@ -20,7 +19,6 @@ from engine.bus import Bus
 from engine.job import Enlarge, Ladder, Picture, Recipe, decode
 
 MOST = 8  # times as wide and high as its recipe: what a worker's super-resolver does (`engine.job.Warm.enlargement`)
-PNG = b"\x89PNG\r\n\x1a\n"
 LIMITS = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
 
 
@@ -93,11 +91,3 @@ def check(value: Picture, content: bytes) -> None:
         raise Wrong("the picture is not the PNG that was announced")
     else:
         opened(content)
-
-
-def size(png: bytes) -> tuple[int, int] | None:
-    """Width and height as a PNG's header has them (PNG specification, 11.2.2 IHDR); None if it is none."""
-    if len(png) < 33 or not png.startswith(PNG) or png[12:16] != b"IHDR":
-        return None
-    width, height = struct.unpack(">II", png[16:24])
-    return int(width), int(height)

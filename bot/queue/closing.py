@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from bot.feed import Feed, Settled
 from bot.queue.board import Board
@@ -20,6 +21,8 @@ from engine.job import Blame
 
 log = logging.getLogger(__name__)
 
+Cause = Literal["lost", "untaken", "failed", "incomplete", "asked"]  # why a job is queued again
+
 
 class Closing:
     """Every method returns what happened, or None if the job was over, unknown, or of a newer epoch."""
@@ -30,6 +33,8 @@ class Closing:
     ) -> None:  # fmt: skip
         self._store, self._bus, self._board, self._feed, self._clock = store, bus, board, feed, clock
         self.freed = freed  # called whenever there may be room
+        self.ended: Callable[[Moved], None] = lambda _: None  # called at each end; the next at each return to the queue
+        self.returned: Callable[[Cause], None] = lambda _: None
 
     async def reload(self) -> list[Record]:
         """Fill the board from SQL; what was sent or runs, oldest first. What cannot be read ends as failed."""
@@ -65,31 +70,48 @@ class Closing:
     async def wish(self, job: str) -> Record | None:
         """A member wants it cancelled: done at once while it waits, else noted. The job now, None if unknown."""
         record, moved = await self._store.wish(job, self._clock())
-        await self._over(moved)
+        await self._over(moved, tombstone=moved is not None and moved.record.epoch > 0)  # who had it may draw it still
         return record
 
-    async def again(self, job: str, *, step: int, why: str, reason: str = "", epoch: int | None = None) -> Moved | None:
+    async def again(
+        self, job: str, *, step: int, why: str, reason: str = "", epoch: int | None = None, cause: Cause = "failed"
+    ) -> Moved | None:  # fmt: skip
         """Into the queue once more, unless it was tried too often without progress: then it fails."""
         moved = await self._store.requeue(job, self._clock(), step=step, why=why, reason=reason, epoch=epoch)
         if moved is None or over(moved.record.state):
             return await self._over(moved)
-        self._board.drop(job)
-        log.warning("job %s: queued again as attempt %d: %s", job, moved.record.attempt, why)
-        await self._clear_attempt(replace(moved.record, attempt=moved.record.attempt - 1))
-        self.freed()
+        await self.back(moved.record, why, cause)
         return moved
 
-    async def _over(self, moved: Moved | None) -> Moved | None:
+    async def back(self, record: Record, why: str, cause: Cause) -> None:
+        """It is in the queue once more, and SQL has it: so the broker and everyone in the house shall know."""
+        run = self._board.runs.get(record.id)
+        if run is not None and run.record.attempt < record.attempt:  # else this attempt has been sent meanwhile
+            self._board.drop(record.id)
+        self.returned(cause)
+        log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, why)
+        await self._clear_attempt(replace(record, attempt=record.attempt - 1))
+        self.freed()
+
+    async def take_back(self, job: str, epoch: int) -> None:
+        """Whoever has its claim of this epoch loses it, and stops at its next beat without a word."""
+        try:
+            await self._bus.revoke(job, epoch)
+        except Unreachable as error:  # then its worker goes on, and what it makes is taken
+            log.warning("job %s: %s", job, error)
+
+    async def _over(self, moved: Moved | None, *, tombstone: bool = False) -> Moved | None:
         if moved is None:
             return None
         self.tell(moved)
-        await self.clear(moved.record)
+        await self.clear(moved.record, tombstone=tombstone)
         return moved
 
     def tell(self, moved: Moved) -> None:
         """A job is over, and SQL has it: say so to everyone in the house."""
         record = moved.record
         self._board.drop(record.id)
+        self.ended(moved)
         self._feed.publish(Settled(record.id, record.state, record.reason))
         self.freed()
         log.info("job %s: %s %s", record.id, record.state, record.reason)

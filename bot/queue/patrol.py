@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable
 from bot.models import crews
 from bot.queue.board import Board, Run
 from bot.queue.closing import Closing
-from bot.store import Record, Store, Unavailable, reads
+from bot.states import ACTIVE, over
+from bot.store import Moved, Record, Store, Unavailable, reads
 from engine.bus import Bus, Unreachable
+from engine.logline import about
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class Patrol:
             await self._expire(record)
         for run in list(self._board.runs.values()):
             if self._silent(run):
-                await self._look(run)
+                with about(run.record.id, run.record.worker):
+                    await self._look(run)
         for known in (self._asked, self._orphaned):
             for job in [job for job in known if job not in self._board.runs]:
                 del known[job]
@@ -76,33 +79,43 @@ class Patrol:
                 await self._bus.cancel(job)
             return
         alone = now - self._orphaned.setdefault(job, now)
+        if alone >= self._lease / 2 and await self._left(run):
+            return
         if run.record.cancelling:
             if alone >= self._lease / 4:
                 await self._closing.cancel(job, spent(run), why="nobody runs it")
+        elif self._board.behind > now:  # its worker may have let it go because it is done
+            self._orphaned[job] = now
         elif run.claimed:
             await self._claim_lost(run, alone)
         else:
             await self._unclaimed(run, alone)
 
-    async def _claim_lost(self, run: Run, alone: float) -> None:
-        """The broker redelivers to another worker within a lease; when nobody took it in three, something is wrong.
+    async def _left(self, run: Run) -> bool:
+        """True if it left the board in SQL, and we never heard: the database's answer was lost for too long."""
+        record = await self._store.record(run.record.id)
+        if record is not None and record.state in ACTIVE:
+            return False
+        log.warning("job %s: it is %s, and nobody was told", run.record.id, record.state if record else "deleted")
+        self._board.drop(run.record.id)
+        if record is not None and over(record.state):
+            self._closing.tell(Moved(record, run.record.state))
+        self._closing.freed()
+        return True
 
-        Not while reports wait to be taken in: its worker may have let it go because it is done.
-        """
-        if self._board.behind:
-            self._orphaned[run.record.id] = self._clock()
-            return
+    async def _claim_lost(self, run: Run, alone: float) -> None:
+        """The broker redelivers to another worker within a lease; when nobody took it in three, something is wrong."""
         crew = crews(self._bus.workers).get(run.record.pool)
-        if alone >= 3 * self._lease and crew is not None and crew.free > 0:
-            await self._closing.again(run.record.id, step=run.step, why=f"{run.record.worker} lost it")
+        if alone >= 3 * self._lease and crew is not None and not crew.full(run.record.model):
+            await self._closing.again(run.record.id, step=run.step, why=f"{run.record.worker} lost it", cause="lost")
 
     async def _unclaimed(self, run: Run, alone: float) -> None:
         """Sent, not begun: normal while workers are busy. Published again in case the broker lost it, then retried."""
         crew = crews(self._bus.workers).get(run.record.pool)
-        if crew is None or crew.free <= 0:
+        if crew is None or crew.full(run.record.model):
             self._orphaned[run.record.id] = self._clock()
         elif alone >= 6 * self._lease:
-            await self._closing.again(run.record.id, step=run.step, why="no worker took it")
+            await self._closing.again(run.record.id, step=run.step, why="no worker took it", cause="untaken")
         elif alone >= self._lease:
             await self._submit(run.record)
 

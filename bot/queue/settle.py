@@ -14,12 +14,13 @@ from collections.abc import Callable
 
 from bot.feed import Developing, Feed
 from bot.queue.arrivals import Arrivals, Incomplete
-from bot.queue.board import Board
+from bot.queue.board import Board, Run
 from bot.queue.closing import Closing
 from bot.states import over
-from bot.store import Store, Unavailable
-from engine.bus import Bus, Delivered, Unreachable
-from engine.job import Cancelled, Failed, Finished, Picture, Result, Started
+from bot.store import Store, Unavailable, writes
+from engine.bus import Bus, Delivered, Unreachable, subjects
+from engine.job import Cancelled, Failed, Finished, Picture, Result, Returned, Started
+from engine.logline import about
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ TRIES = 3
 AT_ONCE = 16
 AT_HAND = 64  # reports that are fetched: what is not answered for in time comes twice
 BEHIND = 128  # reports that wait at the broker
+BELIEVED = 10.0  # seconds: the last report told how many wait, and another may never come
 PAUSE = 0.25  # seconds before a report comes again, times its tries
 OUTAGE_PAUSE = 2.0
 
@@ -44,13 +46,14 @@ class Settle:
         self._last: dict[str, asyncio.Task[None]] = {}
         self._faults: Counter[int] = Counter()  # of a report's own, by its place in the stream
         self._outages: dict[str, dict[Picture, str]] = {}  # job → its pictures that wait for an outage's end
+        self.regained: Callable[[], None] = lambda: None  # called when a job that ran was claimed anew
 
     async def run(self) -> None:
         """Settle until cancelled."""
         async with asyncio.TaskGroup() as group:
             async for delivered in self._bus.results():
                 await self._hand.acquire()
-                self._board.behind = delivered.pending > BEHIND
+                self._board.behind = self._clock() + BELIEVED if delivered.pending > BEHIND else 0.0
                 job = delivered.value.job
                 task = group.create_task(self._in_turn(self._last.get(job), delivered), name=f"settle {job}")
                 self._last[job] = task
@@ -65,12 +68,16 @@ class Settle:
         if before is not None:
             await asyncio.wait([before])
         async with self._slots:
-            await self.settle(delivered)
+            with about(delivered.value.job, getattr(delivered.value, "worker", "")):
+                await self.settle(delivered)
 
     async def settle(self, delivered: Delivered[Result]) -> None:
         """One report, contained: whatever goes wrong with it is logged and answered for."""
         value, number = delivered.value, _number(delivered)
         try:
+            if why := self._foreign(delivered):
+                await delivered.lay_aside(why)
+                return
             try:
                 await self.take(value, last=self._faults[number] >= TRIES - 1)
             except (Unreachable, Unavailable, OSError) as error:
@@ -84,6 +91,24 @@ class Settle:
                 await delivered.ack()
         except Unreachable as error:
             log.warning("job %s: %s comes again: %s", value.job, _kind(delivered), error)
+
+    def _foreign(self, delivered: Delivered[Result]) -> str:
+        """Why a report is none of its sender's business, empty where it is.
+
+        The broker lets a worker with a key of its own speak under its own name alone, and the subject has that name. Of
+        an epoch that is known, only the worker that began it may speak. A newer epoch is a worker that took over.
+        """
+        value = delivered.value
+        worker, job = subjects.speaker(delivered.msg.subject)
+        run = self._board.runs.get(value.job)
+        begun = run.record if run is not None and run.record.epoch == value.epoch else None
+        if job != value.job:
+            return f"it is about job {value.job}, and was sent as about {job}"
+        if isinstance(value, Started) and value.worker != worker:
+            return f"{worker} says that {value.worker} began"
+        if begun is not None and begun.worker not in ("", worker):
+            return f"{worker} reports on what {begun.worker} runs"
+        return ""
 
     def _delayed(self, value: Result, error: OSError) -> None:
         if isinstance(value, Picture):
@@ -120,26 +145,41 @@ class Settle:
                 await self._finished(value, last)
             case Failed():
                 await self._failed(value)
+            case Returned():
+                await self._store.write(writes.let_go, value.job, value.epoch)
             case Cancelled():
                 await self._closing.cancel(value.job, value.cost, epoch=value.epoch, why=f"after {value.steps} steps")
 
     async def _started(self, value: Started) -> None:
         run = self._board.runs.get(value.job)
-        seen = run.step if run else 0
+        forgotten = run is not None and await self._forgotten(run, value.epoch)
+        seen = run.step if run and not forgotten else 0
         now = self._clock()
-        moved = await self._store.start(value.job, value.epoch, value.worker, value.step, now, seen=seen)
+        moved = await self._store.start(
+            value.job, value.epoch, value.worker, value.step, now, seen=seen, forgotten=forgotten
+        )
         if moved is None:
             await self._stray(value)
         elif over(moved.record.state):
             self._closing.tell(moved)
             await self._closing.clear(moved.record, tombstone=True)
         else:
+            if moved.source == "running" and run is not None and run.record.epoch != value.epoch:
+                self.regained()
+            if forgotten:
+                self._board.restart(value.job)
             run = self._board.put(moved.record, now)
             self._feed.publish(Developing(value.job, run.step, moved.record.steps, run.cost_left))
             if moved.record.cancelling:
                 await self._bus.cancel(value.job)
             if self._feed.watched(value.job):
                 await self._bus.want(value.job)
+
+    async def _forgotten(self, run: Run, epoch: int) -> bool:
+        """True if the broker lost its store, and the job's snapshots with it, between the claim that we know and this
+        one. Raises `Unreachable`.
+        """
+        return 0 < run.record.epoch < epoch and run.record.epoch < await self._bus.first_epoch()
 
     async def _stray(self, value: Started) -> None:
         """A worker began what is over (the broker gave it out twice): it may stop. A stale epoch fences itself."""
@@ -152,6 +192,9 @@ class Settle:
         record = await self._store.record(value.job)
         if record is None or over(record.state) or value.epoch < record.epoch:
             return
+        if record.deleted is not None:  # while it ran: its pictures were not kept
+            await self._closing.cancel(value.job, value.cost, epoch=value.epoch, why="deleted")
+            return
         missing = await self._arrivals.missing(record)
         if not missing:
             spent = (value.cost, value.seconds, value.ms_per_step)
@@ -160,7 +203,9 @@ class Settle:
             raise OSError(next(iter(waiting.values())))  # not lost: stored when the outage is over
         elif last:
             said = f"A worker reported it done without {', '.join(missing)}."
-            await self._closing.again(value.job, step=record.step, why=said, reason=said, epoch=value.epoch)
+            await self._closing.again(
+                value.job, step=record.step, why=said, reason=said, epoch=value.epoch, cause="incomplete"
+            )
         else:
             raise Incomplete(f"{', '.join(missing)} of job {value.job}: not here yet")
 

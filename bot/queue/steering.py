@@ -2,11 +2,16 @@
 
 Said once to the worker that runs it, and stored nowhere: a job that moves to another worker runs on, its pauses end by
 themselves after a quarter of an hour together, and what is said while the broker is away is refused. A paused job keeps
-its worker, its snapshots and its place. Knows the bus; nothing of who may do it.
+its worker, its snapshots and its place; the board knows that it rests, so that its rows may go to others. Knows the
+bus; nothing of who may do it.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+from bot.queue.board import Board
 from bot.refused import Refused
 from bot.states import over
 from bot.store import Record
@@ -24,15 +29,17 @@ AWAY = "The workers cannot be reached just now. Try again in a moment."
 class Steering:
     """Each method says what happened. Raises `Refused` where the job does not run, or nobody can be told."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus, board: Board, *, clock: Callable[[], float] = time.time) -> None:
+        self._bus, self._board, self._clock = bus, board, clock
 
     async def pause(self, record: Record) -> str:
         await self._say(record, Steer(job=record.id, deed="pause"))
+        self._board.paused.setdefault(record.id, self._clock())  # a second pause has what the first has left
         return PAUSED
 
     async def resume(self, record: Record) -> str:
         await self._say(record, Steer(job=record.id, deed="resume"))
+        self._board.paused.pop(record.id, None)
         return RESUMED
 
     async def prioritise(self, record: Record, weight: float) -> str:

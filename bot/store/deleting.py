@@ -7,8 +7,9 @@ transaction; the files are `bot.desk.moderation`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from bot.store import incidents
 from bot.store.records import Stored
@@ -33,18 +34,26 @@ def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now
     Noted once, for the first of them; of one's own only where somebody had told the moderators of it, or whoever makes
     and deletes would fill their list.
     """
+    marked, told = withdraw(connection, ids, now)
+    gone = list(marked)
+    if ids[0] in marked and (told or marked[ids[0]].member != actor[0]):
+        said = f"with {len(gone) - 1} enlarged" if len(gone) > 1 else ""
+        incidents.note(connection, marked[ids[0]].guild, "deleted", *actor, said, now, ids[0])
+    return gone
+
+
+def withdraw(connection: Connection, ids: Sequence[str], now: float) -> tuple[dict[str, Row[*tuple[Any, ...]]], bool]:
+    """As `mark`, but nothing is noted: who made each and where, and whether somebody had told the moderators of one."""
     marking = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
-    marked = {row.id: row for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild, jobs.c.member))}
+    marked: dict[str, Row[*tuple[Any, ...]]] = {
+        row.id: row for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild, jobs.c.member))
+    }
     gone = list(marked)
     connection.execute(favourites.delete().where(favourites.c.job.in_(gone)))
     connection.execute(
         update(places).where(places.c.job.in_(gone), places.c.delivered.is_(None)).values(delivered=now)
     )  # fmt: skip
-    told = incidents.settle(connection, gone, now)
-    if ids[0] in marked and (told or marked[ids[0]].member != actor[0]):
-        said = f"with {len(gone) - 1} enlarged" if len(gone) > 1 else ""
-        incidents.note(connection, marked[ids[0]].guild, "deleted", *actor, said, now, ids[0])
-    return gone
+    return marked, incidents.settle(connection, gone, now)
 
 
 def leftovers(connection: Connection, ids: Sequence[str] | None = None) -> list[Stored]:

@@ -11,17 +11,41 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Subquery, bindparam, func, select, union_all
 
 from bot.limits import Charge, Spending, Usage, spending
 from bot.rules import Rule
 from bot.rules.terms import Whose
 from bot.states import ACTIVE, OPEN
-from bot.store import rules
+from bot.store import members, rules
+from bot.store.spent import veiled
 from bot.store.tables import jobs
+from bot.store.traces import spent
 from bot.views import Member
 
 T = TypeVar("T")
+
+
+def _population(whose: Whose) -> list[ColumnElement[bool]]:
+    """A member's are found by the member alone, and sorted by guild later: with both, SQLite walks the guild's."""
+    if whose.startswith("member"):
+        return [jobs.c.member == bindparam("member")]
+    theirs = [jobs.c.guild == bindparam("guild")]
+    return [*theirs, jobs.c.channel == bindparam("channel")] if whose == "channel" else theirs
+
+
+@cache
+def _counted(whose: Whose) -> Select[*tuple[Any, ...]]:
+    """Built once, for each admission asks it: to build it takes longer than to run it."""
+    asked = select(jobs.c.state, jobs.c.guild, func.count().label("jobs"))
+    return asked.where(*_population(whose), jobs.c.state.in_(OPEN)).group_by(jobs.c.state, jobs.c.guild)
+
+
+@cache
+def _charged(whose: Whose) -> Select[*tuple[Any, ...]]:
+    """As `_counted`."""
+    asked = select(jobs.c.created.label("at"), jobs.c.charged, jobs.c.guild)
+    return asked.where(*_population(whose), jobs.c.created > bindparam("since"), jobs.c.charged > 0)
 
 
 class Ledger:
@@ -36,42 +60,55 @@ class Ledger:
         """Those of the member's guild and those that hold everywhere."""
         return rules.applying(self._connection, self._member.guild)
 
-    def _population(self, whose: Whose) -> list[ColumnElement[bool]]:
-        """A member's are found by the member alone, and sorted by guild here: with both, SQLite walks the guild's."""
-        if whose.startswith("member"):
-            return [jobs.c.member == self._member.id]
-        theirs = [jobs.c.guild == self._member.guild]
-        return [*theirs, jobs.c.channel == self._member.channel] if whose == "channel" else theirs
+    def preferences(self) -> dict[str, object]:
+        """The member's, as they were written."""
+        return members.preferences(self._connection, self._member.id)
+
+    def _told(self, **others: object) -> dict[str, object]:
+        """What the statements below are told of the member."""
+        return {"member": self._member.id, "guild": self._member.guild, "channel": self._member.channel, **others}
 
     def _counts(self, whose: Whose, guild: str) -> bool:
         return whose != "member here" or guild == self._member.guild
 
     def _usage(self, whose: Whose) -> Usage:
         """What runs and what waits now."""
-        counted = select(jobs.c.state, jobs.c.guild, func.count().label("jobs")).where(
-            *self._population(whose), jobs.c.state.in_(OPEN)
-        )
         by: Counter[str] = Counter()
-        for row in self._connection.execute(counted.group_by(jobs.c.state, jobs.c.guild)):
+        for row in self._connection.execute(_counted(whose), self._told()):
             by[row.state] += int(row.jobs) * self._counts(whose, row.guild)
         return Usage(running=sum(by[state] for state in ACTIVE), queued=by["queued"])
 
     def _spending(self, whose: Whose, window: float) -> Spending:
         """What was charged in the last `window` seconds. Charges count from when the job was asked for."""
-        recent = [*self._population(whose), jobs.c.created > self._now - window, jobs.c.charged > 0]
+        lasting, told = self._lasting(whose, window), self._told(since=self._now - window)
         if whose.startswith("member"):
-            asked = select(jobs.c.created, jobs.c.charged, jobs.c.guild).where(*recent)
-            rows = [row for row in self._connection.execute(asked) if self._counts(whose, row.guild)]
-            return spending([Charge(row.created, row.charged) for row in rows], self._now, window)
-        total = select(func.coalesce(func.sum(jobs.c.charged), 0.0)).where(*recent)
-        spent = float(self._connection.execute(total).scalar_one())
-        return Spending(spent, window, lambda excess: self._leaves(recent, excess) + window)
+            rows = [row for row in self._connection.execute(_charged(whose), told) if self._counts(whose, row.guild)]
+            charges = [Charge(row.at, row.charged) for row in rows]
+            charges += [Charge(row.at, row.charged) for asked in lasting for row in self._connection.execute(asked)]
+            return spending(charges, self._now, window)
+        recent = _charged(whose).params(told).with_only_columns(jobs.c.created.label("at"), jobs.c.charged)
+        charges = union_all(recent, *lasting).subquery()
+        total = select(func.coalesce(func.sum(charges.c.charged), 0.0))
+        used = float(self._connection.execute(total).scalar_one())
+        return Spending(used, window, lambda excess: self._leaves(charges, excess) + window)
 
-    def _leaves(self, recent: list[ColumnElement[bool]], excess: float) -> float:
+    def _lasting(self, whose: Whose, window: float) -> list[Select[*tuple[Any, ...]]]:
+        """What jobs were charged whose rows are gone (`spent`); nothing where there are none."""
+        hidden = veiled(self._connection)
+        if hidden is None:
+            return []
+        me, asked = self._member, select(spent.c.at, spent.c.charged).where(spent.c.at > self._now - window)
+        if whose.startswith("member"):
+            mine = asked.where(spent.c.member == hidden("member", me.id))
+            return [mine if whose != "member here" else mine.where(spent.c.guild == hidden("guild", me.guild))]
+        theirs = asked.where(spent.c.guild == hidden("guild", me.guild))
+        return [theirs.where(spent.c.channel == hidden("channel", me.channel)) if whose == "channel" else theirs]
+
+    def _leaves(self, charges: Subquery, excess: float) -> float:
         """When the charge was made whose leaving, with all that are older, frees `excess`."""
-        gone: Any = func.sum(jobs.c.charged).over(order_by=(jobs.c.created, jobs.c.id))
-        oldest = select(jobs.c.created, gone.label("gone")).where(*recent).subquery()
-        asked = select(func.min(oldest.c.created)).where(oldest.c.gone >= excess)
+        gone: Any = func.sum(charges.c.charged).over(order_by=charges.c.at)  # those of one moment count together
+        oldest = select(charges.c.at, gone.label("gone")).subquery()
+        asked = select(func.min(oldest.c.at)).where(oldest.c.gone >= excess)
         found = self._connection.execute(asked).scalar_one_or_none()
         return self._now if found is None else float(found)
 

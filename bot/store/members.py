@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from bot.store.tables import favourites
 from bot.store.tables import preferences as chosen
 
 MOST = 500  # favourites that are listed
+_CHOSEN = select(chosen.c["values"]).where(chosen.c.member == bindparam("member"))
 
 
 def preferences(connection: Connection, member: str) -> dict[str, object]:
     """As they were written; empty if never."""
-    found = connection.execute(select(chosen.c["values"]).where(chosen.c.member == member)).scalar_one_or_none()
+    found = connection.execute(_CHOSEN, {"member": member}).scalar_one_or_none()
     return dict(found or {})
 
 

@@ -7,21 +7,23 @@ one UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or doubled mess
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, RowMapping, func, select, update
 
-from bot.states import ACTIVE, TRANSITIONS, Move, State, over
-from bot.store.accounts import Wish, bill, busy, choose, enter, serve, shift
+from bot.states import ACTIVE, TRANSITIONS, Move, over
+from bot.store.accounts import Wish, attend, bill, busy, choose, enter, longest, serve, shift
 from bot.store.ledger import Ledger
 from bot.store.reads import of_key
 from bot.store.records import RELAXED, Draft, Moved, Record, record
-from bot.store.tables import jobs, moves, places
+from bot.store.tables import jobs, moves, pictures, places
+from bot.store.transition import change, locked, note
 
 Decide = Callable[[Sequence[Draft], Ledger], Sequence[Draft]]
 POISON = 3  # attempts without progress
 ATTEMPTS = 20  # in all: what a worker says of its progress may be a lie
 WORN = f"It was tried {ATTEMPTS} times and never finished."
+_JOB, _PLACE, _BROUGHT = jobs.insert().returning(jobs), places.insert(), pictures.insert()
 OVERRUN = 10.0  # a worker may bill this many times the estimate against the fair order, not more
 
 
@@ -44,12 +46,16 @@ def insert(
     made: list[Record] = []
     for ordinal, draft in enumerate(drafts):
         values = draft.values(key, ordinal)
-        row = connection.execute(jobs.insert().values(**values).returning(jobs)).mappings().one()
-        where = dict(draft.place.where)
-        answer = {"role": "answer", "kind": draft.place.kind, "where": where, "message": "", "reason": ""}
-        connection.execute(places.insert().values(job=draft.id, **answer))
-        enter(connection, row["account"], weights)
+        row = connection.execute(_JOB, values).mappings().one()
+        answer = {
+            "job": draft.id, "role": "answer", "kind": draft.place.kind, "where": dict(draft.place.where),
+            "message": "", "reason": "",
+        }  # fmt: skip
+        connection.execute(_PLACE, answer)
+        enter(connection, row["account"], weights, draft.created)
         shift(connection, row["account"], queued=1)
+        if brought := draft.brought():
+            connection.execute(_BROUGHT, brought)
         note(connection, row, "new", draft.created, draft.action)
         made.append(record(row))
     return made
@@ -60,21 +66,8 @@ def move(
     epoch: int | None = None, why: str = "", **values: object,
 ) -> Moved | None:  # fmt: skip
     """One transition. None: there is no such job, its state does not allow it, or a newer epoch has it."""
-    rule = TRANSITIONS[kind]
-    before = _locked(connection, job)
-    if before is None:
-        return None
-    moving = update(jobs).where(jobs.c.id == job, jobs.c.state.in_(rule.sources))
-    if epoch is not None:
-        moving = moving.where(jobs.c.epoch <= epoch)
-        values["epoch"] = epoch
-    changed = connection.execute(moving.values(state=rule.target, **values).returning(jobs))
-    row = changed.mappings().first()
-    if row is None:
-        return None
-    tally(connection, row["account"], before["state"], rule.target)
-    note(connection, row, before["state"], now, why)
-    return Moved(record(row), before["state"])
+    changed = change(connection, kind, job, now, epoch=epoch, why=why, **values)
+    return None if changed is None else Moved(record(changed[0]), changed[1])
 
 
 def end(
@@ -100,17 +93,53 @@ def end(
 def pick(connection: Connection, wish: Wish, rows: int, overbook: float, now: float) -> Moved | None:
     """Send the next job in fair order that there is room for: `rows` is all that the pool's workers take at once.
 
-    The head of the order waits for its room: nobody passes it, or large jobs would starve. The one exception is the way
-    in: a user with nothing active may send one job beyond the room, as long as that stays within `overbook` × `rows`.
+    The head of the order waits for its room: nobody passes it, or large jobs would starve. There are three exceptions.
+    Whoever has waited longest for a turn gets one now and then (`bot.passing`). A job whose model is in memory passes
+    one that needs another. And the way in: a user with nothing active may send one job beyond the room, as long as that
+    stays within `overbook` × `rows`; the longest wait may do the same, or newcomers would fill that room for ever.
     """
-    taken, row = busy(connection, wish.pool), choose(connection, wish)
-    if row is None or rows <= 0:
+    if rows <= 0:
         return None
-    if taken + min(row["rows"], rows) > rows:  # one that is larger than the whole pool has it to itself
-        row = choose(connection, replace(wish, newcomers=True))
-        if row is None or taken + min(row["rows"], rows) > rows * (1 + overbook):
-            return None
-    return _send(connection, row, now)
+    room = _Room(rows, max(0, busy(connection, wish.pool) - wish.spare), overbook)
+    passing = wish.passing
+    if passing.due(wish.pool) and (row := longest(connection, wish, passing.before(now))) is not None:
+        return _sent(connection, wish, row, now, late=True) if room.has(row, beyond=True) else None
+    row = choose(connection, wish)
+    if row is not None:
+        row = _warmer(connection, wish, row, now)
+        if not room.has(row):
+            row = choose(connection, replace(wish, newcomers=True))
+            row = row if row is not None and room.has(row, beyond=True) else None
+    return None if row is None else _sent(connection, wish, row, now)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """The rows of a pool: how many there are, and how many are taken."""
+
+    rows: int
+    taken: int
+    overbook: float
+
+    def has(self, row: RowMapping, *, beyond: bool = False) -> bool:
+        """One that is larger than the whole pool has it to itself."""
+        return self.taken + min(row["rows"], self.rows) <= self.rows * (1 + self.overbook if beyond else 1)
+
+
+def _warmer(connection: Connection, wish: Wish, head: RowMapping, now: float) -> RowMapping:
+    """The head of the order, or for a while one whose model need not be fetched first."""
+    if wish.warm is None or head["model"] in ("", *wish.warm) or not wish.passing.may_pass(head["id"], now):
+        return head
+    return choose(connection, replace(wish, models=wish.warm)) or head
+
+
+def _sent(connection: Connection, wish: Wish, row: RowMapping, now: float, *, late: bool = False) -> Moved | None:
+    moved = _send(connection, row, now)
+    if moved is not None:
+        attend(connection, row["account"], now)
+        cold = wish.warm is not None and row["model"] not in ("", *wish.warm)
+        wish.passing.sent(wish.pool, row["id"], now, fetches=row["model"] if cold else "", late=late)
+    return moved
 
 
 def _send(connection: Connection, row: RowMapping, now: float) -> Moved | None:
@@ -129,25 +158,27 @@ def _send(connection: Connection, row: RowMapping, now: float) -> Moved | None:
 
 
 def start(
-    connection: Connection, job: str, epoch: int, worker: str, step: int, now: float, *, seen: int = 0
-) -> Moved | None:
+    connection: Connection, job: str, epoch: int, worker: str, step: int, now: float, *,
+    seen: int = 0, forgotten: bool = False,
+) -> Moved | None:  # fmt: skip
     """A worker claimed it at `step`; after too many attempts without progress it fails instead (see the record).
 
-    `seen`: the furthest step that live frames have shown; getting there was progress too.
+    `seen`: the furthest step that live frames have shown; getting there was progress too. `forgotten`: the broker lost
+    its store since the last claim, and with it how far the job had come. That is no attempt without progress.
     """
-    before = _locked(connection, job)
-    if before is None:
+    before = locked(connection, job)
+    if before is None or _counted(before, epoch):
         return None
     again = before["state"] == "running" and before["epoch"] != epoch  # a requeue has counted already
     reached = min(max(step, seen), record(before).steps)
-    barren = _barren(before, reached, again)
+    barren = before["barren"] if forgotten else _barren(before, reached, again)
     if barren >= POISON and before["epoch"] <= epoch:
         return _poisoned(connection, before, now, f"again on {worker}")
     if before["epoch"] <= epoch and _begun(connection, job, epoch) >= ATTEMPTS:
         return _poisoned(connection, before, now, f"again on {worker}", WORN)
     return move(
-        connection, "start", job, now, epoch=epoch, why=worker, worker=worker, step=max(reached, before["step"]),
-        barren=barren, started=before["started"] or now,
+        connection, "start", job, now, epoch=epoch, why=worker, worker=worker,
+        step=reached if forgotten else max(reached, before["step"]), barren=barren, started=before["started"] or now,
     )  # fmt: skip
 
 
@@ -158,8 +189,8 @@ def requeue(
 
     `step`: as far as it is known to have come. `reason`: the sentence for the member if it fails.
     """
-    before = _locked(connection, job)
-    if before is None:
+    before = locked(connection, job)
+    if before is None or before["state"] not in ACTIVE or (epoch is not None and _counted(before, epoch)):
         return None
     if before["cancelling"]:
         return end(connection, "cancel", job, now, before["cost"] * _share(before, step), epoch=epoch, why=why)
@@ -176,7 +207,7 @@ def requeue(
 
 def wish(connection: Connection, job: str, now: float) -> tuple[Record | None, Moved | None]:
     """A member wants it cancelled: over at once while it waits, else noted for its worker."""
-    before = _locked(connection, job)
+    before = locked(connection, job)
     if before is None:
         return None, None
     if before["state"] == "queued":
@@ -186,6 +217,11 @@ def wish(connection: Connection, job: str, now: float) -> tuple[Record | None, M
         noted = update(jobs).where(jobs.c.id == job).values(cancelling=True).returning(jobs)
         return record(connection.execute(noted).mappings().one()), None
     return record(before), None
+
+
+def _counted(before: RowMapping, epoch: int) -> bool:
+    """True of a claim that was queued again already: of what it said, nothing comes for the first time."""
+    return before["epoch"] == epoch and before["state"] in ("queued", "sent")
 
 
 def _barren(before: RowMapping, step: int, again: bool) -> int:
@@ -212,32 +248,3 @@ def _poisoned(
 def _share(before: RowMapping, step: int) -> float:
     """How much of a job is known to have been run."""
     return min(1.0, max(step, before["step"]) / record(before).steps)
-
-
-def _locked(connection: Connection, job: str) -> RowMapping | None:
-    return connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
-
-
-def tally(connection: Connection, account: str, source: State, target: State) -> None:
-    """Count a move from state to state in the accounts."""
-
-    def weigh(state: State) -> tuple[int, int]:
-        return (int(state == "queued"), int(state in ACTIVE))
-
-    (queued, active), (queues, acts) = weigh(source), weigh(target)
-    shift(connection, account, queued=queues - queued, active=acts - active)
-
-
-def note(connection: Connection, row: RowMapping, source: str, now: float, why: str) -> None:
-    """One line of the audit."""
-    connection.execute(
-        moves.insert().values(
-            job=row["id"],
-            at=now,
-            source=source,
-            target=row["state"],
-            attempt=row["attempt"],
-            epoch=row["epoch"],
-            why=why,
-        )
-    )

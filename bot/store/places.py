@@ -39,8 +39,14 @@ def place(connection: Connection, job: str, role: Role = "answer") -> Place | No
 
 def deliveries(connection: Connection, job: str) -> dict[Role, Delivery]:
     """All places of a job but its films, and what became of each."""
-    rows = connection.execute(select(places).where(places.c.job == job, ~is_film())).mappings()
+    rows = connection.execute(select(places).where(places.c.job == job, ~is_film()).order_by(places.c.role)).mappings()
     return {one.role: one for one in map(_delivery, rows)}
+
+
+def all_of(connection: Connection, job: str) -> list[tuple[str, Delivery]]:
+    """Every place of a job, its films among them, by its role as it stands in the table."""
+    rows = connection.execute(select(places).where(places.c.job == job).order_by(places.c.role)).mappings()
+    return [(row["role"], _delivery(row)) for row in rows]
 
 
 def films(connection: Connection, job: str) -> list[Delivery]:

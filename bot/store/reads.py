@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from bot.fair import Account, Waiting
 from bot.states import ACTIVE, OPEN
@@ -15,6 +15,9 @@ from bot.store.tables import accounts, jobs, models, moves, pictures
 from engine.job import Malformed, Warm, decode
 
 log = logging.getLogger(__name__)
+
+_TURN = select(func.count()).select_from(jobs).where(jobs.c.account == bindparam("account"), jobs.c.state == "queued")
+_TURN = _TURN.where(jobs.c.id < bindparam("job"))  # each admission asks
 
 
 def records(connection: Connection, asked: Select[*tuple[Any, ...]]) -> list[Record]:
@@ -88,23 +91,23 @@ def waiting(connection: Connection, most: int) -> tuple[list[tuple[Waiting, str]
     return [(Waiting(row.id, row.account, max(0.0, row.cost - row.billed)), row.model) for row in rows], tree
 
 
-def before(connection: Connection, one: Record) -> tuple[int, float]:
-    """An estimate for queues too long to lay out: jobs ahead and their cost, if users of a pool are served in turn."""
-    mine = select(func.count()).select_from(jobs)
-    mine = mine.where(jobs.c.account == one.account, jobs.c.state == "queued", jobs.c.id < one.id)
-    turn = int(connection.execute(mine).scalar_one())
-    waits = (jobs.c.state == "queued", jobs.c.pool == one.pool)
-    each = select(func.count().label("n"), func.avg(jobs.c.cost).label("cost")).where(*waits).group_by(jobs.c.account)
-    users = each.subquery()
-    share = func.min(users.c.n, turn + 1) if connection.dialect.name == "sqlite" else func.least(users.c.n, turn + 1)
-    total = select(func.coalesce(func.sum(share), 1), func.coalesce(func.sum(share * users.c.cost), 0.0))
-    ahead, cost = connection.execute(total).one()
-    return max(0, int(ahead) - 1), max(0.0, float(cost) - one.cost)
+def turn(connection: Connection, one: Record) -> int:
+    """How many of its user's jobs wait before it."""
+    return int(connection.execute(_TURN, {"account": one.account, "job": one.id}).scalar_one())
+
+
+def crowds(connection: Connection) -> dict[str, list[tuple[int, float]]]:
+    """Of each pool's users who wait: how many jobs, and their mean cost."""
+    each = select(jobs.c.pool, func.count().label("n"), func.avg(jobs.c.cost).label("cost"))
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in connection.execute(each.where(jobs.c.state == "queued").group_by(jobs.c.pool, jobs.c.account)):
+        found.setdefault(row.pool, []).append((int(row.n), float(row.cost)))
+    return found
 
 
 def stored(connection: Connection, ids: Sequence[str]) -> list[Stored]:
     """The pictures and ladders of these jobs, by job and image."""
-    asked = select(pictures).where(pictures.c.job.in_(ids)).order_by(pictures.c.job, pictures.c.image)
+    asked = select(pictures).where(pictures.c.job.in_(ids)).order_by(pictures.c.job, pictures.c.image, pictures.c.kind)
     return [Stored(**row) for row in connection.execute(asked).mappings()]
 
 

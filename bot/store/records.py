@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from sqlalchemy import RowMapping
 
 from bot.fair import paths
 from bot.states import State
-from bot.views import Action, Member, Place
+from bot.views import Action, Material, Member, Place
 from engine.job import Blame, Enlarge, Job, Recipe, Share, Task, decode, encode, rows
 
 RELAXED = "relaxed"  # the tier whose jobs count against no limit of cost
@@ -46,6 +47,7 @@ class Draft:
     check: bool = False
     running_here: int | None = None
     running_everywhere: int | None = None
+    material: tuple[Material, ...] = ()
 
     @property
     def share(self) -> Share:
@@ -93,6 +95,20 @@ class Draft:
             "deadline": self.deadline,
             **NOT_BEGUN,
         }
+
+    def brought(self) -> list[dict[str, object]]:
+        """The rows of the table `pictures` that name what it begins with, counted from 0 within each kind."""
+        seen: Counter[str] = Counter()
+        rows: list[dict[str, object]] = []
+        for one in self.material:
+            rows.append(
+                {
+                    "job": self.id, "image": seen[one.kind], "kind": one.kind, "sha256": one.sha256,
+                    "bytes": one.bytes, "width": one.width, "height": one.height,
+                }
+            )  # fmt: skip
+            seen[one.kind] += 1
+        return rows
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, func, select
+from sqlalchemy import Connection, RowMapping, and_, bindparam, func, select
 
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Change, Rule, Step, Value
@@ -18,11 +18,12 @@ from bot.store.tables import rules as kept
 KEPT_CHANGES = 500  # of each guild: older ones can no longer be undone
 Rules = dict[tuple[str, str, str], Value]
 Plan = Callable[[Rules], Sequence[Step]]
+_APPLYING = select(kept).where(kept.c.guild.in_(bindparam("guilds", expanding=True)))  # each admission asks it twice
 
 
 def applying(connection: Connection, guild: str) -> list[Rule]:
     """A guild's rules and those that hold everywhere."""
-    found = connection.execute(select(kept).where(kept.c.guild.in_({guild, EVERYWHERE})))
+    found = connection.execute(_APPLYING, {"guilds": [guild, EVERYWHERE]})
     return [_rule(row) for row in found.mappings()]
 
 

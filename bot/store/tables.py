@@ -25,6 +25,9 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts rows by INTEGER alone, which is as large there
+PATH = String(512).with_variant(String(512, collation="C"), "postgresql")  # in the order of `bot.fair`, by code points
+
 jobs = Table(
     "jobs",
     metadata,
@@ -51,7 +54,7 @@ jobs = Table(
     Column("weight", Float, nullable=False),
     Column("pool", String(64), nullable=False),
     Column("model", String(64), nullable=False),  # empty: any worker of the pool
-    Column("account", String(512), nullable=False),  # the user's account in the fair order
+    Column("account", PATH, nullable=False),  # the user's account in the fair order
     Column("rows", Integer, nullable=False),
     Column("cost", Float, nullable=False),  # reserved at admission
     Column("charged", Float, nullable=False),  # counts against the limits: reserved, then what was really spent
@@ -84,6 +87,7 @@ jobs = Table(
     Index("jobs_deleted", "id", sqlite_where=text("deleted IS NOT NULL"), postgresql_where=text("deleted IS NOT NULL")),
     Index("jobs_channel", "guild", "channel", "id"),
     Index("jobs_member", "member", "id"),
+    Index("jobs_ended", "ended"),
 )
 
 places = Table(  # one row for each place at which a job is shown
@@ -118,13 +122,14 @@ pictures = Table(
 accounts = Table(  # the fair order: pool → tier → guild → user
     "accounts",
     metadata,
-    Column("path", String(512), primary_key=True),
-    Column("parent", String(512), nullable=False),
+    Column("path", PATH, primary_key=True),
+    Column("parent", PATH, nullable=False),
     Column("virtual", Float, nullable=False),  # cost ÷ weight that this account has had, among its siblings
     Column("floor", Float, nullable=False),  # the virtual time at which its children are served now
     Column("weight", Float, nullable=False),
     Column("queued", Integer, nullable=False),
     Column("active", Integer, nullable=False),
+    Column("since", Float),  # of a user: since when it waits for a turn, however many jobs it has
     Index(
         "accounts_order",
         "parent",
@@ -133,12 +138,38 @@ accounts = Table(  # the fair order: pool → tier → guild → user
         sqlite_where=text("queued > 0"),
         postgresql_where=text("queued > 0"),
     ),
+    Index(
+        "accounts_since",
+        "since",
+        "path",
+        sqlite_where=text("queued > 0 AND since IS NOT NULL"),
+        postgresql_where=text("queued > 0 AND since IS NOT NULL"),
+    ),
+)
+
+terms = Table(  # who may write: a bot that begins makes it larger, and older bots are refused
+    "terms",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("term", BigInteger, nullable=False),
+    Column("holder", String(64), nullable=False, server_default=""),
+    Column("beat", BigInteger, nullable=False, server_default="0"),  # moves while the holder lives
+    Column("over", Boolean, nullable=False, server_default=false()),  # ended in order
+    Column("store", String(26), nullable=False, server_default=""),  # an id, made with the first term
+)
+
+commits = Table(  # the last commit of each writer, on PostgreSQL alone: see `bot.store.commits`
+    "commits",
+    metadata,
+    Column("writer", String(26), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 moves = Table(  # one row for each transition that happened
     "moves",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     Column("at", Float, nullable=False),
     Column("source", String(16), nullable=False),
@@ -172,21 +203,21 @@ rules = Table(  # what admins have set; guild "*" and scope "house" belong to wh
 changes = Table(  # every change of the rules, with what it takes to undo it
     "changes",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("guild", String(64), nullable=False),
     Column("at", Float, nullable=False),
     Column("actor", String(64), nullable=False),
     Column("actor_name", String(128), nullable=False),
     Column("what", String(32), nullable=False),
     Column("steps", JSON, nullable=False),  # [scope, subject, setting, value before, value after]; null: no rule
-    Column("undoes", Integer),
+    Column("undoes", NUMBER),
     Index("changes_guild", "guild", "id"),
 )
 
 incidents = Table(  # what moderators want to know: refused words, blocks, reports, deletions, reviews
     "incidents",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("id", NUMBER, primary_key=True, autoincrement=True),
     Column("guild", String(64), nullable=False),
     Column("at", Float, nullable=False),
     Column("kind", String(32), nullable=False),
@@ -215,4 +246,5 @@ favourites = Table(
     Column("image", Integer, primary_key=True),
     Column("at", Float, nullable=False),
     Index("favourites_member", "member", "at"),
+    Index("favourites_job", "job"),
 )

@@ -5,13 +5,13 @@ A transition needs a readable record (`moves`); here the row is changed without 
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, RowMapping, select, update
+from sqlalchemy import Connection, RowMapping, select
 
 from bot.states import OPEN
 from bot.store.accounts import bill
-from bot.store.moves import note, tally
 from bot.store.records import record
 from bot.store.tables import jobs
+from bot.store.transition import change
 from engine.job import Malformed
 
 UNREADABLE = "What was noted of it cannot be read any more; nothing was charged."
@@ -35,9 +35,6 @@ def _readable(row: RowMapping) -> bool:
 
 
 def _fail(connection: Connection, row: RowMapping, now: float) -> None:
-    values = {"state": "failed", "reason": UNREADABLE, "blame": "us", "ended": now, "cancelling": False}
-    ended = update(jobs).where(jobs.c.id == row["id"]).values(**values, charged=0.0, billed=0.0).returning(jobs)
-    after = connection.execute(ended).mappings().one()
-    tally(connection, row["account"], row["state"], "failed")
-    bill(connection, row["account"], -row["billed"])
-    note(connection, after, row["state"], now, "unreadable")
+    values = {"reason": UNREADABLE, "blame": "us", "ended": now, "cancelling": False, "charged": 0.0, "billed": 0.0}
+    if change(connection, "fail", row["id"], now, why="unreadable", **values) is not None:
+        bill(connection, row["account"], -row["billed"])

@@ -1,4 +1,4 @@
-"""What is written beside the transitions: pictures, model profiles. One transaction each."""
+"""What is written beside the transitions: pictures, profiles, a job that its worker let go. One transaction each."""
 
 from __future__ import annotations
 
@@ -46,3 +46,11 @@ def remember(connection: Connection, warm: Warm, pool: str, now: float) -> None:
     """A model's profile, in place of an older one."""
     connection.execute(models.delete().where(models.c.name == warm.name))
     connection.execute(models.insert().values(name=warm.name, warm=encode(warm), pool=pool, seen=now))
+
+
+def let_go(connection: Connection, job: str, epoch: int) -> bool:
+    """Its worker ended in order: the next start counts as no attempt without progress. False: it has let go already,
+    or another has it.
+    """
+    held = (jobs.c.id == job, jobs.c.epoch == epoch, jobs.c.state == "running", jobs.c.worker != "")
+    return connection.execute(update(jobs).where(*held).values(worker="", barren=jobs.c.barren - 1)).rowcount == 1

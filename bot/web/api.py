@@ -14,10 +14,12 @@ from aiohttp import web
 from bot.refused import Refused
 from bot.views import Place, Ticket
 from bot.web import shown
-from bot.web.body import body_of
+from bot.web.body import body_of, form_of
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
 from bot.web.live import STUDIO, at_work, permitted, visible, within_reach
-from bot.web.prints import index_of
+from bot.web.prints import index_of, shot_of
+
+BESIDES = ("prompt", "exact", "shots", "weights")
 
 
 class Priority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,12 +43,21 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ar: str | None = None
     fast: bool | None = None
     negative: str | None = None
+    strength: float | None = None
+    until: float | None = None
+    tile: bool | None = None
+    mixed: bool | None = None
+    chaos: float | None = None
+    repeat: int | None = None
+    quality: float | None = None
     exact: bool = False
+    shots: Annotated[list[str], msgspec.Meta(max_length=5)] = []
+    weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []
 
     def options(self) -> dict[str, Any]:
-        """Only what was said."""
+        """Only what was said of the prompt's flags."""
         said = msgspec.structs.asdict(self)
-        return {name: value for name, value in said.items() if name not in {"prompt", "exact"} and value is not None}
+        return {name: value for name, value in said.items() if name not in BESIDES and value is not None}
 
 
 def routes() -> list[web.RouteDef]:
@@ -101,11 +112,17 @@ async def jobs(request: web.Request) -> web.Response:
 
 
 async def imagine(request: web.Request) -> web.Response:
-    """A prompt becomes one job, or several where it holds permutations."""
-    order = await body_of(request, Order)
-    tickets = await request.app[STUDIO].imagine(
-        order.prompt, member_of(request), _place(request), key=_key(request), exact=order.exact, **order.options()
-    )
+    """A prompt becomes one job, or several where it holds permutations. A form may bring pictures to begin with."""
+    order, brought = await form_of(request, Order)
+    studio, start = request.app[STUDIO], None
+    if brought.pictures or brought.mask or order.shots:
+        shots = [await shot_of(request, named) for named in order.shots]
+        start = await studio.bring(brought.pictures, brought.mask, shots=shots, weights=order.weights)
+    several = start is not None and sum(one.kind == "input" for one in start.material) > 1
+    tickets = await studio.imagine(
+        order.prompt, member_of(request), place_of(request), key=key_of(request), exact=order.exact, start=start,
+        action="blend" if several else "imagine", **order.options(),
+    )  # fmt: skip
     answer = shown.accepted(tickets)
     return web.json_response(answer, status=201, headers={"Location": answer["url"]})
 
@@ -147,29 +164,29 @@ async def prioritise(request: web.Request) -> web.Response:
 async def vary(request: web.Request) -> web.Response:
     """V1 to V4: new pictures near this one."""
     view, index = await permitted(request, "vary"), index_of(request)
-    made = await request.app[STUDIO].vary(view.id, index, member_of(request), _place(request), key=_key(request))
-    return _made(made)
+    made = await request.app[STUDIO].vary(view.id, index, member_of(request), place_of(request), key=key_of(request))
+    return made_of(made)
 
 
 async def upscale(request: web.Request) -> web.Response:
     """U1 to U4: this picture, larger."""
     view, index = await permitted(request, "upscale"), index_of(request)
-    made = await request.app[STUDIO].upscale(view.id, index, member_of(request), _place(request), key=_key(request))
-    return _made(made)
+    made = await request.app[STUDIO].upscale(view.id, index, member_of(request), place_of(request), key=key_of(request))
+    return made_of(made)
 
 
 async def reroll(request: web.Request) -> web.Response:
     """The same prompt with another seed."""
     view = await permitted(request, "reroll")
-    made = await request.app[STUDIO].reroll(view.id, member_of(request), _place(request), key=_key(request))
-    return _made(made)
+    made = await request.app[STUDIO].reroll(view.id, member_of(request), place_of(request), key=key_of(request))
+    return made_of(made)
 
 
-def _place(request: web.Request) -> Place:
+def place_of(request: web.Request) -> Place:
     return Place("terminal" if request.headers.get("X-Darkroom") == "terminal" else "web")
 
 
-def _key(request: web.Request) -> str | None:
+def key_of(request: web.Request) -> str | None:
     """The studio's key for an Idempotency-Key: the same visitor, address and key are the same wish."""
     sent = request.headers.get("Idempotency-Key")
     if sent is None:
@@ -180,6 +197,6 @@ def _key(request: web.Request) -> str | None:
     return "web:" + hashlib.sha256(wish.encode()).hexdigest()[:40]
 
 
-def _made(made: Ticket) -> web.Response:
+def made_of(made: Ticket) -> web.Response:
     answer = shown.accepted([made])
     return web.json_response(answer, status=201, headers={"Location": answer["url"]})

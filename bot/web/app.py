@@ -17,22 +17,26 @@ from aiohttp import web
 from bot.config import Settings
 from bot.desk.review import Review
 from bot.desk.studio import Studio
-from bot.web import api, decisions, door, live, prints, views
+from bot.scrape import Scrape
+from bot.web import api, body, decisions, door, live, metrics, onward, prints, views, why
 from bot.web.auth import Door, Gate, key_of
 from bot.web.grids import Grids
+from bot.web.told import Texts
 
 HERE = Path(__file__).parent
 MOST_BYTES = 64 * 1024  # of a request's body
 IDLE = 30.0  # seconds that a connection may be held without a request
-TEMPLATES = ("base.html", "room.html", "discord.html", "enter.html", "sentence.html")
+TEMPLATES = ("base.html", "room.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
 def open_chatroom(
-    settings: Settings, studio: Studio, review: Review, warming: asyncio.Event | None = None
+    settings: Settings, studio: Studio, review: Review, warming: asyncio.Event | None = None,
+    scrape: Scrape | None = None,
 ) -> web.Application:  # fmt: skip
     """The chatroom over this studio. Creates the room's key in the data folder at the first start.
 
-    `warming` is set for as long as an engine that was started with the room is on its way.
+    `warming` is set for as long as an engine that was started with the room is on its way. `scrape` makes the page of
+    metrics; without one there is none.
     """
     app = web.Application(middlewares=[door.errors, door.entrance], client_max_size=MOST_BYTES)
     app[live.STUDIO] = studio
@@ -40,13 +44,20 @@ def open_chatroom(
     app[live.WARMING] = warming or asyncio.Event()
     app[live.CLOSING] = asyncio.Event()
     app[live.STREAMS] = set()
+    app[live.TEXTS] = Texts()
+    app[body.FORMS] = asyncio.Semaphore(body.AT_ONCE)
     app[door.DOOR] = Door.of(settings.host, settings.public_url, settings.allowed_hosts)
     app[door.GATE] = Gate(key_of(settings.data))
+    app[door.SCRAPER] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
     app[door.SECURE] = settings.public_url.startswith("https://")
     app[prints.GRIDS] = Grids(prints.CELL)
     app[views.IN_DISCORD] = settings.discord_token is not None
     _furnish(app)
     app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *decisions.routes(), *live.routes()])
+    app.add_routes([*onward.routes(), *why.routes()])
+    if scrape is not None:
+        app[metrics.SCRAPE] = scrape
+        app.add_routes(metrics.routes())
     app.router.add_static("/static", HERE / "static")
     app.on_response_prepare.append(door.dress)
     app.on_shutdown.append(_close)

@@ -21,6 +21,7 @@ KEY_BYTES = 32
 PROXIED = "This room is behind a proxy: set PUBLIC_URL, and come in by the one-time address."
 OPEN_INVITATIONS = 20  # older ones lapse
 FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
+OURS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot have
 FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # what a proxy adds
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -104,8 +105,8 @@ class Door:
         foreign = headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
         if foreign and origin is None and not _is_visit(method, headers):
             raise Refused("Another site's page may not use this room.", 403)
-        if method not in SAFE and _is_form(headers):
-            raise Refused("Send JSON (Content-Type: application/json).", 400)
+        if method not in SAFE and _is_form(headers) and not _brings(headers):
+            raise Refused("Send JSON (Content-Type: application/json); a form needs a header X-Darkroom.", 400)
 
 
 def _is_visit(method: str, headers: Mapping[str, str]) -> bool:
@@ -115,7 +116,19 @@ def _is_visit(method: str, headers: Mapping[str, str]) -> bool:
 
 def _is_form(headers: Mapping[str, str]) -> bool:
     """Whether this could be a form, which any site may send anywhere unasked ("simple" in the Fetch standard)."""
-    return headers.get("Content-Type", "").partition(";")[0].strip().lower() in FORMS
+    return _kind(headers) in FORMS
+
+
+def _brings(headers: Mapping[str, str]) -> bool:
+    """Whether it is a form with files that no other site's page sent unasked: only scripts can add these headers, and
+    those of another site must ask before, which nobody here allows.
+    """
+    ours = any(name in headers for name in OURS) or headers.get("Authorization", "").startswith("Bearer ")
+    return ours and _kind(headers) == "multipart/form-data"
+
+
+def _kind(headers: Mapping[str, str]) -> str:
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def _bytes(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A request's body as one of our structs: JSON, read in bounded time.
+"""A request's body as one of our structs: JSON, read in bounded time; or a form, with pictures beside it.
 
 Knows JSON and a clock; knows nothing of what is asked for.
 """
@@ -6,16 +6,32 @@ Knows JSON and a clock; knows nothing of what is asked for.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import BodyPartReader, MultipartReader, web
 
+from bot.images.intake import MOST_BYTES
 from bot.refused import Refused
+from engine.job import MAX_SOURCES
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 PATIENCE = 10.0  # seconds that a body may take
+BRINGING = 120.0  # one with pictures
+MOST_WORDS = 64 * 1024  # bytes, as of any body
+CHUNK = 64 * 1024
+AT_ONCE = 4  # forms with pictures that are being read: each may fill a hundred megabytes
+FORMS = web.AppKey("forms", asyncio.Semaphore)
+
+
+@dataclass(frozen=True)
+class Brought:
+    """The files that came with a form."""
+
+    pictures: tuple[bytes, ...] = ()
+    mask: bytes | None = None
 
 
 async def body_of(request: web.Request, shape: type[T]) -> T:
@@ -25,6 +41,53 @@ async def body_of(request: web.Request, shape: type[T]) -> T:
             body = await request.read()
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
+    return _decoded(body, shape)
+
+
+async def form_of(request: web.Request, shape: type[T]) -> tuple[T, Brought]:
+    """A form of the part `order` (JSON), up to five of `picture`, one of `mask`; or the same JSON as a plain body.
+
+    Refuses with 400 what can't be read, with 413 what is too large.
+    """
+    if not request.content_type.startswith("multipart/"):
+        return await body_of(request, shape), Brought()
+    turn = request.app[FORMS]
+    if turn.locked():
+        raise Refused("Others are sending pictures just now: try again in a moment.", 429)
+    try:
+        async with turn, asyncio.timeout(BRINGING):
+            words, pictures, masks = await _parts(await request.multipart())
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout from error
+    except (ValueError, AssertionError) as error:  # aiohttp's, of a form that is none
+        raise Refused("The form can't be read.", 400) from error
+    if len(words) != 1 or len(masks) > 1:
+        raise Refused("A form has one part `order`, and at most one `mask`.", 400)
+    return _decoded(words[0], shape), Brought(tuple(pictures), masks[0] if masks else None)
+
+
+async def _parts(reader: MultipartReader) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    found: dict[str, list[bytes]] = {"order": [], "picture": [], "mask": []}
+    while (part := await reader.next()) is not None:
+        if not isinstance(part, BodyPartReader) or part.name not in found:
+            raise Refused("A form has the parts `order`, `picture` and `mask`, and no other.", 400)
+        if len(found[part.name]) >= (MAX_SOURCES if part.name == "picture" else 1):
+            raise Refused(f"A form has one `order`, one `mask` and up to {MAX_SOURCES} pictures (`picture`).", 400)
+        found[part.name].append(await _bounded(part, MOST_WORDS if part.name == "order" else MOST_BYTES))
+    return found["order"], found["picture"], found["mask"]
+
+
+async def _bounded(part: BodyPartReader, most: int) -> bytes:
+    content = bytearray()
+    while chunk := await part.read_chunk(CHUNK):
+        content += chunk
+        if len(content) > most:
+            what = "pictures" if most == MOST_BYTES else "words"
+            raise Refused(f"Too large: {what} of up to {most // 1024} KiB are taken.", 413)
+    return bytes(content)
+
+
+def _decoded(body: bytes, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=shape)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -5,6 +5,7 @@ Knows requests, cookies and status codes; the rules themselves are in `auth`. Kn
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -21,11 +22,13 @@ log = logging.getLogger(__name__)
 DOOR = web.AppKey("door", Door)
 GATE = web.AppKey("gate", Gate)
 SECURE = web.AppKey("secure", bool)
+SCRAPER = web.AppKey("scraper", str)  # the token of whoever reads the metrics; empty: none has one
 VISITOR = web.RequestKey("visitor", Visitor)
 
 GUILD = "local"
 TERMINAL = "terminal"  # the visitor without a cookie
 YEAR = 365 * 24 * 3600
+METRICS = "/metrics"
 ENTRANCE = "/api/entrance"  # where a one-time token is exchanged
 FREE = ("/healthz", "/static/")  # no secret behind these: a stranger may see them
 SENTENCES = {
@@ -103,7 +106,7 @@ async def entrance(request: web.Request, handler: Next) -> web.StreamResponse:
     visitor = known or _stranger(request)
     if visitor is not None:
         request[VISITOR] = visitor
-    elif not _is_free(request):
+    elif not (_is_free(request) or _scrapes(request)):
         raise Refused("This room asks for its one-time address: it was printed where it was started.", 403)
     answer = await handler(request)
     if visitor is not None and known is None and visitor.id != TERMINAL:
@@ -124,9 +127,15 @@ def _is_free(request: web.Request) -> bool:
     return first or request.path == ENTRANCE or request.path.startswith(FREE)
 
 
+def _scrapes(request: web.Request) -> bool:
+    """Whether it comes for the metrics, with their token."""
+    token, sent = request.app[SCRAPER], request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+    return request.path == METRICS and bool(token) and hmac.compare_digest(sent, f"Bearer {token}".encode())
+
+
 def said(request: web.Request, status: int, sentence: str) -> web.Response:
     """One sentence: as JSON under `/api`, else as a page."""
-    if request.path.startswith("/api/") or request.path == "/healthz":
+    if request.path.startswith("/api/") or request.path in ("/healthz", METRICS):
         return web.json_response({"error": sentence}, status=status)
     context = {"status": status, "sentence": sentence}
     return aiohttp_jinja2.render_template("sentence.html", request, context, status=status)

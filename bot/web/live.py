@@ -19,7 +19,7 @@ from aiohttp_sse import EventSourceResponse, sse_response
 
 from bot.access import Action, forbidden, subject_of
 from bot.desk.studio import Studio
-from bot.feed import Developing, Moment, Queued, Readying, Settled, Subscription
+from bot.feed import Developing, Moment, Settled, Subscription
 from bot.refused import Refused
 from bot.states import over
 from bot.store import Unavailable
@@ -27,6 +27,7 @@ from bot.together import first_of
 from bot.views import View
 from bot.web import shown
 from bot.web.door import GUILD, TERMINAL, VISITOR, member_of
+from bot.web.told import Texts, Told
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ STUDIO = web.AppKey("studio", Studio)
 WARMING = web.AppKey("warming", asyncio.Event)  # set: an engine of our own was started, and is not there yet
 CLOSING = web.AppKey("closing", asyncio.Event)
 STREAMS = web.AppKey("streams", set)
+TEXTS = web.AppKey("texts", Texts)
 
 MOST_STREAMS = 200
 MOST_EACH = 20  # of one visitor; the terminal is no single visitor
@@ -41,6 +43,7 @@ PACE = 0.03  # seconds after each frame of a stream: about as often as eyes noti
 GLANCE = 1.0  # seconds between two looks at who is at work
 RECENT = 30  # jobs that the page starts with
 UNREAD = 64 * 1024  # bytes that may wait in the kernel for a slow client
+STALLED = 30.0  # seconds in which a reader takes nothing
 END = "end"  # the id of a job's last event: a browser that comes back with it is told to stop
 
 
@@ -66,7 +69,7 @@ class Page:
     """One open page: what it was told of the room, and which jobs it may see."""
 
     def __init__(self, request: web.Request, stream: EventSourceResponse) -> None:
-        self._app = request.app
+        self._request, self._app = request, request.app
         self._studio = request.app[STUDIO]
         self._reader = member_of(request)
         self._stream = stream
@@ -90,7 +93,7 @@ class Page:
         if isinstance(moment, Settled):
             self._seen.pop(moment.job, None)
         elif self._seen.get(moment.job):
-            await self._tell(*_spoken(moment))
+            await _tell_moment(self._request, self._stream, moment)
             return isinstance(moment, Developing)
         return False
 
@@ -145,10 +148,22 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, moments
     async for moment in moments:
         if isinstance(moment, Settled):
             return await _tell_end(request, stream)
-        event, value = _spoken(moment)
-        await stream.send(json.dumps(value), event=event)
+        await _tell_moment(request, stream, moment)
         if isinstance(moment, Developing):
             await asyncio.sleep(PACE)
+
+
+async def _tell_moment(request: web.Request, stream: EventSourceResponse, moment: Told) -> None:
+    """As the library's `send`, which looks through each text for line ends: with a hundred pages that took most of the
+    bot's time. A reader who takes nothing for too long is cut off. Raises ConnectionError and TimeoutError.
+    """
+    try:
+        async with asyncio.timeout(STALLED):
+            await stream.write(request.app[TEXTS].of(moment))
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise
 
 
 async def _tell_end(request: web.Request, stream: EventSourceResponse) -> None:
@@ -160,31 +175,23 @@ async def _tell_end(request: web.Request, stream: EventSourceResponse) -> None:
     await stream.send(json.dumps(shown.job(view, member_of(request))), event=view.state, id=END)
 
 
-def _spoken(moment: Queued | Readying | Developing) -> tuple[str, dict[str, Any]]:
-    if isinstance(moment, Developing):
-        return "frame", shown.frame(moment)
-    if isinstance(moment, Readying):
-        return "loading", shown.loading(moment)
-    return "queued", {"id": moment.job, "state": "queued", "place": moment.place, "eta": moment.eta}
-
-
-async def visible(request: web.Request) -> View:
+async def visible(request: web.Request, job: str = "") -> View:
     """The job that the address names, if this visitor may see it; a guest sees only this room's. Refuses with 404.
 
     A private one is its author's alone: not even whoever runs the room is shown it.
     """
-    view = await request.app[STUDIO].view(request.match_info["id"])
+    view = await request.app[STUDIO].view(job or request.match_info["id"])
     if (view.guild != GUILD and not request[VISITOR].owner) or view.hidden_from(member_of(request).id):
         raise Refused("There is no such job.", 404)
     return view
 
 
-async def permitted(request: web.Request, action: Action) -> View:
+async def permitted(request: web.Request, action: Action, job: str = "") -> View:
     """The job that the address names, if this visitor may do that with it. Refuses with 404, or with 403.
 
     Whoever runs the room looks at any server's job, and goes on from those of this room alone.
     """
-    view = await visible(request)
+    view = await visible(request, job)
     if reason := forbidden(action, member_of(request), subject_of(view)):
         raise Refused(reason, 403)
     return view
@@ -210,7 +217,7 @@ async def _stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
     streams.add(one := (visitor, object()))
     try:
         _keep_little(request)
-        async with sse_response(request, send_timeout=30, ping_interval=10) as stream:
+        async with sse_response(request, send_timeout=STALLED, ping_interval=10) as stream:
             try:
                 yield stream
             except Unavailable as error:  # a ConnectionError too

@@ -1,4 +1,4 @@
-"""What was made, as files: single pictures, the grid, the film and its rungs. None of it changes once it is shown.
+"""What was made, as files: single pictures, the grid, films and their rungs. None of it changes once it is shown.
 
 Knows addresses and content types; the studio has the bytes. Pictures count from 1, rungs from 0.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from bot.images.film_formats import KINDS, TYPES, kind_of
 from bot.images.held import held
 from bot.refused import Refused
 from bot.states import over
@@ -24,11 +25,13 @@ CELL = 512  # pixels that the shorter side of a picture in the grid has at least
 
 def routes() -> list[web.RouteDef]:
     """The addresses of the files."""
-    job = "/api/jobs/{id}"
+    job, kind = "/api/jobs/{id}", f"{{kind:{'|'.join(KINDS)}}}"
     return [
         web.get(job + "/pictures/{n}.png", picture),
         web.get(job + "/grid.png", whole_grid),
-        web.get(job + "/film.webp", film),
+        web.get(job + "/film." + kind, film),
+        web.get(job + "/dissolve/{n}." + kind, dissolve),
+        web.get(job + "/return/{n}." + kind, there_and_back),
         web.get(job + "/rungs", rungs),
         web.get(job + "/rungs/{n}.webp", rung),
     ]
@@ -54,8 +57,23 @@ async def whole_grid(request: web.Request) -> web.Response:
 
 async def film(request: web.Request) -> web.Response:
     """How the pictures came out of noise, as an animation."""
-    view = _finished(await permitted(request, "film"))
-    return _file(await request.app[STUDIO].film(view.id), "image/webp", f"{view.id}.webp", view)
+    view, kind = _finished(await permitted(request, "film")), kind_of(request.match_info["kind"])
+    made = await request.app[STUDIO].film(view.id, kind=kind)
+    return _file(made, TYPES[kind], f"{view.id}.{kind}", view)
+
+
+async def dissolve(request: web.Request) -> web.Response:
+    """One picture on its way into noise."""
+    view, index, kind = await permitted(request, "film"), index_of(request), kind_of(request.match_info["kind"])
+    made = await request.app[STUDIO].dissolve(view.id, index, kind)
+    return _file(made, TYPES[kind], f"{view.id}-{index + 1}-dissolving.{kind}", view)
+
+
+async def there_and_back(request: web.Request) -> web.Response:
+    """One picture on its way into noise, and how it came from there."""
+    view, index, kind = await permitted(request, "film"), index_of(request), kind_of(request.match_info["kind"])
+    made = await request.app[STUDIO].there_and_back(view.id, index, kind)
+    return _file(made, TYPES[kind], f"{view.id}-{index + 1}-there-and-back.{kind}", view)
 
 
 async def rungs(request: web.Request) -> web.Response:
@@ -76,6 +94,14 @@ def _finished(view: View) -> View:
     if view.state == "finished":
         return view
     raise Refused(f"This job {'ended without a picture' if over(view.state) else 'is not finished yet'}.", 404)
+
+
+async def shot_of(request: web.Request, named: str) -> tuple[str, int]:
+    """A finished picture as `JOB/2` names it, if this visitor may go on from it. Refuses with 404, or with 403."""
+    job, _, number = named.partition("/")
+    if number not in [str(one) for one in range(1, MAX_COUNT + 1)]:
+        raise Refused("A picture is named by its job and its number, as in 01J…/2.", 400)
+    return (await permitted(request, "vary", job)).id, int(number) - 1
 
 
 def _number(request: web.Request) -> int:

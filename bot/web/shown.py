@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from bot import sentences
 from bot.feed import Developing, Readying
+from bot.images.film_formats import Kind, available
 from bot.images.held import held, why
+from bot.prompt.flags import split
+from bot.refused import Refused
 from bot.views import Member, Ticket, View
-from engine.job import Presence, Recipe, Warm
+from engine.job import Branch, Forward, Presence, Recipe, Warm
 
 WARMING = "The engine is warming up. Prompts wait here until it is ready."
 
@@ -56,6 +60,7 @@ def job(view: View, reader: Member) -> dict[str, Any]:
         "state": view.state,
         "action": view.action,
         "prompt": view.prompt,
+        "words": _words(view.prompt),
         "author": {"name": view.member_name, "you": yours},
         "may_cancel": yours or reader.moderator,
         "may_decide": reader.moderator,
@@ -79,6 +84,14 @@ def job(view: View, reader: Member) -> dict[str, Any]:
         **_task(view),
         **_results(view),
     }
+
+
+def _words(prompt: str) -> str:
+    """The prompt without its flags, for whoever goes on from it with other words: a seed must not come along."""
+    try:
+        return split(prompt)[0]
+    except Refused:  # of an earlier version's grammar
+        return prompt
 
 
 def _reason(view: View) -> str:
@@ -111,7 +124,23 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         "height": recipe.height,
         "count": recipe.count,
         "exact": recipe.bucket is not None,
+        "start": _start(recipe.start),
     }
+
+
+def _start(start: Forward | Branch | None) -> dict[str, Any] | None:
+    """What it began with: so many pictures, or a step of its parent; None for noise."""
+    if isinstance(start, Branch):
+        return {"step": start.step, "fresh": start.fresh}
+    if isinstance(start, Forward):
+        return {"pictures": len(start.pictures), "strength": start.strength, "mask": start.mask is not None}
+    return None
+
+
+@cache
+def _kinds() -> tuple[Kind, ...]:
+    """The kinds of films that are made here; what is installed does not change while it runs."""
+    return available()
 
 
 def _results(view: View) -> dict[str, Any]:
@@ -124,6 +153,7 @@ def _results(view: View) -> dict[str, Any]:
             "width": shot.width,
             "height": shot.height,
             "held": why(shot.index, shot) if shot.index in hidden else "",
+            **_ways(base, shot.index + 1, shown=shot.index not in hidden, ladder=shot.index in view.ladders),
         }
         for shot in view.pictures
     ]
@@ -133,7 +163,17 @@ def _results(view: View) -> dict[str, Any]:
         "pictures": shots,
         "grid": f"{base}/grid.png" if complete and shots else None,
         "film": f"{base}/film.webp" if filmed else None,
+        "films": {kind: f"{base}/film.{kind}" for kind in _kinds()} if filmed else {},
         "rungs": f"{base}/rungs" if filmed else None,
+    }
+
+
+def _ways(base: str, number: int, *, shown: bool, ladder: bool) -> dict[str, str | None]:
+    """Addresses that a picture has only while it may be shown."""
+    return {
+        "dissolve": f"{base}/dissolve/{number}.webp" if shown else None,
+        "return": f"{base}/return/{number}.webp" if shown and ladder else None,
+        "branch": f"{base}/branch/{number}" if shown and ladder else None,
     }
 
 

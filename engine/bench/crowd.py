@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from engine.beginning import read
+from engine.bench import brought
 from engine.engine import Developed, Engine, Event, Failed
 from engine.families.family import TORCH, Family
 from engine.job import Concept, Dtype, Job, Recipe, Sampler, Share
@@ -27,7 +29,8 @@ class Load:
     """One job of each of `users`: `count` pictures in `steps` steps, at the family's default guidance.
 
     `interval` is where guidance holds. `mixed`: everybody with another sampler, number of steps or guidance, and as
-    many row-steps in all as without. `rows`: of a forward, as calibration caps them.
+    many row-steps in all as without. `begun`: everybody begins with a picture and a mask, and runs as many steps.
+    `rows`: of a forward, as calibration caps them.
     """
 
     steps: int
@@ -37,6 +40,7 @@ class Load:
     interval: tuple[float, float] = (0.0, 1.0)
     sampler: Sampler = "ddpm"
     mixed: bool = False
+    begun: bool = False
     rows: int = 32
     ladder: bool = False
 
@@ -48,10 +52,12 @@ class Load:
         if self.mixed:
             sampler, longer, guided = MIXTURE[number % len(MIXTURE)]
             steps, guidance = round(self.steps * longer), family.guidance if guided else 1.0
+        steps, start = (round(steps / brought.STRENGTH), brought.start()) if self.begun else (steps, None)
         recipe = Recipe(
             concepts=(Concept(PROMPTS[number % len(PROMPTS)]),), model=family.name, sampler=sampler, steps=steps,
             seed=number, guidance=guidance, width=family.size, height=family.size, count=self.count, dtype=self.dtype,
             guidance_start=self.interval[0], guidance_stop=self.interval[1],
+            start=start,
         )  # fmt: skip
         share = Share("standard", "bench", f"user-{number}")
         return Job(id=f"{number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder)
@@ -68,7 +74,7 @@ def events(family: Family, load: Load, *, watched: bool = False) -> Iterator[Eve
     """What our engine says until everybody's picture is developed. Raises RuntimeError where one fails."""
     engine = Engine({family.name: family}, rows=load.rows)
     for job in load.jobs(family):
-        engine.add(job)
+        engine.add(job, (), read(job.task, brought.blobs(), family) if isinstance(job.task, Recipe) else None)
         engine.watch(job.id, watched)
     while not engine.idle:
         for event in engine.step():

@@ -108,6 +108,14 @@ def mixed(family: Family, load: Load) -> Row:
     return Row("mixed load against an equal one of one kind: row-steps/s", ratio, "≥ 0.95", "×")
 
 
+def begun(family: Family, load: Load) -> Row:
+    """Pictures that begin with a picture and a mask, in as many steps as others; that they are read counts, too."""
+    other = replace(load, begun=True)
+    crowd.serve_together(family, replace(other, steps=8))
+    ratio = median(crowd.serve_together(family, load) / crowd.serve_together(family, other) for _ in range(ROUNDS))
+    return Row("begun with a picture and a mask, against words alone: images/s", ratio, "≥ 0.95", "×")
+
+
 def _row_steps(family: Family, load: Load) -> int:
     return sum(row_steps(job.task) for job in load.jobs(family) if isinstance(job.task, Recipe))
 

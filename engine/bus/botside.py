@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
+from nats.errors import BadSubscriptionError, ConnectionClosedError, NoRespondersError
 from nats.js.errors import APIError, NotFoundError
 
 from engine.bus import subjects
 from engine.bus.deliveries import Delivered, Pull
+from engine.bus.hearing import answered
 from engine.bus.link import Unreachable, reaching
 from engine.bus.presences import Presences
 from engine.bus.station import Act, Station
-from engine.bus.streams import Kept, settle_consumer
+from engine.bus.streams import Kept, ensure_consumer, pool_consumer, settle_consumer
 from engine.job import (
     EmbedReply,
     EmbedRequest,
@@ -39,6 +43,7 @@ log = logging.getLogger(__name__)
 
 FULL = 10077  # JetStream's code for "no room", also for a second message on a subject that holds one
 RESULTS_AT_ONCE = 64
+NOBODY = "503"  # the status by which the server says that nobody hears a request
 
 
 class NobodyAnswers(RuntimeError):
@@ -48,9 +53,10 @@ class NobodyAnswers(RuntimeError):
 class BotSide(Station):
     """The bot's half of the bus."""
 
-    def __init__(self, client: Client, kept: Kept, again: list[Act]) -> None:
-        super().__init__(client, kept, again)
+    def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
+        super().__init__(client, kept, again, scoped)
         self._tombstones = self._bucket(subjects.CANCELLED)
+        self._pools: set[str] = set()  # whose consumers are there
         self._presences = Presences(kept.lease)
 
     async def dispatch(self, job: Job) -> bool:
@@ -62,12 +68,24 @@ class BotSide(Station):
         payload = encode(readable(job, oldest))
         with reaching("dispatch"):
             try:
+                await self._offer(job.pool)
                 await self.js.publish(subjects.work(job), payload, stream=subjects.WORK)
             except APIError as error:
                 if error.err_code == FULL and "per subject" in (error.description or ""):
                     return False
                 raise
         return True
+
+    async def declare(self, pools: Sequence[str] = ()) -> None:
+        """As every station; and whatever we knew of the store may be gone."""
+        self._pools.clear()
+        await super().declare(pools)
+
+    async def _offer(self, pool: str) -> None:
+        """A worker with a key of its own may pull from its pools' consumers, and not make them."""
+        if pool not in self._pools:
+            await ensure_consumer(self.js, subjects.WORK, pool_consumer(pool, self.kept.lease))
+            self._pools.add(pool)
 
     async def settle(self, job: Job, *, every_attempt: bool = False) -> None:
         """Takes a job's dispatched message (of this attempt, or of all) out of the queue; none there is fine."""
@@ -93,6 +111,18 @@ class BotSide(Station):
     def loadings(self) -> AsyncIterator[Loading]:
         """How far models are in memory: the newest of each job, whatever the reader's speed."""
         return self._newest(subjects.LOADING_ALL, Loading, lambda one: one.job)
+
+    async def reported(self) -> set[str]:
+        """The jobs about which reports wait to be taken in."""
+        with reaching("look at the reports"):
+            told = await self.js.stream_info(subjects.RESULTS, subjects_filter=f"{subjects.RESULTS}.>")
+        return {subjects.speaker(subject)[1] for subject in told.state.subjects or {}}
+
+    async def first_epoch(self) -> int:
+        """Claims with an older epoch were made before the broker lost its store."""
+        with reaching("look at the claims"):
+            told = await self.js.stream_info(subjects.kv_stream(subjects.CLAIMS))
+        return told.config.first_seq or 0
 
     async def want(self, job: str) -> None:
         """Somebody watches this job: repeat every 5 s, since a worker believes it for 10 s."""
@@ -121,11 +151,13 @@ class BotSide(Station):
 
     async def _note_worker(self, stream: str, subject: str) -> None:
         try:
-            message = await self.js.get_msg(stream, subject=subject, direct=True)
+            message = await self.js.get_msg(stream, subject=subject)  # direct, it would come with an answer's headers
         except NotFoundError:
             return
-        if message.data:
-            self._presences.note(message.data)
+        if answered(b64decode(message.hdrs or "")):
+            log.error("what lies at %s is an answer of the broker, which is no worker's word", subject)
+            return
+        self._presences.hear(subject, message.data or b"", message.headers or {})
 
     @property
     def workers(self) -> dict[str, Presence]:
@@ -140,13 +172,26 @@ class BotSide(Station):
         request = encode(EmbedRequest(texts=tuple(texts)))
         with reaching("embed"):
             try:
-                answer = await self.client.request(subjects.EMBED, request, timeout=timeout)
-                reply = decode(answer.data, EmbedReply)
+                reply = decode(await self._asked(request, timeout), EmbedReply)
             except (NoRespondersError, TimeoutError, Malformed) as error:
                 raise NobodyAnswers("No worker that understands text is online.") from error
         if reply.error or len(reply.vectors) != len(texts):
             raise NobodyAnswers(reply.error or "A worker answered with the wrong number of vectors.")
         return reply.vectors
+
+    async def _asked(self, request: bytes, timeout: float) -> bytes:
+        """What one of the workers answers, where those elsewhere can send it, too."""
+        answers = subjects.vectors(secrets.token_hex(16))
+        subscription = await self.client.subscribe(answers)
+        try:
+            await self.client.publish(subjects.EMBED, request, reply=answers)
+            answer = await subscription.next_msg(timeout)
+        finally:
+            with suppress(BadSubscriptionError, ConnectionClosedError):
+                await subscription.unsubscribe()
+        if (answer.headers or {}).get("Status") == NOBODY:
+            raise NoRespondersError
+        return answer.data
 
 
 async def _patient(pull: Pull[Result]) -> Delivered[Result] | None:

@@ -12,12 +12,23 @@ import logging
 import os
 import secrets
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from engine.bus.server import BrokerError, command_line, configuration, free_port, server_path
+from engine.bus import keys
+from engine.bus.server import (
+    USER,
+    BrokerError,
+    Listening,
+    configuration,
+    free_port,
+    keep_store,
+    running,
+    server_path,
+)
 
-__all__ = ["Broker", "BrokerError", "server_path"]
+__all__ = ["Broker", "BrokerError", "Listening", "server_path"]
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +38,22 @@ HEALTHY_SECONDS = 30.0  # having lived this long, the next restart is immediate 
 
 
 class Broker:
-    """An async context manager; inside it `url` and `token` stay the same through every restart of the server."""
+    """An async context manager; inside it `url` and `token` stay the same through every restart of the server.
 
-    def __init__(self, folder: Path, port: int = 0, token: str = "") -> None:
-        self.folder = folder
-        self.port = port or free_port()
-        self.token = token or secrets.token_hex(24)
-        self.url = f"nats://127.0.0.1:{self.port}"
+    `workers`: the file of the workers' keys. It is read at every start, as is the configuration at every restart, which
+    `engine.bus.enrolment` keeps up to date meanwhile.
+    """
+
+    def __init__(
+        self, folder: Path, port: int = 0, token: str = "", *, at: Listening | None = None, workers: Path | None = None
+    ) -> None:
+        self.folder, self.workers = folder, workers
+        at = at or Listening(port=port)
+        self.at = at if at.port else replace(at, port=free_port())
+        self.port = self.at.port
+        self.token = f"{USER}:{token or secrets.token_hex(24)}"
+        host = f"[{self.at.near}]" if ":" in self.at.near else self.at.near
+        self.url = f"{'tls' if self.at.certificate else 'nats'}://{host}:{self.port}"
         self.restarts = 0
         self._server = Path()
         self._process: asyncio.subprocess.Process | None = None
@@ -45,9 +65,10 @@ class Broker:
         return None if self._process is None else self._process.pid
 
     async def __aenter__(self) -> Broker:
-        await asyncio.to_thread(self._prepare)
         try:
+            await asyncio.to_thread(self._prepare)
             await self._end_orphan()
+            await asyncio.to_thread(keep_store, self.folder)
             await self._start()
         except BaseException:
             await self._stop()
@@ -72,14 +93,21 @@ class Broker:
             os.close(lock)
             raise BrokerError(f"Another broker is already running on {self.folder}.") from error
         self._lock = lock
-        path = self.folder / "nats.conf"
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(configuration(self.folder, self.port, self.token))
+        if self.workers is None:
+            return self._configure([])
+        try:
+            with keys.locked(self.workers):
+                self._configure(keys.read(self.workers))
+        except keys.BadKey as error:
+            raise BrokerError(str(error)) from error
+
+    def _configure(self, workers: list[keys.WorkerKey]) -> None:
+        text = configuration(self.folder, self.at, self.token.partition(":")[2], workers)
+        keys.replace(self.folder / "nats.conf", text.encode())
 
     async def _end_orphan(self) -> None:
         """Ends the server of a parent that was killed: we hold the lock, so nobody else can be its parent."""
-        pid = await asyncio.to_thread(self._orphan)
+        pid = await asyncio.to_thread(running, self.folder)
         if pid is None:
             return
         log.warning("broker: ending a server that was left behind (pid %d)", pid)
@@ -90,13 +118,6 @@ class Broker:
                 except ProcessLookupError:
                     return
                 await asyncio.sleep(0.1)
-
-    def _orphan(self) -> int | None:
-        try:
-            pid = int((self.folder / "nats.pid").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return pid if str(self.folder / "nats.conf") in command_line(pid) else None
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -117,7 +138,7 @@ class Broker:
     async def _answers(self) -> bool:
         """The server greets with INFO once its store is read."""
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            reader, writer = await asyncio.open_connection(self.at.near, self.port)
         except OSError:
             return False
         try:

@@ -22,6 +22,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
 from engine.bus import subjects
+from engine.bus.hearing import ANSWERED
 from engine.bus.link import reaching
 from engine.bus.streams import ensure_consumer
 from engine.job import Malformed, Newer, decode
@@ -31,9 +32,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 CLOSING_SECONDS = 1.0
+ABSENT_SECONDS = 0.5  # until we ask again for a consumer that others make
 LATER_SECONDS = 30.0  # until a message of a newer version is offered again, to whoever has been updated by then
 LATER_TRIES = 2880  # a day of it
 KEPT_BYTES = 1024 * 1024  # of a dead letter: with headers added, the largest message would be one too large
+
+
+def reflected(msg: Msg) -> bool:
+    """Whether it is the broker's answer to a request, sent to a subject that the request named as its inbox.
+
+    Whoever may ask the broker for what it has stored may have the answer sent anywhere, also where he may not publish.
+    Such an answer says whence it comes.
+    """
+    return ANSWERED in (msg.headers or {})
 
 
 class DeadLetters:
@@ -103,13 +114,15 @@ class Delivered(Generic[T]):
 class Pull(Generic[T]):
     """Pulls values of one kind from one durable consumer, which it makes when it is not there.
 
+    `scoped`: it may not, so it asks again now and then until the bot has sent a first job there.
+
     Requests are short and repeated, since a broker that restarts forgets them. Each has its own reply subject: the end
     of an old request is never taken for the end of the present one.
     """
 
     def __init__(
         self, client: Client, js: JetStreamContext, stream: str, config: ConsumerConfig, kind: type[T],
-        dead: DeadLetters, batch: int = 1,
+        dead: DeadLetters, batch: int = 1, scoped: bool = False,
     ) -> None:  # fmt: skip
         assert config.durable_name is not None
         self._client, self._js, self._stream, self._config = client, js, stream, config
@@ -118,40 +131,46 @@ class Pull(Generic[T]):
         self._inbox = client.new_inbox()
         self._queue: asyncio.Queue[Msg] = asyncio.Queue()
         self._subscription: Subscription | None = None
-        self._ensured = False
+        self._ensured, self._scoped = False, scoped
         self._numbers = itertools.count()
         self._reply = ""
         self._owed = 0  # messages that the present request may still bring
         self._until = 0.0  # when it lapses, on the loop's clock
 
-    async def next(self, timeout: float) -> Delivered[T] | None:
-        """The next good value, or None after `timeout` seconds. Raises `Unreachable`."""
+    async def next(self, timeout: float, *, wait: bool = True) -> Delivered[T] | None:
+        """The next good value, or None after `timeout` seconds. Raises `Unreachable`.
+
+        Without `wait` only one that lies there because nobody who waits has been given it.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         with reaching(f"pull from {self._stream}"):
             while (left := end - loop.time()) > 0:
-                await self._ask(loop, left)
+                await self._ask(loop, left, wait)
                 msg = await self._received(min(left, self._until - loop.time()))
                 if msg is not None and (delivered := await self._decoded(msg)) is not None:
                     return delivered
+                if self._owed == 0 and not wait:
+                    break
         return None
 
-    async def _ask(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    async def _ask(self, loop: asyncio.AbstractEventLoop, seconds: float, wait: bool) -> None:
         if not self._queue.empty() or (self._owed > 0 and loop.time() < self._until):
             return
         await self._prepare()
         expires = max(seconds, 0.05)
         self._reply = f"{self._inbox}.{next(self._numbers)}"
         self._owed, self._until = self._batch, loop.time() + expires
-        request = b'{"batch":%d,"expires":%d}' % (self._batch, int(expires * 1e9))
+        how = b'"expires":%d' % int(expires * 1e9) if wait else b'"no_wait":true'
+        request = b'{"batch":%d,%s}' % (self._batch, how)
         await self._client.publish(self._next, request, self._reply)
 
     async def _prepare(self) -> None:
         if self._subscription is None:
             self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._on_message)
-        if not self._ensured:
+        if not self._ensured and not self._scoped:
             await ensure_consumer(self._js, self._stream, self._config)
-            self._ensured = True
+        self._ensured = True
 
     async def _on_message(self, msg: Msg) -> None:
         await self._queue.put(msg)
@@ -176,10 +195,12 @@ class Pull(Generic[T]):
         self._owed = 0
         if status not in {"404", "408"}:
             self._ensured = False
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(ABSENT_SECONDS if self._scoped else 0.1)
 
     async def _decoded(self, msg: Msg) -> Delivered[T] | None:
         try:
+            if reflected(msg):
+                raise Malformed("it is no message of its own, but an answer of the broker that somebody sent here")
             return Delivered(decode(msg.data, self._kind), msg, self._dead)
         except Malformed as error:
             if isinstance(error, Newer) and msg.metadata.num_delivered < LATER_TRIES:

@@ -1,25 +1,39 @@
 """One connection to the broker that comes back by itself, and the one error that says it is away.
 
-Knows connecting and reconnecting; nothing of what is sent.
+Knows connecting, by which right, and reconnecting; nothing of what is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
+from engine.bus import subjects
+from engine.bus.hearing import Hearing
+from engine.bus.keys import BadKey, public
+
 log = logging.getLogger(__name__)
 
 PENDING_BYTES = 32 * 1024 * 1024  # what may wait in memory while the broker is away; the largest message is 8 MB
-RECONNECT_SECONDS = 0.25
 GLANCE_SECONDS = 0.5
+LASTING: dict[str, Any] = {
+    "connect_timeout": 5, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.25, "pending_size": PENDING_BYTES,
+    "ping_interval": 10, "max_outstanding_pings": 3,
+}  # fmt: skip
+REFUSED = "authorization violation"
 
 
 class Unreachable(ConnectionError):
@@ -32,26 +46,93 @@ class Ended(RuntimeError):
 
 @contextmanager
 def reaching(what: str) -> Iterator[None]:
-    """Every failure of the client library inside becomes `Unreachable("what: why")`."""
+    """Every failure of the client library inside becomes `Unreachable("what: why")`.
+
+    And no cancellation is lost: before Python 3.12 `asyncio.wait_for`, which the library uses, swallows one that comes
+    together with the answer (python/cpython#86296), and a loop around it would go on for ever.
+    """
+    before = _cancellings()
     try:
         yield
     except (nats.errors.Error, TimeoutError, OSError) as error:
+        if _cancellings() > before:
+            raise asyncio.CancelledError from error
         reason = str(error) or type(error).__name__
         raise Unreachable(f"The broker could not be reached to {what}: {reason}.") from error
+    if _cancellings() > before:
+        raise asyncio.CancelledError
 
 
-async def connect(url: str, token: str, name: str, patience: float, on_return: Callable[[], Awaitable[None]]) -> Client:
+def _cancellings() -> int:
+    """How often this task was told to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+@dataclass(frozen=True)
+class Right:
+    """By which right we connect, and as whom.
+
+    `token`: one for all, or `user:password`. `key`: the seed of a worker's own key, in place of a token. `authority`: a
+    file with the certificates that a broker behind `tls://` may have, else those that the system trusts.
+    """
+
+    name: str
+    token: str = ""
+    key: str = ""
+    authority: Path | None = None
+
+    def options(self, url: str) -> dict[str, Any]:
+        """As the client library takes them. Raises `Unreachable` where the key or the file is not what it should be."""
+        return self._secret() | ({"tls": _trusting(self.authority, url)} if url.startswith("tls://") else {})
+
+    def _secret(self) -> dict[str, Any]:
+        if self.key:
+            try:
+                public(self.key)
+            except BadKey as error:
+                raise Unreachable(str(error)) from error
+            return {"nkeys_seed_str": self.key, "inbox_prefix": subjects.inbox(self.name)}
+        user, colon, password = self.token.partition(":")  # as in an address: token@host, user:password@host
+        return {"user": user, "password": password} if colon else {"token": self.token or None}
+
+
+def _trusting(authority: Path | None, url: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=authority)
+    except (OSError, ssl.SSLError) as error:
+        raise Unreachable(f"The certificates in {authority} cannot be read: {error}.") from error
+    if authority is not None:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the file may be the broker's own certificate
+        context.check_hostname = not _is_here(url)  # no certificate is made out to this machine's inner address
+    return context
+
+
+def _is_here(url: str) -> bool:
+    try:
+        return ip_address(urlsplit(url).hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+async def connect(url: str, right: Right, patience: float, on_return: Callable[[], Awaitable[None]]) -> Client:
     """A client that reconnects after every loss and then calls `on_return`; see `stays` for the one exception.
 
     Raises `Unreachable` when the first connection takes longer than `patience` seconds, or the broker refuses us.
     """
-    client = Client()
+    options = await asyncio.to_thread(right.options, url)
+    client = Hearing()
     last: list[Exception] = []
+    joined, ending = asyncio.Event(), set[asyncio.Task[None]]()
 
     async def on_error(error: Exception) -> None:
         if not any("Authorization" in str(known) for known in last):  # what follows a refusal is only its echo
             last[:] = [error]
         log.log(logging.WARNING if client.is_connected else logging.DEBUG, "broker: %s", error)
+        if REFUSED in str(error).lower():  # the client would ask again for ever, and hear the same
+            if not joined.is_set():
+                raise error
+            ending.add(asyncio.create_task(client.close()))
 
     async def on_loss() -> None:
         if not client.is_closed:  # we left by ourselves
@@ -64,24 +145,31 @@ async def connect(url: str, token: str, name: str, patience: float, on_return: C
     try:
         async with asyncio.timeout(patience):
             await client.connect(
-                servers=[url], name=name, token=token or None, connect_timeout=5, max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_SECONDS,  # pyright: ignore[reportArgumentType] - a sleep takes floats
-                error_cb=on_error, disconnected_cb=on_loss, reconnected_cb=on_reconnect,
-                pending_size=PENDING_BYTES, ping_interval=10, max_outstanding_pings=3,
+                servers=[url], name=right.name, error_cb=on_error, disconnected_cb=on_loss,
+                reconnected_cb=on_reconnect, **LASTING, **options,
             )  # fmt: skip
     except (nats.errors.Error, TimeoutError, OSError) as error:
+        await client.close()
         reason = last[0] if last else error
-        raise Unreachable(f"No broker answers at {url}: {str(reason) or type(reason).__name__}.") from error
+        raise Unreachable(_said(url, right, reason)) from error
+    joined.set()
     return client
+
+
+def _said(url: str, right: Right, reason: BaseException) -> str:
+    why = str(reason) or type(reason).__name__
+    if REFUSED in why.lower():
+        return f"The broker at {url} does not take this {'key' if right.key else 'token'}: {why}."
+    return f"No broker answers at {url}: {why}."
 
 
 async def stays(client: Client, ours: Callable[[], bool]) -> None:
     """Returns when the client is closed and it was `ours` to close; raises `Ended` when it closed by itself.
 
-    It does so after an error that the server sends (a message beyond its limits, a token that it no longer takes), and
-    never reconnects. From then on every call fails as in an outage, yet one without an end; so whoever lives by the
-    connection runs this beside its work. We look instead of being called: the client's `closed_cb` stays silent when
-    the error comes during a reconnection.
+    It does so after an error that the server sends (a message beyond its limits, a token or key that it no longer
+    takes), and never reconnects. From then on every call fails as in an outage, yet one without an end; so whoever
+    lives by the connection runs this beside its work. We look instead of being called: the client's `closed_cb` stays
+    silent when the error comes during a reconnection.
     """
     while not client.is_closed:
         await asyncio.sleep(GLANCE_SECONDS)

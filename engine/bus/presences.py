@@ -1,20 +1,41 @@
 """The workers that are alive, kept in memory: what each last said of itself, until its lease runs out.
 
 Knows presences and time; nothing of jobs. It listens to the bucket's own subjects, so a broker that restarts, even with
-an empty store, is repaired by the next round of announcements.
+an empty store, is repaired by the next round of announcements. A worker says the same to each of its pools, and counts
+in those alone that its subjects name: a key of its own lets it publish there for no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from msgspec.structs import replace
 from nats.aio.msg import Msg
+from nats.js.kv import KV_OP
 
+from engine.bus import subjects
+from engine.bus.hearing import ANSWERED
 from engine.job import VERSION, Malformed, Presence, decode
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a worker said last, to whichever of its pools, and until when it counts in each of them."""
+
+    said: Presence
+    until: Mapping[str, float]
+
+    def shown(self, now: float) -> Presence | None:
+        """In the pools that it has said so to within a lease; None where there is none."""
+        pools = tuple(pool for pool in self.said.pools if self.until.get(pool, 0.0) >= now)
+        if pools == self.said.pools:
+            return self.said
+        return replace(self.said, pools=pools) if pools else None
 
 
 class Presences:
@@ -22,43 +43,69 @@ class Presences:
 
     def __init__(self, lease: float, on_change: Callable[[], None] = lambda: None) -> None:
         self._lease = lease
-        self._alive: dict[str, tuple[Presence, float]] = {}
+        self._heard: dict[str, Heard] = {}
         self.on_change = on_change
 
     def alive(self) -> dict[str, Presence]:
         """Every live worker by its name."""
         now = asyncio.get_running_loop().time()
-        gone = [name for name, (_, until) in self._alive.items() if until < now]
-        for name in gone:
+        shown = {name: heard.shown(now) for name, heard in self._heard.items()}
+        for name in [name for name, presence in shown.items() if presence is None]:
             log.warning("worker %s has not been heard of for %.0f s", name, self._lease)
-            del self._alive[name]
-        return {name: presence for name, (presence, _) in self._alive.items()}
+            del self._heard[name]
+        return {name: presence for name, presence in shown.items() if presence is not None}
 
     async def on_message(self, msg: Msg) -> None:
+        self.hear(msg.subject, msg.data, msg.headers or {})
+
+    def hear(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
         """A put or a delete in the bucket."""
-        if not msg.data:
-            self._leave(msg.subject.rsplit(".", 1)[-1].replace("=", "."))
+        if ANSWERED in headers:
+            log.error("an answer of the broker was sent to %s, which is no worker's word", subject)
+        elif payload:
+            self._note(subject, payload)
+        elif KV_OP in headers:
+            self._leave(*subjects.announced(subject))
+
+    def _leave(self, name: str, pool: str) -> None:
+        heard = self._heard.get(name)
+        if heard is None or pool not in heard.until:
+            return
+        left = {one: until for one, until in heard.until.items() if one != pool}
+        if left:
+            self._heard[name] = Heard(heard.said, left)
         else:
-            self.note(msg.data)
-
-    def _leave(self, name: str) -> None:
-        if self._alive.pop(name, None) is not None:
+            del self._heard[name]
             log.info("worker %s has left", name)
-            self.on_change()
+        self.on_change()
 
-    def note(self, payload: bytes) -> None:
-        """One announcement."""
+    def _note(self, subject: str, payload: bytes) -> None:
+        """One announcement. A worker's own key lets it announce itself in its own pools alone."""
         try:
-            presence = decode(payload, Presence)
+            said = decode(payload, Presence)
         except Malformed as error:
             log.error("a worker's presence is unreadable, so it gets no work: %s", error)
             return
-        before = self._alive.get(presence.worker)
-        self._alive[presence.worker] = (presence, asyncio.get_running_loop().time() + self._lease)
-        if presence.v < VERSION and (before is None or before[0].v != presence.v):
+        worker, pool = subjects.announced(subject)
+        if worker != said.worker or pool not in said.pools:
+            log.error(
+                "on %s somebody says that it is the worker %s in the pools %s: it does not count there; before this "
+                "version a worker named no pool, so update it, and make its key anew for a broker of your own",
+                subject, said.worker, ",".join(said.pools),
+            )  # fmt: skip
+            return
+        self._keep(said, pool)
+
+    def _keep(self, said: Presence, pool: str) -> None:
+        now = asyncio.get_running_loop().time()
+        before = self._heard.get(said.worker)
+        until = {one: end for one, end in (before.until if before else {}).items() if one in said.pools}
+        heard = Heard(said, {**until, pool: now + self._lease})
+        self._heard[said.worker] = heard
+        if said.v < VERSION and (before is None or before.said.v != said.v):
             log.warning(
                 "worker %s is of an older version (%d, not %d): it works on, without what is new; update it",
-                presence.worker, presence.v, VERSION,
+                said.worker, said.v, VERSION,
             )  # fmt: skip
-        if before is None or before[0] != presence:
+        if before is None or before.shown(now) != heard.shown(now):
             self.on_change()

@@ -33,10 +33,10 @@ class Elsewhere(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tru
 
 
 class Snapshots:
-    """The snapshots bucket."""
+    """The snapshots bucket. `scoped`: we may not purge a stream, so whatever is dropped leaves a small mark."""
 
-    def __init__(self, js: JetStreamContext, bucket: KeyValue, blobs: Blobs) -> None:
-        self._js, self._bucket, self._blobs = js, bucket, blobs
+    def __init__(self, js: JetStreamContext, bucket: KeyValue, blobs: Blobs, *, scoped: bool = False) -> None:
+        self._js, self._bucket, self._blobs, self._scoped = js, bucket, blobs, scoped
         self._seen: dict[str, tuple[int, int, str]] = {}  # key → (epoch, revision, blob) of our last write
 
     async def put(self, snapshot: Snapshot) -> None:
@@ -70,8 +70,8 @@ class Snapshots:
         """(epoch, revision, blob) of what lies there; an unreadable value may be overwritten by anyone."""
         try:
             entry = await self._bucket.get(key)
-        except KeyNotFoundError:
-            return 0, 0, ""
+        except KeyNotFoundError as error:  # a mark that one was dropped has a revision too
+            return 0, (error.entry.revision or 0) if error.entry else 0, ""
         revision = entry.revision or 0
         try:
             value = decode(entry.value or b"", Snapshot | Elsewhere)  # pyright: ignore[reportArgumentType]
@@ -100,14 +100,25 @@ class Snapshots:
         return value if (value.job, value.image) == (job, image) else None
 
     async def drop(self, job: str) -> None:
-        """Forgets a finished job's snapshots; purging leaves no marker behind."""
+        """Forgets a finished job's snapshots; purging leaves no mark behind."""
         blobs = [self._seen.pop(key, (0, 0, ""))[2] for key in self._keys(job)]
-        await self._js.purge_stream(
-            subjects.kv_stream(subjects.SNAPSHOTS), subject=subjects.kv_subject(subjects.SNAPSHOTS, f"{job}.*")
-        )
+        if self._scoped:
+            await asyncio.gather(*(self._mark(key) for key in self._keys(job)))
+        else:
+            await self._js.purge_stream(
+                subjects.kv_stream(subjects.SNAPSHOTS), subject=subjects.kv_subject(subjects.SNAPSHOTS, f"{job}.*")
+            )
         for blob in blobs:
             if blob:
                 await self._blobs.drop(blob)
+
+    async def _mark(self, key: str) -> None:
+        """Most images of a short job have none: looking costs less than a mark for nothing."""
+        try:
+            await self._bucket.get(key)
+        except KeyNotFoundError:
+            return
+        await self._bucket.delete(key)
 
     def forget(self, job: str) -> None:
         """Drops what we remember of our own writes, and leaves the snapshots to the next owner."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import Self, TypeVar
 
 from nats.aio.client import Client
@@ -19,13 +21,15 @@ from engine.bus import subjects
 from engine.bus.blobs import Blobs
 from engine.bus.deliveries import DeadLetters
 from engine.bus.latest import Latest
-from engine.bus.link import Unreachable, connect, reaching, stays
-from engine.bus.streams import Kept, declare
+from engine.bus.link import Right, Unreachable, connect, reaching, stays
+from engine.bus.streams import Kept, declare, is_there
 from engine.job import Malformed, decode
 
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
+GLANCE_SECONDS = 0.1
+FORBIDDEN = "The broker does not let this key serve {pool}: a key is for one worker's name and its pools ({error})."
 Act = Callable[[], Awaitable[None]]
 V = TypeVar("V")
 
@@ -33,18 +37,22 @@ V = TypeVar("V")
 class Station:
     """One connection, shared by everything in a process. Make it by `connect`, then `declare`."""
 
-    def __init__(self, client: Client, kept: Kept, again: list[Act]) -> None:
-        self.client, self.kept = client, kept
+    def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
+        self.client, self.kept, self.scoped = client, kept, scoped  # scoped: by a key that opens a worker's part alone
         self.js = client.jetstream(timeout=ANSWER_SECONDS)
         self.dead = DeadLetters(self.js)
-        self.blobs = Blobs(self.js, kept.blob_age)
+        self.blobs = Blobs(self.js, kept.blob_age, scoped=scoped)
         self._again, self._left = again, False
 
     @classmethod
     async def connect(
-        cls, url: str, token: str = "", *, name: str = "darkroom", kept: Kept | None = None, patience: float = 15.0
-    ) -> Self:
-        """Raises `Unreachable` when nobody answers at `url` within `patience` seconds, or the token is wrong."""
+        cls, url: str, token: str = "", *, name: str = "darkroom", key: str = "", authority: Path | None = None,
+        kept: Kept | None = None, patience: float = 15.0,
+    ) -> Self:  # fmt: skip
+        """Raises `Unreachable` when nobody answers at `url` within `patience` seconds, or token or key is wrong.
+
+        `key` and `authority`: as `engine.bus.link.Right` has them. Who connects with a key is the worker `name`.
+        """
         again: list[Act] = []
 
         async def on_return() -> None:
@@ -54,14 +62,34 @@ class Station:
                 except Unreachable as error:
                     log.error("after the reconnection: %s", error)
 
-        return cls(await connect(url, token, name, patience, on_return), kept or Kept(), again)
+        client = await connect(url, Right(name, token, key, authority), patience, on_return)
+        return cls(client, kept or Kept(), again, bool(key))
 
-    async def declare(self) -> None:
-        """Makes the streams and buckets that are missing, now and after every reconnection (the store may be new)."""
+    async def declare(self, pools: Sequence[str] = ()) -> None:
+        """Makes the streams and buckets that are missing, now and after every reconnection (the store may be new).
+
+        With a worker's key we may only look: whether the key is for us and for `pools`. The bot makes what is missing.
+        """
         with reaching("declare its streams"):
-            await declare(self.js, self.kept)
+            await (self._look(pools) if self.scoped else declare(self.js, self.kept))
         if not self._again:
-            self._again.append(self.declare)
+            self._again.append(partial(self.declare, pools))
+
+    async def _look(self, pools: Sequence[str]) -> None:
+        """The broker answers what is forbidden by an error on the connection, not to the request."""
+        before = self.client.last_error
+        for pool in pools:
+            asked = asyncio.ensure_future(is_there(self.js, subjects.WORK, subjects.pool_consumer(pool)))
+            try:
+                while not asked.done():
+                    await asyncio.wait((asked,), timeout=GLANCE_SECONDS)
+                    error = self.client.last_error
+                    if error is not before and "permissions violation" in str(error):
+                        raise Unreachable(FORBIDDEN.format(pool=pool, error=error))
+            finally:
+                asked.cancel()
+            if not await asked:
+                log.info("no job was ever sent to the pool %s", pool)
 
     def on_return(self, act: Act) -> None:
         """`act` runs after every reconnection, when the streams are there again: a dispatcher publishes anew."""

@@ -6,12 +6,15 @@ becomes `=` here: that sign is not in `Name`'s alphabet, so no two names become 
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
+
 from engine.job import Job
 
 WORK = "work"
 RESULTS = "results"
 DEAD = "dead"
 CLAIMS = "claims"
+LEADERS = "leaders"
 SNAPSHOTS = "snapshots"
 CANCELLED = "cancelled"
 WORKERS = "workers"
@@ -24,11 +27,17 @@ FRAMES_ALL = "frames.*"
 LOADING_ALL = "loading.*"
 WANT_ALL = "want.*"
 STEER_ALL = "steer.*"
+VECTORS_ALL = "vectors.*"
 
 
 def token(name: str) -> str:
     """A contract name as one subject token or consumer name."""
     return name.replace(".", "=")
+
+
+def inbox(worker: str) -> str:
+    """Where answers to a worker with a key of its own go: others cannot listen there."""
+    return f"_INBOX.{token(worker)}"
 
 
 def work(job: Job) -> str:
@@ -53,6 +62,13 @@ def result(worker: str, job: str) -> str:
     return f"{RESULTS}.{token(worker)}.{job}"
 
 
+def speaker(subject: str) -> tuple[str, str]:
+    """Worker and job that a result's subject names. With a key of its own, a worker cannot name another one there."""
+    _, _, rest = subject.partition(".")
+    worker, _, job = rest.partition(".")
+    return worker.replace("=", "."), job
+
+
 def frames(job: str) -> str:
     return f"frames.{job}"
 
@@ -71,12 +87,44 @@ def steer(job: str) -> str:
     return f"steer.{job}"
 
 
+def vectors(request: str) -> str:
+    """Where the answer to a request for vectors goes: workers elsewhere reach no inbox of the bot's."""
+    return f"vectors.{request}"
+
+
 def dead(subject: str) -> str:
     return f"{DEAD}.{subject}"
 
 
 def snapshot_key(job: str, image: int) -> str:
     return f"{job}.{image}"
+
+
+def presence_key(worker: str, pool: str) -> str:
+    """A presence for each pool: which of them a worker may say that it serves, the broker decides by its key."""
+    return f"{token(worker)}.{token(pool)}"
+
+
+def announced(subject: str) -> tuple[str, str]:
+    """Worker and pool that a presence's subject names; nothing where it does not name both."""
+    tokens = subject.removeprefix(kv_subject(WORKERS, "")).split(".")
+    worker, pool = tokens if len(tokens) == 2 else ("", "")
+    return worker.replace("=", "."), pool.replace("=", ".")
+
+
+def blob(sha: str) -> str:
+    """Where a blob is described: under its name in base64, as the client library's object store has it."""
+    return f"$O.{BLOBS}.M.{urlsafe_b64encode(sha.encode()).decode()}"
+
+
+def blob_part(nuid: str, part: int | str) -> str:
+    """A part of a blob's bytes, each on a subject of its own: the next message there replaces it."""
+    return f"{blob_parts(nuid)}.{part}"
+
+
+def blob_parts(nuid: str) -> str:
+    """Where all parts lay in data folders from before."""
+    return f"$O.{BLOBS}.C.{nuid}"
 
 
 def kv_stream(bucket: str) -> str:

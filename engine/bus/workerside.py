@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from nats.aio.client import Client
@@ -44,21 +45,28 @@ Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 class WorkerSide(Station):
     """A worker's half of the bus."""
 
-    def __init__(self, client: Client, kept: Kept, again: list[Act]) -> None:
-        super().__init__(client, kept, again)
+    def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
+        super().__init__(client, kept, again, scoped)
         self._claims = Claims(self._bucket(subjects.CLAIMS))
-        self._snapshots = Snapshots(self.js, self._bucket(subjects.SNAPSHOTS), self.blobs)
+        self._snapshots = Snapshots(self.js, self._bucket(subjects.SNAPSHOTS), self.blobs, scoped=scoped)
         self._cancelled = self._bucket(subjects.CANCELLED)
         self._announced = self._bucket(subjects.WORKERS)
         self._pulls: dict[str, Pull[Job]] = {}
+        self._there: dict[str, tuple[str, ...]] = {}  # in which pools a worker was announced
+        self._salt = secrets.token_bytes(16)  # else another could say first what we say, and ours would be the copy
 
-    async def pull(self, pools: Sequence[str], timeout: float = 1.0) -> Delivered[Job] | None:
-        """The next job of these pools, in their order of preference; None after `timeout` seconds."""
+    async def pull(self, pools: Sequence[str], timeout: float = 1.0, *, wait: bool = True) -> Delivered[Job] | None:
+        """The next job of these pools, in their order of preference; None after `timeout` seconds.
+
+        Without `wait` only one that no other worker waits for.
+        """
         for pool in pools:
             if pool not in self._pulls:
                 config = pool_consumer(pool, self.kept.lease)
-                self._pulls[pool] = Pull(self.client, self.js, subjects.WORK, config, Job, self.dead)
-            delivered = await self._pulls[pool].next(timeout / len(pools))
+                self._pulls[pool] = Pull(
+                    self.client, self.js, subjects.WORK, config, Job, self.dead, scoped=self.scoped
+                )  # fmt: skip
+            delivered = await self._pulls[pool].next(timeout / len(pools), wait=wait)
             if delivered is not None:
                 return delivered
         return None
@@ -88,6 +96,11 @@ class WorkerSide(Station):
         with reaching("look up a claim"):
             return await self._claims.holder(job)
 
+    async def revoke(self, job: str, epoch: int) -> bool:
+        """Takes a job from its worker, which stops at its next beat. False: it has no claim of this epoch."""
+        with reaching("take a claim back"):
+            return await self._claims.revoke(job, epoch)
+
     async def publish_frame(self, frame: Frame) -> None:
         with reaching("send a preview"):
             await self.client.publish(subjects.frames(frame.job), encode(frame))
@@ -100,7 +113,7 @@ class WorkerSide(Station):
     async def publish_result(self, worker: str, result: Result) -> None:
         """Returns when the broker has it on disk; said twice (the answer got lost), it is still one message."""
         payload = encode(result)
-        headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16).hexdigest()}
+        headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16, key=self._salt).hexdigest()}
         subject = subjects.result(worker, result.job)
         with reaching("publish a result"):
             await self.js.publish(subject, payload, stream=subjects.RESULTS, headers=headers)
@@ -152,13 +165,18 @@ class WorkerSide(Station):
                 yield await latest.get()
 
     async def announce(self, presence: Presence) -> None:
+        """To each of its pools: with a key of its own, the broker lets it say so in its own pools alone."""
+        self._there[presence.worker] = presence.pools
+        payload = encode(presence)
         with reaching("announce this worker"):
-            await self._announced.put(subjects.token(presence.worker), encode(presence))
+            for pool in presence.pools:
+                await self._announced.put(subjects.presence_key(presence.worker, pool), payload)
 
     async def depart(self, worker: str) -> None:
         """Says goodbye, so that nobody counts on this worker for another lease."""
         with reaching("say goodbye"):
-            await self._announced.delete(subjects.token(worker))
+            for pool in self._there.pop(worker, ()):
+                await self._announced.delete(subjects.presence_key(worker, pool))
 
     async def serve_embed(self, embed: Embed) -> None:
         """Answers `embed` requests from now on, sharing them with the other workers; `embed` runs off the loop."""

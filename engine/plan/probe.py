@@ -70,6 +70,29 @@ class Plan:
     def draws_noise(self, k: int) -> bool:
         return self.draws[k + 1] > self.draws[k]
 
+    def level(self, k: int) -> tuple[float, float]:
+        """(alpha, sigma) before step `k`; after the last step there is no noise."""
+        if k >= self.steps:
+            return 1.0, 0.0
+        alpha, sigma = self.table[k, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
+        return float(alpha), float(sigma)
+
+    def begun(self, first: int) -> Plan:
+        """The plan of a picture that begins at step `first` with no step before it.
+
+        A multistep sampler then takes one step of first order, as if the x0 before had been the same: M·h with
+        h = x0 = P·x + Q·out. Noise draws are counted from there.
+        """
+        if not first:
+            return self
+        table = self.table.copy()
+        a, b, m, p, q = (COLUMNS.index(name) for name in "ABMPQ")
+        table[first, a] += table[first, m] * table[first, p]
+        table[first, b] += table[first, m] * table[first, q]
+        table[first, m] = 0.0
+        table.setflags(write=False)
+        return Plan(table, self.init_sigma, tuple(1 + max(0, count - self.draws[first]) for count in self.draws))
+
 
 def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: Timing = Timing()) -> Plan | None:
     """The plan, or None where the scheduler divides by zero. `scheduler` is used up.

@@ -12,17 +12,19 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from msgspec.structs import replace
 
 from engine.budget import said
 from engine.families.family import Family
-from engine.families.opening import Told
 from engine.job import Dtype, Warm
 from engine.shelf.loader import GivenUp, Loader
 from engine.shelf.stock import Stock
 from engine.unfit import Unfit
+
+if TYPE_CHECKING:
+    from engine.families.opening import Told
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from functools import wraps
 from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.strands.call import Call, Forward, Reader
@@ -69,7 +68,7 @@ class _Shells:
         return shell
 
     def _part(self, name: str, part: Any) -> Any:
-        ours = isinstance(part, DiffusionPipeline | SchedulerMixin)
+        ours = isinstance(part, SchedulerMixin) or _is_pipeline(part)
         if not ours and not (isinstance(part, torch.nn.Module) and name in NETWORKS):
             return part
         if id(part) not in self.known:
@@ -77,11 +76,17 @@ class _Shells:
         return self.known[id(part)]
 
     def _made(self, name: str, part: Any) -> Any:
-        if isinstance(part, DiffusionPipeline):
+        if _is_pipeline(part):
             return self.of(part)
         if isinstance(part, SchedulerMixin):
             return watched(part, self._tell)
         return double(self._real(name, part), self._ask)
+
+
+def _is_pipeline(part: Any) -> bool:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # seconds, which a worker without one need not pay
+
+    return isinstance(part, DiffusionPipeline)
 
 
 def double(real: Forward, ask: Ask) -> Any:

@@ -19,6 +19,7 @@ from engine.bus import Bus, Unreachable
 from engine.engine import Developed, Engine, Event, Failed, Stepped
 from engine.job import Presence, Snapshot, Warm
 from engine.lane import Lane
+from engine.logline import about
 from engine.shelf import Shelf
 from engine.shelf.stock import Stock
 from engine.upscale import Upscaler
@@ -40,7 +41,8 @@ __all__ = ["Offer", "Stuck", "Worker"]
 log = logging.getLogger(__name__)
 
 PAUSE = 0.25
-FULL_PAUSE = 2.0  # a full worker leaves the work to the others, yet a newcomer among the members has a way in
+POLL = 0.05
+FULL_PAUSE = 0.15  # at most, between two looks of a full worker for what no other takes: a newcomer's way in
 PULL_SECONDS = 0.3  # short, since a worker that stops waits for its last request to end
 MOST_RUNS = 64
 
@@ -82,7 +84,9 @@ class Worker:
         self._outcome = Outcome(bus, offer.name, self.roster)
         self._upscaler = upscaler or Upscaler()
         self._output = Output(bus, lane, self._upscaler, self._outcome, pulse)
-        self._intake = Intake(bus, offer.name, self.roster, self._outcome, self._output, self._admit)
+        self._intake = Intake(
+            bus, offer.name, self.roster, self._outcome, self._output, self._admit, self._fetching.elsewhere
+        )  # fmt: skip
         self._lease = Lease(bus, self.roster, self._outcome, pulse)
         self._attention = Attention(bus, self.roster)
         self._steering = Steering(bus, self.roster, self._shelf.crowded)
@@ -134,9 +138,9 @@ class Worker:
 
     async def _pull(self) -> None:
         while True:
-            await self._room()
+            room = await self._room()
             try:
-                delivered = await self._bus.pull(self._offer.pools, PULL_SECONDS)
+                delivered = await self._bus.pull(self._offer.pools, PULL_SECONDS, wait=room)
             except Unreachable as error:
                 log.warning("%s", error)
                 await asyncio.sleep(PAUSE)
@@ -144,11 +148,14 @@ class Worker:
             if delivered is not None:
                 self.roster.spawn(self._intake.take(delivered))
 
-    async def _room(self) -> None:
-        """Returns at once where rows are free, else as soon as some are, and after `FULL_PAUSE` in any case but one."""
-        end = time.monotonic() + FULL_PAUSE
+    async def _room(self) -> bool:
+        """True at once where rows are free, or as soon as some are. False after a pause, which is the longer the
+        fuller this worker is: it may take what is left over, for the engine shares the device.
+        """
+        end = time.monotonic() + min(FULL_PAUSE, POLL * self.roster.rows / self._offer.rows)
         while len(self.roster) >= MOST_RUNS or (self.free_rows == 0 and time.monotonic() < end):
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(POLL)
+        return self.free_rows > 0
 
     async def _announce(self) -> None:
         while True:
@@ -167,11 +174,12 @@ class Worker:
     async def _admit(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
         def add(engine: Engine) -> None:
             if not run.ended:  # else a cancel came first, and nobody would take the job out again
-                engine.add(run.job, snapshots)
+                engine.add(run.job, snapshots, beginning)
                 engine.watch(run.job.id, run.watched)
                 run.steer(engine)
 
         await self._fetching.fetch(run)
+        beginning = await self._output.begin(run)
         run.watched = self._attention.wanted(run.job.id)
         run.stepped = time.monotonic()
         await self._thread.call(add)
@@ -200,17 +208,18 @@ class Worker:
 
     async def _guarded(self, run: Run, work: Coroutine[object, object, None]) -> None:
         """An error about one job is that job's alone."""
-        try:
-            await work
-        except Unreachable as error:
-            await self.roster.lose(run, str(error))
-        except Exception:
-            log.exception("job %s failed in its output", run.job.id)
-            if run.ended:
-                await self.roster.lose(run, "its result could not be published")
-            else:
-                await self.roster.stop(run)
-                await self._outcome.failed(run, "The picture could not be written.", "us")
+        with about(run.job.id):
+            try:
+                await work
+            except Unreachable as error:
+                await self.roster.lose(run, str(error))
+            except Exception:
+                log.exception("job %s failed in its output", run.job.id)
+                if run.ended:
+                    await self.roster.lose(run, "its result could not be published")
+                else:
+                    await self.roster.stop(run)
+                    await self._outcome.failed(run, "The picture could not be written.", "us")
 
     def _on_crash(self, error: BaseException) -> None:
         log.critical("the engine crashed", exc_info=error)

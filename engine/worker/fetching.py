@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from engine.admit import prepare
+from engine.admit import elsewhere, prepare
 from engine.bus import Bus, Unreachable
-from engine.job import Loading, Recipe
+from engine.job import Job, Loading, Recipe
 from engine.shelf import Shelf
 from engine.worker.roster import Roster
 from engine.worker.run import Run
@@ -27,6 +27,10 @@ class Fetching:
         self._bus, self._shelf, self._roster = bus, shelf, roster
         shelf.on_change = roster.changed.set
         roster.on_leave = self._left
+
+    def elsewhere(self, job: Job) -> str:
+        """Why a job is for another worker, by the models on the shelf; empty: it may be taken."""
+        return elsewhere(job.task, self._shelf.warm())
 
     async def fetch(self, run: Run) -> None:
         """Returns once the engine can take the run. Raises `Unfit` where its model cannot be had."""

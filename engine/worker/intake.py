@@ -1,7 +1,8 @@
 """From a delivered message to a run: claim it, look for a tombstone and for snapshots, say that it starts.
 
-Knows the order in which these must happen; nothing of steps or pictures. The run stands in the worker's roster before
-the tombstone is looked for, so that a cancel is either found here or heard by the watch.
+Knows the order in which these must happen; nothing of steps or pictures. The workers of a pool may have different
+models, and a message comes to any of them: what is for another goes back unclaimed. The run stands in the worker's
+roster before the tombstone is looked for, so that a cancel is either found here or heard by the watch.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from engine.bus import Bus, Claim, Delivered, Unreachable
 from engine.job import Enlarge, Job, Snapshot, Started
+from engine.logline import about
 from engine.unfit import Unfit
 from engine.worker.outcome import Outcome
 from engine.worker.output import Output
@@ -24,15 +27,27 @@ log = logging.getLogger(__name__)
 CLAIMED_ELSEWHERE = 0.5  # seconds until we look again: the other's lease may just be running out
 ODD_PAUSE = 1.0
 TRIES = 3
+PASS_ON_SECONDS = 0.05  # times its deliveries: the next idle worker of the pool is asked at once
+LONGEST_PASS_ON = 1.0  # where nobody has taken it for a while: those who cannot shall not spin
+REMEMBERED = 256  # jobs that were passed on: each is logged once
 Admit = Callable[[Run, Sequence[Snapshot]], Awaitable[None]]
+Elsewhere = Callable[[Job], str]
 
 
 class Intake:
-    """`admit` gives a run to the engine, and raises `Unfit` where it cannot be done."""
+    """`admit` gives a run to the engine, and raises `Unfit` where it cannot be done.
 
-    def __init__(self, bus: Bus, worker: str, roster: Roster, outcome: Outcome, output: Output, admit: Admit) -> None:
+    `elsewhere` says why a job is for another worker; empty: it may be claimed.
+    """
+
+    def __init__(
+        self, bus: Bus, worker: str, roster: Roster, outcome: Outcome, output: Output, admit: Admit,
+        elsewhere: Elsewhere,
+    ) -> None:  # fmt: skip
         self._bus, self._worker, self._roster = bus, worker, roster
-        self._outcome, self._output, self._admit = outcome, output, admit
+        self._outcome, self._output, self._admit, self._elsewhere = outcome, output, admit, elsewhere
+        self._passed: deque[str] = deque(maxlen=REMEMBERED)
+        self._errors: Counter[str] = Counter()  # that nobody foresaw, by job
 
     async def take(self, delivered: Delivered[Job]) -> None:
         """Everything up to the first step. Raises nothing but cancellation."""
@@ -40,9 +55,22 @@ class Intake:
         if (mine := self._roster.get(job.id)) is not None:
             mine.handles[job.attempt] = delivered  # redelivered to us, or requeued while we still run it
             return
-        claim = await self._claimed(delivered)
-        if claim is not None:
-            await self._begin(self._entered(delivered, claim))
+        with about(job.id):
+            if why := self._elsewhere(job):
+                await self._pass_on(delivered, why)
+            elif (claim := await self._claimed(delivered)) is not None:
+                await self._begin(self._entered(delivered, claim))
+
+    async def _pass_on(self, delivered: Delivered[Job], why: str) -> None:
+        """Nothing is said of it and nothing counted: another worker of the pool takes it."""
+        job = delivered.value.id
+        if job not in self._passed:
+            self._passed.append(job)
+            log.info("job %s is for another worker of the pool: %s", job, why)
+        try:
+            await delivered.nak(min(LONGEST_PASS_ON, PASS_ON_SECONDS * delivered.tries))
+        except Unreachable as error:  # unanswered, the message comes back after a lease
+            log.warning("job %s: %s", job, error)
 
     async def _claimed(self, delivered: Delivered[Job]) -> Claim | None:
         try:
@@ -76,6 +104,8 @@ class Intake:
         except Exception:
             log.exception("job %s could not be taken in", run.job.id)
             await self._odd(run)
+        else:
+            self._errors.pop(run.job.id, None)
 
     async def _start(self, run: Run) -> None:
         cancelled, snapshots = await asyncio.gather(
@@ -101,14 +131,18 @@ class Intake:
         run.announced.set()
 
     async def _odd(self, run: Run) -> None:
-        """An error that nobody foresaw: three tries, then the message is laid aside and the job failed."""
+        """An error that nobody foresaw: three tries, then the message is laid aside and the job failed.
+
+        They are counted here, not by the broker: it also counts how often a message was handed back or passed on.
+        """
         await self._roster.stop(run)
-        last = max(run.handles)
-        if run.handles[last].tries < TRIES:
+        self._errors[run.job.id] += 1
+        if self._errors[run.job.id] < TRIES:
             await self._back(run, ODD_PAUSE)
             return
+        del self._errors[run.job.id]
         try:
-            await run.handles.pop(last).lay_aside("three tries, three errors")
+            await run.handles.pop(max(run.handles)).lay_aside("three tries, three errors")
         except Unreachable as error:
             log.warning("job %s: %s", run.job.id, error)
         await self._outcome.failed(run, "The engine failed at it three times.", "us")

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from engine.bus import Bus, Fenced, Unreachable
+from engine.engine import Engine
+from engine.job import Snapshot
 from engine.worker.attention import Attention
 from engine.worker.outcome import Outcome
 from engine.worker.roster import Roster
@@ -19,7 +22,8 @@ log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
 HAND_OVER_SECONDS = 1.0
-SAVE_SECONDS = 0.5
+SAVE_SECONDS = 0.7
+AT_ONCE = 4  # snapshots on their way
 
 
 class Keeping:
@@ -27,46 +31,86 @@ class Keeping:
 
     def __init__(self, bus: Bus, roster: Roster, outcome: Outcome, attention: Attention) -> None:
         self._bus, self._roster, self._outcome, self._attention = bus, roster, outcome, attention
+        self._line = asyncio.Semaphore(AT_ONCE)
 
     async def keep(self) -> None:
         """For ever."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             self._attention.lapse()
-            for run in self._roster:
-                if run.unsaved and not run.ended:
-                    await self._save(run)
+            await self._save([run for run in self._roster if run.unsaved and not run.ended])
 
-    async def _save(self, run: Run) -> None:
+    async def _save(self, runs: Sequence[Run]) -> None:
+        """All are taken at once, between two steps: one after another, those of a full worker would be seconds old."""
+        if runs:
+            made = await self._taken(runs)
+            await asyncio.gather(*(self._store(run, each) for run, each in zip(runs, made, strict=True)))
+
+    async def _taken(self, runs: Sequence[Run], *, last: bool = False) -> list[list[Snapshot]]:
+        """The snapshots of each. `last`: and no further step is run of them."""
+
+        def taken(engine: Engine) -> list[list[Snapshot]]:
+            for run in runs if last else ():
+                engine.pause(run.job.id)
+            return [engine.snapshots(run.job.id, run.claim.epoch) for run in runs]
+
+        return await self._roster.thread.call(taken)
+
+    async def _store(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
+        """Returns once nothing more is written. A few of all runs at a time: beats go over the same line."""
+        puts = await asyncio.gather(*(self._put(run, snapshot) for snapshot in snapshots), return_exceptions=True)
         try:
-            for snapshot in await self._roster.thread.call(
-                lambda engine: engine.snapshots(run.job.id, run.claim.epoch)
-            ):
-                # Whoever slept through its lease must not write where the next owner has already tidied up.
-                if not run.ended and time.monotonic() - max(run.began, run.renewed) < self._bus.kept.lease:
-                    await self._bus.put_snapshot(snapshot)
-                    run.saved[snapshot.image] = snapshot.k
+            for error in puts:
+                if error is not None:
+                    raise error
         except Fenced as error:
             await self._roster.lose(run, str(error))
         except Unreachable as error:
             log.warning("job %s: %s", run.job.id, error)
 
+    async def _put(self, run: Run, snapshot: Snapshot) -> None:
+        """Whoever slept through its lease must not write where the next owner has already tidied up."""
+        async with self._line:
+            if not run.ended and time.monotonic() - max(run.began, run.renewed) < self._bus.kept.lease:
+                await self._bus.put_snapshot(snapshot)
+                run.saved[snapshot.image] = snapshot.k
+
     async def hand_over(self) -> None:
         """Snapshot, release and give back every run: another worker goes on at once, from the very step."""
+        runs = list(self._roster)
         try:
             async with asyncio.timeout(HAND_OVER_SECONDS):
-                await asyncio.gather(*(self._hand_over(run) for run in self._roster))
-        except (TimeoutError, Unreachable) as error:
+                made = await self._last(runs)
+                await asyncio.gather(*(self._hand_over(run, each) for run, each in zip(runs, made, strict=True)))
+        except TimeoutError as error:
             log.warning("not everything could be handed over: %r", error)
 
-    async def _hand_over(self, run: Run) -> None:
+    async def _last(self, runs: Sequence[Run]) -> list[list[Snapshot]]:
+        """Nothing where a long step is running, or the engine cannot say: then they go on from earlier ones."""
         try:
             async with asyncio.timeout(SAVE_SECONDS):
-                await self._save(run)
-        except TimeoutError:  # a long step is running
+                return await self._taken(runs, last=True)
+        except TimeoutError:
+            log.warning("a long step is running")
+        except Exception:
+            log.exception("no last snapshots can be taken")
+        return [[] for _ in runs]
+
+    async def _hand_over(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
+        """One run; whatever goes wrong with it is not the others'."""
+        try:
+            async with asyncio.timeout(SAVE_SECONDS):
+                await self._store(run, snapshots)
+        except TimeoutError:
             log.warning("job %s goes on from an earlier snapshot", run.job.id)
+        try:
+            await self._let_go(run)
+        except Unreachable as error:
+            log.warning("job %s: %s", run.job.id, error)
+
+    async def _let_go(self, run: Run) -> None:
         if run.end():
             self._roster.cease(run)
-            await self._outcome.give_back(run)
+            await self._outcome.return_(run)
         elif run.tasks:  # its result is on its way
             await asyncio.wait(run.tasks, timeout=SAVE_SECONDS)

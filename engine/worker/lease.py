@@ -77,6 +77,6 @@ class Lease:
     async def _cancelled(self, run: Run) -> None:
         try:
             steps = await self._roster.stop(run)
-            await self._outcome.cancelled(run, min(steps, run.steps))
+            await self._outcome.cancelled(run, min(steps, run.last))
         except Unreachable as error:
             await self._roster.lose(run, str(error))

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from engine.bus import Bus, Unreachable
-from engine.job import Blame, Cancelled, Failed, Finished, Picture, Result
+from engine.job import Blame, Cancelled, Failed, Finished, Picture, Result, Returned
+from engine.logline import about
 from engine.worker.roster import Roster
 from engine.worker.run import Run
 
@@ -44,7 +45,8 @@ class Outcome:
         self._bus, self._worker, self._roster = bus, worker, roster
 
     async def say(self, result: Result) -> None:
-        await insist(lambda: self._bus.publish_result(self._worker, result))
+        with about(result.job):
+            await insist(lambda: self._bus.publish_result(self._worker, result))
 
     async def picture(self, run: Run, picture: Picture) -> None:
         """One finished output; its blob is stored already."""
@@ -70,16 +72,17 @@ class Outcome:
             await self._conclude(run, failed)
 
     async def cancelled(self, run: Run, steps: int) -> None:
-        """To be called by the one who has ended the run."""
-        cost = run.spent(steps)
-        await self._conclude(run, Cancelled(job=run.job.id, epoch=run.claim.epoch, steps=steps, cost=cost))
+        """To be called by the one who has ended the run, which has come up to step `steps`."""
+        cost, ran = run.spent(steps), max(0, steps - run.first)
+        await self._conclude(run, Cancelled(job=run.job.id, epoch=run.claim.epoch, steps=ran, cost=cost))
 
     async def _conclude(self, run: Run, result: Result) -> None:
         await self.say(result)
         log.info("job %s: %s", run.job.id, type(result).__name__.lower())
         self._roster.leave(run)
-        if await self._still_ours(run):
-            await self._let_go(run, result)
+        with about(run.job.id):
+            if await self._still_ours(run):
+                await self._let_go(run, result)
 
     async def _still_ours(self, run: Run) -> bool:
         """Whether the claim holds. Else, or where nobody can say, message and snapshots may be an heir's.
@@ -105,6 +108,14 @@ class Outcome:
                 await goodbye()
             except Unreachable as error:  # the bot settles the job too, and the claim lapses by itself
                 log.warning("job %s: %s", run.job.id, error)
+
+    async def return_(self, run: Run) -> None:
+        """Says that we end and the job shall go on elsewhere, then lets go of it."""
+        try:
+            await self._bus.publish_result(self._worker, Returned(job=run.job.id, epoch=run.claim.epoch))
+        except Unreachable as error:  # then it counts as lost, which a job may be now and then
+            log.warning("job %s: %s", run.job.id, error)
+        await self.give_back(run)
 
     async def give_back(self, run: Run, delay: float = 0.0) -> None:
         """Lets go of a run without a result, for another worker to go on with at once."""

@@ -12,8 +12,10 @@ import struct
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import Literal, TypeVar
 
+from engine.beginning import Beginning
 from engine.bus import Bus, NoBlob, Unreachable
 from engine.bus.latest import Latest
 from engine.engine import Developed, Stepped
@@ -42,6 +44,18 @@ class Output:
         self._fresh: Latest[str, Run] = Latest()
         self._waiting = 0
         self._enlarging = asyncio.Lock()
+
+    async def begin(self, run: Run) -> Beginning | None:
+        """What a job begins with in place of noise, fetched and read. Raises `Unfit`."""
+        recipe = run.job.task
+        if not isinstance(recipe, Recipe) or recipe.start is None:
+            return None
+        try:
+            blobs = {one: await insist(partial(self._bus.get_blob, one, LARGEST_SOURCE)) for one in recipe.sources}
+        except NoBlob as error:
+            # The broker makes room now and then; sent again, the job comes with it again.
+            raise Unfit("What the picture begins with was no longer at the broker.", "worker") from error
+        return await self._decoded(self._lane.begin(run.job, blobs))
 
     def stepped(self, run: Run, event: Stepped) -> None:
         if event.rung and run.job.ladder:

@@ -44,15 +44,21 @@ class Run:
 
     def __post_init__(self) -> None:
         self.todo = set(range(self.count))
-        self.done = dict.fromkeys(range(self.count), 0)
+        self.done = dict.fromkeys(range(self.count), self.first)
 
     @property
     def count(self) -> int:
         return self.job.task.count if isinstance(self.job.task, Recipe) else 1
 
     @property
-    def steps(self) -> int:
-        return self.job.task.steps if isinstance(self.job.task, Recipe) else 0
+    def first(self) -> int:
+        """The step that it begins with, where it is not resumed."""
+        return self.job.task.first if isinstance(self.job.task, Recipe) else 0
+
+    @property
+    def last(self) -> int:
+        """The step that it ends before."""
+        return self.job.task.last if isinstance(self.job.task, Recipe) else 0
 
     @property
     def rows(self) -> int:
@@ -68,7 +74,7 @@ class Run:
         """Notes where the images go on, and returns the step that is said of the whole: the least of them."""
         for snapshot in snapshots:
             if snapshot.image in self.done:
-                self.done[snapshot.image] = self.saved[snapshot.image] = min(snapshot.k, self.steps)
+                self.done[snapshot.image] = self.saved[snapshot.image] = min(snapshot.k, self.last)
         return min(self.done.values(), default=0)
 
     def step(self, images: Sequence[tuple[int, int]], moment: float) -> None:
@@ -82,13 +88,13 @@ class Run:
 
     @property
     def seconds_left(self) -> float:
-        left = sum(self.steps - k for k in self.done.values())
+        left = sum(self.last - k for k in self.done.values())
         return max(0.0, left * self.pace)
 
     @property
     def unsaved(self) -> bool:
         """Whether it has got on since its last snapshots."""
-        return any(k != self.saved.get(image, 0) for image, k in self.done.items())
+        return any(k != self.saved.get(image, self.first) for image, k in self.done.items())
 
     def end(self) -> bool:
         """True for the one caller who decides how it ends."""
@@ -96,5 +102,6 @@ class Run:
         return first
 
     def spent(self, steps: int) -> float:
-        """What `steps` of the job cost, in device-seconds, by the price it was accepted at."""
-        return self.job.cost * min(1.0, steps / self.steps) if self.steps else 0.0
+        """What it cost up to step `steps`, in device-seconds, by the price it was accepted at."""
+        whole = self.last - self.first
+        return self.job.cost * max(0.0, min(1.0, (steps - self.first) / whole)) if whole > 0 else 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from bot.config import Settings, load
 from bot.house import House, open_house
 from bot.store import Store
 from bot.views import Member, Place
-from engine.bus import Bus, Kept
+from engine.bus import Bus, Delivered, Kept, Unreachable
 from engine.bus.broker import Broker
 from engine.job import (
     Cancelled,
@@ -34,8 +34,11 @@ from engine.job import (
     Warm,
     encode,
 )
+from migrated import migrated
+from postgres import Server, programs, serving
 
 LEASE = 1.0
+LATENTS = {10: b"\0" * 4, 20: b"\1" * 4}  # by the step of a rung
 JPEG = b"\xff\xd8\xff\xe0 a small picture"
 
 
@@ -63,6 +66,7 @@ class Apprentice:
     def __init__(self, bus: Bus, name: str = "apprentice", *, rows: int = 32, models: tuple[str, ...] = ("embedded",)):
         self.bus, self.name, self.rows = bus, name, rows
         self.models = models
+        self.pools = ("default",)
         self.revision = "1"
         self.enlargement = 1  # of its finals
         self.enlarge_ms = 0.0  # of its super-resolver
@@ -77,7 +81,7 @@ class Apprentice:
 
     async def announce(self) -> None:
         presence = Presence(
-            worker=self.name, pools=("default",), models=tuple(warm(model, self.revision) for model in self.models),
+            worker=self.name, pools=self.pools, models=tuple(warm(model, self.revision) for model in self.models),
             device="none", rows=self.rows, free=max(0, self.rows - 8 * len(self.held)), build="test",
             enlarge_ms=self.enlarge_ms,
         )  # fmt: skip
@@ -89,11 +93,19 @@ class Apprentice:
             group.create_task(self._cancelling())
             try:
                 while True:
-                    delivered = await self.bus.pull(["default"], timeout=0.5)
+                    delivered = await self._pulled()
                     if delivered is not None:
                         self.held[delivered.value.id] = group.create_task(self._one(delivered))
             finally:
                 self._over = True  # a group cancels its tasks once, and before Python 3.12 `wait_for` may swallow that
+
+    async def _pulled(self) -> Delivered[Job] | None:
+        """As the real worker: an outage of the broker is waited out."""
+        try:
+            return await self.bus.pull(["default"], timeout=0.5)
+        except Unreachable:
+            await asyncio.sleep(0.1)
+            return None
 
     async def handed(self) -> Job:
         """The next job, for a test that is the worker itself: who is not heard of for a lease is sent nothing."""
@@ -113,7 +125,8 @@ class Apprentice:
 
     async def _announcing(self) -> None:
         while not self._over:
-            await self.announce()
+            with suppress(Unreachable):
+                await self.announce()
             await asyncio.sleep(self.bus.kept.beat)
 
     async def _cancelling(self) -> None:
@@ -184,7 +197,7 @@ class Apprentice:
         )
 
     async def ladder(self, job: Job, epoch: int, image: int) -> None:
-        rungs = tuple(Rung(step=step, thumbnail=png(8, 8, step)) for step in (0, 10, 20))
+        rungs = tuple(Rung(step=step, thumbnail=png(8, 8, step), latent=LATENTS.get(step)) for step in (0, 10, 20))
         content = encode(Ladder(job=job.id, image=image, of=40, shape=(1, 1), rungs=rungs))
         await self.keep(job, epoch, image, "ladder", content, 64)
 
@@ -247,9 +260,57 @@ async def workplace(tmp_path: Path) -> AsyncIterator[Workplace]:
         yield Workplace(stack, broker, settings)
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL that nobody else uses."""
+    if (found := programs()) is None:
+        pytest.skip("PostgreSQL is not installed on this machine")
+    with serving(found) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """`fresh("sqlite")`, `fresh("postgres")`: the URL of an empty database, for one test after the other.
+
+    `bare=True`: of a new one, without today's tables.
+    """
+
+    def made(kind: str, *, bare: bool = False) -> str:
+        if kind == "postgres":
+            server: Server = request.getfixturevalue("postgres")
+            return server.url(server.database("template0") if bare else server.emptied())
+        file = tmp_path_factory.mktemp("fresh") / "d.sqlite"
+        if not bare:
+            file.write_bytes(migrated())
+        return f"sqlite:///{file}"
+
+    return made
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
+    """The URL of an empty database with all of today's tables, of either kind."""
+    return fresh(request.param)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def bare(request: pytest.FixtureRequest, fresh: Callable[..., str]) -> str:
+    """The URL of a database without a table, of either kind."""
+    return fresh(request.param, bare=True)
+
+
 @pytest_asyncio.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = await Store.open(f"sqlite:///{tmp_path / 'darkroom.sqlite'}")
+async def store(database: str) -> AsyncIterator[Store]:
+    opened = await Store.open(database)
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture
+async def local(tmp_path: Path) -> AsyncIterator[Store]:
+    """A database that is as fast as crashes need: what breaks off is our code, whatever is below it."""
+    opened = await Store.open(f"sqlite:///{tmp_path / 'local.sqlite'}")
     yield opened
     await opened.close()
 

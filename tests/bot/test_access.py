@@ -35,10 +35,13 @@ WHO: dict[str, set[Standing]] = {
 # ("-": it is about no job); and whether it can be done in a conversation with the bot at all.
 EXPECTED = """
 imagine     everyone    -           -           -       direct
+blend       everyone    -           -           -       direct
 queue       everyone    -           -           -       direct
 mine        everyone    -           -           -       direct
 info        everyone    -           -           -       direct
 prefer      everyone    -           -           -       direct
+export      everyone    -           -           -       direct
+forget      everyone    -           -           -       direct
 help        everyone    -           -           -       direct
 cancel      everyone    moderators  moderators  house   direct
 pause       everyone    moderators  moderators  house   direct
@@ -47,6 +50,10 @@ vary        everyone    everyone    nobody      nobody  direct
 reroll      everyone    everyone    nobody      nobody  direct
 remix       everyone    everyone    nobody      nobody  direct
 reproduce   everyone    everyone    nobody      nobody  direct
+edit        everyone    everyone    nobody      nobody  direct
+zoom        everyone    everyone    nobody      nobody  direct
+pan         everyone    everyone    nobody      nobody  direct
+branch      everyone    everyone    nobody      nobody  direct
 prompt      everyone    everyone    nobody      nobody  direct
 film        everyone    everyone    nobody      nobody  direct
 details     everyone    everyone    nobody      nobody  direct

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as replace_frame
 
-from bot.queue.board import Board
+from bot.queue.board import PAUSED, Board
 from bot.store import Record
 from engine.job import Concept, Frame, Loading, Recipe
 
@@ -58,16 +60,58 @@ def a_loading(job: str, epoch: int, model: str = "embedded") -> Loading:
 def test_a_model_on_its_way_is_a_sign_of_life_unless_it_is_anothers_or_too_late() -> None:
     board = Board()
     board.put(a_record(JOBS[0], "default", 1.0), 1.0)
-    for bad in (a_loading(JOBS[1], 1), a_loading(JOBS[0], 0), a_loading(JOBS[0], 1, "large")):
+    others = a_loading(JOBS[1], 1), a_loading(JOBS[0], 0), a_loading(JOBS[0], 2**62), a_loading(JOBS[0], 1, "large")
+    for bad in others:
         assert board.loading(bad, 2.0) is None
-    assert board.runs[JOBS[0]].beat == 1.0
-    run = board.loading(a_loading(JOBS[0], 3), 2.0)
-    assert run is not None
-    assert (run.epoch, run.beat) == (3, 2.0)
-    assert board.frame(a_frame(JOBS[0], 1), 3.0) is None  # of the epoch before
-    board.runs[JOBS[0]].epoch = 1
+    run = board.runs[JOBS[0]]
+    assert run.beat == 1.0
+    assert board.loading(a_loading(JOBS[0], 1), 2.0) is run
+    assert run.beat == 2.0
     assert board.frame(a_frame(JOBS[0], 1), 3.0) is run
     assert board.loading(a_loading(JOBS[0], 1), 4.0) is None, "a preview of it was there already"
     board.put(a_record(JOBS[0], "default", 1.0), 5.0)
     assert board.loading(a_loading(JOBS[0], 1), 6.0) is None
-    assert board.loading(a_loading(JOBS[0], 2), 6.0) is not None, "another worker fetches it"
+    board.put(replace(a_record(JOBS[0], "default", 1.0), epoch=2), 7.0)
+    assert board.loading(a_loading(JOBS[0], 2), 8.0) is not None, "another worker fetches it"
+
+
+def test_a_frame_of_another_epoch_than_the_claims_changes_nothing() -> None:
+    board = Board()
+    run = board.put(a_record(JOBS[0], "p", 8.0, step=3), 1.0)
+    for epoch in (0, 2, 2**62):
+        assert board.frame(replace_frame(a_frame(JOBS[0], 20), epoch=epoch), 2.0) is None
+    assert (run.epoch, run.step, run.beat, board.cost_left("p")) == (1, 3, 1.0, 8.0 * 17 / 20)
+
+
+def test_before_anybody_said_that_it_began_a_frame_is_shown_and_counts_as_no_step() -> None:
+    board = Board()
+    waiting = _sent(a_record(JOBS[0], "p", 8.0))
+    run = board.put(waiting, 1.0)
+    assert board.frame(a_frame(JOBS[0], 20), 2.0) is None, "of the claim before"
+    assert board.frame(replace_frame(a_frame(JOBS[0], 20), epoch=2**62), 2.0) is run
+    assert (run.step, board.cost_left("p")) == (0, 8.0)
+    began = board.put(replace(waiting, state="running", epoch=7), 3.0)
+    assert board.loading(a_loading(JOBS[0], 7), 4.0) is None, "a preview was there already"
+    assert board.frame(replace_frame(a_frame(JOBS[0], 5), epoch=7), 4.0) is began
+    assert began.step == 5
+
+
+def _sent(record: Record) -> Record:
+    return replace(record, state="sent")
+
+
+def test_rows_of_what_is_paused_are_spare_where_its_workers_say_so_too() -> None:
+    board, first, second, third = Board(), *JOBS[:3]
+    for job in (first, second):
+        board.put(a_record(job, "p", 1.0), 0.0)
+    assert board.spare("p", 16, 8, 1.0) == 0, "nobody paused anything: the workers are behind"
+    board.paused[first] = 1.0
+    assert board.spare("p", 16, 0, 2.0) == 0, "it goes on, or somebody has its rows"
+    assert board.spare("p", 16, 8, 2.0) == 8
+    assert board.spare("p", 16, 16, 2.0) == 8, "not more than is paused"
+    assert board.spare("q", 16, 8, 2.0) == 0
+    board.put(_sent(a_record(third, "p", 1.0)), 0.0)
+    assert board.spare("p", 16, 8, 2.0) == 8, "its rows are for the third, which is counted as taken"
+    assert board.spare("p", 16, 8, 1.0 + PAUSED) == 0
+    board.frame(a_frame(first, 5), 3.0)
+    assert first not in board.paused, "it goes on"

@@ -6,13 +6,16 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
 
 from bot.config import load
 from bot.feed import Queued, Settled
-from bot.store import reads
+from bot.queue.dispatcher import overbook
+from bot.store import operating, reads
+from bot.store.records import Entry
 from bot.views import Member
 from engine.bus import subjects
 from engine.job import Failed, Started
@@ -41,6 +44,11 @@ def all_in(house, jobs, *wanted):
 
 async def ready(house, until):
     await until(lambda: house.studio.workers())
+
+
+@pytest.mark.parametrize(("rows", "beyond"), [(1, 12), (8, 96), (16, 96), (32, 96), (96, 96), (320, 320)])
+def test_the_fewer_rows_a_pool_has_the_further_newcomers_may_go_beyond_them(rows, beyond):
+    assert rows * overbook(rows) == beyond
 
 
 @pytest.mark.asyncio
@@ -119,6 +127,17 @@ async def test_places_in_the_queue_are_told(workplace, until, ann, here):
                 told[moment.job] = moment
     assert [told[first].place, told[second].place] == [0, 1]
     assert told[first].eta is None
+
+
+async def _running(workplace, until, ann, here):
+    """A house, its worker, which stands still in the middle of a job, and that job."""
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    apprentice.go.clear()
+    await ready(house, until)
+    (job,) = await ask(house, ann, here)
+    await until(all_in(house, [job], "running"))
+    return house, apprentice, job
 
 
 async def _sent_but_not_begun(workplace, until, ann, here):
@@ -240,12 +259,7 @@ async def test_what_waited_too_long_fails_and_costs_nothing(workplace, until, an
 
 @pytest.mark.asyncio
 async def test_what_ran_and_was_not_done_in_time_did_not_wait(workplace, until, ann, here):
-    house = await workplace.house()
-    apprentice, _ = await workplace.worker()
-    apprentice.go.clear()
-    await ready(house, until)
-    (job,) = await ask(house, ann, here)
-    await until(all_in(house, [job], "running"))
+    house, _, job = await _running(workplace, until, ann, here)
     house.patrol._clock = lambda: time.time() + workplace.settings.max_age + 1
     await house.patrol.round()
     view = await house.studio.view(job)
@@ -296,20 +310,42 @@ async def test_cancelling_without_a_worker_is_done_at_once(workplace, until, ann
 
 @pytest.mark.asyncio
 async def test_while_reports_wait_nobody_is_taken_for_lost(workplace, until, ann, here):
-    house = await workplace.house()
-    apprentice, _ = await workplace.worker()
-    apprentice.go.clear()
-    await ready(house, until)
-    (job,) = await ask(house, ann, here)
-    await until(all_in(house, [job], "running"))
-    run, long_ago = house.board.runs[job], 60.0
-    house.board.behind = True
-    await house.patrol._claim_lost(run, long_ago)
+    house, apprentice, job = await _running(workplace, until, ann, here)
+    run, now = house.board.runs[job], time.time()
+    assert await house.bus.revoke(job, run.record.epoch)
+    house.patrol._orphaned[job] = now - 60.0
+    house.board.behind = now + 60.0
+    await house.patrol._look(run)
     assert (await house.store.record(job)).attempt == 1, "its worker may be done, and we have not heard it yet"
-    house.board.behind = False
-    await house.patrol._claim_lost(run, long_ago)
+    house.patrol._orphaned[job] = now - 60.0
+    house.board.behind = now - 1.0
+    await house.patrol._look(run)
     assert (await house.store.record(job)).attempt == 2
     apprentice.go.set()
+    await until(all_in(house, [job], "finished"))
+
+
+@pytest.mark.asyncio
+async def test_a_requeue_that_is_noticed_late_takes_nothing_from_the_next_worker(workplace, until, ann, here):
+    house, _, job = await _running(workplace, until, ann, here)
+    record = await house.store.record(job)
+    line = Entry(job, time.time(), "running", "queued", record.attempt, 0, operating.AGAIN)
+    for epoch in (0, record.epoch - 1):
+        await house.noticing._notice(replace(line, epoch=epoch))
+        assert (await house.bus.holder(job)).epoch == record.epoch
+    await house.noticing._notice(replace(line, epoch=record.epoch))
+    assert await house.bus.holder(job) is None
+
+
+@pytest.mark.asyncio
+async def test_streams_that_could_not_be_made_at_the_reconnection_are_made_later(workplace, until, ann, here):
+    house = await workplace.house()
+    await workplace.worker()
+    await ready(house, until)
+    for stream in (subjects.RESULTS, subjects.WORK):
+        await house.bus.js.delete_stream(stream)
+    await house.dispatcher.lost()
+    (job,) = await ask(house, ann, here)
     await until(all_in(house, [job], "finished"))
 
 
@@ -324,3 +360,24 @@ async def test_a_cancel_that_no_worker_answers_is_settled_by_the_patrol(workplac
     await apprentice.vanish(task)
     assert (await house.studio.cancel(job, ann)).startswith("Cancelling")
     await until(all_in(house, [job], "cancelled"))
+
+
+@pytest.mark.asyncio
+async def test_what_was_done_while_the_bot_was_away_is_not_sent_again(workplace, until, ann, here):
+    hand = await workplace.hand("hand")
+    async with workplace.visit() as house:
+        await hand.announce()
+        await until(lambda: house.studio.workers())
+        (ticket,) = await house.studio.imagine("a lamp --count 1", ann, here)
+        async with asyncio.timeout(10):
+            while (delivered := await hand.bus.pull(["default"], timeout=0.5)) is None:
+                await hand.announce()
+    claim = await hand.bus.claim(ticket.job, "hand")
+    await hand.say(Started(job=ticket.job, epoch=claim.epoch, worker="hand"))
+    await hand.work(delivered.value, claim.epoch)
+    await delivered.ack()
+    before = (await hand.bus.js.stream_info(subjects.WORK)).state.last_seq
+    house = await workplace.house()
+    await until(all_in(house, [ticket.job], "finished"))
+    await house.dispatcher.round()
+    assert (await hand.bus.js.stream_info(subjects.WORK)).state.last_seq == before

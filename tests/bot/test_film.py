@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bot.images import film as developing
-from bot.images.film import FRAME_MS, HOLD_MS, TooLarge, film, rung, steps
+from bot.images.film import film, rung, steps
 from bot.images.grid import GAP
 from bot.images.pixels import Unreadable, saved
+from bot.images.reel import FRAME_MS, HOLD_MS, MAX_SIDE
+from bot.refused import Refused
 from engine.job import Ladder, Rung, encode
 
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -121,8 +123,20 @@ def test_a_film_keeps_to_its_limit() -> None:
     small = film(ladders, limit=len(whole) // 4)
     assert len(small) <= len(whole) // 4
     assert frames(small)[-1][1] == HOLD_MS
-    with pytest.raises(TooLarge):
+    with pytest.raises(Refused, match="too large") as refused:
         film(ladders, limit=100)
+    assert refused.value.status == 413
+
+
+def test_thumbnails_of_any_sizes_make_frames_of_one_bounded_size() -> None:
+    """They come from workers: a large one among small ones is no reason to fail, nor for a film of gigabytes."""
+    sizes = [(64, 64), (1024, 1024), (8, 640), (512, 256)]
+    odd = ladder(pictures=[thumbnail(40, size) for size in sizes])
+    shown = frames(film([odd, odd, odd]))
+    assert {one.size for one, _ in shown} == {frames(film([odd, odd, odd]))[0][0].size}
+    assert max(shown[0][0].size) <= MAX_SIDE
+    huge = ladder(pictures=[thumbnail(40 + place, (1000, 1000)) for place in range(3)])
+    assert frames(film([huge] * 4))[0][0].size == (MAX_SIDE, MAX_SIDE)
 
 
 def test_what_is_no_ladder_is_refused() -> None:

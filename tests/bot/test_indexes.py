@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, Engine, event
 from ulid import ULID
 
-from bot.store import Draft, Store, deleting, shelf
+from bot.limits import DAY
+from bot.rules.terms import Whose
+from bot.store import Draft, Store, Wish, deleting, shelf
+from bot.store.filling import fill
+from bot.store.ledger import Ledger
 from bot.views import Member, Place
 from engine.job import Concept, Recipe
 
@@ -27,23 +31,70 @@ def draft(user: str, channel: str, **more: Any) -> Draft:
     )  # fmt: skip
 
 
+class Kept:
+    """The statements that an engine was given meanwhile."""
+
+    def __init__(self, engine: Engine, *kinds: str) -> None:
+        self._engine, self._kinds = engine, kinds
+        self.asked: list[tuple[str, Any]] = []
+
+    def __enter__(self) -> list[tuple[str, Any]]:
+        event.listen(self._engine, "before_cursor_execute", self._keep)
+        return self.asked
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(self._engine, "before_cursor_execute", self._keep)
+
+    def _keep(self, _connection: Connection, _cursor: Any, statement: str, given: Any, _context: Any, _many: bool):
+        if statement.startswith(self._kinds):
+            self.asked.append((statement, given))
+
+
+def explained(connection: Connection, asked: list[tuple[str, Any]]) -> list[str]:
+    """How the database finds what each statement asks for."""
+    lite = connection.dialect.name == "sqlite"
+    way, last = ("EXPLAIN QUERY PLAN", 3) if lite else ("EXPLAIN", 0)
+    found = [connection.exec_driver_sql(f"{way} {sql}", given).all() for sql, given in asked]
+    return ["\n".join(row[last] for row in rows) for rows in found]
+
+
 async def plans(store: Store, question: Callable[..., Any], *args: Any) -> list[str]:
-    """How SQLite finds what a question asks for."""
-    asked: list[tuple[str, Any]] = []
+    with Kept(store.database.reader, "SELECT") as asked:
+        await store.ask(question, *args)
+    return await store.ask(explained, asked)
 
-    def keep(_connection: Connection, _cursor: Any, statement: str, given: Any, _context: Any, _many: bool) -> None:
-        if statement.startswith("SELECT"):
-            asked.append((statement, given))
 
-    event.listen(store._reader, "before_cursor_execute", keep)
-    await store.ask(question, *args)
-    event.remove(store._reader, "before_cursor_execute", keep)
-    with create_engine(store._reader.url).connect() as connection:
-        explained = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", given).all() for sql, given in asked]
-    return ["\n".join(row[3] for row in rows) for rows in explained]
+async def a_long_queue(store: Store) -> None:
+    """Ten thousand jobs of a thousand users wait."""
+    await store.write(fill, draft("seed", "1"), 10_000, 1000)
 
 
 @pytest.mark.asyncio
+async def test_a_pick_and_an_admission_read_by_index_however_long_the_queue_is(store):
+    await a_long_queue(store)
+    with Kept(store.database.writer, "SELECT", "UPDATE") as picking:
+        assert await store.pick(Wish("default", ("embedded",), running=10**6), 1000, 1.0, 1001.0)
+    with Kept(store.database.writer, "SELECT", "UPDATE") as admitting:
+        await store.admit([draft("ann", "1")], "key", spend, 1.0)
+    assert 8 <= len(picking) <= 20
+    assert 8 <= len(admitting) <= 30
+    for plan in await store.ask(explained, picking + admitting):
+        assert not [table for table in ("jobs", "accounts", "moves", "places") if f"Seq Scan on {table}" in plan], plan
+        assert not [table for table in ("jobs", "accounts", "moves", "places") if f"SCAN {table}" in plan], plan
+    assert not [plan for plan in await store.ask(explained, picking) if "TEMP B-TREE" in plan or "Sort" in plan]
+
+
+def spend(taken: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
+    """As a rule does that looks at everything."""
+    ledger.rules()
+    for whose in get_args(Whose):
+        ledger.usage(whose)
+        ledger.spending(whose, DAY)
+    return taken
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_the_newest_of_a_member_and_of_a_channel_are_walks_along_indexes(store):
     drafts = [
         draft("ann", "1"),
@@ -62,6 +113,7 @@ async def test_the_newest_of_a_member_and_of_a_channel_are_walks_along_indexes(s
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_leftovers_are_found_from_the_deleted_jobs_on(store):
     await store.admit([draft("ann", "1") for _ in range(3)], None, lambda taken, _ledger: taken, 1.0)
     (everywhere,), (one,) = await plans(store, deleting.leftovers), await plans(store, deleting.leftovers, ["0" * 26])

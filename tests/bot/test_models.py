@@ -7,7 +7,7 @@ from typing import cast
 import msgspec
 import pytest
 
-from bot.models import SHIPPED, Models
+from bot.models import SHIPPED, Models, crews
 from bot.store import Store
 from engine.job import Presence, Warm
 
@@ -53,3 +53,15 @@ async def test_a_model_on_a_disk_can_be_asked_for_and_is_loaded_where_any_worker
     await again.load()
     assert {one.warm.name: one.live for one in again.profiles()} == {"embedded": False, "large": False}
     assert again.profile("large").warm.samplers == ("ddim", "heun")
+
+
+def test_a_pool_is_full_for_a_model_once_all_who_have_it_are_whoever_else_is_idle() -> None:
+    large = msgspec.structs.replace(SHIPPED, name="large")
+    busy, idle = msgspec.structs.replace(having("a", SHIPPED), free=0), having("b", large)
+    crew = crews({"a": busy, "b": idle})["default"]
+    assert crew.free == 8
+    assert [crew.full(model) for model in ("embedded", "large", "", "unknown")] == [True, False, False, False]
+    crew = crews({"a": busy, "b": idle, "c": having("c", SHIPPED)})["default"]
+    assert not crew.full("embedded")
+    crew = crews({"a": busy})["default"]
+    assert [crew.full(model) for model in ("embedded", "", "unknown")] == [True, True, True]

@@ -58,3 +58,32 @@ async def test_every_job_ends_once_and_is_charged_once(workplace, until, here, s
         assert await house.pictures.get(one.sha256)
     moves = await house.store.ask(reads.history, tickets)
     assert sorted(move.job for move in moves if move.target == "finished") == sorted(tickets)
+
+
+@pytest.mark.asyncio
+async def test_a_broker_that_loses_its_store_again_and_again_poisons_nobody(workplace, until, ann, here):
+    house = await workplace.house()
+    jobs: list[str] = []
+
+    def run():
+        return house.board.runs[jobs[0]]
+
+    for times in range(5):
+        apprentice, running = await workplace.worker(f"w{times}")
+        apprentice.go.clear()
+        await until(lambda: house.studio.workers())
+        if not jobs:
+            jobs.append((await house.studio.imagine("a lamp", ann, here))[0].job)
+        await until(lambda name=apprentice.name: jobs[0] in house.board.runs and run().record.worker == name, 30)
+        await apprentice.frame(run().record.job(), run().epoch, 0, 20)
+        await until(lambda: run().step == 20)
+        await apprentice.vanish(running)
+        await _break(workplace, store=True)
+    await workplace.worker("last")
+
+    async def over():
+        return (await house.store.record(jobs[0])).ended
+
+    await until(over, 30)
+    record = await house.store.record(jobs[0])
+    assert (record.state, record.reason, record.charged) == ("finished", "", pytest.approx(record.cost / 2))

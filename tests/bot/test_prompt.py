@@ -200,11 +200,11 @@ def test_a_value_out_of_range_names_flag_value_and_range(flag: str, bad: list[st
 
 
 def test_midjourney_flags_are_taken_ignored_and_named() -> None:
-    parsed = read("a red fox --v 6.1 --stylize 750 --tile --q .5 --style raw --sref https://x.y/a.png 12 --seed 7 --hd")
+    parsed = read("a red fox --v 6.1 --stylize 750 --weird 3 --niji 5 --sref https://x.y/a.png 12 --seed 7 --hd")
     (request,) = parsed.requests
     assert (request.words, request.seed) == ("a red fox", 7)
     (note,) = parsed.notes
-    assert "without effect here: --v 6.1, --stylize 750, --tile, --q .5, --style raw, --sref" in note
+    assert "without effect here: --v 6.1, --stylize 750, --weird 3, --niji 5, --sref" in note
     more = read(
         "fox --personalize ab12 cd34 --zoom 1.5 --mode relax --stylise 80 --motion low --exp 10 --ow 20 --raw cub"
     )

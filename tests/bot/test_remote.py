@@ -13,6 +13,7 @@ from aiohttp import web
 from rich.console import Console
 
 from bot.cli import remote
+from bot.cli.bringing import Asked
 from bot.cli.developed import Undeveloped
 from bot.cli.screen import Screen
 
@@ -84,7 +85,7 @@ async def develop(house: House, monkeypatch: pytest.MonkeyPatch) -> Any:
     routes = web.post("/api/jobs", house.imagine), web.get("/api/jobs/J/events", house.events)
     async with serving(*routes) as url:
         with Screen(Console(quiet=True), 1) as screen:
-            return await remote.develop(url, "key", "a", {}, film=False, screen=screen)
+            return await remote.develop(url, "key", Asked("/api/jobs", {"prompt": "a"}), film=False, screen=screen)
 
 
 async def test_a_stream_that_breaks_now_and_then_is_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from bot.feed import Developing, Readying, Settled
-from bot.images.pixels import saved
+from bot.images.pixels import saved, size
 from bot.queue import settle
-from bot.queue.arrivals import size
 from engine.bus import subjects
 from engine.job import Cancelled, Failed, Finished, Frame, Ladder, Loading, Picture, Started, encode
 
@@ -166,7 +165,7 @@ async def test_a_worker_that_begins_what_is_over_is_told_to_stop(open_job, until
     await apprentice.say(Failed(job=job.id, epoch=10, reason="It broke.", blame="model"))
     await settled(house, until)
     assert not await apprentice.bus.is_cancelled(job.id)
-    await apprentice.say(Started(job=job.id, epoch=30, worker="second"))
+    await apprentice.say(Started(job=job.id, epoch=30, worker="hand"))
     await settled(house, until)
     assert await apprentice.bus.is_cancelled(job.id)
     assert (await house.studio.view(job.id)).state == "failed"
@@ -244,3 +243,16 @@ async def test_what_was_reported_while_the_house_was_closed_is_settled_at_the_ne
 def test_only_a_png_has_a_size():
     assert size(b"\x89PNG\r\n\x1a\n") is None
     assert size(b"x" * 64) is None
+
+
+@pytest.mark.asyncio
+async def test_what_was_deleted_while_it_ran_is_cancelled_without_an_error(open_job, until, ann, caplog):
+    house, apprentice, job = await open_job()
+    await house.desk.moderation.delete(job.id, ann)
+    await apprentice.picture(job, 10, 0)
+    await apprentice.say(finished(job))
+    await settled(house, until)
+    record = await house.store.record(job.id)
+    assert (record.state, record.attempt) == ("cancelled", 1)
+    assert record.charged == pytest.approx(min(record.cost, 1.0))
+    assert not [line for line in caplog.records if line.levelname == "ERROR"]

@@ -1,12 +1,9 @@
-"""The store over real SQLite files: one transaction a transition, one end a job, one charge, the fair order in SQL."""
+"""The store over real databases: one transaction a transition, one end a job, one charge, the fair order in SQL."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,22 +11,22 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, text, update
 from ulid import ULID
 
+from bot.crowd import Crowd
 from bot.fair import order
 from bot.limits import DAY, check_places
 from bot.refused import Refused
 from bot.states import ENDS
-from bot.store import Draft, Store, Stored, Unavailable, Wish, places, reads
+from bot.store import Draft, Store, Stored, Unavailable, Wish, places, reads, writes
 from bot.store.ledger import Ledger
 from bot.store.ledger import look as ledger
 from bot.store.moves import ATTEMPTS, POISON
-from bot.store.tables import metadata
+from bot.store.tables import jobs, metadata, models
 from bot.store.weeding import weed
 from bot.views import Member, Place
 from engine.job import Concept, Recipe, Warm
-from migrated import migrated
 
 RECIPE = Recipe(
     concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
@@ -57,10 +54,8 @@ async def queue(store: Store, *drafts: Draft) -> list[str]:
     return [record.id for record in records]
 
 
-def look(store: Store, sql: str) -> list[tuple]:
-    url = str(store._writer.engine.url)
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        return connection.execute(sql).fetchall()
+async def look(store: Store, sql: str) -> list[tuple]:
+    return await store.ask(lambda connection: [tuple(row) for row in connection.execute(text(sql))])
 
 
 @pytest.mark.asyncio
@@ -78,21 +73,22 @@ async def test_what_is_written_is_read_back(store):
 @pytest.mark.asyncio
 async def test_it_is_durable_and_the_migrations_are_the_tables(store):
     def ask(connection: Connection) -> tuple:
-        pragmas = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous")]
+        names = ("journal_mode", "synchronous") if connection.dialect.name == "sqlite" else ()
+        pragmas = [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names]
         return (*pragmas, compare_metadata(MigrationContext.configure(connection), metadata))
 
-    assert await store.ask(ask) == ("wal", 2, [])
-    assert await store.write(ask) == ("wal", 2, [])
+    durable = ("wal", 2) if store.database.writer.dialect.name == "sqlite" else ()
+    assert await store.ask(ask) == (*durable, [])
+    assert await store.write(ask) == (*durable, [])
 
 
 @pytest.mark.asyncio
-async def test_a_second_opening_changes_nothing(tmp_path):
-    for _ in range(2):
-        store = await Store.open(f"sqlite+aiosqlite:///{tmp_path / 'one.sqlite'}")
+async def test_a_second_opening_changes_nothing(database):
+    for number in range(2):
+        store = await Store.open(database.replace("sqlite:", "sqlite+aiosqlite:"))
         await queue(store, draft())
+        assert await look(store, "SELECT count(*) FROM jobs") == [(number + 1,)]
         await store.close()
-    with sqlite3.connect(tmp_path / "one.sqlite") as connection:
-        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (2,)
 
 
 @pytest.mark.asyncio
@@ -101,7 +97,7 @@ async def test_the_same_key_is_the_same_jobs(store):
     again, old = await store.admit([draft(), draft()], "interaction 1", free, 1000.0)
     assert (new, old) == (True, False)
     assert [record.id for record in first] == [record.id for record in again]
-    assert look(store, "SELECT count(*) FROM jobs") == [(2,)]
+    assert await look(store, "SELECT count(*) FROM jobs") == [(2,)]
 
 
 @pytest.mark.asyncio
@@ -126,8 +122,8 @@ async def test_limits_hold_under_concurrent_requests_and_a_refusal_writes_nothin
 
     assert sum(await asyncio.gather(*(ask() for _ in range(20)))) == 7
     for table in ("jobs", "places", "moves"):
-        assert look(store, f"SELECT count(*) FROM {table}") == [(7,)]
-    assert look(store, "SELECT DISTINCT queued FROM accounts") == [(7,)]
+        assert await look(store, f"SELECT count(*) FROM {table}") == [(7,)]
+    assert await look(store, "SELECT DISTINCT queued FROM accounts") == [(7,)]
 
 
 @pytest.mark.asyncio
@@ -162,7 +158,7 @@ async def test_older_epochs_are_rejected_and_ends_are_ends(store):
     assert not await store.keep(Stored(job, 1, "image", "b" * 64, 1, 64, 64), 6, 1.0)
     assert await store.requeue(job, 1005.0, step=1, why="") is None
     assert (await store.record(job)).charged == 3.0
-    assert look(store, "SELECT source, target FROM moves ORDER BY id") == [
+    assert await look(store, "SELECT source, target FROM moves ORDER BY id") == [
         ("new", "queued"), ("queued", "sent"), ("sent", "running"), ("running", "finished"),
     ]  # fmt: skip
 
@@ -173,7 +169,7 @@ async def test_a_member_is_never_charged_more_than_was_reserved_while_the_fair_o
     await store.pick(EVERYTHING, 32, 1.0, 1001.0)
     moved = await store.end("finish", job, 1002.0, 25.0)
     assert (moved.record.charged, moved.record.billed) == (10.0, 25.0)
-    assert look(store, "SELECT virtual FROM accounts WHERE path = 'default/standard/g/ann'") == [(25.0,)]
+    assert await look(store, "SELECT virtual FROM accounts WHERE path = 'default/standard/g/ann'") == [(25.0,)]
 
 
 @pytest.mark.asyncio
@@ -225,13 +221,49 @@ async def test_three_attempts_without_progress_are_poison_and_progress_forgives(
 
 
 @pytest.mark.asyncio
+async def test_what_the_broker_lost_may_begin_again_from_nothing(store):
+    (job,) = await queue(store, draft())
+    await store.pick(EVERYTHING, 32, 1.0, 1001.0)
+    await store.start(job, 1, "w", 0, 1002.0)
+    assert (await store.start(job, 2, "w", 0, 1003.0)).record.barren == 1
+    for epoch in range(3, 9):
+        moved = await store.start(job, epoch, "w", 0, 1004.0, forgotten=True)
+        assert (moved.record.state, moved.record.barren, moved.record.step) == ("running", 1, 0)
+    (job,) = await queue(store, draft())
+    await store.pick(EVERYTHING, 32, 1.0, 1005.0)
+    await store.start(job, 11, "w", 30, 1006.0)
+    await store.start(job, 12, "w", 0, 1007.0, forgotten=True)
+    assert (await store.start(job, 13, "w", 10, 1008.0)).record.barren == 0  # less than before the loss, and progress
+    for epoch in (14, 15):
+        assert (await store.start(job, epoch, "w", 10, 1009.0)).record.state == "running"
+    assert (await store.start(job, 16, "w", 10, 1010.0)).record.state == "failed"
+
+
+@pytest.mark.asyncio
+async def test_workers_that_end_in_order_poison_nobody(store):
+    (job,) = await queue(store, draft())
+    await store.pick(EVERYTHING, 32, 1.0, 1001.0)
+    for epoch in range(1, 8):  # seven restarts before its first step
+        moved = await store.start(job, epoch, "w", 0, 1002.0)
+        assert (moved.record.state, moved.record.barren) == ("running", 0)
+        assert [await store.write(writes.let_go, job, said) for said in (epoch - 1, epoch, epoch)] == [
+            False,
+            True,
+            False,
+        ]
+    for epoch in (8, 9, 10):
+        assert (await store.start(job, epoch, "w", 0, 1003.0)).record.state == "running"
+    assert (await store.start(job, 11, "w", 0, 1004.0)).record.state == "failed"
+
+
+@pytest.mark.asyncio
 async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
     (job,) = await queue(store, draft(cost=10.0))
     await store.pick(EVERYTHING, 32, 1.0, 1001.0)
     again = await store.requeue(job, 1002.0, step=12, why="lost")
     assert (again.record.state, again.record.attempt, again.record.barren, again.record.step) == ("queued", 2, 0, 12)
     await store.pick(EVERYTHING, 32, 1.0, 1003.0)
-    assert look(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
+    assert await look(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(10.0, 0, 1)]
     states = [(await store.requeue(job, 1004.0, step=12, why="lost")).record.state]
     for _ in range(2):
         await store.pick(EVERYTHING, 32, 1.0, 1005.0)
@@ -239,7 +271,7 @@ async def test_a_requeue_counts_attempts_and_is_not_billed_twice(store):
     assert states == ["queued", "queued", "failed"]
     record = await store.record(job)
     assert (record.charged, record.billed, record.reason) == (0.0, 0.0, "said")
-    assert look(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(0.0, 0, 0)]
+    assert await look(store, "SELECT DISTINCT virtual, queued, active FROM accounts") == [(0.0, 0, 0)]
 
 
 @pytest.mark.asyncio
@@ -297,26 +329,20 @@ asked = st.lists(
 )
 
 
-def run(scenario) -> None:
-    empty = migrated()
-
+def run(scenario, url: str) -> None:
     async def within() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "d.sqlite"
-            file.write_bytes(empty)
-            store = await Store.open(f"sqlite:///{file}", {"v": 3.0})
-            try:
-                await scenario(store)
-            finally:
-                await store.close()
+        store = await Store.open(url, {"v": 3.0})
+        try:
+            await scenario(store)
+        finally:
+            await store.close()
 
     asyncio.run(within())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(asked, asked)
-def test_sql_serves_in_the_fair_order(first, second):
-    async def scenario(store: Store) -> None:
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 25), ("postgres", 6)])
+def test_sql_serves_in_the_fair_order(fresh, kind, examples):
+    async def serve(store: Store, first: list[tuple], second: list[tuple]) -> None:
         for wave in (first, second):
             await queue(store, *(draft(user, guild, tier, cost) for tier, guild, user, cost in wave))
             found = await store.ask(reads.waiting, 1000)
@@ -330,7 +356,12 @@ def test_sql_serves_in_the_fair_order(first, second):
                 served.append(moved.record.id)
             assert served == expected[: len(served)]
 
-    run(scenario)
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(asked, asked)
+    def holds(first: list[tuple], second: list[tuple]) -> None:
+        run(lambda store: serve(store, first, second), fresh(kind))
+
+    holds()
 
 
 actions = st.lists(
@@ -359,10 +390,9 @@ async def _act(store: Store, jobs: list[str], action: str, which: int, epoch: in
     return None
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(actions)
-def test_whatever_comes_a_job_ends_once_and_is_charged_once(sequence):
-    async def scenario(store: Store) -> None:
+@pytest.mark.parametrize(("kind", "examples"), [("sqlite", 40), ("postgres", 8)])
+def test_whatever_comes_a_job_ends_once_and_is_charged_once(fresh, kind, examples):
+    async def act(store: Store, sequence: list[tuple]) -> None:
         jobs: list[str] = []
         ends: dict[str, tuple] = {}
         for step in sequence:
@@ -370,47 +400,33 @@ def test_whatever_comes_a_job_ends_once_and_is_charged_once(sequence):
             if moved is not None and moved.record.state in ENDS:
                 assert moved.record.id not in ends
                 ends[moved.record.id] = (moved.record.state, moved.record.charged)
-        _invariants(store, ends)
+        await _invariants(store, ends)
 
-    run(scenario)
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(actions)
+    def holds(sequence: list[tuple]) -> None:
+        run(lambda store: act(store, sequence), fresh(kind))
+
+    holds()
 
 
-def _invariants(store: Store, ends: dict[str, tuple]) -> None:
-    rows = look(store, "SELECT id, state, charged, cost, billed FROM jobs")
+async def _invariants(store: Store, ends: dict[str, tuple]) -> None:
+    rows = await look(store, "SELECT id, state, charged, cost, billed FROM jobs")
     assert {job: (state, charged) for job, state, charged, _, _ in rows if state in ENDS} == ends
     assert all(0 <= charged <= cost for _, _, charged, cost, _ in rows)
-    counted = look(
+    counted = await look(
         store, "SELECT job, count(*) FROM moves WHERE target IN ('finished','failed','cancelled') GROUP BY job"
     )
     assert dict(counted) == dict.fromkeys(ends, 1)
     waiting = sum(state == "queued" for _, state, *_ in rows)
     active = sum(state in ("sent", "running") for _, state, *_ in rows)
-    for (parent,) in look(store, "SELECT DISTINCT parent FROM accounts"):
-        sums = look(store, f"SELECT sum(queued), sum(active), sum(virtual) FROM accounts WHERE parent = '{parent}'")
+    for (parent,) in await look(store, "SELECT DISTINCT parent FROM accounts"):
+        sums = await look(
+            store, f"SELECT sum(queued), sum(active), sum(virtual) FROM accounts WHERE parent = '{parent}'"
+        )
         assert sums[0][:2] == (waiting, active)
         if parent == "":
             assert sums[0][2] == pytest.approx(sum(billed for *_, billed in rows))
-
-
-@pytest.mark.asyncio
-async def test_a_pick_reads_by_index_however_long_the_queue_is(store):
-    await queue(store, *(draft(f"u{n}", f"g{n % 7}") for n in range(300)))
-    statements: list[tuple] = []
-    engine = store._writer.engine
-
-    def keep(_connection, _cursor, statement, parameters, _context, _many):
-        statements.append((statement, parameters))
-
-    event.listen(engine, "before_cursor_execute", keep)
-    await store.pick(EVERYTHING, 1000, 1.0, 1001.0)
-    event.remove(engine, "before_cursor_execute", keep)
-    asked = [(sql, given) for sql, given in statements if sql.startswith(("SELECT", "UPDATE"))]
-    assert 8 <= len(asked) <= 20
-    with create_engine(engine.url).connect() as connection:
-        for sql, given in asked:
-            plan = "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", given))
-            assert "SCAN" not in plan, sql
-            assert "TEMP B-TREE" not in plan, sql
 
 
 @pytest.mark.asyncio
@@ -418,10 +434,11 @@ async def test_a_long_queue_is_not_laid_out_and_a_place_in_it_is_estimated(store
     jobs = await queue(store, *(draft("flood", cost=2.0) for _ in range(50)))
     (mine,) = await queue(store, draft("late", cost=2.0))
     assert await store.ask(reads.waiting, 50) is None
-    ahead, cost = await store.ask(reads.before, await store.record(mine))
-    assert (ahead, cost) == (1, pytest.approx(2.0))
-    ahead, _ = await store.ask(reads.before, await store.record(jobs[-1]))
-    assert ahead == 50
+    crowd = Crowd((await store.ask(reads.crowds))["default"])
+    turn = await store.ask(reads.turn, await store.record(mine))
+    assert crowd.before(turn) == (1, pytest.approx(4.0))  # the flood's first, and itself
+    assert await store.ask(reads.turn, await store.record(jobs[-1])) == 49
+    assert crowd.before(49) == (50, pytest.approx(102.0))
 
 
 @pytest.mark.asyncio
@@ -443,21 +460,21 @@ async def test_a_row_that_cannot_be_read_stops_nobody_and_ends_at_our_cost(store
     over, waits, sent, fine = await queue(store, *(draft(user) for user in ("a", "b", "c", "d")))
     await store.end("finish", over, 1001.0, 1.0)
     await store.pick(Wish("default", ("embedded",), running=1), 8, 0, 1001.0)
-    spoil = text("UPDATE jobs SET task = x'00' WHERE id != :fine")
-    await store.write(lambda connection: connection.execute(spoil, {"fine": fine}) and None)
+    spoil = update(jobs).where(jobs.c.id != fine).values(task=b"\0")
+    await store.write(lambda connection: connection.execute(spoil) and None)
     assert [one.id for one in await store.ask(reads.newest, None, 9)] == [fine]
     assert f"job {sent}: its row cannot be read" in caplog.text
     assert await store.write(weed, 1002.0) == [waits, sent]
     assert await store.write(weed, 1003.0) == []
-    ended = look(store, "SELECT state, blame, charged, billed FROM jobs WHERE reason LIKE '%cannot be read%'")
+    ended = await look(store, "SELECT state, blame, charged, billed FROM jobs WHERE reason LIKE '%cannot be read%'")
     assert ended == [("failed", "us", 0.0, 0.0)] * 2
-    assert look(store, "SELECT queued, active FROM accounts WHERE path = 'default'") == [(1, 0)]
+    assert await look(store, "SELECT queued, active FROM accounts WHERE path = 'default'") == [(1, 0)]
     assert (await store.pick(EVERYTHING, 8, 0, 1004.0)).record.id == fine
 
 
 @pytest.mark.asyncio
 async def test_an_unreadable_profile_of_a_model_is_left_out(store):
-    spoil = text("INSERT INTO models (name, warm, pool, seen) VALUES ('old', x'00', 'default', 1.0)")
+    spoil = models.insert().values(name="old", warm=b"\0", pool="default", seen=1.0)
     await store.write(lambda connection: connection.execute(spoil) and None)
     assert await store.ask(reads.known_models) == []
 

@@ -6,12 +6,12 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
 
-from bot.cli.up import HERE, check_size, check_there, say_when_warm
+from bot.cli.up import HERE, check_size, check_there, is_shared, say_when_warm
 from bot.cli.workshop import Workshop
 from bot.config import load
 from bot.refused import Refused
@@ -35,24 +35,26 @@ class Watched:
         return self.there
 
 
-async def _warming(code: str, log: Path, studio: Any, capsys: pytest.CaptureFixture[str]) -> str:
-    """What is said once the engine is not warming any more."""
+async def _warming(
+    code: str, log: Path, studio: Watched, capsys: pytest.CaptureFixture[str], there: Presence | None = None
+) -> str:
+    """What is said once the engine is not warming any more; `there` announces itself while it warms."""
     warming = asyncio.Event()
     warming.set()
     async with Workshop([sys.executable, "-c", code], os.environ, log) as shop, asyncio.timeout(20):
-        telling = asyncio.create_task(say_when_warm(studio, shop, warming))
+        telling = asyncio.create_task(say_when_warm(cast("Any", studio), shop, warming))
         await asyncio.sleep(0)
         assert warming.is_set()
+        if there is not None:
+            studio.there[there.worker] = there
         await telling
     assert not warming.is_set()
     return capsys.readouterr().out
 
 
 async def test_until_it_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    studio = Watched()
     here = Presence(worker=HERE, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test")
-    asyncio.get_running_loop().call_later(0.5, studio.there.update, {HERE: here})
-    assert "embedded is warm: paper" in await _warming(LIVES, tmp_path / "engine.log", studio, capsys)
+    assert "embedded is warm: paper" in await _warming(LIVES, tmp_path / "engine.log", Watched(), capsys, here)
 
 
 async def test_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,10 +75,9 @@ def _looks(tmp_path: Path) -> None:
 
 
 async def test_what_is_loaded_on_demand_is_not_called_warm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    studio, large = Watched(), replace(WARM, name="large", loaded=False)
+    large = replace(WARM, name="large", loaded=False)
     here = Presence(worker=HERE, pools=("default",), models=(WARM, large), device="paper", rows=1, free=1, build="test")
-    asyncio.get_running_loop().call_later(0.5, studio.there.update, {HERE: here})
-    said = await _warming(LIVES, tmp_path / "engine.log", studio, capsys)
+    said = await _warming(LIVES, tmp_path / "engine.log", Watched(), capsys, here)
     assert "large is offered, and loaded when somebody asks for it." in said
     assert "large is warm" not in said
 
@@ -89,3 +90,60 @@ async def test_a_size_that_is_none_is_said_at_once(memory: str, monkeypatch: pyt
     with pytest.raises(Refused, match="a size such as 12GB"):
         check_size("")
     check_size("12GB")
+
+
+RUN = """
+import sys
+from pathlib import Path
+from bot.cli.up import run
+from bot.config import load
+from bot.refused import Refused
+try:
+    run(load(data=Path(sys.argv[1]), port=0), (), show=False)
+except Refused as refused:
+    sys.exit(refused.sentence)
+"""
+
+
+async def _open(program: asyncio.subprocess.Process) -> None:
+    assert program.stdout is not None
+    line = b" "
+    while line and b"Darkroom is open" not in line:
+        line = await program.stdout.readline()
+    assert line, "it has ended"
+
+
+async def test_two_folders_and_one_database_are_one_bot_at_a_time(tmp_path: Path, database: str) -> None:
+    """Each with a broker of its own."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
+
+    async def started(name: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-c", RUN, str(tmp_path / name), env=env | {"DATABASE_URL": database},
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+
+    async with asyncio.timeout(60):
+        first = await started("first")
+        try:
+            await _open(first)
+            second = await started("second")
+            _, said = await second.communicate()
+            assert b"Another bot is at work on this database (bot-" in said
+            assert first.returncode is None
+        finally:
+            first.terminate()
+            await first.communicate()
+        third = await started("second")
+        await _open(third)
+        third.terminate()
+        await third.communicate()
+
+
+async def test_only_a_database_or_broker_that_others_may_find_needs_a_leader(tmp_path: Path) -> None:
+    def looked() -> None:
+        assert not is_shared(load(data=tmp_path))
+        assert is_shared(load(data=tmp_path, nats="nats://10.0.0.5:4222"))
+        assert is_shared(load(data=tmp_path, database_url="postgresql://10.0.0.5/darkroom"))
+
+    await asyncio.to_thread(looked)

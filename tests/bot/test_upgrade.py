@@ -1,30 +1,39 @@
-"""A database of the first room, with rows in it, brought up to date: nothing that it knew is lost."""
+"""A database of an earlier version, with rows in it, brought up to date: nothing that it knew is lost."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, MetaData, create_engine
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    func,
+    select,
+)
+from sqlalchemy.types import TypeEngine
 
-from bot.store import MIGRATIONS, Store, places, shelf
+from bot.store import Store, places, reads, shelf
+from bot.store.database import database_at
+from bot.store.tables import metadata
+from bot.store.upgrading import MIGRATIONS, upgrade
 from engine.job import Concept, Recipe, encode
 
 RECIPE = Recipe(
     concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
     height=64, dtype="float32",
 )  # fmt: skip
-
-
-def upgraded(connection: Connection, to: str) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["connection"] = connection
-    command.upgrade(config, to)
 
 
 def row(job: str, state: str, **more: Any) -> dict[str, Any]:
@@ -38,28 +47,40 @@ def row(job: str, state: str, **more: Any) -> dict[str, Any]:
     return values | more
 
 
-def first_room(path: Path) -> None:
+def old(connection: Connection) -> MetaData:
+    """The tables as they are now."""
+    found = MetaData()
+    found.reflect(connection)
+    return found
+
+
+def first_room(connection: Connection) -> None:
     """Three jobs: shown, not shown yet, and one of the page."""
-    engine = create_engine(f"sqlite:///{path}")
     where = [
         ("discord", {"channel": "30", "message": "40", "token": "t"}), ("discord", {"channel": "31", "token": "u"}),
         ("web", {}),
     ]  # fmt: skip
-    with engine.begin() as connection:
-        upgraded(connection, "0001")
-        old = MetaData()
-        old.reflect(connection)
-        for n, (kind, there) in enumerate(where):
-            connection.execute(old.tables["jobs"].insert().values(**row(str(n) * 26, "finished")))
-            shown = {"job": str(n) * 26, "kind": kind, "where": there, "delivered": None}
-            connection.execute(old.tables["places"].insert().values(**shown))
-    engine.dispose()
+    upgrade(connection, "0001")
+    tables = old(connection).tables
+    for n, (kind, there) in enumerate(where):
+        connection.execute(tables["jobs"].insert().values(**row(str(n) * 26, "finished")))
+        shown = {"job": str(n) * 26, "kind": kind, "where": there, "delivered": None}
+        connection.execute(tables["places"].insert().values(**shown))
+
+
+async def upgraded(url: str, act: Callable[[Connection], None]) -> None:
+    there = await asyncio.to_thread(database_at, url)
+    try:
+        await there.upgrade(act)
+    finally:
+        await there.close()
 
 
 @pytest.mark.asyncio
-async def test_jobs_of_the_first_room_keep_their_messages_and_channels(tmp_path):
-    await asyncio.to_thread(first_room, tmp_path / "old.sqlite")
-    store = await Store.open(f"sqlite:///{tmp_path / 'old.sqlite'}")
+@pytest.mark.may_block("migrations are read on the store's own thread")
+async def test_jobs_of_the_first_room_keep_their_messages_and_channels(bare):
+    await upgraded(bare, first_room)
+    store = await Store.open(bare)
     try:
         assert await store.ask(places.job_at, "40") == "0" * 26
         shown = (await store.ask(places.deliveries, "0" * 26))["answer"]
@@ -69,5 +90,60 @@ async def test_jobs_of_the_first_room_keep_their_messages_and_channels(tmp_path)
         assert [one and (one.channel, one.task) for one in records] == [("30", RECIPE), ("31", RECIPE), ("", RECIPE)]
         near = await store.ask(shelf.near, "discord:9", "discord:2", "30", 10)
         assert [one.id for one in near] == ["0" * 26]
+    finally:
+        await store.close()
+
+
+def versions() -> list[str]:
+    return sorted(path.stem.partition("_")[0] for path in (MIGRATIONS / "versions").glob("0*.py"))
+
+
+def a_value(column: Column[Any]) -> Any:
+    """Something that fits, whatever the column is for."""
+    kinds: tuple[tuple[type[TypeEngine[Any]], Any], ...] = (
+        (JSON, {"a": ["b"]}), (Boolean, True), (LargeBinary, b"\0a"), (Integer, 7), (Float, 1.5), (String, "x"),
+    )  # fmt: skip
+    if column.foreign_keys:
+        return "0" * 26
+    return next(value for kind, value in kinds if isinstance(column.type, kind))
+
+
+def with_a_row_in_each(version: str) -> Callable[[Connection], None]:
+    def filled(connection: Connection) -> None:
+        upgrade(connection, version)
+        found = old(connection)
+        for table in found.sorted_tables:
+            if table.name == "jobs":
+                connection.execute(table.insert().values(**row("0" * 26, "finished")))
+            elif table.name != "alembic_version":
+                values = {column.name: a_value(column) for column in table.columns if column.name != "id"}
+                connection.execute(table.insert().values(**values))
+
+    return filled
+
+
+def counted(connection: Connection) -> dict[str, int]:
+    tables = old(connection).sorted_tables
+    return {one.name: connection.execute(select(func.count()).select_from(one)).scalar_one() for one in tables}
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("migrations are read on the store's own thread")
+@pytest.mark.parametrize("version", versions())
+async def test_a_database_of_any_earlier_version_keeps_all_its_rows(bare, version):
+    await upgraded(bare, with_a_row_in_each(version))
+    store = await Store.open(bare)
+    try:
+        assert await store.ask(lambda one: compare_metadata(MigrationContext.configure(one), metadata)) == []
+        found = await store.ask(counted)
+        assert {name: found[name] for name in ("jobs", "places", "pictures", "accounts", "moves", "models")} == {
+            "jobs": 1, "places": 1, "pictures": 1, "accounts": 1, "moves": 1, "models": 1,
+        }  # fmt: skip
+        record = await store.record("0" * 26)
+        assert record is not None
+        assert (record.task, record.state) == (RECIPE, "finished")
+        assert next(iter((await store.ask(places.deliveries, "0" * 26)).values())).place.where == {"a": ["b"]}
+        assert (await store.ask(reads.history, ["0" * 26]))[0].why == "x"
+        assert set(found.values()) <= {0, 1}
     finally:
         await store.close()

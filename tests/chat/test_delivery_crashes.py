@@ -15,6 +15,7 @@ pytestmark = pytest.mark.asyncio
 
 NOTES = ("add", "moved", "delivered", "lost")
 MOST = 80  # points of one job's end
+ROUNDS = 3  # what goes on side by side changes places from time to time: a point may be met twice, and another missed
 
 
 class Dying:
@@ -47,7 +48,7 @@ def wire(owner: Any, name: str, dying: list[Dying], monkeypatch: pytest.MonkeyPa
     async def asked(*given: Any, **named: Any) -> Any:
         if not dying:
             return await act(*given, **named)
-        said = f"{given[1].method} {given[1].path}" if name == "request" else name
+        said = f"{given[1].method} {given[1].path} {given[1].channel_id or ''}".strip() if name == "request" else name
         return await dying[-1].through(said, lambda: act(*given, **named))
 
     monkeypatch.setattr(owner, name, asked)
@@ -109,11 +110,15 @@ async def test_whenever_it_dies_each_place_has_its_picture_once(
         for name in NOTES:
             wire(desk.deliveries, name, dying, monkeypatch)
         wire(FakeHTTPClient, "request", dying, monkeypatch)
-        died = []
-        for point in range(1, MOST):
-            at = await one_end(world, dying, point, vanished)
-            if not at:
+        died, posts = list[str](), set[str]()
+        for _ in range(ROUNDS):
+            for point in range(1, MOST):
+                at = await one_end(world, dying, point, vanished)
+                if not at:
+                    break
+                died.append(at)
+            posts = {at for at in died if "POST" in at}
+            if len(posts) >= (4 if vanished else 6):
                 break
-            died.append(at)
         assert len(died) >= (10 if vanished else 20), died
-        assert len([at for at in died if "POST" in at]) >= (4 if vanished else 6), died
+        assert len(posts) >= (4 if vanished else 6), died

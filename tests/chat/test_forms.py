@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from simcord.components import validate_components, validate_modal, walk_components
 
 from bot.chat import presenter, rows
+from bot.chat.brought import Sent
 from bot.chat.presses import reporting
 from bot.chat.presses.buttons import controls
+from bot.chat.presses.editing import edit_form
 from bot.chat.presses.forms import Filled, filled, named
+from bot.chat.presses.more import Menu
 from bot.chat.presses.onward import TITLES, remix_form
+from bot.chat.presses.rung import Rungs, branch_form
 from bot.desk.moderation import REASON, Report
 from bot.prompt import parse
 from bot.prompt.concepts import clean
@@ -71,11 +75,26 @@ async def test_discords_own_description_takes_every_form_and_card() -> None:
     judge, callback = Judge(), f"/interactions/{10**17}/token/callback"
     for how in TITLES:
         judge.hear("POST", callback, {}, {"type": 9, "data": remix_form(a_view(prompt=NASTY), how, 0).to_dict()})
-    judge.hear("POST", callback, {}, {"type": 9, "data": reporting.report_form(JOB).to_dict()})
+    others = (
+        reporting.report_form(JOB),
+        edit_form(a_view(prompt=NASTY), 3),
+        branch_form(a_view(prompt=NASTY), 3, 1000),
+    )
+    for modal in others:
+        validate_modal(modal.to_dict())
+        judge.hear("POST", callback, {}, {"type": 9, "data": modal.to_dict()})
     shots = tuple(Shot(index, "0" * 64, 64, 64, verdict="flagged") for index in range(4))
     several = a_view(check=True, pictures=shots, ladders=(0, 1, 2, 3), prompt=NASTY)
     enlarged = a_view(recipe=Enlarge(source="0" * 64), pictures=shots[:1], action="upscale", prompt=NASTY)
     found = [presenter.ended(several), presenter.ended(enlarged), reporting.card(a_report(), "https://discord.com/1")]
+    for items in ([Menu(JOB, index) for index in range(4)], [Rungs(JOB, 3, range(1, 13), 12)]):
+        menus = discord.ui.View(timeout=None)
+        for item in items:
+            menus.add_item(item)
+        validate_components(menus.to_components(), flags=0)
+        body = {"content": "which", "components": menus.to_components(), "allowed_mentions": {"parse": []}}
+        judge.hear("POST", callback, {}, {"type": 4, "data": body})
+        menus.stop()
     for card in [*found, presenter.Card("Delete?", rows.erasing(JOB))]:
         view = controls(card)
         assert view
@@ -101,6 +120,19 @@ def sent(custom_id: str, kind: discord.InteractionType = discord.InteractionType
 def test_what_comes_back_of_a_form_is_read_by_its_id() -> None:
     assert filled(sent(named("remix", JOB, "subtle", 3))) == Filled("remix", JOB, "subtle", 3, {"prompt": "pear"})
     assert filled(sent(named("report", JOB))) == Filled("report", JOB, "", None, {"prompt": "pear"})
+    at_a_rung = Filled("branch", JOB, "", 3, {"prompt": "pear"}, 1000)
+    assert filled(sent(named("branch", JOB, "", 3, 1000))) == at_a_rung
     for other in (f"remix:{JOB}", f"remix-form:{JOB[:-1]}:same", f"remix-form:{JOB}:same:x", "settings:save", ""):
         assert filled(sent(other)) is None
     assert filled(sent(named("remix", JOB), discord.InteractionType.component)) is None
+
+
+def test_a_file_comes_back_with_its_size_and_address_and_no_other() -> None:
+    came = sent(named("edit", JOB, index=1))
+    came.data["components"] = [{"type": 18, "component": {"type": 19, "custom_id": "mask", "values": ["7", "8"]}}]
+    told = {"id": "7", "url": "https://cdn.example/7", "size": 12, "filename": "m.png"}
+    came.data["resolved"] = {"attachments": {"7": told, "9": told}}
+    form = filled(came)
+    assert form is not None
+    assert form.files == {"mask": (Sent("https://cdn.example/7", 12, "m.png"),)}
+    assert form.fields == {"mask": ""}

@@ -23,6 +23,7 @@ from bot.chat.rows import Button, Press
 from bot.chat.settings import VERBS
 from bot.chat.sight import UNSEEN
 from bot.views import Member
+from chat.pictures import png
 from chat.staff import Staff, hired
 
 pytestmark = pytest.mark.asyncio
@@ -35,7 +36,10 @@ REFUSALS = (  # how the sentences of the table begin, as they are shown
     "That belongs to a",
     "That job belongs to a channel",
 )
-OF_PICTURES: tuple[Press, ...] = ("up", "vary", "subtle", "strong", "favour", "approve", "deny")
+OF_PICTURES: tuple[Press, ...] = (
+    "up", "vary", "subtle", "strong", "favour", "approve", "deny", "zoomsome", "zoomtwice", "panleft", "panright",
+    "panup", "pandown", "edit", "branch",
+)  # fmt: skip
 DESTROYING: tuple[Press, ...] = ("erase",)
 
 # What each button and each form does.
@@ -43,17 +47,28 @@ BUTTONS: Mapping[Press, Action] = {
     "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
     "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
     "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
-    "dismiss": "dismiss",
+    "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
+    "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
 }  # fmt: skip
-FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report"}
+FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 # What each command does; those with options get these, {job} being the job that is acted on.
 COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
+    "blend": ("blend", {"image1": ("a.png", png(8, 8)), "image2": ("b.png", png(8, 8))}),
+    "mix": ("imagine", {"first": "apple", "second": "pear"}),
+    "shorten": ("prompt", {"prompt": "a red apple"}),
+    "fast": ("prefer", {}),
+    "relax": ("prefer", {}),
+    "turbo": ("prefer", {}),
+    "stealth": ("prefer", {}),
+    "public": ("prefer", {}),
     "queue": ("queue", {}),
     "mine": ("mine", {}),
     "info": ("info", {}),
     "prefer": ("prefer", {}),
     "help": ("help", {}),
+    "my-data": ("export", {}),
+    "forget-me": ("forget", {}),
     "cancel": ("cancel", {"job": "{job}"}),
     "reproduce": ("reproduce", {"job": "{job}"}),
     "film": ("film", {"job": "{job}"}),
@@ -249,12 +264,17 @@ async def test_every_form_sent_by_somebody_who_may_not(open_world: Any) -> None:
         scene = await set_up(world)
         public = next(job for job, subject in scene.subjects.items() if not subject.private)
         member = next(actor for actor in scene.actors if actor.name == "member")
-        board = await scene.board(member, [f"remix:{public}", f"report:{public}"])
+        board = await scene.board(member, [f"remix:{public}", f"report:{public}", f"edit:{public}"])
         assert set(buttons.FORMS) == set(FORMS)
-        for form, values in (("remix", {"prompt": "pear", "negative": ""}), ("report", {"reason": "rude"})):
+        words = {"prompt": "pear", "negative": ""}
+        for form, opener, values in (
+            ("remix", "remix", words), ("report", "report", {"reason": "rude"}), ("branch", "remix", words),
+            ("edit", "edit", {"mask": ("mask.png", png(8, 8))}),
+        ):  # fmt: skip
             for job, subject in scene.subjects.items():
-                asked = await member.hand.click(board, custom_id=f"{form}:{public}")
-                asked._interaction.modal["custom_id"] = asked.modal["custom_id"].replace(public, job)  # as if forged
+                asked = await member.hand.click(board, custom_id=f"{opener}:{public}")
+                forged = asked.modal["custom_id"].replace(public, job).replace(f"{opener}-form", f"{form}-form")
+                asked._interaction.modal["custom_id"] = forged
                 sent = await member.hand.submit_modal(asked, values)
                 wanted = scene.forbidden(FORMS[form], member, job)
                 judge(wanted, sent, f"{form}, private: {subject.private}")

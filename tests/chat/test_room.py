@@ -57,7 +57,7 @@ async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:
 
         final = await world.ended(result)
         assert world.labels(final) == [
-            "U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4", "Remix", "Film", "🚩", "🗑️",
+            "U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4", "More…", "Remix", "Film", "🚩", "🗑️",
         ]  # fmt: skip
         assert "seed 3" in final.content
         grid = opened(world, final)
@@ -79,7 +79,10 @@ async def test_buttons_outlive_a_restart(open_world: Any) -> None:
         assert opened(world, enlarged).size == (256, 256)
         assert opened(world, enlarged).getpixel((9, 9))[0] == 90
 
-        assert world.labels(enlarged) == ["Vary (Subtle)", "Vary (Strong)", "Remix", "❤️", "🚩", "🗑️"]
+        assert world.labels(enlarged) == [
+            "Vary (Subtle)", "Vary (Strong)", "Zoom out 1.5×", "Zoom out 2×", "Branch…",
+            "← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…", "Remix", "❤️", "🚩", "🗑️",
+        ]  # fmt: skip
         await world.ended(await world.bob.click(enlarged, label="Vary (Strong)"))
         (onward,) = [view for view in await world.studio.recent() if view.action == "vary"]
         assert onward.parent == (job_of(first), 1)
@@ -227,7 +230,7 @@ async def test_options_reach_the_recipe(open_world: Any) -> None:
             world.channel, "imagine", prompt="red apple --steps 9", model="embedded", **options
         )
         final = await world.ended(result)
-        assert world.labels(final) == ["U1", "🔄", "V1", "Remix", "Film", "❤️", "🚩", "🗑️"]
+        assert world.labels(final) == ["U1", "🔄", "V1", "More…", "Remix", "Film", "❤️", "🚩", "🗑️"]
         (view,) = await world.studio.recent()
         recipe = view.recipe
         assert (recipe.steps, recipe.seed, recipe.guidance, recipe.sampler) == (5, 9, 2.5, "euler")

@@ -24,7 +24,7 @@ def said(row: rows.Row) -> list[str]:
 def test_under_a_grid_are_u_and_v_for_each_picture_and_what_is_for_all(count: int) -> None:
     ups, varies, others = rows.finished(a_view(count=count, ladders=tuple(range(count))))
     assert said(ups) == [*(f"U{n + 1}" for n in range(count)), "🔄"]
-    assert [button.id for button in varies] == [f"vary:{JOB}:{n}" for n in range(count)]
+    assert [button.id for button in varies] == [*(f"vary:{JOB}:{n}" for n in range(count)), f"more:{JOB}"]
     assert said(others) == ["Remix", "Film", "🚩", "🗑️"]
     assert others[0].id == f"remix:{JOB}"
 
@@ -34,11 +34,13 @@ def test_one_picture_can_be_a_favourite() -> None:
     assert said(others) == ["Remix", "❤️", "🚩", "🗑️"]
 
 
-def test_under_an_enlarged_picture_are_the_two_ways_to_vary_it() -> None:
+def test_under_an_enlarged_picture_is_all_that_goes_on_from_it() -> None:
     shots = (Shot(0, "0" * 64, 256, 256),)
     view = a_view(recipe=Enlarge(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=shots)
-    varies, others = rows.finished(view)
-    assert [button.id for button in varies] == [f"subtle:{JOB}:0", f"strong:{JOB}:0"]
+    varies, beyond, others = rows.finished(view)
+    presses = ("subtle", "strong", "zoomsome", "zoomtwice", "branch")
+    assert [button.id for button in varies] == [f"{press}:{JOB}:0" for press in presses]
+    assert said(beyond) == ["← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…"]
     assert said(others) == ["Remix", "❤️", "🚩", "🗑️"]
     assert others[0].id == f"remix:{JOB}:0"
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from calibrated import measured
 from engine import families
 from engine.bus.broker import Broker
 from engine.engine import Developed, Engine, Failed
@@ -24,6 +25,13 @@ from engine.lane import Lane
 from engine.plan import Plan, plan
 from tests.engine.shop import LEASE, Shop
 from tests.engine.small_models import build
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model's on this machine, measured once for all processes."""
+    return measured(tmp_path_factory)
+
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 

@@ -48,13 +48,18 @@ def test_a_mixed_load_has_as_many_row_steps_as_one_of_one_kind(embedded: StableD
     assert len(MIXTURE) == 8
 
 
+def test_what_begins_with_a_picture_runs_as_many_steps(embedded: StableDiffusion) -> None:
+    load, other = Load(50, "float32"), Load(50, "float32", begun=True)
+    assert sum(map(row_steps, recipes(load, embedded))) == sum(map(row_steps, recipes(other, embedded)))
+
+
 def test_both_sides_are_measured(embedded: StableDiffusion, rival: Any) -> None:
     assert serve_together(embedded, BRIEF) > 0
     assert serve_in_turn(rival, embedded, BRIEF) > 0
     assert throughput.faster(rival, embedded, BRIEF, rounds=1) > 0
     assert network.gain(embedded, "float32", rounds=1) > 0
     assert network.clock(network.ours(embedded, 2, "float32")) > 0
-    for row in (throughput.interval(embedded, BRIEF), throughput.mixed(embedded, BRIEF)):
+    for row in (figure(embedded, BRIEF) for figure in (throughput.interval, throughput.mixed, throughput.begun)):
         assert row.figure is not None
         assert row.figure > 0
 

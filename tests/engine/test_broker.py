@@ -44,8 +44,9 @@ async def test_what_it_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
         text = await asyncio.to_thread(config.read_text)
         assert "sync_interval: always" in text
         assert 'host: "127.0.0.1"' in text
-        assert broker.token in text
-        assert broker.token not in " ".join(await asyncio.to_thread(_command_line, broker.pid))
+        user, _, password = broker.token.partition(":")
+        assert f'user: "{user}", password: "{password}"' in text
+        assert password not in " ".join(await asyncio.to_thread(_command_line, broker.pid))
 
 
 def _command_line(pid: int | None) -> list[str]:
@@ -77,6 +78,25 @@ async def test_a_program_that_cannot_be_started_for_a_while_is_tried_again(tmp_p
         broker._server = whole
         bus = await Bus.connect(broker.url, broker.token)
         await bus.close()
+
+
+@pytest.mark.asyncio
+async def test_a_store_from_before_there_were_accounts_is_kept(tmp_path: Path) -> None:
+    async with Broker(tmp_path) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        first = await bus.first_epoch()
+        sha = await bus.put_blob(b"kept")
+        await bus.close()
+    store = tmp_path / "store" / "jetstream"
+    (store / "darkroom").rename(store / "$G")  # where a server without accounts has it
+    async with Broker(tmp_path) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        assert await bus.first_epoch() == first
+        assert await bus.get_blob(sha, 100) == b"kept"
+        await bus.close()
+    assert [one.name for one in store.iterdir() if one.name[0] != "_"] == ["darkroom"]
 
 
 @pytest.mark.asyncio

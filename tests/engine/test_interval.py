@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from engine.engine import Engine
-from engine.job import Concept, Recipe, cost, guided, pinned, row_steps, rows
+from engine.job import Concept, Recipe, cost, guided, guided_steps, pinned, row_steps, rows
 from engine.plan import COLUMNS, plan
 from engine.unfit import Unfit
 
@@ -113,3 +115,14 @@ def test_a_concept_to_steer_away_from_is_no_lever_outside_the_interval(
 def test_an_interval_that_ends_before_it_begins_is_refused(affine: Any, recipe: Make, job: Make) -> None:
     with pytest.raises(Unfit, match="before it starts"):
         Engine({"affine": affine}).add(job(recipe(guidance_start=0.8, guidance_stop=0.2)))
+
+
+@given(st.integers(1, 1000), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_guided_steps_are_counted_as_they_are_held(steps: int, one: float, other: float) -> None:
+    first, stop = sorted((one, other))
+    assume(first < stop)
+    asked = Recipe(
+        concepts=(Concept("x"),), model="m", sampler="ddim", steps=steps, seed=1, guidance=3.0, width=64, height=64,
+        dtype="float32", guidance_start=first, guidance_stop=stop,
+    )  # fmt: skip
+    assert guided_steps(asked) == sum(guided(asked, k) for k in range(steps))

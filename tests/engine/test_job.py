@@ -17,8 +17,8 @@ from engine.job import Concept, Enlarge, Frame, Job, Malformed, Recipe, Result, 
 
 KINDS = [
     contract.Recipe, contract.Enlarge, contract.Job, contract.Frame, contract.Picture, contract.Started,
-    contract.Finished, contract.Failed, contract.Cancelled, contract.Ladder, contract.Snapshot, contract.Presence,
-    contract.EmbedRequest, contract.EmbedReply,
+    contract.Finished, contract.Failed, contract.Cancelled, contract.Returned, contract.Ladder, contract.Snapshot,
+    contract.Presence, contract.EmbedRequest, contract.EmbedReply,
 ]  # fmt: skip
 ANY = st.sampled_from(KINDS)
 

@@ -29,6 +29,13 @@ def test_a_long_plan_has_few_rungs_and_ends_with_the_last_step(sampler: str, ste
     assert list(found) == sorted(set(found))
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 300), (700, 1000), (400, 800), (990, 1000), (400, 401)])
+def test_only_the_steps_that_are_run_have_rungs(first: int, last: int) -> None:
+    found = rungs(plan(ZERO_SNR, "ddpm", 1000), first, last)
+    assert (found[0], found[-1]) == (first + 1, last)
+    assert min(last - first, 30) <= len(found) <= MAX_RUNGS
+
+
 def test_rungs_are_even_in_log_snr() -> None:
     table = plan(ZERO_SNR, "ddpm", 1000)
     inner = [step for step in rungs(table) if 100 < step < 900]

@@ -14,7 +14,7 @@ from PIL import Image
 from engine.encode import parameters, png
 from engine.engine import Developed, Engine, Stepped
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Ancestor, Concept, Job, Ladder, Method, decode
+from engine.job import Ancestor, Branch, Concept, Forward, Job, Ladder, Method, Source, decode
 from engine.lane import Lane
 from engine.preview import Previewer, fit
 from engine.unfit import Unfit
@@ -69,6 +69,22 @@ def test_parameters_are_what_a1111_writes(recipe: Make) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"start": Forward((Source("ab" * 32), Source("cd" * 32, 2.0)), 0.6)},
+         "Denoising strength: 0.6, Begun with: ababababab@1 cdcdcdcdcd@2, Version"),
+        ({"start": Forward((Source("ab" * 32),), 1.0, "ef" * 32)},
+         "Denoising strength: 1, Begun with: ababababab@1, Mask: efefefefef, Version"),
+        ({"start": Branch("ab" * 32, 4), "tile": True}, "Branched from: ababababab at 4, Tiling: True, Version"),
+        ({"until": 0.5, "mixed": True}, "Stopped after: 5, Mixed: True, Version"),
+        ({"chaos": 1.0, "count": 2}, "CFG scale: 3, Seed: 8"),
+    ],
+)  # fmt: skip
+def test_parameters_say_what_it_began_with(recipe: Make, fields: dict[str, Any], said: str) -> None:
+    assert said in parameters(recipe(**fields), 1, "abc").splitlines()[-1]
+
+
 def test_text_beyond_latin_survives() -> None:
     with Image.open(BytesIO(png(Image.new("RGB", (8, 8)), "котёнок 猫 😀"))) as picture:
         assert picture.info["parameters"] == "котёнок 猫 😀"
@@ -87,7 +103,8 @@ def test_the_ladder_holds_thumbnails_and_states(lane: Lane, affine: Any, recipe:
     rung = developed.rungs[3]
     assert rung.x is not None
     assert torch.equal(latent, rung.x)
-    assert len(ladder.rungs[3].history or b"") == 256
+    assert ladder.rungs[3].history == rung.x0.numpy().tobytes()
+    assert ladder.rungs[2].history is None
     with Image.open(BytesIO(ladder.rungs[0].thumbnail)) as thumbnail:
         assert thumbnail.format == "WEBP"
 

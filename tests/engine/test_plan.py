@@ -77,6 +77,52 @@ def test_a_plan_follows_the_scheduler(sampler: str, eta: float, config: Config, 
         assert found[1] <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), steps
 
 
+LATER = [
+    pytest.param(config, *way, id=f"{name}-{way[0]}-{way[1]}")
+    for name, config in (("epsilon", EPSILON), ("v", VELOCITY), ("flow", SD3))
+    for way in WAYS
+    if config is not SD3 or way[0] in ("euler", "dpmpp_2m")
+]
+
+
+@pytest.mark.parametrize(("config", "sampler", "eta"), LATER)
+def test_a_plan_that_begins_later_is_the_scheduler_that_begins_there(sampler: str, eta: float, config: Config) -> None:
+    """What image-to-image pipelines say is `set_begin_index`; a multistep sampler has no step before it there."""
+    for steps, first in ((10, 0), (10, 1), (20, 8), (20, 18), (20, 19), (50, 20)):
+        table, found = plan(config, sampler, steps, eta), []
+        for double in (False, True):
+            scheduler = build_scheduler(config, sampler)
+            set_timesteps(scheduler, steps)
+            if hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(first)
+            theirs = by_diffusers(scheduler, eta, double, first)
+            draws = torch.float32 if sampler == "dpmpp_2m_sde" else None
+            found.append(apart(by_plan(table.begun(first), double, draws if double else None, first), theirs))
+        assert found[0] <= FLOAT32, (steps, first)
+        assert found[1] <= (SDE if sampler == "dpmpp_2m_sde" else DOUBLE), (steps, first)
+
+
+@pytest.mark.parametrize("sampler", TABLED)
+def test_the_draws_of_a_plan_that_begins_later_are_counted_from_there(sampler: str) -> None:
+    whole = plan(EPSILON, sampler, 12)
+    begun = whole.begun(5)
+    assert [begun.draws_noise(k) for k in range(5, 12)] == [whole.draws_noise(k) for k in range(5, 12)]
+    assert begun.draws[5] == 1
+    assert begun.draws[12] == 1 + sum(whole.draws_noise(k) for k in range(5, 12))
+
+
+@pytest.mark.parametrize("sampler", TABLED)
+def test_the_level_of_a_step_is_what_the_scheduler_adds_noise_by(sampler: str) -> None:
+    table, scheduler = plan(EPSILON, sampler, 12), build_scheduler(EPSILON, sampler)
+    set_timesteps(scheduler, 12)
+    clean, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -3.0)
+    for k, t in enumerate(scheduler.timesteps):
+        alpha, sigma = table.level(k)
+        expected = float(scheduler.add_noise(clean, noise, t[None]))
+        assert alpha * 2.0 - sigma * 3.0 == pytest.approx(expected, rel=1e-5)
+    assert table.level(12) == (1.0, 0.0)
+
+
 @pytest.mark.parametrize(("sampler", "eta"), [way for way in WAYS if way != ("ddim", 1.0)])
 def test_zero_terminal_snr(sampler: str, eta: float) -> None:
     for steps in (1, 2, 20, 50):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.bus.claims import Claim
-from engine.job import Concept, Enlarge, Job, Recipe, Share, Snapshot, Task
+from engine.job import Concept, Enlarge, Forward, Job, Recipe, Share, Snapshot, Source, Task
 from engine.worker.run import Run
 
 JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -62,9 +62,21 @@ def test_what_was_spent_is_never_more_than_the_price(steps: int) -> None:
     assert a_run().spent(steps) == pytest.approx(8.0 * min(steps, 100) / 100)
 
 
+def test_of_what_begins_late_and_ends_early_only_the_steps_that_are_run_count() -> None:
+    run = a_run(count=2, start=Forward((Source("a" * 64),), 0.6), until=0.8)
+    assert (run.first, run.last, run.done, run.unsaved) == (40, 80, {0: 40, 1: 40}, False)
+    assert run.resume([snapshot(0, 60)]) == 40
+    assert not run.unsaved
+    run.stepped = 10.0
+    run.step([(0, 61), (1, 41)], 11.0)
+    assert run.unsaved
+    assert run.seconds_left == pytest.approx((19 + 39) * 0.5)
+    assert [run.spent(steps) for steps in (0, 40, 60, 80, 100)] == [0.0, 0.0, 4.0, 8.0, 8.0]
+
+
 def test_an_enlargement_takes_no_rows_and_has_one_output() -> None:
     run = a_run(Enlarge(source="a" * 64))
-    assert (run.rows, run.steps, run.todo, run.spent(0), run.seconds_left) == (0, 0, {0}, 0.0, 0.0)
+    assert (run.rows, run.last, run.todo, run.spent(0), run.seconds_left) == (0, 0, {0}, 0.0, 0.0)
 
 
 def test_rows_are_those_of_the_recipe() -> None:

@@ -27,7 +27,7 @@ def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (("--nats", "nonsense"), "DARKROOM_NATS: an address such as nats://127.0.0.1:4222 is needed."),
         (("--nats", "nats://127.0.0.1:1", "--device", "abacus"), "DARKROOM_DEVICE: auto, cpu, cuda or cuda:1"),
         (("--nats", "nats://127.0.0.1:1", "--name", "a b"), "DARKROOM_WORKER: "),
-        (("--nats", "nats://127.0.0.1:1", "--token-file", "nowhere"), "The token file nowhere cannot be read"),
+        (("--nats", "nats://127.0.0.1:1", "--token-file", "nowhere"), "The file nowhere cannot be read"),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(args: tuple[str, ...], said: str) -> None:

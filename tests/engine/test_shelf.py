@@ -149,7 +149,7 @@ async def test_a_slow_hub_does_not_count_as_slow_loading(data: Path, monkeypatch
         return find_all(*given)
 
     ready = object()
-    monkeypatch.setattr(serving, "find_all", slow)
+    monkeypatch.setattr("engine.shelf.offering.find_all", slow)
     monkeypatch.setattr(serving, "opened", lambda *given: ready)
     monkeypatch.setitem(serving.DEADLINES, "load", 0.5)
     assert await serving._loaded(settings(data, "one")) is ready

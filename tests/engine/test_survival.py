@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -435,7 +436,10 @@ program._leave(program.main(sys.argv[1:]))
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
-async def test_a_process_that_lost_its_device_says_so_by_its_exit_code(shop: Shop, tmp_path: Path) -> None:
+async def test_a_process_that_lost_its_device_says_so_by_its_exit_code(
+    shop: Shop, tmp_path: Path, calibration: Path
+) -> None:
+    await asyncio.to_thread(shutil.copy, calibration, tmp_path)
     mark = tmp_path / "lost"
     environment = {
         **os.environ, "DARKROOM_NATS_TOKEN": shop.broker.token, "OMP_NUM_THREADS": "1", "LOST": str(mark),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +28,7 @@ from engine.job import (
     Job,
     Ladder,
     Picture,
+    Returned,
     Share,
     Snapshot,
     Started,
@@ -35,7 +36,7 @@ from engine.job import (
 )  # fmt: skip
 from engine.super_resolver import SuperResolver
 from engine.upscale import Upscaler
-from engine.worker import FULL_PAUSE, Stuck
+from engine.worker import Stuck
 from engine.worker.pulse import Pulse
 from tests.engine.shop import JOB, LEASE, LONG, OTHER, Shop, a_job, midway, uninterrupted, until
 
@@ -87,21 +88,21 @@ async def test_it_announces_its_free_rows(shop: Shop) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_full_worker_leaves_the_work_to_others_yet_looks_now_and_then(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_worker_takes_what_nobody_else_waits_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, _ = await shop.worker()
-    pull, moments = worker._bus.pull, []
+    pull, waited = worker._bus.pull, list[bool]()
 
-    async def noted(*arguments: Any) -> Any:
+    async def noted(*arguments: Any, wait: bool = True) -> Any:
         if worker.free_rows == 0:
-            moments.append(time.monotonic())
-        return await pull(*arguments)
+            waited.append(wait)
+        return await pull(*arguments, wait=wait)
 
     monkeypatch.setattr(worker._bus, "pull", noted)
     await shop.bot.dispatch(a_job(steps=1000, count=4, guidance=3.0, bucket=8))
-    await until(lambda: len(moments) == 3)
-    assert moments[2] - moments[1] >= FULL_PAUSE
+    await until(lambda: len(waited) >= 3)
+    assert not any(waited[1:]), "it asks for what lies there, and never to be the next"
+    await shop.bot.dispatch(a_job(OTHER, steps=LONG))
+    await until(lambda: OTHER in [run.job.id for run in worker.roster])
 
 
 @pytest.mark.asyncio
@@ -252,6 +253,8 @@ async def test_a_worker_that_stops_in_order_hands_over_at_the_very_step(shop: Sh
     starts = [value for value in said if isinstance(value, Started)]
     assert [(start.worker, start.step) for start in starts] == [("one", 0), ("two", kept[0].k)]
     assert starts[1].epoch > starts[0].epoch
+    returned = Returned(job=JOB, epoch=starts[0].epoch)
+    assert said.index(starts[0]) < said.index(returned) < said.index(starts[1])
     assert sum(isinstance(value, Finished) for value in said) == 1
     assert [value.sha256 for value in said if isinstance(value, Picture)] == await uninterrupted(shop, job)
 
@@ -421,8 +424,9 @@ async def test_an_engine_that_crashes_ends_the_worker_and_leaves_the_job_to_the_
     assert isinstance(said[-1], Finished)
 
 
-async def serving(shop: Shop, data: Path, name: str) -> asyncio.subprocess.Process:
+async def serving(shop: Shop, data: Path, name: str, calibration: Path) -> asyncio.subprocess.Process:
     """A worker as its own process, ready for work."""
+    await asyncio.to_thread(shutil.copy, calibration, data)
     environment = {**os.environ, "DARKROOM_NATS_TOKEN": shop.broker.token, "OMP_NUM_THREADS": "1"}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "engine", "serve", "--nats", shop.broker.url, "--name", name, "--data", str(data),
@@ -435,10 +439,10 @@ async def serving(shop: Shop, data: Path, name: str) -> asyncio.subprocess.Proce
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
-async def test_a_killed_worker_loses_two_seconds_and_no_job(shop: Shop, tmp_path: Path) -> None:
+async def test_a_killed_worker_loses_two_seconds_and_no_job(shop: Shop, tmp_path: Path, calibration: Path) -> None:
     job = a_job(steps=await asyncio.to_thread(shop.steps, 6.0))
     expected = await uninterrupted(shop, job)
-    process = await serving(shop, tmp_path, "first")
+    process = await serving(shop, tmp_path, "first", calibration)
     await shop.bot.dispatch(job)
     assert (await shop.started()).worker == "first"
     async with asyncio.timeout(60):
@@ -457,10 +461,12 @@ async def test_a_killed_worker_loses_two_seconds_and_no_job(shop: Shop, tmp_path
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
-async def test_a_worker_that_slept_through_its_lease_spoils_nothing(shop: Shop, tmp_path: Path) -> None:
+async def test_a_worker_that_slept_through_its_lease_spoils_nothing(
+    shop: Shop, tmp_path: Path, calibration: Path
+) -> None:
     job = a_job(steps=await asyncio.to_thread(shop.steps, 3.0))
     expected = await uninterrupted(shop, job)
-    process = await serving(shop, tmp_path, "sleeper")
+    process = await serving(shop, tmp_path, "sleeper", calibration)
     await shop.bot.dispatch(job)
     assert (await shop.started()).worker == "sleeper"
     process.send_signal(signal.SIGSTOP)
@@ -487,8 +493,10 @@ async def test_a_worker_that_slept_through_its_lease_spoils_nothing(shop: Shop, 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("shop", [Kept().lease], indirect=True)
-async def test_a_served_worker_ends_in_order_on_sigterm_and_gives_its_job_back(shop: Shop, tmp_path: Path) -> None:
-    process = await serving(shop, tmp_path, "first")
+async def test_a_served_worker_ends_in_order_on_sigterm_and_gives_its_job_back(
+    shop: Shop, tmp_path: Path, calibration: Path
+) -> None:
+    process = await serving(shop, tmp_path, "first", calibration)
     vectors = await shop.bot.embed(["a cat", "a kitten", "income tax law"], timeout=60)
     assert [len(vector) for vector in vectors] == [384] * 3
     assert sum(x * x for x in vectors[0]) == pytest.approx(1.0, abs=1e-5)

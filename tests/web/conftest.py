@@ -1,9 +1,11 @@
-"""A whole house behind a real HTTP server: SQLite, nats-server, the real studio, and a worker that draws discs."""
+"""A whole house behind a real HTTP server: SQLite, nats-server, the real studio, and a worker that draws discs; and a
+browser to visit it with."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from playwright.async_api import Browser, Page, async_playwright
 
 from bot.config import Settings, load
 from bot.desk import Desk
@@ -25,6 +28,16 @@ from engine.bus.broker import Broker
 from painter import Painter, disc, stop
 
 STEPS = 24
+FLAGS = [
+    "--headless",
+    "--no-sandbox",  # as root, in a container
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @dataclass
@@ -86,7 +99,7 @@ def open_room(tmp_path: Path, broker: Broker) -> OpenRoom:
         )
         async with AsyncExitStack() as parts:
             house = await parts.enter_async_context(open_house(settings, await _bus(parts, broker)))
-            app = await asyncio.to_thread(open_chatroom, settings, house.studio, house.desk.review)
+            app = await asyncio.to_thread(open_chatroom, settings, house.studio, house.desk.review, scrape=house.scrape)
             real = await parts.enter_async_context(opened(app, "127.0.0.1", port))
             client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20))
             room = Room(f"http://127.0.0.1:{real}", real, client, house.desk, house.studio, app, settings)
@@ -134,3 +147,26 @@ async def room(open_room: OpenRoom) -> AsyncIterator[Room]:
     """A chatroom with one worker."""
     async with open_room() as one:
         yield one
+
+
+@pytest_asyncio.fixture
+async def browser(needs: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+    """A browser with a profile of its own."""
+    program = needs("chromium", "chromium-browser", "google-chrome")
+    folder, path = str(tmp_path_factory.mktemp("chromium")), os.environ.get("PATH", "")
+    async with async_playwright() as playwright:
+        one = await playwright.chromium.launch(executable_path=program, args=FLAGS, env={"HOME": folder, "PATH": path})
+        yield one
+        await one.close()
+
+
+@pytest_asyncio.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """An empty page; whatever it complains about in its console fails the test, but for answers of 4xx."""
+    one = await browser.new_page(viewport={"width": 1180, "height": 820})
+    complaints: list[str] = []
+    one.on("pageerror", lambda error: complaints.append(str(error)))
+    one.on("console", lambda said: complaints.append(said.text) if said.type in {"error", "warning"} else None)
+    yield one
+    serious = [text for text in complaints if "Failed to load resource" not in text]
+    assert serious == []

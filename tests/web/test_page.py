@@ -3,80 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from bot.web.door import GATE
 from bot.web.live import CLOSING, STREAMS, WARMING
+from visitor import LONG, finished, say, visit
 
 if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
 
 pytestmark = pytest.mark.asyncio
-FLAGS = [
-    "--headless",
-    "--no-sandbox",  # as root, in a container
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PROMPT = "terrier, looking up, cute, white background"
 STEPS = 24  # of the drawer's model
-LONG = 20_000  # milliseconds
-PATH = os.environ.get("PATH", "")
-
-
-@pytest_asyncio.fixture
-async def browser(needs: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
-    """A browser with a profile of its own."""
-    program = needs("chromium", "chromium-browser", "google-chrome")
-    folder = str(tmp_path_factory.mktemp("chromium"))
-    async with async_playwright() as playwright:
-        one = await playwright.chromium.launch(executable_path=program, args=FLAGS, env={"HOME": folder, "PATH": PATH})
-        yield one
-        await one.close()
-
-
-@pytest_asyncio.fixture
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    """An empty page; whatever it complains about in its console fails the test, but for answers of 4xx."""
-    one = await browser.new_page(viewport={"width": 1180, "height": 820})
-    complaints: list[str] = []
-    one.on("pageerror", lambda error: complaints.append(str(error)))
-    one.on("console", lambda said: complaints.append(said.text) if said.type in {"error", "warning"} else None)
-    yield one
-    serious = [text for text in complaints if "Failed to load resource" not in text]
-    assert serious == []
-
-
-async def visit(page: Page, room: Room) -> None:
-    await page.goto(room.url)
-    await expect(page.locator("#status")).to_contain_text("paper and ink")
-
-
-async def say(page: Page, prompt: str) -> Locator:
-    """Sends a prompt by the keyboard; its message."""
-    before = await page.locator("article.job").count()
-    await page.locator("#prompt").fill(prompt)
-    await page.keyboard.press("Enter")
-    card = page.locator("article.job").nth(before)
-    await expect(card).to_be_visible()
-    return card
-
-
-async def finished(card: Locator) -> None:
-    await expect(card).to_have_attribute("data-state", "finished", timeout=LONG)
 
 
 async def pixels(card: Locator) -> list[str]:
@@ -278,7 +222,11 @@ async def test_downloads_have_names(page: Page, room: Room) -> None:
     await visit(page, room)
     card = await say(page, "terrier")
     await finished(card)
-    for name, ending in (("Download: pictures", ".png"), ("Download: film", ".webp")):
+    for name, ending in (
+        ("Download: pictures", ".png"),
+        ("Download: film as webp", ".webp"),
+        ("Download: film as gif", ".gif"),
+    ):
         async with page.expect_download() as download:
             await card.get_by_role("link", name=name).click()
         assert (await download.value).suggested_filename.endswith(ending)
@@ -412,11 +360,12 @@ async def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page, 
     assert nameless == []
     await card.locator(".print").first.focus()
     reached = []
-    for _ in range(14):
+    for _ in range(24):
         await page.keyboard.press("Tab")
         reached.append(await page.evaluate("document.activeElement.getAttribute('aria-label')"))
     assert reached[3:6] == ["Play how it developed", "How it developed, step by step", "Enlarge picture 1"]
-    assert reached[-1] == "Re-roll: the same prompt with another seed"
+    assert "Go on from picture 1" in reached
+    assert "Re-roll: the same prompt with another seed" in reached
 
 
 async def test_calm_is_respected(browser: Browser, room: Room) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bot.access import ELSEWHERE
 from bot.cli import remote
+from bot.cli.bringing import Asked
 from bot.cli.developed import Undeveloped
 from bot.cli.screen import Screen
 from bot.desk.studio import Member
@@ -156,5 +157,5 @@ async def test_the_terminal_says_that_what_it_waits_for_was_deleted(room: Room) 
 
     deleting = asyncio.create_task(delete_it())
     with Screen(Console(quiet=True), 1) as screen, pytest.raises(Undeveloped, match=DELETED):
-        await remote.develop(room.url, "", "a lamp", {}, film=False, screen=screen)
+        await remote.develop(room.url, "", Asked("/api/jobs", {"prompt": "a lamp"}), film=False, screen=screen)
     await deleting

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
 WHAT = """**Darkroom** turns words into pictures while you watch.
-{imagine} with a few words: four pictures develop here.
+{imagine} with a few words: four pictures develop here. With an image it begins with that.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--relax` `--guidance 5` `--model …` \
 `--sampler euler`
 -# Also `--interval 0.2-0.8`, `--lora name:0.8`, `(word:1.2)`
@@ -22,6 +22,7 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 
 **Under a picture**
 **U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came.
+*More…* zooms out, pans, edits a part, branches off midway.
 ❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
 -# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
 
@@ -30,13 +31,21 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 {queue} · who is before you, and why
 {cancel} · take a job back
 {info} · your limits, and what is left
-{prefer} · pings, privacy, speed, a suffix
+{prefer} · pings, privacy, speed, a suffix; short: `/fast` `/relax` `/stealth` `/public`
 {reproduce} · the same picture once more
 {film} · how it came out of the noise
+{blend} · two to five pictures in one
+{mix} · two prompts in one
+{shorten} · which words carry a prompt
+{my-data} · a copy of what is kept of you
+{forget-me} · everything of yours is removed
 
 -# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its words."""
 ADMIN = "-# {settings show} · limits, words and reports of this server"
-NAMES = ("imagine", "mine", "queue", "cancel", "info", "prefer", "reproduce", "film")
+NAMES = (
+    "imagine", "blend", "mix", "shorten", "mine", "queue", "cancel", "info", "prefer", "reproduce", "film", "my-data",
+    "forget-me",
+)  # fmt: skip
 
 
 @app_commands.command(name="help", description="What this bot does, and how to ask for it")

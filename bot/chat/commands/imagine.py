@@ -1,10 +1,11 @@
-"""`/imagine`, and what is suggested while one types.
+"""`/imagine`, with a picture or a rung to begin with where there is one, and what is suggested while one types.
 
 Nothing in here waits for the engine: the studio takes the request, the answer goes out, the courier does the rest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import discord
@@ -12,19 +13,34 @@ from discord import Locale, app_commands
 from discord.app_commands import Choice, Range
 
 from bot.chat.answer import answer, member_of
+from bot.chat.brought import fetched
 from bot.chat.commands import offered
-from bot.chat.which import CHOICE, OFFERED
+from bot.chat.permitted import refusing
+from bot.chat.presses import branching
+from bot.chat.which import CHOICE, OFFERED, recent_jobs
+from bot.refused import Refused
 from engine.job import MAX_COUNT, MAX_STEPS
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
+    from bot.desk.starting import Origin
     from bot.views import Member, Place, Ticket
     from engine.job import Warm
+
+    Begin = Callable[[], Awaitable[Origin | None]]
+
+STRENGTH = 0.05  # the least of a picture that can be drawn anew
+MASKLESS = "A mask says what of a picture is drawn anew: add that one as image."
+EITHER = "A branch begins with a job, so no picture goes with it."
 
 
 @app_commands.command(description="Turn words into pictures while you watch")
 @app_commands.describe(
     prompt="What to show. Flags like --ar 3:2 work here too",
+    image="A picture to begin with",
+    strength="How much of that picture is drawn anew",
+    mask="A picture of the same shape: what is white in it is drawn anew",
+    branch="Go on from a rung of a job, like JOB/2:400: picture 2, step 400",
     steps="More steps, finer and slower",
     seed="The same seed gives the same pictures",
     guidance="How closely to follow the words",
@@ -41,6 +57,10 @@ if TYPE_CHECKING:
 async def imagine(
     interaction: discord.Interaction[DarkroomClient],
     prompt: Range[str, 1, 2000],
+    image: discord.Attachment | None = None,
+    strength: Range[float, STRENGTH, 1.0] | None = None,
+    mask: discord.Attachment | None = None,
+    branch: Range[str, 1, 300] | None = None,
     steps: Range[int, 1, MAX_STEPS] | None = None,
     seed: Range[int, 0, 2**32 - 1] | None = None,
     guidance: Range[float, 1, 30] | None = None,
@@ -56,20 +76,51 @@ async def imagine(
 ) -> None:
     named = {"steps": steps, "seed": seed, "guidance": guidance, "sampler": sampler, "model": model, "count": count}
     named |= {"ar": aspect, "negative": negative, "fast": fast, "relax": relax, "interval": interval, "lora": lora}
+    named |= {"strength": strength}
     options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    async with refusing(interaction):
+        if branch is not None and (image or mask):
+            raise Refused(EITHER)
+        if mask is not None and image is None:
+            raise Refused(MASKLESS)
+        if branch is not None:
+            await branching.typed(interaction, branch, prompt, options)
+        else:
+            await typed(interaction, prompt, beginning(interaction, image, mask), **options)
 
-    await typed(interaction, prompt, **options)
+
+def beginning(
+    interaction: discord.Interaction[DarkroomClient], image: discord.Attachment | None, mask: discord.Attachment | None
+) -> Begin | None:
+    """What fetches and reads a picture, once the answer can be late; None for none."""
+    if image is None:
+        return None
+
+    async def begin() -> Origin:
+        content, *painted = await fetched(interaction.client, image, mask)
+        return await interaction.client.studio.bring([content], painted[0] if painted else None)
+
+    return begin
 
 
-async def typed(interaction: discord.Interaction[DarkroomClient], prompt: str, **options: Any) -> None:
-    """A prompt that a member typed, wherever they did; their suffix goes with it."""
+async def typed(
+    interaction: discord.Interaction[DarkroomClient], prompt: str, begin: Begin | None = None, **options: Any
+) -> None:
+    """A prompt that a member typed, wherever they did; their suffix goes with it. `begin`: pictures to begin with."""
 
     async def ask(member: Member, place: Place) -> list[Ticket]:
         desk, key = interaction.client.desk, f"imagine:{interaction.id}"
+        start = await begin() if begin else None
         suffix = (await desk.preferences.of(member.id)).suffix
-        return await desk.studio.imagine(prompt, member, place, key=key, suffix=suffix, **options)
+        return await desk.studio.imagine(prompt, member, place, key=key, suffix=suffix, start=start, **options)
 
     await answer(interaction, ask)
+
+
+@imagine.autocomplete("branch")
+async def branches(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+    """Jobs that have ladders; a step can be typed behind."""
+    return await recent_jobs(lambda view: bool(view.ladders) and view.deleted is None)(interaction, typed)
 
 
 @imagine.autocomplete("prompt")

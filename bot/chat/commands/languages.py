@@ -17,6 +17,14 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         # imagine
         "Turn words into pictures while you watch": "Macht vor deinen Augen Bilder aus Worten",
         "What to show. Flags like --ar 3:2 work here too": "Was zu sehen sein soll; auch Schalter wie --ar 3:2",
+        "A picture to begin with": "Ein Bild, mit dem es beginnt",
+        "How much of that picture is drawn anew": "Wie viel von diesem Bild neu gezeichnet wird",
+        "A picture of the same shape: what is white in it is drawn anew": (
+            "Ein Bild gleicher Form: was darin weiß ist, wird neu gezeichnet"
+        ),
+        "Go on from a rung of a job, like JOB/2:400: picture 2, step 400": (
+            "Zweigt von einem Auftrag ab, etwa AUFTRAG/2:400: Bild 2, Schritt 400"
+        ),
         "More steps, finer and slower": "Mehr Schritte: feiner und langsamer",
         "The same seed gives the same pictures": "Gleicher Startwert, gleiche Bilder",
         "How closely to follow the words": "Wie genau es den Worten folgt",
@@ -31,6 +39,44 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         "What to steer away from": "Was nicht zu sehen sein soll",
         "Few steps of a quick sampler": "Wenige, schnelle Schritte",
         "Wait longer, and spend nothing of your limit": "Später, dafür ohne dein Kontingent",
+        # blend, mix, shorten
+        "Blend two to five pictures into new ones": "Mischt zwei bis fünf Bilder zu neuen",
+        "The first picture; it gives the shape": "Das erste Bild; es gibt die Form vor",
+        "The second": "Das zweite",
+        "A third": "Ein drittes",
+        "A fourth": "Ein viertes",
+        "A fifth": "Ein fünftes",
+        "How much each of them counts, like 2 1; equally, if you don't say": (
+            "Wie viel jedes zählt, etwa 2 1; alle gleich, wenn du nichts angibst"
+        ),
+        "What to show, if it shall be more than the pictures say": (
+            "Was zu sehen sein soll, falls mehr als die Bilder sagen"
+        ),
+        "How much of the blend is drawn anew": "Wie viel der Mischung neu gezeichnet wird",
+        "Two prompts in one: pictures of what lies between them": (
+            "Zwei Prompts in einem: Bilder von dem, was dazwischen liegt"
+        ),
+        "What to show": "Was zu sehen sein soll",
+        "And what else": "Und was noch",
+        "How much of the first, of 1; half, if you don't say": "Wie viel vom ersten, von 1; sonst die Hälfte",
+        "Which words of a prompt carry it, and shorter versions to imagine": (
+            "Welche Worte einen Prompt tragen, und kürzere Fassungen davon"
+        ),
+        "The prompt; its flags stay as they are": "Der Prompt; seine Schalter bleiben, wie sie sind",
+        # fast, relax, turbo, stealth, public
+        "From now on your jobs count against your limit, and wait in the usual queue": (
+            "Ab jetzt zählen deine Aufträge zu deinem Kontingent und warten in der üblichen Schlange"
+        ),
+        "From now on your jobs wait longer, and spend nothing of your limit": (
+            "Ab jetzt warten deine Aufträge länger, dafür ohne dein Kontingent"
+        ),
+        "Says why there is no third speed, and what is quicker": (
+            "Sagt, warum es kein drittes Tempo gibt, und was schneller ist"
+        ),
+        "From now on only you see your results, where the server's rules allow it": (
+            "Ab jetzt siehst nur du deine Ergebnisse, wo die Regeln des Servers es erlauben"
+        ),
+        "From now on everybody in the channel sees your results": "Ab jetzt sehen alle im Kanal deine Ergebnisse",
         # queue, cancel
         "Who is before you, and why": "Wer vor dir dran ist, und warum",
         "Take back a job of yours, or all of them": "Bricht einen deiner Aufträge ab, oder alle",
@@ -63,6 +109,19 @@ GERMAN: Mapping[str, str] = MappingProxyType(
             "Einen Auftrag; auch Link, Nummer oder Startwert"
         ),
         "Show how a picture came out of the noise, as an animation": "Zeigt, wie ein Bild aus dem Rauschen kam",
+        "As what kind of file": "Als welche Art von Datei",
+        "Out of the noise, or into it": "Aus dem Rauschen heraus, oder hinein",
+        "Which of its pictures, where a film is about one": "Welches seiner Bilder, wenn der Film von einem handelt",
+        "developing: out of the noise": "entwickeln: aus dem Rauschen",
+        "dissolving: into the noise": "auflösen: ins Rauschen",
+        "there and back": "hin und zurück",
+        # my-data, forget-me
+        "A copy of what is kept of you: your jobs, settings and pictures": (
+            "Eine Kopie von allem, was von dir gespeichert ist: Aufträge, Einstellungen, Bilder"
+        ),
+        "Have everything of yours removed for good; asks once more": (
+            "Löscht alles von dir für immer; fragt vorher noch einmal"
+        ),
         "What this bot does, and how to ask for it": "Was dieser Bot kann, und wie man ihn bittet",
         # menus
         "Reproduce": "Noch einmal machen",

@@ -12,6 +12,7 @@ from discord.app_commands import Range
 from bot import sentences
 from bot.chat import presenter
 from bot.chat.answer import guild_of, member_of, say
+from bot.chat.called import WORDLESS
 from bot.chat.permitted import permit, refusing
 from bot.chat.sight import covered
 from bot.chat.which import ALL, CHOICE, open_jobs
@@ -46,7 +47,7 @@ async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[st
         said = await interaction.client.studio.cancel(view.id, member)
         mine = view.member_id == member.id
         private = covered(view, interaction.user).private and not mine
-        prompt = "A private job" if private else sentences.quoted(view.prompt, 200)
+        prompt = "A private job" if private else sentences.quoted(view.prompt or WORDLESS, 200)
         await say(interaction, f"**{prompt}**\n{said}")
 
 

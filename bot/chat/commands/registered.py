@@ -7,29 +7,46 @@ from typing import Any, cast
 import discord
 from discord import app_commands, ui
 
+from bot.chat.commands.belongings import Meant, forget_me, my_data
+from bot.chat.commands.blend import blend
 from bot.chat.commands.help import show_help
 from bot.chat.commands.imagine import imagine
 from bot.chat.commands.languages import Languages
 from bot.chat.commands.menus import report_shown, reproduce_shown, show_details, use_as_prompt
 from bot.chat.commands.mine import Chosen, Turn, mine
+from bot.chat.commands.mix import mix
 from bot.chat.commands.overview import show_info
 from bot.chat.commands.prefer import prefer
 from bot.chat.commands.queue import cancel, queue
 from bot.chat.commands.reproduce import reproduce
+from bot.chat.commands.shortcuts import fast, public, relax, stealth, turbo
+from bot.chat.commands.shorten import Shorter, shorten
 from bot.chat.commands.tree import Tree
 from bot.chat.film import film
 from bot.chat.presses.buttons import JobButton
+from bot.chat.presses.more import Menu
+from bot.chat.presses.rung import Rungs
 from bot.chat.settings import COMMANDS as SETTINGS
 
 COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu | app_commands.Group, ...] = (
     imagine,
+    blend,
+    mix,
+    shorten,
     queue,
     cancel,
     mine,
     show_info,
     prefer,
+    fast,
+    relax,
+    turbo,
+    stealth,
+    public,
     reproduce,
     film,
+    my_data,
+    forget_me,
     show_help,
     reproduce_shown,
     use_as_prompt,
@@ -37,7 +54,8 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     report_shown,
     *SETTINGS,
 )
-ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Turn, Chosen)  # buttons and menus that outlive a restart
+# buttons and menus that outlive a restart
+ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Menu, Rungs, Shorter, Turn, Chosen, Meant)
 
 
 async def registered() -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from discord import ui
 
 from bot import sentences
+from bot.chat.called import called
 from bot.chat.details import SIGNS, STATES
 from bot.chat.notices import link
-from bot.prompt.flags import title
 from bot.sentences import quoted, shortened
 from bot.states import over
 
@@ -78,7 +78,7 @@ def describe(kept: Kept) -> str:
         facts.append("★" + " ".join(str(index + 1) for index in kept.liked))
     if view.private:
         facts.append("private")
-    lines = [f"**{quoted(title(view.prompt), 140)}**", " · ".join(facts)]
+    lines = [f"**{quoted(called(view.prompt), 140)}**", " · ".join(facts)]
     if view.state == "queued" and view.why:
         lines.append(f"-# {quoted(view.why, 120)}")
     if view.deleted is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from bot.chat.delivery import UPLOAD
 from bot.chat.post.cases import Case, Cases
+from bot.chat.post.counted import Edited, counted, silent
 from bot.chat.post.edits import Edit, Edits, Kind
 from bot.chat.post.finals import Finals
 from bot.chat.post.mail import Mail, bucket, lives, post_bucket
@@ -53,18 +54,13 @@ class Courier:
     """`run` until cancelled, or until the feed closes. `public` is the address of the pictures' gallery, if any."""
 
     def __init__(
-        self,
-        desk: Desk,
-        mail: Mail,
-        edits: Edits[Content] | None = None,
-        *,
-        public: str = "",
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+        self, desk: Desk, mail: Mail, edits: Edits[Content] | None = None, *, public: str = "",
+        edited: Edited = silent, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self.edits: Edits[Content] = edits or Edits()
         self._desk, self._studio, self._deliveries = desk, desk.studio, desk.deliveries
         self._mail = mail
+        self._edited = edited
         self._clock = clock
         self._wall = wall
         self._cases = Cases(desk, clock)
@@ -178,7 +174,8 @@ class Courier:
         job = edit.content.job
         case = self._cases[job]
         try:
-            await self._attempt(edit, case)
+            with counted(edit, job, case, self._edited):
+                await self._attempt(edit, case)
         except Later as later:
             self._setbacks.postpone(edit, case, later)
         except Expired:

@@ -20,7 +20,7 @@ from bot.access import Action
 from bot.chat.answer import member_of, refuse, sorry
 from bot.chat.film import post_film
 from bot.chat.permitted import permit, refusing
-from bot.chat.presses import decisions, onward, removal, reporting
+from bot.chat.presses import beyond, branching, decisions, editing, more, onward, removal, reporting
 from bot.chat.presses.forms import Filled, filled
 from bot.chat.rows import PRESSES, Button, Press
 from bot.refused import Refused
@@ -45,10 +45,12 @@ ACTIONS: Mapping[Press, Action] = MappingProxyType(
         "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
         "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
         "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
-        "dismiss": "dismiss",
+        "dismiss": "dismiss", "more": "details", **beyond.ACTIONS,
     }
 )  # fmt: skip
-FORMS: Mapping[str, Action] = MappingProxyType({"remix": "remix", "report": "report"})
+FORMS: Mapping[str, Action] = MappingProxyType(
+    {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
+)
 AGAIN = 10.0  # seconds in which a second press of the same button by the same member is a slip of the finger
 ID = rf"(?P<press>{'|'.join(PRESSES)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
 LIKED = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite of yours any more."}
@@ -145,6 +147,10 @@ async def _do(interaction: Interaction, button: Button, view: View) -> None:
             await decisions.look(interaction, view)
         case "approve" | "deny":
             await decisions.decide(interaction, button)
+        case "more":
+            await more.open_more(interaction, view)
+        case _ if button.press in beyond.ACTIONS:
+            await beyond.go_beyond(interaction, button, view)
         case _:
             await onward.go_on(interaction, button, view)
 
@@ -165,10 +171,15 @@ async def submitted(interaction: Interaction) -> None:
 
 
 async def _take(interaction: Interaction, form: Filled, view: View) -> None:
-    if form.form == "remix":
-        await onward.remix(interaction, form, view)
-    else:
-        await reporting.report(interaction, form, view)
+    match form.form:
+        case "remix":
+            await onward.remix(interaction, form, view)
+        case "edit":
+            await editing.edit(interaction, form, view)
+        case "branch":
+            await branching.branch(interaction, form, view)
+        case _:
+            await reporting.report(interaction, form, view)
 
 
 def controls(card: Card) -> ui.View | None:

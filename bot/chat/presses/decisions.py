@@ -17,6 +17,7 @@ import discord
 from bot.chat import delivery, notices, rows
 from bot.chat.answer import member_of, refuse
 from bot.chat.attached import attached
+from bot.chat.called import WORDLESS
 from bot.chat.delivery import UPLOAD, Picture
 from bot.chat.presenter import CONTENT, Card, refusal
 from bot.chat.presses.removal import films_away
@@ -165,7 +166,7 @@ def _laid(buttons: Sequence[Button]) -> tuple[tuple[Button, ...], ...]:
 
 def _named(view: View) -> str:
     private = " · private" if view.private else ""
-    return f"**{quoted(view.prompt, 200)}** · {quoted(view.member_name, 64)}{private}"
+    return f"**{quoted(view.prompt or WORDLESS, 200)}** · {quoted(view.member_name, 64)}{private}"
 
 
 def _files(card: Card, picture: Picture | None) -> list[discord.File]:

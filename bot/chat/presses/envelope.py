@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import discord
 
+from bot.chat.called import WORDLESS
 from bot.chat.delivery import ENDING, UPLOAD
 from bot.chat.details import parameters
 from bot.chat.notices import link
@@ -54,6 +55,6 @@ async def _files(client: DarkroomClient, view: View) -> list[discord.File]:
 
 
 def _letter(view: View, address: str) -> str:
-    head = f"✉️ **{quoted(view.prompt, 600)}** · {quoted(view.member_name, 64)}"
+    head = f"✉️ **{quoted(view.prompt or WORDLESS, 600)}** · {quoted(view.member_name, 64)}"
     made = quoted(parameters(view).splitlines()[-1], 600)
     return "\n".join(part for part in (head, made, f"-# Job `{view.id}`", address) if part)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from bot.chat.answer import answer, member_of
 from bot.chat.presses.forms import Filled, form, line, named, open_form
+from bot.chat.presses.once import once
+from bot.chat.presses.words import LONGEST, words_of
 from bot.desk.further import STRENGTHS
-from bot.prompt.flags import split
-from bot.prompt.permutations import literally
 from bot.refused import Refused
 from engine.job import Recipe
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 How = Literal["same", "subtle", "strong", "roll"]
 
-PROMPT = 2000  # characters, as /imagine takes them
 # What a remix starts from: the noise that was, noise at some distance from one picture's, or other noise.
 DISTANCES: Mapping[str, float | None] = MappingProxyType({"same": None, **STRENGTHS, "roll": 1.0})
 TITLES: Mapping[How, str] = MappingProxyType(
@@ -77,34 +76,21 @@ def _how(button: Button, preference: Preference) -> How | None:
 
 def remix_form(view: View, how: How, index: int | None) -> ui.Modal:
     """Filled in with the words that there are; flags that were typed are in the recipe already."""
-    try:
-        words, _ = split(view.prompt)
-    except Refused:  # taken by an older grammar
-        words = view.prompt
     negative = view.recipe.negative if isinstance(view.recipe, Recipe) else ""
     which = "" if index is None or how in ("same", "roll") else f" picture {index + 1}"
     modal = form(f"{TITLES[how]}{which}", named("remix", view.id, how, index))
-    modal.add_item(line("prompt", "Prompt", "Flags like --steps 40 work here too", value=literally(words), most=PROMPT))
+    modal.add_item(line("prompt", "Prompt", "Flags like --steps 40 work here too", value=words_of(view), most=LONGEST))
     modal.add_item(
-        line("negative", "Steer away from", "Empty for nothing", value=negative, most=PROMPT, required=False)
+        line("negative", "Steer away from", "Empty for nothing", value=negative, most=LONGEST, required=False)
     )
     return modal
 
 
 async def _ask(interaction: Interaction, button: Button, how: How | None) -> None:
-    presses, user = interaction.client.presses, str(interaction.user.id)
-    made: list[Ticket] = []
-    key, first = presses.key(button.id, user, str(interaction.id))
+    async def make(member: Member, place: Place, key: str) -> Ticket:
+        return await _asked(interaction.client.studio, button, how, member, place, key)
 
-    async def ask(member: Member, place: Place) -> list[Ticket]:
-        made.append(await _asked(interaction.client.studio, button, how, member, place, key))
-        return made
-
-    try:
-        await answer(interaction, ask, again=not first)
-    finally:
-        if not made:
-            presses.forget(button.id, user)
+    await once(interaction, button.id, make)
 
 
 async def _asked(studio: Studio, button: Button, how: How | None, member: Member, place: Place, key: str) -> Ticket:

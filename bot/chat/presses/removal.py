@@ -17,6 +17,7 @@ from discord.http import Route
 
 from bot.chat import rows
 from bot.chat.answer import member_of
+from bot.chat.called import WORDLESS
 from bot.chat.presenter import Card
 from bot.chat.quiet import QUIET
 from bot.sentences import quoted
@@ -38,7 +39,7 @@ async def confirm(interaction: Interaction, view: View) -> None:
     several = len(view.pictures) > 1
     what = f"the {len(view.pictures)} pictures" if several else "the picture"
     whose = "" if view.member_id == member_of(interaction).id else f" of {quoted(view.member_name, 64)}"
-    said = f"Delete {what} of **{quoted(view.prompt, 300)}**{whose} for good, with all enlargements? "
+    said = f"Delete {what} of **{quoted(view.prompt or WORDLESS, 300)}**{whose} for good, with all enlargements? "
     card = Card(f"{said}This cannot be undone.", rows.erasing(view.id))
     controls = interaction.client.controls(card) or discord.utils.MISSING
     await interaction.response.send_message(card.content, view=controls, ephemeral=True, allowed_mentions=QUIET)
@@ -86,7 +87,7 @@ async def films_away(client: DarkroomClient, job: str, films: Iterable[Delivery]
 
 
 async def _removed(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
-    for route in _routes(delivery):
+    for route in routes(delivery):
         try:
             await client.http.request(route)
         except discord.NotFound as error:
@@ -100,7 +101,7 @@ async def _removed(client: DarkroomClient, job: str, delivery: Delivery) -> bool
     return False
 
 
-def _routes(delivery: Delivery) -> Iterable[Route]:
+def routes(delivery: Delivery) -> Iterable[Route]:
     """By the interaction's token, which reaches also where we may not look, then as a message of its channel."""
     where, message = delivery.place.where, delivery.message
     if where.get("token") and time.time() < float(where.get("token_until") or 0):

@@ -9,6 +9,7 @@ import discord
 
 from bot.chat import delivery, rows
 from bot.chat.answer import member_of, say
+from bot.chat.called import WORDLESS
 from bot.chat.notices import link
 from bot.chat.presenter import Card
 from bot.chat.presses.forms import Filled, form, line, named, open_form
@@ -81,7 +82,7 @@ async def show(interaction: Interaction, view: View) -> None:
         await interaction.edit_original_response(content="There is nothing to show.")
         return
     file = discord.File(io.BytesIO(picture.payload), picture.name, spoiler=True)
-    said = f"**{quoted(view.prompt, 900)}** · {quoted(view.member_name, 64)}"
+    said = f"**{quoted(view.prompt or WORDLESS, 900)}** · {quoted(view.member_name, 64)}"
     await interaction.edit_original_response(content=said, attachments=[file], allowed_mentions=QUIET)
 
 

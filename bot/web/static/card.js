@@ -1,8 +1,11 @@
 // One job as one message: waiting, developing, and done with its pictures, its film and its buttons.
 // All text that people wrote goes in by textContent.
 
+import { Branch } from "/static/branch.js";
+import { offer } from "/static/deeds.js";
 import { Film } from "/static/film.js";
 import { Pause } from "/static/pause.js";
+import { button } from "/static/rows.js";
 import { clock, deed, left, waiting } from "/static/words.js";
 
 const pattern = document.getElementById("card");
@@ -25,12 +28,12 @@ export class Card {
 
   introduce(job) {
     this.part("who").textContent = job.author.you ? "You" : job.author.name;
-    this.part("deed").textContent = deed(job);
+    this.part("deed").append(job.parent ? Object.assign(document.createElement("a"), { href: `#job-${job.parent.id}`, textContent: deed(job) }) : deed(job));
     const time = this.element.querySelector("time");
     time.dateTime = new Date(job.created * 1000).toISOString();
     time.textContent = clock(job.created);
     this.part("prompt").append(...phrases(job.prompt));
-    this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt}`);
+    this.element.setAttribute("aria-label", `${this.part("who").textContent}: ${job.prompt || deed(job)}`);
   }
 
   lay(job) {
@@ -123,8 +126,11 @@ export class Card {
     if (held.length) this.say([job.footer, ...held].join(" · "));
     if (job.state !== "finished" || this.done) return;
     this.done = true;
-    if (job.rungs) this.film = new Film(this.part("film"), this.part("tray"), job);
-    this.offer(job);
+    if (job.rungs) {
+      this.film = new Film(this.part("film"), this.part("tray"), job);
+      if (job.pictures.some((picture) => picture.branch)) this.branch = new Branch(this, this.film);
+    }
+    offer(this);
   }
 
   hang(picture, job) {
@@ -146,60 +152,23 @@ export class Card {
     if (!print.firstElementChild.src) print.classList.remove("dry");
   }
 
-  offer(job) {
-    const deeds = this.part("deeds");
-    const more = group("", "More");
-    if (job.task === "develop") {
-      deeds.append(this.row(job, "U", "upscale", "Enlarge"), this.row(job, "V", "vary", "Vary"));
-      more.append(this.button("Re-roll", "Re-roll: the same prompt with another seed", `${this.address}/reroll`));
-    }
-    const single = job.pictures.length === 1;
-    more.append(download(single ? "Picture" : "Pictures", single && !job.pictures[0].held ? job.pictures[0].url : job.grid, `${job.id}.png`));
-    if (job.film) more.append(download("Film", job.film, `${job.id}.webp`));
-    deeds.append(more);
-    const held = job.pictures.filter((picture) => picture.held);
-    if (job.may_decide) deeds.append(...held.map((picture) => this.decision(picture, job)));
-    deeds.hidden = false;
+  // The picture that a button is about has a frame while one points at it.
+  light(n, made) {
+    const turn = (on) => () => this.prints[n - 1].classList.toggle("lit", on);
+    for (const kind of ["pointerenter", "focus"]) made.addEventListener(kind, turn(true));
+    for (const kind of ["pointerleave", "blur"]) made.addEventListener(kind, turn(false));
   }
 
-  // For the room's owner: a look at a held picture, and what becomes of it.
-  decision(picture, job) {
-    const row = group(`Held ${picture.n}`, `What becomes of picture ${picture.n}, which is held`);
-    const address = `${this.address}/pictures/${picture.n}`;
-    const look = Object.assign(document.createElement("a"), { href: `${address}/held.png`, textContent: "Look" });
-    look.target = "_blank";
-    const decide = (text, verb) =>
-      this.button(text, `${text}: picture ${picture.n}`, `${address}/${verb}`, () => {
-        row.remove();
-        if (verb === "show") this.hang({ ...picture, held: "" }, job);
-      });
-    row.append(look, decide("Show", "show"), decide("Keep hidden", "hide"));
-    return row;
+  // A button that asks the server for something: with a `body`, and `then` once it agreed.
+  button(text, label, address, { body, then } = {}) {
+    const made = button(text, label);
+    made.addEventListener("click", () => this.press(made, "POST", address, then, body));
+    return made;
   }
 
-  row(job, letter, verb, title) {
-    const row = group(title, `${title} a picture`);
-    for (const { n } of job.pictures) {
-      const button = this.button(`${letter}${n}`, `${title} picture ${n}`, `${this.address}/${verb}/${n}`);
-      const light = (on) => () => this.prints[n - 1].classList.toggle("lit", on);
-      for (const kind of ["pointerenter", "focus"]) button.addEventListener(kind, light(true));
-      for (const kind of ["pointerleave", "blur"]) button.addEventListener(kind, light(false));
-      row.append(button);
-    }
-    return row;
-  }
-
-  button(text, label, address, then = () => {}) {
-    const button = document.createElement("button");
-    Object.assign(button, { type: "button", textContent: text, title: label });
-    button.setAttribute("aria-label", label);
-    button.addEventListener("click", () => this.press(button, "POST", address, then));
-    return button;
-  }
-
-  async press(button, method, address, then = () => {}) {
+  async press(button, method, address, then = () => {}, body = undefined) {
     button.disabled = true;
-    const agreed = await this.act(method, address);
+    const agreed = await this.act(method, address, body);
     button.disabled = method === "DELETE" && agreed;
     if (agreed) then();
     if (method !== "DELETE" && agreed) button.classList.add("used");
@@ -222,20 +191,4 @@ function phrases(prompt) {
     if (index % 2 === 0) return document.createTextNode(text);
     return Object.assign(document.createElement("span"), { className: "said-flag", textContent: text });
   });
-}
-
-function group(title, label) {
-  const row = document.createElement("div");
-  row.className = title ? "row titled" : "row";
-  row.setAttribute("role", "group");
-  row.setAttribute("aria-label", label);
-  if (title) row.append(Object.assign(document.createElement("span"), { className: "title", textContent: title }));
-  return row;
-}
-
-function download(text, address, name) {
-  const link = document.createElement("a");
-  Object.assign(link, { href: address, download: `darkroom-${name}`, textContent: `↓ ${text}` });
-  link.setAttribute("aria-label", `Download: ${text.toLowerCase()}`);
-  return link;
 }

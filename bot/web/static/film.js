@@ -1,4 +1,5 @@
-// The slider over the film: from pure noise to the finished pictures. Loads nothing before it is wanted.
+// The slider over the film: from pure noise to the finished pictures. Loads nothing before it is wanted. `seen(rung)` is
+// told which image it stands at, nothing for the finished pictures.
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const BEAT = 90; // milliseconds an image
@@ -58,6 +59,7 @@ export class Film {
     if (rung) this.sheet.src = rung.url;
     const text = rung ? `step ${rung.step} of ${this.of}` : "finished";
     this.where.value = text;
+    this.seen?.(rung);
     this.slider.setAttribute("aria-valuetext", text);
     const share = (100 * Number(this.slider.value)) / Number(this.slider.max);
     this.slider.style.setProperty("--share", `${share}%`);

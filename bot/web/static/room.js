@@ -1,6 +1,7 @@
 // The chatroom: prompts go out by the form, everything that happens comes in by the one event stream.
 
 import { Card } from "/static/card.js";
+import { Start } from "/static/start.js";
 import { ask, follow, look } from "/static/wire.js";
 import { status as sentence } from "/static/words.js";
 
@@ -8,6 +9,7 @@ const at = (id) => document.getElementById(id);
 const [log, list, prompt, notice, newest] = ["log", "jobs", "prompt", "notice", "newest"].map(at);
 const MOST = 60; // cards; older ones that are over leave the page
 const cards = new Map();
+const start = new Start(at("ask"), complain); // pictures to begin with
 const past = []; // prompts of this visit, for the up arrow
 let online = true; // whether any worker is
 let stuck = true; // to the newest message
@@ -86,9 +88,10 @@ function complain(text) {
   notice.hidden = !text;
 }
 
+// `body`: a value, or what makes it.
 async function act(method, address, body) {
   try {
-    await ask(method, address, body);
+    await ask(method, address, typeof body === "function" ? await body() : body);
     complain("");
     return true;
   } catch (error) {
@@ -99,14 +102,15 @@ async function act(method, address, body) {
 
 async function send() {
   const text = prompt.value.trim();
-  const button = at("ask").querySelector("button");
+  const button = at("ask").querySelector(".imagine");
   if (button.disabled) return;
-  if (!text) return complain("Say what you would like to see, or take one of the examples.");
+  if (!text && !start.any) return complain("Say what you would like to see, or take one of the examples.");
   button.disabled = true;
-  const agreed = await act("POST", "/api/jobs", { prompt: text });
+  const agreed = await act("POST", "/api/jobs", () => start.order(text));
   button.disabled = false;
   if (!agreed) return prompt.focus();
-  if (past.at(-1) !== text) past.push(text);
+  start.clear();
+  if (text && past.at(-1) !== text) past.push(text);
   if (prompt.value.trim() === text) write("");
 }
 
@@ -143,6 +147,11 @@ for (const flag of document.querySelectorAll(".flag")) {
   });
 }
 
+list.addEventListener("begin", ({ detail }) => {
+  start.use(detail);
+  prompt.focus();
+});
+
 at("invite")?.addEventListener("click", async () => {
   try {
     const { path } = await ask("POST", "/api/invitations");
@@ -167,8 +176,10 @@ log.addEventListener("scroll", () => {
   if (stuck) newest.hidden = true;
 });
 newest.addEventListener("click", stick);
-new ResizeObserver(() => stuck && stick()).observe(list);
-new ResizeObserver(() => stuck && stick()).observe(log);
+// not while a form in a message is filled in: what is typed would leave the screen
+const keep = () => stuck && !list.querySelector("form:focus-within") && stick();
+new ResizeObserver(keep).observe(list);
+new ResizeObserver(keep).observe(log);
 
 follow(heard, lost, shut);
 if (matchMedia("(pointer: fine)").matches) prompt.focus();

@@ -2,11 +2,13 @@
 
 export class Refused extends Error {}
 
+// `body`: a FormData, which brings its own type, or what becomes JSON.
 export async function ask(method, address, body) {
-  const headers = { "Content-Type": "application/json", "Idempotency-Key": key() };
+  const form = body instanceof FormData;
+  const headers = { "Idempotency-Key": key(), ...(form ? {} : { "Content-Type": "application/json" }) };
   let answer;
   try {
-    answer = await fetch(address, { method, headers, body: body && JSON.stringify(body) });
+    answer = await fetch(address, { method, headers, body: form || !body ? body : JSON.stringify(body) });
   } catch {
     throw new Refused("The darkroom can’t be reached just now. It will be tried again by itself; send once it is back.");
   }

@@ -20,7 +20,24 @@ export function left(seconds) {
 
 export function deed(job) {
   const one = job.parent?.picture;
-  return { vary: `varied picture ${one}`, upscale: `enlarged picture ${one}`, reroll: "once more" }[job.action] ?? "";
+  const began = job.start?.step ? ` at step ${job.start.step}` : "";
+  const made = {
+    vary: `varied picture ${one}`,
+    upscale: `enlarged picture ${one}`,
+    reroll: "once more",
+    remix: `remixed picture ${one}`,
+    reproduce: "made once more",
+    edit: `changed a part of picture ${one}`,
+    zoom: `zoomed out of picture ${one}`,
+    pan: `went beyond picture ${one}`,
+    branch: `branched from picture ${one}${began}`,
+  };
+  return made[job.action] ?? (job.start?.pictures ? beginning(job.start) : "");
+}
+
+function beginning({ pictures, strength, mask }) {
+  const what = pictures > 1 ? `blended ${pictures} pictures` : mask ? "began with a part of a picture" : "began with a picture";
+  return `${what}, ${Math.round(100 * strength)} % drawn anew`;
 }
 
 export function clock(seconds) {

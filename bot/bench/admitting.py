@@ -1,0 +1,68 @@
+"""How many jobs a second the house takes, through the real use case, rules and gate, and whether their order is fair.
+
+Members ask at once, each again as soon as it was answered; one busy worker is online, so that nearly all of it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+
+from bot.bench.figures import Row, row, shared_out
+from bot.bench.premises import Premises, member
+from bot.store import Wish, reads
+from bot.store.records import Moved
+
+USERS, GUILDS = 100, 10
+AT_ONCE = 64
+SECONDS, QUICK = 10.0, 2.0
+PROMPT = "a lamp --steps 1000 --count 4"
+FAIR = "accepted jobs: most jobs of one user beyond another's in the next picks"
+RATE = "accepted jobs a second"
+NAMES = (RATE, FAIR)
+ROOM = 1_000_000
+
+
+async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
+    """Leaves a queue of all that was taken."""
+    await here.workers.start("worker", row_ms=50.0, rows=8)
+    asking = itertools.count()
+    await _ask(here, asking, time.monotonic() + 0.5)
+    before, began, spent = next(asking), time.monotonic(), time.process_time()
+    await asyncio.gather(*(_ask(here, asking, began + (QUICK if quick else SECONDS)) for _ in range(AT_ONCE)))
+    seconds, taken = time.monotonic() - began, next(asking) - before - 1
+    busy = (time.process_time() - spent) / seconds
+    note = f"{taken} jobs in {seconds:.1f} s, {AT_ONCE} requests at a time, {USERS} users in {GUILDS} servers"
+    picked = await _picked(here)
+    return [
+        row(RATE, database, taken / seconds, f"{note}; the house had {busy:.2f} of a core"),
+        row(FAIR, database, shared_out(picked, USERS), f"of {len(picked)} picks"),
+    ]
+
+
+async def _ask(here: Premises, asking: Iterator[int], until: float) -> None:
+    while time.monotonic() < until:
+        number = next(asking) % USERS
+        await here.imagine(PROMPT, member(number, number % GUILDS))
+
+
+async def _picked(here: Premises) -> list[str]:
+    """Who is served first, as many as there are users: those whom the worker had, then whom we pick, when it has gone
+    and nobody else hands out work.
+    """
+    here.workers.stop("worker")
+    await here.workers.gone("worker")
+    async with asyncio.timeout(60):
+        while here.bus.workers:
+            await asyncio.sleep(0.1)
+    found = [one.member for one in await here.house.store.ask(reads.active)]
+    while len(found) < USERS and (moved := await _pick(here)) is not None:
+        found.append(moved.record.member)
+    return found
+
+
+async def _pick(here: Premises) -> Moved | None:
+    wish = Wish("default", ["simulated"], running=ROOM)
+    return await here.house.store.pick(wish, ROOM, 0.0, time.time())

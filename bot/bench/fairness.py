@@ -1,0 +1,81 @@
+"""What a flood does to the others: one user with eighty jobs, and a light one beside it, or nine.
+
+One simulated worker. Its device's time is linear in the rows of a forward, so its batches are small, as calibration has
+it: a share of the steps is a share of the device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+
+from bot.bench.figures import Row, at, jain, row
+from bot.bench.premises import Premises, member
+from bot.bench.watch import Watch, watching
+from bot.store import reads
+
+FLOOD = 80
+ROW_MS = 2.0
+LONG, SHORT = "a lamp --steps 100 --count 4", "a lamp --steps 20 --count 4"  # 8 rows each, with guidance
+ROUNDS, QUICK = 5, 1
+SECONDS, FEW_SECONDS = 25.0, 8.0
+LIGHT, JOBS_EACH = 9, 40
+SOON = "a flood and nine others: a light user's first step"
+FINISH = "a flood and one other: a light user's finish ÷ alone"
+JAIN = "a flood and nine others: Jain's index by cost"
+NAMES = (FINISH, SOON, JAIN)
+
+
+async def beside_one(here: Premises, database: str, *, quick: bool) -> list[Row]:
+    """A light user's job by itself, and the same beside a flood."""
+    rounds = QUICK if quick else ROUNDS
+    await here.workers.start("worker", row_ms=ROW_MS)
+    async with watching(here.house.feed) as watch:
+        alone = [await _finish(here, watch, 1000 + number) for number in range(rounds)]
+        await _flood(here, watch)
+        beside = [await _finish(here, watch, 2000 + number) for number in range(rounds)]
+    share = statistics.median(beside) / statistics.median(alone)
+    note = f"{statistics.median(beside):.2f} s beside {statistics.median(alone):.2f}; medians of {rounds}, worst"
+    return [row(FINISH, database, share, f"{note} {max(beside):.2f} s")]
+
+
+async def beside_nine(here: Premises, database: str, *, quick: bool) -> list[Row]:
+    """Nine light users come to a flood, and all ten have work for as long as it is measured."""
+    await here.workers.start("worker", row_ms=ROW_MS)
+    async with watching(here.house.feed) as watch:
+        flood = await _flood(here, watch, SHORT)
+        asked = time.monotonic()
+        before = await _cost(here, watch, flood)
+        firsts = await asyncio.gather(*(here.imagine(SHORT, member(number)) for number in range(1, LIGHT + 1)))
+        jobs = {number: [job] for number, job in enumerate(firsts, start=1)}
+        for number in [*jobs] * (JOBS_EACH - 1):
+            jobs[number].append(await here.imagine(SHORT, member(number)))
+        await asyncio.sleep(max(0.0, asked + (FEW_SECONDS if quick else SECONDS) - time.monotonic()))
+        had = [await _cost(here, watch, flood) - before]
+        had += [await _cost(here, watch, each) for each in jobs.values()]
+    waits = [watch.shown[job] - asked for job in firsts if job in watch.shown]
+    told = f"of {len(waits)} of {LIGHT}: p50 {at(waits, 0.5):.2f} s, slowest {max(waits, default=0.0):.2f} s"
+    slowest = max(waits) if len(waits) == LIGHT else None
+    shared = f"device-seconds of the flood {had[0]:.1f}, of the others {min(had[1:]):.1f} to {max(had[1:]):.1f}"
+    return [row(SOON, database, slowest, told), row(JAIN, database, jain(had), shared)]
+
+
+async def _flood(here: Premises, watch: Watch, prompt: str = LONG) -> list[str]:
+    """Eighty jobs of one user, the first of which are under way."""
+    jobs = [await here.imagine(prompt, member(0)) for _ in range(FLOOD)]
+    await watch.until(lambda: any(job in watch.shown for job in jobs))
+    await asyncio.sleep(1.0)
+    return jobs
+
+
+async def _finish(here: Premises, watch: Watch, user: int) -> float:
+    """Seconds of one job of a user who has nothing else."""
+    asked = time.monotonic()
+    return await watch.end(await here.imagine(LONG, member(user))) - asked
+
+
+async def _cost(here: Premises, watch: Watch, jobs: list[str]) -> float:
+    """Device-seconds that these jobs have had so far: of those under way, by the newest step that was seen."""
+    found = (await here.house.store.ask(reads.some, jobs)).values()
+    return sum(one.cost * (1.0 if one.state == "finished" else watch.step.get(one.id, 0) / one.steps) for one in found)

@@ -1,0 +1,83 @@
+"""From what was timed to figures: percentiles, growth, fairness, and each figure as a row beside its goal. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from engine.bench.row import Row, as_json, as_table
+
+__all__ = ["GOALS", "Row", "as_json", "as_table", "at", "growth", "jain", "missing", "pace", "row", "shared_out"]
+
+# What is measured on either database: its goal, and its unit.
+GOALS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
+    {
+        "enqueue → first step, idle, p50": (None, "ms"),
+        "enqueue → first step, idle, p99": ("≤ 50", "ms"),
+        "frame → the bot's subscriber, p99": ("≤ 20", "ms"),
+        "frame → 100 viewers, p50": (None, "ms"),
+        "frame → 100 viewers, p99": ("≤ 20", "ms"),
+        "accepted jobs a second": ("≥ 200", ""),  # embedded; a server is asked for more, below
+        "accepted jobs: most jobs of one user beyond another's in the next picks": ("≤ 1", ""),
+        "pick of 1,000 queued by 100 users, p50": (None, "ms"),
+        "pick of 10,000 queued by 1,000 users, p50": (None, "ms"),
+        "pick of 100,000 queued by 10,000 users, p50": (None, "ms"),
+        "pick of 100,000 queued by 10,000 users, p99": ("≤ 10", "ms"),
+        "pick: exponent of its growth, from 1,000 to 100,000 queued": ("≤ 0.5", ""),
+        "a flood and nine others: a light user's first step": ("≤ 2", "s"),
+        "a flood and one other: a light user's finish ÷ alone": ("≤ 2.1", "×"),
+        "a flood and nine others: Jain's index by cost": ("≥ 0.95", ""),
+        "worker killed → its job goes on elsewhere": ("≤ 12", "s"),
+        "worker killed: its work repeated": ("≤ 2", "s"),
+        "worker stopped in order → its job goes on elsewhere": ("≤ 1", "s"),
+    }
+)
+OF_A_SERVER: Mapping[str, str] = MappingProxyType({"accepted jobs a second": "≥ 500"})
+EMBEDDED = "SQLite"
+
+
+def row(name: str, database: str, figure: float | None, note: str = "") -> Row:
+    """A figure beside its goal. Nothing that was seen (NaN) is no figure."""
+    goal, unit = GOALS[name]
+    goal = goal if database == EMBEDDED else OF_A_SERVER.get(name, goal)
+    seen = None if figure is None or math.isnan(figure) else figure
+    return Row(f"{name} ({database})", seen, goal, unit, note)
+
+
+def missing(database: str, names: Sequence[str], why: str) -> list[Row]:
+    """The rows of what could not be measured: they pass in no case."""
+    return [row(name, database, None, why) for name in names]
+
+
+def at(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of them lie, by the nearest rank: an observed one. NaN of none."""
+    if not values:
+        return math.nan
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def growth(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """The exponent e of time ~ size^e, by least squares over the logarithms."""
+    return statistics.linear_regression([math.log(each) for each in sizes], [math.log(each) for each in times]).slope
+
+
+def pace(moments: Sequence[float]) -> float:
+    """How many a second, by least squares through these moments: a batch that ends at once does not count double."""
+    if len(moments) < 2:
+        return 0.0
+    return 1.0 / statistics.linear_regression(range(len(moments)), sorted(moments)).slope
+
+
+def jain(shares: Sequence[float]) -> float:
+    """Jain's fairness index (Jain, Chiu, Hawe 1984): 1 where all have the same, 1/n where one has everything."""
+    squares = sum(each * each for each in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else 0.0
+
+
+def shared_out(picked: Sequence[str], users: int) -> int:
+    """How many more of these jobs the one who had most has than who had fewest, of so many users."""
+    counts = [picked.count(user) for user in set(picked)]
+    counts += [0] * (users - len(counts))
+    return max(counts, default=0) - min(counts, default=0)

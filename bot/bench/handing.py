@@ -1,0 +1,132 @@
+"""A job that changes its worker: because the first one was killed, or because it was stopped in order.
+
+A second worker is warm and idle beside it. What is repeated is told by the steps that previews showed before and after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from bot.bench.figures import Row, row
+from bot.bench.premises import Premises, member
+from bot.bench.watch import watching
+from engine.bus import Bus
+
+ROW_MS = 8.0  # 17 ms a step of one picture with guidance
+PROMPT = "a lamp --steps 1000 --count 1 --sampler ddpm"
+KILLS, ORDERLY, QUICK = 3, 5, 1
+BEFORE = 3.5  # seconds of work before the plug is pulled: the first snapshot comes after two
+PATIENCE = 60.0
+KILLED, REPEATED = "worker killed → its job goes on elsewhere", "worker killed: its work repeated"
+STOPPED = "worker stopped in order → its job goes on elsewhere"
+NAMES = (KILLED, REPEATED, STOPPED)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Seconds until the next worker's first step was seen, and the seconds of work that were done again."""
+
+    waited: float
+    repeated: float
+
+
+class Sight:
+    """The newest preview of any job: its epoch, its step and when it came."""
+
+    def __init__(self) -> None:
+        self.epoch, self.step, self.at = 0, 0, 0.0
+        self.began = 0.0
+
+    async def follow(self, bus: Bus) -> None:
+        async for frame in bus.frames():
+            now = time.monotonic()
+            if frame.epoch != self.epoch:
+                self.began = now
+            self.epoch, self.step, self.at = frame.epoch, frame.step, now
+
+
+async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
+    """Some kills and some orderly stops, each with a job and two workers of its own."""
+    async with _eyes(here) as sight, watching(here.house.feed):
+        stops = [await _moved(here, sight, f"stop-{n}", kill=False) for n in range(QUICK if quick else ORDERLY)]
+        kills = [await _moved(here, sight, f"kill-{n}", kill=True) for n in range(QUICK if quick else KILLS)]
+    return told(database, kills, stops)
+
+
+def told(database: str, kills: Sequence[Moved], stops: Sequence[Moved]) -> list[Row]:
+    """The goals hold for each of a handful, so the worst one stands beside them."""
+    waits, again, orderly = [one.waited for one in kills], [one.repeated for one in kills], [o.waited for o in stops]
+    repeated = f"work repeated at most {max(one.repeated for one in stops):.2f} s"
+    return [
+        row(KILLED, database, max(waits), f"{_of(waits)}; until its first new preview"),
+        row(REPEATED, database, max(again), _of(again)),
+        row(STOPPED, database, max(orderly), f"{_of(orderly)}; {repeated}"),
+    ]
+
+
+def _of(values: Sequence[float]) -> str:
+    return f"the worst of {len(values)}, median {statistics.median(values):.2f} s"
+
+
+async def _moved(here: Premises, sight: Sight, name: str, *, kill: bool) -> Moved:
+    first, second = f"{name}-first", f"{name}-second"
+    await here.workers.start(first, row_ms=ROW_MS)
+    job = await here.imagine(PROMPT, member(0))
+    old = sight.epoch
+    await _until(lambda: sight.epoch != old)
+    await here.workers.start(second, row_ms=ROW_MS)
+    await asyncio.sleep(max(0.0, sight.began + BEFORE - time.monotonic()))
+    epoch, pulled, known = sight.epoch, time.monotonic(), sight.step
+    if kill:
+        await here.workers.kill(first)
+    else:
+        here.workers.stop(first)
+    while sight.epoch == epoch:
+        known = sight.step
+        await _next(sight)
+    moved = Moved(sight.began - pulled, max(0, known - sight.step + 1) * (2 * ROW_MS + 1) / 1000)
+    await here.house.studio.cancel(job, member(0))
+    await _leave(here, second, first if not kill else None)
+    return moved
+
+
+async def _leave(here: Premises, *names: str | None) -> None:
+    """Nobody of this round is at work in the next one."""
+    left = [name for name in names if name is not None]
+    for name in left:
+        here.workers.stop(name)
+        await here.workers.gone(name)
+
+
+async def _next(sight: Sight) -> None:
+    """The next preview, or a moment later."""
+    seen, end = sight.at, time.monotonic() + PATIENCE
+    while sight.at == seen:
+        await asyncio.sleep(0.002)
+        if time.monotonic() > end:
+            raise TimeoutError("The job did not go on.")
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def _eyes(here: Premises) -> AsyncIterator[Sight]:
+    """A subscriber of its own to all previews."""
+    bus = await Bus.connect(here.broker.url, here.broker.token)
+    sight = Sight()
+    task = asyncio.create_task(sight.follow(bus))
+    try:
+        yield sight
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bus.close()

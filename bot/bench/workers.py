@@ -1,0 +1,73 @@
+"""Simulated workers as processes: the real worker and engine over a device that only takes its time.
+
+Knows the engine's command line and signals; nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from bot.refused import Refused
+from engine.job import Presence
+
+READY_SECONDS = 180.0  # torch takes its time where eight start at once
+NOT_THE_ENGINES = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")
+
+
+class Workers:
+    """An async context manager; what still runs at its end is killed. `seen`: the workers that announced themselves."""
+
+    def __init__(self, url: str, token: str, folder: Path, seen: Callable[[], Mapping[str, Presence]]) -> None:
+        if find_spec("torch") is None:
+            raise Refused("This needs the engine (torch is missing): pip install 'darkroom-bot[all]'.")
+        self._url, self._folder, self._seen = url, folder, seen
+        plain = {name: value for name, value in os.environ.items() if name not in NOT_THE_ENGINES}
+        self._environment = plain | {"DARKROOM_NATS_TOKEN": token, "DARKROOM_PARENT": str(os.getpid())}
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+
+    async def __aenter__(self) -> Workers:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(self.kill(name) for name in list(self._running)))
+
+    async def start(self, name: str, *, row_ms: float, rows: int = 32) -> None:
+        """Returns once it takes jobs."""
+        command = [sys.executable, "-m", "engine", "serve", "--nats", self._url, "--name", name]
+        command += ["--data", str(self._folder), "--simulated", "--row-ms", str(row_ms), "--rows", str(rows)]
+        with (self._folder / f"{name}.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *command, env=self._environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._running[name] = process
+        async with asyncio.timeout(READY_SECONDS):
+            while name not in self._seen():
+                if process.returncode is not None:
+                    raise RuntimeError(f"The worker {name} ended with code {process.returncode}: see {log.name}.")
+                await asyncio.sleep(0.02)
+
+    def pids(self) -> dict[str, int]:
+        """Of those that run."""
+        return {name: process.pid for name, process in self._running.items()}
+
+    async def kill(self, name: str) -> None:
+        """As a power cut does it: nothing is handed over."""
+        process = self._running.pop(name)
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    def stop(self, name: str) -> None:
+        """Asks it to hand its jobs over and end; does not wait for that."""
+        with suppress(ProcessLookupError):  # it has ended by itself
+            self._running[name].terminate()
+
+    async def gone(self, name: str) -> None:
+        """Returns once a worker that was stopped has ended."""
+        await self._running.pop(name).wait()

@@ -1,0 +1,69 @@
+"""`/blend`: two to five pictures become one to begin with; words are welcome and not needed."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import discord
+from discord import app_commands
+from discord.app_commands import Range
+
+from bot.chat.answer import answer
+from bot.chat.brought import fetched
+from bot.chat.commands.imagine import STRENGTH
+from bot.refused import Refused
+
+if TYPE_CHECKING:
+    from bot.chat.client import DarkroomClient
+    from bot.views import Member, Place, Ticket
+
+WEIGHTS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,4})?")
+
+
+@app_commands.command(description="Blend two to five pictures into new ones")
+@app_commands.describe(
+    image1="The first picture; it gives the shape",
+    image2="The second",
+    image3="A third",
+    image4="A fourth",
+    image5="A fifth",
+    weights="How much each of them counts, like 2 1; equally, if you don't say",
+    prompt="What to show, if it shall be more than the pictures say",
+    strength="How much of the blend is drawn anew",
+    shape="Width to height, like 3:2",
+)
+async def blend(
+    interaction: discord.Interaction[DarkroomClient],
+    image1: discord.Attachment,
+    image2: discord.Attachment,
+    image3: discord.Attachment | None = None,
+    image4: discord.Attachment | None = None,
+    image5: discord.Attachment | None = None,
+    weights: Range[str, 1, 60] | None = None,
+    prompt: Range[str, 1, 2000] | None = None,
+    strength: Range[float, STRENGTH, 1.0] | None = None,
+    shape: Range[str, 3, 16] | None = None,
+) -> None:
+    images = (image1, image2, image3, image4, image5)
+    named = {"strength": strength, "ar": shape}
+    options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+
+    async def ask(member: Member, place: Place) -> list[Ticket]:
+        desk, said = interaction.client.desk, weighing(weights or "")
+        start = await desk.studio.bring(await fetched(interaction.client, *images), weights=said)
+        suffix = (await desk.preferences.of(member.id)).suffix if prompt else ""
+        return await desk.studio.imagine(
+            prompt or "", member, place, key=f"blend:{interaction.id}", suffix=suffix, start=start, action="blend",
+            **options,
+        )  # fmt: skip
+
+    await answer(interaction, ask)
+
+
+def weighing(text: str) -> list[float]:
+    """Numbers, with spaces, commas or colons between them. Raises `Refused`."""
+    parts = [part for part in re.split(r"[\s,;:/]+", text) if part]
+    if not all(WEIGHTS.fullmatch(part) for part in parts):
+        raise Refused("Weights are numbers, one for each picture, like 2 1.")
+    return [float(part) for part in parts]

@@ -1,0 +1,106 @@
+"""`/shorten`: which words of a prompt carry it, and shorter versions of it to imagine.
+
+Stateless: the prompt stands in the message, which words a version keeps in its button's id.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import discord
+from discord import app_commands, ui
+from discord.app_commands import Range
+
+from bot.chat.answer import sorry
+from bot.chat.commands.imagine import typed
+from bot.chat.permitted import permit, refusing
+from bot.chat.quiet import QUIET
+from bot.prompt.concepts import clean
+from bot.prompt.flags import split
+from bot.prompt.permutations import expand
+from bot.prompt.shortening import kept, words_of
+from bot.refused import Refused
+from bot.sentences import quoted
+
+if TYPE_CHECKING:
+    from bot.chat.client import DarkroomClient
+    from bot.desk.shortening import Weighed
+
+log = logging.getLogger(__name__)
+
+PROMPT, TOP, SHOWN = 700, 8, 100  # characters of a prompt; words that are named; characters of a version
+BLOCK = re.compile(r"```\n(.+?)\n```", re.DOTALL)
+HOW = """-# Measured by the text encoder's embeddings: how far the prompt's moves when a word is left out. No picture \
+was looked at, and the model that draws may read it otherwise."""
+GONE = "That message does not show its prompt any more. Please ask once more."
+
+
+@app_commands.command(description="Which words of a prompt carry it, and shorter versions to imagine")
+@app_commands.describe(prompt="The prompt; its flags stay as they are")
+async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Range[str, 1, PROMPT]) -> None:
+    async with refusing(interaction):
+        text = clean(prompt).replace("`", "'")
+        if len(text) > PROMPT:
+            raise Refused(f"At most {PROMPT} characters can be weighed, and these are {len(text)}.")
+        if len(expand(text)) > 1:
+            raise Refused("One prompt at a time: leave out the braces.")
+        words_of(text)  # what is refused is said at once
+        await interaction.response.defer(ephemeral=True, thinking=True)
+        weighed = await interaction.client.desk.shortening.weigh(text)
+        view = ui.View(timeout=None)
+        for number, one in enumerate(weighed.shorter, 1):
+            view.add_item(Shorter(number, one.version.kept))
+        view.stop()  # its buttons are found by their ids, also after a restart
+        await interaction.edit_original_response(content=told(text, weighed), view=view, allowed_mentions=QUIET)
+
+
+def told(text: str, weighed: Weighed) -> str:
+    """The words by weight, the versions, and the prompt itself, from which a press reads it."""
+    order = sorted(range(len(weighed.words)), key=lambda at: -weighed.shares[at])
+    heavy = " · ".join(f"**{quoted(weighed.words[at], 24)}** {weighed.shares[at]:.0%}" for at in order[:TOP])
+    light = ", ".join(quoted(weighed.words[at], 24) for at in order[::-1][:5] if at not in order[:TOP])
+    lines = [f"What carries it: {heavy}", *([f"What hardly counts: {light}"] if light else [])]
+    lines += [
+        f"`{number}.` {quoted(one.version.text, SHOWN)} · {max(0.0, one.alike):.0%} alike"
+        for number, one in enumerate(weighed.shorter, 1)
+    ]
+    return "\n".join([*lines, HOW, f"```\n{text}\n```"])
+
+
+class Shorter(ui.DynamicItem[ui.Button[Any]], template=r"shorten:(?P<number>[1-9]):(?P<kept>[0-9a-f]{1,32})"):
+    """A shorter version, to be imagined: bit i of `kept` says whether word i stays."""
+
+    def __init__(self, number: int, which: Sequence[int]) -> None:
+        mask = sum(1 << at for at in which)
+        super().__init__(ui.Button(label=f"Imagine {number}", custom_id=f"shorten:{number}:{mask:x}"))
+        self.which = tuple(which)
+
+    @classmethod
+    async def from_custom_id(
+        cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
+    ) -> Self:
+        mask = int(match["kept"], 16)
+        return cls(int(match["number"]), [at for at in range(mask.bit_length()) if mask >> at & 1])
+
+    async def callback(self, interaction: discord.Interaction[Any]) -> None:
+        try:
+            async with refusing(interaction):
+                await permit(interaction, "imagine")
+                await typed(interaction, shortened(interaction.message, self.which))
+        except Exception:
+            log.exception("a shorter prompt could not be imagined")
+            await sorry(interaction)
+
+
+def shortened(message: discord.Message | None, which: Sequence[int]) -> str:
+    """The version of the prompt in `message` that keeps these words, with its flags. Raises `Refused`."""
+    blocks = BLOCK.findall(message.content if message else "")
+    try:
+        text = blocks[-1]
+        flags = (f"--{given.name} {given.value}".rstrip() for given in split(text)[1])
+        return " ".join((kept(words_of(text), which).text, *flags))
+    except IndexError as error:
+        raise Refused(GONE, 404) from error

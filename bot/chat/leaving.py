@@ -1,0 +1,38 @@
+"""Taking away the messages of whoever asked to be forgotten, one by one, as the desk wants them gone.
+
+Knows Discord's answers: what cannot be deleted ever, and what only has to wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import aiohttp
+import discord
+
+from bot.chat.presses.removal import routes
+
+if TYPE_CHECKING:
+    from bot.chat.client import DarkroomClient
+    from bot.views import Delivery
+
+log = logging.getLogger(__name__)
+
+
+async def take_away(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
+    """Delete one message; False if Discord does not let us. Raises ConnectionError where Discord cannot be reached."""
+    for route in routes(delivery):
+        try:
+            await client.http.request(route)
+        except discord.NotFound as error:
+            if error.code == 10008:  # deleted already
+                return True
+            log.info("job %s: %s", job, error)
+        except (discord.DiscordServerError, discord.RateLimited, aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise ConnectionError(f"Discord cannot be reached: {error}") from error  # RuntimeError: closed meanwhile
+        except discord.HTTPException as error:
+            log.info("job %s: its message stays: %s", job, error)
+        else:
+            return True
+    return False

@@ -1,0 +1,33 @@
+"""A press that makes a job: two in a row, a slip of the finger, ask with the same key and make one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from bot.chat.answer import answer
+
+if TYPE_CHECKING:
+    import discord
+
+    from bot.chat.client import DarkroomClient
+    from bot.views import Member, Place, Ticket
+
+    Make = Callable[[Member, Place, str], Awaitable[Ticket]]
+
+
+async def once(interaction: discord.Interaction[DarkroomClient], pressed: str, make: Make) -> None:
+    """Answer with the job that `make` asks the studio for. `pressed`: the id of what was pressed."""
+    presses, user = interaction.client.presses, str(interaction.user.id)
+    made: list[Ticket] = []
+    key, first = presses.key(pressed, user, str(interaction.id))
+
+    async def ask(member: Member, place: Place) -> list[Ticket]:
+        made.append(await make(member, place, key))
+        return made
+
+    try:
+        await answer(interaction, ask, again=not first)
+    finally:
+        if not made:
+            presses.forget(pressed, user)

@@ -1,0 +1,64 @@
+"""`darkroom imagine`: what its command line may say. What is done with it is in `bot.cli.terminal`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bot.cli.options import AsJson, Data
+
+Prompt = Annotated[list[str] | None, typer.Argument(help="What to draw; flags may stand in it as in Discord.")]
+Steps = Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")]
+Sampler = Annotated[str | None, typer.Option(help="ddpm, euler, dpmpp_2m, …, or as in 'DPM++ 2M Karras'.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")]
+Guidance = Annotated[float | None, typer.Option(help="How closely to follow the words, 1 to 30.")]
+Interval = Annotated[
+    str | None, typer.Option(metavar="FROM-TO", help="In which part of the steps guidance holds, as in 0.2-0.8.")
+]
+Lora = Annotated[
+    list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="An addition to the model; up to four times.")
+]
+Count = Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")]
+Shape = Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")]
+Away = Annotated[str | None, typer.Option(help="What to steer away from.")]
+Image = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture to begin with.")]
+Strength = Annotated[float | None, typer.Option(help="How much of it is drawn anew, 0.05 to 1.")]
+Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where it is drawn anew.")]
+Blend = Annotated[bool, typer.Option("--blend", help="The files that follow are blended: two to five.")]
+Branch = Annotated[str | None, typer.Option(metavar="JOB[/N]:STEP", help="Another course of an older job from there.")]
+Tile = Annotated[bool, typer.Option("--tile", help="Edges that fit each other.")]
+Mix = Annotated[bool, typer.Option("--mix", help="Weighted parts (::) become one text between them.")]
+Stop = Annotated[float | None, typer.Option(help="End at so many percent of the steps, 10 to 100.")]
+Chaos = Annotated[float | None, typer.Option(help="How far apart the pictures' guidance lies, 0 to 100.")]
+Quality = Annotated[float | None, typer.Option(help="So many times the usual steps, 0.25 to 4.")]
+Fast = Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own quick way.")]
+Model = Annotated[str | None, typer.Option(help="Model folder or name.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
+Film = Annotated[bool, typer.Option("--film", help="Also write how they came to be, as an animation.")]
+
+
+def imagine(
+    prompt: Prompt = None, steps: Steps = None, sampler: Sampler = None, seed: Seed = None, guidance: Guidance = None,
+    interval: Interval = None, lora: Lora = None, count: Count = None, ar: Shape = None, no: Away = None,
+    image: Image = None, strength: Strength = None, mask: Mask = None, blend: Blend = False, branch: Branch = None,
+    tile: Tile = False, mix: Mix = False, stop: Stop = None, chaos: Chaos = None, quality: Quality = None,
+    fast: Fast = False, model: Model = None, out: Out = Path(), film: Film = False, as_json: AsJson = False,
+    data: Data = None,
+) -> None:  # fmt: skip
+    """Draw one prompt here: in the `darkroom up` that is running, else with an engine of its own."""
+    from bot.cli.bringing import told
+    from bot.cli.terminal import Wish, run
+    from bot.config import load
+
+    words, bringing = told(prompt or (), image or (), mask, blend, branch)
+    options: dict[str, object] = {
+        "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
+        "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
+        "strength": strength, "until": stop, "tile": tile or None, "mixed": mix or None, "chaos": chaos,
+        "quality": quality,
+    }  # fmt: skip
+    said = {name: value for name, value in options.items() if value is not None}
+    wish = Wish(words, said, out, film, as_json, bringing)
+    raise typer.Exit(run(wish, load(**({} if data is None else {"data": data}))))

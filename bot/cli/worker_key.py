@@ -1,0 +1,37 @@
+"""`darkroom worker-key`: the command line of the keys for workers on other machines; `bot.cli.enrolling` does the work.
+
+Everything that costs time is imported inside the command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bot.refused import Refused
+
+
+def worker_key(
+    name: Annotated[str, typer.Argument(help="The worker's name, unlike any other's.")] = "",
+    pools: Annotated[str, typer.Option(metavar="NAMES", help="The pools it may serve, as default,big.")] = "default",
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take the key away; that worker is disconnected.")] = False,
+    known: Annotated[bool, typer.Option("--list", help="Which workers have a key.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """A key for a worker on another machine: it opens that worker's part of the broker, and can be revoked."""
+    if bool(name) == known or (known and revoke):
+        raise Refused("Name one worker, or ask for --list.")
+    from bot.cli import enrolling
+    from bot.config import load
+
+    settings = load(**({"data": data} if data is not None else {}))
+    if known:
+        said = enrolling.listed(settings, as_json=as_json)
+    elif revoke:
+        said = enrolling.revoke(settings, name, as_json=as_json)
+    else:
+        said = enrolling.make(settings, name, pools, as_json=as_json)
+    typer.echo(said)

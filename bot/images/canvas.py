@@ -1,0 +1,105 @@
+"""Canvases for what lies beyond a picture: it smaller, or moved, or cut, and a mask that is white where it is not.
+
+Pure, over PNGs that the intake or a worker made. What is around is first filled with the picture's own edge, mirrored
+and blurred: a model that begins from there goes on in its colours. How softly a mask ends is the engine's business.
+CPU-heavy: async callers use a thread. Whatever cannot be opened raises `Unreadable`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from PIL import Image, ImageFilter, ImageOps
+
+from bot.images.pixels import opened, saved
+from bot.images.reading import KEPT_SIDE, PAINTED
+from bot.refused import Refused
+
+Direction = Literal["left", "right", "up", "down"]
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; the last two are outside
+TOWARDS: dict[Direction, tuple[int, int]] = {"left": (1, 0), "right": (-1, 0), "up": (0, 1), "down": (0, -1)}
+HALF = 0.5  # of the picture that a pan leaves behind
+BLUR = 0.06  # of the shorter side
+OVERLAP = 0.02  # of the shorter side: the seam is drawn anew, too
+UNPAINTED = "Nothing is painted: paint over what shall be drawn anew."
+
+
+def fitted(png: bytes, width: int, height: int) -> bytes:
+    """The middle of the picture in that size and shape, as large as it goes. Raises ValueError for no size."""
+    if not (1 <= width <= 2 * KEPT_SIDE and 1 <= height <= 2 * KEPT_SIDE):
+        raise ValueError(f"{width} × {height} is no size for a picture")
+    return saved(ImageOps.fit(opened(png), (width, height), Image.Resampling.LANCZOS), "PNG")
+
+
+def zoomed_out(png: bytes, factor: float) -> tuple[bytes, bytes]:
+    """The picture `factor` times smaller in the middle of its canvas, and the mask. Raises ValueError below 1."""
+    if not 1 < factor <= 16:
+        raise ValueError(f"{factor} does not zoom out")
+    picture = opened(png)
+    smaller = (max(1, round(picture.width / factor)), max(1, round(picture.height / factor)))
+    return _centred(picture.resize(smaller, Image.Resampling.LANCZOS), picture.size)
+
+
+def panned(png: bytes, direction: Direction, fraction: float = HALF) -> tuple[bytes, bytes]:
+    """The picture moved by a part of itself, away from where one looks, and the mask. Raises ValueError."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"a pan by {fraction} shows nothing of both")
+    picture, (x, y) = opened(png), TOWARDS[direction]
+    return _laid(picture, picture.size, (round(x * fraction * picture.width), round(y * fraction * picture.height)))
+
+
+def squared(png: bytes) -> tuple[bytes, bytes]:
+    """The picture in the middle of a square as wide as its longer side, and the mask; black where it is a square."""
+    picture = opened(png)
+    side = max(picture.size)
+    return _centred(picture, (side, side))
+
+
+def outside(size: tuple[int, int], box: Box) -> bytes:
+    """A mask of that size, white outside the box, as PNG."""
+    mask = Image.new("L", size, 255)
+    mask.paste(0, box)
+    return saved(mask, "PNG")
+
+
+def brushed(mask: bytes, size: tuple[int, int]) -> bytes:
+    """A mask of the picture's `size`, grey, as PNG. Raises `Refused` for another size, or with nothing white in it."""
+    painted = opened(mask).convert("L")
+    if painted.size != size:
+        has = f"{painted.width} × {painted.height}"
+        raise Refused(f"The mask has {has} pixels, and its picture {size[0]} × {size[1]}: both must be of one size.")
+    if painted.point([0] * PAINTED + [255] * (256 - PAINTED)).getbbox() is None:
+        raise Refused(UNPAINTED)
+    return saved(painted, "PNG")
+
+
+def _centred(inner: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
+    return _laid(inner, size, ((size[0] - inner.width) // 2, (size[1] - inner.height) // 2))
+
+
+def _laid(inner: Image.Image, size: tuple[int, int], at: tuple[int, int]) -> tuple[bytes, bytes]:
+    short = min(size)
+    canvas = _mirrored(inner, size, at).filter(ImageFilter.GaussianBlur(BLUR * short))
+    canvas.paste(inner, at)
+    box = (at[0], at[1], at[0] + inner.width, at[1] + inner.height)
+    return saved(canvas, "PNG"), outside(size, _inside(box, size, max(1, round(OVERLAP * short))))
+
+
+def _inside(box: Box, size: tuple[int, int], seam: int) -> Box:
+    """The part of the box that is on the canvas, less a seam on the sides where something new begins."""
+    left, top, right, bottom = box
+    return (
+        left + seam if left > 0 else 0, top + seam if top > 0 else 0,
+        right - seam if right < size[0] else size[0], bottom - seam if bottom < size[1] else size[1],
+    )  # fmt: skip
+
+
+def _mirrored(inner: Image.Image, size: tuple[int, int], at: tuple[int, int]) -> Image.Image:
+    """The plane paved with the picture and its mirror images."""
+    canvas, (width, height) = Image.new("RGB", size), inner.size
+    for row in range(-(at[1] // height) - 1, (size[1] - at[1]) // height + 1):
+        for column in range(-(at[0] // width) - 1, (size[0] - at[0]) // width + 1):
+            turned = ImageOps.mirror(inner) if column % 2 else inner
+            turned = ImageOps.flip(turned) if row % 2 else turned
+            canvas.paste(turned, (at[0] + column * width, at[1] + row * height))
+    return canvas

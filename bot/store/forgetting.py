@@ -1,0 +1,116 @@
+"""Members who asked to be forgotten: a row for each as long as it is under way, and what of theirs is to go.
+
+Jobs go as all others do (`keeping`), but for their messages: a place is taken out of the table once its message is gone
+from where it was. Each function works inside its caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
+
+from bot.states import State
+from bot.store.deleting import withdraw
+from bot.store.keeping import BATCH, note
+from bot.store.tables import accounts, favourites, incidents, jobs, places, preferences
+from bot.store.traces import departures, gone
+
+TOLD = ("word", "blocked", "report", "held")  # notes of what a member did as one; the others are decisions
+FORGOTTEN = "somebody forgotten"
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A wish to be forgotten: everywhere, or in one `guild`. What is newer than `asked` stays."""
+
+    member: str
+    guild: str
+    asked: float
+
+
+def depart(connection: Connection, one: Departure) -> int:
+    """Note the wish; one that is under way already takes in what came since. How many jobs it is about."""
+    same = (departures.c.member == one.member, departures.c.guild == one.guild)
+    connection.execute(departures.delete().where(*same))
+    connection.execute(departures.insert().values(**vars(one)))
+    return int(connection.execute(select(func.count()).select_from(jobs).where(_theirs(one))).scalar_one())
+
+
+def under_way(connection: Connection) -> list[Departure]:
+    """Every wish that is not fulfilled yet."""
+    found = connection.execute(select(departures).order_by(departures.c.asked)).mappings()
+    return [Departure(**row) for row in found]
+
+
+def take(connection: Connection, one: Departure, now: float) -> list[str]:
+    """Let the next of their jobs go, with others' enlargements of them, whose rows stay; none: all of them go."""
+    asked = select(jobs.c.id).where(_theirs(one), ~_is_going()).order_by(jobs.c.id).limit(BATCH)
+    theirs = list(connection.execute(asked).scalars())
+    found, newest = set(theirs), theirs
+    while newest:
+        children = select(jobs.c.id).where(jobs.c.parent.in_(newest), jobs.c.action == "upscale")
+        newest = [job for job in connection.execute(children).scalars() if job not in found]
+        found |= set(newest)
+    withdraw(connection, sorted(found), now)
+    connection.execute(gone.delete().where(gone.c.job.in_(theirs)))  # of old age, perhaps: those keep their messages
+    note(connection, theirs, "forgotten", now)
+    enlarged = select(jobs.c.id).where(jobs.c.id.in_(found), ~_theirs(one))
+    note(connection, list(connection.execute(enlarged).scalars()), "enlarged", now)
+    return sorted(found)
+
+
+def forget(connection: Connection, one: Departure) -> None:
+    """What hangs on the member and on no job of theirs: preferences, favourites, and their name in what was noted."""
+    liked = [favourites.c.member == one.member, favourites.c.at <= one.asked]
+    if one.guild:
+        liked.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == one.guild)))
+    else:
+        connection.execute(preferences.delete().where(preferences.c.member == one.member))
+    connection.execute(favourites.delete().where(*liked))
+    noted = [incidents.c.actor == one.member, incidents.c.at <= one.asked]
+    noted += [incidents.c.guild == one.guild] if one.guild else []
+    told = and_(*noted, incidents.c.kind.in_(TOLD))
+    connection.execute(incidents.delete().where(told, incidents.c.closed.is_not(None)))
+    connection.execute(update(incidents).where(told).values(actor="", actor_name=FORGOTTEN))
+
+
+def state(connection: Connection, job: str) -> State | None:
+    """A job's state, whether or not the rest of its row can be read; None where it has no row."""
+    return cast("State | None", connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one_or_none())
+
+
+def messages_gone(connection: Connection, job: str, role: str) -> None:
+    """Nothing is shown at that place any more, or nothing can be done about it."""
+    connection.execute(places.delete().where(places.c.job == job, places.c.role == role))
+
+
+def settled(connection: Connection, ids: Sequence[str]) -> None:
+    """Others' enlargements, whose pictures and messages are gone: their rows stay with those who made them."""
+    connection.execute(gone.delete().where(gone.c.job.in_(ids), gone.c.why == "enlarged"))
+
+
+def finish(connection: Connection, one: Departure) -> bool:
+    """If no job of theirs is left: the wish is fulfilled, and no idle account of the fair order names them."""
+    if connection.execute(select(jobs.c.id).where(_theirs(one)).limit(1)).first() is not None:
+        return False
+    escaped = one.member.replace("%", "%25").replace("/", "%2F")
+    here = [accounts.c.path.endswith(f"/{escaped}", autoescape=True), accounts.c.queued == 0, accounts.c.active == 0]
+    if one.guild:
+        guild = one.guild.replace("%", "%25").replace("/", "%2F")
+        here.append(accounts.c.path.endswith(f"/{guild}/{escaped}", autoescape=True))
+    newer = exists().where(jobs.c.account == accounts.c.path)
+    connection.execute(accounts.delete().where(*here, ~newer))
+    same = (departures.c.member == one.member, departures.c.guild == one.guild, departures.c.asked == one.asked)
+    return connection.execute(departures.delete().where(*same)).rowcount > 0
+
+
+def _theirs(one: Departure) -> ColumnElement[bool]:
+    mine = and_(jobs.c.member == one.member, jobs.c.created <= one.asked)
+    return and_(mine, jobs.c.guild == one.guild) if one.guild else mine
+
+
+def _is_going() -> ColumnElement[bool]:
+    return exists().where(gone.c.job == jobs.c.id, gone.c.why == "forgotten")

@@ -1,0 +1,80 @@
+"""Why a job waits: from facts to one sentence. Pure; every front end says the same.
+
+What keeps it from starting whatever comes before it is said first; only then whose turn it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot.sentences import duration, percent
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a waiting job.
+
+    `anyone`: a worker is online; `offered`: one in its pool has its model (empty: it needs none). `loaded`: the model
+    is in memory, else `fetched` says how much of it (None: nobody fetches it) and `fetching` how many seconds it takes.
+    `mine`, `guild` and `channel` are how many run now of its member, its server and its channel, with the limit of each
+    (None: none); a server's limit of 0: it is closed. `ahead`: jobs before it, of so many `others` (0: not counted).
+    When it will be done is said beside it.
+    """
+
+    model: str = ""
+    anyone: bool = True
+    offered: bool = True
+    loaded: bool = True
+    fetched: float | None = None
+    fetching: float = 0.0
+    mine: int = 0
+    mine_most: int | None = None
+    guild: int = 0
+    guild_most: int | None = None
+    channel: int = 0
+    channel_most: int | None = None
+    ahead: int = 0
+    others: int = 0
+
+
+def why(facts: Facts) -> str:
+    """One sentence, two at most."""
+    return _unserved(facts) or _limited(facts) or _in_line(facts)
+
+
+def _unserved(facts: Facts) -> str:
+    model = f" for {facts.model}" if facts.model else ""
+    if not facts.anyone:
+        return f"No worker is online{model}."
+    return "" if facts.offered else f"No worker that is online has {facts.model or 'room for it'}: it waits for one."
+
+
+def _limited(facts: Facts) -> str:
+    if facts.guild_most == 0:
+        return "Nothing is begun on this server at present."
+    limits = (
+        (facts.mine, facts.mine_most, "member"), (facts.guild, facts.guild_most, "server"),
+        (facts.channel, facts.channel_most, "channel"),
+    )  # fmt: skip
+    for running, most, whose in limits:
+        if most is not None and running >= most:
+            return f"{running} of this {whose}'s run already: one of them must end first."
+    return ""
+
+
+def _in_line(facts: Facts) -> str:
+    if facts.ahead:
+        place = f"{facts.ahead} ahead of it"
+        place += f", of {facts.others} other members." if facts.others > 1 else "."
+    else:
+        place = "Next in line: it starts when there is room."
+    return f"{_model(facts)} {place}".lstrip()
+
+
+def _model(facts: Facts) -> str:
+    if facts.loaded:
+        return ""
+    if facts.fetched is not None:
+        return f"{facts.model} is being loaded, {percent(round(facts.fetched * 1000), 1000)} %."
+    takes = f", which takes about {duration(facts.fetching)}" if facts.fetching else ""
+    return f"{facts.model} has to be loaded first{takes}."

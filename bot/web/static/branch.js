@@ -1,0 +1,117 @@
+// Another course from a step of the film on: from where the slider stands, or the nearest step before it that kept its
+// latents. Knows one card and its film.
+
+import { ask, look } from "/static/wire.js";
+
+export class Branch {
+  constructor(card, film) {
+    this.card = card;
+    this.job = card.job;
+    this.kept = new Map(); // picture → the steps that one can branch from
+    const box = card.part("branch");
+    const part = (name) => box.querySelector(`.${name}`);
+    [this.button, this.form, this.which, this.from, this.said] = ["fork", "course", "which", "from", "notice"].map(part);
+    [this.words, this.seed, this.guidance, this.go] = ["words", "seed", "guidance", "imagine"].map(part);
+    this.pictures = this.job.pictures.filter((picture) => picture.branch);
+    this.n = this.pictures[0].n;
+    this.fill();
+    this.button.addEventListener("click", () => this.open(this.form.hidden));
+    part("close").addEventListener("click", () => this.open(false));
+    this.form.addEventListener("submit", (event) => (event.preventDefault(), this.send()));
+    film.seen = (rung) => this.stand(rung?.step);
+    this.show();
+    box.hidden = false;
+  }
+
+  fill() {
+    this.words.value = this.job.words;
+    this.guidance.placeholder = String(this.job.guidance);
+    this.which.hidden = this.pictures.length < 2;
+    for (const { n } of this.pictures) {
+      const one = document.createElement("label");
+      const radio = Object.assign(document.createElement("input"), { type: "radio", name: `from-${this.job.id}`, value: n, checked: n === this.n });
+      radio.addEventListener("change", () => this.choose(n));
+      this.card.light(n, radio);
+      one.append(radio, ` ${n}`);
+      this.which.append(one);
+    }
+  }
+
+  async choose(n) {
+    this.n = n;
+    await this.load();
+    this.show();
+  }
+
+  async stand(step) {
+    this.step = step;
+    this.show();
+    if (step === undefined || this.kept.has(this.n)) return;
+    await this.load();
+    this.show();
+  }
+
+  async load() {
+    const { n } = this;
+    if (this.kept.has(n)) return;
+    const answer = await look(this.pictures.find((picture) => picture.n === n).branch);
+    if (answer) this.kept.set(n, answer.steps);
+  }
+
+  // The step that would be taken: as the server chooses it.
+  get at() {
+    const steps = this.kept.get(this.n);
+    if (this.step === undefined || !steps?.length) return null;
+    return steps.findLast((step) => step <= this.step) ?? steps[0];
+  }
+
+  show() {
+    const { at } = this;
+    const none = this.kept.get(this.n)?.length === 0;
+    this.button.disabled = this.form.hidden && at === null;
+    this.button.textContent = at === null || at === this.step ? "Branch from here" : `Branch from step ${at}`;
+    this.go.disabled = at === null;
+    const text = none ? "This picture kept no step to branch from."
+      : at === null ? "Move the slider to an earlier step."
+      : at === this.step ? `From step ${at} of ${this.job.steps} on, another course.`
+      : `Step ${this.step} kept no latents; step ${at} is the nearest that did.`;
+    this.button.title = this.from.textContent = text;
+  }
+
+  open(on) {
+    this.form.hidden = !on;
+    this.button.setAttribute("aria-expanded", String(on));
+    this.complain("");
+    this.show();
+    (on ? this.words : this.button).focus();
+    if (on) this.form.scrollIntoView({ block: "nearest" });
+  }
+
+  complain(text) {
+    this.said.textContent = text;
+    this.said.hidden = !text;
+  }
+
+  order() {
+    const order = { step: this.at };
+    const words = this.words.value.trim();
+    if (words !== this.job.words.trim()) order.prompt = words;
+    if (this.seed.value) order.seed = Number(this.seed.value);
+    if (this.guidance.value) order.guidance = Number(this.guidance.value);
+    return order;
+  }
+
+  async send() {
+    const order = this.order();
+    if (Object.keys(order).length === 1) return this.complain("With nothing changed it would be the same picture: change the words, the seed or the guidance.");
+    this.go.disabled = true;
+    try {
+      await ask("POST", `${this.card.address}/branch/${this.n}`, order);
+      this.open(false);
+    } catch (error) {
+      this.complain(error.message);
+    } finally {
+      this.show();
+    }
+  }
+}

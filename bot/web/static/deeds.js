@@ -1,0 +1,71 @@
+// What can be done with a finished job: the rows of buttons beside its pictures.
+
+import { compare } from "/static/compare.js";
+import { Ways } from "/static/ways.js";
+import { button, download, group } from "/static/rows.js";
+
+const COMPARED = new Set(["branch", "edit", "vary", "remix", "upscale"]); // with the picture that they were made from
+
+export function offer(card) {
+  const { job } = card;
+  const deeds = card.part("deeds");
+  const drawn = job.task === "develop";
+  if (drawn) deeds.append(row(card, "U", "upscale", "Enlarge"), row(card, "V", "vary", "Vary"));
+  const free = job.pictures.filter((picture) => !picture.held);
+  if (free.length) deeds.append(...new Ways(card, free).rows);
+  if (job.film) deeds.append(films(job));
+  deeds.append(more(card, drawn));
+  const held = job.pictures.filter((picture) => picture.held);
+  if (job.may_decide) deeds.append(...held.map((picture) => decision(card, picture)));
+  deeds.hidden = false;
+}
+
+function row(card, letter, verb, title) {
+  const made = group(title, `${title} a picture`);
+  for (const { n } of card.job.pictures) {
+    const one = card.button(`${letter}${n}`, `${title} picture ${n}`, `${card.address}/${verb}/${n}`);
+    card.light(n, one);
+    made.append(one);
+  }
+  return made;
+}
+
+function films(job) {
+  const made = group("Film", "How it developed, as a film");
+  made.classList.add("line");
+  for (const [kind, address] of Object.entries(job.films)) {
+    made.append(download(kind === "webp" ? "WebP" : kind.toUpperCase(), `film as ${kind}`, address, `${job.id}.${kind}`));
+  }
+  return made;
+}
+
+function more(card, drawn) {
+  const { job } = card;
+  const made = group("", "More");
+  if (drawn) made.append(card.button("Re-roll", "Re-roll: the same prompt with another seed", `${card.address}/reroll`));
+  if (job.parent && COMPARED.has(job.action)) {
+    const one = button("Compare", "Compare with the picture that it was made from");
+    one.addEventListener("click", () => compare(job));
+    made.append(one);
+  }
+  const single = job.pictures.length === 1;
+  const address = single && !job.pictures[0].held ? job.pictures[0].url : job.grid;
+  const what = single ? "picture" : "pictures";
+  made.append(download(`↓ ${single ? "Picture" : "Pictures"}`, what, address, `${job.id}.png`));
+  return made;
+}
+
+// For the room's owner: a look at a held picture, and what becomes of it.
+function decision(card, picture) {
+  const made = group(`Held ${picture.n}`, `What becomes of picture ${picture.n}, which is held`);
+  const address = `${card.address}/pictures/${picture.n}`;
+  const look = Object.assign(document.createElement("a"), { href: `${address}/held.png`, textContent: "Look" });
+  look.target = "_blank";
+  const then = (verb) => () => {
+    made.remove();
+    if (verb === "show") card.hang({ ...picture, held: "" }, card.job);
+  };
+  const decide = (text, verb) => card.button(text, `${text}: picture ${picture.n}`, `${address}/${verb}`, { then: then(verb) });
+  made.append(look, decide("Show", "show"), decide("Keep hidden", "hide"));
+  return made;
+}

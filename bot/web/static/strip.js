@@ -1,0 +1,43 @@
+// One picture's part of a job's film, on a canvas. The server's images of a film show all pictures of the job in two
+// columns (four pixels between them); here is the one.
+
+import { look } from "/static/wire.js";
+
+const GAP = 4;
+
+export class Strip {
+  constructor(canvas, job, n) {
+    const shown = job.pictures.filter((picture) => !picture.held); // a held one is not in the film
+    Object.assign(this, { canvas, address: job.rungs, of: job.steps, count: shown.length });
+    this.place = shown.findIndex((picture) => picture.n === n);
+    canvas.setAttribute("aria-label", `How picture ${n} developed: ${job.words}`);
+  }
+
+  // Whether it could be had.
+  async load() {
+    const answer = await look(this.address);
+    if (!answer) return false;
+    this.rungs = answer.rungs.map((rung) => ({ step: rung.step, image: Object.assign(new Image(), { src: rung.url }) }));
+    const seen = await Promise.allSettled(this.rungs.map((rung) => rung.image.decode()));
+    return seen.every(({ status }) => status === "fulfilled");
+  }
+
+  get steps() {
+    return this.rungs.map((rung) => rung.step);
+  }
+
+  show(step) {
+    const at = (strip) => strip?.rungs.findLast((one) => one.step <= step);
+    const [own, older] = [at(this), at(this.before)];
+    if (own || !older) this.draw((own ?? this.rungs[0]).image);
+    else this.draw(older.image, this.before); // until it begins, it is the picture that it branched from
+  }
+
+  draw(image, { count, place } = this) {
+    const [columns, rows] = [Math.min(2, count), Math.ceil(count / 2)];
+    const [width, height] = [(image.naturalWidth + GAP) / columns - GAP, (image.naturalHeight + GAP) / rows - GAP];
+    Object.assign(this.canvas, { width, height });
+    const [x, y] = [(place % 2) * (width + GAP), Math.floor(place / 2) * (height + GAP)];
+    this.canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height);
+  }
+}

@@ -1,0 +1,43 @@
+"""What open pages are told of a moment: its event, written once however many pages are open.
+
+Knows how a moment is written; nothing of streams or of who may see what.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+from bot.feed import Developing, Queued, Readying
+from bot.web import shown
+
+Told = Queued | Readying | Developing
+REMEMBERED = 256  # jobs
+
+
+class Texts:
+    """Of each job the last moment's. The feed gives all pages that keep up the same moment."""
+
+    def __init__(self) -> None:
+        self._last: OrderedDict[str, tuple[Told, bytes]] = OrderedDict()
+
+    def of(self, moment: Told) -> bytes:
+        """The event as it goes over the wire (HTML, 9.2.6: the event stream's format). JSON has no line ends."""
+        last = self._last.get(moment.job)
+        if last is None or last[0] is not moment:
+            event, value = spoken(moment)
+            last = self._last[moment.job] = moment, f"event: {event}\r\ndata: {json.dumps(value)}\r\n\r\n".encode()
+            self._last.move_to_end(moment.job)
+            if len(self._last) > REMEMBERED:
+                self._last.popitem(last=False)
+        return last[1]
+
+
+def spoken(moment: Told) -> tuple[str, dict[str, Any]]:
+    """The event's name and what it says."""
+    if isinstance(moment, Developing):
+        return "frame", shown.frame(moment)
+    if isinstance(moment, Readying):
+        return "loading", shown.loading(moment)
+    return "queued", {"id": moment.job, "state": "queued", "place": moment.place, "eta": moment.eta}

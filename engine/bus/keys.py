@@ -1,0 +1,103 @@
+"""Workers' keys: each an Ed25519 pair (nkeys), of which only the public half stays here, in a file of the data folder.
+
+Knows the file and the keys' form; nothing of the server that reads them, nor of what they open.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from engine.job import Name
+
+FILE = "worker-keys.json"  # in the data folder: the broker's own can be thrown away
+SEED = re.compile(r"SU[A-Z2-7]{56}")
+
+
+class BadKey(ValueError):
+    """A key, a name or the file of keys is not as it should be; the text says what is wrong."""
+
+
+class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of a key. `made`: the day."""
+
+    name: Name
+    public: Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}\Z")]
+    pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
+    made: Annotated[str, Meta(max_length=10)]
+
+
+def make(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str]:
+    """A new key, and its seed, which is nowhere else. Raises `BadKey` for a name that the contract does not allow."""
+    import nkeys  # with libsodium, for whoever makes or shows a key
+
+    seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER).decode()
+    plain = {"name": name, "public": public(seed), "pools": list(dict.fromkeys(pools)), "made": day}
+    try:
+        return msgspec.convert(plain, WorkerKey), seed
+    except msgspec.ValidationError as error:
+        raise BadKey(
+            "A worker and its pools have names of up to 64 letters, digits, dots, hyphens and underscores, "
+            "which begin with a letter or a digit; there are 1 to 16 pools."
+        ) from error
+
+
+def public(seed: str) -> str:
+    """The public half. Raises `BadKey` where the seed was garbled on its way: it carries a sum of itself."""
+    import nkeys
+
+    try:
+        prefix, raw = nkeys.decode_seed(seed.encode())
+        if not SEED.fullmatch(seed) or nkeys.encode_seed(raw, prefix).decode() != seed:
+            raise ValueError("not what its sum says")
+        return bytes(nkeys.from_seed(seed.encode()).public_key).decode()  # the text, whatever its annotation says
+    except (nkeys.NkeysError, ValueError) as error:
+        raise BadKey(
+            "This is no worker's key, or not all of it: a key begins with SU and has 58 letters and digits."
+        ) from error
+
+
+def read(path: Path) -> list[WorkerKey]:
+    """Every key of the file, none where there is no file. Raises `BadKey` where it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[WorkerKey])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadKey(f"The file of workers' keys, {path}, cannot be read: {error}.") from error
+
+
+def write(path: Path, keys: Sequence[WorkerKey]) -> None:
+    """At once and whole, for its owner's eyes only."""
+    replace(path, msgspec.json.format(msgspec.json.encode(keys)) + b"\n")
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Puts a file of mode 600 in another's place: whoever reads finds the old one or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nobody else changes the keys, or the configuration made of them, meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,466 @@
+"""A backup is only worth what comes out of it: each is made beside a house at work, and restored elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from bot.chat.post.mail import bucket, lives
+from bot.cli import backup as making
+from bot.cli import restore as taking
+from bot.cli.archive import Manifest, Packer
+from bot.config import load
+from bot.house import open_house
+from bot.images.pictures import Pictures
+from bot.refused import Refused
+from bot.states import over
+from bot.store import Store, Unavailable, copying, places, reads
+from bot.views import Place
+from engine.bus import Bus
+from engine.bus.broker import Broker
+from kept import asked, draft, finished
+from painter import Painter, stop
+
+ROOT = Path(__file__).parents[2]
+
+
+def darkroom(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "bot", *map(str, arguments)]
+
+
+def posted(url: str, prompt: str) -> str:
+    """A job's id, once it was accepted."""
+    body = json.dumps({"prompt": prompt}).encode()
+    asked = urllib.request.Request(f"{url}/api/jobs", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        return json.load(answer)["jobs"][0]["id"]
+
+
+async def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
+    async with asyncio.timeout(seconds):
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                found = what()
+                if found := await found if asyncio.iscoroutine(found) else found:
+                    return found
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def at_work(folder: Path) -> AsyncIterator[tuple[Broker, Painter]]:
+    """A broker of its own and a worker on it."""
+    async with Broker(folder) as broker:
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        painter = Painter(bus)
+        task = asyncio.create_task(painter.run())
+        try:
+            yield broker, painter
+        finally:
+            await stop(task)
+            await bus.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("files are compared")
+async def test_what_was_accepted_before_the_backup_ends_once_in_the_restored_house(tmp_path: Path) -> None:
+    data, new, file = tmp_path / "data", tmp_path / "new", tmp_path / "night.tar"
+    async with at_work(tmp_path / "nats") as (broker, painter):
+        environment = os.environ | {"DARKROOM_NATS_TOKEN": broker.token}
+        started = darkroom("bot", "--nats", broker.url, "--data", data, "--port", "0")
+        bot = await asyncio.create_subprocess_exec(*started, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            url = await until(lambda: json.loads((data / "running.json").read_text())["url"])
+            await until(lambda: json.load(urllib.request.urlopen(f"{url}/healthz"))["workers"])
+            done = [await asyncio.to_thread(posted, url, f"apple {n} --count 2") for n in range(2)]
+            await until(lambda: len(painter.done) == len(done))
+            painter.stand_at = 3
+            opened = [await asyncio.to_thread(posted, url, f"pear {n} --count 1") for n in range(5)]
+            await until(lambda: not painter.going.is_set())
+            making_it = await asyncio.create_subprocess_exec(*darkroom("backup", file, "--data", data), cwd=ROOT)
+            later = [await asyncio.to_thread(posted, url, f"plum {n} --count 1") for n in range(3)]
+            assert await making_it.wait() == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(bot.pid, signal.SIGKILL)
+            await bot.wait()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no draft is left"
+    with pytest.raises(Refused, match="is not empty"):
+        await asyncio.to_thread(taking.restore, file, data)
+    await asyncio.to_thread(taking.restore, file, new)
+    await _goes_on(tmp_path, data, new, done, opened, later)
+
+
+async def _goes_on(tmp_path: Path, data: Path, new: Path, done: list[str], opened: list[str], later: list[str]) -> None:
+    async with at_work(tmp_path / "new-nats") as (broker, _):
+        bus = await Bus.connect(broker.url, broker.token)
+        await bus.declare()
+        async with open_house(load(data=new), bus) as house:
+
+            async def ended() -> bool:
+                found = await house.store.ask(reads.some, [*done, *opened])
+                assert set(found) == {*done, *opened}, "all that was accepted before is here"
+                return all(over(record.state) for record in found.values())
+
+            await until(ended)
+            known = list(await house.store.ask(reads.some, [*done, *opened, *later]))
+            history = await house.store.ask(reads.history, known)
+            ends = [entry.job for entry in history if entry.target == "finished"]
+            assert {*done, *opened} <= set(ends)
+            assert len(ends) == len(set(ends))
+            before = Pictures(data / "pictures")
+            kept = await house.store.ask(reads.stored, done)
+            assert len(kept) == len(done) * 4, "two pictures each, and how each came to be"
+            for one in kept:
+                assert await house.pictures.get(one.sha256) == await before.get(one.sha256)
+        await bus.close()
+
+
+# A small house's backup, and what can be wrong with one
+
+
+async def _small(data: Path) -> list[str]:
+    data.mkdir()
+    store, pictures = await Store.open(load(data=data).database), Pictures(data / "pictures")
+    jobs = [await finished(store, pictures, draft(at=1.0 + n), f"own {n}", "shared") for n in range(3)]
+    await store.close()
+    return jobs
+
+
+@pytest.fixture
+def made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A backup of three jobs with four pictures."""
+    asyncio.run(_small(tmp_path / "data"))
+    (tmp_path / "data" / "web.key").write_bytes(b"k" * 32)
+    making.backup(tmp_path / "small.tar", data=tmp_path / "data")
+    assert "the database and 4 pictures and films." in capsys.readouterr().out
+    return tmp_path / "small.tar"
+
+
+def test_there_and_back(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "deep" / "new"
+    taking.restore(made, new)
+    assert "The database and 4 pictures and films" in capsys.readouterr().out
+
+    def pictures(data: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (data / "pictures").rglob("*") if path.is_file()}
+
+    assert pictures(new) == pictures(tmp_path / "data")
+    assert copying.contents(new / "darkroom.sqlite") == copying.contents(tmp_path / "data" / "darkroom.sqlite")
+    assert not (new / "web.key").exists(), "keys are not in it"
+    assert new.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "empty").mkdir()
+    taking.restore(made, tmp_path / "empty")
+    with pytest.raises(Refused, match="is not empty"):
+        taking.restore(made, tmp_path / "empty")
+    with pytest.raises(Refused, match="is there already"):
+        making.backup(made, data=tmp_path / "data")
+    with pytest.raises(Refused, match="There is no store in"):
+        making.backup(tmp_path / "b.tar", data=tmp_path / "nowhere")
+
+
+WHERE = {"guild": "1", "channel": "2", "token": "aW50ZXJhY3Rpb246c2VjcmV0", "token_until": "9e12", "message": "3"}
+GONE = "Z29uZSBhbmQgZGVsZXRlZA"
+
+
+async def _in_discord(data: Path) -> list[str]:
+    """Two jobs whose answers have a token; a third one's place was deleted, and lies in the file all the same."""
+    data.mkdir()
+    store = await Store.open(load(data=data).database)
+    where = [WHERE, WHERE, {**WHERE, "token": GONE}]
+    jobs = [await asked(store, draft(at=1.0 + n, place=Place("discord", one))) for n, one in enumerate(where)]
+    await store.close()
+    with contextlib.closing(sqlite3.connect(data / "darkroom.sqlite")) as opened, opened:
+        opened.execute("PRAGMA secure_delete=OFF")  # as SQLite is, where a distribution has not built it otherwise
+        opened.execute("DELETE FROM places WHERE job = ?", jobs[2:])
+    return jobs[:2]
+
+
+async def _places(data: Path, jobs: list[str]) -> list[Place | None]:
+    store = await Store.open(load(data=data).database)
+    found = [await store.ask(places.place, job) for job in jobs]
+    await store.close()
+    return found
+
+
+def test_the_tokens_of_answers_stay_behind_and_their_channels_do_not(tmp_path: Path) -> None:
+    jobs = asyncio.run(_in_discord(tmp_path / "data"))
+    known = {GONE.encode(), WHERE["token"].encode()}
+    before = (tmp_path / "data" / "darkroom.sqlite").read_bytes()
+    assert all(token in before for token in known)
+    making.backup(tmp_path / "b.tar", data=tmp_path / "data")
+    made = (tmp_path / "b.tar").read_bytes()
+    assert not [token for token in known if token in made]
+    taking.restore(tmp_path / "b.tar", tmp_path / "new")
+    for place in asyncio.run(_places(tmp_path / "new", jobs)):
+        assert place is not None
+        assert place == Place("discord", {name: said for name, said in WHERE.items() if name != "token"})
+        assert not lives(place.where, 0.0)
+        assert bucket(place.where, 0.0) == "channel:2"
+    assert asyncio.run(_places(tmp_path / "data", jobs))[0] == Place("discord", WHERE), "the running bot's stay"
+
+
+def test_what_is_missing_is_said_on_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    asyncio.run(_small(data))
+    lost = next(path for path in sorted((data / "pictures").rglob("*")) if path.is_file())
+    lost.unlink()
+    making.backup(tmp_path / "b.tar", data=data)
+    assert "1 of them was deleted meanwhile" in capsys.readouterr().out
+    taking.restore(tmp_path / "b.tar", tmp_path / "new")
+    assert f"1 picture that it names is not in the backup: {lost.name[:12]}…" in capsys.readouterr().out
+
+
+def test_pictures_alone_beside_a_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    asyncio.run(_small(data))
+    making.backup(tmp_path / "p.tar", pictures_only=True, data=data)
+    taking.restore(tmp_path / "p.tar", tmp_path / "new")
+    assert "4 pictures and films; put the dump of their database back" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["pictures"]
+    assert copying.file_of("postgresql+psycopg://localhost/darkroom") is None
+    assert "pg_dump" in making.DUMPED
+
+
+def content(made: Path) -> dict[str, bytes]:
+    with tarfile.open(made) as tar:
+        return {entry.name: tar.extractfile(entry).read() for entry in tar}  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def packed(file: Path, parts: dict[str, bytes], **odd: tarfile.TarInfo) -> Path:
+    with tarfile.open(file, "w") as tar:
+        for name, body in parts.items():
+            entry = odd.get(name) or tarfile.TarInfo(name)
+            entry.size = len(body)
+            tar.addfile(entry, io.BytesIO(body))
+    return file
+
+
+def refused(file: Path, tmp_path: Path, match: str) -> None:
+    """In one sentence, and nothing is left of the attempt; nor of one from outside the folder."""
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(Refused, match=match):
+        taking.restore(file, tmp_path / "new")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_nothing_leads_out_of_the_folder(made: Path, tmp_path: Path) -> None:
+    parts = content(made)
+    for name in ("../evil", "/tmp/evil", "pictures/../../evil", "pictures/sha256/x", "web.key", f"pictures/{'A' * 64}"):
+        refused(packed(tmp_path / "bad.tar", parts | {name: b"x"}), tmp_path, "has no place in one")
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+        odd = tarfile.TarInfo(f"pictures/{'a' * 64}")
+        odd.type, odd.linkname = kind, "/etc/passwd"
+        with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+            tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
+            tar.addfile(odd)
+        refused(tmp_path / "bad.tar", tmp_path, "has no place in one")
+
+
+def _entry(name: str, parts: dict[str, bytes]) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(parts[name])
+    return entry
+
+
+def test_what_is_not_what_it_says_is_refused(made: Path, tmp_path: Path) -> None:
+    parts, bad = content(made), tmp_path / "bad.tar"
+    picture = next(name for name in parts if name.startswith("pictures/"))
+    refused(packed(bad, parts | {picture: b"other"}), tmp_path, "is not what its name says")
+    database = bytearray(parts["darkroom.sqlite"])
+    database[5000] ^= 1
+    refused(packed(bad, parts | {"darkroom.sqlite": bytes(database)}), tmp_path, "the file is damaged")
+    first = {"manifest.json": parts["manifest.json"]}
+    refused(packed(bad, first), tmp_path, "ends before its database")
+    refused(packed(bad, {picture: parts[picture]}), tmp_path, "does not begin with a manifest")
+    for manifest in (b"{", b"[]", b'{"made": 1}'):
+        refused(packed(bad, {"manifest.json": manifest}), tmp_path, "its manifest cannot be read")
+    later = json.loads(first["manifest.json"]) | {"format": 9}
+    refused(packed(bad, {"manifest.json": json.dumps(later).encode()}), tmp_path, "of a later version")
+    with tarfile.open(bad, "w") as tar:
+        for _ in range(2):
+            tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
+    refused(bad, tmp_path, "twice")
+    for size in (0, 700, 5000, made.stat().st_size // 2):
+        bad.write_bytes(made.read_bytes()[:size])
+        refused(bad, tmp_path, "cannot be read|is damaged|is not what its name says|is no backup")
+    bad.write_bytes(os.urandom(4096))
+    refused(bad, tmp_path, "cannot be read")
+    with tarfile.open(bad, "w:gz") as tar:
+        tar.addfile(_entry("manifest.json", parts), io.BytesIO(parts["manifest.json"]))
+    refused(bad, tmp_path, "cannot be read")
+
+
+MANIFESTS = {
+    "infinity": b'{"made": 0, "database": "", "pictures": Infinity, "format": 1}',
+    "too large": b'{"made": 0, "database": "", "pictures": 1, "format": 1e999}',
+    "no number": b'{"made": 0, "database": "", "pictures": NaN, "format": 1}',
+    "a moment that is none": b'{"made": NaN, "database": "", "pictures": 1, "format": 1}',
+    "many digits": b'{"made": 1%b, "database": "", "pictures": 1, "format": 1}' % (b"0" * 400),
+    "more digits than are read": b'{"made": 0, "database": "", "pictures": 1%b, "format": 1}' % (b"0" * 5000),
+    "deep": b"[" * 60_000,
+    "deeper than it is wide": b'{"made": ' * 6_000,
+    "lists": b'{"made": [], "database": [], "pictures": [], "format": []}',
+    "a word": b'"manifest"',
+    "nothing": b"",
+    "no text": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS.values(), ids=MANIFESTS)
+def test_a_manifest_of_any_kind_ends_in_a_sentence(tmp_path: Path, manifest: bytes) -> None:
+    refused(packed(tmp_path / "bad.tar", {"manifest.json": manifest}), tmp_path, "its manifest cannot be read")
+
+
+SHA = f"pictures/{'a' * 64}"
+HEADERS: dict[str, tuple[str, dict[str, str], str]] = {
+    "less than nothing": ("darkroom.sqlite", {"size": "-5"}, "has less than nothing in it"),
+    "a block less than nothing": ("darkroom.sqlite", {"size": "-2048"}, "cannot be read"),
+    "a picture less than nothing": (SHA, {"size": "-1"}, "has less than nothing in it"),
+    "more than a disk": ("darkroom.sqlite", {"size": str(2**62)}, "cannot be read"),
+    "more than a number": ("darkroom.sqlite", {"size": str(2**80)}, "cannot be read"),
+    "a large picture": (SHA, {"size": str(2**80)}, "too large for a picture"),
+    "no size": (SHA, {"size": "x"}, "is not what its name says"),
+    "a hole": ("darkroom.sqlite", {"GNU.sparse.map": "0,1", "GNU.sparse.size": "1"}, "has no place in one"),
+    "a hole without numbers": (SHA, {"GNU.sparse.map": "x"}, "cannot be read"),
+    "a hole of no size": (SHA, {"GNU.sparse.size": "x"}, "cannot be read"),
+    "a hole that never ends": (SHA, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, "cannot be read"),
+    "a name with an end in it": (SHA, {"path": f"{SHA}\0x"}, "has no place in one"),
+    "a name that is none": (SHA, {"path": "\udcff\n"}, "has no place in one"),
+}
+
+
+@pytest.mark.parametrize(("name", "headers", "match"), HEADERS.values(), ids=HEADERS)
+def test_a_header_of_any_kind_ends_in_a_sentence(
+    made: Path, tmp_path: Path, name: str, headers: dict[str, str], match: str
+) -> None:
+    parts, entry = content(made), tarfile.TarInfo(name)
+    entry.pax_headers = headers
+    parts.pop("darkroom.sqlite")
+    refused(packed(tmp_path / "bad.tar", parts | {name: b"abc"}, **{name: entry}), tmp_path, match)
+
+
+def block(kind: bytes, size: bytes) -> bytes:
+    """A tar header with a size of one's own (POSIX.1-1988, ustar; base-256 as GNU has it)."""
+    entry = tarfile.TarInfo("x")
+    entry.type = kind
+    raw = bytearray(entry.tobuf(tarfile.USTAR_FORMAT))
+    raw[124:136] = size
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw)
+    return bytes(raw)
+
+
+BLOCKS = {
+    "a long name less than nothing": block(tarfile.GNUTYPE_LONGNAME, (-1024).to_bytes(12, "big", signed=True)),
+    "a long name without end": block(tarfile.GNUTYPE_LONGNAME, b"\x80" + (2**80).to_bytes(11, "big")),
+    "a header without end": block(tarfile.XHDTYPE, b"\x80" + (2**62).to_bytes(11, "big")),
+    "headers of headers": block(tarfile.XHDTYPE, b"%011o\0" % 0) * 3000,
+    "what is less than nothing": block(tarfile.REGTYPE, (-1024).to_bytes(12, "big", signed=True)),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
+def test_a_block_of_any_kind_ends_in_a_sentence(made: Path, tmp_path: Path, blocks: bytes, first: bool) -> None:
+    manifest = packed(tmp_path / "bad.tar", {"manifest.json": content(made)["manifest.json"]}).read_bytes()[:1024]
+    (tmp_path / "bad.tar").write_bytes((b"" if first else manifest) + blocks + bytes(1024))
+    refused(tmp_path / "bad.tar", tmp_path, "cannot be read|has no place in one|does not begin with a manifest")
+
+
+OTHERS = {
+    "later version": "UPDATE alembic_version SET version_num='9999'",
+    "no database": "DROP TABLE pictures",
+    "does not say of which version": "DELETE FROM alembic_version",
+    "say of which version it is": "UPDATE alembic_version SET version_num=''",
+}
+
+
+def test_another_database_is_refused(made: Path, tmp_path: Path) -> None:
+    for name, change in OTHERS.items():
+        file, bad = tmp_path / "other.sqlite", tmp_path / "bad.tar"
+        file.write_bytes(content(made)["darkroom.sqlite"])
+        subprocess.run([sys.executable, "-c", CHANGE, file, change], check=True)
+        with bad.open("wb") as out:
+            packer = Packer(out)
+            packer.manifest(Manifest(1.0, hashlib.sha256(file.read_bytes()).hexdigest(), 0))
+            packer.database(file)
+            packer.close()
+        refused(bad, tmp_path, name)
+
+
+CHANGE = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit(); c.close()"
+
+
+def test_a_full_disk_leaves_no_half_backup(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Packer, "picture", full)
+    with pytest.raises(Refused, match="cannot be written: no space left on device"):
+        making.backup(tmp_path / "b.tar", data=tmp_path / "data")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.tar"]
+    shutil.rmtree(tmp_path / "data")
+
+
+def test_a_backup_blames_its_file_for_nothing_else(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    data, file = tmp_path / "data", tmp_path / "b.tar"
+
+    def fails(where: object, name: str, error: Exception, alone: bool) -> str:
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, Mock(side_effect=error))
+            with pytest.raises(Refused) as caught:
+                making.backup(file, pictures_only=alone, data=data)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.tar"]
+        return caught.value.sentence
+
+    for name in ("open", "ask"):
+        away = Unavailable("The database cannot be used now: it is away.")
+        assert fails(Store, name, away, alone=True) == str(away)
+    bucket = OSError("The picture store cannot be used now: no route")
+    for alone in (True, False):
+        assert fails(Pictures, "get", bucket, alone=alone) == f"{bucket}."
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_backup_goes_over_no_file_that_came_meanwhile(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:  # fmt: skip
+    file, real = tmp_path / "b.tar", Packer.close
+    if not links:  # as on a USB stick
+        monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError(1, "Operation not permitted")))
+
+    def slow(packer: Packer) -> None:
+        file.write_text("another's")
+        real(packer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Packer, "close", slow)
+        with pytest.raises(Refused, match="is there already"):
+            making.backup(file, data=tmp_path / "data")
+    assert file.read_text() == "another's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "data", "small.tar"]
+    making.backup(tmp_path / "c.tar", data=tmp_path / "data")
+    assert content(tmp_path / "c.tar").keys() == content(made).keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "c.tar", "data", "small.tar"]

@@ -1,0 +1,108 @@
+"""The pure parts of `darkroom bench queue` and `scale`: percentiles, growth, fairness, rows, pass or miss."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.bench import admitting, delivery, fairness, handing, latency, picking, scale
+from bot.bench.figures import GOALS, as_json, at, growth, jain, missing, pace, row, shared_out
+from bot.bench.stamper import jpeg, stamp_of, stamped
+from bot.bench.viewers import Viewer
+
+TIMES = st.lists(st.floats(0, 1e6), min_size=1)
+
+
+@given(TIMES, st.floats(0, 1))
+def test_a_percentile_is_one_of_the_values_and_as_many_lie_below(values: list[float], share: float) -> None:
+    found = at(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values)
+    assert sum(value < found for value in values) <= share * len(values)
+
+
+def test_percentiles_of_little() -> None:
+    assert [at([3.0, 1.0, 2.0], share) for share in (0, 0.5, 0.99, 1)] == [1, 2, 3, 3]
+    assert at(range(1, 101), 0.99) == 99
+    assert math.isnan(at([], 0.5))
+
+
+@given(st.floats(-1, 2), st.floats(0.001, 1000))
+def test_growth_finds_the_exponent(exponent: float, factor: float) -> None:
+    sizes = (1_000, 10_000, 100_000)
+    assert growth(sizes, [factor * size**exponent for size in sizes]) == pytest.approx(exponent, abs=1e-6)
+
+
+@given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=50))
+def test_jains_index_lies_between_one_for_all_and_one_for_one(shares: list[float]) -> None:
+    assert 1 / len(shares) - 1e-9 <= jain(shares) <= 1 + 1e-9
+    assert jain([shares[0]] * 10) == pytest.approx(1)
+    assert jain([shares[0], *[0.0] * 9]) == pytest.approx(0.1)
+
+
+def test_a_pace_does_not_count_a_batch_twice() -> None:
+    assert pace([number * 0.5 for number in range(20)]) == pytest.approx(2)
+    assert pace([batch * 2.0 for batch in range(10) for _ in range(4)]) == pytest.approx(2, rel=0.03)
+    assert pace([1.0]) == 0
+
+
+def test_shares_of_the_next_picks() -> None:
+    assert shared_out(["a", "b", "a", "b", "c"], 3) == 1
+    assert shared_out(["a", "a", "a"], 2) == 3
+    assert shared_out([], 2) == 0
+
+
+def test_a_row_has_the_goal_of_its_name_and_passes_by_it() -> None:
+    name = "enqueue → first step, idle, p99"
+    assert [row(name, "SQLite", figure).passed for figure in (50.0, 50.1, None)] == [True, False, False]
+    assert row(name, "SQLite", math.nan).figure is None
+    rate = "accepted jobs a second"
+    assert [row(rate, database, 300.0).passed for database in ("SQLite", "PostgreSQL")] == [True, False]
+    [plain] = json.loads(as_json([row(name, "SQLite", 12.5, "so")]))
+    assert plain == {
+        "name": f"{name} (SQLite)", "figure": 12.5, "goal": "≤ 50", "unit": "ms", "pass": True, "note": "so"
+    }  # fmt: skip
+
+
+def test_every_name_has_its_goal_and_what_is_missing_never_passes() -> None:
+    named = (*latency.NAMES, *delivery.NAMES, *picking.NAMES, *fairness.NAMES, *handing.NAMES)
+    named += admitting.NAMES
+    assert set(named) == set(GOALS)
+    rows = missing("PostgreSQL", named, "No PostgreSQL is installed here.")
+    assert [each.passed for each in rows] == [False] * len(named)
+    assert all(each.plain()["note"] and each.figure is None for each in rows)
+
+
+def test_a_hand_over_is_judged_by_the_worst_that_was_seen() -> None:
+    kills = [handing.Moved(waited, 0.5) for waited in (9.0, 10.0, 12.5)]
+    stops = [handing.Moved(waited, 0.1) for waited in (0.2, 0.3, 0.4, 0.5, 1.2)]
+    rows = {each.name: each for each in handing.told("SQLite", kills, stops)}
+    killed, stopped = rows[f"{handing.KILLED} (SQLite)"], rows[f"{handing.STOPPED} (SQLite)"]
+    assert [(each.figure, each.passed) for each in (killed, stopped)] == [(12.5, False), (1.2, False)]
+    assert "worst of 3, median 10.00 s" in killed.note
+    assert "worst of 5, median 0.40 s" in stopped.note
+    assert rows[f"{handing.REPEATED} (SQLite)"].passed
+
+
+def test_the_efficiency_is_of_one_worker_alone() -> None:
+    found = scale.efficiency({1: 0.5, 8: 3.8}, 8)
+    assert (found.figure, found.goal, found.passed) == (pytest.approx(0.95), "≥ 0.9", True)
+    assert not scale.efficiency({1: 0.5, 8: 3.0}, 8).passed
+    assert scale.efficiency({1: 0.5, 2: 0.6}, 2).goal is None
+
+
+def test_a_viewer_reads_stamps_out_of_pieces_of_a_stream() -> None:
+    picture = stamped(jpeg(2_000))
+    said = {"id": "X", "frames": {"1": base64.b64encode(picture).decode()}}
+    stream = b"event: room\r\ndata: {}\r\n\r\nevent: frame\r\ndata: " + json.dumps(said).encode() + b"\r\n\r\n: ping"
+    viewer, now = Viewer(), stamp_of(picture) + 0.012
+    for start in range(0, len(stream), 1000):
+        viewer.take(stream[start : start + 1000], now)
+    assert viewer.delays() == [pytest.approx(12)]
+    assert picture.startswith(b"\xff\xd8\xff")
+    assert 2_000 <= len(picture) < 9_000

@@ -1,0 +1,69 @@
+"""`darkroom bench queue` and `scale`, each once and short: real houses, brokers and simulated workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from bot.bench import cluster, figures, handing, latency, picking, queue, scale
+from bot.bench.cluster import cluster as private
+from bot.bench.premises import cpu_seconds
+
+pytestmark = pytest.mark.may_block("it opens folders and starts processes, as a command does")
+
+
+def silent(sentence: str) -> None:
+    """Nobody reads it."""
+
+
+@pytest.mark.asyncio
+async def test_the_queue_is_measured_in_a_house_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "QUICK", 2)
+    monkeypatch.setattr(picking, "QUICK", (100, 1_000))
+    monkeypatch.setattr(picking, "FEW", 10)
+    monkeypatch.setattr(figures, "GOALS", {**figures.GOALS, picking.P50.format(100, 10): (None, "ms")})
+    rows = await queue.measure(["SQLite"], ["latency", "picking"], quick=True, say=silent)
+    assert [each.name.rpartition(" (")[2] for each in rows] == ["SQLite)"] * len(rows)
+    assert all(each.figure is not None for each in rows)
+    exponents = [each for each in rows if each.name.startswith(picking.EXPONENT)]  # below 0 where nothing grows
+    assert len(exponents) == 1
+    assert all(each.figure >= 0 for each in rows if each.figure is not None and each not in exponents)
+
+
+@pytest.mark.asyncio
+async def test_a_worker_is_counted_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "WORKERS", (1,))
+    monkeypatch.setattr(scale, "QUICK", 4.0)
+    monkeypatch.setattr(scale, "WARMING", 0.2)
+    rows = await scale.measure(quick=True, say=silent)
+    assert [each.name for each in rows] == ["jobs a second, 1 worker"]
+    assert all("the broker" in each.note for each in rows)
+
+
+def test_without_postgresql_its_rows_do_not_pass(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "programs", lambda: None)
+    assert queue.run(["--json", "--quick", "--on", "PostgreSQL", "--only", "handing"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in rows] == [f"{name} (PostgreSQL)" for name in handing.NAMES]
+    assert {(each["pass"], each["note"]) for each in rows} == {(False, "No PostgreSQL is installed here.")}
+
+
+@pytest.mark.asyncio
+async def test_a_private_postgresql_comes_and_goes() -> None:
+    async with private() as url:
+        folder = Path(unquote(url.partition("host=")[2].partition("&")[0]))
+        reader, writer = await asyncio.open_unix_connection(str(folder / f".s.PGSQL.{cluster.PORT}"))
+        writer.close()
+        assert not reader.at_eof()
+    assert not folder.exists()
+
+
+def test_who_had_the_processor() -> None:
+    assert set(cpu_seconds({"me": os.getpid(), "nobody": None})) == {"me"}

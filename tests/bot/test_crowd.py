@@ -1,0 +1,23 @@
+"""A place in a queue that was not laid out: as if users were served in turn, which the fair order of equals does."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.crowd import Crowd
+
+users = st.lists(st.integers(1, 30), max_size=20)
+
+
+@given(users, st.integers(0, 29))
+def test_everybody_has_their_turns_before_it(counts: list[int], turn: int) -> None:
+    mine = turn + 1
+    jobs, work = Crowd([*((count, 2.0) for count in counts), (mine, 2.0)]).before(turn)
+    assert jobs == sum(min(count, mine) for count in counts) + turn
+    assert work == 2.0 * (jobs + 1)
+
+
+def test_costs_are_those_of_each_user_and_nobody_is_no_crowd() -> None:
+    assert Crowd([(3, 1.0), (1, 10.0)]).before(1) == (2, 12.0)
+    assert Crowd().before(5) == (0, 0.0)

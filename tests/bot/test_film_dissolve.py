@@ -1,0 +1,187 @@
+"""The way into noise: what equation 4 says of every frame, the ends of the film, and its way back by a ladder."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bot.images.dissolve import (
+    FRAMES,
+    MAX_SIDE,
+    cosine,
+    dissolve,
+    dissolving,
+    noised,
+    seed_of,
+    shown,
+    there_and_back,
+)
+from bot.images.film_formats import KINDS, Kind
+from bot.images.pixels import Unreadable, opened, saved
+from bot.images.reel import FRAME_MS, HOLD_MS, TURN_MS
+from bot.refused import Refused
+from engine.job import Ladder, Rung, encode
+
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+
+
+def picture(size: tuple[int, int] = (256, 256)) -> bytes:
+    """A slope from dark to light with a red square."""
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    pixels[:] = np.linspace(30, 220, size[0])[None, :, None]
+    pixels[size[1] // 4 : size[1] // 2, size[0] // 4 : size[0] // 2] = (220, 30, 30)
+    return saved(Image.fromarray(pixels), "PNG")
+
+
+def ladder(count: int = 5) -> bytes:
+    rungs = []
+    for place in range(count):
+        out = io.BytesIO()
+        Image.new("RGB", (64, 64), (10 + 40 * place,) * 3).save(out, "WEBP", lossless=True)
+        rungs.append(Rung(step=1 + place, thumbnail=out.getvalue()))
+    return encode(Ladder(job=JOB, image=0, of=count, shape=(4, 8, 8), rungs=tuple(rungs)))
+
+
+def frames(payload: bytes) -> tuple[list[Image.Image], list[int]]:
+    found, seen = [], []
+    with Image.open(io.BytesIO(payload)) as film:
+        for place in range(getattr(film, "n_frames", 1)):
+            film.seek(place)
+            film.load()
+            found.append(film.convert("RGB"))
+            seen.append(int(film.info["duration"]))
+    return found, seen
+
+
+def array(one: Image.Image) -> np.ndarray:
+    return np.asarray(one, dtype=np.float64)
+
+
+def test_the_first_frame_is_the_picture_and_the_last_is_unit_noise() -> None:
+    reel = dissolving(picture(), 7)
+    assert (reel.count, reel.size) == (FRAMES, (256, 256))
+    assert reel.draw(0, reel.size).tobytes() == opened(picture()).tobytes()
+    noise = noised(np.asarray(opened(picture())), 7, 0.0)
+    n = noise.size
+    assert reel.draw(FRAMES - 1, reel.size).tobytes() == shown(noise).tobytes()
+    assert abs(noise.mean()) < 4 / math.sqrt(n)
+    assert noise.var() == pytest.approx(1.0, abs=4 * math.sqrt(2 / n))
+    for within in (1.0, 2.0, 3.0):  # as much of it lies within so many deviations as of a normal distribution
+        expected = math.erf(within / math.sqrt(2))
+        assert (np.abs(noise) < within).mean() == pytest.approx(
+            expected, abs=4 * math.sqrt(expected * (1 - expected) / n)
+        )
+    for a, b in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise[..., 0], noise[..., 1])):
+        assert abs((a * b).mean()) < 4 / math.sqrt(a.size), "neighbours and colours know nothing of each other"
+    clear = array(opened(picture())) / 127.5 - 1
+    assert abs((noise * clear).mean()) < 4 / math.sqrt(n), "nothing of the picture is left"
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.0, 1.0), st.integers(0, 2**32 - 1))
+def test_every_frame_has_the_mean_and_the_variance_of_equation_4(level: float, seed: int) -> None:
+    pixels = np.asarray(opened(picture((128, 96))))
+    clear = pixels / 127.5 - 1.0
+    rest = noised(pixels, seed, level) - math.sqrt(level) * clear
+    n, variance = rest.size, 1.0 - level
+    assert abs(rest.mean()) < 6 * math.sqrt(variance / n) + 1e-6
+    assert rest.var() == pytest.approx(variance, abs=6 * variance * math.sqrt(2 / n) + 1e-6)
+
+
+def test_the_noise_is_the_seeds_and_the_same_for_all_frames() -> None:
+    pixels = np.asarray(opened(picture((64, 64))))
+    half, none = noised(pixels, 5, 0.5), noised(pixels, 5, 0.0)
+    clear = pixels / 127.5 - 1.0
+    assert np.allclose((half - math.sqrt(0.5) * clear) / math.sqrt(0.5), none, atol=1e-5)
+    assert not np.allclose(noised(pixels, 6, 0.0), none)
+    assert seed_of(picture()) == seed_of(picture()) != seed_of(picture((64, 64)))
+
+
+def test_the_cosine_schedule_is_the_one_of_diffusers() -> None:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    theirs = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
+    ours = [cosine((step + 1) / 1000) for step in range(1000)]
+    assert np.allclose(theirs[:-1], ours[:-1], atol=1e-5)  # theirs stops short of the last, where nothing would be left
+    assert (cosine(0.0), cosine(1.0)) == (1.0, 0.0)
+
+
+def test_a_models_own_schedule_decides_how_noisy_each_frame_is() -> None:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    alphas = DDPMScheduler(1000, beta_schedule="linear").alphas_cumprod.tolist()
+    reel = dissolving(picture(), 3, frames=11, alphas=alphas)
+    pixels = np.asarray(opened(picture()))
+    assert reel.draw(0, reel.size).tobytes() == opened(picture()).tobytes()
+    for place in (1, 5, 10):
+        wanted = shown(noised(pixels, 3, alphas[round(999 * place / 10)]))
+        assert reel.draw(place, reel.size).tobytes() == wanted.tobytes()
+    sudden = dissolving(picture(), 3, frames=3, alphas=[0.0])
+    assert sudden.draw(1, (64, 64)).tobytes() == sudden.draw(2, (64, 64)).tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dissolving_picture_is_a_film_of_every_kind(kind: Kind) -> None:
+    made = dissolve(picture((96, 64)), 7, frames=6, kind=kind)
+    assert made == dissolve(picture((96, 64)), 7, frames=6, kind=kind)
+    assert made != dissolve(picture((96, 64)), 8, frames=6, kind=kind)
+    if kind == "mp4":
+        return
+    found, seen = frames(made)
+    assert seen == [FRAME_MS + TURN_MS, *[FRAME_MS] * 4, HOLD_MS]
+    assert {one.size for one in found} == {(384, 256)}
+    first = array(dissolving(picture((96, 64)), 7).draw(0, (384, 256)))
+    assert np.abs(array(found[0]) - first).mean() < 4
+    spread = [array(one.convert("L")).std() for one in found]
+    assert np.corrcoef(array(found[-1]).ravel(), first.ravel())[0, 1] < 0.05
+    assert spread[-1] > 30
+
+
+def test_noise_made_smaller_is_noise_of_that_size() -> None:
+    """It would be grey if the frame were made smaller with the noise in it."""
+    whole = dissolve(picture(), 7, frames=8)
+    small = dissolve(picture(), 7, frames=8, limit=len(whole) // 10)
+    found, seen = frames(small)
+    assert len(small) <= len(whole) // 10
+    assert found[0].width < 256
+    assert seen[-1] == HOLD_MS
+    assert array(found[-1].convert("L")).std() > 30
+
+
+def test_there_and_back_ends_where_it_began() -> None:
+    made = there_and_back(picture(), ladder(), 7, frames=8)
+    found, seen = frames(made)
+    assert len(found) == 8 + 5
+    assert seen == [FRAME_MS + TURN_MS, *[FRAME_MS] * 6, FRAME_MS + TURN_MS, *[FRAME_MS] * 4, HOLD_MS]
+    assert np.abs(array(found[0]) - array(found[-1])).mean() < 3
+    assert np.corrcoef(array(found[0]).ravel(), array(found[7]).ravel())[0, 1] < 0.05
+    assert [round((array(one).mean() - 10) / 40) for one in found[8:12]] == [0, 1, 2, 3]
+    tight = there_and_back(picture(), ladder(), 7, frames=8, limit=len(made) // 3)
+    assert len(tight) <= len(made) // 3
+    again, times = frames(tight)
+    assert times[0] >= FRAME_MS + TURN_MS
+    assert times[-1] == HOLD_MS
+    assert np.corrcoef(array(again[0]).ravel(), array(again[-1]).ravel())[0, 1] > 0.9
+
+
+def test_sizes_are_bounded_and_what_is_no_picture_is_refused() -> None:
+    assert dissolving(picture((2000, 1000)), 1).size == (MAX_SIDE, MAX_SIDE // 2)
+    assert max(dissolving(picture((3000, 4)), 1).size) == MAX_SIDE
+    with pytest.raises(Unreadable):
+        dissolve(b"no picture", 1)
+    with pytest.raises(Unreadable):
+        there_and_back(picture(), b"no ladder", 1)
+    for count in (1, 97):
+        with pytest.raises(ValueError, match="2 to 96"):
+            dissolve(picture(), 1, frames=count)
+    for alphas in ([1.1, 0.5], [0.2, 0.3], [0.5, -0.1], [math.nan]):
+        with pytest.raises(ValueError, match="never grow"):
+            dissolve(picture(), 1, alphas=alphas)
+    with pytest.raises(Refused, match="too large"):
+        dissolve(picture(), 1, limit=500)

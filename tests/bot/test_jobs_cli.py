@@ -1,0 +1,175 @@
+"""`darkroom jobs`: what the owner of the machine reads and does, without a bot and beside one that notices it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from bot.__main__ import main
+from bot.cli.up import announced
+from bot.feed import Settled
+from bot.store import reads
+from bot.views import Member, Place
+from bot.web.app import open_chatroom, opened
+
+WEB = Place("web", {})
+BOB = Member("discord:5", "Bob\x1b[2J", "discord:7")
+DISCORD = Place("discord", {"guild": "7", "channel": "8", "message": "9", "token": "very-secret", "token_until": "9e9"})
+
+
+@pytest.fixture
+def darkroom(monkeypatch, tmp_path, capsys):
+    """`await darkroom("list")`: types it, beside whatever runs here; what was said."""
+
+    def typed(words: tuple[str, ...], folder: Path) -> int:
+        monkeypatch.setattr("sys.argv", ["darkroom", "jobs", *words, "--data", str(folder)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0)
+
+    async def run(*words: str, fails: bool = False, folder: Path = tmp_path / "data") -> str:
+        code = await asyncio.to_thread(typed, words, folder)
+        said = capsys.readouterr()
+        assert code == (2 if fails else 0), said
+        return " ".join(said.err.split()) if fails else said.out
+
+    return run
+
+
+async def wait_for(until, house, job: str, state: str) -> None:
+    async def there() -> bool:
+        record = await house.store.record(job)
+        return record.state == state
+
+    await until(there)
+
+
+@pytest.mark.asyncio
+async def test_without_a_bot_jobs_are_listed_shown_and_explained(workplace, darkroom, ann):
+    assert "There is no store in" in await darkroom("list", fails=True)
+    async with workplace.visit() as house:
+        assert await darkroom("list") == "There is no job yet.\n"
+        (mine,) = await house.studio.imagine("a lamp, red --seed 7 --no dust", ann, WEB)
+        (theirs,) = await house.studio.imagine("a very long prompt " * 20, BOB, DISCORD)
+    table = (await darkroom("list")).splitlines()
+    assert [line.split()[0] for line in table] == ["job", theirs.job, mine.job]
+    assert max(map(len, table)) <= 100
+    assert table[1].rstrip().endswith("…")
+    assert "\x1b" not in "".join(table)
+    assert (await darkroom("list", "--oldest")).splitlines()[1].startswith(mine.job)
+    for words, found in (
+        (("--guild", "7"), [theirs.job]), (("--member", "5"), [theirs.job]), (("--member", "local:ann"), [mine.job]),
+        (("--state", "open"), [theirs.job, mine.job]), (("--state", "running"), []), (("--limit", "1"), [theirs.job]),
+    ):  # fmt: skip
+        assert [one["id"] for one in json.loads(await darkroom("list", *words, "--json"))] == found, words
+    assert await darkroom("list", "--state", "over") == "There is no such job.\n"
+    shown = await darkroom("show", mine.job.lower())
+    for part in ("a lamp, red", "seed 7", "negative    dust", "queued", "imagine", "standard tier", "answer in web"):
+        assert part in shown, shown
+    sheet = await darkroom("show", theirs.job)
+    assert "answer in discord (guild 7, channel 8, message 9): kept up to date" in sheet
+    whole = json.loads(await darkroom("show", theirs.job, "--json"))
+    assert (whole["recipe"]["steps"], whole["states"][0]["target"]) == (1000, "queued")
+    assert "very-secret" not in sheet + json.dumps(whole)
+    assert "No running bot answers on this data folder" in await darkroom("why", theirs.job)
+    assert f"1 job ahead of it: Bob [2J's {theirs.job}." in await darkroom("why", mine.job)
+
+
+@pytest.mark.asyncio
+async def test_mistakes_are_one_sentence(workplace, darkroom, ann):
+    async with workplace.visit() as house:
+        tickets = [(await house.studio.imagine("a lamp", ann, WEB))[0] for _ in range(2)]
+    same = tickets[0].job[:5]
+    for words, said in (
+        (("show", "zzz"), "There is no job ZZZ."),
+        (("show", "no id!"), "“no id!” is no job's id: that has 26 letters and digits."),
+        (("show", "%"), "is no job's id"),
+        (("why", same), f"More than one job begins with {same}, among them "),
+        (("list", "--state", "runing"), "“runing” is no state: there are queued, sent, running, finished, failed,"),
+        (("list", "--limit", "0"), "Invalid value for '--limit'"),
+        (("requeue", tickets[0].job), "It waits in the queue already."),
+        (("show",), "Missing argument 'ID'"),
+    ):
+        assert said in await darkroom(*words, fails=True), words
+    assert "cancelled before it began; nothing was charged." in await darkroom("cancel", tickets[0].job)
+    for deed in ("cancel", "requeue"):
+        said = await darkroom(deed, tickets[0].job, fails=True)
+        assert said == f"darkroom: Too late: job {tickets[0].job} has been cancelled already."
+    assert (await darkroom("why", tickets[0].job)).startswith("It does not wait: it was cancelled ")
+
+
+@pytest.mark.asyncio
+async def test_a_running_bot_notices_what_was_cancelled(workplace, darkroom, ann, until):
+    house = await workplace.house()
+    (waiting,) = await house.studio.imagine("a lamp", ann, WEB)
+    (behind,) = await house.studio.imagine("a lamp", ann, WEB)
+    assert (await house.studio.view(behind.job)).ahead == 1
+    async with house.feed.subscribe(waiting.job) as moments:
+        await darkroom("cancel", waiting.job)
+        async for moment in moments:
+            if isinstance(moment, Settled):
+                assert moment.state == "cancelled"
+                break
+    assert (await house.studio.view(behind.job)).ahead == 0
+    apprentice, _ = await workplace.worker()
+    apprentice.go.clear()
+    await wait_for(until, house, behind.job, "running")
+    said = await darkroom("cancel", behind.job)
+    assert "a running bot tells its worker within seconds" in said
+    await wait_for(until, house, behind.job, "cancelled")
+    history = await house.store.ask(reads.history, [behind.job])
+    assert [entry.why for entry in history if entry.source == entry.target] == ["cancelled at the command line"]
+    record = await house.store.record(behind.job)
+    assert 0 < record.charged < record.cost
+    outcome = {"outcome": "cancelled"}
+    await until(lambda: house.metrics.registry.get_sample_value("darkroom_job_seconds_count", outcome) == 2)
+
+
+@pytest.mark.asyncio
+async def test_a_job_is_taken_from_its_worker_and_queued_again(workplace, darkroom, ann, until):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    apprentice.go.clear()
+    (ticket,) = await house.studio.imagine("a lamp --count 1", ann, WEB)
+    await wait_for(until, house, ticket.job, "running")
+    said = await darkroom("requeue", ticket.job[:-1])
+    there = "a running bot takes it from apprentice within seconds"
+    assert said == f"Job {ticket.job} is in the queue again, as attempt 2; {there}.\n"
+
+    def sent_again() -> bool:
+        run = house.board.runs.get(ticket.job)
+        return run is not None and run.record.attempt == 2
+
+    await until(sent_again)
+    await until(lambda: apprentice.begun.count(ticket.job) == 2)  # its claim is gone, or nobody could begin again
+    returned = {"cause": "asked"}
+    await until(lambda: house.metrics.registry.get_sample_value("darkroom_requeues_total", returned) == 1)
+    apprentice.go.set()
+    await wait_for(until, house, ticket.job, "finished")
+    shown = await darkroom("show", ticket.job)
+    assert "asked for at the command line" in shown
+    assert "image 1: 64×64" in shown
+
+
+@pytest.mark.may_block("the room announces itself once, in a small file")
+@pytest.mark.asyncio
+async def test_why_asks_the_running_bot(workplace, darkroom, ann, until):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    apprentice.go.clear()
+    tickets = [(await house.studio.imagine("a lamp --count 4", ann, WEB))[0] for _ in range(4)]
+    await until(lambda: len(apprentice.begun) == 3)
+    await wait_for(until, house, tickets[0].job, "running")
+    settings = workplace.settings
+    app = await asyncio.to_thread(open_chatroom, settings, house.studio, house.desk.review)
+    async with opened(app, "127.0.0.1", 0) as port:
+        with announced(settings, port):
+            told = json.loads(await darkroom("why", tickets[3].job, "--json"))
+            running = await darkroom("why", tickets[0].job)
+    assert told["bot"] is True
+    assert told["eta"] > 0
+    assert "3 of this member's run already: one of them must end first." in told["sentence"]
+    assert running.startswith("It does not wait: apprentice has it, at step 0 of 40; done in about ")

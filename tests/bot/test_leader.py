@@ -1,0 +1,409 @@
+"""One bot is at work: another takes over when it is killed or stopped, and who comes back changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot import heartbeat
+from bot import leader as leading_module
+from bot.leader import DEPOSED, Leader, leading
+from bot.refused import Refused
+from bot.store import Deposed, Store, Term, Unavailable, identity, reads, terms
+from bot.store.database import database_at
+from bot.store.upgrading import upgrade
+from bot.turns import Loop, now
+from engine.bus import Bus, Holder, Kept
+from engine.job import decode, encode
+
+ENV = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
+
+
+def test_nothing_runs_before_the_look():
+    seen: list[str] = []
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, Loop)
+        loop.turns.look = lambda: seen.append("look")
+        runner.run(asyncio.sleep(0))
+        loop.call_soon(seen.append, "work")
+        seen.clear()
+        runner.run(asyncio.sleep(0))
+        loop.turns.look = None
+    assert seen.index("look") < seen.index("work")
+
+
+@pytest.mark.asyncio
+async def test_an_older_term_writes_nothing_any_more(tmp_path):
+    url = f"sqlite:///{tmp_path / 'one.sqlite'}"
+    first, second = await Store.open(url), await Store.open(url)
+    await first.write(lambda _: None)  # nobody leads: no term is asked for
+    await first.begin()
+    await second.begin()
+    assert (await first.leads(), await second.leads()) == (False, True)
+    with pytest.raises(Deposed):
+        await first.write(lambda _: None)
+    await second.write(lambda _: None)
+    await first.begin()
+    assert not await second.leads()
+    for store in (first, second):
+        await store.close()
+
+
+async def _bus(workplace: Any) -> Bus:
+    bus = await Bus.connect(workplace.broker.url, workplace.broker.token, kept=Kept(leading=1.0))
+    workplace.stack.push_async_callback(bus.close)
+    await bus.declare()
+    return bus
+
+
+@pytest.mark.asyncio
+async def test_the_second_waits_says_so_and_goes_on_when_the_first_resigns(workplace, until, monkeypatch):
+    monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
+    said: list[str] = []
+    lost: list[str] = []
+    first, second = await _bus(workplace), await _bus(workplace)
+
+    async def follow() -> Store:
+        async with leading(second, said.append, lost=lost.append) as leader:
+            store = await Store.open(workplace.settings.database)
+            await leader.begin(store)
+            leader.end()
+            return store
+
+    workplace.settings.data.mkdir(parents=True)
+    async with leading(first, said.append, lost=lost.append) as leader:
+        following = asyncio.create_task(follow())
+        await until(lambda: said)
+        assert re.fullmatch(r"Another bot is at work on this broker \(bot-.+\): this one stands by\.", said[0])
+        await asyncio.sleep(1.5)  # longer than the lease: it is renewed
+        assert not following.done()
+        store = await Store.open(workplace.settings.database)
+        await leader.begin(store)
+        leader.end()
+    other = await following
+    assert not await store.leads()
+    assert lost == []
+    for one in (store, other):
+        await one.close()
+
+
+@pytest.mark.asyncio
+async def test_who_finds_another_term_or_a_lost_lease_is_over(workplace, until, monkeypatch):
+    monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
+    lost: list[str] = []
+    workplace.settings.data.mkdir(parents=True)
+    bus = await _bus(workplace)
+    async with leading(bus, print, lost=lost.append) as leader:
+        store, other = [await Store.open(workplace.settings.database) for _ in range(2)]
+        await leader.begin(store)
+        leader._until = 0.0
+        await asyncio.to_thread(leader.look)  # it blocks, as it shall
+        assert lost == [], "the term is ours"
+        assert leader._until > 0
+        await other.begin()
+
+        def look() -> None:
+            leader._until = 0.0  # at the last moment, for the lease is still renewed
+            leader.look()
+
+        await asyncio.to_thread(look)  # it blocks, as it shall
+        assert lost[0] == "Another bot has begun to write to this database."
+        lost.clear()
+        await until(lambda: lost)  # the round of readings finds it too
+        assert leader._claim is not None
+        await bus.js.purge_stream("KV_leaders")
+        lost.clear()
+        await until(lambda: "Another bot has led meanwhile." in lost)
+        leader.end()
+        for one in (store, other):
+            await one.close()
+
+
+@pytest.fixture
+def brisk(monkeypatch):
+    monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 0.4)
+    monkeypatch.setattr(leading_module, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 0.6)
+    monkeypatch.setattr(heartbeat, "GLANCE_SECONDS", 0.02)
+
+
+@asynccontextmanager
+async def at_work(url: str, lost: list[str], bus: Bus | None = None) -> AsyncIterator[tuple[Store, Leader]]:
+    """As a house: its store closes before its leader resigns."""
+    async with leading(bus, print, lost=lost.append) as leader:
+        store = await Store.open(url)
+        try:
+            await leader.begin(store)
+            yield store, leader
+        finally:
+            leader.end()
+            await store.close()
+
+
+@pytest.mark.asyncio
+async def test_with_brokers_of_their_own_the_second_is_refused_while_the_first_lives(database, brisk, monkeypatch):
+    lost: list[str] = []
+    async with at_work(database, lost) as (first, _):
+        with pytest.raises(Refused, match=r"Another bot is at work on this database \(bot-.+\): stop it first"):
+            async with at_work(database, lost):
+                pass
+        assert await first.leads()
+    monkeypatch.setattr(leading_module, "NOTICE_SECONDS", 60.0)
+    monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 60.0)
+    async with asyncio.timeout(5), at_work(database, lost) as (second, _):  # the first ended in order
+        assert await second.leads()
+    assert lost == []
+
+
+@pytest.mark.asyncio
+async def test_of_two_that_begin_at_once_one_is_refused(database, brisk):
+    lost: list[str] = []
+    over = asyncio.Event()
+
+    async def bot() -> None:
+        try:
+            async with at_work(database, lost):
+                await over.wait()
+        finally:
+            over.set()
+
+    async with asyncio.timeout(20):
+        ends = await asyncio.gather(bot(), bot(), return_exceptions=True)
+    assert sorted(map(type, ends), key=str) == sorted([type(None), Refused], key=str)
+    assert lost == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("led", [False, True], ids=["alone", "led"])
+async def test_a_fresh_bot_gives_one_that_did_not_end_in_order_the_time_to_notice(workplace, database, brisk, led):
+    before, lost = await Store.open(database), list[str]()
+    await before.begin("bot-that-was-cut-off")  # and is not heard
+    began = now()
+    async with at_work(database, lost, await _bus(workplace) if led else None) as (after, _):
+        assert now() - began >= heartbeat.HEARD_SECONDS + leading_module.NOTICE_SECONDS
+        assert await after.leads()
+        with pytest.raises(Deposed):
+            await before.write(lambda _: None)
+    await before.close()
+
+
+@pytest.mark.asyncio
+async def test_who_is_stopped_while_the_one_before_may_not_have_noticed_does_not_end_in_order(database, brisk):
+    before = await Store.open(database)
+    await before.begin("bot-that-was-cut-off")
+
+    async def bot() -> None:
+        async with at_work(database, []):
+            raise AssertionError("it was stopped before")
+
+    stopped = asyncio.create_task(bot())
+    async with asyncio.timeout(5):
+        while await before.leads():
+            await asyncio.sleep(0.02)
+    stopped.cancel()
+    await asyncio.wait([stopped])
+    assert not (await before.ask(terms.newest)).over
+    await before.close()
+
+
+@pytest.mark.asyncio
+async def test_without_a_broker_that_others_share_a_later_term_ends_the_bot_too(database, brisk, until):
+    lost: list[str] = []
+    async with at_work(database, lost) as (first, _):
+        other = await Store.open(database)
+        await other.begin()
+        await until(lambda: lost)
+        assert lost[0] == "Another bot has begun to write to this database."
+        with pytest.raises(Deposed):
+            await first.write(lambda _: None)
+        await other.close()
+
+
+@pytest.mark.asyncio
+async def test_without_a_lease_all_stands_still_only_after_a_stop(database, brisk, monkeypatch):
+    monkeypatch.setattr(leading_module, "READ_SECONDS", 60.0)
+    lost: list[str] = []
+    async with at_work(database, lost) as (_, leader):
+        other = await Store.open(database)
+        await other.begin()
+        leader._until, leader._turned = 0.0, now()
+        await asyncio.to_thread(leader.look)
+        assert lost == [], "awake: it is read beside the work"
+        leader._turned = 0.0
+        await other.close()
+        await asyncio.to_thread(leader.look)
+        assert lost == ["Another bot has begun to write to this database."]
+        lost.clear()
+        leader._turned = 0.0
+        monkeypatch.setattr(leader, "_confirm", _away)
+        await asyncio.to_thread(leader.look)
+        assert lost == [], "the database is away for everybody"
+
+
+async def _away() -> None:
+    raise Unavailable("away")
+
+
+@pytest.mark.asyncio
+async def test_who_has_lost_the_lease_is_not_heard(workplace, database, brisk, monkeypatch):
+    monkeypatch.setattr(leading_module, "RENEW_SECONDS", 60.0)
+    async with at_work(database, [], await _bus(workplace)) as (store, leader):
+        assert await heartbeat.heard(store)
+        leader._leased = 0.0
+        assert not await heartbeat.heard(store)
+
+
+@pytest.mark.asyncio
+async def test_a_standby_with_another_database_is_refused_and_one_with_the_same_is_not(
+    workplace, database, brisk, fresh
+):
+    other = await Store.open(await asyncio.to_thread(fresh, "sqlite"))
+    assert await identity(str(other.database.writer.url)) == ""
+    await other.begin()
+    assert len(await identity(str(other.database.writer.url))) == 26
+    said: list[str] = []
+    async with at_work(database, [], await _bus(workplace)) as (store, _):
+        for url in (str(other.database.writer.url), f"sqlite:///{workplace.settings.data.parent / 'new.sqlite'}"):
+            with pytest.raises(
+                Refused, match=r"\(bot-[^.]+\) has another database: set DATABASE_URL .+ PICTURES_URL"
+            ) as no:
+                async with asyncio.timeout(10), leading(await _bus(workplace), said.append, url=url):
+                    pass
+            assert no.value.status == 400
+        said.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3), leading(await _bus(workplace), said.append, url=database):
+                pass
+        assert len(said) == 1
+        assert await store.leads()
+    await other.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("migrations are read on the store's own thread")
+async def test_no_id_is_asked_of_a_database_of_an_earlier_version(bare):
+    there = await asyncio.to_thread(database_at, bare)
+    try:
+        assert await there.read(terms.identity) == ""
+        await there.upgrade(lambda connection: upgrade(connection, "0009"))
+        await there.write(lambda connection: connection.exec_driver_sql("INSERT INTO terms VALUES ('bot', 7)"))
+        assert await there.read(terms.identity) == ""
+        await there.upgrade(upgrade)
+        assert await there.read(terms.newest) == Term(7, over=False)
+    finally:
+        await there.close()
+
+
+def test_a_name_has_room_for_the_store_behind_it(monkeypatch):
+    monkeypatch.setattr(heartbeat.socket, "gethostname", lambda: "a_long.name." * 9)
+    monkeypatch.setattr(heartbeat.os, "getpid", lambda: 4194304)
+    assert decode(encode(Holder(worker=f"{heartbeat.here()}.{'0' * 26}")), Holder)
+
+
+class Bot:
+    """A `darkroom bot` in a process and a data folder of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self.process, self.folder, self.lines = process, folder, list[str]()
+        self.reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, workplace: Any, name: str, **more: str) -> Bot:
+        folder = workplace.settings.data.parent / name
+        env = (
+            ENV
+            | {
+                "DATABASE_URL": f"sqlite:///{workplace.settings.data / 'shared.sqlite'}",
+                "PICTURES_URL": str(workplace.settings.data / "pictures"),
+                "DARKROOM_NATS": workplace.broker.url,
+                "DARKROOM_NATS_TOKEN": workplace.broker.token,
+            }
+            | more
+        )
+        command = [sys.executable, "-m", "bot", "bot", "--port", "0", "--data", str(folder)]
+        pipe, out = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+        process = await asyncio.create_subprocess_exec(*command, env=env, stdout=pipe, stderr=out)
+        bot = cls(process, folder)
+        workplace.stack.push_async_callback(bot.stop)
+        return bot
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        while line := await self.process.stdout.readline():
+            self.lines.append(line.decode())
+
+    def says(self, words: str) -> bool:
+        return any(words in line for line in self.lines)
+
+    async def ask(self, path: str, value: object = None) -> Any:
+        url = json.loads((self.folder / "running.json").read_text())["url"]
+        body = None if value is None else json.dumps(value).encode()
+
+        def call() -> Any:
+            headers = {"Content-Type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(url + path, body, headers), timeout=20) as answer:
+                return json.load(answer)
+
+        return await asyncio.to_thread(call)
+
+    async def stop(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+        self.reading.cancel()
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(180)
+async def test_the_second_goes_on_after_a_kill_and_a_stopped_one_ends_when_it_wakes(workplace, until):
+    workplace.settings.data.mkdir(parents=True)
+    apprentice, _ = await workplace.worker()
+    first = await Bot.start(workplace, "first")
+    await until(lambda: first.says("Darkroom is open"), 30)
+    second = await Bot.start(workplace, "second")
+    await until(lambda: second.says("stands by"), 30)
+    apprentice.go.clear()
+    jobs = [(await first.ask("/api/jobs", {"prompt": "a lamp --count 1"}))["id"] for _ in range(3)]
+    await until(lambda: apprentice.begun, 30)
+    first.process.kill()
+    await until(lambda: second.says("Darkroom is open"), 60)
+    third = await Bot.start(workplace, "third")  # not before: of two that stand by, either may be next
+    await until(lambda: third.says("stands by"), 30)
+    stranger = await Bot.start(workplace, "stranger", DATABASE_URL="")
+    async with asyncio.timeout(30):
+        assert await stranger.process.wait() == 2
+    await until(lambda: stranger.says("has another database: set DATABASE_URL"))
+    second.process.send_signal(signal.SIGSTOP)
+    await until(lambda: third.says("Darkroom is open"), 60)
+    apprentice.go.set()
+    jobs.append((await third.ask("/api/jobs", {"prompt": "a cat --count 1"}))["id"])
+    store = await Store.open(f"sqlite:///{workplace.settings.data / 'shared.sqlite'}")
+
+    async def over() -> bool:
+        found = await store.ask(reads.some, jobs)
+        return {found[job].state for job in jobs} == {"finished"}
+
+    await until(over, 60)
+    second.process.send_signal(signal.SIGCONT)
+    async with asyncio.timeout(30):
+        assert await second.process.wait() == DEPOSED
+    assert third.process.returncode is None
+    moves = await store.ask(reads.history, jobs)
+    assert sorted(entry.job for entry in moves if entry.target == "finished") == sorted(jobs)
+    await store.close()
+    with sqlite3.connect(workplace.settings.data / "shared.sqlite") as connection:
+        assert connection.execute("SELECT term FROM terms").fetchall() == [(3,)]

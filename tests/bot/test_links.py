@@ -1,0 +1,265 @@
+"""Where pictures may come from, against the tricks that are known; and a real server behind Discord's name."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given
+from hypothesis import strategies as st
+from yarl import URL
+
+from bot.images import links
+from bot.images.intake import MOST_BYTES
+from bot.images.links import allowed, check, fetch, shot_of
+from bot.refused import Refused
+
+HOSTS = ("cdn.discordapp.com", "media.discordapp.net")
+ATTACHED = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
+OWN = "https://pictures.example/darkroom"
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+TRICKS = """
+http://cdn.discordapp.com/a.png
+HTTPS://cdn.discordapp.com/a.png
+https://CDN.discordapp.com/a.png
+https://cdn.discordapp.com
+https://cdn.discordapp.com./a.png
+https://cdn.discordapp.com@evil.example/a.png
+https://evil.example@cdn.discordapp.com/a.png
+https://cdn.discordapp.com:pw@evil.example/a.png
+https://cdn.discordapp.com:443@evil.example/a.png
+https://cdn.discordapp.com:80/a.png
+https://cdn.discordapp.com:0443/a.png
+https://cdn.discordapp.com:/a.png
+https://cdn.discordapp.com\\@evil.example/a.png
+https://cdn.discordapp.com\\a.png
+https:\\\\cdn.discordapp.com/a.png
+https:/cdn.discordapp.com/a.png
+https:///cdn.discordapp.com/a.png
+//cdn.discordapp.com/a.png
+https://cdn.discordapp.com.evil.example/a.png
+https://evil.example/cdn.discordapp.com/a.png
+https://evil.example#https://cdn.discordapp.com/a.png
+https://evil.example?https://cdn.discordapp.com/a.png
+https://cdn.discordapp.com#@evil.example/a.png
+https://cdn.discordapp.com/a.png#b
+https://cdn.discordapp.com?@evil.example/a.png
+https://cdn-discordapp.com/a.png
+https://xcdn.discordapp.com/a.png
+https://discordapp.com/a.png
+https://cdn.discordapp.net/a.png
+https://сdn.discordapp.com/a.png
+https://cdn。discordapp。com/a.png
+https://xn--dn-jlc.discordapp.com/a.png
+https://cdn.discordapp.com%2eevil.example/a.png
+https://cdn%2ediscordapp.com/a.png
+https://cdn.discordapp.com%00.evil.example/a.png
+https://cdn.discordapp.com/%
+https://cdn.discordapp.com/a b.png
+https://cdn.discordapp.com/ä.png
+https://127.0.0.1/a.png
+https://[::1]/a.png
+https://[::ffff:127.0.0.1]/a.png
+https://[cdn.discordapp.com]/a.png
+https://2130706433/a.png
+https://0x7f.1/a.png
+https://169.254.169.254/latest/meta-data
+https://localhost/a.png
+file:///etc/passwd
+file://cdn.discordapp.com/etc/passwd
+data:image/png;base64,AAAA
+ftp://cdn.discordapp.com/a.png
+gopher://cdn.discordapp.com/_x
+javascript:alert(1)
+jar:https://cdn.discordapp.com/a.png!/
+/api/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/pictures/1.png
+../a.png
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("url", [*TRICKS, "", " ", *(ATTACHED + end for end in ("\n", "\r\nHost: x", "\t", "\0", " "))])
+def test_tricks(url: str) -> None:
+    assert not allowed(url)
+    assert not allowed(url, OWN)
+    with pytest.raises(Refused, match="Only pictures that were uploaded to Discord or here"):
+        check(url)
+
+
+def test_what_discord_hands_out() -> None:
+    for host in HOSTS:
+        for url in (f"https://{host}/attachments/1/2/a%20cat-(1)_~.png", f"https://{host}:443/a.png?ex=1&width=8"):
+            assert check(url) == url
+    assert check(ATTACHED) == ATTACHED
+    assert not allowed(ATTACHED + "a" * links.MOST_URL)
+
+
+AUTHORITY = st.text(st.sampled_from("cdn.iscordapmet@:/\\?#[]%0123456789-\t") | st.characters(), max_size=60)
+
+
+@given(st.one_of(st.text(), st.builds("https://{}".format, AUTHORITY), st.builds("{}{}{}".format, st.text(max_size=5),
+       st.sampled_from([ATTACHED, *(f"https://{host}" for host in HOSTS)]), AUTHORITY)))  # fmt: skip
+def test_what_is_allowed_leads_to_discord_however_it_is_read(url: str) -> None:
+    if allowed(url):
+        assert (URL(url).scheme, URL(url).host in HOSTS, URL(url).port, URL(url).user) == ("https", True, 443, None)
+        split = urlsplit(url)
+        assert (split.scheme, split.hostname in HOSTS, split.username, split.port in (None, 443)) == (
+            "https", True, None, True,
+        )  # fmt: skip
+
+
+def test_the_rooms_own_pictures() -> None:
+    assert shot_of(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN) == (JOB, 3)
+    assert shot_of(f"{OWN}/api/jobs/{JOB}/pictures/3.png", OWN + "/") == (JOB, 3)
+    assert allowed(f"http://127.0.0.1:8189/api/jobs/{JOB}/pictures/1.png", "http://127.0.0.1:8189")
+    for url in (
+        f"{OWN}/api/jobs/{JOB}/pictures/0.png", f"{OWN}/api/jobs/{JOB}/pictures/1.png?x",
+        f"{OWN}/api/jobs/{JOB}/film.webp", f"{OWN}/api/jobs/{JOB}/pictures/1.png\n",
+        f"{OWN}/api/jobs/../{JOB}/pictures/1.png", f"{OWN}.evil.example/api/jobs/{JOB}/pictures/1.png",
+        f"https://pictures.example@evil.example/api/jobs/{JOB}/pictures/1.png",
+    ):  # fmt: skip
+        assert not allowed(url, OWN)
+    for own in (None, "", "/", "javascript:", "https://"):
+        assert not allowed(f"{own or ''}/api/jobs/{JOB}/pictures/1.png", own)
+
+
+SENT = web.AppKey("SENT", list[int])
+
+
+class _Here(AbstractResolver):
+    """Every name is this machine, at the server's port: what the address says stays as it is, TLS included."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.asked = port, list[str]()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:  # fmt: skip
+        self.asked.append(host)
+        return [
+            ResolveResult(
+                hostname=host, host="127.0.0.1", port=self.port, family=socket.AF_INET, proto=0, flags=0
+            )
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory, needs: Callable[..., str]) -> Path:
+    """A key and a certificate for Discord's names, trusted by nobody but this test."""
+    import subprocess
+
+    made = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = [needs("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=test", "-keyout", str(made), "-out", str(made) + ".crt"]
+    command += ["-addext", "subjectAltName=" + ",".join(f"DNS:{host}" for host in HOSTS)]
+    subprocess.run(command, check=True, capture_output=True)
+    return made
+
+
+@asynccontextmanager
+async def discord(
+    answer: Callable[[web.Request], object], certificate: Path, free_port: int
+) -> AsyncIterator[tuple[aiohttp.ClientSession, _Here, list[int]]]:  # fmt: skip
+    async def answered(request: web.Request) -> web.StreamResponse:
+        made = answer(request)
+        return await made if asyncio.iscoroutine(made) else made  # pyright: ignore[reportReturnType]
+
+    app = web.Application()
+    app[SENT] = [0]
+    app.router.add_get("/{path:.*}", answered)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    await asyncio.to_thread(theirs.load_cert_chain, str(certificate) + ".crt", str(certificate))
+    await asyncio.to_thread(ours.load_verify_locations, str(certificate) + ".crt")
+    await web.TCPSite(runner, "127.0.0.1", free_port, ssl_context=theirs).start()
+    here = _Here(free_port)
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=here, ssl=ours)) as session:
+            yield session, here, app[SENT]
+    finally:
+        await runner.cleanup()
+
+
+async def _long(request: web.Request) -> web.StreamResponse:
+    """Four times what is taken, of no length that is said before."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with suppress(ConnectionError):
+        for _ in range(4 * MOST_BYTES >> 20):
+            await response.write(bytes(1 << 20))
+            request.app[SENT][0] += 1 << 20
+    return response
+
+
+async def _announced(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": str(MOST_BYTES + 1)})
+    await response.prepare(request)
+    await response.write(b"a")
+    return response
+
+
+def _squeezed(_: web.Request) -> web.Response:
+    return web.Response(body=gzip.compress(bytes(1 << 20)), headers={"Content-Encoding": "gzip"})
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("the server in this process reads its certificate")
+async def test_fetched_and_not_led_elsewhere(certificate: Path, free_port: int) -> None:
+    def answer(request: web.Request) -> object:
+        if request.path == "/away":
+            raise web.HTTPFound("https://media.discordapp.net/cat.png")
+        if request.path == "/cat.png":
+            assert request.headers["Accept-Encoding"] == "identity"
+            return web.Response(body=b"a cat")
+        ways = {"/long": _long, "/announced": _announced, "/squeezed": _squeezed}
+        return ways[request.path](request) if request.path in ways else web.Response(status=404)
+
+    async with discord(answer, certificate, free_port) as (session, here, sent):
+        assert await fetch(session, "https://cdn.discordapp.com/cat.png?ex=1") == b"a cat"
+        for path, match, status in (
+            ("away", "cannot be fetched", 404), ("gone", "cannot be fetched", 404),
+            ("squeezed", "cannot be fetched", 404),
+            ("long", "up to 16 MiB", 413), ("announced", "up to 16 MiB", 413),
+        ):  # fmt: skip
+            with pytest.raises(Refused, match=match) as said:
+                await fetch(session, f"https://cdn.discordapp.com/{path}")
+            assert said.value.status == status
+        for url in (*TRICKS, f"{OWN}/api/jobs/{JOB}/pictures/1.png"):
+            with pytest.raises(Refused, match="Only pictures"):
+                await fetch(session, url)
+        assert sent[0] < 3 * MOST_BYTES, "the rest was not even sent"
+        assert set(here.asked) == {"cdn.discordapp.com"}, "nobody else was even looked up"
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("the server in this process reads its certificate")
+async def test_one_that_does_not_come(certificate: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    monkeypatch.setattr(links, "SECONDS", 0.3)
+    async with discord(never, certificate, free_port) as (session, _, _):
+        with pytest.raises(Refused, match="cannot be fetched"):
+            await fetch(session, ATTACHED)
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_only_says_it_is_discord(free_port: int) -> None:
+    """Nobody listens there, or with a certificate that nobody vouches for: both are not Discord."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_Here(free_port))) as session:
+        with pytest.raises(Refused, match="cannot be fetched"):
+            await fetch(session, ATTACHED)

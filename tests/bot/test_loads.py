@@ -1,0 +1,35 @@
+"""How long a model takes into memory is learnt from what its workers say."""
+
+from __future__ import annotations
+
+import pytest
+
+from bot.queue.loads import SILENT, Loads
+
+
+def test_a_pace_is_learnt_and_what_is_left_shrinks():
+    loads = Loads()
+    assert (loads.seconds("m", 0.0), loads.done("m", 0.0)) == (0.0, None)
+    loads.note("j", "m", 0.0, 100.0)
+    loads.note("j", "m", 0.5, 110.0)
+    assert loads.done("m", 110.0) == 0.5
+    assert loads.seconds("m", 110.0) == pytest.approx(10.0)
+    assert loads.seconds("other", 110.0) == 0.0
+
+
+def test_whoever_falls_silent_is_done_and_the_next_time_takes_as_long():
+    loads = Loads()
+    loads.note("j", "m", 0.2, 100.0)
+    loads.note("j", "m", 0.6, 102.0)
+    later = 102.1 + SILENT
+    assert loads.done("m", later) is None
+    assert loads.seconds("m", later) == pytest.approx(5.0)
+
+
+def test_another_fetch_begins_anew():
+    loads = Loads()
+    for now, done in ((0.0, 0.0), (4.0, 1.0), (30.0, 0.1)):
+        loads.note("j", "m", done, now)
+    assert loads.seconds("m", 30.0) == pytest.approx(4.0 * 0.9)
+    loads.note("k", "m", 0.5, 31.0)
+    assert loads.seconds("m", 31.0) == pytest.approx(4.0 * 0.5)

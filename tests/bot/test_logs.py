@@ -1,0 +1,127 @@
+"""Lines of the log: which job each is about, as text and as JSON, and that nobody's words forge one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.cli.logbook import keep_log
+from bot.config import load
+from bot.refused import Refused
+from engine.logline import JsonLine, TextLine, about, job_of
+
+JOB, OTHER = "01JZ0000000000000000000001", "01JZ0000000000000000000002"
+LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+FORGED = "x\n2026-01-01 00:00:00,000 ERROR   bot: all is lost\r\x1b[2K\u2028y"
+BEGINS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ")
+
+
+def record(message: str, *args: object, error: BaseException | None = None, **extra: object) -> logging.LogRecord:
+    told = None if error is None else (type(error), error, error.__traceback__)
+    made = logging.LogRecord("bot.queue", logging.WARNING, __file__, 1, message, args, told)
+    vars(made).update(extra)
+    return made
+
+
+@settings(max_examples=50)
+@given(st.text(), st.text())
+def test_whatever_is_said_is_one_line_and_a_traceback_is_indented(said, raised):
+    try:
+        raise ValueError(raised)
+    except ValueError as error:
+        plain, faulty = record("job %s: %s", JOB, said), record("%s", said, error=error)
+    assert len(TextLine(LINE).format(plain).splitlines()) == 1
+    first, *others = TextLine(LINE).format(faulty).splitlines()
+    assert BEGINS.match(first)
+    assert others
+    assert all(line.startswith("    ") and line.isprintable() for line in others)
+    for each in (plain, faulty):
+        (line,) = JsonLine().format(each).splitlines()
+        assert said in json.loads(line)["message"]
+    assert raised in json.loads(JsonLine().format(faulty))["exception"]
+
+
+def test_a_forged_line_stays_in_its_own():
+    shown = TextLine(LINE).format(record("refused: %s", FORGED))
+    assert shown.endswith(r"refused: x\n2026-01-01 00:00:00,000 ERROR   bot: all is lost\r\x1b[2K\u2028y")
+
+
+def test_the_object_of_a_line():
+    found = json.loads(JsonLine("here").format(record("job %s: sent", JOB)))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    assert found == {
+        "level": "warning", "logger": "bot.queue", "message": f"job {JOB}: sent", "job": JOB, "worker": "here",
+    }  # fmt: skip
+
+
+def test_which_job_a_line_is_about():
+    assert job_of(record("the broker is away")) == ""
+    with about(JOB, "desk"):
+        assert job_of(record("the broker is away")) == JOB
+        assert job_of(record("job %s: gone", OTHER)) == OTHER
+        assert job_of(record("gone", job=OTHER)) == OTHER
+        assert json.loads(JsonLine("here").format(record("again")))["worker"] == "desk"
+        assert TextLine("%(message)s").format(record("the broker is away")) == f"the broker is away (job {JOB})"
+        with about(OTHER):
+            assert job_of(record("again")) == OTHER
+        assert job_of(record("again")) == JOB
+    assert job_of(record("again")) == ""
+
+
+@pytest.mark.asyncio
+async def test_tasks_of_a_job_inherit_it_and_others_do_not():
+    async def said() -> str:
+        await asyncio.sleep(0)
+        return job_of(record("again"))
+
+    with about(JOB):
+        inside = asyncio.create_task(said())
+    outside = asyncio.create_task(said())
+    assert await asyncio.gather(inside, outside) == [JOB, ""]
+
+
+def test_the_setting_is_read_and_a_wrong_one_is_a_sentence(monkeypatch, tmp_path):
+    assert load(data=tmp_path).log == "text"
+    monkeypatch.setenv("DARKROOM_LOG", "json")
+    assert load(data=tmp_path).log == "json"
+    monkeypatch.setenv("DARKROOM_LOG", "xml")
+    with pytest.raises(Refused, match="DARKROOM_LOG is not valid: input should be 'text' or 'json'"):
+        load(data=tmp_path)
+
+
+def test_a_worker_writes_objects_to_its_error_output():
+    code = (
+        "import logging, warnings\nfrom engine.logline import to_stderr\n"
+        "to_stderr('json', 'shed')\nlogging.getLogger('engine').info('job %s begins', 'J\\nX')\nwarnings.warn('old')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = map(json.loads, done.stderr.splitlines())
+    assert (first["worker"], first["job"], first["message"]) == ("shed", "J\nX", "job J\nX begins")
+    assert second["logger"] == "py.warnings"
+
+
+@pytest.mark.may_block("a handler of the standard library opens and writes its file where it is called")
+@pytest.mark.asyncio
+async def test_a_search_for_a_job_finds_all_that_was_said_of_it(workplace, until, ann, here, tmp_path):
+    log = tmp_path / "darkroom.log"
+    with keep_log(log, "json"):
+        house = await workplace.house()
+        await workplace.worker()
+        (ticket,) = await house.studio.imagine("a lamp\nERROR: --seed 1", ann, here)
+
+        async def finished() -> bool:
+            return (await house.studio.view(ticket.job)).state == "finished"
+
+        await until(finished)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    said = [line["message"] for line in lines if line.get("job") == ticket.job]
+    assert [message.partition(": ")[2].strip() for message in said] == ["sent, attempt 1", "finished"]
+    assert all(line.get("job") == ticket.job for line in lines if ticket.job in line["message"])

@@ -1,0 +1,170 @@
+"""Jobs that begin with pictures or midway, over a real broker and store: what is kept, sent, refused, taken away."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bot.refused import Refused
+from bot.store import reads
+from bot.views import Member
+from engine.job import Branch, Concept, Forward, Source
+from tests.bot.conftest import png
+
+pytestmark = pytest.mark.asyncio
+BOB = Member("local:bob", "Bob", "local")
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """The names of all files in the picture store of the house."""
+
+    def names() -> set[str]:
+        return {path.name for path in Path(tmp_path).rglob("sha256/*/*/*") if path.is_file()}
+
+    return names
+
+
+async def over(house, job, until):
+    async def done() -> bool:
+        return (await house.studio.view(job)).state not in ("queued", "sent", "running")
+
+    await until(done)
+    return await house.studio.view(job)
+
+
+async def opened(workplace, until):
+    house = await workplace.house()
+    apprentice, _ = await workplace.worker()
+    await until(lambda: house.studio.workers())
+    return house, apprentice
+
+
+async def finished(workplace, until, ann, here, text="a lamp --seed 7 --count 2 --steps 40"):
+    house, apprentice = await opened(workplace, until)
+    (ticket,) = await house.studio.imagine(text, ann, here)
+    return house, apprentice, await over(house, ticket.job, until)
+
+
+async def test_a_picture_that_is_brought_is_kept_sent_and_goes_with_its_job(workplace, until, ann, here, kept):
+    house, apprentice = await opened(workplace, until)
+    fetched: list[bytes] = []
+    studio = house.studio
+    start = await studio.bring([png(32, 32)])
+    (content,) = start.contents.values()
+    (ticket,) = await studio.imagine("", ann, here, start=start, strength=0.3)
+    view = await over(house, ticket.job, until)
+    sha = hashlib.sha256(content).hexdigest()
+    assert view.recipe.start == Forward((Source(sha),), 0.3)
+    assert (view.recipe.concepts, view.recipe.guidance) == ((Concept(""),), 1.0), "without words nothing is guided"
+    fetched.append(await apprentice.bus.get_blob(sha, 1 << 20))
+    assert fetched == [content], "whoever runs it finds the picture at the broker"
+    assert sha in kept()
+    rows = [one for one in await house.store.ask(reads.stored, [view.id]) if one.kind == "input"]
+    assert [(one.sha256, one.bytes, one.width, one.height) for one in rows] == [(sha, len(content), 32, 32)]
+    varied = await studio.vary(view.id, 0, BOB, here)
+    assert (await studio.view(varied.job)).recipe.start == view.recipe.start
+    await over(house, varied.job, until)
+    await house.desk.moderation.delete(view.id, ann)
+    assert sha in kept(), "the variation begins with it, too"
+    await house.desk.moderation.delete(varied.job, BOB)
+    assert sha not in kept()
+
+
+async def test_what_a_refused_job_would_have_begun_with_is_not_kept(workplace, until, ann, here, kept):
+    house, _ = await opened(workplace, until)
+    start = await house.studio.bring([png(32, 32)])
+    with pytest.raises(Refused, match="--steps"):
+        await house.studio.imagine("a lamp --steps 5000", ann, here, start=start)
+    with pytest.raises(Refused, match="heun"):
+        await house.studio.imagine("a lamp --sampler heun", ann, here, start=start)
+    await house.desk.administration.set(
+        Member("local:o", "O", "local", owner=True, admin=True), "guild", "", "steps", "10"
+    )
+    with pytest.raises(Refused, match="at most 10"):
+        await house.studio.imagine("a lamp --steps 40", ann, here, start=start)
+    assert kept() == set()
+
+
+async def test_what_cannot_be_brought_is_said(workplace, until, ann, here):
+    house, _ = await opened(workplace, until)
+    with pytest.raises(Refused):
+        await house.studio.bring([b"no picture"])
+    with pytest.raises(Refused, match="One to 5 pictures"):
+        await house.studio.bring([])
+    with pytest.raises(Refused, match="One to 5 pictures"):
+        await house.studio.bring([png(8, 8)] * 6)
+    with pytest.raises(Refused, match="one weight"):
+        await house.studio.bring([png(8, 8)] * 2, weights=[1.0])
+    with pytest.raises(Refused, match="The prompt is empty"):
+        await house.studio.imagine("", ann, here)
+    (ticket,) = await house.studio.imagine("a lamp --iw 2", ann, here)
+    assert any("--strength and --iw" in note for note in ticket.notes)
+
+
+async def test_several_are_blended_with_their_weights(workplace, until, ann, here):
+    house, _ = await opened(workplace, until)
+    start = await house.studio.bring([png(16, 16, 10), png(16, 16, 200)], weights=[1, 3])
+    (ticket,) = await house.studio.imagine("", ann, here, start=start, action="blend")
+    view = await house.studio.view(ticket.job)
+    assert [one.weight for one in view.recipe.start.pictures] == [1, 3]
+    (wide,) = await house.studio.imagine("", ann, here, start=await house.studio.bring([png(40, 20)]))
+    recipe = (await house.studio.view(wide.job)).recipe
+    assert recipe.width == 2 * recipe.height, "the picture's shape"
+    assert (view.action, view.recipe.start.strength) == ("blend", 0.5)
+
+
+async def test_a_finished_picture_is_edited_zoomed_out_of_and_continued(workplace, until, ann, here):
+    house, _, first = await finished(workplace, until, ann, here)
+    studio, shot = house.studio, first.pictures[1]
+    white = png(shot.width, shot.height, 255)
+    ticket = await studio.edit(first.id, 1, white, BOB, here, text="a red lamp --no fog")
+    view = await over(house, ticket.job, until)
+    assert view.recipe.start.pictures == (Source(shot.sha256),)
+    assert view.recipe.start.mask == hashlib.sha256(await house.pictures.get(view.recipe.start.mask)).hexdigest()
+    assert (view.recipe.concepts, view.recipe.negative) == ((Concept("a red lamp"),), "fog")
+    assert (view.action, view.parent, view.state) == ("edit", (first.id, 1), "finished")
+    for made, action in (
+        (await studio.zoom(first.id, 1, 2.0, BOB, here), "zoom"),
+        (await studio.pan(first.id, 1, "left", BOB, here), "pan"),
+    ):
+        view = await over(house, made.job, until)
+        assert (view.action, view.state) == (action, "finished")
+        assert view.recipe.start.mask is not None
+        assert view.recipe.seed != first.recipe.seed
+        assert (view.recipe.width, view.recipe.height) == (first.recipe.width, first.recipe.height)
+    with pytest.raises(Refused, match="Zoom out by"):
+        await studio.zoom(first.id, 1, 3.0, BOB, here)
+    with pytest.raises(Refused):
+        await studio.edit(first.id, 1, b"no mask", BOB, here)
+
+
+async def test_a_branch_is_the_same_course_but_for_what_is_said(workplace, until, ann, here):
+    house, apprentice, first = await finished(workplace, until, ann, here)
+    studio = house.studio
+    assert await studio.steps(first.id, 1) == (10, 20)
+    rows = {(one.kind, one.image): one for one in await house.store.ask(reads.stored, [first.id])}
+    sha = rows["ladder", 1].sha256
+    same = await studio.branch(first.id, 1, 20, BOB, here)
+    assert same.notes == ()
+    view = await over(house, same.job, until)
+    base = msgspec.structs.replace(first.recipe, seed=8, count=1)
+    assert view.recipe == msgspec.structs.replace(base, start=Branch(ladder=sha, step=20))
+    assert (view.action, view.parent, view.state) == ("branch", (first.id, 1), "finished")
+    assert await apprentice.bus.get_blob(sha, 1 << 20) == await house.pictures.get(sha)
+    near = await studio.branch(first.id, 1, 17, BOB, here, text="a red lamp --guidance 5")
+    assert near.notes == ("Branched at step 10: the nearest to 17 that keeps its latents.",)
+    recipe = (await studio.view(near.job)).recipe
+    assert (recipe.concepts, recipe.guidance, recipe.start.step, recipe.start.fresh) == (
+        (Concept("a red lamp"),), 5.0, 10, False
+    )  # fmt: skip
+    other = await studio.branch(first.id, 1, 20, BOB, here, seed=99)
+    recipe = (await studio.view(other.job)).recipe
+    assert (recipe.seed, recipe.concepts, recipe.start.fresh) == (99, first.recipe.concepts, True)
+    with pytest.raises(Refused, match="its steps cannot be changed"):
+        await studio.branch(first.id, 1, 20, BOB, here, text="a lamp --steps 30")
+    with pytest.raises(Refused, match="One branch at a time"):
+        await studio.branch(first.id, 1, 20, BOB, here, text="a {red, blue} lamp")

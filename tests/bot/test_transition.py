@@ -1,0 +1,168 @@
+"""Whatever comes, doubled, late or stale: states, charges, accounts and audit agree, and nothing leaves an end."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import Connection, create_engine, select
+from ulid import ULID
+
+from bot.fair import ancestry
+from bot.states import ACTIVE, ENDS, TRANSITIONS
+from bot.store import Draft, Wish, moves, rerouting
+from bot.store.tables import accounts, jobs, metadata
+from bot.store.tables import moves as audit
+from bot.views import Member, Place
+from engine.job import Concept, Recipe
+
+RECIPE = Recipe(
+    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+    height=64, dtype="float32",
+)  # fmt: skip
+STORE = Path(moves.__file__).parent
+POOLS = ("default", "other")
+
+
+def draft(user: str, tier: str, cost: float) -> Draft:
+    return Draft(
+        id=str(ULID()), action="imagine", prompt="a lamp", notes=(), task=RECIPE, member=Member(user, user, "g", tier),
+        place=Place("web", {}), pool="default", model="embedded", cost=cost, created=0.0, deadline=10.0**9,
+    )  # fmt: skip
+
+
+class Jobs(RuleBasedStateMachine):
+    """Jobs of three members, and everything that a broker that repeats and delays may bring of them."""
+
+    @initialize()
+    def open(self) -> None:
+        self.connection: Connection = create_engine("sqlite://").connect()
+        metadata.create_all(self.connection)
+        self.now, self.ends = 0.0, dict[str, tuple[str, float]]()
+        self.said: list[tuple[Any, ...]] = []  # what came of workers, to be said again
+        self.take("ann", "standard", 8.0)
+
+    def teardown(self) -> None:
+        if hasattr(self, "connection"):
+            self.connection.close()
+
+    def _job(self, which: int) -> str:
+        ids = self.connection.execute(select(jobs.c.id).order_by(jobs.c.id)).scalars().all()
+        return ids[which % len(ids)]
+
+    def _note(self, moved: Any) -> None:
+        if moved is not None and moved.record.state in ENDS:
+            assert moved.record.id not in self.ends, "it ends once"
+            self.ends[moved.record.id] = (moved.record.state, moved.record.charged)
+
+    @rule(user=st.sampled_from(["ann", "bob"]), tier=st.sampled_from(["standard", "relaxed"]), cost=st.floats(0.5, 50))
+    def take(self, user: str, tier: str, cost: float) -> None:
+        moves.insert(self.connection, [draft(user, tier, cost)], None, {})
+
+    @rule(pool=st.sampled_from(POOLS), rows=st.sampled_from([0, 8, 16, 64]), seconds=st.floats(0, 400))
+    def send(self, pool: str, rows: int, seconds: float) -> None:
+        self.now += seconds
+        self._note(moves.pick(self.connection, Wish(pool, ("embedded",), 3), rows, 1.0, self.now))
+
+    @rule(which=st.integers(0, 9), pool=st.sampled_from(POOLS))
+    def move_away(self, which: int, pool: str) -> None:
+        rerouting.reroute(self.connection, self._job(which), pool, {}, self.now)
+
+    @rule(which=st.integers(0, 9), epoch=st.integers(0, 4), step=st.integers(0, 45), kind=st.sampled_from(
+        ["start", "requeue", "finish", "fail", "cancel"]), spent=st.floats(0, 1000))  # fmt: skip
+    def report(self, which: int, epoch: int, step: int, kind: str, spent: float) -> None:
+        self.said.append((kind, self._job(which), epoch, step, spent))
+        self._hear(*self.said[-1])
+
+    @precondition(lambda self: self.said)
+    @rule(which=st.integers(0, 99))
+    def hear_again(self, which: int) -> None:
+        kind, job, *more = self.said[which % len(self.said)]
+        before = self._row(job)
+        self._hear(kind, job, *more)
+        if before["state"] in ENDS or before["epoch"] > more[0]:
+            assert self._row(job) == before, "what is over, or of an older epoch, changes nothing"
+
+    def _row(self, job: str) -> dict[str, Any]:
+        return dict(self.connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one())
+
+    def _hear(self, kind: Any, job: str, epoch: int, step: int, spent: float) -> None:
+        if kind == "start":
+            moved = moves.start(self.connection, job, epoch, "w", step, self.now)
+        elif kind == "requeue":
+            moved = moves.requeue(self.connection, job, self.now, step=step, why="w", epoch=epoch)
+        else:
+            moved = moves.end(self.connection, kind, job, self.now, spent, epoch=epoch)
+        self._note(moved)
+
+    @rule(which=st.integers(0, 9))
+    def wish(self, which: int) -> None:
+        self._note(moves.wish(self.connection, self._job(which), self.now)[1])
+
+    @invariant()
+    def all_agree(self) -> None:
+        if not hasattr(self, "connection"):
+            return
+        rows = [dict(row) for row in self.connection.execute(select(jobs)).mappings()]
+        self._ended(rows)
+        self._counted(rows)
+        for row in rows:
+            self._audited(row)
+
+    def _ended(self, rows: list[dict[str, Any]]) -> None:
+        over = {row["id"]: (row["state"], row["charged"]) for row in rows if row["state"] in ENDS}
+        assert over == self.ends
+        assert all(0 <= row["charged"] <= row["cost"] for row in rows)
+
+    def _counted(self, rows: list[dict[str, Any]]) -> None:
+        wanted: dict[str, list[float]] = {}
+        for row in rows:
+            for level in ancestry(row["account"]):
+                queued, active, billed = wanted.setdefault(level, [0, 0, 0.0])
+                state = row["state"]
+                wanted[level] = [queued + (state == "queued"), active + (state in ACTIVE), billed + row["billed"]]
+        for one in self.connection.execute(select(accounts)):
+            queued, active, billed = wanted.get(one.path, [0, 0, 0.0])
+            assert (one.queued, one.active) == (queued, active), one.path
+            if one.parent == "":  # below, whoever was idle comes in at the time served now
+                assert one.virtual == pytest.approx(billed, abs=1e-6)
+
+    def _audited(self, row: dict[str, Any]) -> None:
+        """Its lines of the audit are a walk through the table of transitions that ends where it is."""
+        lines = self.connection.execute(select(audit).where(audit.c.job == row["id"]).order_by(audit.c.id)).all()
+        assert (lines[0].source, lines[-1].target, lines[-1].epoch) == ("new", row["state"], row["epoch"])
+        for last, line in itertools.pairwise(lines):
+            assert line.source == last.target
+            moved = line.source == line.target == "queued"  # into another pool
+            found = [one for one in TRANSITIONS.values() if line.source in one.sources and one.target == line.target]
+            assert moved or found
+            assert line.epoch >= last.epoch
+        assert sum(line.target in ENDS for line in lines) == (row["state"] in ENDS)
+        given_back = [line.epoch for line in lines if line.source in ACTIVE and line.target == "queued"]
+        assert len(given_back) == len(set(given_back)), "a claim is given back once, however often its report comes"
+
+
+Jobs.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+TestJobs = Jobs.TestCase
+
+
+def _writes_a_state(node: ast.AST) -> bool:
+    """`.values(state=…)` and `{"state": …}`: the only ways in which the code base writes a column."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
+        return any(word.arg == "state" for word in node.keywords)
+    keys = node.keys if isinstance(node, ast.Dict) else []
+    return any(isinstance(key, ast.Constant) and key.value == "state" for key in keys)
+
+
+def test_a_jobs_state_is_written_in_one_place_alone():
+    """There an UPDATE names the states that it may leave; new jobs come from `Draft.values`."""
+    sources = {path.name: path.read_text() for path in STORE.rglob("*.py")}
+    found = {name for name, source in sources.items() if any(map(_writes_a_state, ast.walk(ast.parse(source))))}
+    assert found == {"transition.py", "records.py"}
+    assert not [name for name, source in sources.items() if "update jobs" in source.lower()]

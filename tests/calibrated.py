@@ -1,0 +1,40 @@
+"""One calibration for all processes of a test run: what these tests compare are bytes, not speeds."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+WARMING = 240.0
+ENV = {name: value for name, value in os.environ.items() if not name.startswith(("DARKROOM_", "DISCORD_"))}
+CALIBRATE = """
+import sys
+from pathlib import Path
+from engine.calibration import calibrate
+from engine.families.embedded import load_embedded
+from engine.super_resolver import SuperResolver
+calibrate(load_embedded(resolver=SuperResolver.find(None)), Path(sys.argv[1]))
+"""
+
+
+def measured(folders: pytest.TempPathFactory) -> Path:
+    """The file, measured by whichever of pytest's own processes comes first; copy it into a process's data folder."""
+    folder = folders.getbasetemp()
+    path = (folder.parent if folder.name.startswith("popen-") else folder) / "calibration.json"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            subprocess.run([sys.executable, "-c", CALIBRATE, str(path)], env=ENV, check=True, timeout=WARMING)
+    return path
+
+
+def row_ms(path: Path) -> float:
+    """Milliseconds of a row in a forward of the embedded model on this machine, by the file."""
+    (found,) = msgspec.json.decode(path.read_bytes()).values()
+    return found["row_ms"]

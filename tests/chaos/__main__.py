@@ -1,0 +1,101 @@
+"""`PYTHONPATH=tests python -m chaos --kills 300`: pulls plugs of a whole Darkroom, and says what held.
+
+Exit code 0 where every invariant holds, 1 where one is broken, 2 where the command line or this machine cannot do it.
+The folder with logs, timeline and promises stays; the same seed draws the same plugs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from chaos.campaign import Plan, campaign
+from chaos.installation import Build
+from chaos.plugs import WEIGHTS
+from chaos.report import Outcome, as_json, rows
+
+REAL_GAP, GAP = 8.0, 2.5  # seconds between two plugs: a real engine takes long to start
+REAL_STEPS, STEPS = (15, 45), (20, 60, 150)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chaos", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20, help="how many plugs are pulled; about half of them kill")
+    parser.add_argument("--engine", choices=("simulated", "real"), default="simulated")
+    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--standby", action="store_true", help="a second bot waits for the first one to end")
+    parser.add_argument("--seed", type=int, default=None, help="draws the plugs (a random one)")
+    parser.add_argument("--gap", type=float, default=None, help="seconds between two plugs, on average")
+    parser.add_argument("--only", default="", help=f"kinds of plugs, with commas: {', '.join(WEIGHTS)}")
+    parser.add_argument("--without", default="", help="kinds of plugs that are left out")
+    parser.add_argument("--settling", type=float, default=240.0, help="seconds for everything to end at the end")
+    parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="where the folders go")
+    parser.add_argument("--json", action="store_true", help="JSON on the standard output, all else on the error output")
+    return parser
+
+
+def planned(given: argparse.Namespace) -> Plan:
+    """Raises ValueError with a sentence."""
+    only, without = (tuple(filter(None, text.split(","))) for text in (given.only, given.without))
+    if strange := sorted({*only, *without} - set(WEIGHTS)):
+        raise ValueError(f"There is no plug {strange[0]}: {', '.join(WEIGHTS)}.")
+    if given.kills < 1 or given.workers < 1:
+        raise ValueError("At least one plug and one worker are needed.")
+    real = given.engine == "real"
+    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
+    build = Build(given.engine, given.database, given.workers, standby=given.standby)
+    gap, steps = given.gap or (REAL_GAP if real else GAP), REAL_STEPS if real else STEPS
+    return Plan(
+        seed, given.kills, build, gap, steps, members=3 if real else 6, speakers=2 if real else 4,
+        kinds=only, without=without, settling=given.settling,
+    )  # fmt: skip
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    given = _arguments().parse_args(words)
+    logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("engine").setLevel(logging.CRITICAL)  # our own clients see every outage
+    try:
+        plan = planned(given)
+    except ValueError as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 2
+    folder = given.out.absolute() / f"{plan.seed}-{time.strftime('%H%M%S')}"
+    try:
+        outcome = asyncio.run(_until_over(plan, folder))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(f"chaos: stopped; kept: {folder}", file=sys.stderr)
+        return 130
+    (folder / "outcome.json").write_text(json.dumps(as_json(outcome), indent=1))
+    _tell(outcome, folder, as_text=not given.json)
+    return 0 if outcome.holds else 1
+
+
+async def _until_over(plan: Plan, folder: Path) -> Outcome:
+    """SIGTERM ends it as Ctrl-C does: no process and no mount is left behind."""
+    task = asyncio.current_task()
+    assert task
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await campaign(plan, folder, lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _tell(outcome: Outcome, folder: Path, *, as_text: bool) -> None:
+    told = rows(outcome)
+    (folder / "outcome.txt").write_text("\n".join(told) + "\n")
+    print("\n".join(told), file=sys.stdout if as_text else sys.stderr)
+    if not as_text:
+        print(json.dumps(as_json(outcome)))
+    print(f"\nkept: {folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

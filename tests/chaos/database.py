@@ -1,0 +1,111 @@
+"""The two databases a campaign runs on: SQLite's file in the data folder, or a PostgreSQL server of its own.
+
+Reads tables without the bot's help: by sqlite3, or by psql. Knows SQL and processes; nothing of what rows mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from chaos.program import Program
+from chaos.timeline import Timeline
+from engine.bus.server import free_port
+
+BINARIES = (Path("/usr/lib/postgresql/15/bin"), Path("/usr/lib/postgresql/16/bin"), Path("/usr/lib/postgresql/17/bin"))
+STARTING = 60.0
+
+
+class SQLite:
+    """No process of its own: it can only be locked, or its disk be full."""
+
+    program: Program | None = None
+    url = ""
+
+    def __init__(self, data: Path) -> None:
+        self.file = data / "darkroom.sqlite"
+
+    def forget(self) -> None:
+        """It lies in the campaign's own folder."""
+
+    async def lock(self, seconds: float) -> None:
+        """Nobody else may write for so long."""
+        await asyncio.to_thread(self._lock, seconds)
+
+    def _lock(self, seconds: float) -> None:
+        with (
+            suppress(sqlite3.OperationalError),  # the disk may be full, or the bot never stop writing
+            closing(sqlite3.connect(self.file, timeout=30, isolation_level=None)) as store,
+        ):
+            store.execute("BEGIN IMMEDIATE")
+            time.sleep(seconds)
+            store.execute("ROLLBACK")
+
+    def rows(self, asked: str) -> list[dict[str, Any]]:
+        with closing(sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=30)) as store:
+            store.row_factory = sqlite3.Row
+            return [dict(row) for row in store.execute(asked)]
+
+
+class PostgreSQL:
+    """A cluster in a folder. As root the server runs as somebody else, since it refuses to be root's."""
+
+    def __init__(self, log: Path, timeline: Timeline) -> None:
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="darkroom-chaos-"))  # where that somebody else may come
+        self._bin = next((path for path in BINARIES if path.exists()), Path("/usr/bin"))
+        self._as = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        command = [*self._as, str(self._bin / "postgres"), "-D", str(self.folder / "cluster"), "-p", str(self.port)]
+        command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self.folder}"]
+        self.program: Program | None = Program("database", command, log, timeline)
+
+    def make(self) -> None:
+        """The empty cluster."""
+        if self._as:
+            shutil.chown(self.folder, "postgres", "postgres")
+        command = [*self._as, str(self._bin / "initdb"), "-D", str(self.folder / "cluster"), "-U", "postgres"]
+        subprocess.run([*command, "-A", "trust", "-E", "UTF8"], check=True, capture_output=True, cwd="/")
+
+    def forget(self) -> None:
+        """The cluster cannot lie in the campaign's folder: it goes once nobody needs to look into it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def answers(self) -> None:
+        """Returns once it does."""
+        async with asyncio.timeout(STARTING):
+            while not await asyncio.to_thread(self._ready):
+                await asyncio.sleep(0.1)
+
+    def _ready(self) -> bool:
+        command = [str(self._bin / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def rows(self, asked: str) -> list[dict[str, Any]]:
+        whole = f"SELECT coalesce(json_agg(t), '[]') FROM ({asked}) t"
+        command = [
+            str(self._bin / "psql"),
+            "-X",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+            "-U",
+            "postgres",
+            "-Atc",
+            whole,
+        ]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return json.loads(done.stdout)
+
+
+Database = SQLite | PostgreSQL

@@ -1,0 +1,114 @@
+"""Reads what a campaign left: tables by SQL, jobs and pictures by the API, messages in Discord, streams of the broker.
+
+From outside: with none of the bot's own code but the wire contract, which says what a row's task asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, cast
+
+import aiohttp
+from nats.js.api import StreamState
+from nats.js.errors import NotFoundError
+
+from chaos.database import Database
+from chaos.evidence import Account, JobRow, Move, PlaceRow, Shown
+from engine.bus import Bus
+from engine.job import Enlarge, Job, Malformed, Newer, Recipe, Result, decode
+
+JOBS = (
+    "SELECT id, state, key, ordinal, tier, pool, account, cost, charged, billed, step, task, blame, reason, "
+    "created, ended FROM jobs ORDER BY id"
+)
+MOVES = "SELECT id, job, source, target, why, epoch FROM moves ORDER BY id"
+PLACES = "SELECT job, role, kind, delivered, reason FROM places ORDER BY job, role"
+ACCOUNTS = "SELECT path, parent, virtual, weight, queued, active FROM accounts ORDER BY path"
+AT_ONCE = 8
+WORK, RESULTS = "work", "results"
+STREAMS = (WORK, RESULTS)
+FEW = 20  # are looked at one by one
+
+
+def jobs(database: Database) -> tuple[JobRow, ...]:
+    return tuple(_job(row) for row in database.rows(JOBS))
+
+
+def _job(row: dict[str, Any]) -> JobRow:
+    asked = row.pop("task")
+    task = decode(bytes.fromhex(asked[2:]) if isinstance(asked, str) else asked, Recipe | Enlarge)  # pyright: ignore
+    steps, count = (task.steps, task.count) if isinstance(task, Recipe) else (1, 1)
+    return JobRow(**row, steps=steps, count=count)
+
+
+def moves(database: Database) -> tuple[Move, ...]:
+    return tuple(Move(**row) for row in database.rows(MOVES))
+
+
+def places(database: Database) -> tuple[PlaceRow, ...]:
+    return tuple(PlaceRow(**row) for row in database.rows(PLACES))
+
+
+def accounts(database: Database) -> tuple[Account, ...]:
+    return tuple(Account(**row) for row in database.rows(ACCOUNTS))
+
+
+async def shown(url: str, wanted: list[str]) -> dict[str, Shown]:
+    """Every job as the API shows it now, with the true SHA-256 of each picture's bytes."""
+    found: dict[str, Shown] = {}
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def look(session: aiohttp.ClientSession, job: str) -> None:
+        with suppress(aiohttp.ClientError, TimeoutError):  # then the API does not know it
+            async with slots, session.get(f"{url}/api/jobs/{job}") as answer:
+                if answer.status == 200:
+                    found[job] = await _shown(session, url, await answer.json())
+
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        for job in wanted:
+            group.create_task(look(session, job))
+    return found
+
+
+async def _shown(session: aiohttp.ClientSession, url: str, told: Mapping[str, Any]) -> Shown:
+    pictures = []
+    for one in told["pictures"]:
+        async with session.get(url + one["url"]) as answer:
+            content = await answer.read()
+            true = hashlib.sha256(content).hexdigest() if answer.status == 200 else ""
+        pictures.append((int(one["n"]), str(one["sha256"]), true))
+    return Shown(str(told["state"]), tuple(pictures))
+
+
+async def left(bus: Bus) -> dict[str, int]:
+    """How many messages the streams still hold. One of a newer version is no rest: it waits for whoever is updated."""
+    found: dict[str, int] = {}
+    for name in STREAMS:
+        state = (await bus.js.stream_info(name)).state
+        found[name] = state.messages - (await _newer(bus, name, state) if state.messages <= FEW else 0)
+    return found
+
+
+async def _newer(bus: Bus, stream: str, state: StreamState) -> int:
+    count, number = 0, state.first_seq
+    for _ in range(state.messages):
+        try:
+            told = await bus.js.get_msg(stream, number, subject=f"{stream}.>", next=True)
+        except NotFoundError:  # gone meanwhile
+            break
+        number = (told.seq or number) + 1
+        with suppress(Malformed):
+            count += _is_newer(told.data or b"", stream)
+    return count
+
+
+def _is_newer(payload: bytes, stream: str) -> bool:
+    """Raises `Malformed`."""
+    try:
+        decode(payload, cast("type[Result]", Result) if stream == RESULTS else Job)
+    except Newer:
+        return True
+    return False

@@ -1,0 +1,249 @@
+"""One whole Darkroom as real processes: broker, database, bot, workers, and before the bot a Discord of this machine.
+
+Knows command lines, ports and folders; nothing of plugs or invariants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from chaos.database import Database, PostgreSQL, SQLite
+from chaos.mounts import Disk, mounted
+from chaos.program import ROOT, Program
+from chaos.proxy import Proxy
+from chaos.timeline import Timeline
+from engine.bus import Bus
+from engine.bus.server import free_port, server_path
+from loopback.server import TOKEN, Loopback
+
+OURS = ("DARKROOM_", "DISCORD_", "COVERAGE_", "DATABASE_URL")
+ROOM = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_COST_DAY": "1000000"}
+STARTING = 240.0  # a real engine loads and calibrates
+BROKER = """\
+host: "127.0.0.1"
+port: {port}
+server_name: "darkroom"
+max_payload: 8388608
+max_pending: 134217728
+write_deadline: "10s"
+authorization {{ token: "{token}" }}
+jetstream {{ store_dir: "{store}", sync_interval: always, max_file_store: 8589934592 }}
+"""
+CALIBRATE = """
+import sys
+from pathlib import Path
+from engine.calibration import calibrate
+from engine.families.embedded import load_embedded
+from engine.super_resolver import SuperResolver
+calibrate(load_embedded(resolver=SuperResolver.find(None)), Path(sys.argv[1]))
+"""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to put up. `row_ms`: of the simulated engine; `disks`: broker and bot have small disks of their own."""
+
+    engine: str = "simulated"
+    database: str = "sqlite"
+    workers: int = 2
+    row_ms: float = 4.0
+    disks: bool = False
+    standby: bool = False  # a second bot waits for the first one's folder
+
+    @property
+    def model(self) -> str:
+        return "simulated" if self.engine == "simulated" else "embedded"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"w{number + 1}" for number in range(self.workers))
+
+
+@dataclass
+class Installation:
+    """What is running, and where. `lines`: process → its line to the broker."""
+
+    build: Build
+    folder: Path
+    timeline: Timeline
+    loopback: Loopback
+    port: int
+    token: str
+    room: int
+    database: Database
+    lines: dict[str, Proxy] = field(default_factory=dict)
+    programs: dict[str, Program] = field(default_factory=dict)
+    disks: dict[str, Disk] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Of the chatroom."""
+        return f"http://127.0.0.1:{self.room}"
+
+    @property
+    def broker_url(self) -> str:
+        """The broker itself, past every line that may fail."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def store(self) -> Path:
+        """The broker's."""
+        return self.folder / "broker" / "store"
+
+    def at_work(self, name: str) -> Program:
+        """The program of that name; of two bots the one that answers, as far as that is known."""
+        with suppress(OSError, ValueError, KeyError, StopIteration):
+            if name == "bot" and self.build.standby:
+                pid = json.loads((self.folder / "bot" / "running.json").read_text())["pid"]
+                return next(one for one in self.programs.values() if one.process and one.process.pid == pid)
+        return self.programs[name]
+
+    async def ready(self, workers: int, seconds: float = STARTING) -> None:
+        """Returns once the room is open, so many workers are seen there, and Discord is connected."""
+        async with asyncio.timeout(seconds):
+            while not await self.answers(workers):
+                await asyncio.sleep(0.2)
+
+    async def answers(self, workers: int = 0) -> bool:
+        """Whether the room is open, with so many workers, and Discord connected."""
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2)) as session,
+                session.get(self.url + "/healthz") as answer,
+            ):
+                told = await answer.json()
+                return answer.status == 200 and told["workers"] >= workers and self.loopback.gateway.ready()
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
+            return False
+
+    def clean(self, **told: str) -> dict[str, str]:
+        """An environment without anything of ours but what is told."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        return kept | {"PYTHONWARNINGS": "ignore", "DARKROOM_NATS_TOKEN": self.token} | told
+
+
+@asynccontextmanager
+async def installed(build: Build, folder: Path, timeline: Timeline) -> AsyncIterator[Installation]:
+    """All of it, up and ready; it ends in order."""
+    async with AsyncExitStack() as parts:
+        loopback = Loopback(judged=False)
+        await parts.enter_async_context(loopback.open())
+        data = folder / "bot"
+        database = PostgreSQL(folder / "database.log", timeline) if build.database == "postgres" else SQLite(data)
+        site = Installation(
+            build, folder, timeline, loopback, free_port(), secrets.token_hex(16), free_port(), database
+        )
+        _folders(parts, site)
+        for name in ("bot", *build.names):  # they outlive the programs, which end in order
+            site.lines[name] = await parts.enter_async_context(Proxy(site.port).open())
+        tasks = await parts.enter_async_context(_programs(site))
+        if isinstance(database, PostgreSQL):
+            await asyncio.to_thread(database.make)
+            tasks.add("database", database.program)
+            await database.answers()
+        tasks.add("broker", await asyncio.to_thread(_broker, site))
+        await _declared(site)
+        if build.engine == "real":
+            await asyncio.to_thread(_calibrated, site)
+        for name in build.names:
+            tasks.add(name, _worker(site, name))
+        tasks.add("bot", _bot(site, "bot"))
+        await site.ready(build.workers)
+        if build.standby:
+            tasks.add("standby", _bot(site, "standby"))
+        yield site
+
+
+class _Keepers:
+    """The tasks that keep programs alive."""
+
+    def __init__(self, site: Installation) -> None:
+        self.site, self.tasks = site, list[asyncio.Task[None]]()
+
+    def add(self, name: str, program: Program | None) -> None:
+        assert program
+        self.site.programs[name] = program
+        self.tasks.append(asyncio.create_task(program.keep(), name=name))
+
+
+@asynccontextmanager
+async def _programs(site: Installation) -> AsyncIterator[_Keepers]:
+    """Ends them in this order: bot and workers, and then what they stand on."""
+    keepers = _Keepers(site)
+    try:
+        yield keepers
+    finally:
+        edges = [program for name, program in site.programs.items() if name not in ("broker", "database")]
+        await asyncio.gather(*(program.end() for program in edges))
+        for name in ("broker", "database"):
+            if name in site.programs:
+                await site.programs[name].end()
+        await asyncio.gather(*keepers.tasks, return_exceptions=True)
+
+
+def _folders(parts: AsyncExitStack, site: Installation) -> None:
+    for name in ("bot", "broker", *site.build.names):
+        folder = site.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if site.build.disks and name in ("bot", "broker"):
+            parts.enter_context(mounted(folder))
+            site.disks[name] = Disk(folder)
+            parts.callback(_keep, folder, site.folder / f"{name}-kept")
+
+
+def _keep(small: Path, there: Path) -> None:
+    """What lies on a small disk goes with it."""
+    with suppress(OSError):
+        shutil.copytree(small, there, ignore=shutil.ignore_patterns("ballast"))
+
+
+def _broker(site: Installation) -> Program:
+    path = site.folder / "broker" / "nats.conf"
+    path.write_text(BROKER.format(port=site.port, token=site.token, store=site.store))
+    return Program("broker", [str(server_path()), "-c", str(path)], site.folder / "broker.log", site.timeline)
+
+
+async def _declared(site: Installation) -> None:
+    """Waits until it answers."""
+    bus = await Bus.connect(site.broker_url, site.token, patience=30)
+    await bus.declare()
+    await bus.close()
+
+
+def _worker(site: Installation, name: str) -> Program:
+    command = [sys.executable, "-m", "engine", "serve", "--name", name]
+    command += ["--nats", f"nats://127.0.0.1:{site.lines[name].port}", "--data", str(site.folder / name)]
+    if site.build.engine == "simulated":
+        command += ["--simulated", "--row-ms", str(site.build.row_ms)]
+    env = site.clean(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", DARKROOM_PARENT=str(os.getpid()))
+    return Program(name, command, site.folder / f"{name}.log", site.timeline, env)
+
+
+def _bot(site: Installation, name: str) -> Program:
+    command = [sys.executable, "-m", "bot", "bot", "--port", str(site.room), "--data", str(site.folder / "bot")]
+    command += ["--nats", f"nats://127.0.0.1:{site.lines['bot'].port}", *["--standby"] * site.build.standby]
+    discord = {"DISCORD_API": site.loopback.api, "DISCORD_GATEWAY": site.loopback.gateway.url, "DISCORD_TOKEN": TOKEN}
+    database = {"DATABASE_URL": site.database.url} if site.database.url else {}
+    env = site.clean(**ROOM, **discord, **database)
+    return Program(name, command, site.folder / f"{name}.log", site.timeline, env)
+
+
+def _calibrated(site: Installation) -> None:
+    """One calibration for all workers: what is compared are bytes, not speeds."""
+    first, *others = [site.folder / name / "calibration.json" for name in site.build.names]
+    env = site.clean(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    subprocess.run([sys.executable, "-c", CALIBRATE, str(first)], check=True, cwd=ROOT, env=env)
+    for other in others:
+        shutil.copy(first, other)

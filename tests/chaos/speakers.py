@@ -1,0 +1,73 @@
+"""Members of several guilds who type `/imagine` in a Discord of this machine, and what stands there in the end.
+
+A job counts as promised once its answer stands in the channel. Knows the loopback; nothing of the bot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from chaos.evidence import Wish
+from chaos.timeline import Promises
+from loopback.people import Person
+from loopback.server import Loopback
+
+if TYPE_CHECKING:
+    from simcord.backend.models import Message
+
+JOB = re.compile(r"(?:cancel|reroll|delete|remix):([0-9A-HJKMNP-TV-Z]{26})")
+FINAL = re.compile(r"darkroom-([0-9A-HJKMNP-TV-Z]{26})\.")
+PATIENCE = 3.0  # seconds that Discord gives a bot for its first answer
+
+
+class Speakers:
+    """So many members in so many guilds, each in a channel of their own."""
+
+    def __init__(
+        self, loopback: Loopback, guilds: int, people: int, model: str, wishes: Sequence[Wish], promises: Promises,
+        chance: random.Random,
+    ) -> None:  # fmt: skip
+        self.loopback, self.model, self.wishes = loopback, model, wishes
+        self.promises, self.chance, self.asking, self.asked = promises, chance, True, 0
+        places = [loopback.world.create_guild(f"guild {number}") for number in range(guilds)]
+        self.people = [Person(loopback, f"speaker {n}", places[n % guilds]) for n in range(people)]
+        self.channels = [places[n % guilds].create_text_channel(f"pictures-{n}") for n in range(people)]
+
+    async def live(self, pause: float) -> None:
+        """Every member asks now and then, until nobody shall ask any more."""
+        while self.asking:
+            number = self.chance.randrange(len(self.people))
+            await self._ask(self.people[number], self.channels[number])
+            await asyncio.sleep(self.chance.expovariate(1 / pause))
+
+    async def _ask(self, person: Person, channel: Any) -> None:
+        if not self.loopback.world.backend.commands or not self.loopback.gateway.ready():
+            return  # the bot is offline, and Discord shows no commands
+        wish = self.chance.choice(list(self.wishes))
+        flags = f"--steps {wish.steps} --count {wish.count} --seed {wish.seed} --model {self.model}"
+        self.asked += 1
+        act = await person.slash(channel, "imagine", prompt=f"{wish.prompt} {flags}")
+        for _ in range(int(PATIENCE / 0.1)):
+            if act.message and (found := _job(act.message)):
+                self.promises.keep(found, wish, "discord")
+                return
+            await asyncio.sleep(0.1)
+
+    def posted(self) -> Counter[str]:
+        """Job → how many messages with its finished picture stand in the channels."""
+        found: Counter[str] = Counter()
+        for channel in self.loopback.world.backend.messages:
+            for message in self.loopback.world.messages(channel):
+                found.update(match[1] for one in message.attachments if (match := FINAL.match(one["filename"])))
+        return found
+
+
+def _job(message: Message) -> str | None:
+    """The job that a message's buttons are about."""
+    found = JOB.search(repr(message.components))
+    return found[1] if found else None

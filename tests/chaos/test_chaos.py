@@ -1,0 +1,35 @@
+"""A short campaign with a fixed seed: real processes, each plug that comes back quickly once, every invariant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chaos.campaign import Plan, campaign
+from chaos.installation import Build
+from chaos.report import rows
+
+KINDS = ("kill-worker", "kill-bot", "kill-broker", "lose-store", "repeat", "lie")
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(700)
+async def test_plugs_are_pulled_and_nothing_is_lost(tmp_path: Path) -> None:
+    """The seed draws a lie, a killed worker, old messages, a lost store and a killed bot, in three seconds or more."""
+    plan = Plan(
+        seed=334,
+        kills=5,
+        build=Build(row_ms=2.0),
+        gap=0.8,
+        steps=(40,),
+        members=2,
+        speakers=2,
+        kinds=KINDS,
+        settling=420.0,
+    )
+    outcome = await campaign(plan, tmp_path, print)
+    assert [verdict for verdict in outcome.verdicts if not verdict.holds] == [], "\n".join(rows(outcome))
+    assert outcome.settled
+    assert sorted(plug.kind for plug in outcome.pulled) == ["kill-bot", "kill-worker", "lie", "lose-store", "repeat"]
+    assert len(outcome.evidence.accepted) > len(plan.wishes())

@@ -1,0 +1,41 @@
+"""The plan of a campaign: its seed decides it, and it asks for nothing that this machine cannot do."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from chaos.__main__ import main
+from chaos.plugs import KILLS, LEASE, ONLY_SERVER, ONLY_SQLITE, draw, possible
+
+WORKERS = ("w1", "w2")
+
+
+def test_a_seed_repeats_its_plugs() -> None:
+    kinds = possible("sqlite", mounts=True)
+    assert list(draw(7, 50, kinds, WORKERS, 2.0)) == list(draw(7, 50, kinds, WORKERS, 2.0))
+    assert list(draw(7, 50, kinds, WORKERS, 2.0)) != list(draw(8, 50, kinds, WORKERS, 2.0))
+
+
+def test_only_what_is_possible_is_drawn() -> None:
+    assert not set(possible("sqlite", mounts=True)) & set(ONLY_SERVER)
+    assert not set(possible("postgres", mounts=True)) & set(ONLY_SQLITE)
+    assert not [kind for kind in possible("sqlite", mounts=False, without=("lie",)) if kind.startswith(("fill", "lie"))]
+
+
+def test_every_kind_comes_and_most_plugs_kill() -> None:
+    kinds = possible("postgres", mounts=True)
+    plugs = list(draw(1, 1000, kinds, WORKERS, 2.0))
+    count = Counter(plug.kind for plug in plugs)
+    assert set(count) == set(kinds)
+    assert sum(count[kind] for kind in KILLS) > 400
+    assert {plug.target for plug in plugs} == {"w1", "w2", "bot", "broker", "database"}
+    assert 1.8 < sum(plug.after for plug in plugs) / len(plugs) < 2.2
+    assert all(plug.lasts > LEASE for plug in plugs if plug.kind.startswith("stop"))
+
+
+@pytest.mark.parametrize("words", [["--only", "earthquake"], ["--kills", "0"], ["--workers", "0"]])
+def test_a_wrong_word_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("chaos: ")

@@ -1,0 +1,14 @@
+"""Picture files as members bring them."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+
+def png(width: int, height: int, shade: int = 128) -> bytes:
+    """A grey one."""
+    out = io.BytesIO()
+    Image.new("L", (width, height), shade).convert("RGB").save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,169 @@
+"""Pictures that members bring, blends, and what goes on from a finished picture, typed and pressed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from simcord.components import walk_components
+
+from bot.chat import brought
+from bot.chat.presses.branching import OFFERED, spread
+from bot.refused import Refused
+from chat.jobs import made
+from chat.pictures import png
+from chat.staff import fields, ids, text
+from engine.job import Branch, Forward
+
+pytestmark = pytest.mark.asyncio
+PICTURE, OTHER, MASK = (("a.png", png(64, 32)), ("b.png", png(32, 32, 20)), ("m.png", png(64, 32, 255)))
+
+
+async def newest(world: Any) -> Any:
+    return (await world.studio.recent())[0]
+
+
+async def test_a_prompt_begins_with_a_picture(open_world: Any) -> None:
+    async with open_world() as world:
+        asked = await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, strength=0.4)
+        final = await world.ended(asked)
+        start, recipe = (await newest(world)).recipe.start, (await newest(world)).recipe
+        assert isinstance(start, Forward)
+        assert (start.strength, len(start.pictures), start.mask) == (0.4, 1, None)
+        assert recipe.width == 2 * recipe.height, "the picture gives the shape"
+        assert "More…" in world.labels(final)
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, mask=MASK))
+        assert (await newest(world)).recipe.start.mask is not None
+
+
+async def test_what_cannot_be_begun_with_is_said_to_its_asker_alone(open_world: Any) -> None:
+    async with open_world() as world:
+
+        async def refused(**options: Any) -> str:
+            result = await world.alice.slash(world.channel, "imagine", prompt="a lamp", **options)
+            assert result.ephemeral or all(each.ephemeral for each in result.followups)
+            return "\n".join(text(each) for each in (result.response, *result.followups) if each)
+
+        assert "🚫" in await refused(image=("a.png", b"no picture"))
+        assert "add that one as image" in await refused(mask=MASK)
+        assert "no picture goes with it" in await refused(image=PICTURE, branch="x:4")
+        assert "names no job" in await refused(branch="whatever")
+        assert await world.studio.recent() == []
+
+
+@dataclass
+class Huge:
+    url: str = "https://cdn.example/never"
+    size: int = brought.MOST + 1
+    filename: str = "huge.png"
+
+
+async def test_a_picture_that_is_too_large_is_not_fetched_at_all(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        with pytest.raises(Refused, match=r"huge.png has 16\.0 MiB, and at most 16 are taken"):
+            await brought.fetched(world.client, Huge())
+        with pytest.raises(Refused, match="send it once more"):
+            await brought.fetched(world.client, Huge("https://127.0.0.1:9/gone", 5))
+
+
+async def test_pictures_are_blended_with_weights_and_without_words(open_world: Any) -> None:
+    async with open_world() as world:
+        asked = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3, 1")
+        card = await world.ended(asked)
+        assert card.content.startswith("**without words** · alice · blended")
+        view = await newest(world)
+        assert view.action == "blend"
+        assert [one.weight for one in view.recipe.start.pictures] == [3, 1]
+        wrong = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3")
+        assert "one weight" in text(wrong)
+        assert wrong.ephemeral
+
+
+async def test_more_under_a_grid_goes_on_from_each_of_its_pictures(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2, seed=7)
+        job = (await newest(world)).id
+        await world.restart()
+        menus = await world.bob.click(grid, label="More…")
+        assert menus.ephemeral
+        assert ids(menus) == [f"onward:{job}:0", f"onward:{job}:1"]
+        for press, action in (("zoomsome", "zoom"), ("panleft", "pan")):
+            card = await world.ended(await world.bob.select(menus.response, [press], custom_id=f"onward:{job}:1"))
+            view = await newest(world)
+            assert (view.action, view.parent, view.member_name) == (action, (job, 1), "bob")
+            assert view.recipe.start.mask
+            assert " 2" in card.content
+
+
+async def test_two_presses_in_a_row_make_one_job(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=1)
+        enlarged = await world.ended(await world.alice.click(grid, label="U1"))
+        pressed = [await world.alice.click(enlarged, label="Zoom out 2×") for _ in range(2)]
+        assert sum("already on its way" in text(each) for each in pressed) == 1
+        assert [view.action for view in await world.studio.recent()] == ["zoom", "upscale", "imagine"]
+
+
+async def test_a_part_is_drawn_anew_from_a_form(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=1)
+        first = await newest(world)
+        menus = await world.bob.click(grid, label="More…")
+        asked = await world.bob.select(menus.response, ["edit"], custom_id=f"onward:{first.id}:0")
+        assert set(fields(asked)) == {"mask", "prompt", "strength"}
+        wrong = await world.bob.submit_modal(asked, {"mask": MASK, "prompt": "red apple", "strength": "much"})
+        assert "from 0.05 to 1" in text(wrong)
+        asked = await world.bob.select(menus.response, ["edit"], custom_id=f"onward:{first.id}:0")
+        sent = await world.bob.submit_modal(asked, {"mask": MASK, "prompt": "a worm", "strength": "0,7"})
+        await world.ended(sent)
+        view = await newest(world)
+        assert (view.action, view.prompt, view.parent) == ("edit", "a worm", (first.id, 0))
+        assert view.recipe.start.strength == 0.7
+        assert view.recipe.start.mask
+
+
+async def test_branching_off_midway_by_sheet_menu_and_form(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2, seed=7)
+        first = await newest(world)
+        enlarged = await world.ended(await world.alice.click(grid, label="U2"))
+        shown = await world.bob.click(enlarged, label="Branch…")
+        assert shown.ephemeral
+        assert len(shown.response.attachments) == 1
+        (menu,) = (each for each in walk_components(shown.response.components) if "custom_id" in each)
+        assert menu["custom_id"] == f"rungs:{first.id}:1"
+        assert [option["value"] for option in menu["options"]] == ["4", "8", "12", "16"]
+        await world.restart()
+        asked = await world.bob.select(shown.response, ["8"], custom_id=menu["custom_id"])
+        assert fields(asked)["prompt"]["value"] == "red apple"
+        await world.ended(await world.bob.submit_modal(asked, {"prompt": "red apple", "seed": "9", "guidance": ""}))
+        view = await newest(world)
+        assert (view.action, view.parent, view.prompt) == ("branch", (first.id, 1), "red apple")
+        assert (view.recipe.start.step, view.recipe.start.fresh, view.recipe.seed) == (8, True, 9)
+        asked = await world.bob.select(shown.response, ["8"], custom_id=menu["custom_id"])
+        wrong = await world.bob.submit_modal(asked, {"prompt": "pear --sampler ddim", "seed": "", "guidance": ""})
+        assert "cannot be changed" in text(wrong)
+
+
+async def test_a_branch_is_typed_as_job_picture_and_step(open_world: Any) -> None:
+    async with open_world() as world:
+        await made(world, count=2)
+        first = await newest(world)
+        offered = await world.alice.autocomplete(world.channel, "imagine", "branch", "", prompt="pear")
+        assert [each["value"] for each in offered] == [first.id]
+        for said, index, step in ((f"{first.id.lower()}/2:12", 1, 12), (first.id, 0, 12), (f"{first.id}:9", 0, 8)):
+            await world.ended(await world.alice.slash(world.channel, "imagine", prompt="a pear", branch=said))
+            view = await newest(world)
+            assert (view.action, view.prompt, view.parent) == ("branch", "a pear", (first.id, index)), said
+            assert isinstance(view.recipe.start, Branch)
+            assert view.recipe.start.step == step, said
+
+
+@pytest.mark.parametrize("count", [1, 2, 11, 12, 13, 47, 200])
+async def test_of_many_rungs_a_dozen_are_offered_from_the_first_to_the_last(count: int) -> None:
+    steps = list(range(4, 4 + count))
+    found = spread(steps)
+    assert len(found) == len(set(found)) == min(count, OFFERED)
+    assert (found[0], found[-1]) == (steps[0], steps[-1])
+    assert found == sorted(found)

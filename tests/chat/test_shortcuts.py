@@ -1,0 +1,144 @@
+"""Two prompts in one, the short ways to a preference, films in every way and kind, and words weighed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bot.chat.commands.mix import between
+from bot.images.film_formats import available
+from bot.refused import Refused
+from chat.jobs import made
+from chat.staff import said, text
+from engine.bus import Bus
+
+
+async def newest(world: Any) -> Any:
+    return (await world.studio.recent())[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "weight", "prompt"),
+    [
+        ("a cat", "a dog", 0.5, "a cat::0.5 a dog::0.5 --mix"),
+        ("a cat --ar 3:2", "a dog --no fog", 0.7, "a cat::0.7 a dog::0.3 --ar 3:2 --no fog --mix"),
+        (" a  cat ", "a dog", 1 / 3, "a cat::0.333 a dog::0.667 --mix"),
+    ],
+)
+def test_a_mix_is_one_prompt_with_the_flags_of_both(first: str, second: str, weight: float, prompt: str) -> None:
+    assert between(first, second, weight) == prompt
+
+
+@pytest.mark.parametrize(("first", "reason"), [("a:: b::2", "Leave out the weights"), ("--ar 3:2", "needs words")])
+def test_what_is_no_part_of_a_mix_is_refused(first: str, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        between(first, "a dog", 0.5)
+
+
+@pytest.mark.asyncio
+async def test_two_prompts_become_one_text_between_them(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.ended(await world.alice.slash(world.channel, "mix", first="a cat", second="a dog", weight=0.75))
+        recipe = (await newest(world)).recipe
+        assert recipe.mixed
+        cat, dog = recipe.concepts
+        assert (cat.text, dog.text) == ("a cat", "a dog")
+        assert cat.weight == pytest.approx(3 * dog.weight)
+
+
+@pytest.mark.asyncio
+async def test_short_ways_set_what_one_prefers_and_turbo_says_what_there_is(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        preferences = world.client.desk.preferences
+        for command, name, value in (
+            ("relax", "speed", "relaxed"), ("fast", "speed", "fast"), ("stealth", "results", "private"),
+            ("public", "results", "public"),
+        ):  # fmt: skip
+            result = await world.alice.slash(world.channel, command)
+            assert result.ephemeral
+            assert f"**{value}**" in text(result)
+            assert getattr(await preferences.of(f"discord:{world.alice.id}"), name) == value
+        before = await preferences.of(f"discord:{world.alice.id}")
+        told = text(await world.alice.slash(world.channel, "turbo"))
+        assert "no third speed" in told
+        assert "`--fast` behind a prompt draws it in 30 steps" in told
+        assert await preferences.of(f"discord:{world.alice.id}") == before
+
+
+@pytest.mark.asyncio
+async def test_a_film_goes_either_way_and_comes_as_the_kind_that_is_asked_for(open_world: Any) -> None:
+    async with open_world() as world:
+        await made(world, count=2)
+        job = (await newest(world)).id
+        for way, kind in (("developing", "gif"), ("dissolving", "webp"), ("both", "gif")):
+            shown = await world.bob.slash(world.channel, "film", job=job, format=kind, kind=way, picture=2)
+            (attachment,) = shown.response.attachments
+            assert attachment.filename.endswith(kind)
+            film = Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url)))
+            assert film.format == kind.upper()
+            assert getattr(film, "n_frames", 1) > 1, way
+        wrong = await world.bob.slash(world.channel, "film", job=job, kind="dissolving", picture=4)
+        assert "no such picture" in said(wrong)
+        for kind in {"avif", "mp4"} - set(available()):
+            refused = await world.bob.slash(world.channel, "film", job=job, format=kind)
+            assert "cannot be made here" in text(refused)
+            assert refused.ephemeral
+
+
+WEIGHTS = {"apple": 9.0, "red": 4.0, "table": 3.0}
+
+
+async def embed(texts: Sequence[str]) -> list[list[float]]:
+    """Bags of words: each of three words is an axis, and all others move hardly anything."""
+    found: list[list[float]] = []
+    for one in texts:
+        words = one.split()
+        row = [*(weight * (word in words) for word, weight in WEIGHTS.items()), 0.01 * len(words) + 1e-9]
+        length = math.hypot(*row)
+        found.append([value / length for value in row])
+    return found
+
+
+async def encoding(world: Any) -> Bus:
+    """A worker that understands text."""
+    bus: Bus = world.painter.bus
+    task = asyncio.create_task(bus.serve_embed(embed))
+    world.tasks.append(task)
+    return bus
+
+
+@pytest.mark.asyncio
+async def test_words_are_weighed_and_a_shorter_prompt_is_imagined_after_a_restart(open_world: Any) -> None:
+    async with open_world() as world:
+        prompt = "a very red `apple` upon (the:1.2) table, in soft light --ar 2:1 --count 1"
+        alone = await world.alice.slash(world.channel, "shorten", prompt=prompt)
+        assert "No worker that understands text is online" in said(alone)
+        await encoding(world)
+        shown = await world.alice.slash(world.channel, "shorten", prompt=prompt.replace("`", ""))
+        assert shown.ephemeral
+        assert "**apple**" in text(shown).split(" · ")[0], "the heaviest comes first"
+        assert "No picture was looked at" in text(shown)
+        assert world.labels(shown.response) == [f"Imagine {number}" for number in range(1, 6)]
+        await world.restart()
+        await world.ended(await world.alice.click(shown.response, label="Imagine 5"))
+        view = await newest(world)
+        assert view.prompt.startswith("red apple")
+        assert view.recipe.width == 2 * view.recipe.height, "flags stay"
+        assert view.recipe.count == 1
+
+
+@pytest.mark.asyncio
+async def test_what_cannot_be_shortened_is_refused(open_world: Any) -> None:
+    async with open_world(worker=False) as world:
+        for prompt, reason in (
+            ("apple --ar 3:2", "fewer than two words"), ("{red, green} apple", "leave out the braces"),
+            ("a " * 130, "At most 126 words"), ("an apple --stepps 4", "no flag"),
+        ):  # fmt: skip
+            refused = await world.alice.slash(world.channel, "shorten", prompt=prompt)
+            assert reason in text(refused), prompt

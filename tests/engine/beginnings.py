@@ -1,0 +1,86 @@
+"""What the tests of pictures to begin with share: pictures, masks and ladders as blobs, and jobs that have them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from io import BytesIO
+
+import torch
+from PIL import Image, ImageDraw
+
+from engine.beginning import Beginning, read
+from engine.engine import Developed, Engine, Failed
+from engine.families.family import Family
+from engine.job import Forward, Job, Ladder, Recipe, Rung, Snapshot, Source, encode
+
+Blobs = dict[str, bytes]
+
+
+def saved(picture: Image.Image, form: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, format=form)
+    return buffer.getvalue()
+
+
+def scene(size: tuple[int, int] = (64, 64), colour: str = "orange") -> Image.Image:
+    """A disc before two colours."""
+    picture = Image.new("RGB", size, "teal")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, size[1] // 2, *size), fill="navy")
+    draw.ellipse((size[0] // 4, size[1] // 4, size[0] * 3 // 4, size[1] * 3 // 4), fill=colour)
+    return picture
+
+
+def half_mask(size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """White on the right, so that the left half stays."""
+    mask = Image.new("L", size, 0)
+    ImageDraw.Draw(mask).rectangle((size[0] // 2, 0, *size), fill=255)
+    return mask
+
+
+def stored(*contents: bytes) -> Blobs:
+    return {hashlib.sha256(content).hexdigest(): content for content in contents}
+
+
+def forward(pictures: Sequence[bytes], strength: float, mask: bytes | None = None) -> tuple[Forward, Blobs]:
+    """A start with pictures of equal weight, and the blobs that it needs."""
+    names = tuple(Source(name) for each in pictures for name in stored(each))
+    painted = None if mask is None else next(iter(stored(mask)))
+    return Forward(names, strength, painted), stored(*pictures, *([] if mask is None else [mask]))
+
+
+def ladder_of(developed: Developed, job: Job) -> bytes:
+    """As the lane writes it, with thumbnails of nothing."""
+    recipe = job.task
+    assert isinstance(recipe, Recipe)
+    rungs = tuple(
+        Rung(rung.step, b"", None if rung.x is None else raw(rung.x), None if rung.x is None else raw(rung.x0))
+        for rung in developed.rungs
+    )
+    shape = tuple(developed.latents.shape)
+    return encode(Ladder(job=job.id, image=developed.image, of=recipe.steps, shape=shape, rungs=rungs))
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()
+
+
+def begun(job: Job, blobs: Blobs, family: Family) -> Beginning | None:
+    assert isinstance(job.task, Recipe)
+    return read(job.task, blobs, family)
+
+
+def added(engine: Engine, job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> None:
+    engine.add(job, snapshots, begun(job, blobs, family))
+
+
+def developed(job: Job, blobs: Blobs, family: Family, snapshots: Sequence[Snapshot] = ()) -> list[Developed]:
+    """Its images, developed alone."""
+    engine, found = Engine({family.name: family}), list[Developed]()
+    added(engine, job, blobs, family, snapshots)
+    while not engine.idle:
+        for event in engine.step():
+            assert not isinstance(event, Failed), event
+            found += [event] if isinstance(event, Developed) else []
+    return sorted(found, key=lambda event: event.image)

@@ -1,0 +1,98 @@
+"""The last of a picture: what is not painted stays pixel for pixel, and a tile is decoded with what lies beyond it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from engine.alone import develop
+from engine.finishing import developed, laid_over
+from engine.lane import Lane
+from engine.simulated import Simulated
+from tests.engine.beginnings import begun, forward, half_mask, saved, scene
+
+Make = Callable[..., Any]
+SOON = 60.0
+
+
+class Enlarging(Simulated):
+    """Finished pictures are four times as wide and high, as a super-resolver's."""
+
+    enlargement, upscaler = 4, "by four"
+
+    def finish(self, latents: torch.Tensor) -> Image.Image:
+        picture = self.decode(latents)
+        return picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.NEAREST)
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("RGB"), dtype=np.int16)
+
+
+@pytest.mark.parametrize(("family", "side"), [(Simulated(0.001), 64), (Enlarging(0.001), 256)])
+def test_what_is_not_painted_is_the_picture_that_it_began_with(
+    recipe: Make, job: Make, family: Simulated, side: int
+) -> None:
+    source = scene((300, 200))
+    start, blobs = forward([saved(source)], 0.9, saved(half_mask((300, 200))))
+    one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start), ladder=False)
+    [content] = develop(one, {"simulated": family}, blobs).pictures
+    picture = Image.open(BytesIO(content))
+    assert picture.size == (side, side)
+    expected = ImageOps.fit(source, (side, side), Image.Resampling.LANCZOS)
+    soft = 4
+    assert np.array_equal(pixels(picture)[:, : side // 2 - soft], pixels(expected)[:, : side // 2 - soft])
+    assert np.abs(pixels(picture)[:, side // 2 + soft :] - pixels(expected)[:, side // 2 + soft :]).mean() > 5
+
+
+def test_a_job_that_comes_once_more_is_still_laid_over_its_picture(recipe: Make, job: Make) -> None:
+    """It was lost and came back at once: what is dropped of the first time may not be the second's."""
+    family = Simulated(0.001)
+    start, blobs = forward([saved(scene())], 0.9, saved(half_mask()))
+    one = job(recipe(model="simulated", width=64, height=64, steps=6, start=start))
+    lane = Lane({"simulated": family})
+    try:
+        futures = []
+        for _ in range(2):
+            futures.append(lane.begin(one, blobs))
+            lane.forget(one.id)
+        futures.append(lane.begin(one, blobs))
+        assert all(future.result(SOON) is not None for future in futures)
+        assert one.id in lane._under
+        lane.forget(one.id)
+        lane.close()
+        assert not lane._under
+    finally:
+        if lane._thread.is_alive():
+            lane.close()
+
+
+def test_blended_pictures_with_a_mask_have_no_one_picture_that_stays(recipe: Make, job: Make) -> None:
+    start, blobs = forward([saved(scene()), saved(scene(colour="red"))], 0.9, saved(half_mask()))
+    beginning = begun(job(recipe(model="simulated", width=64, height=64, start=start)), blobs, Simulated(0.1))
+    assert beginning is not None
+    assert beginning.mask is not None
+    plain = scene(colour="white")
+    assert laid_over(plain, beginning) is plain
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (4, 2, 16), (4, 1, 1)])
+def test_a_tile_is_decoded_with_what_lies_beyond_its_edges_and_cut_out(shape: tuple[int, int, int]) -> None:
+    """Where decoding looks at no neighbours, that changes nothing; the decoder has seen the opposite edges."""
+    family, seen = Simulated(0.1), list[torch.Tensor]()
+
+    def decode(latents: torch.Tensor) -> Image.Image:
+        seen.append(latents)
+        return family.decode(latents)
+
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert np.array_equal(pixels(developed(decode, latents, True)), pixels(developed(decode, latents, False)))
+    around = min(4, *shape[1:])
+    assert torch.equal(seen[0][:, around:-around, :around], latents[:, :, -around:])
+    assert torch.equal(seen[0][:, :around, around:-around], latents[:, -around:, :])

@@ -1,0 +1,789 @@
+"""Workers' keys with the real server: a key opens its worker's part of the broker and nothing else, until revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from msgspec.structs import replace
+from nats.js.errors import APIError
+
+from bot import leader as leading_module
+from bot.leader import leading
+from engine.bus import Bus, Ended, Holder, Kept, NoBlob, Unreachable, keys, rights, subjects
+from engine.bus.broker import Broker, BrokerError
+from engine.bus.enrolment import Enrolment
+from engine.bus.keys import BadKey
+from engine.bus.lead import leases
+from engine.bus.link import Right
+from engine.bus.server import Listening, free_port, server_path
+from engine.job import (
+    Concept,
+    Frame,
+    Job,
+    Loading,
+    Presence,
+    Recipe,
+    Share,
+    Snapshot,
+    Started,
+    Steer,
+    encode,
+)  # fmt: skip
+
+LEASE = 1.0
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+OTHER = "01ARZ3NDEKTSV4RRFFQ69G5FAW"
+DAY = "2026-11-26"
+SEED = keys.make("far", ["default"], DAY)[1]
+
+
+def a_job(job: str = JOB, pool: str = "default") -> Job:
+    task = Recipe(
+        concepts=(Concept("a cat"),), model="embedded", sampler="ddim", steps=4, seed=1, guidance=4.0, width=64,
+        height=64, dtype="float32",
+    )  # fmt: skip
+    return Job(id=job, task=task, share=Share("standard", "guild", "ann"), cost=1.0, deadline=2e9, pool=pool)
+
+
+def a_presence(name: str) -> Presence:
+    return Presence(worker=name, pools=("default",), models=(), device="none", rows=1, free=1, build="test")
+
+
+async def until(true: Callable[[], object], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+class Site:
+    """A broker, its keys, and as many connections as a test wants."""
+
+    def __init__(self, stack: AsyncExitStack, folder: Path, broker: Broker) -> None:
+        self._stack, self.folder, self.broker = stack, folder, broker
+        self.file = folder / "worker-keys.json"
+        self.enrolment = Enrolment(self.file, folder / "nats")
+
+    async def key(self, name: str, *pools: str) -> str:
+        _, seed, taken = await asyncio.to_thread(self.enrolment.enrol, name, pools or ("default",), DAY)
+        assert taken
+        return seed
+
+    async def revoke(self, name: str) -> None:
+        assert await asyncio.to_thread(self.enrolment.revoke, name)
+
+    async def join(self, name: str = "darkroom", key: str = "", *, pools: tuple[str, ...] = ("default",)) -> Bus:
+        """As the bot, or with a key as the worker that it is for."""
+        token = "" if key else self.broker.token
+        bus = await Bus.connect(self.broker.url, token, name=name, key=key, kept=Kept(lease=LEASE), patience=3.0)
+        self._stack.push_async_callback(bus.close)
+        await bus.declare(pools)
+        return bus
+
+
+@pytest_asyncio.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(Broker(tmp_path / "nats", workers=tmp_path / "worker-keys.json"))
+        yield Site(stack, tmp_path, broker)
+
+
+async def heard(source: AsyncIterator[Any], say: Callable[[], Any]) -> Any:
+    """The first value of an iterator, while `say` is repeated until it comes."""
+    coming = asyncio.ensure_future(anext(source))
+    async with asyncio.timeout(10):
+        while not coming.done():
+            await say()
+            await asyncio.wait((coming,), timeout=0.1)
+    await source.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+    return coming.result()
+
+
+@pytest.mark.asyncio
+async def test_a_key_opens_all_that_a_worker_does(site: Site) -> None:
+    bot = await site.join()
+    await bot.watch_workers()
+    worker = await site.join("far.away", await site.key("far.away", "default", "big"), pools=("default", "big"))
+    waiting = asyncio.create_task(worker.pull(["default", "big"], timeout=8))
+    assert await bot.dispatch(a_job())
+    delivered = await waiting
+    assert delivered is not None
+    claim = await worker.claim(JOB, "far.away")
+    assert claim is not None
+    assert await worker.renew(claim)
+    assert (await worker.holder(JOB)) is not None
+    await delivered.in_progress()
+    await worker.announce(a_presence("far.away"))
+    await until(lambda: "far.away" in bot.workers)
+    await worker.publish_result("far.away", Started(job=JOB, epoch=claim.epoch, worker="far.away"))
+    async for told in bot.results():
+        assert told.value == Started(job=JOB, epoch=claim.epoch, worker="far.away")
+        await told.ack()
+        break
+    await _keeps(worker, bot, claim.epoch)
+    await _hears(worker, bot)
+    await delivered.ack()
+    await worker.release(claim)
+    await worker.depart("far.away")
+    await until(lambda: not bot.workers)
+    await worker.stop_pulling()
+    assert worker.client.last_error is None
+
+
+async def _keeps(worker: Bus, bot: Bus, epoch: int) -> None:
+    """Snapshots, small and large, and blobs: written, read, dropped, and written again."""
+    for content in (b"small", os.urandom(2 * 1024 * 1024 + 7)):
+        assert await bot.get_blob(await worker.put_blob(content), len(content)) == content
+    for k, size in ((1, 16), (2, 7 * 1024 * 1024), (3, 16)):
+        one = Snapshot(job=JOB, image=1, epoch=epoch, k=k, shape=(1, 4), x=b"x" * size, h=b"")
+        await worker.put_snapshot(one)
+        assert await bot.get_snapshots(JOB) == [one]
+    await worker.drop_snapshots(JOB)
+    assert await bot.get_snapshots(JOB) == []
+    await worker.put_snapshot(one)
+    assert await worker.get_snapshots(JOB) == [one]
+    assert (await bot.js.stream_info("OBJ_blobs")).state.bytes < 7 * 1024 * 1024
+    await bot.drop_snapshots(JOB)
+
+
+async def _hears(worker: Bus, bot: Bus) -> None:
+    async def embed(texts: Any) -> Any:
+        return [[1.0]] * len(texts)
+
+    await worker.serve_embed(embed)
+    await worker.client.flush()
+    assert await bot.embed(["a word"]) == ((1.0,),)
+    assert await heard(worker.wants(), lambda: bot.want(JOB)) == JOB
+    assert (await heard(worker.steers(), lambda: bot.steer(Steer(job=JOB, deed="pause")))).deed == "pause"
+    assert await heard(worker.watch_cancelled(), lambda: bot.cancel(OTHER)) == OTHER
+    assert await worker.is_cancelled(OTHER)
+    frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
+    assert await heard(bot.frames(), lambda: worker.publish_frame(frame)) == frame
+    loading = Loading(job=JOB, epoch=1, model="embedded", done=0.5)
+    assert await heard(bot.loadings(), lambda: worker.publish_loading(loading)) == loading
+
+
+FORBIDDEN = [
+    f"results.other.{JOB}", "results.far", f"results.far.{JOB}.more", f"work.default.{JOB}.1", f"work.big.{JOB}.1",
+    f"$KV.cancelled.{JOB}", "$KV.workers.other.default", "$KV.workers.far", "$KV.workers.far.big",
+    "$KV.workers.far.default.x", "$O.blobs.C.abc", "$KV.leaders.bot", f"want.{JOB}", f"steer.{JOB}", "embed",
+    "dead.results.far", f"dead.work.big.{JOB}.1", "_INBOX.other.1", "$JS.ACK.work.pool-big.1.1.1.1.0",
+    "$JS.ACK.results.settle.1.1.1.1.0", "$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
+    *(
+        f"$JS.API.STREAM.{deed}.{stream}"
+        for deed in ("CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.GET", "MSG.DELETE", "SNAPSHOT")
+        for stream in ("work", "results", "KV_claims", "KV_snapshots", "OBJ_blobs")
+    ),
+    "$JS.API.DIRECT.GET.results", f"$JS.API.DIRECT.GET.results.results.other.{JOB}", "$JS.API.DIRECT.GET.KV_snapshots",
+    "$JS.API.DIRECT.GET.work", "$JS.API.DIRECT.GET.KV_workers.$KV.workers.other",
+    "$JS.API.CONSUMER.CREATE.work", "$JS.API.CONSUMER.CREATE.work.pool-default.work.>",
+    "$JS.API.CONSUMER.DURABLE.CREATE.work.pool-default", "$JS.API.CONSUMER.DELETE.work.pool-default",
+    "$JS.API.CONSUMER.PAUSE.work.pool-default", "$JS.API.CONSUMER.LIST.work", "$JS.API.CONSUMER.MSG.NEXT.work.pool-big",
+    "$JS.API.CONSUMER.INFO.work.pool-big", "$JS.API.CONSUMER.MSG.NEXT.results.settle", "$SYS.REQ.SERVER.PING",
+]  # fmt: skip
+DEAF = [
+    ">", "results.>", "work.>", "$KV.>", "$KV.claims.>", "$KV.workers.*", "$KV.workers.far.*", "_INBOX.>", "_INBOX.*.*",
+    "_INBOX.other.>", "frames.*", "loading.*", "embed", "$JS.>", "$SYS.>", "dead.>",
+]  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_a_key_opens_nothing_else(site: Site) -> None:
+    bot = await site.join()
+    await bot.dispatch(a_job(OTHER, pool="big"))
+    worker = await site.join("far", await site.key("far"))
+    client, refused = worker.client, set[str]()
+    said: list[str] = []
+
+    async def note(error: Exception) -> None:
+        said.append(str(error))
+
+    client._error_cb = note
+    for subject in FORBIDDEN:
+        await client.publish(subject, b"{}", f"_INBOX.far.{len(refused)}")
+    for subject in DEAF:
+        await client.subscribe(subject)
+    await client.flush()
+    await until(lambda: len(said) >= len(FORBIDDEN) + len(DEAF))
+    found = [re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', one) for one in said]
+    refused = {(one[1], one[2]) for one in found if one}
+    wanted = {("publish", one.lower()) for one in FORBIDDEN} | {("subscription", one.lower()) for one in DEAF}
+    assert refused == wanted
+    assert worker.connected
+    for stream in ("results", "KV_cancelled", "KV_workers", "KV_leaders", "dead"):
+        assert (await bot.js.stream_info(stream)).state.messages == 0, stream
+    assert (await bot.js.stream_info("work")).state.messages == 1
+
+
+MISSING = f"$JS.API.DIRECT.GET.KV_claims.$KV.claims.{OTHER}"
+ASKED = {  # what a worker may ask, each with another kind of answer
+    MISSING: b"",
+    f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0": b"",
+    "$JS.API.CONSUMER.MSG.NEXT.work.pool-default": b'{"batch":1,"no_wait":true}',
+    "$JS.API.CONSUMER.INFO.work.pool-default": b"",
+    f"$KV.snapshots.{JOB}.1": b"{}",
+    f"results.far.{JOB}": b"{}",
+}
+SPY = b'{"stream_name":"dead","config":{"deliver_subject":"_INBOX.far.spy","ack_policy":"none","deliver_policy":"all"}}'
+ELSEWHERE = [
+    *(f"$JS.API.STREAM.PURGE.{stream}" for stream in ("KV_claims", "dead", "KV_leaders", "results")),
+    *(f"$JS.API.STREAM.DELETE.{stream}" for stream in ("KV_claims", "dead", "KV_leaders", "results")),
+    "$JS.API.CONSUMER.CREATE.dead", "$JS.API.CONSUMER.DELETE.work.pool-default", "$JS.API.STREAM.MSG.GET.dead",
+    f"results.other.{JOB}", "$KV.leaders.bot", f"$KV.cancelled.{JOB}", f"work.big.{JOB}.1", "$KV.workers.other.default",
+    "_INBOX.other.1", f"want.{JOB}", f"steer.{JOB}", "embed", "vectors.one", f"dead.work.big.{JOB}.1",
+]  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_no_answer_leaves_the_account_of_who_asked(site: Site) -> None:
+    """The server does not ask for permissions about an inbox: by its answers a worker would do what it may not."""
+    bot, other = await site.join(), await site.join("other", await site.key("other"))
+    worker = await site.join("far", await site.key("far"))
+    await bot._offer("default")
+    assert await other.claim(JOB, "other")
+    await bot.js.publish(f"dead.work.big.{OTHER}.1", b"somebody's job")
+    await bot.js.publish("$KV.leaders.bot", encode(Holder(worker="bot-a")))
+    streams = [f"KV_{name}" for name in ("claims", "leaders", "cancelled", "workers")] + ["dead", "work", "results"]
+    before = {name: await last(bot, name) for name in streams}
+    arrived: list[str] = []
+
+    async def note(msg: Any) -> None:
+        arrived.append(msg.subject)
+
+    for one in (f"results.other.{JOB}", "want.*", "steer.*", "embed", "vectors.*", "$JS.API.>"):
+        await bot.client.subscribe(one, cb=note)
+    await other.client.subscribe("_INBOX.other.1", cb=note)
+    await worker.client.subscribe("_INBOX.far.spy", cb=note)
+    for bus in (bot, other):
+        await bus.client.flush()
+    await worker.js.publish(f"$KV.snapshots.{JOB}.0", SPY)
+    for asked, content in ASKED.items():
+        for elsewhere in ELSEWHERE:
+            await worker.client.publish(asked, content, reply=elsewhere)
+    assert await worker.holder(OTHER) is None  # it is asked last, so all others have been answered
+    await bot.client.flush()
+    await asyncio.sleep(0.3)
+    assert worker.client.last_error is None
+    assert set(arrived) <= set(ASKED)
+    after = {name: await last(bot, name) for name in streams}
+    assert after == before | {"results": len(ELSEWHERE)}
+    assert (await bot.js.stream_info("dead")).state.messages == 1
+    assert (await bot.holder(JOB) or Holder(worker="none")).worker == "other"
+    assert (await bot.js.consumer_info("work", "pool-default")).name
+    assert await bot.js.consumers_info("dead") == []
+
+
+async def liar(site: Site, who: str) -> Bus:
+    """One with a key, or somebody on this machine with the token, whose answers go wherever he says."""
+    return await site.join("far", await site.key("far") if who == "key" else "")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("who", ["key", "token"])
+async def test_an_answer_that_is_sent_elsewhere_is_taken_for_no_word_of_anybody(site: Site, who: str) -> None:
+    """Who may read a snapshot may name any subject as the inbox, and what is in a snapshot he has written himself."""
+    bot = await site.join()
+    await bot.watch_workers()
+    worker = await liar(site, who)
+    forged = {
+        f"results.other.{JOB}": encode(Started(job=JOB, epoch=1, worker="other")),
+        f"work.big.{JOB}.1": encode(a_job(pool="big")),
+        "$KV.workers.other.default": encode(a_presence("other")),
+        "$KV.workers.far.big": encode(replace(a_presence("far"), pools=("big",))),
+    }
+    for number, (subject, content) in enumerate(forged.items()):
+        key = f"$KV.snapshots.{JOB}.{number}"
+        await worker.js.publish(key, content)
+        await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
+    assert await worker.holder(OTHER) is None  # it is asked last, so all others have been answered
+    await bot.publish_result("true", Started(job=OTHER, epoch=1, worker="true"))
+    async for told in bot.results():
+        assert told.value == Started(job=OTHER, epoch=1, worker="true")
+        break
+    assert await bot.pull(["big"], timeout=0.3) is None
+    late = await site.join()
+    await late.watch_workers()
+    assert (set(bot.workers), set(late.workers)) == (set(), set())
+    assert bot.dead.count == ({} if who == "key" else {"results": 1, "work": 1})
+
+
+@pytest.mark.asyncio
+async def test_nobody_announces_a_worker_in_anothers_name(site: Site) -> None:
+    bot = await site.join()
+    await bot.watch_workers()
+    worker = await site.join("far", await site.key("far"))
+    await worker.js.publish("$KV.workers.far.default", encode(a_presence("other")))
+    late = await site.join()
+    await late.watch_workers()
+    assert (set(bot.workers), set(late.workers)) == (set(), set())
+
+
+@pytest.mark.asyncio
+async def test_a_worker_counts_in_no_pool_that_its_key_is_not_for(site: Site) -> None:
+    bot = await site.join()
+    await bot.watch_workers()
+    worker = await site.join("far", await site.key("far", "guest", "guest.two"), pools=())
+    said = replace(a_presence("far"), pools=("default", "guest", "guest.two"), rows=1000, free=1000)
+    await worker.announce(replace(said, pools=said.pools[1:]))
+    await until(lambda: "far" in bot.workers)
+    for pool in ("guest", "guest=two"):
+        await worker.js.publish(f"$KV.workers.far.{pool}", encode(said))
+    await worker.client.publish("$KV.workers.far.default", encode(said))
+    await worker.client.publish("$KV.workers.far", encode(said))
+    await worker.js.publish("$KV.workers.far.guest", encode(replace(said, free=7)))
+    await until(lambda: bot.workers["far"].free == 7)
+    late = await site.join()
+    await late.watch_workers()
+    for bus in (bot, late):
+        assert [one.pools for one in bus.workers.values()] == [("guest", "guest.two")]
+    assert "permissions violation" in str(worker.client.last_error)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("who", ["key", "token"])
+async def test_an_answer_that_is_sent_to_another_worker_does_not_end_it(site: Site, who: str) -> None:
+    """The broker answers without a content to a request for what is not there."""
+    bot, other = await site.join(), await site.join()
+    await bot.watch_workers()
+    worker = await liar(site, who)
+    await other.announce(a_presence("other"))
+    await until(lambda: "other" in bot.workers)
+    heard = await bot.client.subscribe("$KV.workers.other.default")
+    await bot.client.flush()
+    missing = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
+    await worker.client.publish(missing, b"", reply="$KV.workers.other.default")
+    if who == "key":
+        assert await worker.holder(OTHER) is None
+        with pytest.raises(TimeoutError):
+            await heard.next_msg(0.3)
+    else:
+        assert (await heard.next_msg(5)).data == b""
+    await bot.client.flush()
+    assert set(bot.workers) == {"other"}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("scope", ["all", "sub"])
+async def test_a_worker_purges_nothing_by_a_header(site: Site, scope: str) -> None:
+    bot = await site.join()
+    worker = await site.join("far", await site.key("far"))
+    await bot.claim(OTHER, "other")
+    await bot.put_snapshot(Snapshot(job=OTHER, image=0, epoch=1, k=1, shape=(1,), x=b"x", h=b""))
+    sha = await bot.put_blob(b"theirs")
+    await bot.js.publish(f"dead.work.default.{OTHER}.1", b"theirs")
+    await bot.publish_result("other", Started(job=OTHER, epoch=1, worker="other"))
+    await bot.announce(a_presence("other"))
+    refused = set[str]()
+    for subject in rights.may_publish("far", ["default"]):
+        if not subject.startswith(("$JS.", "frames.", "loading.")):
+            said = subject.replace("*", "one").replace(">", "one")
+            with pytest.raises(APIError, match="rollup not permitted"):
+                await worker.js.publish(said, b"", headers={"Nats-Rollup": scope})
+            refused.add(subject.rsplit(".", 2)[0])
+    assert len(refused) >= 6
+    for stream in ("KV_claims", "KV_snapshots", "KV_workers", "results", "dead"):
+        assert (await bot.js.stream_info(stream)).state.messages == 1, stream
+    assert await bot.get_blob(sha, 10) == b"theirs"
+
+
+async def write(bus: Bus, line: bytes) -> None:
+    """As no client library would."""
+    assert bus.client._transport is not None
+    bus.client._transport.write(line)
+    await bus.client.flush()
+
+
+async def write_with(bus: Bus, subject: str, block: bytes, content: bytes) -> None:
+    """A message with a block of headers that a client library would not make."""
+    sizes = b"%d %d" % (len(block), len(block) + len(content))
+    await write(bus, b"HPUB %s %s\r\n%s%s\r\n" % (subject.encode(), sizes, block, content))
+
+
+async def kept(bot: Bus, stream: str, said: Awaitable[None]) -> None:
+    """Says it and returns when the stream has it, which is later than the broker's word that it came."""
+    before = await last(bot, stream)
+    await said
+    async with asyncio.timeout(5):
+        while await last(bot, stream) == before:
+            await asyncio.sleep(0.01)
+
+
+async def last(bot: Bus, stream: str) -> int:
+    """The number of the newest message that it ever had."""
+    return (await bot.js.stream_info(stream)).state.last_seq
+
+
+ODD_NAMES = (
+    b"\xff\xfe", b"\xed\xa0\x80", b"a\x0bb", b"a\x0c1", b"a\x00b", b"*", b">", b"x" * 4000, b"\xff" * 4000,
+    "a\u0085\u2028b".encode(),
+)  # fmt: skip
+ODD_BLOCKS = (
+    b"NATS/1.0 \xff\xff\xff\r\n\r\n", b"NATS/1.0 \xff\xff\xff", b"NATS/1.0 404 \xff\r\n\r\n", b"NATS/1.0",
+    b"NATS/1.0\r\n a: b\r\n\r\n", b"NATS/1.0 ", b"N", b"\xff" * 8 + b" \xff\xff\xff", b"NATS/1.0\r\n\x00:\xff",
+)  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_no_message_of_a_worker_makes_the_bot_deaf(site: Site) -> None:
+    """The server takes all of these; the client library's read loop ended at most of them."""
+    bot = await site.join()
+    worker = await site.join("far", await site.key("far"))
+    results, frames = bot.results(), bot.frames()
+    coming, seen = asyncio.ensure_future(anext(results)), asyncio.ensure_future(anext(frames))
+    await asyncio.sleep(0.2)
+    for stem in (b"results.far.", b"frames."):
+        for name in ODD_NAMES:
+            await write(worker, b"PUB %s%s 3\r\nabc\r\n" % (stem, name))
+        await write(worker, b"PUB %sa a\xff\x0bb 3\r\nabc\r\n" % stem)
+    for block in ODD_BLOCKS:
+        await write_with(worker, f"results.far.{JOB}", block, b"abc")
+        await write_with(worker, f"frames.{JOB}", block, b"abc")
+    assert worker.client.last_error is None
+    good = Started(job=JOB, epoch=1, worker="far")
+    await worker.publish_result("far", good)
+    frame = Frame(job=JOB, image=0, epoch=1, step=1, of=4, picture=b"\xff\xd8\xff", seconds_left=1.0)
+    await worker.publish_frame(frame)
+    told = await asyncio.wait_for(coming, 10)
+    assert (told.value, await asyncio.wait_for(seen, 10)) == (good, frame)
+    await told.ack()
+    odd = len(ODD_NAMES) + 1 + len(ODD_BLOCKS)
+    assert bot.dead.count == {"results": odd, "frames": odd}
+    assert (await bot.js.stream_info("dead")).state.messages == odd
+    assert (await bot.js.stream_info("results")).state.messages == 0  # so none of them comes back
+    assert (bot.client.stats["reconnects"], bot.client.last_error) == (0, None)
+    await results.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("who", ["key", "token"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"NATS/1.0\r\na: bXX",
+        b"NATS/1.0",
+        b"NATS/1.0\r\na: b\r\n\r\nc: d\r\n\r\n",
+        b"NATS/1.0 404\r\na: bXX",
+        b"\xff" * 20,
+    ],
+)
+async def test_no_headers_hide_that_something_is_an_answer(site: Site, block: bytes, who: str) -> None:
+    """The broker adds its own behind those that the message had, and takes two bytes for the end of these."""
+    bot = await site.join()
+    await bot.watch_workers()
+    worker = await liar(site, who)
+    forged = {
+        f"results.other.{JOB}": encode(Started(job=JOB, epoch=1, worker="other")),
+        "$KV.workers.other.default": encode(a_presence("other")),
+    }
+    for number, (subject, content) in enumerate(forged.items()):
+        key = f"$KV.snapshots.{JOB}.{number}"
+        await write_with(worker, key, block, content)
+        await worker.client.publish(f"$JS.API.DIRECT.GET.KV_snapshots.{key}", b"", reply=subject)
+    assert await worker.holder(OTHER) is None
+    async with asyncio.timeout(5):
+        while who == "token" and not all([await last(bot, stream) for stream in ("results", "KV_workers")]):
+            await asyncio.sleep(0.02)
+    late = await site.join()
+    await late.watch_workers()
+    await bot.publish_result("true", Started(job=OTHER, epoch=1, worker="true"))
+    async for told in bot.results():
+        assert told.value == Started(job=OTHER, epoch=1, worker="true")
+        break
+    assert bot.dead.count == ({} if who == "key" else {"results": 1})
+    assert await last(bot, "KV_workers") == (0 if who == "key" else 1)
+    assert (bot.workers, late.workers) == ({}, {})
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "block", [b"NATS/1.0", b"NATS/1.0\r\nStatus: abc\r\n\r\n", b"NATS/1.0\r\nStatus: 500\r\n\r\n", b"\xff" * 20]
+)
+async def test_odd_headers_of_a_claim_or_a_blob_are_nobodys_failure(site: Site, block: bytes) -> None:
+    bot = await site.join()
+    worker, other = await site.join("far", await site.key("far")), await site.join("other", await site.key("other"))
+    held = await other.claim(JOB, "other")
+    assert held is not None
+    await kept(bot, "KV_claims", write_with(worker, f"$KV.claims.{JOB}", block, b""))
+    assert await bot.holder(JOB) is None
+    assert not await other.renew(held)
+    again = await other.claim(JOB, "other")
+    assert again is not None
+    assert again.epoch > held.epoch
+    await kept(bot, subjects.BLOBS_STREAM, write_with(worker, subjects.blob("a" * 64), block, b""))
+    with pytest.raises(NoBlob):
+        await bot.get_blob("a" * 64, 100)
+
+
+HIDDEN = b"NATS/1.0\r\na: b\r\n\r\nc: dXX"  # an empty line, and no end
+
+
+async def hide_the_lead(worker: Bus, how: str) -> None:
+    """Puts an answer of the broker where only bots should write: one with the token, in their account."""
+    asked = MISSING
+    if how != "empty":
+        tombstone = b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n"
+        block = {"tombstone": tombstone, "holder": b"NATS/1.0\r\n\r\n", "hidden": HIDDEN}[how]
+        content = b"" if how == "tombstone" else encode(Holder(worker="bot-false"))
+        await write_with(worker, f"$KV.snapshots.{JOB}.0", block, content)
+        asked = f"$JS.API.DIRECT.GET.KV_snapshots.$KV.snapshots.{JOB}.0"
+    await worker.client.publish(asked, b"", reply="$KV.leaders.bot")
+    await worker.client.flush()
+
+
+async def hidden(bot: Bus, worker: Bus, how: str) -> None:
+    await kept(bot, "KV_leaders", hide_the_lead(worker, how))
+
+
+HOW = ["empty", "holder", "hidden", "tombstone"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", HOW)
+async def test_a_worker_that_hides_the_lead_neither_ends_it_nor_gives_it_away(site: Site, how: str) -> None:
+    bot, second = await site.join(), await site.join("second")
+    worker = await site.join("far")
+    mine, theirs = leases(bot.js, 1.0), leases(second.js, 1.0)
+    claim = await mine.take("bot-a")
+    assert claim is not None
+    assert await theirs.take("bot-b") is None
+    await hidden(bot, worker, how)
+    assert await theirs.take("bot-b") is None
+    assert await leases(second.js, 1.0).take("bot-c") is None  # one that has just come
+    assert await theirs.holder() is None
+    assert not await mine.renew(claim)
+    again = await mine.take("bot-a")
+    assert again is not None
+    assert await mine.renew(again)
+    assert await theirs.take("bot-b") is None
+    assert (await theirs.holder() or Holder(worker="none")).worker == "bot-a"
+    await mine.release(again)
+    assert await theirs.take("bot-b") is not None  # at once
+
+
+@pytest.mark.asyncio
+async def test_what_hides_the_lead_for_long_while_nobody_leads_is_written_over(site: Site) -> None:
+    bot = await site.join()
+    worker = await site.join("far")
+    mine = leases(bot.js, 0.5)
+    taken = None
+    async with asyncio.timeout(10):
+        while taken is None:
+            await hidden(bot, worker, "empty")
+            taken = await mine.take("bot-a")
+            await asyncio.sleep(0.1)
+    assert (await mine.holder() or Holder(worker="none")).worker == "bot-a"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", HOW)
+async def test_a_bot_goes_on_leading_while_a_worker_hides_it(site: Site, how: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(leading_module, "RENEW_SECONDS", 0.2)
+    bot, second = await site.join(), await site.join("second")
+    worker = await site.join("far")
+    lost, theirs = list[str](), leases(second.js, 4.0)
+    async with leading(bot, print, lost=lost.append):
+        name = (await theirs.holder() or Holder(worker="none")).worker
+        for _ in range(8):
+            await hidden(bot, worker, how)
+            assert await theirs.take("bot-b") is None
+            await asyncio.sleep(0.15)
+        await asyncio.sleep(0.5)
+        assert (await theirs.holder() or Holder(worker="none")).worker == name
+        assert name.startswith("bot-")
+    assert lost == []
+
+
+@pytest.mark.asyncio
+async def test_a_revoked_worker_is_closed_and_another_has_its_job(site: Site) -> None:
+    bot = await site.join()
+    await bot.dispatch(a_job())
+    far = await site.join("far", await site.key("far"))
+    near = await site.join("near", await site.key("near"))
+    process, socket = site.broker.pid, near.client.stats["reconnects"]
+    mine = await far.pull(["default"], timeout=5)
+    assert mine is not None
+    assert await far.claim(JOB, "far")
+    holding = [asyncio.create_task(bus.hold()) for bus in (far, near, bot)]
+    await site.revoke("far")
+    with pytest.raises(Ended, match=r"(?i)authorization violation"):
+        await asyncio.wait_for(holding[0], 10)
+    again = await near.pull(["default"], timeout=LEASE * 5)
+    assert again is not None
+    assert again.value.id == JOB
+    async with asyncio.timeout(LEASE * 5):
+        while await near.claim(JOB, "near") is None:
+            await asyncio.sleep(0.05)
+    assert not holding[1].done()
+    assert not holding[2].done()
+    assert (near.client.stats["reconnects"], bot.client.stats["reconnects"]) == (socket, 0)
+    assert (site.broker.pid, site.broker.restarts) == (process, 0)
+    for task in holding[1:]:
+        task.cancel()
+    await asyncio.gather(*holding[1:], return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_a_key_is_for_one_name_and_its_pools_and_no_longer_than_it_is_known(site: Site) -> None:
+    await site.join()
+    key = await site.key("far")
+    with pytest.raises(Unreachable, match=r"does not let this key serve big.*pool-big"):
+        await site.join("far", key, pools=("default", "big"))
+    with pytest.raises(Unreachable, match="does not let this key serve default"):
+        await site.join("other", key)
+    await site.revoke("far")
+    with pytest.raises(Unreachable, match=r"(?i)authorization"):
+        await site.join("far", key)
+    with pytest.raises(BadKey, match="No worker named far has a key"):
+        await site.revoke("far")
+
+
+@pytest.mark.asyncio
+async def test_keys_outlive_broker_and_store_and_a_crash_of_the_server(tmp_path: Path) -> None:
+    file, folder = tmp_path / "worker-keys.json", tmp_path / "nats"
+    made, seed, taken = await asyncio.to_thread(Enrolment(file, folder).enrol, "far", ["default"], DAY)
+    assert not taken
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert seed not in await asyncio.to_thread(file.read_text)
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(Broker(folder, workers=file))
+        site = Site(stack, tmp_path, broker)
+        await site.join()
+        later = await site.key("later")
+        assert stat.S_IMODE((folder / "nats.conf").stat().st_mode) == 0o600
+        worker, first = await site.join("far", seed), broker.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: broker.restarts == 1 and broker.pid != first)
+        await until(lambda: worker.connected)
+        await site.join("later", later)
+        with pytest.raises(BadKey, match="far has a key already"):
+            await site.key("far")
+    assert [one.name for one in await asyncio.to_thread(site.enrolment.known)] == [made.name, "later"]
+
+
+@pytest.mark.parametrize(
+    "seed", ["", "SU", SEED[:-1], SEED + "A", SEED.lower(), SEED[:20] + ("A" if SEED[20] != "A" else "B") + SEED[21:],
+             "SA" + SEED[2:], "SUÄ" + SEED[3:]],
+    ids=["none", "short", "shorter", "longer", "small", "other", "account", "umlaut"],
+)  # fmt: skip
+def test_a_garbled_key_is_told_from_a_whole_one(seed: str) -> None:
+    with pytest.raises(BadKey, match="begins with SU"):
+        keys.public(seed)
+    if seed:
+        with pytest.raises(Unreachable, match="no worker's key, or not all of it"):
+            Right("far", key=seed).options("nats://127.0.0.1:4222")
+
+
+@pytest.mark.parametrize("name", ["", "a b", ".hidden", "x" * 65, "*", "a>b", "ä", "a\n"])
+def test_names_are_the_contracts(name: str) -> None:
+    with pytest.raises(BadKey, match="have names of up to 64"):
+        keys.make(name, ["default"], DAY)
+    with pytest.raises(BadKey, match="1 to 16 pools"):
+        keys.make("far", [name] if name else [], DAY)
+
+
+@pytest.mark.asyncio
+async def test_a_file_of_keys_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "worker-keys.json"
+    file.write_text('[{"name": "far"}]')
+    with pytest.raises(BrokerError, match="cannot be read"):
+        await Broker(tmp_path / "nats", workers=file).__aenter__()
+
+
+@pytest.mark.asyncio
+async def test_a_broker_of_ones_own_may_have_a_token_or_a_user_for_all(tmp_path: Path) -> None:
+    program = str(await asyncio.to_thread(server_path))
+    for users, token in (('token: "plain"', "plain"), ('user: "ann", password: "secret"', "ann:secret")):
+        port, folder = free_port(), tmp_path / token.replace(":", "-")
+        folder.mkdir()
+        config = folder / "own.conf"
+        config.write_text(
+            f'host: "127.0.0.1"\nport: {port}\nauthorization {{ {users} }}\njetstream {{ store_dir: "{folder}" }}\n'
+        )
+        server = await asyncio.create_subprocess_exec(
+            program, "-c", str(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            bus = await Bus.connect(f"nats://127.0.0.1:{port}", token)
+            await bus.declare()
+            await bus.close()
+            with pytest.raises(Unreachable, match=r"(?i)authorization"):
+                await Bus.connect(f"nats://127.0.0.1:{port}", "wrong", patience=0.5)
+        finally:
+            server.terminate()
+            await server.wait()
+
+
+@pytest.mark.asyncio
+async def test_in_a_broker_of_ones_own_the_printed_accounts_are_all_that_a_worker_needs(tmp_path: Path) -> None:
+    made, seed = keys.make("far", ["default", "big.one"], DAY)
+    name, account = rights.account(made.public, made.name, made.pools)
+    port, config = free_port(), tmp_path / "own.conf"
+    text = (
+        f'host: "127.0.0.1"\nport: {port}\njetstream {{ store_dir: "{tmp_path}" }}\nmax_payload: 8MB\naccounts {{\n'
+        f'  darkroom {{\n    jetstream: enabled\n    users: [ {{ user: "darkroom", password: "secret" }} ]\n'
+        f"    exports: {json.dumps(rights.exports())}\n  }}\n"
+    )
+    config.write_text(text + "}\n")
+    program = str(await asyncio.to_thread(server_path))
+    server = await asyncio.create_subprocess_exec(program, "-c", str(config), stderr=subprocess.DEVNULL)
+    try:
+        bot = await Bus.connect(f"nats://127.0.0.1:{port}", "darkroom:secret")
+        await bot.declare()
+        config.write_text(f"{text}  {json.dumps(name)} {json.dumps(account)}\n}}\n")
+        for _ in range(2):
+            server.send_signal(signal.SIGHUP)
+            await asyncio.sleep(0.5)
+        worker = await Bus.connect(f"nats://127.0.0.1:{port}", name="far", key=seed)
+        await worker.declare(made.pools)
+        await bot.dispatch(a_job(pool="big.one"))
+        delivered = await worker.pull(made.pools, timeout=5)
+        assert delivered is not None
+        await delivered.ack()
+        assert await worker.claim(JOB, "far")
+        await _keeps(worker, bot, 1)
+        await _hears(worker, bot)
+        assert (await bot.js.stream_info("work")).state.messages == 0
+        for bus in (worker, bot):
+            await bus.close()
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+@pytest.mark.asyncio
+async def test_behind_a_certificate_the_broker_speaks_nothing_but_tls(tmp_path: Path, needs: Any) -> None:
+    certificate, secret = tmp_path / "broker.pem", tmp_path / "broker.key"
+    making = await asyncio.create_subprocess_exec(
+        needs("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+        "-keyout", str(secret), "-out", str(certificate), "-days", "3", "-subj", "/CN=broker.example",
+        "-addext", "subjectAltName=DNS:broker.example", stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert await making.wait() == 0
+    at = Listening(certificate=certificate, certificate_key=secret)
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(
+            Broker(tmp_path / "nats", at=at, workers=tmp_path / "worker-keys.json")
+        )
+        site = Site(stack, tmp_path, broker)
+        assert broker.url.startswith("tls://127.0.0.1:")
+        for name, token, key in (("darkroom", broker.token, ""), ("far", "", await site.key("far"))):
+            bus = await Bus.connect(broker.url, token, name=name, key=key, authority=certificate)
+            await bus.declare(["default"])
+            await bus.close()
+        for url, authority in ((broker.url, None), (broker.url.replace("tls:", "nats:"), None)):
+            with pytest.raises(Unreachable, match=r"(?i)certificate"):
+                await Bus.connect(url, broker.token, authority=authority, patience=1.0)
+        with pytest.raises(Unreachable, match="cannot be read"):
+            await Bus.connect(broker.url, broker.token, authority=secret)

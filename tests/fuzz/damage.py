@@ -1,0 +1,198 @@
+"""What is done to a picture before it is brought: small damage, lies in its header, bombs, two formats in one file.
+
+Pure: the chance that is given decides. Each kind returns bytes of a few MiB at most.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from fuzz.seeds import Seed
+
+Damage = Callable[[random.Random, Sequence[Seed]], bytes]
+MAGICS = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    b"GIF89a",
+    b"RIFF\xff\xff\0\0WEBP",
+    b"\0\0\0\x1cftypavif",
+)
+BEFORE = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"eXIf": b""}  # what is deflated
+NUMBERS = (0, 1, 2, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def bits(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """One to 64 bits turned over."""
+    made = bytearray(chance.choice(seeds).content)
+    for _ in range(2 ** chance.randrange(7)):
+        made[chance.randrange(len(made))] ^= 1 << chance.randrange(8)
+    return bytes(made)
+
+
+def numbers(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """A length, a size or an offset that lies, in either byte order; more often near the beginning."""
+    made = bytearray(chance.choice(seeds).content)
+    for _ in range(chance.randint(1, 3)):
+        width, order = chance.choice((1, 2, 4)), chance.choice(("big", "little"))
+        at = chance.randrange(max(1, min(len(made), chance.choice((64, 256, 1 << 20))) - width))
+        value = chance.choice(NUMBERS) % (1 << 8 * width)
+        made[at : at + width] = value.to_bytes(width, order)  # pyright: ignore[reportArgumentType]
+    return bytes(made)
+
+
+def cut(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """It ends early, or a part in the middle is missing."""
+    made = chance.choice(seeds).content
+    one, other = sorted(chance.randrange(len(made) + 1) for _ in range(2))
+    return made[:one] if chance.random() < 0.6 else made[:one] + made[other:]
+
+
+def spliced(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """A piece of one within, or over, another."""
+    into, of = chance.choice(seeds).content, chance.choice(seeds).content
+    start = chance.randrange(len(of))
+    piece, at = of[start : start + chance.randint(1, 400)], chance.randrange(len(into))
+    return into[:at] + piece + into[at + (len(piece) if chance.random() < 0.5 else 0) :]
+
+
+def repeated(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """A piece of it, up to thousands of times: frames, scans, segments."""
+    made = chance.choice(seeds).content
+    start = chance.randrange(len(made))
+    piece = made[start : start + chance.randint(1, 300)]
+    at = start + len(piece)
+    return made[:at] + piece * chance.choice((2, 50, 5000)) + made[at:]
+
+
+def chunks(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """A PNG whose chunks are in another order, doubled, left out, or bitten, with checksums that are right."""
+    parts = _chunks(chance.choice([one for one in seeds if one.name.startswith("PNG")]).content)
+    for _ in range(chance.randint(1, 4)):
+        at, how = chance.randrange(len(parts)), chance.randrange(4)
+        if how == 0:
+            parts.insert(chance.randrange(len(parts)), parts[at])
+        elif how == 1 and len(parts) > 1:
+            del parts[at]
+        elif how == 2:
+            parts[at] = (chance.choice(parts)[0], parts[at][1])
+        elif parts[at][1]:
+            body = bytearray(parts[at][1])
+            body[chance.randrange(len(body))] = chance.choice((0, 1, 255, chance.randrange(256)))
+            parts[at] = (parts[at][0], bytes(body))
+    return MAGICS[0] + b"".join(chunk(kind, body) for kind, body in parts)
+
+
+def bombs(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """Data that inflates to up to 256 MiB, as pixels, text, profile; and pictures that say they are enormous."""
+    side = chance.choice((0, 1, 10, 2000, 6000, 16_384, 30_000, 65_535, 2**31 - 1))
+    other = chance.choice((1, 10, 2000, 6000, 30_000))
+    depth, colour = chance.choice(((1, 0), (8, 0), (16, 0), (8, 2), (16, 2), (8, 3), (8, 4), (8, 6), (16, 6), (7, 9)))
+    head = struct.pack(">IIBBBBB", side, other, depth, colour, 0, 0, chance.choice((0, 0, 0, 1)))
+    zeros, parts = packed(chance.choice((20, 24, 28))), list[bytes]()
+    if chance.random() < 0.5:
+        kind, before = chance.choice(
+            ((b"zTXt", b"a\0\0"), (b"iCCP", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"eXIf", b""))
+        )
+        parts = [chunk(kind, before + (zeros if before else bytes(99)))] * chance.choice((1, 1, 3))
+    palette = [chunk(b"PLTE", bytes(9))] if colour == 3 else []
+    return MAGICS[0] + b"".join(
+        (chunk(b"IHDR", head), *parts, *palette, chunk(b"IDAT", zeros), chunk(b"IEND", b""))
+    )  # fmt: skip
+
+
+def loops(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """EXIF whose directories name themselves and each other, with counts and offsets that lie."""
+    order = chance.choice(("<", ">"))
+    tags = (0x0112, 0x8769, 0x8825, 0xA005, 0x014A, 0x9286, 0x927C, 0xB000, 0xB001, 0xB002, 0x02BC)
+    body = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    for _ in range(chance.randint(1, 3)):
+        count = chance.randint(0, 6)
+        body += struct.pack(order + "H", count if chance.random() < 0.8 else 0xFFFF)
+        for _ in range(count):
+            size, value = chance.choice((1, 2, 2**16, 2**31)), chance.choice((0, 6, 8, 14, 26, 0xFFFFFFF0))
+            body += struct.pack(order + "HHII", chance.choice(tags), chance.randint(0, 14), size, value)
+        body += struct.pack(order + "I", chance.choice((0, 8, 26, len(body))))
+    if chance.random() < 0.5:
+        made = chance.choice([one for one in seeds if one.name.startswith("JPEG")]).content
+        segment = chance.choice((b"\xff\xe1", b"\xff\xe1", b"\xff\xe2"))
+        words = (b"Exif\0\0" if segment == b"\xff\xe1" else b"MPF\0") + body
+        return made[:2] + segment + struct.pack(">H", len(words) + 2) + words + made[2:]
+    parts = _chunks(next(one for one in seeds if one.name == "PNG clear").content)
+    parts.insert(chance.randint(1, len(parts) - 1), (b"eXIf", body))
+    return MAGICS[0] + b"".join(chunk(kind, part) for kind, part in parts)
+
+
+def lying_gif(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """Screens and frames of any size at any place, thousands of frames, and data of any kind."""
+
+    def number() -> int:
+        return chance.choice((0, 1, 16, 300, 5000, 65_535))
+
+    made = b"GIF89a" + struct.pack("<HHBBB", number(), number(), chance.choice((0, 0x80, 0xF7)), 0, 0) + bytes(6)
+    frame = b"\x2c" + struct.pack("<HHHHB", number(), number(), number(), number(), chance.choice((0, 0x40, 0x80)))
+    frame += bytes([chance.choice((0, 2, 8, 11, 12, 255))]) + b"\x05" + chance.randbytes(5) + b"\0"
+    control = b"\x21\xf9\x04" + bytes([chance.randrange(256)]) + b"\1\0\0\0"
+    return made + (control + frame) * chance.choice((1, 2, 10_000)) + b";"
+
+
+def two_in_one(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """One file after, or within, another; or with another's first bytes."""
+    one, other = chance.choice(seeds).content, chance.choice(seeds).content
+    how = chance.randrange(4)
+    if how == 0:
+        return one + other
+    if how == 1:
+        return chance.choice(MAGICS) + one
+    if how == 2:
+        magic = chance.choice(MAGICS)
+        return magic + one[len(magic) :]
+    return b"RIFF" + struct.pack("<I", len(one) + 12) + b"WEBP" + chance.choice((b"VP8 ", b"VP8L", b"VP8X")) + one
+
+
+def noise(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """Random bytes, with or without a beginning that promises something; or nothing at all."""
+    return chance.choice((b"", *MAGICS)) + chance.randbytes(chance.choice((0, 1, 30, 3000)))
+
+
+def untouched(chance: random.Random, seeds: Sequence[Seed]) -> bytes:
+    """As it is: it must be brought."""
+    return chance.choice(seeds).content
+
+
+KINDS: dict[str, Damage] = {
+    "bits": bits, "numbers": numbers, "cut": cut, "spliced": spliced, "repeated": repeated, "chunks": chunks,
+    "bombs": bombs, "loops": loops, "lying GIF": lying_gif, "two in one": two_in_one, "noise": noise,
+    "untouched": untouched,
+}  # fmt: skip
+
+
+def drawn(seed: int, number: int, seeds: Sequence[Seed]) -> tuple[str, bytes]:
+    """The kind and the bytes of one case: bombs are dear, so they are fewer."""
+    chance = random.Random(f"{seed} {number}")
+    kinds = list(KINDS)
+    kind = chance.choices(kinds, [1 if one in ("bombs", "untouched") else 4 for one in kinds])[0]
+    return kind, KINDS[kind](chance, seeds)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    found, at = list[tuple[bytes, bytes]](), 8
+    while at < len(png):
+        (length,) = struct.unpack_from(">I", png, at)
+        found.append((png[at + 4 : at + 8], png[at + 8 : at + 8 + length]))
+        at += length + 12
+    return found
+
+
+@cache
+def packed(power: int) -> bytes:
+    """2 ** power zeros, deflated."""
+    deflate, piece = zlib.compressobj(9), bytes(1 << 20)
+    return b"".join([deflate.compress(piece) for _ in range(1 << (power - 20))]) + deflate.flush()

@@ -1,0 +1,51 @@
+"""Jobs as they are after their pictures came, made straight in the store: for tests of what becomes of them later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ulid import ULID
+
+from bot.images.pictures import Pictures
+from bot.store import Draft, Store, Stored
+from bot.views import Member, Place
+from engine.job import Concept, Recipe
+
+RECIPE = Recipe(
+    concepts=(Concept(text="a lamp"),), model="embedded", sampler="ddim", steps=40, seed=7, guidance=3.0, width=64,
+    height=64, dtype="float32",
+)  # fmt: skip
+SIZE = 1000  # bytes of each picture
+
+
+def draft(user: str = "local:ann", *, at: float = 0.0, guild: str = "local", place: Place | None = None, **more: Any):
+    return Draft(
+        id=str(ULID()), action=more.pop("action", "imagine"), prompt=f"a lamp for {user}", notes=(), task=RECIPE,
+        member=Member(user, user.title(), guild, channel="room"), place=place or Place("web", {}), pool="default",
+        model="embedded", cost=4.0, created=at, deadline=at + 1e9, **more,
+    )  # fmt: skip
+
+
+def content(text: str) -> bytes:
+    return text.encode().ljust(SIZE, b".")
+
+
+async def asked(store: Store, one: Draft) -> str:
+    await store.admit([one], None, lambda taken, _ledger: taken, one.created)
+    return one.id
+
+
+async def finished(store: Store, pictures: Pictures, one: Draft, *texts: str) -> str:
+    """A job that ended a second after it was asked for, with these pictures; 2 of its 4 s were spent."""
+    job = await asked(store, one)
+    for image, text in enumerate(texts or (job,)):
+        sha = await pictures.put(content(text))
+        assert await store.keep(Stored(job, image, "image", sha, SIZE, 64, 64), 0, one.created)
+    assert await store.end("finish", job, one.created + 1, 2.0)
+    return job
+
+
+def files(folder: Path) -> set[str]:
+    """The contents that lie in a picture store, by what they were made of."""
+    return {path.read_bytes().decode().rstrip(".") for path in folder.rglob("*") if path.is_file()}

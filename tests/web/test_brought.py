@@ -1,0 +1,144 @@
+"""Pictures in a form, over HTTP: to begin with, to blend, with a mask; what is refused; and films in every format."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from bot.images.film_formats import TYPES, available
+
+if TYPE_CHECKING:
+    from tests.web.conftest import Room
+
+pytestmark = pytest.mark.asyncio
+OURS = {"X-Darkroom": "test"}
+
+
+def png(colour: str = "#c33", size: tuple[int, int] = (64, 64), form: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, form)
+    return out.getvalue()
+
+
+def form(order: object, *files: tuple[str, bytes]) -> aiohttp.FormData:
+    made = aiohttp.FormData()
+    made.add_field("order", json.dumps(order), content_type="application/json")
+    for name, content in files:
+        made.add_field(name, content, filename=name, content_type="application/octet-stream")
+    return made
+
+
+async def send(room: Room, path: str, made: aiohttp.FormData, headers: dict[str, str] = OURS) -> tuple[int, Any]:
+    async with room.client.post(room.url + path, data=made, headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_one_picture_begins_a_job_without_words(room: Room) -> None:
+    status, said = await send(room, "/api/jobs", form({"prompt": "", "strength": 0.4}, ("picture", png(form="JPEG"))))
+    assert status == 201, said
+    job = await room.end_of(said["id"])
+    assert job["state"] == "finished"
+    assert job["action"] == "imagine"
+    assert job["start"] == {"pictures": 1, "strength": 0.4, "mask": False}
+
+
+async def test_several_pictures_are_blended_and_a_mask_keeps_a_part(room: Room) -> None:
+    pictures = [("picture", png(colour)) for colour in ("#c33", "#3a5", "#36c")]
+    status, said = await send(room, "/api/jobs", form({"prompt": ""}, *pictures))
+    assert status == 201, said
+    job = await room.end_of(said["id"])
+    assert (job["action"], job["start"]["pictures"]) == ("blend", 3)
+    status, said = await send(room, "/api/jobs", form({"prompt": "a lamp"}, ("picture", png()), ("mask", png("white"))))
+    assert status == 201, said
+    assert (await room.end_of(said["id"]))["start"]["mask"]
+
+
+async def test_a_picture_may_be_larger_than_a_body_of_words(room: Room) -> None:
+    noise = io.BytesIO()
+    Image.effect_noise((512, 512), 80).convert("RGB").save(noise, "PNG")
+    assert len(noise.getvalue()) > 128 * 1024
+    status, said = await send(room, "/api/jobs", form({"prompt": "a lamp"}, ("picture", noise.getvalue())))
+    assert status == 201, said
+
+
+async def test_a_finished_picture_begins_another(room: Room) -> None:
+    first = await room.end_of(await room.imagine("terrier", count=2))
+    status, said = await room.ask("POST", "/api/jobs", {"prompt": "a cat", "shots": [f"{first['id']}/2"]})
+    assert status == 201, said
+    assert (await room.end_of(said["id"]))["start"]["pictures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([("picture", b"no picture at all")], "picture"),
+        ([("picture", b"")], "empty"),
+        ([("picture", png())] * 6, "5 pictures"),
+        ([("sketch", png())], "no other"),
+        ([("picture", png()), ("mask", png()), ("mask", png())], "one `mask`"),
+    ],
+)
+async def test_what_is_wrong_with_a_form_is_a_sentence(
+    room: Room, files: list[tuple[str, bytes]], words: str
+) -> None:  # fmt: skip
+    status, said = await send(room, "/api/jobs", form({"prompt": "a"}, *files))
+    assert 400 <= status < 500
+    assert words in said["error"]
+    assert (await room.ask("GET", "/api/jobs"))[1]["jobs"] == []
+
+
+async def test_another_sites_form_is_refused(room: Room) -> None:
+    made = form({"prompt": "a"}, ("picture", png()))
+    assert (await send(room, "/api/jobs", made, {}))[0] == 400
+    made = form({"prompt": "a"}, ("picture", png()))
+    assert (await send(room, "/api/jobs", made, {**OURS, "Origin": "https://evil.example"}))[0] == 403
+
+
+async def test_a_part_is_drawn_anew(room: Room) -> None:
+    job = await room.end_of(await room.imagine("terrier --seed 7", count=2))
+    address = f"/api/jobs/{job['id']}/edit/2"
+    status, said = await send(room, address, form({"prompt": "a cat", "strength": 0.8}, ("mask", png("white"))))
+    assert status == 201, said
+    made = await room.end_of(said["id"])
+    assert (made["action"], made["parent"]) == ("edit", {"id": job["id"], "picture": 2})
+    assert made["start"] == {"pictures": 1, "strength": 0.8, "mask": True}
+    assert (await send(room, address, form({"prompt": "a cat"})))[0] == 400
+
+
+async def test_zoom_pan_and_branch_go_on_from_a_picture(room: Room) -> None:
+    job = await room.end_of(await room.imagine("terrier --seed 7 --count 2"))
+    assert job["words"] == "terrier"
+    base = f"/api/jobs/{job['id']}"
+    steps = (await room.ask("GET", job["pictures"][1]["branch"]))[1]["steps"]
+    wishes = {"zoom": {"factor": 1.5}, "pan": {"direction": "up"}, "branch": {"step": steps[1], "guidance": 5}}
+    made: dict[str, Any] = {}
+    for verb, body in wishes.items():
+        status, said = await room.ask("POST", f"{base}/{verb}/2", body)
+        assert status == 201, said
+        made = await room.end_of(said["id"])
+        assert (made["state"], made["action"], made["parent"]["picture"]) == ("finished", verb, 2)
+    assert made["start"] == {"step": steps[1], "fresh": False}
+
+
+async def test_films_come_in_every_format_that_is_made_here(room: Room) -> None:
+    job = await room.end_of(await room.imagine("terrier --count 1"))
+    assert set(job["films"]) == set(available()) >= {"webp", "gif"}
+    addresses = [
+        *job["films"].items(),
+        ("webp", job["pictures"][0]["dissolve"]),
+        ("webp", job["pictures"][0]["return"]),
+    ]
+    for kind, address in addresses:
+        async with room.client.get(room.url + address) as answer:
+            content = await answer.read()
+            assert (answer.status, answer.content_type) == (200, TYPES[kind])
+        if kind != "mp4":
+            with Image.open(io.BytesIO(content)) as film:
+                assert (film.format, film.n_frames > 4) == (kind.upper(), True)  # type: ignore[attr-defined]
+    status, _ = await room.ask("GET", f"/api/jobs/{job['id']}/film.exe")
+    assert status == 404
