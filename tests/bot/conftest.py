@@ -153,7 +153,8 @@ class Apprentice:
         except asyncio.CancelledError:
             if self.gone:
                 raise
-            await self.say(Cancelled(job=job.id, epoch=claim.epoch, steps=10, cost=job.cost / 4))
+            ran = job.id in self.begun  # what is cancelled before its first step costs nothing
+            await self.say(Cancelled(job=job.id, epoch=claim.epoch, steps=10 * ran, cost=ran * job.cost / 4))
         finally:
             beating.cancel()
             self.held.pop(job.id, None)
