@@ -21,16 +21,19 @@ from bot.cli.bringing import Bringing, Rung
 from bot.cli.developed import Developed, Undeveloped
 from bot.cli.screen import Screen
 from bot.desk.begun import Otherwise, begun, branched, nearest_said, one_of, shaped, unused
+from bot.desk.reach import reason
 from bot.desk.recipes import pinned
 from bot.desk.starting import Origin, read
 from bot.images import rungs
 from bot.images.film import film as film_of
+from bot.images.gallery import Gallery
 from bot.images.intake import Intake
 from bot.images.pictures import Pictures
 from bot.prompt import parse, recipe
 from bot.prompt.possible import check_possible
 from bot.refused import Refused
 from bot.store import Record, Store, reads
+from bot.views import Member
 from engine.job import Frame, Job, Recipe, Share, Warm, cost
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 DAY = 86_400.0
 OWNER = Share(tier="standard", guild="local", user="local:terminal")
+TERMINAL = Member("local:terminal", "Terminal", "local")
 
 
 def develop(
@@ -163,10 +167,14 @@ def branched_here(
 
 
 async def _branching(store: Store, settings: Settings, rung: Rung) -> tuple[Record, bytes]:
+    """As a running Darkroom would answer the terminal: the same questions, the same refusals."""
     record = await store.record(rung.job)
     if record is None or record.deleted is not None or not isinstance(record.task, Recipe):
         raise Refused(f"There is no job {rung.job} here to branch from.")
+    if said := reason("branch", TERMINAL, record):
+        raise Refused(said, 403)
     pictures = Pictures(settings.pictures)
+    await Gallery(store, pictures).stored(rung.job, rung.image)
     for one in await store.ask(reads.stored, [rung.job]):
         if one.kind == "ladder" and one.image == rung.image:
             return record, await pictures.get(one.sha256)

@@ -13,6 +13,7 @@ import msgspec
 
 from bot.desk.admission import Admission
 from bot.desk.preferences import Strength
+from bot.desk.reach import permit_original
 from bot.desk.recipes import (
     RESOLVING_MS,
     enlarged,
@@ -37,6 +38,12 @@ from engine.job import Enlarge, Recipe, cost
 # How far a variation's noise moves away from its parent's: 0 is the same picture, 1 has nothing in common with it. The
 # pixels of the embedded model differed by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
 STRENGTHS: Mapping[Strength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
+DONE: Mapping[Action, str] = MappingProxyType(
+    {
+        "vary": "varied", "remix": "remixed", "edit": "edited", "zoom": "zoomed out of", "pan": "continued",
+        "branch": "branched from",
+    }
+)  # fmt: skip
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
@@ -55,7 +62,7 @@ class Further:
         key: str | None = None, strength: float = STRENGTHS["subtle"],
     ) -> Ticket:  # fmt: skip
         """Variations of one finished image; of an enlarged one, of its original."""
-        record, recipe, at = await self._original(job, index, "varied")
+        record, recipe, at = await self._original("vary", job, index, member)
         made = varied(recipe, at or 0, _within(strength), self._fresh())
         return await self._again("vary", record, at or 0, made, member, place, key)
 
@@ -83,7 +90,7 @@ class Further:
         From the same noise; with a `strength`, variations of image `index`; without an index, a `strength` of 1 is
         another roll. `negative` stands for `--no`; None keeps the one that it had, "" drops it.
         """
-        record, recipe, index = await self._original(job, index, "remixed")
+        record, recipe, index = await self._original("remix", job, index, member)
         if strength is not None:
             seed = self._fresh()
             recipe = rerolled(recipe, seed) if index is None else varied(recipe, index, _within(strength), seed)
@@ -101,15 +108,18 @@ class Further:
         order = Order("upscale", record.prompt, enlarging_notes(task, *size), task, pool, price, (job, index))
         return (await self._admission.take([order], member, place, key))[0]
 
-    async def _original(self, job: str, index: int | None, what: str) -> tuple[Record, Recipe, int | None]:
-        """The job and image that were drawn, where `job` is only their enlargement."""
+    async def _original(
+        self, action: Action, job: str, index: int | None, member: Member
+    ) -> tuple[Record, Recipe, int | None]:
+        """The job and image that were drawn, where `job` is only their enlargement: if the member may use it too."""
         record = await self._register.record(job)
         while isinstance(record.task, Enlarge) and record.parent:
             index, record = record.parent[1], await self._register.record(record.parent[0])
+            permit_original(action, member, record)
         if index is not None:
             await self._gallery.stored(record.id, index)
         if not isinstance(record.task, Recipe):
-            raise Refused(f"This picture cannot be {what}.")
+            raise Refused(f"This picture cannot be {DONE[action]}.")
         return record, record.task, index
 
     async def _again(

@@ -37,7 +37,7 @@ class Onward(Further):
         text: str | None = None, strength: float | None = None, key: str | None = None,
     ) -> Ticket:  # fmt: skip
         """What is white in `mask` (a picture file) is drawn anew, with other words where `text` says so."""
-        record, recipe, index = await self._picture(job, index, "edited")
+        record, recipe, index = await self._picture("edit", job, index, member)
         start = await self._starting.finished([(record.id, index)])
         both = await self._starting.masked(start, mask)
         return await self._begun("edit", record, recipe, index, both, member, place, key, text, strength)
@@ -48,7 +48,7 @@ class Onward(Further):
         """The picture smaller, with what may be around it."""
         if factor not in ZOOMS:
             raise Refused(f"Zoom out by {ZOOMS[0]:g} or {ZOOMS[1]:g}.")
-        record, recipe, index = await self._picture(job, index, "zoomed out of")
+        record, recipe, index = await self._picture("zoom", job, index, member)
         made = await asyncio.to_thread(canvas.zoomed_out, await self._gallery.picture(record.id, index), factor)
         return await self._begun("zoom", record, recipe, index, _canvas(*made), member, place, key)
 
@@ -57,13 +57,13 @@ class Onward(Further):
         key: str | None = None,
     ) -> Ticket:  # fmt: skip
         """Half of the picture, and what may lie beyond its edge in one direction."""
-        record, recipe, index = await self._picture(job, index, "continued")
+        record, recipe, index = await self._picture("pan", job, index, member)
         made = await asyncio.to_thread(canvas.panned, await self._gallery.picture(record.id, index), direction)
         return await self._begun("pan", record, recipe, index, _canvas(*made), member, place, key)
 
-    async def steps(self, job: str, index: int) -> tuple[int, ...]:
+    async def steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
         """From which steps one can branch off. Raises `Refused` (404)."""
-        record, _, index = await self._picture(job, index, "branched from")
+        record, _, index = await self._picture("branch", job, index, member)
         _, ladder = await self._starting.ladder(record.id, index)
         return await asyncio.to_thread(rungs.branchable, ladder)
 
@@ -76,7 +76,7 @@ class Onward(Further):
         `text`: other words, with flags; `options` as `Studio.imagine` has them. Without either it is the same picture.
         A seed, or several pictures, also draw the noise at that rung anew. `exact` pins the batch shape.
         """
-        record, recipe, index = await self._picture(job, index, "branched from")
+        record, recipe, index = await self._picture("branch", job, index, member)
         material, ladder = await self._starting.ladder(record.id, index)
         at = await asyncio.to_thread(rungs.nearest, ladder, step)
         base, said, profile = self._now(one_of(recipe, index))
@@ -95,8 +95,8 @@ class Onward(Further):
             raise Refused(f"No worker that was ever here knows {base.model}.")
         return *renewed(base, profile), profile
 
-    async def _picture(self, job: str, index: int, what: str) -> tuple[Record, Recipe, int]:
-        record, recipe, at = await self._original(job, index, what)
+    async def _picture(self, action: Action, job: str, index: int, member: Member) -> tuple[Record, Recipe, int]:
+        record, recipe, at = await self._original(action, job, index, member)
         return record, recipe, at or 0
 
     async def _begun(

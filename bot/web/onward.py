@@ -96,7 +96,7 @@ async def pan(request: web.Request) -> web.Response:
 async def steps(request: web.Request) -> web.Response:
     """From which steps one can branch off."""
     view, index = await permitted(request, "branch"), index_of(request)
-    return web.json_response({"steps": list(await request.app[STUDIO].steps(view.id, index))})
+    return web.json_response({"steps": list(await request.app[STUDIO].steps(view.id, index, member_of(request)))})
 
 
 async def branch(request: web.Request) -> web.Response:

@@ -145,7 +145,7 @@ async def test_a_finished_picture_is_edited_zoomed_out_of_and_continued(workplac
 async def test_a_branch_is_the_same_course_but_for_what_is_said(workplace, until, ann, here):
     house, apprentice, first = await finished(workplace, until, ann, here)
     studio = house.studio
-    assert await studio.steps(first.id, 1) == (10, 20)
+    assert await studio.steps(first.id, 1, BOB) == (10, 20)
     rows = {(one.kind, one.image): one for one in await house.store.ask(reads.stored, [first.id])}
     sha = rows["ladder", 1].sha256
     same = await studio.branch(first.id, 1, 20, BOB, here)
