@@ -21,9 +21,9 @@ from bot.cli.bringing import Bringing, Rung
 from bot.cli.developed import Developed, Undeveloped
 from bot.cli.screen import Screen
 from bot.desk.begun import Otherwise, begun, branched, nearest_said, one_of, shaped, unused
+from bot.desk.origin import Origin, read
 from bot.desk.reach import reason
 from bot.desk.recipes import pinned
-from bot.desk.starting import Origin, read
 from bot.images import rungs
 from bot.images.film import film as film_of
 from bot.images.gallery import Gallery

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import msgspec
 
 from bot.desk.admission import Admission
+from bot.desk.origin import Origin
 from bot.desk.preferences import Strength
 from bot.desk.reach import permit_original
 from bot.desk.recipes import (
@@ -25,7 +26,7 @@ from bot.desk.recipes import (
     varied,
 )
 from bot.desk.register import Register
-from bot.desk.starting import Origin, Starting
+from bot.desk.starting import Starting
 from bot.images.gallery import Gallery
 from bot.models import Models, Profile
 from bot.orders import Order, renewed, totalled
@@ -107,6 +108,12 @@ class Further:
         price = enlarging_cost(task, *size, pace or RESOLVING_MS)
         order = Order("upscale", record.prompt, enlarging_notes(task, *size), task, pool, price, (job, index))
         return (await self._admission.take([order], member, place, key))[0]
+
+    async def _early(
+        self, action: Action, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
+    ) -> list[Ticket]:
+        """Before anything is read that takes long: what the same `key` made, else nothing. Raises `Refused`."""
+        return await self._admission.early(action, member, key, prompt, count=count, relaxed=relaxed)
 
     async def _original(
         self, action: Action, job: str, index: int | None, member: Member

@@ -17,6 +17,7 @@ from aiohttp import web
 from bot.config import Settings
 from bot.desk.review import Review
 from bot.desk.studio import Studio
+from bot.lines import Lines
 from bot.scrape import Scrape
 from bot.web import api, body, decisions, door, live, metrics, onward, prints, views, why
 from bot.web.auth import Door, Gate, key_of
@@ -45,7 +46,7 @@ def open_chatroom(
     app[live.CLOSING] = asyncio.Event()
     app[live.STREAMS] = set()
     app[live.TEXTS] = Texts()
-    app[body.FORMS] = asyncio.Semaphore(body.AT_ONCE)
+    app[body.FORMS], app[body.LINES] = asyncio.Semaphore(body.AT_ONCE), Lines()
     app[door.DOOR] = Door.of(settings.host, settings.public_url, settings.allowed_hosts)
     app[door.GATE] = Gate(key_of(settings.data))
     app[door.SCRAPER] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
