@@ -28,6 +28,7 @@ from bot.images import rungs
 from bot.images.film import film as film_of
 from bot.images.gallery import Gallery
 from bot.images.intake import Intake
+from bot.images.links import leading
 from bot.images.pictures import Pictures
 from bot.prompt import parse, recipe
 from bot.prompt.possible import check_possible
@@ -52,6 +53,8 @@ def develop(
     missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing:
         raise Refused(f"No Darkroom is running, and {missing[0]} is not installed: pip install 'darkroom-bot[all]'.")
+    if leading(prompt)[0]:
+        raise Refused("Links need a running Darkroom (`darkroom up`). For a file of yours there is --image.")
     from engine.unfit import Unfit
 
     try:

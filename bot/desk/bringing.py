@@ -5,12 +5,13 @@ A front end says what it is; the studio asks the rules first, and only then look
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from bot.images.intake import MOST_BYTES
-from bot.images.links import LOST
+from bot.images.links import ELSEWHERE, LOST, from_discord, leading, shot_of
 from bot.images.reading import KEPT_SIDE
+from bot.refused import Refused
 
 READ = 3 * KEPT_SIDE * KEPT_SIDE  # bytes that one picture has at most once it is read
 
@@ -52,6 +53,27 @@ class Bring:
         for piece in (*self.pictures, self.mask):
             if isinstance(piece, (bytes, Remote)):
                 yield piece
+
+
+def linked(text: str, bring: Bring | None, own: Sequence[str]) -> tuple[str, Bring | None]:
+    """A prompt without the addresses that it begins with, and what they name beside what is brought already.
+
+    `own`: the room's addresses, whose pictures are found by their job. Raises `Refused` for any other address.
+    """
+    urls, rest = leading(text)
+    if not urls:
+        return text, bring
+    bring = bring or Bring()
+    return rest, replace(bring, pictures=(*bring.pictures, *(_named(url, own) for url in urls)))
+
+
+def _named(url: str, own: Sequence[str]) -> Remote | Finished:
+    for base in own:
+        if (shot := shot_of(url, base)) is not None:
+            return Finished(shot[0], shot[1] - 1)
+    if not from_discord(url):
+        raise Refused(ELSEWHERE)
+    return Remote(url)
 
 
 def _size(piece: bytes | Remote) -> int:

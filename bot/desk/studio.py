@@ -14,7 +14,7 @@ from dataclasses import replace
 from bot.access import Subject, forbidden
 from bot.desk.admission import Admission
 from bot.desk.begun import begun, shaped, unused
-from bot.desk.bringing import Bring
+from bot.desk.bringing import Bring, linked
 from bot.desk.onward import Onward
 from bot.desk.origin import Origin
 from bot.desk.recipes import pinned
@@ -54,6 +54,7 @@ class Studio(Onward):
     ) -> None:  # fmt: skip
         super().__init__(models, register, gallery, admission, starting, fresh)
         self.feed = feed
+        self.addresses: tuple[str, ...] = ()  # of the room, which sets them once it knows
         self._store, self._cancelling, self._steering = store, cancelling, steering
         self._workers, self._clock = workers, clock
 
@@ -67,11 +68,13 @@ class Studio(Onward):
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
         negative, strength, stop, tile, mix, chaos, repeat, quality; `lora` adds to them.
-        `bring`: pictures to begin with; then no words are needed, and without --ar they give the shape.
+        `bring`: pictures to begin with; then no words are needed, and without --ar they give the shape. Addresses at
+        the beginning of the text are pictures too, of Discord or the room.
         `suffix` goes behind the words of the prompt, and a note says so.
         `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
         """
-        ended = suffixed(text, suffix)
+        text, bring = linked(text, bring, self.addresses)
+        ended = suffixed(text, suffix if text else "")
         names = [profile.warm.name for profile in self._models.profiles()]
         default = self._models.profile(None).warm
         parsed = parse(ended, default, models=names, options=options, wordless=bring is not None)
@@ -79,6 +82,7 @@ class Studio(Onward):
         parsed = replace(parsed, notes=(*added, *parsed.notes))
         if bring is None:
             return await self._take(self._orders(parsed, action, None, exact=exact), member, place, key)
+        action = "blend" if len(bring.pictures) > 1 else action
         relaxed = any(request.relaxed for request in parsed.requests)
         if known := await self._early(action, member, key, ended, count=len(parsed.requests), relaxed=relaxed):
             return known

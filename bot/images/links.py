@@ -28,6 +28,8 @@ _DISCORD = re.compile(
     r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?"
 )
 _OWN = re.compile(r"/api/jobs/([0-9A-HJKMNP-TV-Z]{26})/pictures/([1-9])\.png")
+# At the beginning of a prompt; perhaps in angle brackets, as Discord has one that shows nothing, or before a comma.
+_LEADING = re.compile(r"<?(https?://[^\s<>]*)>?,?(?:\s+|$)", re.IGNORECASE)
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 
 
@@ -41,6 +43,15 @@ class Gone(Refused):
 def allowed(url: str, own: str | None = None) -> bool:
     """Whether a picture may be taken from there. `own`: the room's address, as in https://example.org/darkroom."""
     return from_discord(url) or shot_of(url, own) is not None
+
+
+def leading(text: str) -> tuple[list[str], str]:
+    """The addresses that a prompt begins with, whatever they are, and the prompt without them."""
+    found, rest = list[str](), text
+    while match := _LEADING.match(rest := rest.lstrip()):
+        found.append(match[1].rstrip(","))
+        rest = rest[match.end() :]
+    return found, rest if found else text
 
 
 def check(url: str, own: str | None = None) -> str:

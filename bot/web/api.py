@@ -13,7 +13,7 @@ from aiohttp import web
 
 from bot.desk.bringing import Bring, Finished
 from bot.refused import Refused
-from bot.views import Action, Place, Ticket
+from bot.views import Place, Ticket
 from bot.web import shown
 from bot.web.body import Brought, body_of, form_of
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
@@ -117,7 +117,7 @@ async def imagine(request: web.Request) -> web.Response:
     async with form_of(request, Order) as (order, brought):
         tickets = await request.app[STUDIO].imagine(
             order.prompt, member_of(request), place_of(request), key=key_of(request), exact=order.exact,
-            bring=await _brought(request, order, brought), action=_action(order, brought), **order.options(),
+            bring=await _brought(request, order, brought), **order.options(),
         )  # fmt: skip
     answer = shown.accepted(tickets)
     return web.json_response(answer, status=201, headers={"Location": answer["url"]})
@@ -131,10 +131,6 @@ async def _brought(request: web.Request, order: Order, brought: Brought) -> Brin
         raise Refused("Either pictures that you bring or finished ones, not both at once.")
     shots = [Finished(*await shot_of(request, named)) for named in order.shots]
     return Bring((*brought.pictures, *shots), brought.mask, tuple(order.weights))
-
-
-def _action(order: Order, brought: Brought) -> Action:
-    return "blend" if len(brought.pictures) + len(order.shots) > 1 else "imagine"
 
 
 async def one(request: web.Request) -> web.Response:

@@ -67,8 +67,25 @@ async def test_a_picture_that_is_too_large_is_not_fetched_at_all(open_world: Any
         brought.remote(Huge())
     async with open_world(worker=False) as world:
         bring = Bring((brought.remote(Huge("https://cdn.discordapp.com/gone", 5)),))
-        with pytest.raises(Refused, match="does not hand huge.png out just now"):
+        with pytest.raises(Refused, match=r"does not hand huge\.png out just now"):
             await world.studio.imagine("", Member("discord:1", "Ann", "discord:2"), Place("discord"), bring=bring)
+
+
+async def test_a_prompt_begins_with_addresses(open_world: Any) -> None:
+    async with open_world() as world:
+        at = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
+        world.uploads.more[at] = png(64, 32)
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"<{at}> a lamp --iw 1"))
+        view = await newest(world)
+        assert (view.prompt, view.action, view.recipe.start.strength) == ("a lamp --iw 1", "imagine", 0.6)
+        assert view.recipe.width == 2 * view.recipe.height
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"{at} a lamp", image=OTHER))
+        view = await newest(world)
+        assert (view.action, len(view.recipe.start.pictures)) == ("blend", 2)
+        wrong = await world.alice.slash(world.channel, "imagine", prompt="https://evil.example/a.png a lamp")
+        assert wrong.ephemeral
+        assert "Only pictures that were uploaded to Discord or here" in text(wrong)
+        assert not any("evil" in url for url in world.uploads.fetched)
 
 
 async def test_pictures_are_blended_with_weights_and_without_words(open_world: Any) -> None:
