@@ -77,8 +77,7 @@ class Onward(Further):
     async def steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
         """From which steps one can branch off. Raises `Refused` (404)."""
         record, _, index = await self._picture("branch", job, index, member)
-        _, ladder = await self._starting.ladder(record.id, index)
-        return await asyncio.to_thread(rungs.branchable, ladder)
+        return await self._gallery.branchable(record.id, index)
 
     async def branch(
         self, job: str, index: int, step: int, member: Member, place: Place, *,
@@ -92,8 +91,8 @@ class Onward(Further):
         record, recipe, index = await self._picture("branch", job, index, member)
         if known := await self._early("branch", member, key, record.prompt if text is None else text):
             return known[0]
-        material, ladder = await self._starting.ladder(record.id, index)
-        at = await asyncio.to_thread(rungs.nearest, ladder, step)
+        material = await self._starting.ladder(record.id, index)
+        at = rungs.closest(await self._gallery.branchable(record.id, index), step)
         base, said, profile = self._now(one_of(recipe, index))
         other, names = Otherwise(record.prompt, text, options), [one.warm.name for one in self._models.profiles()]
         made = branched(base, material.sha256, at, other, profile.warm, names)

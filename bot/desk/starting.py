@@ -17,7 +17,7 @@ from bot.desk.register import Register
 from bot.images.gallery import Gallery
 from bot.images.intake import Brought, Intake
 from bot.images.links import Fetch, Gone
-from bot.images.pictures import Missing, Pictures
+from bot.images.pictures import Pictures
 from bot.images.tray import Tray
 from bot.lines import Lines
 from bot.refused import Refused
@@ -72,19 +72,13 @@ class Starting:
         except Gone as gone:
             raise Refused(piece.lost, 404) from gone
 
-    async def ladder(self, job: str, index: int) -> tuple[Material, bytes]:
-        """The ladder of a finished image that may be shown, and its bytes. Raises `Refused` where it has none."""
+    async def ladder(self, job: str, index: int) -> Material:
+        """The ladder of a finished image that may be shown. Raises `Refused` where it has none."""
         await self._gallery.stored(job, index)
         for one in await self._store.ask(reads.stored, [job]):
             if one.kind == "ladder" and one.image == index:
-                return Material("branch", one.sha256, one.bytes, one.width, one.height), await self._bytes(one.sha256)
+                return Material("branch", one.sha256, one.bytes, one.width, one.height)
         raise Refused("This picture has no ladder to branch from.", 404)
-
-    async def _bytes(self, name: str) -> bytes:
-        try:
-            return await self._pictures.get(name)
-        except Missing as error:
-            raise Refused(GONE, 404) from error
 
     async def of(self, job: str) -> tuple[Material, ...]:
         """What a job began with, for another one that begins with the same."""
