@@ -21,6 +21,7 @@ from bot.limits import Limits
 from bot.orders import Order, check_fits, scoped
 from bot.refused import Refused
 from bot.rules import resolve
+from bot.sentences import GONE
 from bot.store import Draft, Record, Store, reads
 from bot.store.ledger import Ledger, look
 from bot.views import Action, Member, Place, Ticket
@@ -95,6 +96,8 @@ class Admission:
         member, workers = drafts[0].member, dict(self._workers())
 
         def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
+            if any(draft.material and draft.parent and ledger.gone(draft.parent[0]) for draft in asked):
+                raise Refused(GONE, 404)  # just now: from here on it would be kept with these
             terms = resolve(ledger.rules(), member, self._limits)
             taken = passed(asked, terms, ledger, known(ledger.preferences()), hour, relaxed=relaxed)
             return [_checked(draft, workers) for draft in taken]

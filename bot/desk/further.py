@@ -138,7 +138,7 @@ class Further:
         if profile := self._known(made.model):
             made, said = renewed(made, profile)
             pool, price, notes = profile.pool, cost(made, profile.warm), (*notes, *said)
-        material = await self._starting.of(record.id)
+        material = await self._starting.of(record)
         order = Order(action, record.prompt, notes, made, pool, price, (record.id, index), material=material)
         return (await self._take([order], member, place, key))[0]
 
@@ -161,7 +161,7 @@ class Further:
         warm = msgspec.structs.replace(profile.warm, sampler=base.sampler)
         warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), warm))
         notes, parent = tuple(dict.fromkeys((*parsed.notes, *warned, *said))), (record.id, index or 0)
-        material = await self._starting.of(record.id)
+        material = await self._starting.of(record)
         orders: list[Order] = []
         for request in parsed.requests:
             made, words = remixed(base, request, profile.warm), " ".join(request.text.split())

@@ -15,18 +15,22 @@ from bot.desk.origin import Origin, check_count, origin
 from bot.desk.reach import reason
 from bot.desk.register import Register
 from bot.images.gallery import Gallery
+from bot.images.held import is_held, why
 from bot.images.intake import Brought, Intake
 from bot.images.links import Fetch, Gone
 from bot.images.pictures import Pictures
 from bot.images.tray import Tray
 from bot.lines import Lines
 from bot.refused import Refused
-from bot.store import Store, Unavailable, deleting, reads
+from bot.sentences import GONE
+from bot.store import Record, Store, Unavailable, deleting, reads, reviews
 from bot.views import Material, Member
+from engine.job import sources
 
 log = logging.getLogger(__name__)
 
-GONE = "The picture that it begins with is not there any more."
+OF_A_PICTURE = ("edit", "zoom", "pan", "branch")  # they begin with their parent's picture, others as their parent did
+HELD = 403
 
 
 class Starting:
@@ -80,13 +84,42 @@ class Starting:
                 return Material("branch", one.sha256, one.bytes, one.width, one.height)
         raise Refused("This picture has no ladder to branch from.", 404)
 
-    async def of(self, job: str) -> tuple[Material, ...]:
-        """What a job began with, for another one that begins with the same."""
-        kept = await self._store.ask(reads.stored, [job])
-        return tuple(
+    async def of(self, record: Record) -> tuple[Material, ...]:
+        """What a job began with, for another one that begins with the same.
+
+        Raises `Refused` where it went with the job that it was of (404), and where that is held for review (403).
+        """
+        kept = await self._store.ask(reads.stored, [record.id])
+        material = tuple(
             Material(kind, one.sha256, one.bytes, one.width, one.height)
             for kind in ("input", "mask", "branch") for one in kept if one.kind == kind
         )  # fmt: skip
+        if not {one.sha256 for one in material}.issuperset(sources(record.task)):
+            raise Refused(GONE, 404)
+        if material:
+            await self._check_shown(record)
+        return material
+
+    async def _check_shown(self, record: Record) -> None:
+        """A picture that is held is no more shown by what begins with it: of the first one above that is one's own.
+
+        Whether it is still there is another question: one that went by age left what came of it whole.
+        """
+        for check, one in await self._store.ask(reviews.same, sources(record.task)):
+            if is_held(check, one):
+                raise Refused(why(one.image, one), 403)
+        while record.parent is not None and record.action not in OF_A_PICTURE:
+            above = await self._store.record(record.parent[0])
+            if above is None:
+                return
+            record = above
+        if record.parent is None:
+            return
+        try:
+            await self._gallery.stored(*record.parent)
+        except Refused as refused:
+            if refused.status == HELD:
+                raise
 
     @asynccontextmanager
     async def kept(
