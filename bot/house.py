@@ -24,6 +24,7 @@ from bot.desk.deliveries import Deliveries
 from bot.desk.export import Export
 from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
+from bot.desk.orphans import Orphans
 from bot.desk.preferences import Preferences
 from bot.desk.register import Register
 from bot.desk.retention import Keep, Retention
@@ -78,6 +79,7 @@ class House:
     noticing: Noticing
     settle: Settle
     retention: Retention
+    orphans: Orphans
     previews: Previews
     bus: Bus
     metrics: Metrics
@@ -103,6 +105,7 @@ class House:
             "wants": self.previews.want(),
             "sweep": self.desk.moderation.keep_clean(),
             "retention": self.retention.run(),
+            "orphans": self.orphans.run(),
             "forgetting": self.desk.forgetting.run(),
         }
 
@@ -145,7 +148,7 @@ def build(
     rerouting = Rerouting(store, bus, board, closing, models, workers, clock=clock)
     return House(
         desk, feed, store, pictures, board, dispatcher, patrol, rerouting, shutting, noticing, settle, retention,
-        previews, bus, metrics, Scrape(metrics, store, bus, clock=clock),
+        Orphans(store, pictures, clock=clock), previews, bus, metrics, Scrape(metrics, store, bus, clock=clock),
     )  # fmt: skip
 
 

@@ -72,6 +72,13 @@ def unused(connection: Connection, sha256: str) -> bool:
     return connection.execute(asked.where(pictures.c.sha256 == sha256, jobs.c.deleted.is_(None))).first() is None
 
 
+def unnamed(connection: Connection, names: Sequence[str]) -> list[str]:
+    """Those of these contents that no job has, deleted or not."""
+    asked = select(pictures.c.sha256).where(pictures.c.sha256.in_(names))
+    known = set(connection.execute(asked).scalars())
+    return [name for name in names if name not in known]
+
+
 def emptied(connection: Connection, one: Stored) -> None:
     """Its file is gone, or another job's."""
     same = (pictures.c.job == one.job, pictures.c.image == one.image, pictures.c.kind == one.kind)
