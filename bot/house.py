@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import aiohttp
 
 from bot.config import Settings
 from bot.desk import Desk
@@ -21,6 +24,7 @@ from bot.desk.deliveries import Deliveries
 from bot.desk.export import Export
 from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
+from bot.desk.orphans import Orphans
 from bot.desk.preferences import Preferences
 from bot.desk.register import Register
 from bot.desk.retention import Keep, Retention
@@ -33,6 +37,7 @@ from bot.desk.studio import Studio
 from bot.feed import Feed
 from bot.images.gallery import Gallery
 from bot.images.intake import Intake
+from bot.images.links import Fetch, fetch
 from bot.images.pictures import Pictures
 from bot.leader import Leader
 from bot.metrics import Metrics
@@ -74,6 +79,7 @@ class House:
     noticing: Noticing
     settle: Settle
     retention: Retention
+    orphans: Orphans
     previews: Previews
     bus: Bus
     metrics: Metrics
@@ -99,15 +105,16 @@ class House:
             "wants": self.previews.want(),
             "sweep": self.desk.moderation.keep_clean(),
             "retention": self.retention.run(),
+            "orphans": self.orphans.run(),
             "forgetting": self.desk.forgetting.run(),
         }
 
 
 def build(
-    settings: Settings, bus: Bus, store: Store, pictures: Pictures, reader: Executor, intake: Intake, *,
+    settings: Settings, bus: Bus, store: Store, pictures: Pictures, reader: Executor, intake: Intake, outside: Fetch, *,
     clock: Callable[[], float] = time.time,
 ) -> House:  # fmt: skip
-    """The parts, put together; nothing runs yet. `reader` is the thread of `Screening`."""
+    """The parts, put together; nothing runs yet. `reader` is `Screening`'s thread, `outside` fetches from Discord."""
     board, feed, limits = Board(), Feed(), settings.limits
 
     def workers() -> dict[str, Presence]:
@@ -126,7 +133,7 @@ def build(
     )  # fmt: skip
     cancelling, steering = Cancelling(store, bus, board, closing, workers), Steering(bus, board, clock=clock)
     gallery = Gallery(store, pictures)
-    starting = Starting(store, pictures, gallery, intake)
+    starting = Starting(store, pictures, gallery, register, intake, outside)
     studio = Studio(
         store, feed, models, register, gallery, admission, starting, cancelling, steering, workers, clock=clock
     )  # fmt: skip
@@ -141,7 +148,7 @@ def build(
     rerouting = Rerouting(store, bus, board, closing, models, workers, clock=clock)
     return House(
         desk, feed, store, pictures, board, dispatcher, patrol, rerouting, shutting, noticing, settle, retention,
-        previews, bus, metrics, Scrape(metrics, store, bus, clock=clock),
+        Orphans(store, pictures, clock=clock), previews, bus, metrics, Scrape(metrics, store, bus, clock=clock),
     )  # fmt: skip
 
 
@@ -177,20 +184,23 @@ def _desk(
 
 @asynccontextmanager
 async def open_house(
-    settings: Settings, bus: Bus, *, leader: Leader | None = None, clock: Callable[[], float] = time.time
-) -> AsyncIterator[House]:
+    settings: Settings, bus: Bus, *, leader: Leader | None = None, outside: Fetch | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[House]:  # fmt: skip
     """The open house. Its tasks run beside the body; what one of them raises ends the body too.
 
-    `leader`: where other bots stand by, what makes sure that we are the one at work.
+    `leader`: where other bots stand by, what makes sure that we are the one at work. `outside`: fetches what members
+    uploaded to Discord; None: over HTTPS, from Discord.
     """
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
     pictures = await asyncio.to_thread(Pictures, settings.pictures)
     store, reader = await Store.open(settings.database), ThreadPoolExecutor(1, "screening")
-    intake = Intake()
+    intake, session = Intake(), aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
     try:
         if leader is not None:
             await leader.begin(store)
-        house = build(settings, bus, store, pictures, reader, intake, clock=clock)
+        outside = outside or partial(fetch, session)
+        house = build(settings, bus, store, pictures, reader, intake, outside, clock=clock)
         await house.noticing.prepare()
         await house.dispatcher.prepare()
         async with _at_work(house):
@@ -199,6 +209,7 @@ async def open_house(
         if leader is not None:
             leader.end()
         await intake.close()
+        await session.close()
         await asyncio.to_thread(reader.shutdown)
         await store.close()
 

@@ -137,5 +137,16 @@ def check_cost(limit: float, used: Spending, cost: float, now: float, *, whose: 
     raise Refused(_joined(said, by), 429, frees=frees)
 
 
+def check_left(limit: float, used: Spending, now: float, *, whose: str = "Your", by: str = "") -> None:
+    """Returns if anything may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
+    if used.spent < limit:
+        return
+    window, frees = WINDOWS[used.window], used.leaves(used.spent - limit + ROUNDING) if limit > 0 else None
+    said = f"{whose} {PERIODS[used.window]}'s limit is reached: {_amount(used.spent)} of {_amount(limit)} device time "
+    said += f"used in the last {window}."
+    said += f" Some frees in about {duration(frees - now)}." if frees is not None else ""
+    raise Refused(_joined(said, by), 429, frees=frees)
+
+
 def _amount(seconds: float) -> str:
     return duration(seconds) if seconds > 0 else "0 s"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.job import Blame, Method, Recipe
 
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
+GONE = "The picture that it begins with is not there any more."
 DELETED = "Its pictures were deleted."
 BLAMED = {
     "member": "This one counts against your limit.",

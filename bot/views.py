@@ -5,6 +5,7 @@ Frozen values only. Knows the wire contract; knows nothing of SQL, NATS, Discord
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,13 +17,19 @@ PlaceKind = Literal["discord", "web", "terminal"]
 Role = Literal["answer", "notice", "direct", "film"]
 
 
+def everywhere(channel: str) -> bool:
+    """Whether a member may look into a channel, where there are none that could be closed to them."""
+    return True
+
+
 @dataclass(frozen=True)
 class Member:
     """Who asks, and where. `id` is unique over all front ends; `tier` decides the weight in the fair order.
 
     `moderator`, `admin` (may manage the server), `owner` (of the server) and `house` (runs the bot) are standings as
     `bot.access` reads them. `roles` are the member's roles there; `channel` is where they ask (a thread counts as its
-    parent), `age_restricted` whether it is for adults: no picture is checked there, while lists of words hold.
+    parent), `age_restricted` whether it is for adults: no picture is checked there, while lists of words hold. `sees`:
+    whether they may look into a channel of their guild, by its id.
     """
 
     id: str
@@ -36,6 +43,7 @@ class Member:
     roles: tuple[str, ...] = ()
     channel: str = ""
     age_restricted: bool = False
+    sees: Callable[[str], bool] = field(default=everywhere, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import discord
@@ -17,6 +18,7 @@ import discord
 from bot.chat import presenter
 from bot.chat.channel import check_channel, warning
 from bot.chat.notices import link
+from bot.chat.sight import sees
 from bot.chat.standing import permissions
 from bot.refused import Refused
 from bot.views import Member, Place, Ticket
@@ -51,6 +53,7 @@ def member_of(interaction: Interaction) -> Member:
         roles=tuple(str(role.id) for role in user.roles) if isinstance(user, discord.Member) else (),
         channel=str(getattr(channel, "parent_id", None) or interaction.channel_id or ""),
         age_restricted=_for_adults(channel),
+        sees=partial(sees, user),
     )
 
 

@@ -1,21 +1,16 @@
-"""Files that members bring: looked at by their size before anything of them is fetched, then fetched from Discord.
+"""Files that members bring: looked at by their size before anything of them is fetched.
 
-Knows Discord's word about a file; opens none. What a picture is decides the intake.
+Knows Discord's word about a file; fetches and opens none. Where it may come from, and what a picture is, others decide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import aiohttp
-import discord
-
+from bot.desk.bringing import Remote
 from bot.images.intake import MOST_BYTES
 from bot.refused import Refused
-
-if TYPE_CHECKING:
-    from bot.chat.client import DarkroomClient
 
 MOST = MOST_BYTES  # of one picture
 LOST = "Discord does not hand {} out just now. Please send it once more."
@@ -41,21 +36,9 @@ class Sent:
     filename: str
 
 
-async def fetched(client: DarkroomClient, *files: File | None) -> list[bytes]:
-    """The contents of those that are there, in order. Raises `Refused` for one that is too large or not to be had."""
-    there = [file for file in files if file is not None]
-    for file in there:
-        if file.size > MOST:
-            said = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and at most {MOST // 2**20} are taken."
-            raise Refused(said, 413)
-    return [await _fetched(client, file) for file in there]
-
-
-async def _fetched(client: DarkroomClient, file: File) -> bytes:
-    try:
-        content = await client.http.get_from_cdn(file.url)
-    except (discord.HTTPException, aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise Refused(LOST.format(file.filename[:60] or "the file")) from error
-    if len(content) > MOST:
-        raise Refused(f"At most {MOST // 2**20} MiB are taken.", 413)
-    return content
+def remote(file: File) -> Remote:
+    """What the studio fetches in its turn. Raises `Refused` for a file that is too large."""
+    if file.size > MOST:
+        said = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and at most {MOST // 2**20} are taken."
+        raise Refused(said, 413)
+    return Remote(file.url, file.size, LOST.format(file.filename[:60] or "the file"))

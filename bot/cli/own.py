@@ -21,16 +21,20 @@ from bot.cli.bringing import Bringing, Rung
 from bot.cli.developed import Developed, Undeveloped
 from bot.cli.screen import Screen
 from bot.desk.begun import Otherwise, begun, branched, nearest_said, one_of, shaped, unused
+from bot.desk.origin import Origin, read
+from bot.desk.reach import reason
 from bot.desk.recipes import pinned
-from bot.desk.starting import Origin, read
 from bot.images import rungs
 from bot.images.film import film as film_of
+from bot.images.gallery import Gallery
 from bot.images.intake import Intake
+from bot.images.links import leading
 from bot.images.pictures import Pictures
 from bot.prompt import parse, recipe
 from bot.prompt.possible import check_possible
 from bot.refused import Refused
 from bot.store import Record, Store, reads
+from bot.views import Member
 from engine.job import Frame, Job, Recipe, Share, Warm, cost
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
 DAY = 86_400.0
 OWNER = Share(tier="standard", guild="local", user="local:terminal")
+TERMINAL = Member("local:terminal", "Terminal", "local")
 
 
 def develop(
@@ -48,6 +53,8 @@ def develop(
     missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing:
         raise Refused(f"No Darkroom is running, and {missing[0]} is not installed: pip install 'darkroom-bot[all]'.")
+    if leading(prompt)[0]:
+        raise Refused("Links need a running Darkroom (`darkroom up`). For a file of yours there is --image.")
     from engine.unfit import Unfit
 
     try:
@@ -163,10 +170,14 @@ def branched_here(
 
 
 async def _branching(store: Store, settings: Settings, rung: Rung) -> tuple[Record, bytes]:
+    """As a running Darkroom would answer the terminal: the same questions, the same refusals."""
     record = await store.record(rung.job)
     if record is None or record.deleted is not None or not isinstance(record.task, Recipe):
         raise Refused(f"There is no job {rung.job} here to branch from.")
+    if said := reason("branch", TERMINAL, record):
+        raise Refused(said, 403)
     pictures = Pictures(settings.pictures)
+    await Gallery(store, pictures).stored(rung.job, rung.image)
     for one in await store.ask(reads.stored, [rung.job]):
         if one.kind == "ladder" and one.image == rung.image:
             return record, await pictures.get(one.sha256)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ulid import ULID
 
-from bot.desk.gate import Hour, passed
+from bot.desk.gate import Hour, check_early, passed
 from bot.desk.preferences import known
 from bot.desk.register import Register
 from bot.desk.screening import Screening
@@ -21,9 +21,10 @@ from bot.limits import Limits
 from bot.orders import Order, check_fits, scoped
 from bot.refused import Refused
 from bot.rules import resolve
-from bot.store import Draft, Record, Store
-from bot.store.ledger import Ledger
-from bot.views import Member, Place, Ticket
+from bot.sentences import GONE
+from bot.store import Draft, Record, Store, reads
+from bot.store.ledger import Ledger, look
+from bot.views import Action, Member, Place, Ticket
 from engine.job import Presence
 
 NAME_LENGTH = 128
@@ -61,12 +62,42 @@ class Admission:
             self._woken()
         return [await self._register.ticket(record) for record in records]
 
+    async def early(
+        self, action: Action, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
+    ) -> list[Ticket]:
+        """Before anything of a request is read that takes long: the jobs that the same `key` made, else none.
+
+        Raises `Refused` for what would be refused whatever is read: `count` jobs, of which nothing more is known.
+        """
+        mine = scoped(key, member)
+        if mine is not None and (records := await self._store.ask(reads.of_key, mine)):
+            return [await self._register.ticket(record) for record in records]
+        now = self._clock()
+        try:
+            await self._ask(action, member, count, Hour(now, workers=bool(self._workers())), relaxed=relaxed)
+        except Refused as refused:
+            if refused.status == LIMIT:
+                await self._ask(action, member, count, await self._hour(member, now), relaxed=relaxed)
+            else:
+                await self._screening.turned_away(member, prompt)
+            raise
+        return []
+
+    async def _ask(self, action: Action, member: Member, count: int, hour: Hour, *, relaxed: bool) -> None:
+        def decide(ledger: Ledger) -> None:
+            terms = resolve(ledger.rules(), member, self._limits)
+            check_early(action, count, terms, ledger, known(ledger.preferences()), hour, relaxed=relaxed)
+
+        await self._store.ask(look, member, hour.now, decide)
+
     async def _admit(
         self, drafts: Sequence[Draft], key: str | None, relaxed: bool, hour: Hour
     ) -> tuple[list[Record], bool]:
         member, workers = drafts[0].member, dict(self._workers())
 
         def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
+            if any(draft.material and draft.parent and ledger.gone(draft.parent[0]) for draft in asked):
+                raise Refused(GONE, 404)  # just now: from here on it would be kept with these
             terms = resolve(ledger.rules(), member, self._limits)
             taken = passed(asked, terms, ledger, known(ledger.preferences()), hour, relaxed=relaxed)
             return [_checked(draft, workers) for draft in taken]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from bot.desk.origin import Origin
 from bot.desk.recipes import remixed
-from bot.desk.starting import Origin
 from bot.prompt import Request, parse
 from bot.prompt.flags import split
 from bot.prompt.permutations import literally

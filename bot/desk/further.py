@@ -12,7 +12,9 @@ from types import MappingProxyType
 import msgspec
 
 from bot.desk.admission import Admission
+from bot.desk.origin import Origin
 from bot.desk.preferences import Strength
+from bot.desk.reach import permit_original
 from bot.desk.recipes import (
     RESOLVING_MS,
     enlarged,
@@ -24,7 +26,7 @@ from bot.desk.recipes import (
     varied,
 )
 from bot.desk.register import Register
-from bot.desk.starting import Origin, Starting
+from bot.desk.starting import Starting
 from bot.images.gallery import Gallery
 from bot.models import Models, Profile
 from bot.orders import Order, renewed, totalled
@@ -37,6 +39,12 @@ from engine.job import Enlarge, Recipe, cost
 # How far a variation's noise moves away from its parent's: 0 is the same picture, 1 has nothing in common with it. The
 # pixels of the embedded model differed by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
 STRENGTHS: Mapping[Strength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
+DONE: Mapping[Action, str] = MappingProxyType(
+    {
+        "vary": "varied", "remix": "remixed", "edit": "edited", "zoom": "zoomed out of", "pan": "continued",
+        "branch": "branched from",
+    }
+)  # fmt: skip
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
@@ -55,7 +63,7 @@ class Further:
         key: str | None = None, strength: float = STRENGTHS["subtle"],
     ) -> Ticket:  # fmt: skip
         """Variations of one finished image; of an enlarged one, of its original."""
-        record, recipe, at = await self._original(job, index, "varied")
+        record, recipe, at = await self._original("vary", job, index, member)
         made = varied(recipe, at or 0, _within(strength), self._fresh())
         return await self._again("vary", record, at or 0, made, member, place, key)
 
@@ -83,7 +91,7 @@ class Further:
         From the same noise; with a `strength`, variations of image `index`; without an index, a `strength` of 1 is
         another roll. `negative` stands for `--no`; None keeps the one that it had, "" drops it.
         """
-        record, recipe, index = await self._original(job, index, "remixed")
+        record, recipe, index = await self._original("remix", job, index, member)
         if strength is not None:
             seed = self._fresh()
             recipe = rerolled(recipe, seed) if index is None else varied(recipe, index, _within(strength), seed)
@@ -101,15 +109,24 @@ class Further:
         order = Order("upscale", record.prompt, enlarging_notes(task, *size), task, pool, price, (job, index))
         return (await self._admission.take([order], member, place, key))[0]
 
-    async def _original(self, job: str, index: int | None, what: str) -> tuple[Record, Recipe, int | None]:
-        """The job and image that were drawn, where `job` is only their enlargement."""
+    async def _early(
+        self, action: Action, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
+    ) -> list[Ticket]:
+        """Before anything is read that takes long: what the same `key` made, else nothing. Raises `Refused`."""
+        return await self._admission.early(action, member, key, prompt, count=count, relaxed=relaxed)
+
+    async def _original(
+        self, action: Action, job: str, index: int | None, member: Member
+    ) -> tuple[Record, Recipe, int | None]:
+        """The job and image that were drawn, where `job` is only their enlargement: if the member may use it too."""
         record = await self._register.record(job)
         while isinstance(record.task, Enlarge) and record.parent:
             index, record = record.parent[1], await self._register.record(record.parent[0])
+            permit_original(action, member, record)
         if index is not None:
             await self._gallery.stored(record.id, index)
         if not isinstance(record.task, Recipe):
-            raise Refused(f"This picture cannot be {what}.")
+            raise Refused(f"This picture cannot be {DONE[action]}.")
         return record, record.task, index
 
     async def _again(
@@ -121,7 +138,7 @@ class Further:
         if profile := self._known(made.model):
             made, said = renewed(made, profile)
             pool, price, notes = profile.pool, cost(made, profile.warm), (*notes, *said)
-        material = await self._starting.of(record.id)
+        material = await self._starting.of(record)
         order = Order(action, record.prompt, notes, made, pool, price, (record.id, index), material=material)
         return (await self._take([order], member, place, key))[0]
 
@@ -144,7 +161,7 @@ class Further:
         warm = msgspec.structs.replace(profile.warm, sampler=base.sampler)
         warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), warm))
         notes, parent = tuple(dict.fromkeys((*parsed.notes, *warned, *said))), (record.id, index or 0)
-        material = await self._starting.of(record.id)
+        material = await self._starting.of(record)
         orders: list[Order] = []
         for request in parsed.requests:
             made, words = remixed(base, request, profile.warm), " ".join(request.text.split())

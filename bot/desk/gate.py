@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bot.desk.preferences import Preference
-from bot.limits import DAY, MONTH, Usage, check_cost, check_places, check_waiting
+from bot.limits import DAY, MONTH, Usage, check_cost, check_left, check_places, check_waiting
 from bot.refused import Refused
 from bot.rules import EVERYWHERE, Cap, Rule, Terms
 from bot.rules.telling import set_by, shown
@@ -52,7 +52,8 @@ def passed(
         check_asked(terms, draft)
     tier, slowed = _tier(terms, preference, relaxed)
     private, hidden = _privacy(terms, preference)
-    _check_use(drafts, terms, ledger, hour, free=tier == RELAXED)
+    cost = sum(draft.cost for draft in drafts)
+    _check_use(len(drafts), cost, terms, ledger, hour, free=tier == RELAXED)
     here, everywhere = _running(terms, "member here"), _running(terms, "member everywhere")
     return [
         replace(
@@ -62,6 +63,20 @@ def passed(
         )
         for draft in drafts
     ]  # fmt: skip
+
+
+def check_early(
+    action: str, count: int, terms: Terms, ledger: Ledger, preference: Preference, hour: Hour, *, relaxed: bool = False
+) -> None:
+    """Returns if `count` jobs may be taken, whatever they turn out to be and to cost. Raises `Refused`.
+
+    What it lets pass may still be refused by `passed`; what it refuses would be.
+    """
+    check_open(terms)
+    check_action(terms, action)
+    tier, _ = _tier(terms, preference, relaxed)
+    _privacy(terms, preference)
+    _check_use(count, None, terms, ledger, hour, free=tier == RELAXED)
 
 
 def check_open(terms: Terms) -> None:
@@ -165,9 +180,15 @@ def _beside(terms: Terms, cap: Cap, usage: Usage) -> int:
     return max(terms.running, usage.running) if everywhere is None else everywhere
 
 
-def _check_use(drafts: Sequence[Draft], terms: Terms, ledger: Ledger, hour: Hour, *, free: bool) -> None:
-    """Of several limits that are reached, the one is told that holds longest: its promise is then true of all."""
-    found = [refused for check in _checks(drafts, terms, ledger, hour, free) if (refused := _tried(check)) is not None]
+def _check_use(
+    count: int, cost: float | None, terms: Terms, ledger: Ledger, hour: Hour, *, free: bool
+) -> None:  # fmt: skip
+    """Of several limits that are reached, the one is told that holds longest: its promise is then true of all.
+
+    `cost`: of all these jobs, in device-seconds; None: more than nothing.
+    """
+    checks = _checks(count, cost, terms, ledger, hour, free)
+    found = [refused for check in checks if (refused := _tried(check)) is not None]
     if found:
         raise max(found, key=lambda refused: (refused.frees is None, refused.frees or 0.0))
 
@@ -181,9 +202,8 @@ def _tried(check: Callable[[], None]) -> Refused | None:
 
 
 def _checks(
-    drafts: Sequence[Draft], terms: Terms, ledger: Ledger, hour: Hour, free: bool
+    count: int, cost: float | None, terms: Terms, ledger: Ledger, hour: Hour, free: bool
 ) -> Iterator[Callable[[], None]]:
-    count, cost = len(drafts), sum(draft.cost for draft in drafts)
     for cap in terms.of("queued"):
         usage = replace(ledger.usage(cap.whose), next_free=hour.frees, workers=hour.workers)
         running = _beside(terms, cap, usage)
@@ -196,4 +216,8 @@ def _checks(
     for setting, window in COSTS.items() if not free else ():
         for cap in (*terms.of(setting), *terms.of(f"together_{setting}")):
             used, by = ledger.spending(cap.whose, window), f"{set_by(cap.rule)} {hint}".strip()
-            yield partial(check_cost, cap.limit, used, cost, hour.now, whose=OVER.get(cap.whose, "Your"), by=by)
+            whose = OVER.get(cap.whose, "Your")
+            if cost is None:
+                yield partial(check_left, cap.limit, used, hour.now, whose=whose, by=by)
+            else:
+                yield partial(check_cost, cap.limit, used, cost, hour.now, whose=whose, by=by)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from bot.desk.begun import Otherwise, branched, nearest_said, one_of, single
+from bot.desk.bringing import Bring, Finished, Remote
 from bot.desk.further import Further
+from bot.desk.origin import Origin, origin
 from bot.desk.recipes import pinned, remixed, rerolled
-from bot.desk.starting import Origin, origin
 from bot.images import canvas, rungs
 from bot.images.intake import Brought
 from bot.images.pixels import size
@@ -33,14 +36,16 @@ class Onward(Further):
     """What is asked for by a picture rather than by words."""
 
     async def edit(
-        self, job: str, index: int, mask: bytes, member: Member, place: Place, *,
+        self, job: str, index: int, mask: bytes | Remote, member: Member, place: Place, *,
         text: str | None = None, strength: float | None = None, key: str | None = None,
     ) -> Ticket:  # fmt: skip
         """What is white in `mask` (a picture file) is drawn anew, with other words where `text` says so."""
-        record, recipe, index = await self._picture(job, index, "edited")
-        start = await self._starting.finished([(record.id, index)])
-        both = await self._starting.masked(start, mask)
-        return await self._begun("edit", record, recipe, index, both, member, place, key, text, strength)
+        record, recipe, index = await self._picture("edit", job, index, member)
+        if known := await self._early("edit", member, key, record.prompt if text is None else text):
+            return known[0]
+        bring = Bring((Finished(record.id, index),), mask)
+        async with self._starting.opened(member, bring) as start:
+            return await self._begun("edit", record, recipe, index, start, member, place, key, text, strength)
 
     async def zoom(
         self, job: str, index: int, factor: float, member: Member, place: Place, *, key: str | None = None
@@ -48,24 +53,31 @@ class Onward(Further):
         """The picture smaller, with what may be around it."""
         if factor not in ZOOMS:
             raise Refused(f"Zoom out by {ZOOMS[0]:g} or {ZOOMS[1]:g}.")
-        record, recipe, index = await self._picture(job, index, "zoomed out of")
-        made = await asyncio.to_thread(canvas.zoomed_out, await self._gallery.picture(record.id, index), factor)
-        return await self._begun("zoom", record, recipe, index, _canvas(*made), member, place, key)
+        return await self._beyond("zoom", job, index, partial(canvas.zoomed_out, factor=factor), member, place, key)
 
     async def pan(
         self, job: str, index: int, direction: canvas.Direction, member: Member, place: Place, *,
         key: str | None = None,
     ) -> Ticket:  # fmt: skip
         """Half of the picture, and what may lie beyond its edge in one direction."""
-        record, recipe, index = await self._picture(job, index, "continued")
-        made = await asyncio.to_thread(canvas.panned, await self._gallery.picture(record.id, index), direction)
-        return await self._begun("pan", record, recipe, index, _canvas(*made), member, place, key)
+        return await self._beyond("pan", job, index, partial(canvas.panned, direction=direction), member, place, key)
 
-    async def steps(self, job: str, index: int) -> tuple[int, ...]:
+    async def _beyond(
+        self, action: Action, job: str, index: int, make: Callable[[bytes], tuple[bytes, bytes]], member: Member,
+        place: Place, key: str | None,
+    ) -> Ticket:  # fmt: skip
+        """A canvas that is larger than the picture on it; one at a time of a member's is made."""
+        record, recipe, index = await self._picture(action, job, index, member)
+        if known := await self._early(action, member, key, record.prompt):
+            return known[0]
+        async with self._starting.turn(member):
+            made = await asyncio.to_thread(make, await self._gallery.picture(record.id, index))
+            return await self._begun(action, record, recipe, index, _canvas(*made), member, place, key)
+
+    async def steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
         """From which steps one can branch off. Raises `Refused` (404)."""
-        record, _, index = await self._picture(job, index, "branched from")
-        _, ladder = await self._starting.ladder(record.id, index)
-        return await asyncio.to_thread(rungs.branchable, ladder)
+        record, _, index = await self._picture("branch", job, index, member)
+        return await self._gallery.branchable(record.id, index)
 
     async def branch(
         self, job: str, index: int, step: int, member: Member, place: Place, *,
@@ -76,9 +88,11 @@ class Onward(Further):
         `text`: other words, with flags; `options` as `Studio.imagine` has them. Without either it is the same picture.
         A seed, or several pictures, also draw the noise at that rung anew. `exact` pins the batch shape.
         """
-        record, recipe, index = await self._picture(job, index, "branched from")
-        material, ladder = await self._starting.ladder(record.id, index)
-        at = await asyncio.to_thread(rungs.nearest, ladder, step)
+        record, recipe, index = await self._picture("branch", job, index, member)
+        if known := await self._early("branch", member, key, record.prompt if text is None else text):
+            return known[0]
+        material = await self._starting.ladder(record.id, index)
+        at = rungs.closest(await self._gallery.branchable(record.id, index), step)
         base, said, profile = self._now(one_of(recipe, index))
         other, names = Otherwise(record.prompt, text, options), [one.warm.name for one in self._models.profiles()]
         made = branched(base, material.sha256, at, other, profile.warm, names)
@@ -95,8 +109,8 @@ class Onward(Further):
             raise Refused(f"No worker that was ever here knows {base.model}.")
         return *renewed(base, profile), profile
 
-    async def _picture(self, job: str, index: int, what: str) -> tuple[Record, Recipe, int]:
-        record, recipe, at = await self._original(job, index, what)
+    async def _picture(self, action: Action, job: str, index: int, member: Member) -> tuple[Record, Recipe, int]:
+        record, recipe, at = await self._original(action, job, index, member)
         return record, recipe, at or 0
 
     async def _begun(
@@ -123,7 +137,7 @@ class Onward(Further):
 def _canvas(picture: bytes, mask: bytes) -> Origin:
     """What was made here of a finished picture needs no intake."""
     read, painted = (_read(png) for png in (picture, mask))
-    return origin([read], painted, (), ())
+    return origin([read], painted)
 
 
 def _read(png: bytes) -> Brought:

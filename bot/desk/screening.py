@@ -44,6 +44,14 @@ class Screening:
         self._store, self._thread, self._limits, self._clock = store, thread, limits, clock
         self._reading: Counter[str] = Counter()
 
+    async def turned_away(self, member: Member, prompt: str) -> None:
+        """Somebody was refused before their words were looked at: where they are blocked, it is noted as ever."""
+        held = await self._store.ask(
+            look, member, self._clock(), lambda ledger: resolve(ledger.rules(), member, self._limits)
+        )  # fmt: skip
+        if held.blocked:
+            await self._note(member, "blocked", shortened(prompt, 200))
+
     async def check(self, drafts: Sequence[Draft], member: Member) -> None:
         """Returns if none of them has a forbidden word or pattern. Raises `Refused` (422, 429)."""
 

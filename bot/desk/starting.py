@@ -8,89 +8,118 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
+from bot.desk.bringing import Bring, Finished, Piece, Remote
+from bot.desk.origin import Origin, check_count, origin
+from bot.desk.reach import reason
+from bot.desk.register import Register
 from bot.images.gallery import Gallery
+from bot.images.held import is_held, why
 from bot.images.intake import Brought, Intake
-from bot.images.pictures import Missing, Pictures
+from bot.images.links import Fetch, Gone
+from bot.images.pictures import Pictures
+from bot.images.tray import Tray
+from bot.lines import Lines
 from bot.refused import Refused
-from bot.store import Store, Unavailable, deleting, reads
-from bot.views import Material
-from engine.job import MAX_SOURCES, Forward, Source
+from bot.sentences import GONE
+from bot.store import Record, Store, Unavailable, deleting, reads, reviews
+from bot.views import Material, Member
+from engine.job import sources
 
 log = logging.getLogger(__name__)
 
-STRENGTH, BLENDED, PAINTED = 0.6, 0.5, 0.9  # of a picture, of several, and of what a mask leaves to be drawn
-GONE = "The picture that it begins with is not there any more."
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Pictures and perhaps a mask, as a job needs them; `contents` are those that are not kept yet, by SHA-256."""
-
-    material: tuple[Material, ...]
-    contents: dict[str, bytes]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels of the first picture."""
-        return self.material[0].width, self.material[0].height
-
-    def forward(self, strength: float | None) -> Forward:
-        """As a recipe says it; without a `strength`, the usual one."""
-        masks = [one.sha256 for one in self.material if one.kind == "mask"]
-        pictures = tuple(Source(one.sha256, one.weight) for one in self.material if one.kind == "input")
-        usual = PAINTED if masks else BLENDED if len(pictures) > 1 else STRENGTH
-        return Forward(pictures, usual if strength is None else strength, masks[0] if masks else None)
+OF_A_PICTURE = ("edit", "zoom", "pan", "branch")  # they begin with their parent's picture, others as their parent did
+HELD = 403
 
 
 class Starting:
     """Made by `bot.house`."""
 
-    def __init__(self, store: Store, pictures: Pictures, gallery: Gallery, intake: Intake) -> None:
-        self._store, self._pictures, self._gallery, self._intake = store, pictures, gallery, intake
+    def __init__(
+        self, store: Store, pictures: Pictures, gallery: Gallery, register: Register, intake: Intake, fetch: Fetch
+    ) -> None:
+        self._store, self._pictures, self._gallery, self._register = store, pictures, gallery, register
+        self._intake, self._fetch = intake, fetch
+        self._lines, self._tray = Lines(), Tray()
 
-    async def brought(
-        self, contents: Sequence[bytes], mask: bytes | None = None, weights: Sequence[float] = ()
-    ) -> Origin:  # fmt: skip
-        """Pictures as somebody sent them, in any format that is read. Raises `Refused`."""
-        return await read(self._intake, contents, mask, weights)
+    def turn(self, member: Member) -> AbstractAsyncContextManager[None]:
+        """For what takes long of a member's: one at a time. Raises `Refused` where too many of theirs wait."""
+        return self._lines.turn(member.id)
 
-    async def finished(self, shots: Sequence[tuple[str, int]], weights: Sequence[float] = ()) -> Origin:
-        """Finished pictures, each by its job and index. Raises `Refused`, also for one that is held."""
-        stored = [await self._gallery.stored(job, index) for job, index in shots]
-        material = (Material("input", one.sha256, one.bytes, one.width, one.height) for one in stored)
-        return Origin(weighed(tuple(material), weights), {})
+    @asynccontextmanager
+    async def opened(self, member: Member, bring: Bring) -> AsyncIterator[Origin]:
+        """What a member brings, fetched and read in their turn, as long as the body runs: until it is a job.
 
-    async def masked(self, start: Origin, mask: bytes) -> Origin:
-        """The same with a mask, as somebody painted it. Raises `Refused`."""
-        painted = await self._intake.read_mask(mask)
-        one = Material("mask", painted.sha256, len(painted.png), painted.width, painted.height)
-        return Origin((*start.material, one), {**start.contents, painted.sha256: painted.png}, start.notes)
+        Raises `Refused`, also for a finished picture that is held or not theirs to go on from.
+        """
+        check_count(len(bring.pictures))
+        async with self.turn(member), self._tray.room(bring.room):
+            pictures = [await self._read(member, piece) for piece in bring.pictures]
+            shape, mask = (pictures[0].width, pictures[0].height), bring.mask
+            painted = None if mask is None else await self._intake.read_mask(await self._sent(mask), shape=shape)
+            yield origin(pictures, painted, bring.weights)
 
-    async def ladder(self, job: str, index: int) -> tuple[Material, bytes]:
-        """The ladder of a finished image that may be shown, and its bytes. Raises `Refused` where it has none."""
+    async def _read(self, member: Member, piece: Piece) -> Brought | Material:
+        if not isinstance(piece, Finished):
+            return await self._intake.read(await self._sent(piece))
+        if said := reason("vary", member, await self._register.record(piece.job)):
+            raise Refused(said, 403)
+        one = await self._gallery.stored(piece.job, piece.index)
+        return Material("input", one.sha256, one.bytes, one.width, one.height)
+
+    async def _sent(self, piece: bytes | Remote) -> bytes:
+        if isinstance(piece, bytes):
+            return piece
+        try:
+            return await self._fetch(piece.url, piece.size)
+        except Gone as gone:
+            raise Refused(piece.lost, 404) from gone
+
+    async def ladder(self, job: str, index: int) -> Material:
+        """The ladder of a finished image that may be shown. Raises `Refused` where it has none."""
         await self._gallery.stored(job, index)
         for one in await self._store.ask(reads.stored, [job]):
             if one.kind == "ladder" and one.image == index:
-                return Material("branch", one.sha256, one.bytes, one.width, one.height), await self._bytes(one.sha256)
+                return Material("branch", one.sha256, one.bytes, one.width, one.height)
         raise Refused("This picture has no ladder to branch from.", 404)
 
-    async def _bytes(self, name: str) -> bytes:
-        try:
-            return await self._pictures.get(name)
-        except Missing as error:
-            raise Refused(GONE, 404) from error
+    async def of(self, record: Record) -> tuple[Material, ...]:
+        """What a job began with, for another one that begins with the same.
 
-    async def of(self, job: str) -> tuple[Material, ...]:
-        """What a job began with, for another one that begins with the same."""
-        kept = await self._store.ask(reads.stored, [job])
-        return tuple(
+        Raises `Refused` where it went with the job that it was of (404), and where that is held for review (403).
+        """
+        kept = await self._store.ask(reads.stored, [record.id])
+        material = tuple(
             Material(kind, one.sha256, one.bytes, one.width, one.height)
             for kind in ("input", "mask", "branch") for one in kept if one.kind == kind
         )  # fmt: skip
+        if not {one.sha256 for one in material}.issuperset(sources(record.task)):
+            raise Refused(GONE, 404)
+        if material:
+            await self._check_shown(record)
+        return material
+
+    async def _check_shown(self, record: Record) -> None:
+        """A picture that is held is no more shown by what begins with it: of the first one above that is one's own.
+
+        Whether it is still there is another question: one that went by age left what came of it whole.
+        """
+        for check, one in await self._store.ask(reviews.same, sources(record.task)):
+            if is_held(check, one):
+                raise Refused(why(one.image, one), 403)
+        while record.parent is not None and record.action not in OF_A_PICTURE:
+            above = await self._store.record(record.parent[0])
+            if above is None:
+                return
+            record = above
+        if record.parent is None:
+            return
+        try:
+            await self._gallery.stored(*record.parent)
+        except Refused as refused:
+            if refused.status == HELD:
+                raise
 
     @asynccontextmanager
     async def kept(
@@ -128,32 +157,3 @@ class Starting:
                 raise Refused(GONE, 404)
         except OSError as error:
             raise Refused("Pictures cannot be stored just now: try again soon.", 429) from error
-
-
-async def read(
-    intake: Intake, contents: Sequence[bytes], mask: bytes | None, weights: Sequence[float] = ()
-) -> Origin:  # fmt: skip
-    """Pictures and a mask as somebody sent them. Raises `Refused`."""
-    if not 1 <= len(contents) <= MAX_SOURCES:
-        raise Refused(f"One to {MAX_SOURCES} pictures can be brought, and these are {len(contents)}.")
-    pictures = [await intake.read(content) for content in contents]
-    notes = [note for one in pictures for note in one.notes]
-    painted = None if mask is None else await intake.read_mask(mask)
-    return origin(pictures, painted, weights, tuple(dict.fromkeys(notes)))
-
-
-def origin(read: Sequence[Brought], mask: Brought | None, weights: Sequence[float], notes: tuple[str, ...]) -> Origin:
-    """What was read, as a job needs it."""
-    pictures = tuple(Material("input", one.sha256, len(one.png), one.width, one.height) for one in read)
-    masks = () if mask is None else (Material("mask", mask.sha256, len(mask.png), mask.width, mask.height),)
-    contents = {one.sha256: one.png for one in (*read, *(() if mask is None else (mask,)))}
-    return Origin((*weighed(pictures, weights), *masks), contents, notes)
-
-
-def weighed(pictures: tuple[Material, ...], weights: Sequence[float]) -> tuple[Material, ...]:
-    """Raises `Refused` where there are not as many weights as pictures, or one is out of range."""
-    if not weights:
-        return pictures
-    if len(weights) != len(pictures) or not all(0 < one <= 100 for one in weights):
-        raise Refused("Each picture takes one weight above 0 and at most 100.")
-    return tuple(replace(one, weight=weight) for one, weight in zip(pictures, weights, strict=True))

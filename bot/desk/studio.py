@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from bot.access import Subject, forbidden
 from bot.desk.admission import Admission
 from bot.desk.begun import begun, shaped, unused
+from bot.desk.bringing import Bring, linked
 from bot.desk.onward import Onward
+from bot.desk.origin import Origin
 from bot.desk.recipes import pinned
 from bot.desk.register import Register
-from bot.desk.starting import Origin, Starting
+from bot.desk.starting import Starting
 from bot.feed import Feed
 from bot.images.film_formats import Kind
 from bot.images.gallery import Gallery
 from bot.images.reel import LIMIT
 from bot.models import Models
 from bot.orders import Order, assumed
-from bot.prompt import parse, recipe, remarks
+from bot.prompt import Parsed, parse, recipe, remarks
 from bot.prompt.possible import check_possible
 from bot.prompt.suffix import suffixed
 from bot.queue.cancelling import Cancelling
@@ -51,6 +54,7 @@ class Studio(Onward):
     ) -> None:  # fmt: skip
         super().__init__(models, register, gallery, admission, starting, fresh)
         self.feed = feed
+        self.addresses: tuple[str, ...] = ()  # of the room, which sets them once it knows
         self._store, self._cancelling, self._steering = store, cancelling, steering
         self._workers, self._clock = workers, clock
 
@@ -58,53 +62,52 @@ class Studio(Onward):
 
     async def imagine(
         self, text: str, member: Member, place: Place, *, key: str | None = None, exact: bool = False, suffix: str = "",
-        start: Origin | None = None, action: Action = "imagine", parent: tuple[str, int] | None = None,
-        **options: object,
+        bring: Bring | None = None, action: Action = "imagine", **options: object,
     ) -> list[Ticket]:  # fmt: skip
         """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
         negative, strength, stop, tile, mix, chaos, repeat, quality; `lora` adds to them.
-        `start`: pictures to begin with; then no words are needed, and without --ar they give the shape.
+        `bring`: pictures to begin with; then no words are needed, and without --ar they give the shape. Addresses at
+        the beginning of the text are pictures too, of Discord or the room.
         `suffix` goes behind the words of the prompt, and a note says so.
         `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
         """
-        profiles = {profile.warm.name: profile for profile in self._models.profiles()}
-        default = self._models.profile(None)
-        ended = suffixed(text, suffix)
-        parsed = parse(ended, default.warm, models=list(profiles), options=options, wordless=start is not None)
-        added = (*(start.notes if start else ()), *((ADDED.format(shortened(suffix, 100)),) if ended != text else ()))
-        orders: list[Order] = []
+        text, bring = linked(text, bring, self.addresses)
+        ended = suffixed(text, suffix if text else "")
+        names = [profile.warm.name for profile in self._models.profiles()]
+        default = self._models.profile(None).warm
+        parsed = parse(ended, default, models=names, options=options, wordless=bring is not None)
+        added = (ADDED.format(shortened(suffix, 100)),) if ended != text else ()
+        parsed = replace(parsed, notes=(*added, *parsed.notes))
+        if bring is None:
+            return await self._take(self._orders(parsed, action, None, exact=exact), member, place, key)
+        action = "blend" if len(bring.pictures) > 1 else action
+        relaxed = any(request.relaxed for request in parsed.requests)
+        if known := await self._early(action, member, key, ended, count=len(parsed.requests), relaxed=relaxed):
+            return known
+        async with self._starting.opened(member, bring) as start:
+            return await self._take(self._orders(parsed, action, start, exact=exact), member, place, key, start)
+
+    def _orders(self, parsed: Parsed, action: Action, start: Origin | None, *, exact: bool) -> list[Order]:
+        """One for each request. Raises `Refused` for what its model cannot draw."""
+        default, orders = self._models.profile(None), list[Order]()
         for request in parsed.requests:
-            profile = profiles[request.model] if request.model else default
+            profile = self._models.profile(request.model) if request.model else default
             made = begun(recipe(shaped(request, start), profile.warm, self._fresh()), request, start)
             check_possible(made, profile.warm)
             made = pinned(made) if exact else made
             told = () if profile.warm.name == default.warm.name else remarks(request, profile.warm)
-            notes = tuple(dict.fromkeys((*added, *parsed.notes, *told, *unused(request, start))))
+            said = (*(start.notes if start else ()), *parsed.notes, *told, *unused(request, start))
+            notes = tuple(dict.fromkeys(said))
             notes = notes if profile.live else (*notes, assumed(profile, bool(self._workers())))
             orders.append(
                 Order(
-                    action, " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm), parent,
+                    action, " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm),
                     relaxed=request.relaxed, material=start.material if start else (),
                 )
             )  # fmt: skip
-        return await self._take(orders, member, place, key, start)
-
-    async def bring(
-        self, contents: Sequence[bytes], mask: bytes | None = None, *, shots: Sequence[tuple[str, int]] = (),
-        weights: Sequence[float] = (),
-    ) -> Origin:  # fmt: skip
-        """What `imagine` may begin with: pictures in any format that is read, or finished ones by job and index.
-
-        `mask`: what is white in it is drawn anew. Raises `Refused`.
-        """
-        if shots and contents:
-            raise Refused("Either pictures that you bring or finished ones, not both at once.")
-        if not shots:
-            return await self._starting.brought(contents, mask, weights)
-        found = await self._starting.finished(shots, weights)
-        return found if mask is None else await self._starting.masked(found, mask)
+        return orders
 
     async def cancel(self, job: str, member: Member) -> str:
         """Cancel an own job, or as a moderator one of the own guild; says what happened. Raises `Refused`."""

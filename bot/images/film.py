@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from bot.images.film_formats import Kind, check_kind
 from bot.images.grid import CELL, scaled, sheet
 from bot.images.pixels import Form, Unreadable, opened, resized, saved
 from bot.images.reel import LIMIT, Reel, Size, bounded, fitted
-from engine.job import MAX_COUNT, Ladder, Malformed, Rung, decode
+from engine.job import MAX_COUNT, Ladder, Malformed, Rung, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +51,16 @@ def developing(ladders: Sequence[bytes], size: int = CELL, *, finals: Sequence[b
     return Reel(last + 1, bounded(_grid(read, last, size).size), draw)
 
 
+def bare(ladders: Sequence[bytes]) -> list[bytes]:
+    """The same ladders with their thumbnails alone: latents are nearly all of their bytes. Raises `Unreadable`."""
+    return [encode(_bare(ladder)) for ladder in _decoded(ladders)]
+
+
+def _bare(ladder: Ladder) -> Ladder:
+    rungs = (msgspec.structs.replace(rung, latent=None, history=None) for rung in ladder.rungs)
+    return msgspec.structs.replace(ladder, rungs=tuple(rungs))
+
+
 def steps(ladders: Sequence[bytes]) -> list[int]:
     """The step at each rung, for a slider; that of the image with the most rungs."""
     return [rung.step for rung in max(_read(ladders), key=len)]
@@ -62,13 +74,17 @@ def rung(ladders: Sequence[bytes], place: int, size: int = CELL, *, form: Form =
     return saved(_grid(read, place, size), form, quality)
 
 
-def _read(ladders: Sequence[bytes]) -> list[tuple[Rung, ...]]:
+def _decoded(ladders: Sequence[bytes]) -> list[Ladder]:
     if not 1 <= len(ladders) <= MAX_COUNT:
         raise ValueError(f"a film has 1 to {MAX_COUNT} images, not {len(ladders)}")
     try:
-        read = sorted((decode(ladder, Ladder) for ladder in ladders), key=lambda ladder: ladder.image)
+        return sorted((decode(ladder, Ladder) for ladder in ladders), key=lambda ladder: ladder.image)
     except Malformed as error:
         raise Unreadable(f"not a ladder: {error}") from error
+
+
+def _read(ladders: Sequence[bytes]) -> list[tuple[Rung, ...]]:
+    read = _decoded(ladders)
     if not all(ladder.rungs for ladder in read):
         raise Unreadable("a ladder without rungs")
     return [tuple(sorted(ladder.rungs, key=lambda rung: rung.step)) for ladder in read]

@@ -7,7 +7,6 @@ the last few are kept in memory.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from bot.images import dissolve, film, labelled, rungs
@@ -15,6 +14,7 @@ from bot.images.blur import blurred
 from bot.images.film_formats import Kind, check_kind
 from bot.images.held import NO_FILM as HELD_FILM
 from bot.images.held import is_held, why
+from bot.images.made import Made
 from bot.images.pictures import Missing, Pictures
 from bot.images.pixels import Unreadable
 from bot.images.reel import LIMIT
@@ -22,6 +22,8 @@ from bot.refused import Refused
 from bot.store import Store, Stored, reviews
 
 KEPT = 8  # of what was made; at most 10 MB each
+LADDERS = 16  # jobs whose thumbnails, and pictures whose steps, are in memory
+DRAWN = 2  # rungs at once
 GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
 NO_LADDER = "This picture has no ladder."
@@ -32,8 +34,10 @@ class Gallery:
 
     def __init__(self, store: Store, pictures: Pictures) -> None:
         self._store, self._pictures = store, pictures
-        self._kept: OrderedDict[tuple[str, ...], bytes] = OrderedDict()  # what was made, by its kind and parts
-        self._turn = asyncio.Lock()
+        self._files: Made[bytes] = Made(KEPT)  # what was made, by its kind and parts
+        self._bare: Made[list[bytes]] = Made(LADDERS)
+        self._steps: Made[tuple[int, ...]] = Made(LADDERS)
+        self._drawn = asyncio.Semaphore(DRAWN)
 
     async def stored(self, job: str, index: int) -> Stored:
         """What is known of one finished image that may be shown, enlarged, varied."""
@@ -110,8 +114,12 @@ class Gallery:
 
     async def branchable(self, job: str, index: int) -> tuple[int, ...]:
         """The steps at which one can branch off from an image, rising; empty where its ladder keeps no latents."""
-        ladder = await self._bytes(await self._ladder(job, index))
-        return await asyncio.to_thread(rungs.branchable, ladder)
+        one = await self._ladder(job, index)
+
+        async def make() -> tuple[int, ...]:
+            return await asyncio.to_thread(rungs.branchable, await self._bytes(one))
+
+        return await self._steps.of((one.sha256,), make)
 
     async def sheet(self, job: str, index: int) -> bytes:
         """These steps as pictures, each with its number, as WebP."""
@@ -134,34 +142,39 @@ class Gallery:
         self, what: tuple[str, ...], parts: Sequence[Stored], make: Callable[[Sequence[bytes]], bytes], otherwise: str
     ) -> bytes:  # fmt: skip
         """`make` of the parts' contents, or what it made before. `otherwise`: why not, where a part is unreadable."""
-        key = (*what, *(one.sha256 for one in parts))
-        async with self._turn:
-            if key not in self._kept:
-                contents = [await self._bytes(one) for one in parts]
-                try:
-                    self._kept[key] = await asyncio.to_thread(make, contents)
-                except Unreadable as error:
-                    raise Refused(otherwise, 404) from error
-                while len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return self._kept[key]
+
+        async def made() -> bytes:
+            try:
+                return await asyncio.to_thread(make, [await self._bytes(one) for one in parts])
+            except Unreadable as error:
+                raise Refused(otherwise, 404) from error
+
+        return await self._files.of((*what, *(one.sha256 for one in parts)), made)
 
     async def rungs(self, job: str) -> list[int]:
         """The step at each rung, for a slider."""
-        ladders = await self._ladders(job)
         try:
-            return await asyncio.to_thread(film.steps, ladders)
+            return await asyncio.to_thread(film.steps, await self._thumbnails(job))
         except Unreadable as error:
             raise Refused(NO_FILM, 404) from error
 
     async def rung(self, job: str, n: int) -> bytes:
         """The grid at rung `n`, as WebP."""
-        ladders = await self._ladders(job)
         try:
-            return await asyncio.to_thread(film.rung, ladders, n)
+            ladders = await self._thumbnails(job)
+            async with self._drawn:
+                return await asyncio.to_thread(film.rung, ladders, n)
         except (Unreadable, IndexError) as error:
             raise Refused("There is no such rung.", 404) from error
+
+    async def _thumbnails(self, job: str) -> list[bytes]:
+        """Its ladders without latents: read once, however many rungs are looked at. Raises `Unreadable`."""
+        parts, _ = await self._filmed(job)
+
+        async def make() -> list[bytes]:
+            return await asyncio.to_thread(film.bare, [await self._bytes(one) for one in parts])
+
+        return await self._bare.of(tuple(one.sha256 for one in parts), make)
 
     async def _filmed(self, job: str) -> tuple[list[Stored], list[Stored]]:
         """The ladders of the images that may be shown, and these images where all are there."""
@@ -184,9 +197,6 @@ class Gallery:
             if one.kind == "ladder" and one.image == index:
                 return one
         raise Refused(NO_LADDER, 404)
-
-    async def _ladders(self, job: str) -> list[bytes]:
-        return [await self._bytes(one) for one in (await self._filmed(job))[0]]
 
     async def _bytes(self, one: Stored) -> bytes:
         try:

@@ -24,6 +24,7 @@ SECONDS = 10.0  # of a clock, for one picture
 MEMORY = 2**30  # bytes of address space: 7/8 of it hold `MOST_PIXELS` of every kind (tests/bot/test_intake.py)
 READERS = 2  # pictures that are read at once
 LINE = 32  # that wait: each is held in memory
+ALIKE = 0.02  # that two shapes may differ
 
 _KINDS = ", ".join({"WEBP": "WebP"}.get(one, one) for one in reading.FORMATS[:-1]) + f" and {reading.FORMATS[-1]}"
 _MILLION = f"{MOST_PIXELS // 1_000_000} million"
@@ -66,16 +67,17 @@ class Intake:
         head, png = await self._asked(reading.PICTURE, content, what)
         return await asyncio.to_thread(_brought, head, png, RGB, what)
 
-    async def read_mask(self, content: bytes, *, size: tuple[int, int] | None = None, what: str = "mask") -> Brought:
+    async def read_mask(self, content: bytes, *, shape: tuple[int, int] | None = None, what: str = "mask") -> Brought:
         """A mask as grey: what is white is drawn anew. Raises `Refused`, also where nothing is white.
 
-        `size`: the width and height that it must have, where it must have one.
+        `shape`: width and height of its picture. It may be smaller or larger, for whoever draws scales both; of
+        another shape, both would be cut differently, and it would lie beside what it is about.
         """
         head, png = await self._asked(reading.MASK, content, what)
         own = head[2], head[3]
-        if size is not None and own != size:
-            of, wanted = f"{own[0]} × {own[1]}", f"{size[0]} × {size[1]}"
-            raise Refused(f"The {what} has {of} pixels, and its picture {wanted}: both must be of one size.")
+        if shape is not None and not _alike(own, shape):
+            of, wanted = f"{own[0]} × {own[1]}", f"{shape[0]} × {shape[1]}"
+            raise Refused(f"The {what} has {of} pixels, and its picture {wanted}: both must be of one shape.")
         return await asyncio.to_thread(_brought, head, png, GREY, what)
 
     async def close(self) -> None:
@@ -142,6 +144,11 @@ class Intake:
     async def _ended(self, reader: Reader) -> None:
         await reader.end()
         self._all.discard(reader)
+
+
+def _alike(own: tuple[int, int], shape: tuple[int, int]) -> bool:
+    """A side may have been rounded when one of them was made smaller."""
+    return abs(own[0] * shape[1] / (own[1] * shape[0]) - 1) <= max(ALIKE, 1 / min(*own, *shape))
 
 
 def _brought(head: tuple[bytes, int, int, int], png: bytes, colour: int, what: str) -> Brought:

@@ -7,6 +7,7 @@ fetched.
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 
@@ -21,17 +22,36 @@ LOST = "The picture cannot be fetched from Discord just now: attach the file."
 TOO_LARGE = f"The picture is too large: up to {MOST_BYTES // 2**20} MiB are read."
 # Written out rather than parsed: two parsers may disagree about an address, an expression leaves nothing to read
 # differently. No user, no other port, no fragment, no backslash, nothing outside ASCII (RFC 3986, section 3).
+Fetch = Callable[[str, int], Awaitable[bytes]]  # an address and the most bytes that are taken from there
 _DISCORD = re.compile(
     r"https://(?:cdn\.discordapp\.com|media\.discordapp\.net)(?::443)?"
     r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})+(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?"
 )
 _OWN = re.compile(r"/api/jobs/([0-9A-HJKMNP-TV-Z]{26})/pictures/([1-9])\.png")
+# At the beginning of a prompt; perhaps in angle brackets, as Discord has one that shows nothing, or before a comma.
+_LEADING = re.compile(r"<?(https?://[^\s<>]*)>?,?(?:\s+|$)", re.IGNORECASE)
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
+
+
+class Gone(Refused):
+    """Discord does not hand it out now."""
+
+    def __init__(self) -> None:
+        super().__init__(LOST, 404)
 
 
 def allowed(url: str, own: str | None = None) -> bool:
     """Whether a picture may be taken from there. `own`: the room's address, as in https://example.org/darkroom."""
     return from_discord(url) or shot_of(url, own) is not None
+
+
+def leading(text: str) -> tuple[list[str], str]:
+    """The addresses that a prompt begins with, whatever they are, and the prompt without them."""
+    found, rest = list[str](), text
+    while match := _LEADING.match(rest := rest.lstrip()):
+        found.append(match[1].rstrip(","))
+        rest = rest[match.end() :]
+    return found, rest if found else text
 
 
 def check(url: str, own: str | None = None) -> str:
@@ -55,8 +75,8 @@ def shot_of(url: str, own: str | None) -> tuple[str, int] | None:
     return (found[1], int(found[2])) if found else None
 
 
-async def fetch(session: aiohttp.ClientSession, url: str) -> bytes:
-    """The file behind one of Discord's addresses. Raises `Refused` for any other, and for what is not to be had.
+async def fetch(session: aiohttp.ClientSession, url: str, most: int = MOST_BYTES) -> bytes:
+    """The file behind one of Discord's addresses. Raises `Refused` for any other, `Gone` for what is not to be had.
 
     Bounded in bytes and time; a redirect is no file. It is asked for as it is, uncompressed, so that a length is one.
     """
@@ -68,18 +88,18 @@ async def fetch(session: aiohttp.ClientSession, url: str) -> bytes:
             headers={"Accept": "image/*", "Accept-Encoding": "identity"},
         ) as answer:  # fmt: skip
             if answer.status != 200 or answer.headers.get("Content-Encoding", "identity") != "identity":
-                raise Refused(LOST, 404)
-            return await _bounded(answer)
+                raise Gone
+            return await _bounded(answer, most)
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-        raise Refused(LOST, 404) from error
+        raise Gone from error
 
 
-async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
-    if (answer.content_length or 0) > MOST_BYTES:
+async def _bounded(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    if (answer.content_length or 0) > most:
         raise Refused(TOO_LARGE, 413)
     content = bytearray()
     async for part in answer.content.iter_chunked(CHUNK):
         content += part
-        if len(content) > MOST_BYTES:
+        if len(content) > most:
             raise Refused(TOO_LARGE, 413)
     return bytes(content)

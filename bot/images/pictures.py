@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 SMALL = 128 * 1024  # bytes
+LISTED = 500  # at a time
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -96,6 +97,13 @@ class Pictures:
         if await self.has(sha256):
             with _using():
                 await obstore.delete_async(self._store, _path(sha256))
+
+    async def names(self, before: float) -> AsyncIterator[list[str]]:
+        """Everything that was put earlier than `before`, in seconds since 1970; some hundreds at a time."""
+        with _using():
+            async for found in obstore.list(self._store, "sha256", chunk_size=LISTED):
+                names = (one["path"].rpartition("/")[2] for one in found if one["last_modified"].timestamp() < before)
+                yield [name for name in names if _SHA256.fullmatch(name)]
 
     def _settle(self, path: Path) -> None:
         """fsync of the file and of the folders that name it: a power cut after `put` loses nothing.

@@ -7,6 +7,7 @@ worker: what is no ladder is refused, and latents that are not as long as its sh
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bot.refused import Refused
@@ -49,7 +50,11 @@ def branchable(ladder: bytes) -> tuple[int, ...]:
 
 def nearest(ladder: bytes, step: int) -> int:
     """The last step at or below `step` that one can branch off at, else the first above. Raises `Refused` (404)."""
-    places = branchable(ladder)
+    return closest(branchable(ladder), step)
+
+
+def closest(places: Sequence[int], step: int) -> int:
+    """`nearest` of the steps that are known to be there, rising. Raises `Refused` (404) where there are none."""
     if not places:
         raise Refused(NOWHERE, 404)
     return max((one for one in places if one <= step), default=places[0])

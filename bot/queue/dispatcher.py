@@ -24,6 +24,7 @@ from bot.queue.board import Board
 from bot.queue.closing import Closing
 from bot.queue.forecast import Forecast
 from bot.rules.together import Together
+from bot.sentences import GONE
 from bot.store import Moved, Record, Store, Unavailable, Wish, rules
 from engine.bus import Bus, Unreachable
 from engine.job import Job, Malformed, Recipe, sources
@@ -149,7 +150,7 @@ class Dispatcher:
             for sha256 in sources(record.task):
                 await self._bus.put_blob(await self._pictures.get(sha256))
         except Missing:
-            await self._closing.fail(record.id, "The picture that it begins with is not there any more.", "us")
+            await self._closing.fail(record.id, GONE, "us")
             return
         except Unreachable:
             raise

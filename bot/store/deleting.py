@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
 
-from bot.store import incidents
+from bot.store import heirs, incidents
 from bot.store.records import Stored
 from bot.store.tables import favourites, jobs, pictures, places
 
@@ -30,12 +30,14 @@ def with_enlargements(connection: Connection, job: str) -> list[str]:
 
 def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now: float) -> list[str]:
     """Their pictures belong to nobody from now on, and nothing of them is owed to anybody; those that were not deleted.
+    Others' jobs that began with one of them keep what they made, and not what they began with.
 
     Noted once, for the first of them; of one's own only where somebody had told the moderators of it, or whoever makes
     and deletes would fill their list.
     """
     marked, told = withdraw(connection, ids, now)
     gone = list(marked)
+    heirs.disinherit(connection, gone)
     if ids[0] in marked and (told or marked[ids[0]].member != actor[0]):
         said = f"with {len(gone) - 1} enlarged" if len(gone) > 1 else ""
         incidents.note(connection, marked[ids[0]].guild, "deleted", *actor, said, now, ids[0])
@@ -68,6 +70,13 @@ def unused(connection: Connection, sha256: str) -> bool:
     """True if no job that was not deleted has a picture of this content."""
     asked = select(pictures.c.job).join(jobs, jobs.c.id == pictures.c.job)
     return connection.execute(asked.where(pictures.c.sha256 == sha256, jobs.c.deleted.is_(None))).first() is None
+
+
+def unnamed(connection: Connection, names: Sequence[str]) -> list[str]:
+    """Those of these contents that no job has, deleted or not."""
+    asked = select(pictures.c.sha256).where(pictures.c.sha256.in_(names))
+    known = set(connection.execute(asked).scalars())
+    return [name for name in names if name not in known]
 
 
 def emptied(connection: Connection, one: Stored) -> None:

@@ -13,6 +13,7 @@ from typing import cast
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
 
 from bot.states import State
+from bot.store import heirs
 from bot.store.deleting import withdraw
 from bot.store.keeping import BATCH, note
 from bot.store.tables import accounts, favourites, incidents, jobs, places, preferences
@@ -55,6 +56,7 @@ def take(connection: Connection, one: Departure, now: float) -> list[str]:
         newest = [job for job in connection.execute(children).scalars() if job not in found]
         found |= set(newest)
     withdraw(connection, sorted(found), now)
+    heirs.disinherit(connection, sorted(found))
     connection.execute(gone.delete().where(gone.c.job.in_(theirs)))  # of old age, perhaps: those keep their messages
     note(connection, theirs, "forgotten", now)
     enlarged = select(jobs.c.id).where(jobs.c.id.in_(found), ~_theirs(one))

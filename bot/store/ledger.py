@@ -64,6 +64,11 @@ class Ledger:
         """The member's, as they were written."""
         return members.preferences(self._connection, self._member.id)
 
+    def gone(self, job: str) -> bool:
+        """Whether a job's pictures were taken away."""
+        asked = select(jobs.c.deleted).where(jobs.c.id == job)
+        return self._connection.execute(asked).scalar_one_or_none() is not None
+
     def _told(self, **others: object) -> dict[str, object]:
         """What the statements below are told of the member."""
         return {"member": self._member.id, "guild": self._member.guild, "channel": self._member.channel, **others}

@@ -5,6 +5,8 @@ Each works inside its caller's transaction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, RowMapping, exists, select, update
 
 from bot.incidents import Kind
@@ -28,6 +30,14 @@ def kept(connection: Connection, job: str) -> tuple[bool, list[Stored]]:
     if row is not None and row.deleted is not None:
         raise Refused(DELETED, 404)
     return bool(row and row.check), stored(connection, [job])
+
+
+def same(connection: Connection, contents: Sequence[str]) -> list[tuple[bool, Stored]]:
+    """The images of these contents in jobs that were not deleted, each with whether its job's pass the check."""
+    asked = select(pictures, jobs.c.check).join(jobs, jobs.c.id == pictures.c.job)
+    asked = asked.where(pictures.c.sha256.in_(contents), pictures.c.kind == "image", jobs.c.deleted.is_(None))
+    rows = [dict(row) for row in connection.execute(asked).mappings()]
+    return [(bool(row.pop("check")), Stored(**row)) for row in rows]
 
 
 def note_held(connection: Connection, one: Stored, before: str | None, now: float) -> None:

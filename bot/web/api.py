@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
+from bot.desk.bringing import Bring, Finished
 from bot.refused import Refused
 from bot.views import Place, Ticket
 from bot.web import shown
-from bot.web.body import body_of, form_of
+from bot.web.body import Brought, body_of, form_of
 from bot.web.door import DOOR, GATE, GUILD, VISITOR, member_of
 from bot.web.live import STUDIO, at_work, permitted, visible, within_reach
 from bot.web.prints import index_of, shot_of
@@ -113,18 +114,23 @@ async def jobs(request: web.Request) -> web.Response:
 
 async def imagine(request: web.Request) -> web.Response:
     """A prompt becomes one job, or several where it holds permutations. A form may bring pictures to begin with."""
-    order, brought = await form_of(request, Order)
-    studio, start = request.app[STUDIO], None
-    if brought.pictures or brought.mask or order.shots:
-        shots = [await shot_of(request, named) for named in order.shots]
-        start = await studio.bring(brought.pictures, brought.mask, shots=shots, weights=order.weights)
-    several = start is not None and sum(one.kind == "input" for one in start.material) > 1
-    tickets = await studio.imagine(
-        order.prompt, member_of(request), place_of(request), key=key_of(request), exact=order.exact, start=start,
-        action="blend" if several else "imagine", **order.options(),
-    )  # fmt: skip
+    async with form_of(request, Order) as (order, brought):
+        tickets = await request.app[STUDIO].imagine(
+            order.prompt, member_of(request), place_of(request), key=key_of(request), exact=order.exact,
+            bring=await _brought(request, order, brought), **order.options(),
+        )  # fmt: skip
     answer = shown.accepted(tickets)
     return web.json_response(answer, status=201, headers={"Location": answer["url"]})
+
+
+async def _brought(request: web.Request, order: Order, brought: Brought) -> Bring | None:
+    """What the order begins with, not read yet. Refuses finished pictures that this visitor may not go on from."""
+    if not (brought.pictures or brought.mask or order.shots):
+        return None
+    if brought.pictures and order.shots:
+        raise Refused("Either pictures that you bring or finished ones, not both at once.")
+    shots = [Finished(*await shot_of(request, named)) for named in order.shots]
+    return Bring((*brought.pictures, *shots), brought.mask, tuple(order.weights))
 
 
 async def one(request: web.Request) -> web.Response:

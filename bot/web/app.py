@@ -17,6 +17,7 @@ from aiohttp import web
 from bot.config import Settings
 from bot.desk.review import Review
 from bot.desk.studio import Studio
+from bot.lines import Lines
 from bot.scrape import Scrape
 from bot.web import api, body, decisions, door, live, metrics, onward, prints, views, why
 from bot.web.auth import Door, Gate, key_of
@@ -40,12 +41,13 @@ def open_chatroom(
     """
     app = web.Application(middlewares=[door.errors, door.entrance], client_max_size=MOST_BYTES)
     app[live.STUDIO] = studio
+    studio.addresses = _named(settings)
     app[decisions.REVIEW] = review
     app[live.WARMING] = warming or asyncio.Event()
     app[live.CLOSING] = asyncio.Event()
     app[live.STREAMS] = set()
     app[live.TEXTS] = Texts()
-    app[body.FORMS] = asyncio.Semaphore(body.AT_ONCE)
+    app[body.FORMS], app[body.LINES] = asyncio.Semaphore(body.AT_ONCE), Lines()
     app[door.DOOR] = Door.of(settings.host, settings.public_url, settings.allowed_hosts)
     app[door.GATE] = Gate(key_of(settings.data))
     app[door.SCRAPER] = settings.metrics_token.get_secret_value() if settings.metrics_token else ""
@@ -78,6 +80,12 @@ async def _close(app: web.Application) -> None:
     app[live.CLOSING].set()
 
 
+def _named(settings: Settings) -> tuple[str, ...]:
+    """Where the room may be found by other names than this computer's."""
+    hosts = (f"{scheme}://{host}" for host in settings.allowed_hosts for scheme in ("https", "http"))
+    return (*filter(None, (settings.public_url.rstrip("/"),)), *hosts)
+
+
 def address(settings: Settings, app: web.Application, port: int) -> str:
     """The address to print: where to come in; with a one-time token where others than this computer can reach it."""
     base = settings.public_url.rstrip("/") or f"http://{_reachable(settings.host)}:{port}"
@@ -103,7 +111,10 @@ async def opened(app: web.Application, host: str, port: int) -> AsyncIterator[in
     try:
         site = web.TCPSite(runner, host.strip("[]"), port)
         await site.start()
-        yield runner.addresses[0][1]
+        port, studio = runner.addresses[0][1], app[live.STUDIO]
+        here = dict.fromkeys((_reachable(host), "127.0.0.1", "localhost", "[::1]"))
+        studio.addresses = (*studio.addresses, *(f"http://{name}:{port}" for name in here))
+        yield port
     finally:
         await runner.cleanup()
 

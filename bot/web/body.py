@@ -6,6 +6,8 @@ Knows JSON and a clock; knows nothing of what is asked for.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +15,9 @@ import msgspec
 from aiohttp import BodyPartReader, MultipartReader, web
 
 from bot.images.intake import MOST_BYTES
+from bot.lines import Lines
 from bot.refused import Refused
+from bot.web.door import member_of
 from engine.job import MAX_SOURCES
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -22,8 +26,9 @@ PATIENCE = 10.0  # seconds that a body may take
 BRINGING = 120.0  # one with pictures
 MOST_WORDS = 64 * 1024  # bytes, as of any body
 CHUNK = 64 * 1024
-AT_ONCE = 4  # forms with pictures that are being read: each may fill a hundred megabytes
+AT_ONCE = 4  # forms with pictures from their first byte until they are jobs: each may fill a hundred megabytes
 FORMS = web.AppKey("forms", asyncio.Semaphore)
+LINES = web.AppKey("lines", Lines)  # one form of each visitor is received; the next one waits unread
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,27 @@ async def body_of(request: web.Request, shape: type[T]) -> T:
     return _decoded(body, shape)
 
 
-async def form_of(request: web.Request, shape: type[T]) -> tuple[T, Brought]:
+@asynccontextmanager
+async def form_of(request: web.Request, shape: type[T]) -> AsyncIterator[tuple[T, Brought]]:
     """A form of the part `order` (JSON), up to five of `picture`, one of `mask`; or the same JSON as a plain body.
 
-    Refuses with 400 what can't be read, with 413 what is too large.
+    A form is in memory while the body runs, and few are at a time. Refuses with 400 what can't be read, with 413 what
+    is too large, with 429 where too many come at once.
     """
     if not request.content_type.startswith("multipart/"):
-        return await body_of(request, shape), Brought()
-    turn = request.app[FORMS]
-    if turn.locked():
-        raise Refused("Others are sending pictures just now: try again in a moment.", 429)
+        yield await body_of(request, shape), Brought()
+        return
+    async with request.app[LINES].turn(member_of(request).id):
+        turn = request.app[FORMS]
+        if turn.locked():
+            raise Refused("Others are sending pictures just now: try again in a moment.", 429)
+        async with turn:
+            yield await _form(request, shape)
+
+
+async def _form(request: web.Request, shape: type[T]) -> tuple[T, Brought]:
     try:
-        async with turn, asyncio.timeout(BRINGING):
+        async with asyncio.timeout(BRINGING):
             words, pictures, masks = await _parts(await request.multipart())
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error

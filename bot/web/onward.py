@@ -69,13 +69,13 @@ def routes() -> list[web.RouteDef]:
 async def edit(request: web.Request) -> web.Response:
     """What is white in the mask is drawn anew."""
     view, index = await permitted(request, "edit"), index_of(request)
-    said, brought = await form_of(request, Edit)
-    if brought.mask is None or brought.pictures:
-        raise Refused("The form needs a part `mask`: white where the picture shall be drawn anew.", 400)
-    made = await request.app[STUDIO].edit(
-        view.id, index, brought.mask, member_of(request), place_of(request),
-        text=said.prompt, strength=said.strength, key=key_of(request),
-    )  # fmt: skip
+    async with form_of(request, Edit) as (said, brought):
+        if brought.mask is None or brought.pictures:
+            raise Refused("The form needs a part `mask`: white where the picture shall be drawn anew.", 400)
+        made = await request.app[STUDIO].edit(
+            view.id, index, brought.mask, member_of(request), place_of(request),
+            text=said.prompt, strength=said.strength, key=key_of(request),
+        )  # fmt: skip
     return made_of(made)
 
 
@@ -96,7 +96,7 @@ async def pan(request: web.Request) -> web.Response:
 async def steps(request: web.Request) -> web.Response:
     """From which steps one can branch off."""
     view, index = await permitted(request, "branch"), index_of(request)
-    return web.json_response({"steps": list(await request.app[STUDIO].steps(view.id, index))})
+    return web.json_response({"steps": list(await request.app[STUDIO].steps(view.id, index, member_of(request)))})
 
 
 async def branch(request: web.Request) -> web.Response:

@@ -14,10 +14,11 @@ from PIL import Image
 
 from bot.images.film_formats import KINDS
 from bot.images.gallery import GONE, KEPT, NO_FILM, NO_LADDER, Gallery
+from bot.images.made import Made
 from bot.images.pictures import Pictures
 from bot.images.pixels import opened, saved
 from bot.refused import Refused
-from bot.store import Store, Stored
+from bot.store import Store, Stored, reads
 from engine.job import Ladder, Rung, encode
 from kept import asked, draft
 
@@ -213,3 +214,36 @@ async def test_what_was_made_is_kept_for_a_while(shelves: Shelves) -> None:
     again = await shelves.gallery.sheet(job, 0)
     assert again is not made
     assert again == made
+
+
+async def test_a_ladder_is_read_once_however_many_of_its_rungs_are_looked_at(shelves: Shelves) -> None:
+    job = await shelves.job()
+    fresh = Gallery(shelves.store, shelves.pictures)
+    steps = await fresh.rungs(job)
+    assert await fresh.branchable(job, 0) == (4, 8)
+    for one in await shelves.store.ask(reads.stored, [job]):
+        if one.kind == "ladder":
+            await shelves.pictures.drop(one.sha256)
+    drawn = await asyncio.gather(*(fresh.rung(job, n) for n in range(len(steps))))
+    assert len(set(drawn)) == len(steps)
+    assert (await fresh.rungs(job), await fresh.branchable(job, 0)) == (steps, (4, 8))
+    with pytest.raises(Refused, match="no such rung"):
+        await fresh.rung(job, len(steps))
+
+
+async def test_what_takes_long_is_made_once_and_one_at_a_time() -> None:
+    made, now, most = Made[str](2), 0, 0
+
+    async def make(what: str) -> str:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return what * 2
+
+    asked = [made.of((what,), lambda what=what: make(what)) for what in "aabba"]
+    found = await asyncio.gather(*asked)
+    assert (found, most) == (["aa", "aa", "bb", "bb", "aa"], 1)
+    again = [await made.of((what,), lambda: make("new")) for what in "abcba"]
+    assert again == ["aa", "bb", "newnew", "bb", "newnew"], "two are remembered"

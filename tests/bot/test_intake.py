@@ -309,12 +309,12 @@ async def test_the_largest_that_is_taken_fits_into_less_memory(form: str, mode: 
 async def test_masks(intake: Intake) -> None:
     strokes = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
     strokes.paste((255, 255, 255, 255), (5, 5, 20, 20))
-    found = await intake.read_mask(saved(strokes), size=(40, 30))
+    found = await intake.read_mask(saved(strokes), shape=(40, 30))
     with Image.open(io.BytesIO(found.png)) as grey:
         assert (grey.mode, grey.getextrema(), grey.getbbox()) == ("L", (0, 255), (5, 5, 20, 20))
     assert found.notes == ()
     with pytest.raises(Refused, match=r"The mask has 40 × 30 pixels, and its picture 64 × 64"):
-        await intake.read_mask(saved(strokes), size=(64, 64))
+        await intake.read_mask(saved(strokes), shape=(64, 64))
     for empty in (Image.new("L", (40, 30), 100), Image.new("RGBA", (40, 30), (255, 255, 255, 0))):
         with pytest.raises(Refused, match="Nothing is painted"):
             await intake.read_mask(saved(empty))

@@ -21,6 +21,7 @@ from bot.chat.post.courier import Courier
 from bot.chat.post.mail import Mail
 from bot.config import load
 from bot.house import open_house
+from bot.images.links import Gone
 from engine.bus import Bus
 from engine.bus.broker import Broker
 from painter import Painter, stop
@@ -38,6 +39,23 @@ if TYPE_CHECKING:
 mimetypes.init()  # reads files, else at the simulated Discord's first upload
 
 
+class Uploads:
+    """What lies at the simulated Discord; `more` lies at its real addresses."""
+
+    def __init__(self) -> None:
+        self.env: simcord.Env | None = None
+        self.more: dict[str, bytes] = {}
+        self.fetched: list[str] = []
+
+    async def __call__(self, url: str, most: int) -> bytes:
+        self.fetched.append(url)
+        found = self.more.get(url) or (self.env.backend.cdn.get(url) if self.env else None)
+        if found is None:
+            raise Gone
+        assert len(found) <= most
+        return found
+
+
 @dataclass
 class World:
     """One server with two members, the bot in it, and the whole house behind the bot."""
@@ -46,6 +64,7 @@ class World:
     client: DarkroomClient
     painter: Painter
     folder: Path
+    uploads: Uploads = field(default_factory=Uploads)
     env: simcord.Env = field(init=False)
     guild: GuildHandle = field(init=False)
     channel: ChannelHandle = field(init=False)
@@ -55,7 +74,7 @@ class World:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def furnish(self, env: simcord.Env) -> None:
-        self.env = env
+        self.env = self.uploads.env = env
         self.guild = env.create_guild()
         self.channel = self.guild.create_text_channel("pictures")
         self.alice, self.bob = (self.guild.add_member(env.create_user(name)) for name in ("alice", "bob"))
@@ -126,7 +145,7 @@ def a_client(desk: Desk, folder: Path) -> DarkroomClient:
 
 
 @asynccontextmanager
-async def a_house(folder: Path, watch: BlockBuster) -> AsyncIterator[tuple[House, Painter]]:
+async def a_house(folder: Path, watch: BlockBuster, uploads: Uploads) -> AsyncIterator[tuple[House, Painter]]:
     """An open house and a worker that is not yet at work."""
     async with AsyncExitStack() as parts:
         watch.deactivate()  # opening the house may block: nobody is there yet
@@ -135,7 +154,7 @@ async def a_house(folder: Path, watch: BlockBuster) -> AsyncIterator[tuple[House
         for one in (bus, own):
             await one.declare()
             parts.push_async_callback(one.close)
-        house = await parts.enter_async_context(open_house(load(data=folder), bus))
+        house = await parts.enter_async_context(open_house(load(data=folder), bus, outside=uploads))
         watch.activate()
         yield house, Painter(own)
 
@@ -143,9 +162,10 @@ async def a_house(folder: Path, watch: BlockBuster) -> AsyncIterator[tuple[House
 @asynccontextmanager
 async def a_world(folder: Path, watch: BlockBuster, *, worker: bool = True) -> AsyncIterator[World]:
     async with AsyncExitStack() as parts:
-        house, painter = await parts.enter_async_context(a_house(folder, watch))
+        uploads = Uploads()
+        house, painter = await parts.enter_async_context(a_house(folder, watch, uploads))
         client = a_client(house.desk, folder)
-        world = World(house, client, painter, folder)
+        world = World(house, client, painter, folder, uploads)
         parts.push_async_callback(world.close)
         if worker:
             await world.online()

@@ -10,7 +10,9 @@ from simcord.components import walk_components
 
 from bot.chat import brought
 from bot.chat.presses.branching import OFFERED, spread
+from bot.desk.bringing import Bring
 from bot.refused import Refused
+from bot.views import Member, Place
 from chat.jobs import made
 from chat.pictures import png
 from chat.staff import fields, ids, text
@@ -18,6 +20,7 @@ from engine.job import Branch, Forward
 
 pytestmark = pytest.mark.asyncio
 PICTURE, OTHER, MASK = (("a.png", png(64, 32)), ("b.png", png(32, 32, 20)), ("m.png", png(64, 32, 255)))
+SQUARE = ("m.png", png(64, 64, 255))
 
 
 async def newest(world: Any) -> Any:
@@ -54,17 +57,35 @@ async def test_what_cannot_be_begun_with_is_said_to_its_asker_alone(open_world: 
 
 @dataclass
 class Huge:
-    url: str = "https://cdn.example/never"
+    url: str = "https://cdn.discordapp.com/never"
     size: int = brought.MOST + 1
     filename: str = "huge.png"
 
 
 async def test_a_picture_that_is_too_large_is_not_fetched_at_all(open_world: Any) -> None:
+    with pytest.raises(Refused, match=r"huge.png has 16\.0 MiB, and at most 16 are taken"):
+        brought.remote(Huge())
     async with open_world(worker=False) as world:
-        with pytest.raises(Refused, match=r"huge.png has 16\.0 MiB, and at most 16 are taken"):
-            await brought.fetched(world.client, Huge())
-        with pytest.raises(Refused, match="send it once more"):
-            await brought.fetched(world.client, Huge("https://127.0.0.1:9/gone", 5))
+        bring = Bring((brought.remote(Huge("https://cdn.discordapp.com/gone", 5)),))
+        with pytest.raises(Refused, match=r"does not hand huge\.png out just now"):
+            await world.studio.imagine("", Member("discord:1", "Ann", "discord:2"), Place("discord"), bring=bring)
+
+
+async def test_a_prompt_begins_with_addresses(open_world: Any) -> None:
+    async with open_world() as world:
+        at = "https://cdn.discordapp.com/attachments/1/2/cat.png?ex=65&is=66&hm=aa&"
+        world.uploads.more[at] = png(64, 32)
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"<{at}> a lamp --iw 1"))
+        view = await newest(world)
+        assert (view.prompt, view.action, view.recipe.start.strength) == ("a lamp --iw 1", "imagine", 0.6)
+        assert view.recipe.width == 2 * view.recipe.height
+        await world.ended(await world.alice.slash(world.channel, "imagine", prompt=f"{at} a lamp", image=OTHER))
+        view = await newest(world)
+        assert (view.action, len(view.recipe.start.pictures)) == ("blend", 2)
+        wrong = await world.alice.slash(world.channel, "imagine", prompt="https://evil.example/a.png a lamp")
+        assert wrong.ephemeral
+        assert "Only pictures that were uploaded to Discord or here" in text(wrong)
+        assert not any("evil" in url for url in world.uploads.fetched)
 
 
 async def test_pictures_are_blended_with_weights_and_without_words(open_world: Any) -> None:
@@ -112,10 +133,10 @@ async def test_a_part_is_drawn_anew_from_a_form(open_world: Any) -> None:
         menus = await world.bob.click(grid, label="More…")
         asked = await world.bob.select(menus.response, ["edit"], custom_id=f"onward:{first.id}:0")
         assert set(fields(asked)) == {"mask", "prompt", "strength"}
-        wrong = await world.bob.submit_modal(asked, {"mask": MASK, "prompt": "red apple", "strength": "much"})
+        wrong = await world.bob.submit_modal(asked, {"mask": SQUARE, "prompt": "red apple", "strength": "much"})
         assert "from 0.05 to 1" in text(wrong)
         asked = await world.bob.select(menus.response, ["edit"], custom_id=f"onward:{first.id}:0")
-        sent = await world.bob.submit_modal(asked, {"mask": MASK, "prompt": "a worm", "strength": "0,7"})
+        sent = await world.bob.submit_modal(asked, {"mask": SQUARE, "prompt": "a worm", "strength": "0,7"})
         await world.ended(sent)
         view = await newest(world)
         assert (view.action, view.prompt, view.parent) == ("edit", "a worm", (first.id, 0))

@@ -142,3 +142,13 @@ async def test_films_come_in_every_format_that_is_made_here(room: Room) -> None:
                 assert (film.format, film.n_frames > 4) == (kind.upper(), True)  # type: ignore[attr-defined]
     status, _ = await room.ask("GET", f"/api/jobs/{job['id']}/film.exe")
     assert status == 404
+
+
+async def test_a_prompt_may_begin_with_the_address_of_a_picture_in_the_room(room: Room) -> None:
+    first = await room.end_of(await room.imagine("terrier", count=2))
+    address = f"{room.url}/api/jobs/{first['id']}/pictures/2.png"
+    job = await room.end_of(await room.imagine(f"{address} a cat --iw 1"))
+    assert (job["action"], job["prompt"]) == ("imagine", "a cat --iw 1")
+    assert job["start"] == {"pictures": 1, "strength": 0.6, "mask": False}
+    status, said = await room.ask("POST", "/api/jobs", {"prompt": "https://evil.example/a.png a cat"})
+    assert (status, "Only pictures that were uploaded" in said["error"]) == (422, True)

@@ -10,8 +10,9 @@ from discord import app_commands
 from discord.app_commands import Range
 
 from bot.chat.answer import answer
-from bot.chat.brought import fetched
+from bot.chat.brought import remote
 from bot.chat.commands.imagine import STRENGTH
+from bot.desk.bringing import Bring
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ async def blend(
 
     async def ask(member: Member, place: Place) -> list[Ticket]:
         desk, said = interaction.client.desk, weighing(weights or "")
-        start = await desk.studio.bring(await fetched(interaction.client, *images), weights=said)
+        bring = Bring(tuple(remote(image) for image in images if image is not None), weights=tuple(said))
         suffix = (await desk.preferences.of(member.id)).suffix if prompt else ""
         return await desk.studio.imagine(
-            prompt or "", member, place, key=f"blend:{interaction.id}", suffix=suffix, start=start, action="blend",
+            prompt or "", member, place, key=f"blend:{interaction.id}", suffix=suffix, bring=bring, action="blend",
             **options,
         )  # fmt: skip
 

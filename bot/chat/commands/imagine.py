@@ -5,7 +5,6 @@ Nothing in here waits for the engine: the studio takes the request, the answer g
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import discord
@@ -13,21 +12,19 @@ from discord import Locale, app_commands
 from discord.app_commands import Choice, Range
 
 from bot.chat.answer import answer, member_of
-from bot.chat.brought import fetched
+from bot.chat.brought import remote
 from bot.chat.commands import offered
 from bot.chat.permitted import refusing
 from bot.chat.presses import branching
 from bot.chat.which import CHOICE, OFFERED, recent_jobs
+from bot.desk.bringing import Bring
 from bot.refused import Refused
 from engine.job import MAX_COUNT, MAX_STEPS
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
-    from bot.desk.starting import Origin
     from bot.views import Member, Place, Ticket
     from engine.job import Warm
-
-    Begin = Callable[[], Awaitable[Origin | None]]
 
 STRENGTH = 0.05  # the least of a picture that can be drawn anew
 MASKLESS = "A mask says what of a picture is drawn anew: add that one as image."
@@ -86,33 +83,23 @@ async def imagine(
         if branch is not None:
             await branching.typed(interaction, branch, prompt, options)
         else:
-            await typed(interaction, prompt, beginning(interaction, image, mask), **options)
+            await typed(interaction, prompt, beginning(image, mask), **options)
 
 
-def beginning(
-    interaction: discord.Interaction[DarkroomClient], image: discord.Attachment | None, mask: discord.Attachment | None
-) -> Begin | None:
-    """What fetches and reads a picture, once the answer can be late; None for none."""
-    if image is None:
-        return None
-
-    async def begin() -> Origin:
-        content, *painted = await fetched(interaction.client, image, mask)
-        return await interaction.client.studio.bring([content], painted[0] if painted else None)
-
-    return begin
+def beginning(image: discord.Attachment | None, mask: discord.Attachment | None) -> Bring | None:
+    """A picture to begin with, not fetched yet; None for none. Raises `Refused` for one that is too large."""
+    return None if image is None else Bring((remote(image),), None if mask is None else remote(mask))
 
 
 async def typed(
-    interaction: discord.Interaction[DarkroomClient], prompt: str, begin: Begin | None = None, **options: Any
+    interaction: discord.Interaction[DarkroomClient], prompt: str, bring: Bring | None = None, **options: Any
 ) -> None:
-    """A prompt that a member typed, wherever they did; their suffix goes with it. `begin`: pictures to begin with."""
+    """A prompt that a member typed, wherever they did; their suffix goes with it. `bring`: pictures to begin with."""
 
     async def ask(member: Member, place: Place) -> list[Ticket]:
         desk, key = interaction.client.desk, f"imagine:{interaction.id}"
-        start = await begin() if begin else None
         suffix = (await desk.preferences.of(member.id)).suffix
-        return await desk.studio.imagine(prompt, member, place, key=key, suffix=suffix, start=start, **options)
+        return await desk.studio.imagine(prompt, member, place, key=key, suffix=suffix, bring=bring, **options)
 
     await answer(interaction, ask)
 

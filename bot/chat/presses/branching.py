@@ -46,7 +46,7 @@ async def open_rungs(interaction: Interaction, view: View, index: int) -> None:
     await interaction.response.defer(ephemeral=True, thinking=True)
     studio = interaction.client.studio
     view, index = await _original(interaction, view, index)
-    steps = await studio.steps(view.id, index)
+    steps = await studio.steps(view.id, index, member_of(interaction))
     if not steps:
         raise Refused(NOWHERE, 404)
     sheet = await studio.sheet(view.id, index)
@@ -111,7 +111,7 @@ async def _meant(interaction: Interaction, where: str) -> tuple[View, int, int]:
     view, index = await _original(interaction, view, int(found["picture"] or 1) - 1 if found else 0)
     if found and found["step"]:
         return view, index, min(max(1, int(found["step"])), MAX_STEPS)
-    steps = await desk.studio.steps(view.id, index)
+    steps = await desk.studio.steps(view.id, index, member_of(interaction))
     if not steps:
         raise Refused(NOWHERE, 404)
     return view, index, steps[len(steps) // 2]

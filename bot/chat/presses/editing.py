@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bot.chat.answer import answer
-from bot.chat.brought import fetched
+from bot.chat.brought import remote
 from bot.chat.presses.forms import Filled, form, line, named, upload
 from bot.chat.presses.words import LONGEST, unchanged, words_of
 from bot.refused import Refused
@@ -38,11 +38,10 @@ async def edit(interaction: discord.Interaction[DarkroomClient], filled: Filled,
 
     async def ask(member: Member, place: Place) -> Sequence[Ticket]:
         strength = _fraction(filled.fields.get("strength", ""))
-        contents = await fetched(interaction.client, *masks[:1])
-        if not contents:
+        if not masks:
             raise Refused("Which part? Send a picture whose white parts shall be drawn anew.")
         made = await interaction.client.studio.edit(
-            view.id, filled.index or 0, contents[0], member, place,
+            view.id, filled.index or 0, remote(masks[0]), member, place,
             text=None if unchanged(text, view) else text, strength=strength, key=f"form:{interaction.id}",
         )  # fmt: skip
         return [made]

@@ -1,0 +1,69 @@
+"""One at a time for each, and room for so many bytes: what waits, what is refused, what is left when one breaks off."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bot import lines
+from bot.images.tray import Tray
+from bot.lines import Lines
+from bot.refused import Refused
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_member_waits_for_their_own_and_nobody_elses() -> None:
+    line, order, go = Lines(most=3), list[str](), asyncio.Event()
+
+    async def one(who: str, said: str) -> None:
+        async with line.turn(who):
+            order.append(said)
+            await go.wait()
+
+    tasks = [asyncio.create_task(one(*each)) for each in (("ann", "a1"), ("ann", "a2"), ("ann", "a3"), ("bob", "b1"))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order == ["a1", "b1"]
+    with pytest.raises(Refused, match="under way already"):
+        await one("ann", "a4")
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == ["a1", "b1", "a3"]
+    assert line._lines == {}, "nobody is remembered"
+    assert lines.MOST > 1
+
+
+async def test_bytes_wait_for_room_in_order_and_give_it_back_however_they_end() -> None:
+    tray, order = Tray(most=10, line=3), list[str]()
+
+    async def one(name: str, size: int, until: asyncio.Event) -> None:
+        async with tray.room(size):
+            order.append(name)
+            await until.wait()
+
+    first, second = asyncio.Event(), asyncio.Event()
+    tasks = [
+        asyncio.create_task(one("a", 6, first)),
+        asyncio.create_task(one("b", 6, second)),
+        asyncio.create_task(one("c", 1, second)),
+    ]
+    await asyncio.sleep(0.01)
+    assert (order, tray.taken) == (["a"], 6), "a small one does not pass a large one"
+    late = asyncio.create_task(one("d", 99, second))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Refused, match="Too many pictures"):
+        await one("e", 1, second)
+    late.cancel()
+    first.set()
+    await asyncio.sleep(0.01)
+    assert (order, tray.taken) == (["a", "b", "c"], 7)
+    tasks[1].cancel()
+    second.set()
+    await asyncio.gather(*tasks, late, return_exceptions=True)
+    async with tray.room(99):
+        assert tray.taken == 10, "more than there can be takes all of it"
+    assert tray.taken == 0

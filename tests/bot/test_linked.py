@@ -1,0 +1,115 @@
+"""Prompts that begin with addresses, through a whole house: a server behind Discord's name, the room's own pictures."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from aiohttp import web
+
+from bot.access import ELSEWHERE, PRIVATE
+from bot.cli.bringing import Bringing
+from bot.cli.own import develop
+from bot.desk.bringing import Bring, Finished, Remote, linked
+from bot.images import links
+from bot.refused import Refused
+from bot.views import Member
+from engine.job import Source
+from tests.bot.conftest import png
+from tests.bot.test_links import ATTACHED, TRICKS, certificate, discord
+from tests.bot.test_onward import over
+
+__all__ = ["certificate"]
+BOB = Member("local:bob", "Bob", "local")
+ROOM = "http://127.0.0.1:8189"
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+SHOT = f"{ROOM}/api/jobs/{JOB}/pictures/2.png"
+
+
+def test_addresses_at_the_beginning_are_pictures_and_leave_the_words() -> None:
+    for text, urls, rest in (
+        (f"{ATTACHED} a lamp", [ATTACHED], "a lamp"),
+        (f" {ATTACHED},\n<{SHOT}>  a lamp --iw 1", [ATTACHED, SHOT], "a lamp --iw 1"),
+        (ATTACHED, [ATTACHED], ""), ("a lamp", [], "a lamp"), (f"a lamp {ATTACHED}", [], f"a lamp {ATTACHED}"),
+        ("HTTP://evil.example", ["HTTP://evil.example"], ""), ("a://b", [], "a://b"), ("", [], ""),
+    ):  # fmt: skip
+        assert links.leading(text) == (urls, rest)
+    before = Bring((b"a",), b"m", (1.0, 2.0, 3.0))
+    rest, bring = linked(f"{ATTACHED} {SHOT} a lamp", before, ["https://other.example", ROOM])
+    assert (rest, bring) == ("a lamp", Bring((b"a", Remote(ATTACHED), Finished(JOB, 1)), b"m", (1.0, 2.0, 3.0)))
+    assert linked("a lamp", None, [ROOM]) == ("a lamp", None)
+    for text in (SHOT, f"{ATTACHED} http://evil.example a lamp"):
+        with pytest.raises(Refused, match="Only pictures that were uploaded"):
+            linked(text, None, [])
+    for trick in TRICKS:
+        if trick.lower().startswith("http") and "://" in trick and " " not in trick:
+            with pytest.raises(Refused, match="Only pictures that were uploaded"):
+                linked(f"{trick} a lamp", None, [ROOM])
+
+
+@pytest.mark.asyncio
+@pytest.mark.may_block("the server in this process reads its certificate")
+async def test_what_lies_at_discord_is_fetched_read_and_begun_with(
+    workplace, until, ann, here, certificate, free_port
+):  # fmt: skip
+    def answer(request: web.Request) -> object:
+        if request.path == "/away":
+            raise web.HTTPFound(f"{ROOM}/secret")
+        return web.Response(body=b"<html>" if request.path == "/page" else png(64, 64))
+
+    async with discord(answer, certificate, free_port) as (session, resolver, _):
+        house = await workplace.house(outside=partial(links.fetch, session))
+        await workplace.worker()
+        (ticket,) = await house.studio.imagine(f"{ATTACHED} a lamp --iw 1", ann, here, suffix="at night")
+        view = await over(house, ticket.job, until)
+        assert (view.state, view.action, view.prompt) == ("finished", "imagine", "a lamp at night --iw 1")
+        assert (view.recipe.start.strength, len(view.recipe.start.pictures)) == (0.6, 1)
+        (ticket,) = await house.studio.imagine(ATTACHED, ann, here, suffix="at night")
+        assert (await house.studio.view(ticket.job)).recipe.guidance == 1, "no words, so no ending of them"
+        for path, said in (("away", "cannot be fetched from Discord"), ("page", "of no kind that is read")):
+            with pytest.raises(Refused, match=said):
+                await house.studio.imagine(f"https://cdn.discordapp.com/{path} a lamp", ann, here)
+        with pytest.raises(Refused, match="One to 5 pictures"):
+            await house.studio.imagine(f"{ATTACHED} " * 6, ann, here)
+        assert set(resolver.asked) == {"cdn.discordapp.com"}
+
+
+@pytest.mark.asyncio
+async def test_the_rooms_own_are_found_by_their_job_and_never_fetched(workplace, until, ann, here):
+    async def outside(url: str, most: int) -> bytes:
+        raise AssertionError(url)
+
+    house = await workplace.house(outside=outside)
+    await workplace.worker()
+    house.studio.addresses = (ROOM,)
+
+    async def made() -> str:
+        (ticket,) = await house.studio.imagine("a lamp --count 2", ann, here)
+        return (await over(house, ticket.job, until)).id
+
+    def at(job: str, number: int = 2) -> str:
+        return f"{ROOM}/api/jobs/{job}/pictures/{number}.png a cat"
+
+    public = await made()
+    shot = (await house.studio.view(public)).pictures[1]
+    (ticket,) = await house.studio.imagine(at(public), BOB, here)
+    assert (await house.studio.view(ticket.job)).recipe.start.pictures == (Source(shot.sha256),)
+    await house.desk.preferences.prefer(ann.id, "results", "private")
+    hidden = await made()
+    for link, who, said in (
+        (at(hidden), BOB, PRIVATE), (at(public), Member("discord:1", "Eve", "discord:2"), ELSEWHERE),
+        (at(public, 4), BOB, "no such picture"), (at(JOB), BOB, "no such job"),
+    ):  # fmt: skip
+        with pytest.raises(Refused, match=said):
+            await house.studio.imagine(link, who, here)
+    await house.studio.imagine(at(hidden), ann, here)
+
+
+def test_a_terminal_alone_fetches_nothing(tmp_path) -> None:
+    from rich.console import Console
+
+    from bot.cli.screen import Screen
+    from bot.config import load
+
+    with Screen(Console(quiet=True), 1) as screen, pytest.raises(Refused, match="Links need a running Darkroom"):
+        develop(f"{ATTACHED} a cat", {}, load(data=tmp_path), bringing=Bringing(), film=False, screen=screen)

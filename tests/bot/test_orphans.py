@@ -1,0 +1,57 @@
+"""Files that no job names: a crash's go after a day; those of today, of jobs and of a foreign store stay."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bot.desk.orphans import DAY, FEW, Orphans
+from bot.images.pictures import Pictures
+from bot.store import Store
+from kept import content, draft, files, finished
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def pictures(tmp_path: Any) -> Pictures:
+    return await asyncio.to_thread(Pictures, tmp_path / "pictures")
+
+
+def orphans(store: Store, pictures: Pictures, days: float = 2.0) -> Orphans:
+    return Orphans(store, pictures, clock=lambda: time.time() + days * DAY)
+
+
+async def test_what_no_job_names_goes_after_a_day(local, pictures, tmp_path):
+    await finished(local, pictures, draft(), "named")
+    await pictures.put(content("lost"))
+    assert await orphans(local, pictures, days=0.5).sweep() == 0
+    assert await orphans(local, pictures).sweep() == 1
+    assert await asyncio.to_thread(files, tmp_path / "pictures") == {"named"}
+    assert await orphans(local, pictures).sweep() == 0
+
+
+async def test_what_is_noted_in_the_meantime_stays(local, pictures):
+    await finished(local, pictures, draft(), "named")
+    name = await pictures.put(content("late"))
+    sweeping = orphans(local, pictures)
+    async with pictures.turn(name):
+        task = asyncio.create_task(sweeping.sweep())
+        await asyncio.sleep(0.2)
+        await finished(local, pictures, draft(), "late")
+    assert await task == 0
+    assert await pictures.has(name)
+
+
+@pytest.mark.parametrize(("own", "foreign"), [(0, 2), (FEW + 2, FEW + 1)])
+async def test_a_store_of_another_database_is_not_touched(local, pictures, caplog, own, foreign):
+    for number in range(own):
+        await finished(local, pictures, draft(), f"own {number}")
+    names = [await pictures.put(content(str(number))) for number in range(foreign)]
+    assert await orphans(local, pictures).sweep() == 0
+    assert "is it this database's?" in caplog.text
+    assert all([await pictures.has(name) for name in names])
