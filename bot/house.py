@@ -21,6 +21,7 @@ from bot.desk.deliveries import Deliveries
 from bot.desk.export import Export
 from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
+from bot.desk.options import Options
 from bot.desk.preferences import Preferences
 from bot.desk.register import Register
 from bot.desk.retention import Keep, Retention
@@ -119,18 +120,18 @@ def build(
         store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock
     )  # fmt: skip
     closing.freed = dispatcher.poke
-    register, preferences = Register(store, board, forecast, limits=limits, clock=clock), Preferences(store)
+    register = Register(store, board, forecast, limits=limits, clock=clock)
     admission = Admission(
         store, register, Screening(store, reader, limits=limits, clock=clock), workers, limits=limits,
         max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
     )  # fmt: skip
     cancelling, steering = Cancelling(store, bus, board, closing, workers), Steering(bus, board, clock=clock)
     gallery = Gallery(store, pictures)
-    starting = Starting(store, pictures, gallery, intake)
+    starting, options = Starting(store, pictures, gallery, intake), Options(store, models.names)
     studio = Studio(
-        store, feed, models, register, gallery, admission, starting, cancelling, steering, workers, clock=clock
+        store, feed, models, register, gallery, admission, starting, options, cancelling, steering, workers, clock=clock
     )  # fmt: skip
-    desk = _desk(settings, studio, preferences, register, gallery, cancelling, store, pictures, feed, bus, clock)
+    desk = _desk(settings, studio, options, register, gallery, cancelling, store, pictures, feed, bus, clock)
     retention = Retention(
         store, desk.moderation.empty, Keep(settings.keep_seconds, settings.keep_bytes), clock=clock
     )  # fmt: skip
@@ -154,7 +155,7 @@ def _counted(board: Board, closing: Closing, settle: Settle, clock: Callable[[],
 
 
 def _desk(
-    settings: Settings, studio: Studio, preferences: Preferences, register: Register, gallery: Gallery,
+    settings: Settings, studio: Studio, options: Options, register: Register, gallery: Gallery,
     cancelling: Cancelling, store: Store, pictures: Pictures, feed: Feed, bus: Bus, clock: Callable[[], float],
 ) -> Desk:  # fmt: skip
     """The use cases."""
@@ -164,7 +165,8 @@ def _desk(
     return Desk(
         studio,
         Deliveries(store, register, clock=clock),
-        preferences,
+        Preferences(store),
+        options,
         administration,
         Review(store, register, gallery, clock=clock),
         Shelf(store, register),

@@ -11,7 +11,7 @@ import hashlib
 
 import msgspec
 
-from bot.desk.begun import Otherwise, branched, nearest_said, one_of, single
+from bot.desk.begun import Otherwise, branched, nearest_said, one_of, single, worded
 from bot.desk.further import Further
 from bot.desk.recipes import pinned, remixed, rerolled
 from bot.desk.starting import Origin, origin
@@ -80,14 +80,18 @@ class Onward(Further):
         material, ladder = await self._starting.ladder(record.id, index)
         at = await asyncio.to_thread(rungs.nearest, ladder, step)
         base, said, profile = self._now(one_of(recipe, index))
-        other, names = Otherwise(record.prompt, text, options), [one.warm.name for one in self._models.profiles()]
-        made = branched(base, material.sha256, at, other, profile.warm, names)
+        text, stands = (None, ()) if text is None else await self._worded(text, member)
+        other = Otherwise(record.prompt, text, options)
+        made = branched(base, material.sha256, at, other, profile.warm, self._models.names())
         made = pinned(made) if exact and not made.bucket else made
+        notes, price = (*stands, *nearest_said(at, step), *said), cost(made, profile.warm)
         order = Order(
-            "branch", other.words, (*nearest_said(at, step), *said), made, profile.pool, cost(made, profile.warm),
-            (record.id, index), material=(material,),
+            "branch", other.words, notes, made, profile.pool, price, (record.id, index), material=(material,),
         )  # fmt: skip
         return (await self._take([order], member, place, key))[0]
+
+    async def _worded(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
+        return worded(text, await self._options.meant(member.id, text))
 
     def _now(self, base: Recipe) -> tuple[Recipe, tuple[str, ...], Profile]:
         profile = self._known(base.model)
@@ -107,8 +111,9 @@ class Onward(Further):
         base, said, profile = self._now(rerolled(recipe, self._fresh()))
         words = record.prompt
         if text is not None:
-            names = [one.warm.name for one in self._models.profiles()]
-            request = single(text, {"negative": base.negative}, names, "job")
+            text, stands = await self._worded(text, member)
+            said = (*stands, *said)
+            request = single(text, {"negative": base.negative}, self._models.names(), "job")
             base, words = remixed(base, request, profile.warm), " ".join(request.text.split())
             strength = request.strength if strength is None else strength
         made = msgspec.structs.replace(base, start=start.forward(strength), lineage=())

@@ -14,6 +14,7 @@ from bot.access import Subject, forbidden
 from bot.desk.admission import Admission
 from bot.desk.begun import begun, shaped, unused
 from bot.desk.onward import Onward
+from bot.desk.options import Options
 from bot.desk.recipes import pinned
 from bot.desk.register import Register
 from bot.desk.starting import Origin, Starting
@@ -45,11 +46,11 @@ class Studio(Onward):
 
     def __init__(
         self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
-        starting: Starting, cancelling: Cancelling, steering: Steering,
+        starting: Starting, options: Options, cancelling: Cancelling, steering: Steering,
         workers: Callable[[], Mapping[str, Presence]], *,
         clock: Callable[[], float] = time.time, fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     ) -> None:  # fmt: skip
-        super().__init__(models, register, gallery, admission, starting, fresh)
+        super().__init__(models, register, gallery, admission, starting, options, fresh)
         self.feed = feed
         self._store, self._cancelling, self._steering = store, cancelling, steering
         self._workers, self._clock = workers, clock
@@ -66,13 +67,14 @@ class Studio(Onward):
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
         negative, strength, stop, tile, mix, chaos, repeat, quality; `lora` adds to them.
         `start`: pictures to begin with; then no words are needed, and without --ar they give the shape.
-        `suffix` goes behind the words of the prompt, and a note says so.
+        `suffix` goes behind the words of the prompt, and a note says so, as on each of the member's own options.
         `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
         """
         profiles = {profile.warm.name: profile for profile in self._models.profiles()}
         default = self._models.profile(None)
         ended = suffixed(text, suffix)
-        parsed = parse(ended, default.warm, models=list(profiles), options=options, wordless=start is not None)
+        own = await self._options.meant(member.id, ended)
+        parsed = parse(ended, default.warm, models=list(profiles), options=options, wordless=start is not None, own=own)
         added = (*(start.notes if start else ()), *((ADDED.format(shortened(suffix, 100)),) if ended != text else ()))
         orders: list[Order] = []
         for request in parsed.requests:
