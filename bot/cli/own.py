@@ -25,12 +25,13 @@ from bot.desk.recipes import pinned
 from bot.desk.starting import Origin, read
 from bot.images import rungs
 from bot.images.film import film as film_of
+from bot.images.gallery import Gallery
 from bot.images.intake import Intake
 from bot.images.pictures import Pictures
 from bot.prompt import parse, recipe
 from bot.prompt.possible import check_possible
 from bot.refused import Refused
-from bot.store import Record, Store, reads
+from bot.store import Record, Store
 from engine.job import Frame, Job, Recipe, Share, Warm, cost
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def develop(
 def _develop(
     prompt: str, options: Mapping[str, object], data: Path, bringing: Bringing, film: bool, screen: Screen
 ) -> Developed:
-    start = _origin(bringing)
+    start = _origin(bringing, screen)
     family, warm = _warm(_model(prompt, options), data, screen)
     made = _recipe(prompt, {**options, "model": None}, warm, screen, start)
     return _run(made, start.contents if start else {}, family, warm, film, screen)
@@ -118,8 +119,8 @@ def _told(sentence: str, screen: Screen) -> Callable[[float], None]:
     return lambda done: screen.load(sentence, round(100 * done))
 
 
-def _origin(bringing: Bringing) -> Origin | None:
-    """The pictures, read as the studio reads them."""
+def _origin(bringing: Bringing, screen: Screen) -> Origin | None:
+    """The pictures, read as the studio reads them, and what was done to them said as it says it."""
     if not bringing.images:
         return None
     contents, mask = bringing.pictures(), bringing.painted()
@@ -131,7 +132,10 @@ def _origin(bringing: Bringing) -> Origin | None:
         finally:
             await intake.close()
 
-    return asyncio.run(brought())
+    start = asyncio.run(brought())
+    for note in start.notes:
+        screen.say(note)
+    return start
 
 
 def _recipe(
@@ -166,11 +170,7 @@ async def _branching(store: Store, settings: Settings, rung: Rung) -> tuple[Reco
     record = await store.record(rung.job)
     if record is None or record.deleted is not None or not isinstance(record.task, Recipe):
         raise Refused(f"There is no job {rung.job} here to branch from.")
-    pictures = Pictures(settings.pictures)
-    for one in await store.ask(reads.stored, [rung.job]):
-        if one.kind == "ladder" and one.image == rung.image:
-            return record, await pictures.get(one.sha256)
-    raise Refused("This picture has no ladder to branch from.")
+    return record, (await Gallery(store, Pictures(settings.pictures)).ladder(rung.job, rung.image))[1]
 
 
 def _job(made: Recipe, warm: Warm, film: bool) -> Job:

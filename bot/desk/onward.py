@@ -21,6 +21,7 @@ from bot.images.pixels import size
 from bot.models import Profile
 from bot.orders import Order, renewed
 from bot.prompt.possible import check_possible
+from bot.prompt.request import fit
 from bot.refused import Refused
 from bot.store import Record
 from bot.views import Action, Member, Place, Ticket
@@ -51,6 +52,14 @@ class Onward(Further):
         record, recipe, index = await self._picture(job, index, "zoomed out of")
         made = await asyncio.to_thread(canvas.zoomed_out, await self._gallery.picture(record.id, index), factor)
         return await self._begun("zoom", record, recipe, index, _canvas(*made), member, place, key)
+
+    async def square(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+        """The picture in the middle of a square, with what may be around it."""
+        record, recipe, index = await self._picture(job, index, "made square")
+        if recipe.width == recipe.height:
+            raise Refused("This picture is a square already.")
+        made = await asyncio.to_thread(canvas.squared, await self._gallery.picture(record.id, index))
+        return await self._begun("zoom", record, recipe, index, _canvas(*made), member, place, key, shape=(1, 1))
 
     async def pan(
         self, job: str, index: int, direction: canvas.Direction, member: Member, place: Place, *,
@@ -105,10 +114,15 @@ class Onward(Further):
 
     async def _begun(
         self, action: Action, record: Record, recipe: Recipe, index: int, start: Origin, member: Member, place: Place,
-        key: str | None, text: str | None = None, strength: float | None = None,
+        key: str | None, text: str | None = None, strength: float | None = None, shape: tuple[int, int] | None = None,
     ) -> Ticket:  # fmt: skip
-        """A job in the place of its parent's words, or other ones, that begins with pictures."""
+        """A job in the place of its parent's words, or other ones, that begins with pictures; of its parent's size, or
+        of a `shape`, width to height.
+        """
         base, said, profile = self._now(rerolled(recipe, self._fresh()))
+        if shape is not None:
+            width, height = fit(shape, profile.warm)
+            base = msgspec.structs.replace(base, width=width, height=height)
         words = record.prompt
         if text is not None:
             text, stands = await self._worded(text, member)

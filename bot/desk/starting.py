@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from bot.images.gallery import Gallery
 from bot.images.intake import Brought, Intake
-from bot.images.pictures import Missing, Pictures
+from bot.images.pictures import Pictures
 from bot.refused import Refused
 from bot.store import Store, Unavailable, deleting, reads
 from bot.views import Material
@@ -72,17 +72,8 @@ class Starting:
 
     async def ladder(self, job: str, index: int) -> tuple[Material, bytes]:
         """The ladder of a finished image that may be shown, and its bytes. Raises `Refused` where it has none."""
-        await self._gallery.stored(job, index)
-        for one in await self._store.ask(reads.stored, [job]):
-            if one.kind == "ladder" and one.image == index:
-                return Material("branch", one.sha256, one.bytes, one.width, one.height), await self._bytes(one.sha256)
-        raise Refused("This picture has no ladder to branch from.", 404)
-
-    async def _bytes(self, name: str) -> bytes:
-        try:
-            return await self._pictures.get(name)
-        except Missing as error:
-            raise Refused(GONE, 404) from error
+        one, content = await self._gallery.ladder(job, index)
+        return Material("branch", one.sha256, one.bytes, one.width, one.height), content
 
     async def of(self, job: str) -> tuple[Material, ...]:
         """What a job began with, for another one that begins with the same."""

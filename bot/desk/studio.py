@@ -160,6 +160,10 @@ class Studio(Onward):
         """Every finished image of a job, as everybody may see it. Raises `Refused` (404)."""
         return await self._gallery.all_shown(job)
 
+    async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
+        """Two to four finished images by job and index, beside each other, labelled, as PNG. Raises `Refused`."""
+        return await self._gallery.compared(shots, labels)
+
     async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
         """How a job's images came to be, animated, at most `limit` bytes. Raises `Refused`."""
         return await self._gallery.film(job, limit, kind)

@@ -24,7 +24,7 @@ from bot.store import Store, Stored, reviews
 KEPT = 8  # of what was made; at most 10 MB each
 GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
-NO_LADDER = "This picture has no ladder."
+NO_LADDER = "This picture has no ladder to branch from."
 
 
 class Gallery:
@@ -108,10 +108,10 @@ class Gallery:
 
         return await self._made(("there and back", kind, str(limit)), parts, make, NO_FILM)
 
-    async def branchable(self, job: str, index: int) -> tuple[int, ...]:
-        """The steps at which one can branch off from an image, rising; empty where its ladder keeps no latents."""
-        ladder = await self._bytes(await self._ladder(job, index))
-        return await asyncio.to_thread(rungs.branchable, ladder)
+    async def ladder(self, job: str, index: int) -> tuple[Stored, bytes]:
+        """The ladder of one image that may be shown, and its bytes."""
+        one = await self._ladder(job, index)
+        return one, await self._bytes(one)
 
     async def sheet(self, job: str, index: int) -> bytes:
         """These steps as pictures, each with its number, as WebP."""

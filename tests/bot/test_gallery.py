@@ -16,6 +16,7 @@ from bot.images.film_formats import KINDS
 from bot.images.gallery import GONE, KEPT, NO_FILM, NO_LADDER, Gallery
 from bot.images.pictures import Pictures
 from bot.images.pixels import opened, saved
+from bot.images.rungs import branchable
 from bot.refused import Refused
 from bot.store import Store, Stored
 from engine.job import Ladder, Rung, encode
@@ -74,7 +75,7 @@ OF_ONE: dict[str, Ask] = {
     "dissolve": lambda gallery, job, index: gallery.dissolve(job, index),
     "there_and_back": lambda gallery, job, index: gallery.there_and_back(job, index),
     "sheet": lambda gallery, job, index: gallery.sheet(job, index),
-    "branchable": lambda gallery, job, index: gallery.branchable(job, index),
+    "ladder": lambda gallery, job, index: gallery.ladder(job, index),
     "compared": lambda gallery, job, index: gallery.compared([(job, index), (job, index)], ["a", "b"]),
 }
 ONE = pytest.mark.parametrize("ask", OF_ONE.values(), ids=OF_ONE.keys())
@@ -120,7 +121,7 @@ async def test_each_picture_dissolves_for_itself_and_comes_back(shelves: Shelves
 
 async def test_the_steps_to_branch_at_and_what_they_show(shelves: Shelves) -> None:
     job = await shelves.job()
-    assert await shelves.gallery.branchable(job, 1) == (4, 8)
+    assert branchable((await shelves.gallery.ladder(job, 1))[1]) == (4, 8)
     sheets = [opened(await shelves.gallery.sheet(job, index)) for index in (0, 1)]
     assert [one.size for one in sheets] == [(388, 219)] * 2
     for image, one in enumerate(sheets):
@@ -128,7 +129,7 @@ async def test_the_steps_to_branch_at_and_what_they_show(shelves: Shelves) -> No
             at = np.asarray(one, int)[96, 96 + 196 * place]
             assert np.abs(at - np.array([10 * step, 40, 60 * image])).max() < 12
     old = await shelves.job(whole=False)
-    assert await shelves.gallery.branchable(old, 0) == ()
+    assert branchable((await shelves.gallery.ladder(old, 0))[1]) == ()
     with pytest.raises(Refused, match="keeps no latents"):
         await shelves.gallery.sheet(old, 0)
 
@@ -181,12 +182,14 @@ async def test_where_there_is_nothing_that_is_said(shelves: Shelves, ask: Ask) -
         assert refused.value.status == 404
 
 
-@pytest.mark.parametrize("name", ["there_and_back", "sheet", "branchable"])
+@pytest.mark.parametrize("name", ["there_and_back", "sheet"])
 async def test_a_picture_without_a_ladder(shelves: Shelves, name: str) -> None:
     bare, spoilt = await shelves.job(ladders=False), await shelves.job(spoilt=True)
     with pytest.raises(Refused) as refused:
         await OF_ONE[name](shelves.gallery, bare, 0)
     assert (refused.value.sentence, refused.value.status) == (NO_LADDER, 404)
+    with pytest.raises(Refused, match="no ladder"):
+        await shelves.gallery.ladder(bare, 0)
     with pytest.raises(Refused) as refused:
         await OF_ONE[name](shelves.gallery, spoilt, 0)
     assert refused.value.status == 404

@@ -38,7 +38,7 @@ REFUSALS = (  # how the sentences of the table begin, as they are shown
 )
 OF_PICTURES: tuple[Press, ...] = (
     "up", "vary", "subtle", "strong", "favour", "approve", "deny", "zoomsome", "zoomtwice", "panleft", "panright",
-    "panup", "pandown", "edit", "branch",
+    "panup", "pandown", "edit", "branch", "square", "compare",
 )  # fmt: skip
 DESTROYING: tuple[Press, ...] = ("erase",)
 
@@ -49,6 +49,7 @@ BUTTONS: Mapping[Press, Action] = {
     "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
     "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
     "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
+    "square": "zoom", "compare": "details",
 }  # fmt: skip
 FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 # What each command does; those with options get these, {job} being the job that is acted on.
