@@ -19,11 +19,13 @@ from bot.chat.commands import offered
 from bot.chat.commands.counted import characters, rows
 from bot.chat.commands.help import NAMES, told
 from bot.chat.commands.languages import GERMAN
+from bot.chat.commands.own import everything as listed
 from bot.chat.commands.prefer import everything
 from bot.chat.commands.registered import COMMANDS, registered
 from bot.chat.permitted import COMMANDS as ASKED
 from bot.chat.rows import SIGNS
 from bot.chat.which import CHOICE, OFFERED
+from bot.desk.options import MOST
 from bot.desk.preferences import NAMES as PREFERENCES
 from bot.desk.preferences import Preference
 from bot.models import SHIPPED
@@ -183,6 +185,13 @@ def test_the_preferences_say_how_to_change_one() -> None:
     said = everything(Preference(), lambda name: f"</{name}:17>").split("\n")
     assert len(said) == len(PREFERENCES) + 2
     assert said[-1].startswith("-# </prefer set:17> with a name and a value changes one")
+
+
+def test_however_many_flags_of_ones_own_there_are_they_are_one_message() -> None:
+    many = {f"{'x' * 22}{n:02}": "*" * 500 for n in range(MOST)}
+    said = listed(many, "</prefer option set:1234567890123456789>")
+    assert len(said) <= 2000
+    assert said.count("`--") == MOST
 
 
 def test_every_preference_is_explained() -> None:

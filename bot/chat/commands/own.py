@@ -20,7 +20,7 @@ from bot.sentences import quoted
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
-SHOWN, ROOM = 200, 1700  # characters of a value, and of all of them in one message
+SHOWN, ROOM, AROUND = 200, 1700, 50  # characters of a value, of all lines in one message, and of a line without value
 NONE = "You have no option of your own yet. {} makes one: `--mine` then stands for what you say."
 
 option = app_commands.Group(
@@ -63,7 +63,7 @@ def everything(mine: Mapping[str, str], command: str) -> str:
     """All of a member's options, one a line, and how one is made or deleted: `command` is where."""
     if not mine:
         return NONE.format(command)
-    each = min(SHOWN, ROOM // len(mine) - 30)
+    each = min(SHOWN, ROOM // len(mine) - AROUND)
     lines = (line(name, value, each) for name, value in mine.items())
     how = f"-# {command} makes one, of at most {MOST}; without a value it deletes one."
     return "\n".join(["**Flags of your own**", *lines, how])
