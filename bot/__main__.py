@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import backup, doors, imagine, jobs, members, restore, rules, worker_key
+from bot.cli import backup, doors, imagine, jobs, members, own_options, restore, rules, worker_key
 from bot.cli.options import AsJson, Data
 from bot.refused import Refused
 
@@ -148,6 +148,7 @@ def lab(context: typer.Context) -> None:
     _of_the_engine("engine.lab.__main__", context.args)
 
 
+app.command(context_settings={"ignore_unknown_options": True})(own_options.option)  # a value begins with dashes
 app.command("worker-key")(worker_key.worker_key)
 for keeping in (backup.backup, restore.restore, members.forget, members.export):
     app.command()(keeping)

@@ -24,6 +24,7 @@ from bot.desk.deliveries import Deliveries
 from bot.desk.export import Export
 from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
+from bot.desk.options import Options
 from bot.desk.orphans import Orphans
 from bot.desk.preferences import Preferences
 from bot.desk.register import Register
@@ -126,7 +127,7 @@ def build(
         store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock
     )  # fmt: skip
     closing.freed = dispatcher.poke
-    register, preferences = Register(store, board, forecast, limits=limits, clock=clock), Preferences(store)
+    register = Register(store, board, forecast, limits=limits, clock=clock)
     admission = Admission(
         store, register, Screening(store, reader, limits=limits, clock=clock), workers, limits=limits,
         max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
@@ -134,10 +135,11 @@ def build(
     cancelling, steering = Cancelling(store, bus, board, closing, workers), Steering(bus, board, clock=clock)
     gallery = Gallery(store, pictures)
     starting = Starting(store, pictures, gallery, register, intake, outside)
+    options = Options(store, models.names)
     studio = Studio(
-        store, feed, models, register, gallery, admission, starting, cancelling, steering, workers, clock=clock
+        store, feed, models, register, gallery, admission, starting, options, cancelling, steering, workers, clock=clock
     )  # fmt: skip
-    desk = _desk(settings, studio, preferences, register, gallery, cancelling, store, pictures, feed, bus, clock)
+    desk = _desk(settings, studio, options, register, gallery, cancelling, store, pictures, feed, bus, clock)
     retention = Retention(
         store, desk.moderation.empty, Keep(settings.keep_seconds, settings.keep_bytes), clock=clock
     )  # fmt: skip
@@ -161,7 +163,7 @@ def _counted(board: Board, closing: Closing, settle: Settle, clock: Callable[[],
 
 
 def _desk(
-    settings: Settings, studio: Studio, preferences: Preferences, register: Register, gallery: Gallery,
+    settings: Settings, studio: Studio, options: Options, register: Register, gallery: Gallery,
     cancelling: Cancelling, store: Store, pictures: Pictures, feed: Feed, bus: Bus, clock: Callable[[], float],
 ) -> Desk:  # fmt: skip
     """The use cases."""
@@ -171,7 +173,8 @@ def _desk(
     return Desk(
         studio,
         Deliveries(store, register, clock=clock),
-        preferences,
+        Preferences(store),
+        options,
         administration,
         Review(store, register, gallery, clock=clock),
         Shelf(store, register),

@@ -76,6 +76,10 @@ class Models:
         known = [Profile(warm, pool, False) for name, (warm, pool) in self._known.items() if name not in live]
         return [*live.values(), *known] or [Profile(SHIPPED, DEFAULT_POOL, False)]
 
+    def names(self) -> list[str]:
+        """What `--model` may be."""
+        return [profile.warm.name for profile in self.profiles()]
+
     def profile(self, name: str | None) -> Profile:
         """This model; for None the embedded one, or another if only that is live. Raises KeyError."""
         profiles = self.profiles()

@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from bot.images import held
-from bot.views import View
+from bot.views import Action, View
 from engine.job import Recipe
 
 Press = Literal[
     "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
     "look", "approve", "deny", "show", "dismiss", "more",
-    "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch",
+    "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch", "square", "compare",
 ]  # fmt: skip
 PRESSES: tuple[Press, ...] = get_args(Press)
 SIGNS: Mapping[Press, str] = MappingProxyType(
@@ -27,8 +27,13 @@ BEYOND: Mapping[Press, str] = MappingProxyType(  # what goes on from one picture
     {
         "zoomsome": "Zoom out 1.5×", "zoomtwice": "Zoom out 2×", "panleft": "← Pan", "panright": "Pan →",
         "panup": "↑ Pan", "pandown": "↓ Pan", "edit": "Edit…", "branch": "Branch…",
+        "square": "Make square", "compare": "Compare",
     }
 )  # fmt: skip
+ALWAYS: Mapping[Press, str] = MappingProxyType(
+    {press: said for press, said in BEYOND.items() if press not in ("square", "compare")}
+)
+COMPARED: frozenset[Action] = frozenset({"branch", "edit", "vary", "remix", "upscale"})  # with what they were made from
 ROW = 5  # Discord's limit
 DIRECT = "discord:dm:"  # how the guild begins of a conversation with the bot
 
@@ -54,6 +59,14 @@ class Button:
 
 
 Row = tuple[Button, ...]
+
+
+def beyond(view: View, index: int) -> tuple[Press, ...]:
+    """What goes on from one picture: a square is none any more, and only what was made from a picture has another."""
+    shot = next((one for one in view.pictures if one.index == index), None)
+    square = shot is None or shot.width == shot.height
+    without: set[Press] = {*(("square",) if square else ()), *(() if view.action in COMPARED else ("compare",))}
+    return tuple(press for press in BEYOND if press not in without)
 
 
 def cancelling(job: str) -> tuple[Row, ...]:
@@ -88,8 +101,9 @@ def reported(job: str, incident: int | None) -> tuple[Row, ...]:
 def _onward(view: View) -> tuple[Row, ...]:
     if not isinstance(view.recipe, Recipe):
         subtle, strong = Button("subtle", view.id, "Vary (Subtle)", 0), Button("strong", view.id, "Vary (Strong)", 0)
-        some, twice, *pans, edit, branch = (Button(press, view.id, said, 0) for press, said in BEYOND.items())
-        return (subtle, strong, some, twice, branch), (*pans, edit)
+        some, twice, *pans, edit, branch = (Button(press, view.id, said, 0) for press, said in ALWAYS.items())
+        seldom = tuple(Button(press, view.id, BEYOND[press], 0) for press in beyond(view, 0) if press not in ALWAYS)
+        return (subtle, strong, some, twice, branch), (*pans, edit), *((seldom,) if seldom else ())
     ups = tuple(Button("up", view.id, f"U{shot.index + 1}", shot.index) for shot in view.pictures)
     varies = tuple(Button("vary", view.id, f"V{shot.index + 1}", shot.index) for shot in view.pictures)
     more = (Button("more", view.id, "More…"),) if varies else ()

@@ -33,7 +33,7 @@ from bot.images.pictures import Pictures
 from bot.prompt import parse, recipe
 from bot.prompt.possible import check_possible
 from bot.refused import Refused
-from bot.store import Record, Store, reads
+from bot.store import Record, Store
 from bot.views import Member
 from engine.job import Frame, Job, Recipe, Share, Warm, cost
 
@@ -70,7 +70,7 @@ def develop(
 def _develop(
     prompt: str, options: Mapping[str, object], data: Path, bringing: Bringing, film: bool, screen: Screen
 ) -> Developed:
-    start = _origin(bringing)
+    start = _origin(bringing, screen)
     family, warm = _warm(_model(prompt, options), data, screen)
     made = _recipe(prompt, {**options, "model": None}, warm, screen, start)
     return _run(made, start.contents if start else {}, family, warm, film, screen)
@@ -125,8 +125,8 @@ def _told(sentence: str, screen: Screen) -> Callable[[float], None]:
     return lambda done: screen.load(sentence, round(100 * done))
 
 
-def _origin(bringing: Bringing) -> Origin | None:
-    """The pictures, read as the studio reads them."""
+def _origin(bringing: Bringing, screen: Screen) -> Origin | None:
+    """The pictures, read as the studio reads them, and what was done to them said as it says it."""
     if not bringing.images:
         return None
     contents, mask = bringing.pictures(), bringing.painted()
@@ -138,7 +138,10 @@ def _origin(bringing: Bringing) -> Origin | None:
         finally:
             await intake.close()
 
-    return asyncio.run(brought())
+    start = asyncio.run(brought())
+    for note in start.notes:
+        screen.say(note)
+    return start
 
 
 def _recipe(
@@ -176,12 +179,8 @@ async def _branching(store: Store, settings: Settings, rung: Rung) -> tuple[Reco
         raise Refused(f"There is no job {rung.job} here to branch from.")
     if said := reason("branch", TERMINAL, record):
         raise Refused(said, 403)
-    pictures = Pictures(settings.pictures)
-    await Gallery(store, pictures).stored(rung.job, rung.image)
-    for one in await store.ask(reads.stored, [rung.job]):
-        if one.kind == "ladder" and one.image == rung.image:
-            return record, await pictures.get(one.sha256)
-    raise Refused("This picture has no ladder to branch from.")
+    gallery = Gallery(store, Pictures(settings.pictures))
+    return record, await gallery.read(await gallery.ladder(rung.job, rung.image))
 
 
 def _job(made: Recipe, warm: Warm, film: bool) -> Job:

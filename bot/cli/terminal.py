@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,14 @@ from rich.console import Console
 from bot.cli import remote
 from bot.cli.bringing import Bringing
 from bot.cli.developed import Developed, Undeveloped, as_json, check_folder, save
+from bot.cli.own_options import meant
 from bot.cli.running import find
 from bot.cli.screen import Screen
 from bot.prompt import parse
+from bot.prompt.own import STANDS, foreign
+from bot.prompt.permutations import literally
 from bot.refused import Refused
+from bot.sentences import shortened
 from bot.web.auth import terminal_key
 from engine.job import MAX_COUNT
 
@@ -45,10 +50,12 @@ class Wish:
 def run(wish: Wish, settings: Settings) -> int:
     """Develops, writes and prints; the exit code. Raises `Refused` for what is the caller's business."""
     console = Console(file=sys.stderr if wish.as_json or not sys.stdout.isatty() else sys.stdout)
-    count = _count(wish)
+    wish, count, notes = _read(wish, meant(wish.prompt, settings))
     check_folder(wish.out)
     try:
         with Screen(console, count) as screen:
+            for note in notes:
+                screen.say(note)
             developed = _develop(wish, settings, screen)
     except Undeveloped as error:
         sys.stderr.write(f"darkroom: {error}\n")
@@ -62,13 +69,20 @@ def run(wish: Wish, settings: Settings) -> int:
     return 0
 
 
-def _count(wish: Wish) -> int:
-    """How many pictures the grammar reads in it. Refuses what the grammar refuses, and more than one job."""
+def _read(wish: Wish, own: Mapping[str, str]) -> tuple[Wish, int, list[str]]:
+    """The wish with what the options in it stand for, how many pictures the grammar reads in it, and what is said of
+    these options. Refuses what the grammar refuses, and more than one job.
+    """
     options = {**wish.options, "model": None} if _elsewhere(wish) else wish.options
-    first, *others = parse(wish.prompt, None, options=options, wordless=wish.bringing.anything).requests
+    parsed = parse(wish.prompt, None, options=options, wordless=wish.bringing.anything, own=own)
+    first, *others = parsed.requests
     if others:
         raise Refused(f"This makes {1 + len(others)} jobs, and a terminal develops one at a time: choose one.")
-    return first.count or (1 if wish.bringing.branch else MAX_COUNT)
+    count = first.count or (1 if wish.bringing.branch else MAX_COUNT)
+    if not own:
+        return wish, count, []
+    said = [STANDS.format(name, shortened(own[name], 100)) for name in foreign(wish.prompt)]
+    return replace(wish, prompt=literally(first.text)), count, said
 
 
 def _elsewhere(wish: Wish) -> bool:

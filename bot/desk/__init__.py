@@ -9,6 +9,7 @@ from bot.desk.deliveries import Deliveries
 from bot.desk.export import Export
 from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
+from bot.desk.options import Options
 from bot.desk.preferences import Preferences
 from bot.desk.review import Review
 from bot.desk.shelf import Shelf
@@ -23,6 +24,7 @@ class Desk:
     studio: Studio
     deliveries: Deliveries
     preferences: Preferences
+    options: Options
     administration: Administration
     review: Review
     shelf: Shelf

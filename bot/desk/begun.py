@@ -13,8 +13,10 @@ import msgspec
 from bot.desk.origin import Origin
 from bot.desk.recipes import remixed
 from bot.prompt import Request, parse
+from bot.prompt.concepts import clean
 from bot.prompt.flags import split
-from bot.prompt.permutations import literally
+from bot.prompt.own import spelt
+from bot.prompt.permutations import expand, literally
 from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
 from engine.job import Branch, Recipe, Warm, of_image
@@ -65,6 +67,19 @@ class Otherwise:
     def words(self) -> str:
         """What the new job is called by."""
         return self.old if self.text is None else " ".join(self.text.split())
+
+
+def worded(text: str, own: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """A text that asks for one job with what the member's own options stand for, and a note on each. Raises `Refused`
+    for braces that make several.
+    """
+    if not own:
+        return text, ()
+    first, *more = expand(clean(text))
+    if more:
+        raise Refused("One job at a time: leave out the braces.")
+    made, notes = spelt(first, own)
+    return literally(made), notes
 
 
 def branched(base: Recipe, ladder: str, step: int, other: Otherwise, warm: Warm, models: Sequence[str] = ()) -> Recipe:

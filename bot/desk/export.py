@@ -80,6 +80,7 @@ class Export:
             "made": self._clock(),
             "times": "seconds since 1970; costs in device-seconds",
             "preferences": chosen.preferences,
+            "options": chosen.options,
             "favourites": [{"job": job, "image": image + 1, "at": at} for job, image, at in chosen.favourites],
             "reports": [{"job": job, "at": at, "said": said} for job, at, said in chosen.reports],
             "jobs": [],

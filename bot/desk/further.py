@@ -12,6 +12,7 @@ from types import MappingProxyType
 import msgspec
 
 from bot.desk.admission import Admission
+from bot.desk.options import Options
 from bot.desk.origin import Origin
 from bot.desk.preferences import Strength
 from bot.desk.reach import permit_original
@@ -53,10 +54,10 @@ class Further:
 
     def __init__(
         self, models: Models, register: Register, gallery: Gallery, admission: Admission, starting: Starting,
-        fresh: Callable[[], int],
+        options: Options, fresh: Callable[[], int],
     ) -> None:  # fmt: skip
         self._models, self._register, self._gallery = models, register, gallery
-        self._admission, self._starting, self._fresh = admission, starting, fresh
+        self._admission, self._starting, self._options, self._fresh = admission, starting, options, fresh
 
     async def vary(
         self, job: str, index: int, member: Member, place: Place, *,
@@ -95,7 +96,8 @@ class Further:
         if strength is not None:
             seed = self._fresh()
             recipe = rerolled(recipe, seed) if index is None else varied(recipe, index, _within(strength), seed)
-        orders = await self._reworded(record, recipe, index, text, recipe.negative if negative is None else negative)
+        said, own = recipe.negative if negative is None else negative, await self._options.meant(member.id, text)
+        orders = await self._reworded(record, recipe, index, text, said, own)
         return await self._take(orders, member, place, key)
 
     async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
@@ -150,14 +152,15 @@ class Further:
         async with self._starting.kept(material, new.contents if new else None):
             return await self._admission.take(totalled(orders), member, place, key)
 
-    async def _reworded(self, record: Record, base: Recipe, index: int | None, text: str, negative: str) -> list[Order]:
+    async def _reworded(
+        self, record: Record, base: Recipe, index: int | None, text: str, negative: str, own: Mapping[str, str]
+    ) -> list[Order]:
         """An order for each permutation of other words for `base`."""
         profile = self._known(base.model)
         if profile is None:
             raise Refused(f"No worker that was ever here knows {base.model}: it cannot be remixed.")
         base, said = renewed(base, profile)
-        names = [one.warm.name for one in self._models.profiles()]
-        parsed = parse(text, None, models=names, options={"negative": negative})
+        parsed = parse(text, None, models=self._models.names(), options={"negative": negative}, own=own)
         warm = msgspec.structs.replace(profile.warm, sampler=base.sampler)
         warned = (note for one in parsed.requests for note in remarks(replace(one, steps=base.steps), warm))
         notes, parent = tuple(dict.fromkeys((*parsed.notes, *warned, *said))), (record.id, index or 0)

@@ -22,7 +22,7 @@ from bot.store.ledger import Ledger
 from bot.store.records import RELAXED
 from engine.job import Recipe
 
-HINT = "Relaxed jobs (--relax, or /prefer speed relaxed) cost nothing of it."
+HINT = "Relaxed jobs (--relax, or /relax) cost nothing of it."
 SLOWED = "Only the relaxed speed is allowed to you here: it waits longer, and costs nothing of your limits."
 OVER = {"channel": "This channel's", "guild": "This server's"}
 COSTS = {"cost_day": DAY, "cost_month": MONTH}
@@ -159,7 +159,7 @@ def _privacy(terms: Terms, preference: Preference) -> tuple[bool, tuple[str, ...
     """Nobody who prefers private results is made public by a rule: they are told before anything is made."""
     likes = preference.results == "private"
     if terms.results == "public" and likes:
-        said = "Results are public here, and you prefer private ones. To take part: /prefer results public."
+        said = "Results are public here, and you prefer private ones. To take part: /public."
         raise Refused(_with(said, terms, "results"), 403)
     if terms.results == "private" and not likes:
         return True, ("Results are private here: only you see this one.",)

@@ -13,7 +13,7 @@ from functools import partial
 
 import msgspec
 
-from bot.desk.begun import Otherwise, branched, nearest_said, one_of, single
+from bot.desk.begun import Otherwise, branched, nearest_said, one_of, single, worded
 from bot.desk.bringing import Bring, Finished, Remote
 from bot.desk.further import Further
 from bot.desk.origin import Origin, origin
@@ -24,6 +24,7 @@ from bot.images.pixels import size
 from bot.models import Profile
 from bot.orders import Order, renewed
 from bot.prompt.possible import check_possible
+from bot.prompt.request import fit
 from bot.refused import Refused
 from bot.store import Record
 from bot.views import Action, Member, Place, Ticket
@@ -55,6 +56,13 @@ class Onward(Further):
             raise Refused(f"Zoom out by {ZOOMS[0]:g} or {ZOOMS[1]:g}.")
         return await self._beyond("zoom", job, index, partial(canvas.zoomed_out, factor=factor), member, place, key)
 
+    async def square(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
+        """The picture in the middle of a square, with what may be around it."""
+        _, recipe, _ = await self._picture("zoom", job, index, member)
+        if recipe.width == recipe.height:
+            raise Refused("This picture is a square already.")
+        return await self._beyond("zoom", job, index, canvas.squared, member, place, key, shape=(1, 1))
+
     async def pan(
         self, job: str, index: int, direction: canvas.Direction, member: Member, place: Place, *,
         key: str | None = None,
@@ -64,7 +72,7 @@ class Onward(Further):
 
     async def _beyond(
         self, action: Action, job: str, index: int, make: Callable[[bytes], tuple[bytes, bytes]], member: Member,
-        place: Place, key: str | None,
+        place: Place, key: str | None, shape: tuple[int, int] | None = None,
     ) -> Ticket:  # fmt: skip
         """A canvas that is larger than the picture on it; one at a time of a member's is made."""
         record, recipe, index = await self._picture(action, job, index, member)
@@ -72,7 +80,7 @@ class Onward(Further):
             return known[0]
         async with self._starting.turn(member):
             made = await asyncio.to_thread(make, await self._gallery.picture(record.id, index))
-            return await self._begun(action, record, recipe, index, _canvas(*made), member, place, key)
+            return await self._begun(action, record, recipe, index, _canvas(*made), member, place, key, shape=shape)
 
     async def steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
         """From which steps one can branch off. Raises `Refused` (404)."""
@@ -94,14 +102,18 @@ class Onward(Further):
         material = await self._starting.ladder(record.id, index)
         at = rungs.closest(await self._gallery.branchable(record.id, index), step)
         base, said, profile = self._now(one_of(recipe, index))
-        other, names = Otherwise(record.prompt, text, options), [one.warm.name for one in self._models.profiles()]
-        made = branched(base, material.sha256, at, other, profile.warm, names)
+        text, stands = (None, ()) if text is None else await self._worded(text, member)
+        other = Otherwise(record.prompt, text, options)
+        made = branched(base, material.sha256, at, other, profile.warm, self._models.names())
         made = pinned(made) if exact and not made.bucket else made
+        notes, price = (*stands, *nearest_said(at, step), *said), cost(made, profile.warm)
         order = Order(
-            "branch", other.words, (*nearest_said(at, step), *said), made, profile.pool, cost(made, profile.warm),
-            (record.id, index), material=(material,),
+            "branch", other.words, notes, made, profile.pool, price, (record.id, index), material=(material,),
         )  # fmt: skip
         return (await self._take([order], member, place, key))[0]
+
+    async def _worded(self, text: str, member: Member) -> tuple[str, tuple[str, ...]]:
+        return worded(text, await self._options.meant(member.id, text))
 
     def _now(self, base: Recipe) -> tuple[Recipe, tuple[str, ...], Profile]:
         profile = self._known(base.model)
@@ -115,14 +127,20 @@ class Onward(Further):
 
     async def _begun(
         self, action: Action, record: Record, recipe: Recipe, index: int, start: Origin, member: Member, place: Place,
-        key: str | None, text: str | None = None, strength: float | None = None,
+        key: str | None, text: str | None = None, strength: float | None = None, shape: tuple[int, int] | None = None,
     ) -> Ticket:  # fmt: skip
-        """A job in the place of its parent's words, or other ones, that begins with pictures."""
+        """A job in the place of its parent's words, or other ones, that begins with pictures; of its parent's size, or
+        of a `shape`, width to height.
+        """
         base, said, profile = self._now(rerolled(recipe, self._fresh()))
+        if shape is not None:
+            width, height = fit(shape, profile.warm)
+            base = msgspec.structs.replace(base, width=width, height=height)
         words = record.prompt
         if text is not None:
-            names = [one.warm.name for one in self._models.profiles()]
-            request = single(text, {"negative": base.negative}, names, "job")
+            text, stands = await self._worded(text, member)
+            said = (*stands, *said)
+            request = single(text, {"negative": base.negative}, self._models.names(), "job")
             base, words = remixed(base, request, profile.warm), " ".join(request.text.split())
             strength = request.strength if strength is None else strength
         made = msgspec.structs.replace(base, start=start.forward(strength), lineage=())

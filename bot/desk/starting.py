@@ -78,11 +78,8 @@ class Starting:
 
     async def ladder(self, job: str, index: int) -> Material:
         """The ladder of a finished image that may be shown. Raises `Refused` where it has none."""
-        await self._gallery.stored(job, index)
-        for one in await self._store.ask(reads.stored, [job]):
-            if one.kind == "ladder" and one.image == index:
-                return Material("branch", one.sha256, one.bytes, one.width, one.height)
-        raise Refused("This picture has no ladder to branch from.", 404)
+        one = await self._gallery.ladder(job, index)
+        return Material("branch", one.sha256, one.bytes, one.width, one.height)
 
     async def of(self, record: Record) -> tuple[Material, ...]:
         """What a job began with, for another one that begins with the same.

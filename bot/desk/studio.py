@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from bot.access import Subject, forbidden
@@ -16,6 +16,7 @@ from bot.desk.admission import Admission
 from bot.desk.begun import begun, shaped, unused
 from bot.desk.bringing import Bring, linked
 from bot.desk.onward import Onward
+from bot.desk.options import Options
 from bot.desk.origin import Origin
 from bot.desk.recipes import pinned
 from bot.desk.register import Register
@@ -48,11 +49,11 @@ class Studio(Onward):
 
     def __init__(
         self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
-        starting: Starting, cancelling: Cancelling, steering: Steering,
+        starting: Starting, options: Options, cancelling: Cancelling, steering: Steering,
         workers: Callable[[], Mapping[str, Presence]], *,
         clock: Callable[[], float] = time.time, fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     ) -> None:  # fmt: skip
-        super().__init__(models, register, gallery, admission, starting, fresh)
+        super().__init__(models, register, gallery, admission, starting, options, fresh)
         self.feed = feed
         self.addresses: tuple[str, ...] = ()  # of the room, which sets them once it knows
         self._store, self._cancelling, self._steering = store, cancelling, steering
@@ -70,14 +71,14 @@ class Studio(Onward):
         negative, strength, stop, tile, mix, chaos, repeat, quality; `lora` adds to them.
         `bring`: pictures to begin with; then no words are needed, and without --ar they give the shape. Addresses at
         the beginning of the text are pictures too, of Discord or the room.
-        `suffix` goes behind the words of the prompt, and a note says so.
+        `suffix` goes behind the words of the prompt, and a note says so, as on each of the member's own options.
         `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
         """
         text, bring = linked(text, bring, self.addresses)
         ended = suffixed(text, suffix if text else "")
-        names = [profile.warm.name for profile in self._models.profiles()]
+        own, names = await self._options.meant(member.id, ended), self._models.names()
         default = self._models.profile(None).warm
-        parsed = parse(ended, default, models=names, options=options, wordless=bring is not None)
+        parsed = parse(ended, default, models=names, options=options, wordless=bring is not None, own=own)
         added = (ADDED.format(shortened(suffix, 100)),) if ended != text else ()
         parsed = replace(parsed, notes=(*added, *parsed.notes))
         if bring is None:
@@ -160,6 +161,10 @@ class Studio(Onward):
     async def all_shown(self, job: str) -> list[bytes]:
         """Every finished image of a job, as everybody may see it. Raises `Refused` (404)."""
         return await self._gallery.all_shown(job)
+
+    async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
+        """Two to four finished images by job and index, beside each other, labelled, as PNG. Raises `Refused`."""
+        return await self._gallery.compared(shots, labels)
 
     async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
         """How a job's images came to be, animated, at most `limit` bytes. Raises `Refused`."""

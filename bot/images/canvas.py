@@ -12,8 +12,6 @@ from typing import Literal
 from PIL import Image, ImageFilter, ImageOps
 
 from bot.images.pixels import opened, saved
-from bot.images.reading import KEPT_SIDE, PAINTED
-from bot.refused import Refused
 
 Direction = Literal["left", "right", "up", "down"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; the last two are outside
@@ -21,14 +19,6 @@ TOWARDS: dict[Direction, tuple[int, int]] = {"left": (1, 0), "right": (-1, 0), "
 HALF = 0.5  # of the picture that a pan leaves behind
 BLUR = 0.06  # of the shorter side
 OVERLAP = 0.02  # of the shorter side: the seam is drawn anew, too
-UNPAINTED = "Nothing is painted: paint over what shall be drawn anew."
-
-
-def fitted(png: bytes, width: int, height: int) -> bytes:
-    """The middle of the picture in that size and shape, as large as it goes. Raises ValueError for no size."""
-    if not (1 <= width <= 2 * KEPT_SIDE and 1 <= height <= 2 * KEPT_SIDE):
-        raise ValueError(f"{width} × {height} is no size for a picture")
-    return saved(ImageOps.fit(opened(png), (width, height), Image.Resampling.LANCZOS), "PNG")
 
 
 def zoomed_out(png: bytes, factor: float) -> tuple[bytes, bytes]:
@@ -60,17 +50,6 @@ def outside(size: tuple[int, int], box: Box) -> bytes:
     mask = Image.new("L", size, 255)
     mask.paste(0, box)
     return saved(mask, "PNG")
-
-
-def brushed(mask: bytes, size: tuple[int, int]) -> bytes:
-    """A mask of the picture's `size`, grey, as PNG. Raises `Refused` for another size, or with nothing white in it."""
-    painted = opened(mask).convert("L")
-    if painted.size != size:
-        has = f"{painted.width} × {painted.height}"
-        raise Refused(f"The mask has {has} pixels, and its picture {size[0]} × {size[1]}: both must be of one size.")
-    if painted.point([0] * PAINTED + [255] * (256 - PAINTED)).getbbox() is None:
-        raise Refused(UNPAINTED)
-    return saved(painted, "PNG")
 
 
 def _centred(inner: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:

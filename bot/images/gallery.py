@@ -26,7 +26,7 @@ LADDERS = 16  # jobs whose thumbnails, and pictures whose steps, are in memory
 DRAWN = 2  # rungs at once
 GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
-NO_LADDER = "This picture has no ladder."
+NO_LADDER = "This picture has no ladder to branch from."
 
 
 class Gallery:
@@ -56,14 +56,14 @@ class Gallery:
 
     async def picture(self, job: str, index: int) -> bytes:
         """One image as PNG."""
-        return await self._bytes(await self.stored(job, index))
+        return await self.read(await self.stored(job, index))
 
     async def shown(self, job: str, index: int) -> bytes:
         """One image as everybody may see it: blurred while it is held."""
         return await self._shown(*await self._image(job, index))
 
     async def _shown(self, one: Stored, held: bool) -> bytes:
-        content = await self._bytes(one)
+        content = await self.read(one)
         try:
             return await asyncio.to_thread(blurred, content) if held else content
         except Unreadable as error:
@@ -77,7 +77,7 @@ class Gallery:
 
     async def behind(self, job: str, index: int) -> bytes:
         """One image as it is, held or not: for whoever decides about it, and nobody else."""
-        return await self._bytes((await self._image(job, index))[0])
+        return await self.read((await self._image(job, index))[0])
 
     async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
         """How the images came to be, animated, at most `limit` bytes. Raises also (422) where that kind is not made."""
@@ -104,7 +104,7 @@ class Gallery:
     async def there_and_back(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
         """One image on its way into noise, then how it came to be, at most `limit` bytes."""
         check_kind(kind)
-        limit, parts = min(limit, LIMIT), [await self.stored(job, index), await self._ladder(job, index)]
+        limit, parts = min(limit, LIMIT), [await self.stored(job, index), await self.ladder(job, index)]
 
         def make(contents: Sequence[bytes]) -> bytes:
             picture, ladder = contents
@@ -114,12 +114,28 @@ class Gallery:
 
     async def branchable(self, job: str, index: int) -> tuple[int, ...]:
         """The steps at which one can branch off from an image, rising; empty where its ladder keeps no latents."""
-        one = await self._ladder(job, index)
+        one = await self.ladder(job, index)
 
         async def make() -> tuple[int, ...]:
-            return await asyncio.to_thread(rungs.branchable, await self._bytes(one))
+            return await asyncio.to_thread(rungs.branchable, await self.read(one))
 
         return await self._steps.of((one.sha256,), make)
+
+    async def ladder(self, job: str, index: int) -> Stored:
+        """That of one image that may be shown."""
+        await self.stored(job, index)
+        _, kept = await self._store.ask(reviews.kept, job)
+        for one in kept:
+            if one.kind == "ladder" and one.image == index:
+                return one
+        raise Refused(NO_LADDER, 404)
+
+    async def read(self, one: Stored) -> bytes:
+        """Its bytes."""
+        try:
+            return await self._pictures.get(one.sha256)
+        except Missing as error:
+            raise Refused(GONE, 404) from error
 
     async def sheet(self, job: str, index: int) -> bytes:
         """These steps as pictures, each with its number, as WebP."""
@@ -127,7 +143,7 @@ class Gallery:
         def make(contents: Sequence[bytes]) -> bytes:
             return labelled.contact_sheet(contents[0])
 
-        return await self._made(("sheet",), [await self._ladder(job, index)], make, rungs.UNREADABLE)
+        return await self._made(("sheet",), [await self.ladder(job, index)], make, rungs.UNREADABLE)
 
     async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
         """2 to 4 images, by job and index, side by side with a label under each, as PNG."""
@@ -145,7 +161,7 @@ class Gallery:
 
         async def made() -> bytes:
             try:
-                return await asyncio.to_thread(make, [await self._bytes(one) for one in parts])
+                return await asyncio.to_thread(make, [await self.read(one) for one in parts])
             except Unreadable as error:
                 raise Refused(otherwise, 404) from error
 
@@ -172,7 +188,7 @@ class Gallery:
         parts, _ = await self._filmed(job)
 
         async def make() -> list[bytes]:
-            return await asyncio.to_thread(film.bare, [await self._bytes(one) for one in parts])
+            return await asyncio.to_thread(film.bare, [await self.read(one) for one in parts])
 
         return await self._bare.of(tuple(one.sha256 for one in parts), make)
 
@@ -188,18 +204,3 @@ class Gallery:
         shown = {one.image for one in free}
         finals = sorted((one for one in kept if one.kind == "image" and one.image in shown), key=lambda one: one.image)
         return free, finals if len(finals) == len(free) else []
-
-    async def _ladder(self, job: str, index: int) -> Stored:
-        """That of one image that may be shown."""
-        await self.stored(job, index)
-        _, kept = await self._store.ask(reviews.kept, job)
-        for one in kept:
-            if one.kind == "ladder" and one.image == index:
-                return one
-        raise Refused(NO_LADDER, 404)
-
-    async def _bytes(self, one: Stored) -> bytes:
-        try:
-            return await self._pictures.get(one.sha256)
-        except Missing as error:
-            raise Refused(GONE, 404) from error

@@ -2,7 +2,8 @@
 
 Knows how a prompt is written; knows nothing of members, limits, or how a picture is made. Its parts: `concepts` cleans
 and weighs the words, `permutations` expands braces, `flags` finds flags, `values` reads them (with `samplers` and
-`loras`), `request` is the outcome, and `possible` what a model refuses. Emphasis, as in `(word:1.2)`, stays as it is.
+`loras`), `own` puts in what a member's own flags stand for, `request` is the outcome, and `possible` what a model
+refuses. Emphasis, as in `(word:1.2)`, stays as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bot.prompt.concepts import WORDLESS, clean, concepts
 from bot.prompt.flags import OURS, THEIRS, split
 from bot.prompt.loras import merged
+from bot.prompt.own import spelt
 from bot.prompt.permutations import MAX_JOBS, expand
 from bot.prompt.request import Request, recipe, remarks
 from bot.prompt.values import read
@@ -42,18 +44,20 @@ class Parsed:
 
 def parse(
     text: str, defaults: Warm | None, *, models: Sequence[str] = (), options: Mapping[str, object] | None = None,
-    wordless: bool = False,
+    wordless: bool = False, own: Mapping[str, str] | None = None,
 ) -> Parsed:  # fmt: skip
     """`text` as requests. `defaults`: the model that is used where none is named, None when no worker is online.
 
     `options` are a front end's own fields, by the names of Request (`steps`, `ar` as "16:9" or a pair, `negative`, …):
     they win over flags; None, "" and False count as absent. `wordless`: no words are needed.
+    `own`: what the member's own flags stand for, by name.
     Raises `Refused`: one sentence about the first mistake.
     """
     prompts = expand(clean(text))
     notes = [f"The braces make {jobs(len(prompts))}."] if len(prompts) > 1 else []
     requests: list[Request] = []
-    for prompt in prompts:
+    for prompt, stands in (spelt(prompt, own or {}) for prompt in prompts):
+        notes += stands
         request, said = _request(prompt, models, options or {}, wordless)
         requests += [request] * request.repeat
         notes += said

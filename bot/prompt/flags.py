@@ -111,6 +111,30 @@ def split(text: str) -> tuple[str, tuple[Given, ...]]:
     return " ".join(" ".join(words).split()), tuple(flags)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A flag where it stands: its name as it is written but in lower case, all of it up to the next flag, and what
+    follows the name.
+    """
+
+    name: str
+    text: str
+    after: str
+
+
+def pieces(text: str) -> tuple[str, tuple[Piece, ...]]:
+    """What stands before the first flag of `text`, and all flags in order, whether or not anybody knows them."""
+    starts = list(_START.finditer(text))
+    ends = [*(start.start() for start in starts), len(text)]
+    found = zip(starts, ends[1:], strict=True)
+    return text[: ends[0]], tuple(Piece(at[1].lower(), text[at.start() : to], text[at.end() : to]) for at, to in found)
+
+
+def is_known(name: str) -> bool:
+    """Whether it is a flag of ours or of Midjourney's, or another name for one."""
+    return name in OURS or name in ALIASES or name in THEIRS
+
+
 @lru_cache(maxsize=2048)  # a job is called the same with each of its previews
 def title(text: str) -> str:
     """What a job of the prompt `text` is called: its words without emphasis, with what they steer away from, and no

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from bot.store import options
 from bot.store.members import preferences
 from bot.store.reads import records, stored
 from bot.store.records import Record, Stored
@@ -19,9 +20,12 @@ KNOWN = ("guild", "channel", "message")  # of a place; tokens are nobody's busin
 
 @dataclass(frozen=True)
 class Chosen:
-    """What hangs on the member and on no job: preferences, favourites as (job, image, when), and their own reports."""
+    """What hangs on the member and on no job: preferences, options by name, favourites as (job, image, when), and their
+    own reports.
+    """
 
     preferences: dict[str, object]
+    options: dict[str, str]
     favourites: list[tuple[str, int, float]]
     reports: list[tuple[str, float, str]]
 
@@ -33,6 +37,7 @@ def chosen(connection: Connection, member: str) -> Chosen:
     mine = said.where(incidents.c.actor == member, incidents.c.kind == "report").order_by(incidents.c.id)
     return Chosen(
         preferences(connection, member),
+        options.of(connection, member),
         [(row.job, row.image, row.at) for row in connection.execute(liked.order_by(favourites.c.at))],
         [(row.job, row.at, row.said) for row in connection.execute(mine)],
     )

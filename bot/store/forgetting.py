@@ -14,9 +14,10 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, up
 
 from bot.states import State
 from bot.store import heirs
+from bot.store.choices import options, preferences
 from bot.store.deleting import withdraw
 from bot.store.keeping import BATCH, note
-from bot.store.tables import accounts, favourites, incidents, jobs, places, preferences
+from bot.store.tables import accounts, favourites, incidents, jobs, places
 from bot.store.traces import departures, gone
 
 TOLD = ("word", "blocked", "report", "held")  # notes of what a member did as one; the others are decisions
@@ -65,12 +66,13 @@ def take(connection: Connection, one: Departure, now: float) -> list[str]:
 
 
 def forget(connection: Connection, one: Departure) -> None:
-    """What hangs on the member and on no job of theirs: preferences, favourites, and their name in what was noted."""
+    """What hangs on the member and on no job of theirs: what they chose, and their name in what was noted."""
     liked = [favourites.c.member == one.member, favourites.c.at <= one.asked]
     if one.guild:
         liked.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == one.guild)))
     else:
         connection.execute(preferences.delete().where(preferences.c.member == one.member))
+        connection.execute(options.delete().where(options.c.member == one.member))
     connection.execute(favourites.delete().where(*liked))
     noted = [incidents.c.actor == one.member, incidents.c.at <= one.asked]
     noted += [incidents.c.guild == one.guild] if one.guild else []

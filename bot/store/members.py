@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, bindparam, select
 
+from bot.store.choices import preferences as chosen
 from bot.store.tables import favourites
-from bot.store.tables import preferences as chosen
 
 MOST = 500  # favourites that are listed
 _CHOSEN = select(chosen.c["values"]).where(chosen.c.member == bindparam("member"))

@@ -231,13 +231,6 @@ incidents = Table(  # what moderators want to know: refused words, blocks, repor
     Index("incidents_actor", "actor", "kind", "at"),
 )
 
-preferences = Table(
-    "preferences",
-    metadata,
-    Column("member", String(64), primary_key=True),
-    Column("values", JSON, nullable=False),
-)
-
 favourites = Table(
     "favourites",
     metadata,

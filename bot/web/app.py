@@ -15,11 +15,10 @@ import jinja2
 from aiohttp import web
 
 from bot.config import Settings
-from bot.desk.review import Review
-from bot.desk.studio import Studio
+from bot.desk import Desk
 from bot.lines import Lines
 from bot.scrape import Scrape
-from bot.web import api, body, decisions, door, live, metrics, onward, prints, views, why
+from bot.web import api, body, decisions, door, live, metrics, onward, prefer, prints, views, why
 from bot.web.auth import Door, Gate, key_of
 from bot.web.grids import Grids
 from bot.web.told import Texts
@@ -31,18 +30,18 @@ TEMPLATES = ("base.html", "room.html", "dialogs.html", "discord.html", "enter.ht
 
 
 def open_chatroom(
-    settings: Settings, studio: Studio, review: Review, warming: asyncio.Event | None = None,
-    scrape: Scrape | None = None,
+    settings: Settings, desk: Desk, warming: asyncio.Event | None = None, scrape: Scrape | None = None,
 ) -> web.Application:  # fmt: skip
-    """The chatroom over this studio. Creates the room's key in the data folder at the first start.
+    """The chatroom over this desk. Creates the room's key in the data folder at the first start.
 
     `warming` is set for as long as an engine that was started with the room is on its way. `scrape` makes the page of
     metrics; without one there is none.
     """
     app = web.Application(middlewares=[door.errors, door.entrance], client_max_size=MOST_BYTES)
-    app[live.STUDIO] = studio
-    studio.addresses = _named(settings)
-    app[decisions.REVIEW] = review
+    app[live.STUDIO] = desk.studio
+    desk.studio.addresses = _named(settings)
+    app[decisions.REVIEW] = desk.review
+    app[prefer.OPTIONS] = desk.options
     app[live.WARMING] = warming or asyncio.Event()
     app[live.CLOSING] = asyncio.Event()
     app[live.STREAMS] = set()
@@ -56,7 +55,7 @@ def open_chatroom(
     app[views.IN_DISCORD] = settings.discord_token is not None
     _furnish(app)
     app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *decisions.routes(), *live.routes()])
-    app.add_routes([*onward.routes(), *why.routes()])
+    app.add_routes([*onward.routes(), *why.routes(), *prefer.routes()])
     if scrape is not None:
         app[metrics.SCRAPE] = scrape
         app.add_routes(metrics.routes())

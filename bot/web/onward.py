@@ -26,9 +26,10 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Zoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /api/jobs/{id}/zoom/{n}`."""
+    """The body of `POST /api/jobs/{id}/zoom/{n}`. `square`: as far as it takes to become one, whatever the factor."""
 
     factor: float = 2.0
+    square: bool = False
 
 
 class Pan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +84,8 @@ async def zoom(request: web.Request) -> web.Response:
     """The picture smaller, with what may be around it."""
     view, index = await permitted(request, "zoom"), index_of(request)
     said, who = await body_of(request, Zoom), (member_of(request), place_of(request))
+    if said.square:
+        return made_of(await request.app[STUDIO].square(view.id, index, *who, key=key_of(request)))
     return made_of(await request.app[STUDIO].zoom(view.id, index, said.factor, *who, key=key_of(request)))
 
 

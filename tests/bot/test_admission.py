@@ -24,7 +24,7 @@ HERA = Member("discord:3", "Hera", "g", house=True)
 BOB = Member("discord:5", "Bob", "g", roles=("9", "8"), channel="7")
 HERE = Place("web", {"room": "1"})
 EVERYBODY = "This server's admins set that for everybody here."
-HINT = "Relaxed jobs (--relax, or /prefer speed relaxed) cost nothing of it."
+HINT = "Relaxed jobs (--relax, or /relax) cost nothing of it."
 
 
 @pytest.fixture(autouse=True)
@@ -275,7 +275,7 @@ async def test_who_sees_results(workplace):
     assert await private()
     await desk.set(OLGA, "guild", "", "results", "public")
     assert (await refusal(private())).sentence == (
-        f"Results are public here, and you prefer private ones. To take part: /prefer results public. {EVERYBODY}"
+        f"Results are public here, and you prefer private ones. To take part: /public. {EVERYBODY}"
     )
     await house.desk.preferences.prefer(BOB.id, "results", "public")
     assert not await private()

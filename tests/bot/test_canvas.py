@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bot.images import canvas
-from bot.images.pixels import Unreadable, opened, saved
-from bot.refused import Refused
+from bot.images.pixels import opened, saved
 
 Pixels = np.ndarray[Any, Any]
 SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))
@@ -94,32 +93,6 @@ def test_squared() -> None:
     made, mask = canvas.squared(picture(40, 40))
     assert (seen(made) == seen(picture(40, 40))).all()
     assert not white(mask).any()
-
-
-@given(SIZES, SIZES)
-@settings(max_examples=40, deadline=None)
-def test_fitted(size: tuple[int, int], wanted: tuple[int, int]) -> None:
-    assert opened(canvas.fitted(picture(*size), *wanted)).size == wanted
-
-
-def test_fitted_keeps_the_middle() -> None:
-    made = seen(canvas.fitted(picture(96, 48), 48, 48))
-    assert np.abs(made - seen(picture(96, 48))[:, 24:72]).max() <= 1
-    for size in ((0, 9), (9, -1), (9, 10**6)):
-        with pytest.raises(ValueError, match="no size"):
-            canvas.fitted(picture(), *size)
-
-
-def test_a_mask_that_a_browser_drew() -> None:
-    drawn = Image.new("L", (64, 48), 0)
-    drawn.paste(255, (3, 4, 9, 8))
-    assert opened(canvas.brushed(saved(drawn.convert("RGB"), "PNG"), (64, 48))).convert("L").getbbox() == (3, 4, 9, 8)
-    with pytest.raises(Refused, match="Nothing is painted: paint over what"):
-        canvas.brushed(saved(Image.new("L", (64, 48), 127), "PNG"), (64, 48))
-    with pytest.raises(Refused, match="The mask has 64 × 48 pixels, and its picture 48 × 64"):
-        canvas.brushed(saved(drawn, "PNG"), (48, 64))
-    with pytest.raises(Unreadable):
-        canvas.brushed(b"hello", (64, 48))
 
 
 def test_what_is_no_zoom_and_no_pan() -> None:

@@ -75,7 +75,7 @@ OF_ONE: dict[str, Ask] = {
     "dissolve": lambda gallery, job, index: gallery.dissolve(job, index),
     "there_and_back": lambda gallery, job, index: gallery.there_and_back(job, index),
     "sheet": lambda gallery, job, index: gallery.sheet(job, index),
-    "branchable": lambda gallery, job, index: gallery.branchable(job, index),
+    "ladder": lambda gallery, job, index: gallery.ladder(job, index),
     "compared": lambda gallery, job, index: gallery.compared([(job, index), (job, index)], ["a", "b"]),
 }
 ONE = pytest.mark.parametrize("ask", OF_ONE.values(), ids=OF_ONE.keys())
@@ -182,12 +182,14 @@ async def test_where_there_is_nothing_that_is_said(shelves: Shelves, ask: Ask) -
         assert refused.value.status == 404
 
 
-@pytest.mark.parametrize("name", ["there_and_back", "sheet", "branchable"])
+@pytest.mark.parametrize("name", ["there_and_back", "sheet"])
 async def test_a_picture_without_a_ladder(shelves: Shelves, name: str) -> None:
     bare, spoilt = await shelves.job(ladders=False), await shelves.job(spoilt=True)
     with pytest.raises(Refused) as refused:
         await OF_ONE[name](shelves.gallery, bare, 0)
     assert (refused.value.sentence, refused.value.status) == (NO_LADDER, 404)
+    with pytest.raises(Refused, match="no ladder"):
+        await shelves.gallery.ladder(bare, 0)
     with pytest.raises(Refused) as refused:
         await OF_ONE[name](shelves.gallery, spoilt, 0)
     assert refused.value.status == 404

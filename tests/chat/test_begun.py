@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from PIL import Image
 from simcord.components import walk_components
 
 from bot.chat import brought
@@ -15,7 +17,7 @@ from bot.refused import Refused
 from bot.views import Member, Place
 from chat.jobs import made
 from chat.pictures import png
-from chat.staff import fields, ids, text
+from chat.staff import fields, ids, said, text
 from engine.job import Branch, Forward
 
 pytestmark = pytest.mark.asyncio
@@ -115,6 +117,40 @@ async def test_more_under_a_grid_goes_on_from_each_of_its_pictures(open_world: A
             assert (view.action, view.parent, view.member_name) == (action, (job, 1), "bob")
             assert view.recipe.start.mask
             assert " 2" in card.content
+
+
+async def test_a_wide_picture_becomes_a_square_and_a_square_stays_one(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await world.ended(
+            await world.alice.slash(world.channel, "imagine", prompt="a lamp", image=PICTURE, count=1)
+        )
+        wide = await newest(world)
+        assert wide.recipe.width == 2 * wide.recipe.height
+        menus = await world.bob.click(grid, label="More…")
+        await world.ended(await world.bob.select(menus.response, ["square"], custom_id=f"onward:{wide.id}:0"))
+        view = await newest(world)
+        assert (view.action, view.parent) == ("zoom", (wide.id, 0))
+        assert (view.recipe.width, view.recipe.height) == (64, 64)
+        assert view.recipe.start.mask
+        with pytest.raises(Refused, match="a square already"):
+            await world.studio.square(view.id, 0, Member("local:ann", "Ann", "local"), Place("web"))
+
+
+async def test_a_picture_is_shown_beside_the_one_that_it_was_made_from(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2)
+        varied = await world.ended(await world.alice.click(grid, label="V2"))
+        view = await newest(world)
+        menus = await world.bob.click(varied, label="More…")
+        shown = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
+        assert shown.ephemeral
+        assert text(shown).startswith("Before: **red apple**\nAfter: **")
+        (attachment,) = shown.response.attachments
+        with Image.open(io.BytesIO(world.env.backend.cdn.get(attachment.url))) as both:
+            assert both.width > both.height
+        await world.client.desk.moderation.delete(view.parent[0], Member(view.member_id, "alice", view.guild))
+        gone = await world.bob.select(menus.response, ["compare"], custom_id=f"onward:{view.id}:1")
+        assert "🚫" in said(gone)
 
 
 async def test_two_presses_in_a_row_make_one_job(open_world: Any) -> None:

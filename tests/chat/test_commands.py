@@ -19,11 +19,13 @@ from bot.chat.commands import offered
 from bot.chat.commands.counted import characters, rows
 from bot.chat.commands.help import NAMES, told
 from bot.chat.commands.languages import GERMAN
+from bot.chat.commands.own import everything as listed
 from bot.chat.commands.prefer import everything
 from bot.chat.commands.registered import COMMANDS, registered
 from bot.chat.permitted import COMMANDS as ASKED
 from bot.chat.rows import SIGNS
 from bot.chat.which import CHOICE, OFFERED
+from bot.desk.options import MOST
 from bot.desk.preferences import NAMES as PREFERENCES
 from bot.desk.preferences import Preference
 from bot.models import SHIPPED
@@ -173,20 +175,29 @@ async def test_what_members_read_is_translated_and_nothing_else_is() -> None:
 def test_help_names_each_command_and_opens_it_where_its_id_is_known() -> None:
     plain = told(lambda name: f"`/{name}`", staff=True)
     assert all(f"`/{name}`" in plain for name in NAMES)
-    assert set(NAMES) == MEMBERS - {"help"} - SHORT
+    assert {name.partition(" ")[0] for name in NAMES} == MEMBERS - {"help"} - SHORT
     assert len(told(lambda name: f"</{name}:1234567890123456789>", staff=True)) <= 2000
     assert "settings" not in told(lambda name: name, staff=False)
     assert all(sign in plain for sign in (*SIGNS.values(), "**U**", "**V**", "✉️", "❌"))
 
 
 def test_the_preferences_say_how_to_change_one() -> None:
-    said = everything(Preference(), "</prefer:17>").split("\n")
+    said = everything(Preference(), lambda name: f"</{name}:17>").split("\n")
     assert len(said) == len(PREFERENCES) + 2
-    assert said[-1].startswith("-# </prefer:17> with a name and a value changes one")
+    assert said[-1].startswith("-# </prefer set:17> with a name and a value changes one")
+
+
+def test_however_many_flags_of_ones_own_there_are_they_are_one_message() -> None:
+    many = {f"{'x' * 22}{n:02}": "*" * 500 for n in range(MOST)}
+    said = listed(many, "</prefer option set:1234567890123456789>")
+    assert len(said) <= 2000
+    assert said.count("`--") == MOST
 
 
 def test_every_preference_is_explained() -> None:
-    prefer = next(command for command in COMMANDS if command.name == "prefer")
+    group = next(command for command in COMMANDS if command.name == "prefer")
+    assert isinstance(group, discord.app_commands.Group)
+    prefer = group.get_command("set")
     assert isinstance(prefer, discord.app_commands.Command)
     (name,) = [parameter for parameter in prefer.parameters if parameter.name == "name"]
     assert [choice.value for choice in name.choices] == list(PREFERENCES)

@@ -38,7 +38,7 @@ REFUSALS = (  # how the sentences of the table begin, as they are shown
 )
 OF_PICTURES: tuple[Press, ...] = (
     "up", "vary", "subtle", "strong", "favour", "approve", "deny", "zoomsome", "zoomtwice", "panleft", "panright",
-    "panup", "pandown", "edit", "branch",
+    "panup", "pandown", "edit", "branch", "square", "compare",
 )  # fmt: skip
 DESTROYING: tuple[Press, ...] = ("erase",)
 
@@ -49,6 +49,7 @@ BUTTONS: Mapping[Press, Action] = {
     "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
     "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
     "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
+    "square": "zoom", "compare": "details",
 }  # fmt: skip
 FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 # What each command does; those with options get these, {job} being the job that is acted on.
@@ -65,7 +66,13 @@ COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "queue": ("queue", {}),
     "mine": ("mine", {}),
     "info": ("info", {}),
-    "prefer": ("prefer", {}),
+    "prefer show": ("prefer", {}),
+    "prefer set": ("prefer", {"name": "speed", "value": "fast"}),
+    "prefer suffix": ("prefer", {}),
+    "prefer remix": ("prefer", {}),
+    "prefer auto_dm": ("prefer", {}),
+    "prefer option set": ("prefer", {"name": "mine", "value": "--ar 3:2"}),
+    "prefer option list": ("prefer", {}),
     "help": ("help", {}),
     "my-data": ("export", {}),
     "forget-me": ("forget", {}),

@@ -258,28 +258,26 @@ async def test_info_of_a_job_has_parameters_to_copy(open_world: Any) -> None:
 
 async def test_prefer_shows_sets_and_sets_back(open_world: Any) -> None:
     async with open_world() as world:
-        shown = await world.alice.slash(world.channel, "prefer")
+        shown = await world.alice.slash(world.channel, "prefer show")
         assert shown.ephemeral
         assert "`ping` **on**" in text(shown)
         assert "`speed` **fast**" in text(shown)
-        chosen = await world.alice.slash(world.channel, "prefer", name="speed", value="Relaxed")
+        chosen = await world.alice.slash(world.channel, "prefer set", name="speed", value="Relaxed")
         assert "**relaxed**" in text(chosen)
         assert (await world.house.desk.preferences.of(f"discord:{world.alice.id}")).speed == "relaxed"
-        assert "**fast**" in text(await world.bob.slash(world.channel, "prefer", name="speed"))
-        back = await world.alice.slash(world.channel, "prefer", name="speed")
+        assert "**fast**" in text(await world.bob.slash(world.channel, "prefer set", name="speed"))
+        back = await world.alice.slash(world.channel, "prefer set", name="speed")
         assert "**fast**" in text(back)
-        wrong = await world.alice.slash(world.channel, "prefer", name="ping", value="perhaps")
+        wrong = await world.alice.slash(world.channel, "prefer set", name="ping", value="perhaps")
         assert "🚫" in text(wrong)
         assert "on or off" in text(wrong)
-        nameless = await world.alice.slash(world.channel, "prefer", value="on")
-        assert "Choose a name" in text(nameless)
 
 
 async def test_prefer_offers_what_the_chosen_one_can_be(open_world: Any) -> None:
     async with open_world() as world:
 
         async def offered(name: str, typed: str = "") -> list[str]:
-            found = await world.alice.autocomplete(world.channel, "prefer", "value", typed, name=name)
+            found = await world.alice.autocomplete(world.channel, "prefer set", "value", typed, name=name)
             return [choice["value"] for choice in found]
 
         assert await offered("speed") == ["fast", "relaxed"]
@@ -290,7 +288,7 @@ async def test_prefer_offers_what_the_chosen_one_can_be(open_world: Any) -> None
 
 async def test_a_suffix_goes_behind_the_words_and_is_said(open_world: Any) -> None:
     async with open_world() as world:
-        await world.alice.slash(world.channel, "prefer", name="suffix", value="pale, at dawn --no fog")
+        await world.alice.slash(world.channel, "prefer set", name="suffix", value="pale, at dawn --no fog")
         result = await world.alice.slash(world.channel, "imagine", prompt="red apple --no worm --seed 5")
         assert "Your suffix was added" in text(result)
         await world.ended(result)
@@ -301,6 +299,46 @@ async def test_a_suffix_goes_behind_the_words_and_is_said(open_world: Any) -> No
         assert "suffix" not in text(again), "it is there already"
         other = await world.bob.slash(world.channel, "imagine", prompt="red apple")
         assert "suffix" not in text(other)
+
+
+async def test_switches_and_a_suffix_are_called_as_in_midjourney(open_world: Any) -> None:
+    async with open_world() as world:
+        preferences, me = world.house.desk.preferences, f"discord:{world.alice.id}"
+        for command, name in (("prefer remix", "remix"), ("prefer auto_dm", "direct")):
+            for on in (True, False):
+                result = await world.alice.slash(world.channel, command)
+                assert result.ephemeral
+                assert ("**on**" if on else "**off**") in text(result)
+                assert getattr(await preferences.of(me), name) is on
+        await world.alice.slash(world.channel, "prefer suffix", value="pale")
+        assert (await preferences.of(me)).suffix == "pale"
+        assert "**none**" in text(await world.alice.slash(world.channel, "prefer suffix"))
+
+
+async def test_flags_of_ones_own_are_set_listed_used_and_deleted(open_world: Any) -> None:
+    async with open_world() as world:
+        none = await world.alice.slash(world.channel, "prefer option list")
+        assert none.ephemeral
+        assert "no option of your own yet" in text(none)
+        chosen = await world.alice.slash(
+            world.channel, "prefer option set", name="mine", value="pale `one` --seed 5 --count 1"
+        )
+        assert chosen.ephemeral
+        assert "From now on: `--mine` stands for **pale" in text(chosen)
+        result = await world.alice.slash(world.channel, "imagine", prompt="red apple --mine")
+        assert "--mine stands for" in text(result)
+        await world.ended(result)
+        view = await newest(world)
+        assert (view.prompt, view.recipe.seed) == ("red apple pale `one` --seed 5 --count 1", 5)
+        assert "no flag --mine" in text(await world.bob.slash(world.channel, "imagine", prompt="red apple --mine"))
+        (offer,) = await world.alice.autocomplete(world.channel, "prefer option set", "name", "mi")
+        assert offer["value"] == "mine"
+        assert "`--mine`" in text(await world.alice.slash(world.channel, "prefer option list"))
+        wrong = await world.alice.slash(world.channel, "prefer option set", name="other", value="--steps 9999")
+        assert "--steps 9999 is not possible" in text(wrong)
+        gone = await world.alice.slash(world.channel, "prefer option set", name="mine")
+        assert "`--mine` is deleted" in text(gone)
+        assert "no option --mine" in text(await world.alice.slash(world.channel, "prefer option set", name="mine"))
 
 
 # /reproduce
@@ -352,7 +390,7 @@ async def test_anothers_private_job_and_another_servers_are_out_of_reach(open_wo
             assert "another server" in text(refused)
             assert "apple" not in text(refused)
         assert await dora.autocomplete(room, "reproduce", "job", "") == []
-        await world.alice.slash(world.channel, "prefer", name="results", value="private")
+        await world.alice.slash(world.channel, "prefer set", name="results", value="private")
         hidden = await world.alice.slash(world.channel, "imagine", prompt="secret plum")
         await world.until(lambda: len(world.painter.done) == 2)
         secret = await newest(world)
@@ -410,7 +448,7 @@ async def test_what_has_no_film_says_so(open_world: Any) -> None:
 async def test_help_can_be_tapped_and_tells_staff_more(open_world: Any) -> None:
     async with open_world() as world:
         said = text(await world.alice.slash(world.channel, "help"))
-        assert len(re.findall(r"</[a-z]+:\d+>", said)) == 11
+        assert len(re.findall(r"</[a-z ]+:\d+>", said)) == 11
         assert "settings" not in said
         assert re.search(r"</settings show:\d+>", text(await a_moderator(world).slash(world.channel, "help")))
 

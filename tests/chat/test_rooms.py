@@ -77,7 +77,7 @@ async def test_every_members_command_works_in_a_direct_conversation(open_world: 
         (view,) = await world.studio.recent()
         assert "Seed: 3" in text(await user.slash("info", job=view.id))
         assert "Running: 0 of 3" in text(await user.slash("info"))
-        assert "`ping`" in text(await user.slash("prefer"))
+        assert "`ping`" in text(await user.slash("prefer show"))
         assert "/imagine" in text(await user.slash("help")) or "</imagine:" in text(await user.slash("help"))
         assert "Nothing is running" in text(await user.slash("queue"))
         assert len((await user.slash("film", job=view.id)).response.attachments) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, get_args
 
 import discord
@@ -37,12 +38,25 @@ def test_one_picture_can_be_a_favourite() -> None:
 def test_under_an_enlarged_picture_is_all_that_goes_on_from_it() -> None:
     shots = (Shot(0, "0" * 64, 256, 256),)
     view = a_view(recipe=Enlarge(source="0" * 64), action="upscale", parent=(PARENT, 2), pictures=shots)
-    varies, beyond, others = rows.finished(view)
+    varies, beyond, seldom, others = rows.finished(view)
     presses = ("subtle", "strong", "zoomsome", "zoomtwice", "branch")
     assert [button.id for button in varies] == [f"{press}:{JOB}:0" for press in presses]
     assert said(beyond) == ["← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…"]
+    assert said(seldom) == ["Compare"]
     assert said(others) == ["Remix", "❤️", "🚩", "🗑️"]
     assert others[0].id == f"remix:{JOB}:0"
+    flagged = replace(view, check=True, pictures=(Shot(0, "0" * 64, 384, 256, verdict="flagged"),))
+    _, _, seldom, *others = rows.finished(flagged)
+    assert said(seldom) == ["Make square", "Compare"]
+    assert len(others) == 2
+
+
+def test_what_goes_on_from_a_picture_depends_on_its_shape_and_on_where_it_came_from() -> None:
+    usual = tuple(press for press in rows.BEYOND if press not in ("square", "compare"))
+    assert rows.beyond(a_view(), 2) == usual
+    wide = a_view(pictures=(Shot(0, "0" * 64, 96, 64),))
+    assert rows.beyond(wide, 0) == (*usual, "square")
+    assert rows.beyond(replace(wide, action="vary", parent=(PARENT, 1)), 0) == (*usual, "square", "compare")
 
 
 @pytest.mark.parametrize("alone", [{"private": True}, {"guild": "discord:dm:1"}])

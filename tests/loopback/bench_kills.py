@@ -158,7 +158,7 @@ async def _killed(
     channel = guild.create_text_channel(f"pictures-{member.id}")
     wanted = int(point.kind in ("direct", "open direct"))
     if wanted:
-        await (await member.slash(channel, "prefer", name="direct", value="on")).taken()
+        await (await member.slash(channel, "prefer set", name="direct", value="on")).taken()
     loopback.sprung.clear()
     loopback.kill = bot.process.kill if bot.process else loopback.kill
     loopback.point = point

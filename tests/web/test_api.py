@@ -235,3 +235,17 @@ async def test_without_a_worker_it_is_said_at_once(open_room: OpenRoom) -> None:
 
 
 pytestmark = pytest.mark.asyncio
+
+
+async def test_a_visitor_notes_flags_of_their_own_and_types_them(room: Room) -> None:
+    path = "/api/prefer/options"
+    assert await room.ask("GET", path) == (200, {"options": {}})
+    mine = {"mine": "pale --seed 5 --count 1"}
+    assert await room.ask("PUT", path, {"name": "--Mine", "value": mine["mine"]}) == (200, {"options": mine})
+    job = await room.end_of(await room.imagine("red apple --mine"))
+    assert (job["prompt"], job["seed"]) == ("red apple pale --seed 5 --count 1", 5)
+    status, said = await room.ask("PUT", path, {"name": "other", "value": "--steps 9999"})
+    assert (status, said["error"]) == (422, "--steps 9999 is not possible: it takes 1 to 1000.")
+    assert (await room.ask("PUT", path, {"name": "mine", "values": ""}))[0] == 400
+    assert await room.ask("PUT", path, {"name": "mine"}) == (200, {"options": {}})
+    assert (await room.ask("PUT", path, {"name": "mine"}))[0] == 404

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bot.images.film_formats import TYPES, available
+from painter import solid
 
 if TYPE_CHECKING:
     from tests.web.conftest import Room
@@ -108,6 +109,18 @@ async def test_a_part_is_drawn_anew(room: Room) -> None:
     assert (made["action"], made["parent"]) == ("edit", {"id": job["id"], "picture": 2})
     assert made["start"] == {"pictures": 1, "strength": 0.8, "mask": True}
     assert (await send(room, address, form({"prompt": "a cat"})))[0] == 400
+
+
+async def test_a_wide_picture_is_made_a_square(room: Room) -> None:
+    room.drawers[0].paint = solid
+    job = await room.end_of(await room.imagine("terrier --ar 2:1 --count 1"))
+    address = f"/api/jobs/{job['id']}/zoom/1"
+    status, said = await room.ask("POST", address, {"square": True})
+    assert status == 201, said
+    made = await room.end_of(said["id"])
+    assert (made["action"], made["pictures"][0]["width"]) == ("zoom", made["pictures"][0]["height"])
+    status, said = await room.ask("POST", f"/api/jobs/{made['id']}/zoom/1", {"square": True})
+    assert (status, said["error"]) == (422, "This picture is a square already.")
 
 
 async def test_zoom_pan_and_branch_go_on_from_a_picture(room: Room) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from playwright.async_api import Locator, Page, expect
 
 from engine.job import Forward, Recipe
+from painter import solid
 from visitor import card_of, finished, picture_of, say, visit
 
 if TYPE_CHECKING:
@@ -194,3 +195,18 @@ async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> N
     assert sizes == [256, 256]
     await dialog.get_by_role("button", name="Close").click()
     await expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+async def test_a_wide_picture_can_be_made_a_square(page: Page, room: Room) -> None:
+    room.drawers[0].paint = solid
+    await visit(page, room)
+    card = await say(page, "terrier --ar 2:1 --count 1")
+    await finished(card)
+    await ways(card)
+    await card.get_by_role("button", name="Make picture 1 a square").click()
+    made = await card_of(page, 1)
+    await finished(made)
+    await expect(made.locator(".deed")).to_have_text("zoomed out of picture 1")
+    await ways(made)
+    await expect(made.get_by_role("button", name="Zoom out of picture 1, 2 times")).to_be_visible()
+    await expect(made.get_by_role("button", name="Make picture 1 a square")).to_have_count(0)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
-from playwright.async_api import Page, expect
+from playwright.async_api import Locator, Page, expect
 
+from engine.job import Forward, Recipe
 from visitor import card_of, finished, picture_of, visit
 
 if TYPE_CHECKING:
@@ -85,6 +86,102 @@ async def test_dropped_and_pasted_pictures_are_blended(page: Page, room: Room) -
     card = await card_of(page, 0)
     await expect(card.locator(".deed")).to_have_text("blended 3 pictures, 50 % drawn anew")
     await finished(card)
+
+
+async def forward_of(room: Room, card: Locator) -> Forward:
+    """What a message's job began with."""
+    recipe = (await room.studio.view(str(await card.get_attribute("id")).removeprefix("job-"))).recipe
+    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe.start, Forward)
+    return recipe.start
+
+
+async def stroke(page: Page) -> None:
+    """From the left to the middle of the easel, through its middle, with a brush of usual size."""
+    box = await page.get_by_role("dialog").locator("canvas").bounding_box()
+    assert box is not None
+    await page.mouse.move(box["x"], box["y"] + box["height"] / 2)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    await page.mouse.up()
+
+
+async def test_each_of_several_pictures_counts_as_much_as_its_slider_says(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await choose(page, file("one.png"))
+    await expect(page.get_by_text("How much each of them counts")).to_be_hidden()
+    await choose(page, file("two.png", png("#c33")))
+    first, second = (page.get_by_role("slider", name=f"How much picture {number} counts") for number in (1, 2))
+    await expect(first).to_have_attribute("aria-valuetext", "50 %")
+    await first.focus()
+    for _ in range(4):
+        await page.keyboard.press("ArrowLeft")
+    await second.fill("3")
+    await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])
+    await choose(page, file("three.png"))
+    await page.get_by_role("button", name="Remove picture 3: three.png").click()
+    await expect(page.locator(".weight output")).to_have_text(["25 %", "75 %"])  # what was chosen stays
+    await page.get_by_role("button", name="Imagine").click()
+    card = await card_of(page, 0)
+    await finished(card)
+    assert [one.weight for one in (await forward_of(room, card)).pictures] == [1, 3]
+
+
+async def test_a_part_of_a_brought_picture_is_painted_over(page: Page, room: Room) -> None:
+    await visit(page, room)
+    await choose(page, file("a cat.png"))
+    await page.get_by_role("button", name="Paint over a part").click()
+    dialog = page.get_by_role("dialog")
+    await stroke(page)
+    await dialog.get_by_role("button", name="Close").click()
+    await expect(page.get_by_role("button", name="Paint over a part")).to_be_focused()  # closed: nothing is kept
+    await page.keyboard.press("Enter")
+    await stroke(page)
+    await dialog.get_by_role("button", name="Keep it").click()
+    await expect(page.locator(".thumbs .stripes")).to_be_visible()
+    await expect(page.get_by_role("slider", name="How much of what is painted over is drawn anew")).to_have_value("90")
+    room.drawers[0].going.clear()
+    await page.get_by_role("button", name="Imagine").click()
+    card = await card_of(page, 0)
+    start = await forward_of(room, card)
+    assert start.mask is not None
+    with Image.open(io.BytesIO(await room.drawers[0].bus.get_blob(start.mask, 1 << 20))) as mask:
+        assert mask.size == (48, 48)
+        assert [mask.convert("L").getpixel(at) for at in ((10, 24), (10, 4), (44, 24))] == [255, 0, 0]
+    room.drawers[0].going.set()
+    await expect(card.locator(".deed")).to_have_text("began with a part of a picture, 90 % drawn anew")
+    await expect(page.locator(".start")).to_be_hidden()
+    await finished(card)
+
+
+async def test_what_is_painted_waits_while_there_are_several_and_can_be_cleared(page: Page, room: Room) -> None:
+    card = await picture_of(page, room)
+    await card.get_by_role("button", name="Go on from picture 1").click()
+    await card.get_by_role("button", name="Begin the next prompt with picture 1").click()
+    await page.get_by_role("button", name="Paint over a part").click()
+    await stroke(page)
+    await page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    await choose(page, file("other.png"))
+    await expect(page.get_by_role("alert")).to_contain_text("A part is painted over in one picture alone")
+    await expect(page.locator(".thumbs .stripes")).to_have_count(0)
+    await page.get_by_role("button", name="Remove picture 2: other.png").click()
+    await expect(page.locator(".thumbs .stripes")).to_be_visible()
+    await page.get_by_role("button", name="Imagine").click()
+    made = await card_of(page, 1)
+    await expect(made.locator(".deed")).to_contain_text("began with a part of a picture")
+    assert (await forward_of(room, made)).mask is not None
+    await finished(made)
+    await choose(page, file("a cat.png"))
+    for painting in (True, False):
+        await page.get_by_role("button", name="Paint over a part" if painting else "Change what is painted").click()
+        await (stroke(page) if painting else page.get_by_role("dialog").get_by_role("button", name="Clear").click())
+        await page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    await expect(page.get_by_role("button", name="Paint over a part")).to_be_visible()
+    await expect(page.locator(".thumbs .stripes")).to_have_count(0)
+    await page.get_by_role("button", name="Remove picture 1").click()
+    await choose(page, file("odd.png", b"\x89PNG and no more"))
+    await page.get_by_role("button", name="Paint over a part").click()
+    await expect(page.get_by_role("alert")).to_contain_text("can’t be painted over here")
 
 
 async def test_a_picture_is_taken_away_by_the_keyboard(page: Page, room: Room) -> None:

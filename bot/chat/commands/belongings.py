@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 UPLOAD = 10_000_000  # bytes that Discord takes everywhere
 FILE = "my-data.zip"
 QUESTION = """Remove everything of yours, in every server? That is {jobs} with their pictures and messages, \
-enlargements of them, your favourites and your preferences. What still runs is cancelled.
+enlargements of them, your favourites, preferences and own flags. What still runs is cancelled.
 What you used of your limits stays counted until its time is over, but without your name. Blocks, and what \
 moderators decided, stay.
 **This cannot be undone.** {copy} gives you a copy first."""

@@ -22,7 +22,7 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 
 **Under a picture**
 **U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came.
-*More…* zooms out, pans, edits a part, branches off midway.
+*More…* zooms out, pans, makes it square, edits a part, branches off midway, compares.
 ❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
 -# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
 
@@ -31,7 +31,7 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 {queue} · who is before you, and why
 {cancel} · take a job back
 {info} · your limits, and what is left
-{prefer} · pings, privacy, speed, a suffix; short: `/fast` `/relax` `/stealth` `/public`
+{prefer show} · pings, privacy, speed, a suffix, flags of your own; short: `/fast` `/relax` `/stealth` `/public`
 {reproduce} · the same picture once more
 {film} · how it came out of the noise
 {blend} · two to five pictures in one
@@ -43,8 +43,8 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 -# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its words."""
 ADMIN = "-# {settings show} · limits, words and reports of this server"
 NAMES = (
-    "imagine", "blend", "mix", "shorten", "mine", "queue", "cancel", "info", "prefer", "reproduce", "film", "my-data",
-    "forget-me",
+    "imagine", "blend", "mix", "shorten", "mine", "queue", "cancel", "info", "prefer show", "reproduce", "film",
+    "my-data", "forget-me",
 )  # fmt: skip
 
 

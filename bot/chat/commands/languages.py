@@ -96,11 +96,32 @@ GERMAN: Mapping[str, str] = MappingProxyType(
             "Deine Grenzen und was davon frei ist, Warteschlange und Rechner; oder ein Auftrag"
         ),
         "All about this one; a link, an id or a seed works too": "Alles über diesen; auch Link, Nummer oder Startwert",
-        "What you prefer: pings, direct messages, speed, private results, a suffix, …": (
-            "Was du lieber hast: Pings, Direktnachrichten, Tempo, private Bilder, einen Zusatz, …"
+        "What you prefer: pings, speed, a suffix, flags of your own, …": (
+            "Was du lieber hast: Pings, Tempo, einen Zusatz, eigene Schalter, …"
         ),
-        "Which one; without it you see them all": "Welche Einstellung; ohne siehst du alle",
+        "All that you prefer": "Alles, was du eingestellt hast",
+        "Change one: pings, direct messages, speed, private results, a suffix, …": (
+            "Stellt eines um: Pings, Direktnachrichten, Tempo, private Bilder, einen Zusatz, …"
+        ),
+        "Which one": "Welche Einstellung",
         "What it should be; without it, its default": "Was sie sein soll; ohne gilt der Vorgabewert",
+        "Words and flags that are added to every prompt of yours; without any, none are": (
+            "Worte und Schalter, die an jeden Prompt von dir angehängt werden; ohne Angabe keine"
+        ),
+        "What is added, like soft light --ar 3:2": "Was angehängt wird, etwa soft light --ar 3:2",
+        "Whether V and 🔄 ask for other words first: switches it on, or off again": (
+            "Ob V und 🔄 erst nach anderen Worten fragen: schaltet es ein oder wieder aus"
+        ),
+        "Whether finished pictures also come as direct messages: switches it on, or off again": (
+            "Ob fertige Bilder auch als Direktnachricht kommen: schaltet es ein oder wieder aus"
+        ),
+        "Flags of your own, which stand for what you often type": "Eigene Schalter für das, was du oft eingibst",
+        "Note what a flag of your own stands for; without a value it is deleted": (
+            "Merkt sich, wofür ein eigener Schalter steht; ohne Angabe wird er gelöscht"
+        ),
+        "Its name: mine is typed as --mine": "Sein Name: mine wird als --mine eingegeben",
+        "Words and flags, like soft light --ar 3:2": "Worte und Schalter, etwa soft light --ar 3:2",
+        "Your own flags, and what they stand for": "Deine eigenen Schalter, und wofür sie stehen",
         # reproduce, film, help
         "Make a picture once more: same words, same seed, same pixels": (
             "Macht ein Bild noch einmal: gleiche Worte, gleicher Startwert, gleiche Bildpunkte"

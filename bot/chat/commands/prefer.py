@@ -1,8 +1,11 @@
-"""`/prefer`: a member's own choices, shown and set. They hold in every server, for this member alone."""
+"""`/prefer`: a member's own choices, shown and set. They hold in every server, for this member alone.
+
+`suffix`, `remix`, `auto_dm` and `option` are called as in Midjourney; `set` has all choices but the options.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,6 @@ from discord.app_commands import Choice, Range
 from bot.chat.answer import member_of, say
 from bot.chat.permitted import refusing
 from bot.desk.preferences import NAMES, SUFFIX, WORDS, Preference
-from bot.refused import Refused
 from bot.sentences import quoted
 
 if TYPE_CHECKING:
@@ -33,28 +35,55 @@ ABOUT: Mapping[str, str] = MappingProxyType(
 NAMED = [Choice(name=f"{name}: {ABOUT[name]}", value=name) for name in NAMES]
 
 
-@app_commands.command(description="What you prefer: pings, direct messages, speed, private results, a suffix, …")
-@app_commands.describe(
-    name="Which one; without it you see them all", value="What it should be; without it, its default"
-)
-@app_commands.choices(name=NAMED)
-async def prefer(
-    interaction: discord.Interaction[DarkroomClient],
-    name: str | None = None,
-    value: Range[str, 1, SUFFIX] | None = None,
-) -> None:
+prefer = app_commands.Group(name="prefer", description="What you prefer: pings, speed, a suffix, flags of your own, …")
+
+
+@prefer.command(description="All that you prefer")
+async def show(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with refusing(interaction):
-        preferences, me = interaction.client.desk.preferences, member_of(interaction).id
-        if name is None and value is not None:
-            raise Refused("Which preference should that be? Choose a name too.")
-        if name is None:
-            await say(interaction, everything(await preferences.of(me), interaction.client.tree.mention("prefer")))
-            return
-        chosen = await preferences.prefer(me, name, value or "")
+        chosen = await interaction.client.desk.preferences.of(member_of(interaction).id)
+        await say(interaction, everything(chosen, interaction.client.tree.mention))
+
+
+@prefer.command(name="set", description="Change one: pings, direct messages, speed, private results, a suffix, …")
+@app_commands.describe(name="Which one", value="What it should be; without it, its default")
+@app_commands.choices(name=NAMED)
+async def set_(
+    interaction: discord.Interaction[DarkroomClient], name: str, value: Range[str, 1, SUFFIX] | None = None
+) -> None:
+    await _set(interaction, name, value or "")
+
+
+@prefer.command(description="Words and flags that are added to every prompt of yours; without any, none are")
+@app_commands.describe(value="What is added, like soft light --ar 3:2")
+async def suffix(interaction: discord.Interaction[DarkroomClient], value: Range[str, 1, SUFFIX] | None = None) -> None:
+    await _set(interaction, "suffix", value or "")
+
+
+@prefer.command(description="Whether V and 🔄 ask for other words first: switches it on, or off again")
+async def remix(interaction: discord.Interaction[DarkroomClient]) -> None:
+    await _switch(interaction, "remix")
+
+
+@prefer.command(description="Whether finished pictures also come as direct messages: switches it on, or off again")
+async def auto_dm(interaction: discord.Interaction[DarkroomClient]) -> None:
+    await _switch(interaction, "direct")
+
+
+async def _set(interaction: discord.Interaction[DarkroomClient], name: str, value: str) -> None:
+    async with refusing(interaction):
+        chosen = await interaction.client.desk.preferences.prefer(member_of(interaction).id, name, value)
         await say(interaction, f"From now on: {line(name, chosen)}")
 
 
-@prefer.autocomplete("value")
+async def _switch(interaction: discord.Interaction[DarkroomClient], name: str) -> None:
+    preferences = interaction.client.desk.preferences
+    async with refusing(interaction):
+        on = bool(getattr(await preferences.of(member_of(interaction).id), name))
+        await _set(interaction, name, "off" if on else "on")
+
+
+@set_.autocomplete("value")
 async def values(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
     """What the chosen preference can be."""
     name = str(getattr(interaction.namespace, "name", None) or "")
@@ -64,9 +93,10 @@ async def values(interaction: discord.Interaction[DarkroomClient], typed: str) -
     return [Choice(name=word, value=word) for word in WORDS.get(name, ("on", "off")) if typed.casefold() in word]
 
 
-def everything(chosen: Preference, command: str = "`/prefer`") -> str:
-    """All of a member's preferences, one a line, and how one is changed: `command` is where."""
-    how = f"-# {command} with a name and a value changes one; without a value it is back to its default."
+def everything(chosen: Preference, mention: Callable[[str], str]) -> str:
+    """All of a member's preferences, one a line, and how one is changed: `mention` names a command."""
+    how = f"""-# {mention("prefer set")} with a name and a value changes one; without a value it is back to its \
+default. {mention("prefer option list")} has flags of your own."""
     return "\n".join(["**What you prefer**", *(line(name, chosen) for name in NAMES), how])
 
 

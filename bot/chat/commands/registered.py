@@ -16,7 +16,7 @@ from bot.chat.commands.menus import report_shown, reproduce_shown, show_details,
 from bot.chat.commands.mine import Chosen, Turn, mine
 from bot.chat.commands.mix import mix
 from bot.chat.commands.overview import show_info
-from bot.chat.commands.prefer import prefer
+from bot.chat.commands.own import prefer
 from bot.chat.commands.queue import cancel, queue
 from bot.chat.commands.reproduce import reproduce
 from bot.chat.commands.shortcuts import fast, public, relax, stealth, turbo

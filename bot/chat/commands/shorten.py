@@ -14,12 +14,13 @@ import discord
 from discord import app_commands, ui
 from discord.app_commands import Range
 
-from bot.chat.answer import sorry
+from bot.chat.answer import member_of, sorry
 from bot.chat.commands.imagine import typed
 from bot.chat.permitted import permit, refusing
 from bot.chat.quiet import QUIET
 from bot.prompt.concepts import clean
 from bot.prompt.flags import split
+from bot.prompt.own import spelt
 from bot.prompt.permutations import expand
 from bot.prompt.shortening import kept, words_of
 from bot.refused import Refused
@@ -42,7 +43,7 @@ GONE = "That message does not show its prompt any more. Please ask once more."
 @app_commands.describe(prompt="The prompt; its flags stay as they are")
 async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Range[str, 1, PROMPT]) -> None:
     async with refusing(interaction):
-        text = clean(prompt).replace("`", "'")
+        text = await _spelt(interaction, clean(prompt).replace("`", "'"))
         if len(text) > PROMPT:
             raise Refused(f"At most {PROMPT} characters can be weighed, and these are {len(text)}.")
         if len(expand(text)) > 1:
@@ -55,6 +56,11 @@ async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Rang
             view.add_item(Shorter(number, one.version.kept))
         view.stop()  # its buttons are found by their ids, also after a restart
         await interaction.edit_original_response(content=told(text, weighed), view=view, allowed_mentions=QUIET)
+
+
+async def _spelt(interaction: discord.Interaction[DarkroomClient], text: str) -> str:
+    """With what the member's own flags stand for."""
+    return spelt(text, await interaction.client.desk.options.meant(member_of(interaction).id, text))[0]
 
 
 def told(text: str, weighed: Weighed) -> str:

@@ -1,4 +1,4 @@
-"""Presses that go on from one picture as such: zooming out, panning, changing a part, branching off.
+"""Presses that go on from one picture as such: zooming out, panning, changing a part, branching off, comparing.
 
 Who may was decided before. Knows the studio's names for it; knows nothing of which buttons there are where.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from bot.chat.presses import branching, editing
+from bot.chat.presses import branching, comparing, editing
 from bot.chat.presses.forms import open_form
 from bot.chat.presses.once import once
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ACTIONS: Mapping[Press, Action] = MappingProxyType(
     {
         "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan", "panright": "pan", "panup": "pan", "pandown": "pan",
-        "edit": "edit", "branch": "branch",
+        "edit": "edit", "branch": "branch", "square": "zoom", "compare": "details",
     }
 )  # fmt: skip
 FACTORS: Mapping[Press, float] = MappingProxyType({"zoomsome": 1.5, "zoomtwice": 2.0})
@@ -42,6 +42,8 @@ async def go_beyond(interaction: Interaction, button: Button, view: View) -> Non
         await branching.open_rungs(interaction, view, index)
     elif button.press == "edit":
         await open_form(interaction, editing.edit_form(view, index))
+    elif button.press == "compare":
+        await comparing.compare(interaction, view, index)
     else:
         await once(interaction, button.id, lambda *who: _made(interaction, button, index, *who))
 
@@ -50,6 +52,8 @@ async def _made(
     interaction: Interaction, button: Button, index: int, member: Member, place: Place, key: str
 ) -> Ticket:  # fmt: skip
     studio = interaction.client.studio
+    if button.press == "square":
+        return await studio.square(button.job, index, member, place, key=key)
     if factor := FACTORS.get(button.press):
         return await studio.zoom(button.job, index, factor, member, place, key=key)
     return await studio.pan(button.job, index, DIRECTIONS[button.press], member, place, key=key)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import discord
@@ -17,7 +18,7 @@ from bot.chat.called import WORDLESS
 from bot.chat.permitted import permit, refusing
 from bot.chat.presses.beyond import ACTIONS, go_beyond
 from bot.chat.quiet import QUIET
-from bot.chat.rows import BEYOND, Button
+from bot.chat.rows import BEYOND, Button, beyond
 from bot.images.held import is_held
 from bot.refused import Refused
 from bot.sentences import quoted
@@ -39,7 +40,7 @@ async def open_more(interaction: discord.Interaction[DarkroomClient], view: View
         raise Refused(NOTHING, 404)
     menus = ui.View(timeout=None)
     for index in free:
-        menus.add_item(Menu(view.id, index))
+        menus.add_item(Menu(view.id, index, beyond(view, index)))
     menus.stop()  # found by their ids, also after a restart
     said = f"Go on from **{quoted(view.prompt or WORDLESS, 300)}**"
     await interaction.response.send_message(said, view=menus, ephemeral=True, allowed_mentions=QUIET)
@@ -50,8 +51,8 @@ class Menu(
 ):  # fmt: skip
     """What goes on from one picture."""
 
-    def __init__(self, job: str, index: int) -> None:
-        options = [discord.SelectOption(label=said, value=press) for press, said in BEYOND.items()]
+    def __init__(self, job: str, index: int, presses: Sequence[Press] = tuple(BEYOND)) -> None:
+        options = [discord.SelectOption(label=BEYOND[press], value=press) for press in presses]
         said = f"Picture {index + 1}"
         super().__init__(ui.Select(placeholder=said, options=options, custom_id=f"onward:{job}:{index}"))
         self.job, self.index = job, index

@@ -19,12 +19,12 @@ export class Brush {
     on("blur", () => (this.lift(), (this.ring.hidden = true)));
   }
 
-  // A new picture: nothing is painted, and the brush stands in the middle.
-  lay(width, height) {
+  // A new picture, with the strokes of an earlier time; the brush stands in the middle.
+  lay(width, height, strokes = []) {
     Object.assign(this.canvas, { width, height });
     this.at = [width / 2, height / 2];
     this.ink = striped(this.canvas.getContext("2d"), Math.max(4, Math.round(STRIPE * Math.max(width, height))));
-    this.strokes = [];
+    this.strokes = [...strokes];
     this.lift();
     this.repaint();
   }
@@ -132,7 +132,7 @@ export class Brush {
     const sheet = Object.assign(document.createElement("canvas"), { width, height });
     const context = sheet.getContext("2d");
     for (const stroke of this.strokes) paint(context, stroke, "#fff");
-    context.globalCompositeOperation = "destination-over";
+    Object.assign(context, { globalCompositeOperation: "destination-over", fillStyle: "#000" });
     context.fillRect(0, 0, width, height);
     return new Promise((done) => sheet.toBlob(done, "image/png"));
   }
@@ -156,9 +156,10 @@ function striped(context, side) {
 function paint(context, { size, rub, points }, colour) {
   const [[x, y], ...rest] = points;
   context.globalCompositeOperation = rub ? "destination-out" : "source-over";
-  Object.assign(context, { lineWidth: size, lineCap: "round", lineJoin: "round", strokeStyle: colour });
+  Object.assign(context, { lineWidth: size, lineCap: "round", lineJoin: "round", strokeStyle: colour, fillStyle: colour });
   context.beginPath();
+  if (!rest.length) return context.arc(x, y, size / 2, 0, 2 * Math.PI), context.fill(); // not all browsers draw a line of no length
   context.moveTo(x, y);
-  for (const point of rest.length ? rest : [[x, y]]) context.lineTo(...point);
+  for (const point of rest) context.lineTo(...point);
   context.stroke();
 }

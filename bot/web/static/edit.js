@@ -1,44 +1,21 @@
 // The dialog in which a part of a finished picture is painted over, to be drawn anew, with other words if one likes.
 
-import { Brush } from "/static/brush.js";
+import { Easel, share } from "/static/easel.js";
 import { ask } from "/static/wire.js";
 
 const dialog = document.getElementById("editing");
 const part = (name) => dialog.querySelector(`.${name}`);
-const [form, image, words, said] = ["edit", "easel img", "words", "notice"].map(part);
-const brush = new Brush(part("easel canvas"), part("ring"), told);
+const [form, words, said] = ["edit", "words", "notice"].map(part);
+const easel = new Easel(dialog);
 let now = null; // the job and the picture
 
 export function edit(job, picture) {
   now = { job, picture };
   complain("");
   words.value = job.words;
-  image.src = picture.url;
-  part("easel").style.setProperty("--aspect", `${picture.width} / ${picture.height}`);
-  part("easel").style.setProperty("--tall", String(picture.width / picture.height));
-  rub(false);
-  brush.lay(picture.width, picture.height);
-  grow();
+  easel.lay(picture.url, picture.width, picture.height);
   dialog.showModal();
-  part("easel canvas").focus();
-}
-
-function told() {
-  part("undo").disabled = part("clear").disabled = !brush.strokes.length;
-}
-
-function grow() {
-  brush.resize(Number(part("size").value) / 100);
-  share(part("size"));
-}
-
-function share(slider) {
-  slider.style.setProperty("--share", `${(100 * (slider.value - slider.min)) / (slider.max - slider.min)}%`);
-}
-
-function rub(on) {
-  brush.rubbing = on;
-  part("rub").setAttribute("aria-pressed", String(on));
+  easel.focus();
 }
 
 function strength() {
@@ -52,13 +29,13 @@ function complain(text) {
 }
 
 async function send() {
-  if (brush.empty) return complain("Paint over what shall be drawn anew.");
+  if (easel.brush.empty) return complain("Paint over what shall be drawn anew.");
   const { job, picture } = now;
   const order = { strength: Number(part("strength").value) / 100 };
   if (words.value.trim() !== job.words.trim()) order.prompt = words.value.trim();
   const body = new FormData();
   body.append("order", new Blob([JSON.stringify(order)], { type: "application/json" }));
-  body.append("mask", await brush.mask(), "mask.png");
+  body.append("mask", await easel.brush.mask(), "mask.png");
   part("imagine").disabled = true;
   try {
     await ask("POST", `/api/jobs/${job.id}/edit/${picture.n}`, body);
@@ -71,11 +48,7 @@ async function send() {
 }
 
 form.addEventListener("submit", (event) => (event.preventDefault(), send()));
-part("size").addEventListener("input", grow);
 part("strength").addEventListener("input", strength);
-part("undo").addEventListener("click", () => brush.undo());
-part("clear").addEventListener("click", () => brush.clear());
-part("rub").addEventListener("click", () => rub(!brush.rubbing));
 part("close").addEventListener("click", () => dialog.close());
-part("easel canvas").addEventListener("pointerdown", () => complain(""));
+easel.canvas.addEventListener("pointerdown", () => complain(""));
 strength();

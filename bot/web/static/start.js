@@ -1,13 +1,18 @@
-// The pictures that a prompt begins with: dropped, pasted, chosen, or finished ones of this room. They are drawn small
-// here, and go out with the words. Knows files and the document; what is a picture and what may be asked the server says.
+// The pictures that a prompt begins with: dropped, pasted, chosen, or finished ones of this room. They go out with the
+// words: one perhaps with a part painted over, several by how much each counts. Knows files and the document; what is a
+// picture and what may be asked the server says.
 
+import { share } from "/static/easel.js";
+import { paint } from "/static/paint.js";
+import { EVEN, Thumb, whole } from "/static/thumb.js";
 import { Refused } from "/static/wire.js";
 
 const MOST = 5;
 const LARGEST = 16 * 1024 * 1024; // bytes
-const THUMB = 128; // pixels a side, twice what is shown
 const OURS = /\/api\/jobs\/([0-9A-HJKMNP-TV-Z]{26})\/pictures\/([1-4])\.png$/;
-const USUAL = { one: "60", several: "50" }; // percent that are drawn anew
+const USUAL = { one: "60", several: "50", painted: "90" }; // percent that are drawn anew
+const TITLES = { one: "How much is drawn anew", painted: "How much of what is painted over is drawn anew" };
+const ALONE = "A part is painted over in one picture alone. With several, the whole of their blend is a start.";
 
 export class Start {
   // `complain(sentence)` says what was left out.
@@ -16,7 +21,8 @@ export class Start {
     this.items = [];
     const at = (name) => form.querySelector(name);
     [this.box, this.list, this.slider, this.percent] = [".start", ".thumbs", ".strength", ".strength-said"].map(at);
-    [this.title, this.opener, this.chooser] = [".drawn-title", ".bring", ".chooser"].map(at);
+    [this.title, this.opener, this.chooser, this.painter, this.counts] = [".drawn-title", ".bring", ".chooser", ".paint", ".counts"].map(at);
+    this.painter.addEventListener("click", () => this.paint());
     this.opener.addEventListener("click", () => this.chooser.click());
     this.chooser.addEventListener("change", () => {
       this.add(this.chooser.files);
@@ -79,8 +85,25 @@ export class Start {
 
   put(item) {
     if (this.items.length >= MOST) return this.complain(`Up to ${MOST} pictures can begin a job.`);
-    this.items.push(item);
+    this.items.push({ weight: EVEN, painted: null, ...item });
     this.show();
+    if (this.items.length > 1 && this.items.some(({ painted }) => painted)) this.complain(ALONE);
+  }
+
+  // The strength that is usual changes with what is painted.
+  async paint() {
+    const [item] = this.items;
+    const seen = await whole(item).catch(() => null);
+    if (!seen) return this.complain(`“${item.name}” can’t be shown in this browser, so it can’t be painted over here.`);
+    this.complain("");
+    item.painted = await paint(seen, item.painted);
+    this.show();
+    this.painter.focus();
+  }
+
+  get kind() {
+    if (this.items.length > 1) return "several";
+    return this.items[0]?.painted ? "painted" : "one";
   }
 
   remove(item) {
@@ -98,28 +121,28 @@ export class Start {
   }
 
   show() {
-    this.list.replaceChildren(...this.items.map((item, index) => this.thumb(item, index)));
+    this.thumbs = this.items.map((item, index) => new Thumb(item, index, { remove: () => this.remove(item), weighed: () => this.weigh() }));
+    this.list.replaceChildren(...this.thumbs.map(({ element }) => element));
     this.box.hidden = !this.any;
-    if (!this.chosen) this.slider.value = this.items.length > 1 ? USUAL.several : USUAL.one;
+    this.painter.hidden = this.items.length !== 1;
+    this.counts.hidden = this.items.length < 2;
+    this.painter.textContent = this.kind === "painted" ? "Change what is painted …" : "Paint over a part …";
+    if (this.items.length === 1) this.thumbs[0].mark(this.items[0].painted);
+    if (!this.chosen) this.slider.value = USUAL[this.kind];
+    this.weigh();
     this.tell();
   }
 
-  tell() {
-    const several = this.items.length > 1;
-    this.title.textContent = several ? `${this.items.length} pictures, blended. How much is drawn anew` : "How much is drawn anew";
-    this.percent.value = `${this.slider.value} %`;
-    this.slider.setAttribute("aria-valuetext", this.percent.value);
-    this.slider.style.setProperty("--share", `${((this.slider.value - this.slider.min) / (this.slider.max - this.slider.min)) * 100}%`);
+  weigh() {
+    const total = this.items.length > 1 ? this.items.reduce((sum, { weight }) => sum + weight, 0) : 0;
+    for (const thumb of this.thumbs) thumb.weigh(total);
   }
 
-  thumb(item, index) {
-    const one = document.createElement("li");
-    const remove = Object.assign(document.createElement("button"), { type: "button", textContent: "×", title: `Remove ${item.name}` });
-    remove.setAttribute("aria-label", `Remove picture ${index + 1}: ${item.name}`);
-    remove.addEventListener("click", () => this.remove(item));
-    item.seen ??= item.shot ? Object.assign(new Image(), { src: item.url, alt: "" }) : small(item.file);
-    one.append(item.seen, remove);
-    return one;
+  tell() {
+    this.title.textContent = TITLES[this.kind] ?? `${this.items.length} pictures, blended. How much is drawn anew`;
+    this.percent.value = `${this.slider.value} %`;
+    this.slider.setAttribute("aria-valuetext", this.percent.value);
+    share(this.slider);
   }
 
   // The body of `POST /api/jobs`. Finished pictures beside others go as files, too: the server takes either.
@@ -127,27 +150,17 @@ export class Start {
     const order = { prompt };
     if (!this.any) return order;
     if (this.chosen) order.strength = Number(this.slider.value) / 100;
-    if (this.items.every((item) => item.shot)) return { ...order, shots: this.items.map((item) => item.shot) };
+    if (this.items.some(({ weight }) => weight !== this.items[0].weight)) order.weights = this.items.map(({ weight }) => weight);
+    const ours = this.items.every((item) => item.shot);
+    if (ours) order.shots = this.items.map((item) => item.shot);
+    const mask = this.kind === "painted" && this.items[0].painted.mask;
+    if (ours && !mask) return order;
     const form = new FormData();
     form.append("order", new Blob([JSON.stringify(order)], { type: "application/json" }));
-    for (const item of this.items) form.append("picture", item.file ?? (await fetched(item.url)), item.name);
+    for (const item of ours ? [] : this.items) form.append("picture", item.file ?? (await fetched(item.url)), item.name);
+    if (mask) form.append("mask", mask, "mask.png");
     return form;
   }
-}
-
-// Drawn on a canvas and not by an address of its own: the page shows pictures from the server alone.
-function small(file) {
-  const canvas = Object.assign(document.createElement("canvas"), { width: THUMB, height: THUMB });
-  createImageBitmap(file).then(
-    (picture) => {
-      const side = Math.min(picture.width, picture.height);
-      const [x, y] = [(picture.width - side) / 2, (picture.height - side) / 2];
-      canvas.getContext("2d").drawImage(picture, x, y, side, side, 0, 0, THUMB, THUMB);
-      picture.close();
-    },
-    () => canvas.classList.add("unseen-here"), // what this browser can't draw, the server may read
-  );
-  return canvas;
 }
 
 async function fetched(url) {

@@ -55,6 +55,7 @@ export class Ways {
     paint.addEventListener("click", () => edit(card.job, picture));
     const zoom = group("Zoom", "Zoom out");
     for (const factor of [1.5, 2]) zoom.append(card.button(`${factor}×`, `Zoom out of picture ${n}, ${factor} times`, `${card.address}/zoom/${n}`, { body: { factor } }));
+    if (picture.width !== picture.height) zoom.append(card.button("1:1", `Make picture ${n} a square, with what may be around it`, `${card.address}/zoom/${n}`, { body: { square: true } }));
     const pan = group("Pan", "Pan");
     for (const [arrow, direction] of PANS) pan.append(card.button(arrow, `Pan ${direction} of picture ${n}`, `${card.address}/pan/${n}`, { body: { direction } }));
     on.prepend(paint);

@@ -1,0 +1,74 @@
+"""`/prefer option`: flags of a member's own. `--mine` in a prompt of theirs then stands for what they noted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import discord
+from discord import app_commands
+from discord.app_commands import Choice, Range
+
+from bot.chat.answer import member_of, say
+from bot.chat.commands.prefer import prefer
+from bot.chat.permitted import refusing
+from bot.chat.which import CHOICE, OFFERED
+from bot.desk.options import MOST
+from bot.prompt.own import LONGEST
+from bot.sentences import quoted
+
+if TYPE_CHECKING:
+    from bot.chat.client import DarkroomClient
+
+SHOWN, ROOM, AROUND = 200, 1700, 50  # characters of a value, of all lines in one message, and of a line without value
+NONE = "You have no option of your own yet. {} makes one: `--mine` then stands for what you say."
+
+option = app_commands.Group(
+    name="option", description="Flags of your own, which stand for what you often type", parent=prefer
+)
+
+
+@option.command(name="set", description="Note what a flag of your own stands for; without a value it is deleted")
+@app_commands.describe(name="Its name: mine is typed as --mine", value="Words and flags, like soft light --ar 3:2")
+async def set_(
+    interaction: discord.Interaction[DarkroomClient],
+    name: Range[str, 1, 40],
+    value: Range[str, 1, LONGEST] | None = None,
+) -> None:
+    async with refusing(interaction):
+        options, me = interaction.client.desk.options, member_of(interaction).id
+        if value is None:
+            await say(interaction, f"`--{await options.drop(me, name)}` is deleted.")
+            return
+        kept = await options.put(me, name, value)
+        await say(interaction, f"From now on: {line(kept, (await options.of(me)).get(kept, value))}")
+
+
+@option.command(name="list", description="Your own flags, and what they stand for")
+async def list_(interaction: discord.Interaction[DarkroomClient]) -> None:
+    async with refusing(interaction):
+        mine = await interaction.client.desk.options.of(member_of(interaction).id)
+        await say(interaction, everything(mine, interaction.client.tree.mention("prefer option set")))
+
+
+@set_.autocomplete("name")
+async def names(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
+    """Those that there are, with what they stand for."""
+    mine = await interaction.client.desk.options.of(member_of(interaction).id)
+    found = {name: value for name, value in mine.items() if typed.strip().lower().removeprefix("--") in name}
+    return [Choice(name=f"{name}: {value}"[:CHOICE], value=name) for name, value in found.items()][:OFFERED]
+
+
+def everything(mine: Mapping[str, str], command: str) -> str:
+    """All of a member's options, one a line, and how one is made or deleted: `command` is where."""
+    if not mine:
+        return NONE.format(command)
+    each = min(SHOWN, ROOM // len(mine) - AROUND)
+    lines = (line(name, value, each) for name, value in mine.items())
+    how = f"-# {command} makes one, of at most {MOST}; without a value it deletes one."
+    return "\n".join(["**Flags of your own**", *lines, how])
+
+
+def line(name: str, value: str, most: int = SHOWN) -> str:
+    """One option as a member reads it, with at most so many characters of what it stands for."""
+    return f"`--{name}` stands for **{quoted(value, most)}**"

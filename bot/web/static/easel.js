@@ -1,0 +1,46 @@
+// A picture with a brush over it and the tools for it, as several dialogs have them. Knows its dialog; knows nothing of
+// jobs or of where a picture comes from.
+
+import { Brush } from "/static/brush.js";
+
+export class Easel {
+  constructor(dialog) {
+    const part = (name) => dialog.querySelector(`.${name}`);
+    [this.box, this.image, this.canvas] = ["easel", "easel img", "easel canvas"].map(part);
+    [this.size, this.rub, this.undo, this.clear] = ["size", "rub", "undo", "clear"].map(part);
+    this.brush = new Brush(this.canvas, part("ring"), () => (this.undo.disabled = this.clear.disabled = !this.brush.strokes.length));
+    this.size.addEventListener("input", () => this.grow());
+    this.undo.addEventListener("click", () => this.brush.undo());
+    this.clear.addEventListener("click", () => this.brush.clear());
+    this.rub.addEventListener("click", () => this.rubs(!this.brush.rubbing));
+  }
+
+  // A picture of this size by its address; `strokes` of an earlier time lie on it.
+  lay(address, width, height, strokes = []) {
+    this.image.src = address;
+    this.box.style.setProperty("--aspect", `${width} / ${height}`);
+    this.box.style.setProperty("--tall", String(width / height));
+    this.rubs(false);
+    this.brush.lay(width, height, strokes);
+    this.grow();
+  }
+
+  focus() {
+    this.canvas.focus();
+  }
+
+  grow() {
+    this.brush.resize(Number(this.size.value) / 100);
+    share(this.size);
+  }
+
+  rubs(on) {
+    this.brush.rubbing = on;
+    this.rub.setAttribute("aria-pressed", String(on));
+  }
+}
+
+// How far a slider is drawn as filled.
+export function share(slider) {
+  slider.style.setProperty("--share", `${(100 * (slider.value - slider.min)) / (slider.max - slider.min)}%`);
+}

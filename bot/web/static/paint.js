@@ -1,0 +1,30 @@
+// The dialog in which a part of a picture is painted over before it is asked for: what is painted is drawn anew.
+
+import { Easel } from "/static/easel.js";
+
+const dialog = document.getElementById("painting");
+const part = (name) => dialog.querySelector(`.${name}`);
+const easel = new Easel(dialog);
+let done = null; // hears what was painted
+
+// `seen`: { address, width, height }. `painted`: what was painted before, or null. Answers with { mask, strokes }, with
+// null where nothing is painted (any more), or with `painted` as it was where the dialog was closed.
+export function paint(seen, painted) {
+  easel.lay(seen.address, seen.width, seen.height, painted?.strokes);
+  dialog.showModal();
+  easel.focus();
+  return new Promise((told) => {
+    done = (made) => ((done = null), told(made));
+    dialog.addEventListener("close", () => done?.(painted), { once: true });
+  });
+}
+
+async function keep() {
+  const { brush } = easel;
+  const strokes = [...brush.strokes];
+  done?.(brush.empty ? null : { mask: await brush.mask(), strokes });
+  dialog.close();
+}
+
+part("edit").addEventListener("submit", (event) => (event.preventDefault(), keep()));
+part("close").addEventListener("click", () => dialog.close());

@@ -1,0 +1,46 @@
+"""`darkroom imagine` without a running house: what it says of pictures to begin with, and whose ladder it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from bot.cli.bringing import Bringing, Rung
+from bot.cli.own import _branching, _origin
+from bot.cli.screen import Screen
+from bot.config import load
+from bot.images.pictures import Pictures
+from bot.refused import Refused
+from bot.store import Store, Stored
+from kept import asked, draft
+
+
+def test_what_was_done_to_a_picture_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "moving.gif"
+    frames = [Image.new("RGB", (32, 32), shade) for shade in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    out = io.StringIO()
+    with Screen(Console(file=out), 1) as screen:
+        start = _origin(Bringing((path,)), screen)
+    assert start is not None
+    assert start.notes
+    assert all(note in " ".join(out.getvalue().split()) for note in start.notes)
+
+
+@pytest.mark.asyncio
+async def test_the_ladder_is_looked_for_as_in_the_house(local: Store, tmp_path: Path) -> None:
+    settings = load(data=tmp_path)
+    pictures = await asyncio.to_thread(Pictures, settings.pictures)
+    job = await asked(local, draft())
+    for kind, image, content in (("image", 0, b"picture"), ("ladder", 0, b"rungs"), ("image", 1, b"other")):
+        sha = await pictures.put(content)
+        assert await local.keep(Stored(job, image, kind, sha, len(content), 64, 64, "passed"), 0, 0.0)
+    assert (await _branching(local, settings, Rung(job, 0, 4)))[1] == b"rungs"
+    for rung, why in ((Rung(job, 1, 4), "no ladder to branch from"), (Rung("0" * 26, 0, 4), "There is no job")):
+        with pytest.raises(Refused, match=why):
+            await _branching(local, settings, rung)
