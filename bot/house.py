@@ -18,6 +18,7 @@ from bot.desk import Desk
 from bot.desk.administration import Administration
 from bot.desk.admission import Admission
 from bot.desk.deliveries import Deliveries
+from bot.desk.describing import Describing
 from bot.desk.export import Export
 from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
@@ -130,7 +131,9 @@ def build(
     studio = Studio(
         store, feed, models, register, gallery, admission, starting, cancelling, steering, workers, clock=clock
     )  # fmt: skip
-    desk = _desk(settings, studio, preferences, register, gallery, cancelling, store, pictures, feed, bus, clock)
+    desk = _desk(
+        settings, studio, preferences, register, gallery, cancelling, store, pictures, feed, bus, clock, intake, models
+    )  # fmt: skip
     retention = Retention(
         store, desk.moderation.empty, Keep(settings.keep_seconds, settings.keep_bytes), clock=clock
     )  # fmt: skip
@@ -156,6 +159,7 @@ def _counted(board: Board, closing: Closing, settle: Settle, clock: Callable[[],
 def _desk(
     settings: Settings, studio: Studio, preferences: Preferences, register: Register, gallery: Gallery,
     cancelling: Cancelling, store: Store, pictures: Pictures, feed: Feed, bus: Bus, clock: Callable[[], float],
+    intake: Intake, models: Models,
 ) -> Desk:  # fmt: skip
     """The use cases."""
     administration = Administration(store, cancelling.cancel, limits=settings.limits, clock=clock)
@@ -172,6 +176,7 @@ def _desk(
         Forgetting(store, cancelling.cancel, moderation.empty, feed, waits=waits, clock=clock),
         Export(store, pictures, clock=clock),
         Shortening(bus.embed),
+        Describing(bus.describe, intake, models, administration.terms),
     )
 
 

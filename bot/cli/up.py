@@ -108,7 +108,7 @@ async def _open(
         warming.set()
         workshop = await parts.enter_async_context(_workshop(settings, options, way))
     house = await parts.enter_async_context(open_house(settings, bus, leader=leader))
-    app = open_chatroom(settings, house.studio, house.desk.review, warming, house.scrape)
+    app = open_chatroom(settings, house.studio, house.desk.review, house.desk.describing, warming, house.scrape)
     port = await parts.enter_async_context(_listening(app, settings))
     if settings.discord_token is not None:
         from bot.chat.client import serve  # costs 40 MB, so only with a token

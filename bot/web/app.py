@@ -15,10 +15,11 @@ import jinja2
 from aiohttp import web
 
 from bot.config import Settings
+from bot.desk.describing import Describing
 from bot.desk.review import Review
 from bot.desk.studio import Studio
 from bot.scrape import Scrape
-from bot.web import api, body, decisions, door, live, metrics, onward, prints, views, why
+from bot.web import api, body, decisions, described, door, live, metrics, onward, prints, views, why
 from bot.web.auth import Door, Gate, key_of
 from bot.web.grids import Grids
 from bot.web.told import Texts
@@ -30,8 +31,8 @@ TEMPLATES = ("base.html", "room.html", "dialogs.html", "discord.html", "enter.ht
 
 
 def open_chatroom(
-    settings: Settings, studio: Studio, review: Review, warming: asyncio.Event | None = None,
-    scrape: Scrape | None = None,
+    settings: Settings, studio: Studio, review: Review, describing: Describing,
+    warming: asyncio.Event | None = None, scrape: Scrape | None = None,
 ) -> web.Application:  # fmt: skip
     """The chatroom over this studio. Creates the room's key in the data folder at the first start.
 
@@ -41,6 +42,7 @@ def open_chatroom(
     app = web.Application(middlewares=[door.errors, door.entrance], client_max_size=MOST_BYTES)
     app[live.STUDIO] = studio
     app[decisions.REVIEW] = review
+    app[described.DESCRIBING] = describing
     app[live.WARMING] = warming or asyncio.Event()
     app[live.CLOSING] = asyncio.Event()
     app[live.STREAMS] = set()
@@ -54,7 +56,7 @@ def open_chatroom(
     app[views.IN_DISCORD] = settings.discord_token is not None
     _furnish(app)
     app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *decisions.routes(), *live.routes()])
-    app.add_routes([*onward.routes(), *why.routes()])
+    app.add_routes([*onward.routes(), *why.routes(), *described.routes()])
     if scrape is not None:
         app[metrics.SCRAPE] = scrape
         app.add_routes(metrics.routes())

@@ -164,7 +164,7 @@ async def test_why_asks_the_running_bot(workplace, darkroom, ann, until):
     await until(lambda: len(apprentice.begun) == 3)
     await wait_for(until, house, tickets[0].job, "running")
     settings = workplace.settings
-    app = await asyncio.to_thread(open_chatroom, settings, house.studio, house.desk.review)
+    app = await asyncio.to_thread(open_chatroom, settings, house.studio, house.desk.review, house.desk.describing)
     async with opened(app, "127.0.0.1", 0) as port:
         with announced(settings, port):
             told = json.loads(await darkroom("why", tickets[3].job, "--json"))

@@ -99,7 +99,10 @@ def open_room(tmp_path: Path, broker: Broker) -> OpenRoom:
         )
         async with AsyncExitStack() as parts:
             house = await parts.enter_async_context(open_house(settings, await _bus(parts, broker)))
-            app = await asyncio.to_thread(open_chatroom, settings, house.studio, house.desk.review, scrape=house.scrape)
+            desk = house.desk
+            app = await asyncio.to_thread(
+                open_chatroom, settings, desk.studio, desk.review, desk.describing, scrape=house.scrape
+            )
             real = await parts.enter_async_context(opened(app, "127.0.0.1", port))
             client = await parts.enter_async_context(aiohttp.ClientSession(read_bufsize=1 << 20))
             room = Room(f"http://127.0.0.1:{real}", real, client, house.desk, house.studio, app, settings)

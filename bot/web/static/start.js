@@ -100,6 +100,7 @@ export class Start {
   show() {
     this.list.replaceChildren(...this.items.map((item, index) => this.thumb(item, index)));
     this.box.hidden = !this.any;
+    this.box.dispatchEvent(new Event("brought"));
     if (!this.chosen) this.slider.value = this.items.length > 1 ? USUAL.several : USUAL.one;
     this.tell();
   }
@@ -130,8 +131,13 @@ export class Start {
     if (this.items.every((item) => item.shot)) return { ...order, shots: this.items.map((item) => item.shot) };
     const form = new FormData();
     form.append("order", new Blob([JSON.stringify(order)], { type: "application/json" }));
-    for (const item of this.items) form.append("picture", item.file ?? (await fetched(item.url)), item.name);
+    for (const item of this.items) form.append("picture", await this.content(item), item.name);
     return form;
+  }
+
+  // A picture as a file.
+  async content(item) {
+    return item.file ?? fetched(item.url);
   }
 }
 
