@@ -1,20 +1,19 @@
-"""A worker's half of `/describe` without torch: it knows the words of the picture, and errs the less the more of them a
-text has, and the more for each that it should not have.
+"""A worker's half of `/describe` without torch: it knows what fits the picture, and errs the less the more of that a
+text says, and the more for each word besides.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from engine.job import DescribeReply, DescribeRequest
 
 
 class Describer:
-    """Callable as `serve_describe` wants it; `asked` are the requests so far."""
+    """Callable as `serve_describe` wants it; `fits` are texts that a good one holds, `asked` the requests so far."""
 
-    def __init__(self, *words: str) -> None:
-        self.words, self.asked = set(words), list[DescribeRequest]()
+    def __init__(self, *fits: str) -> None:
+        self.fits, self.asked = fits, list[DescribeRequest]()
 
     async def __call__(self, request: DescribeRequest) -> DescribeReply:
         return DescribeReply(errors=tuple(tuple(one) for one in await self.errors(request)))
@@ -25,5 +24,6 @@ class Describer:
         return [[(1 + draw % 3) * self._error(text) for draw in draws] for text in request.texts]
 
     def _error(self, text: str) -> float:
-        said = set(re.findall(r"[a-z0-9'-]+", text))
-        return 1.0 - 0.2 * len(said & self.words) + 0.01 * len(said - self.words)
+        known = " ".join(self.fits).split()
+        besides = [word for word in text.replace(",", "").split() if word not in known]
+        return 1.0 - 0.2 * sum(one in text for one in self.fits) + 0.01 * len(besides)

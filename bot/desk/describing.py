@@ -2,16 +2,16 @@
 draws: the words under which it predicts the picture's noise best (Li et al. 2023, "Your Diffusion Model is Secretly a
 Zero-Shot Classifier").
 
-From coarse to fine: what is most of it (a background, a medium) by itself; what it may be of with few noisings, the
-best of these with more; then what may be said besides, slot by slot, each kept only where it clearly helps. One picture
-at a time, and a short line before it: nothing of this is charged to anybody. Knows the intake, the models and who may;
-nothing of how errors are found.
+From coarse to fine: what is most of it (a background, a medium) by itself; before that, what it may be of, with few
+noisings, and the best of these with more; then what may be said besides, slot by slot. In the end each of these is kept
+only where it is clearly better said than left out. One picture at a time, and a short line before it: nothing of this
+is charged to anybody. Knows the intake, the models and who may; nothing of how errors are found.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,8 +34,8 @@ AT_MOST = 120.0  # seconds of the device that one may need
 REQUEST_MS = 10_000.0  # of one request, by calibration
 PROMPTS = 4
 # How many of the subjects, the best so far, are tried with how many draws.
-ROUNDS = ((None, 2), (32, 6), (8, 16))
-LOOKED, FINE = range(8), range(16)  # draws with which slots are tried, and what is said at the end
+ROUNDS = ((None, 2), (24, 6), (8, 16))
+LOOKED, FINE = range(6), range(16)  # draws with which slots are tried, and what is said at the end
 
 YOURS = "A picture of yours is being described just now: wait until that is done."
 FULL = "Others are having pictures described just now: try again in a moment."
@@ -136,7 +136,8 @@ def cost(warm: Warm, words: Vocabulary) -> float:
     for most, draws in ROUNDS:
         rows += (most or len(words.subjects)) * (draws - before)
         before = draws
-    rows += words.besides * len(LOOKED) + PROMPTS * len(FINE)
+    parts = len(words.settings) + len(words.slots)
+    rows += words.besides * len(LOOKED) + (2 * parts + PROMPTS) * len(FINE)
     return (rows * warm.row_ms + (len(words.subjects) + words.besides) * warm.encode_ms) / 1000.0
 
 
@@ -148,9 +149,13 @@ class Search:
 
     async def found(self, words: Vocabulary) -> tuple[int, tuple[Worded, ...]]:
         """How many texts were tried, and the prompts that are better than no words, the best first."""
-        settings = await self._said(NOTHING, words.settings, [])
-        subjects = await self._subjects(words.subjects, settings)
-        said = await self._said(subjects[0], words.slots, settings)
+        said: list[str] = []
+        for slot in words.settings:
+            said.append(await self._fitting(NOTHING, said, slot))
+        subjects = await self._subjects(words.subjects, said)
+        for slot in words.slots:
+            said.append(await self._fitting(subjects[0], said, slot))
+        said = await self._needed(subjects[0], said)
         prompts = [filled(subject, said) for subject in subjects]
         await self._try(prompts, FINE)
         best = [Worded(text, self._tally.gain(text, FINE)) for text in self._tally.best(prompts, FINE, PROMPTS)]
@@ -165,18 +170,24 @@ class Search:
             left, before = {text: left[text] for text in ordered}, draws
         return list(left.values())[:PROMPTS]
 
-    async def _said(self, subject: str, slots: Sequence[Sequence[str]], before: Sequence[str]) -> list[str]:
-        """What is said besides: of each slot the best, where that is clearly better than leaving it out."""
-        said = list(before)
-        for slot in slots:
-            without, others = filled(subject, said), {filled(subject, [*said, one]): one for one in slot}
-            await self._try([without, *others], LOOKED)
-            (best,) = self._tally.best(others, LOOKED, 1)
-            if self._tally.clearly(best, without, LOOKED):
-                said.append(others[best])
-        return said
+    async def _fitting(self, subject: str, said: Sequence[str], slot: Sequence[str]) -> str:
+        """What of a slot goes best with what is said so far, if something must be said."""
+        texts = {filled(subject, [*said, one]): one for one in slot}
+        await self._try(texts, LOOKED)
+        (best,) = self._tally.best(texts, LOOKED, 1)
+        return texts[best]
 
-    async def _try(self, texts: Sequence[str], draws: range) -> None:
+    async def _needed(self, subject: str, said: Sequence[str]) -> list[str]:
+        """What of it is clearly better said than left out, the last looked at first."""
+        kept = list(said)
+        for one in reversed(said):
+            without = [other for other in kept if other is not one]
+            long, short = filled(subject, kept), filled(subject, without)
+            await self._try([long, short], FINE)
+            kept = kept if self._tally.clearly(long, short, FINE) else without
+        return kept
+
+    async def _try(self, texts: Iterable[str], draws: range) -> None:
         """Each text with these draws, but for those that were."""
         wanted, most = self._tally.missing(texts, draws), _at_once(self._warm, len(draws))
         for at in range(0, len(wanted), most):
