@@ -82,14 +82,22 @@ def chunks(texts: int, draws: int, rows: int) -> Iterator[list[Row]]:
         yield every[at : at + rows]
 
 
-def told(family: Family, text: str, dtype: Dtype) -> Conditions:
-    """What the network reads of a text, at the native size."""
-    recipe = Recipe(
-        concepts=(Concept(text),), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
+def told(family: Family, texts: Sequence[str], dtype: Dtype) -> dict[str, Conditions]:
+    """What the network reads of each text, at the native size; in one shape, which is that of the longest."""
+    read = {text: family.condition(text, _recipe(family, (text,), dtype)) for text in texts}
+    longest = max(read, key=lambda text: read[text][0].numel())
+    if len({tuple(part.shape for part in parts) for parts in read.values()}) == 1:
+        return read
+    return {text: family.condition(text, _recipe(family, (text, longest), dtype)) for text in read}
+
+
+def _recipe(family: Family, texts: Sequence[str], dtype: Dtype) -> Recipe:
+    """One that asks for nothing but these words: families read a text for a recipe, as long as its longest."""
+    return Recipe(
+        concepts=tuple(map(Concept, texts)), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
         guidance=max(1.0, family.guidance), guides=family.guides, width=family.size, height=family.size, count=1,
         dtype=dtype,
     )  # fmt: skip
-    return family.condition(text, recipe)
 
 
 @torch.inference_mode()
@@ -100,10 +108,10 @@ def errors(
     there is one shape. Waits for the device. Raises `Unfit` for numbers that are not finite.
     """
     padded = [*asked, *[asked[0]] * (rows - len(asked))]
-    known = {row.text: told(family, texts[row.text], dtype) for row in asked}
+    known = told(family, [texts[row.text] for row in asked], dtype)
     x = torch.stack([drawn[row.draw].x for row in padded])
     t = torch.tensor([drawn[row.draw].t for row in padded], device=x.device)
-    conditions = tuple(torch.stack(parts) for parts in zip(*(known[row.text] for row in padded), strict=True))
+    conditions = tuple(torch.stack(parts) for parts in zip(*(known[texts[row.text]] for row in padded), strict=True))
     out = family.denoise(x, t, conditions, dtype)[: len(asked)]
     wanted = torch.stack([drawn[row.draw].wanted for row in asked])
     found = (out - wanted).square().flatten(1).mean(dim=1).tolist()

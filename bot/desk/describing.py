@@ -151,10 +151,10 @@ class Search:
         """How many texts were tried, and the prompts that are better than no words, the best first."""
         said: list[str] = []
         for slot in words.settings:
-            said.append(await self._fitting(NOTHING, said, slot))
+            said += await self._fitting(NOTHING, said, slot)
         subjects = await self._subjects(words.subjects, said)
         for slot in words.slots:
-            said.append(await self._fitting(subjects[0], said, slot))
+            said += await self._fitting(subjects[0], said, slot)
         said = await self._needed(subjects[0], said)
         prompts = [filled(subject, said) for subject in subjects]
         await self._try(prompts, FINE)
@@ -170,9 +170,15 @@ class Search:
             left, before = {text: left[text] for text in ordered}, draws
         return list(left.values())[:PROMPTS]
 
-    async def _fitting(self, subject: str, said: Sequence[str], slot: Sequence[str]) -> str:
-        """What of a slot goes best with what is said so far, if something must be said."""
-        texts = {filled(subject, [*said, one]): one for one in slot}
+    async def _fitting(self, subject: str, said: Sequence[str], slot: Sequence[str]) -> list[str]:
+        """What of a slot goes best with what is said so far; nothing where that goes better alone.
+
+        Where nothing is said so far, something has to be: the models know hardly any picture that is only a setting,
+        and with the right one in their text the subjects can be told apart.
+        """
+        texts: dict[str, list[str]] = {filled(subject, [*said, one]): [one] for one in slot}
+        if alone := filled(subject, said):
+            texts[alone] = []
         await self._try(texts, LOOKED)
         (best,) = self._tally.best(texts, LOOKED, 1)
         return texts[best]
