@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bot.cli.options import AsJson, Data
 from bot.refused import Refused
-
-if TYPE_CHECKING:
-    from bot.config import Settings
 
 Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")]
 Model = Annotated[str | None, typer.Option(help="Which model is asked; the usual one, if you don't say.")]
@@ -26,13 +23,20 @@ NOBODY = "No Darkroom is running on this data folder: start `darkroom up`, whose
 
 def describe(picture: Picture, model: Model = None, as_json: AsJson = False, data: Data = None) -> None:
     """Words that fit a picture, of those that a model knows, the best first."""
+    from bot.cli import remote
     from bot.cli.bringing import Bringing
     from bot.cli.developed import Undeveloped
+    from bot.cli.running import find
     from bot.config import load
+    from bot.web.auth import terminal_key
 
     (content,) = Bringing((picture,)).pictures()
+    folder = load(**({} if data is None else {"data": data})).data
+    running = find(folder)
+    if running is None or not asyncio.run(remote.answers(running.url)):
+        raise Refused(NOBODY)
     try:
-        found = asyncio.run(_asked(load(**({} if data is None else {"data": data})), content, model))
+        found = asyncio.run(remote.describe(running.url, terminal_key(folder), content, model))
     except Undeveloped as error:
         typer.echo(f"darkroom: {error}", err=True)
         raise typer.Exit(1) from None
@@ -44,16 +48,3 @@ def describe(picture: Picture, model: Model = None, as_json: AsJson = False, dat
         typer.echo(f"{100 * one['gain']:.0f} % less error than without words", err=True)
     for line in (*found["notes"], found["sentence"]):
         typer.echo(line, err=True)
-
-
-async def _asked(settings: Settings, content: bytes, model: str | None) -> dict[str, Any]:
-    """What the house that runs says. Raises `Refused`, also where none does, or `Undeveloped`."""
-    from bot.cli import remote
-    from bot.cli.running import find
-    from bot.web.auth import terminal_key
-
-    running = find(settings.data)
-    if running is None or not await remote.answers(running.url):
-        raise Refused(NOBODY)
-    key = await asyncio.to_thread(terminal_key, settings.data)
-    return await remote.describe(running.url, key, content, model)

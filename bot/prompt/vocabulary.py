@@ -21,11 +21,11 @@ spider, scorpion, mosquito, fly, worm, bird, owl, eagle, duck, swan, flamingo, p
 rooster, chicken, turkey, dodo, dove, goose, moose, donkey
 """
 FOOD = """
-apple, red apple, green apple, pear, peach, orange, lemon, banana, pineapple, mango, watermelon, melon, grapes, strawberry, cherries,
-blueberries, tomato, kiwi, coconut, avocado, aubergine, eggplant, potato, carrot, corn, broccoli, garlic,
-onion, mushroom, peanuts, chestnut, bread, croissant, pretzel, bagel, pancakes, waffle, cheese, hamburger,
-pizza, hot dog, sandwich, taco, burrito, egg, salad, popcorn, sushi, dumpling, cookie, cake, cupcake, pie,
-chocolate, candy, lollipop, honey, ice cream, doughnut, coffee, tea, wine, beer
+apple, red apple, green apple, pear, peach, orange, lemon, banana, pineapple, mango, watermelon, melon, grapes,
+strawberry, cherries, blueberries, tomato, kiwi, coconut, avocado, aubergine, eggplant, potato, carrot, corn,
+broccoli, garlic, onion, mushroom, peanuts, chestnut, bread, croissant, pretzel, bagel, pancakes, waffle,
+cheese, hamburger, pizza, hot dog, sandwich, taco, burrito, egg, salad, popcorn, sushi, dumpling, cookie, cake,
+cupcake, pie, chocolate, candy, lollipop, honey, ice cream, doughnut, coffee, tea, wine, beer
 """
 NATURE = """
 flower, rose, tulip, sunflower, tree, cactus, leaf, herb, seedling, mountain, volcano, island, ocean, wave,
