@@ -481,12 +481,14 @@ class EmbedReply(_Value, frozen=True, kw_only=True):
 class DescribeRequest(_Value, frozen=True, kw_only=True):
     """Under which of these texts does a model best predict the noise in a picture? (Li et al. 2023, arXiv 2303.16203)
 
+    `revision`: of the model; empty: whichever the worker has, as in a recipe.
     `picture`: a PNG; its middle square is looked at, at the model's native size. Each text is tried with the same
     `draws` noisings of it, of one fixed sequence those from `first` on.
     """
 
     v: Version = STARTS
     model: Name
+    revision: Annotated[str, Meta(max_length=64)] = ""
     picture: Annotated[bytes, Meta(min_length=1, max_length=MAX_FRAME_BYTES)]
     texts: Annotated[tuple[Candidate, ...], Meta(min_length=1, max_length=MAX_CANDIDATES)]
     first: Annotated[int, Meta(ge=0, le=1000)] = 0

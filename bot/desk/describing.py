@@ -29,7 +29,7 @@ from engine.bus import NobodyAnswers
 from engine.job import MAX_CANDIDATES, DescribeRequest, Warm
 
 LINE = 4  # members whose pictures are described or wait for it
-SECONDS = 240.0  # that one may take
+SECONDS = 240.0  # that one may take, its wait among it
 AT_MOST = 120.0  # seconds of the device that one may need
 REQUEST_MS = 10_000.0  # of one request, by calibration
 PROMPTS = 4
@@ -199,8 +199,9 @@ class Search:
         for at in range(0, len(wanted), most):
             part = wanted[at : at + most]
             request = DescribeRequest(
-                model=self._warm.name, picture=self._picture, texts=tuple(part), first=draws.start, draws=len(draws)
-            )
+                model=self._warm.name, revision=self._warm.revision, picture=self._picture, texts=tuple(part),
+                first=draws.start, draws=len(draws),
+            )  # fmt: skip
             self._tally.add(part, draws.start, await self._ask(request))
 
 

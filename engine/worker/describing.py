@@ -63,7 +63,7 @@ class Describing:
 
     async def _answer(self, asked: DescribeRequest) -> DescribeReply:
         try:
-            async with asyncio.timeout(SECONDS) as self._left, self._held(asked.model) as (family, warm):
+            async with asyncio.timeout(SECONDS) as self._left, self._held(asked) as (family, warm):
                 return DescribeReply(errors=await self._errors(asked, family, warm))
         except Unfit as error:
             return DescribeReply(error=error.sentence[:500])
@@ -78,11 +78,14 @@ class Describing:
             self._left = None
 
     @asynccontextmanager
-    async def _held(self, name: str) -> AsyncIterator[tuple[Family, Warm]]:
+    async def _held(self, asked: DescribeRequest) -> AsyncIterator[tuple[Family, Warm]]:
         """The model, which stays in memory meanwhile. Nothing is loaded for this. Raises `Unfit`."""
+        name = asked.model
         warm = next((one for one in self._shelf.warm() if one.name == name and one.loaded), None)
         if warm is None:
             raise Unfit(f"The model {name} is not in memory just now: draw something with it first.", "worker")
+        if asked.revision not in ("", warm.revision):
+            raise Unfit(f"This worker has another version of {name} than was asked for: try again.", "worker")
         async with asyncio.timeout(HELD_SECONDS):
             await self._shelf.take(name, warm.dtype)
         try:

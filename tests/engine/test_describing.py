@@ -205,7 +205,8 @@ async def test_what_goes_wrong_is_a_sentence_and_the_next_request_is_answered(
     assert "too slow" in (await crowd.answer("a")).error
     monkeypatch.undo()
     assert (await crowd.describing.answer(asked("a", model="sdxl"))).error.startswith("The model sdxl is not in memory")
-    assert len((await crowd.answer("a")).errors) == 1
+    assert (await crowd.answer("a", revision="other")).error.startswith("This worker has another version of affine")
+    assert len((await crowd.answer("a", revision="r1")).errors) == 1
     await asyncio.to_thread(crowd.lane.close)
 
 
