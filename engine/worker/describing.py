@@ -27,7 +27,7 @@ from engine.worker.thread import EngineThread
 log = logging.getLogger(__name__)
 
 MOST_ROWS = 16  # of a forward
-FORWARD_MS = 1000.0  # that one may take, by calibration
+FORWARD_MS = 1000.0  # that one may take with its texts, by calibration, were each row another text
 SECONDS = 45.0  # that a request may take: the bot does not wait much longer
 HELD_SECONDS = 2.0  # until the model, which is in memory, is ours to use
 BUSY = "This worker describes another picture just now: try again in a moment."
@@ -96,7 +96,7 @@ class Describing:
     async def _errors(self, asked: DescribeRequest, family: Family, warm: Warm) -> tuple[tuple[float, ...], ...]:
         latents = await asyncio.wrap_future(self._lane.latents(asked.model, asked.picture))
         drawn = describing.draws(family, latents, asked.first, asked.draws)
-        rows = max(1, min(MOST_ROWS, self._rows, int(FORWARD_MS / max(warm.row_ms, 1e-3))))
+        rows = max(1, min(MOST_ROWS, self._rows, int(FORWARD_MS / (warm.row_ms + warm.encode_ms + 1e-3))))
         found: list[float] = []
         for chunk in describing.chunks(len(asked.texts), asked.draws, rows):
             found += await self._forward(family, asked.texts, drawn, chunk, rows, warm.dtype)

@@ -57,3 +57,7 @@ async def test_what_cannot_be_described_is_refused(open_world: Any) -> None:
         assert "is of no kind that is read here" in said(refused)
         unknown = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)), model="sdxl")
         assert "There is no model called sdxl here" in said(unknown)
+        await world.painter.bus.serve_describe(["embedded"], Describer())
+        none = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)))
+        assert text(none).startswith("-# Under none of the ")
+        assert not world.labels(none.response)
