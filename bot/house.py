@@ -116,9 +116,7 @@ def build(
 
     closing, models = Closing(store, bus, board, feed, clock=clock), Models(store, workers, clock)
     forecast = Forecast(store, board, workers, clock=clock)
-    dispatcher = Dispatcher(
-        store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock
-    )  # fmt: skip
+    dispatcher = Dispatcher(store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock)
     closing.freed = dispatcher.poke
     register, preferences = Register(store, board, forecast, limits=limits, clock=clock), Preferences(store)
     admission = Admission(
