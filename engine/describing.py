@@ -41,7 +41,10 @@ class Draw:
 
 
 def draws(family: Family, latents: torch.Tensor, first: int, count: int) -> list[Draw]:
-    """Of one fixed sequence those from `first` on; `latents` are a picture's, at the native size. Raises `Unfit`."""
+    """Of one fixed sequence those from `first` on; `latents` are a picture's, at the native size. Raises `Unfit`.
+
+    To find the table takes up to a second, once for a model.
+    """
     plan = _plan(family)
     return [_draw(plan, latents, number) for number in range(first, first + count)]
 
@@ -84,7 +87,7 @@ def chunks(texts: int, draws: int, rows: int) -> Iterator[list[Row]]:
 
 def told(family: Family, texts: Sequence[str], dtype: Dtype) -> dict[str, Conditions]:
     """What the network reads of each text, at the native size; in one shape, which is that of the longest."""
-    read = {text: family.condition(text, _recipe(family, (text,), dtype)) for text in texts}
+    read = {text: family.condition(text, _recipe(family, (text,), dtype)) for text in dict.fromkeys(texts)}
     longest = max(read, key=lambda text: read[text][0].numel())
     if len({tuple(part.shape for part in parts) for parts in read.values()}) == 1:
         return read

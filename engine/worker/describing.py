@@ -58,7 +58,7 @@ class Describing:
     def close(self) -> None:
         """Whoever waits is told at once: the engine's thread will not answer any more."""
         self._ending = True
-        if self._left is not None:
+        if self._left is not None and not self._left.expired():
             self._left.reschedule(0.0)
 
     async def _answer(self, asked: DescribeRequest) -> DescribeReply:
@@ -95,7 +95,7 @@ class Describing:
 
     async def _errors(self, asked: DescribeRequest, family: Family, warm: Warm) -> tuple[tuple[float, ...], ...]:
         latents = await asyncio.wrap_future(self._lane.latents(asked.model, asked.picture))
-        drawn = describing.draws(family, latents, asked.first, asked.draws)
+        drawn = await asyncio.to_thread(describing.draws, family, latents, asked.first, asked.draws)
         rows = max(1, min(MOST_ROWS, self._rows, int(FORWARD_MS / (warm.row_ms + warm.encode_ms + 1e-3))))
         found: list[float] = []
         for chunk in describing.chunks(len(asked.texts), asked.draws, rows):
