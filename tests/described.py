@@ -1,10 +1,12 @@
-"""How well `/describe` does on pictures whose words are known: drawn by the embedded model itself, then described.
+"""How well `/describe` does on pictures whose words are known, with the embedded model and the engine in this process.
 
-    PYTHONPATH=. .venv/bin/python tests/described.py [PROMPT …]
+    PYTHONPATH=. .venv/bin/python tests/described.py                    # drawn by the model itself
+    PYTHONPATH=. .venv/bin/python tests/described.py --artwork CACHE    # real drawings: Twemoji, fetched into CACHE
+    PYTHONPATH=. .venv/bin/python tests/described.py FILE …             # any picture
 
-Each prompt is drawn once (30 steps of DPM++ 2M, enlarged as every finished picture is), and described as `/describe`
-does, with the engine in this process in place of a worker's. Printed: the four prompts that were found, and how often
-the first of them names the subject, and the background, that were asked for.
+Each prompt below is drawn once (30 steps of DPM++ 2M, enlarged as every finished picture is); of the artwork the same
+subjects are taken, on the same backgrounds. Printed: the prompts that were found, and how often the first of them names
+the subject, and the background, that are known.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from bot.desk.describing import Search, Worded
@@ -71,24 +76,64 @@ def described(family: Family, picture: Image.Image) -> tuple[int, tuple[Worded, 
     return asyncio.run(search.found(LEARNED))
 
 
+@dataclass(frozen=True)
+class Known:
+    """A picture, what it is called, and what its first prompt should name; empty: nobody knows."""
+
+    called: str
+    subject: str
+    background: str
+    picture: Image.Image
+
+
+def own(family: Any) -> Iterator[Known]:
+    """Drawn by the model."""
+    for number, (subject, background, form) in enumerate(PROMPTS):
+        prompt = form.format(subject)
+        yield Known(prompt, subject, background, drawn(family, prompt, 7 + number))
+
+
+def artwork(cache: Path) -> Iterator[Known]:
+    """Drawn by people: one style, which the model has seen least of."""
+    from engine.training.pictures.artwork import SETS, load
+
+    names = {subject: background for subject, background, _ in PROMPTS}
+    for art in load(cache, [one for one in SETS if one.style == "flat design"]):
+        if background := names.pop(art.words.label.removeprefix("red "), ""):
+            page = Image.new("RGBA", art.pixels.size, background)
+            yield Known(
+                art.words.label, art.words.label.split()[-1], background, Image.alpha_composite(page, art.pixels)
+            )
+
+
+def files(paths: Sequence[str]) -> Iterator[Known]:
+    for path in paths:
+        yield Known(Path(path).name, "", "", Image.open(path))
+
+
+def right(known: Known, prompt: str) -> tuple[bool, bool]:
+    """Whether a prompt names the subject, and the background; none named means white."""
+    named = prompt.replace(",", "").split()
+    behind = f"{known.background} background" in prompt or (known.background == "white" and "background" not in named)
+    return known.subject in named, behind
+
+
 def main(words: Sequence[str]) -> None:
     from engine.config import upscaler
     from engine.families.embedded import load_embedded
     from engine.super_resolver import SuperResolver
 
-    family = load_embedded(resolver=SuperResolver.find(upscaler(), "cpu"))
-    wanted = [("", "", one) for one in words] or PROMPTS
-    first = among = behind = 0
-    for number, (subject, background, form) in enumerate(wanted):
-        prompt, began = form.format(subject), time.monotonic()
-        tried, found = described(family, drawn(family, prompt, 7 + number))
-        named = [subject in one.prompt.replace(",", "").split() for one in found]
-        first, among = first + (named[:1] == [True]), among + any(named)
-        behind += bool(found) and (f"{background} background" in found[0].prompt)
-        said = "; ".join(f"{one.prompt} ({one.gain:.0%})" for one in found)
-        print(f"{prompt}  →  {said}   [{tried} texts, {time.monotonic() - began:.0f} s]", flush=True)
-    if not words:
-        print(f"subject first {first}, among four {among}, background {behind}, of {len(wanted)}")
+    family = load_embedded(resolver=SuperResolver.find(upscaler(), torch.device("cpu")))
+    pictures = artwork(Path(words[1])) if words[:1] == ["--artwork"] else files(words) if words else own(family)
+    found: list[tuple[bool, bool]] = []
+    for known in pictures:
+        began = time.monotonic()
+        tried, best = described(family, known.picture.convert("RGB"))
+        found.append(right(known, best[0].prompt) if best else (False, False))
+        said = "; ".join(f"{one.prompt} ({one.gain:.0%})" for one in best) or "nothing"
+        print(f"{known.called}  →  {said}   [{tried} texts, {time.monotonic() - began:.0f} s]", flush=True)
+    subjects, backgrounds = (sum(each) for each in zip(*found, strict=True))
+    print(f"named first: the subject of {subjects}, the background of {backgrounds}, of {len(found)}")
 
 
 if __name__ == "__main__":
