@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bot.cli import backup, doors, imagine, jobs, members, own_options, restore, rules, worker_key
+from bot.cli import backup, describe, doors, imagine, jobs, members, own_options, restore, rules, worker_key
 from bot.cli.options import AsJson, Data
 from bot.refused import Refused
 
@@ -83,6 +83,7 @@ def bot(
 
 
 app.command()(imagine.imagine)
+app.command()(describe.describe)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from bot.views import Member, View
 Standing = Literal["member", "moderator", "admin", "owner", "house"]
 Whose = Literal["none", "own", "another's", "private", "elsewhere"]
 Action = Literal[
-    "imagine", "blend", "queue", "mine", "info", "prefer", "export", "forget", "help",
+    "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
     "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce",
     "edit", "zoom", "pan", "branch", "prompt", "film", "details", "favourite",
     "envelope", "delete", "report", "approve", "deny", "dismiss",
@@ -73,6 +73,7 @@ TABLE: Mapping[Action, Permit] = MappingProxyType(
     {
         "imagine": _simply("ask for pictures"),
         "blend": _simply("blend pictures"),
+        "describe": _simply("have pictures described"),
         "queue": _simply("look at the queue"),
         "mine": _simply("look through their own jobs"),
         "info": _simply("look at their limits"),

@@ -21,6 +21,7 @@ from bot.desk import Desk
 from bot.desk.administration import Administration
 from bot.desk.admission import Admission
 from bot.desk.deliveries import Deliveries
+from bot.desk.describing import Describing
 from bot.desk.export import Export
 from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
@@ -123,9 +124,7 @@ def build(
 
     closing, models = Closing(store, bus, board, feed, clock=clock), Models(store, workers, clock)
     forecast = Forecast(store, board, workers, clock=clock)
-    dispatcher = Dispatcher(
-        store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock
-    )  # fmt: skip
+    dispatcher = Dispatcher(store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock)
     closing.freed = dispatcher.poke
     register = Register(store, board, forecast, limits=limits, clock=clock)
     admission = Admission(
@@ -139,7 +138,9 @@ def build(
     studio = Studio(
         store, feed, models, register, gallery, admission, starting, options, cancelling, steering, workers, clock=clock
     )  # fmt: skip
-    desk = _desk(settings, studio, options, register, gallery, cancelling, store, pictures, feed, bus, clock)
+    desk = _desk(
+        settings, studio, options, register, gallery, cancelling, store, pictures, feed, bus, clock, starting, models
+    )  # fmt: skip
     retention = Retention(
         store, desk.moderation.empty, Keep(settings.keep_seconds, settings.keep_bytes), clock=clock
     )  # fmt: skip
@@ -165,6 +166,7 @@ def _counted(board: Board, closing: Closing, settle: Settle, clock: Callable[[],
 def _desk(
     settings: Settings, studio: Studio, options: Options, register: Register, gallery: Gallery,
     cancelling: Cancelling, store: Store, pictures: Pictures, feed: Feed, bus: Bus, clock: Callable[[], float],
+    starting: Starting, models: Models,
 ) -> Desk:  # fmt: skip
     """The use cases."""
     administration = Administration(store, cancelling.cancel, limits=settings.limits, clock=clock)
@@ -182,6 +184,7 @@ def _desk(
         Forgetting(store, cancelling.cancel, moderation.empty, feed, waits=waits, clock=clock),
         Export(store, pictures, clock=clock),
         Shortening(bus.embed),
+        Describing(bus.describe, starting.picture, models, administration.terms),
     )
 
 

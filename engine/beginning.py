@@ -55,6 +55,15 @@ def read(recipe: Recipe, blobs: Mapping[str, bytes], family: Family) -> Beginnin
     return None
 
 
+def whole(picture: bytes, family: Family) -> torch.Tensor:
+    """The autoencoder's mean of a picture's middle square, at the native size. Raises `Unfit`, as `read` does."""
+    square = ImageOps.fit(_opened(picture), (family.size, family.size), Image.Resampling.LANCZOS)
+    latents = family.encode_image(square).to(family.device, torch.float32)
+    if not torch.isfinite(latents).all():
+        raise Unfit("The picture became numbers that are not finite.", "model")
+    return latents
+
+
 def _forward(start: Forward, recipe: Recipe, blobs: Mapping[str, bytes], family: Family) -> Beginning:
     """The autoencoder's mean of each, mixed one after another, each by its share of the weight so far.
 

@@ -25,6 +25,8 @@ MAX_RUNGS = 48
 MAX_LORAS = 4
 MAX_SOURCES = 5
 MAX_ROWS = 1024  # of a worker at once: four times the most that calibration tries
+MAX_CANDIDATES = 64  # texts that a picture is held against in one request
+MAX_DRAWS = 16  # noisings of it that each of them is tried with there
 
 # \Z, not $: that would let a trailing newline through, into a subject or a file name.
 Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
@@ -40,6 +42,8 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
 Moment = Annotated[float, Meta(ge=0, le=1e12)]  # seconds since 1970
 Coordinate = Annotated[float, Meta(ge=-1.01, le=1.01)]  # of a unit vector
+Candidate = Annotated[str, Meta(max_length=200)]  # a text that may describe a picture
+Discrepancy = Annotated[float, Meta(ge=0, le=1e9)]  # a mean squared error
 Latent = Annotated[bytes, Meta(max_length=8 * 1024 * 1024)]
 Extent = Annotated[int, Meta(ge=1, le=65_536)]  # one dimension of a tensor
 Side = Annotated[int, Meta(ge=16, le=4096)]
@@ -471,6 +475,33 @@ class EmbedReply(_Value, frozen=True, kw_only=True):
     """Unit vectors, one a text (mean-pooled, L2-normalised), or the reason why there are none."""
 
     vectors: Annotated[tuple[Annotated[tuple[Coordinate, ...], Meta(max_length=4096)], ...], Meta(max_length=64)] = ()
+    error: Sentence = ""
+
+
+class DescribeRequest(_Value, frozen=True, kw_only=True):
+    """Under which of these texts does a model best predict the noise in a picture? (Li et al. 2023, arXiv 2303.16203)
+
+    `revision`: of the model; empty: whichever the worker has, as in a recipe.
+    `picture`: a PNG; its middle square is looked at, at the model's native size. Each text is tried with the same
+    `draws` noisings of it, of one fixed sequence those from `first` on.
+    """
+
+    v: Version = STARTS
+    model: Name
+    revision: Annotated[str, Meta(max_length=64)] = ""
+    picture: Annotated[bytes, Meta(min_length=1, max_length=MAX_FRAME_BYTES)]
+    texts: Annotated[tuple[Candidate, ...], Meta(min_length=1, max_length=MAX_CANDIDATES)]
+    first: Annotated[int, Meta(ge=0, le=1000)] = 0
+    draws: Annotated[int, Meta(ge=1, le=MAX_DRAWS)] = 1
+
+
+class DescribeReply(_Value, frozen=True, kw_only=True):
+    """For each text the mean squared error of the noise at each draw, or the reason why there is none."""
+
+    v: Version = STARTS
+    errors: Annotated[
+        tuple[Annotated[tuple[Discrepancy, ...], Meta(max_length=MAX_DRAWS)], ...], Meta(max_length=MAX_CANDIDATES)
+    ] = ()
     error: Sentence = ""
 
 

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from queue import PriorityQueue
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ import torch
 
 from engine import job as wire
 from engine.admit import check
-from engine.beginning import Beginning, read
+from engine.beginning import Beginning, read, whole
 from engine.blame import unforeseen
 from engine.encode import jpeg, latent_bytes, parameters, png, webp
 from engine.engine import Developed, Stepped
@@ -64,6 +65,10 @@ class Lane:
         Where it has a mask, it is kept until the job is forgotten, to be laid under what is painted.
         """
         return self._submit(PICTURE, lambda: self._begin(job, blobs))
+
+    def latents(self, model: str, picture: bytes) -> Future[torch.Tensor]:
+        """A picture that is only looked at, as a model's latents at its native size. Its future may raise `Unfit`."""
+        return self._submit(FRAME, lambda: self._foreseen(model, partial(whole, picture)))
 
     def frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
         """A live preview; one still waiting for the same image is cancelled, since only the newest counts."""
@@ -128,16 +133,20 @@ class Lane:
         if recipe.start is None:
             return None
         check(job, self._families)
-        family = self._families[recipe.model]
+        found = self._foreseen(recipe.model, partial(read, recipe, blobs))
+        if found is not None and found.picture is not None:
+            self._under[job.id] = found
+        return found
+
+    def _foreseen(self, model: str, work: Callable[[Family], T]) -> T:
+        """What becomes of a picture that was brought. Raises `Unfit` for whatever goes wrong, or `DeviceLost`."""
+        family = self._families[model]
         try:
-            found = read(recipe, blobs, family)
+            return work(family)
         except Unfit:
             raise
         except Exception as error:
             raise unforeseen(error, family.device) from error
-        if found is not None and found.picture is not None:
-            self._under[job.id] = found
-        return found
 
     def _drop(self, job: str) -> None:
         self._thumbnails.pop(job, None)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COMMANDS: Mapping[str, Action] = MappingProxyType(
     {
         "imagine": "imagine", "mix": "imagine", "blend": "blend", "shorten": "prompt",
+        "describe": "describe",
         **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
         "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",
         "reproduce": "reproduce", "film": "film", "help": "help",
@@ -31,8 +32,8 @@ COMMANDS: Mapping[str, Action] = MappingProxyType(
         "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
     }
 )  # fmt: skip
-# They make jobs: admission asks the rules, when it writes.
-ADMITTED: tuple[Action, ...] = ("imagine", "blend", "reproduce")
+# They make jobs, or cost as much: the desk asks the rules itself.
+ADMITTED: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
 
 
 async def permit(interaction: discord.Interaction[DarkroomClient], action: Action, view: View | None = None) -> Member:

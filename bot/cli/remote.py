@@ -1,4 +1,7 @@
-"""A job in a running Darkroom, over its HTTP API: asked for, watched, fetched. Knows the API, nothing of the engine."""
+"""A job in a running Darkroom, over its HTTP API: asked for, watched, fetched; and a picture that is described there.
+
+Knows the API, nothing of the engine.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ from bot.refused import Refused
 
 GLANCE = aiohttp.ClientTimeout(total=3)
 ANSWER = aiohttp.ClientTimeout(total=30)
+LOOKING = aiohttp.ClientTimeout(
+    total=600
+)  # a picture is held against hundreds of words, perhaps after others' pictures
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
 LINE = 4 * 1024 * 1024  # four previews in one event, base64
 TRIES = 5  # to open the stream again, without hearing anything
@@ -60,6 +66,13 @@ async def ask(url: str, key: str, path: str) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=GLANCE) as session:
         return await _json(session, "GET", path, None)
+
+
+async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
+    """Words that fit a picture file. Raises `Refused`, or `Undeveloped` where no answer comes."""
+    headers, order = {"Authorization": f"Bearer {key}"}, {} if model is None else {"model": model}
+    async with aiohttp.ClientSession(url, headers=headers, timeout=LOOKING) as session:
+        return await _json(session, "POST", "/api/describe", order, (("picture", picture),))
 
 
 async def _json(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bot.desk.administration import Administration
 from bot.desk.deliveries import Deliveries
+from bot.desk.describing import Describing
 from bot.desk.export import Export
 from bot.desk.forgetting import Forgetting
 from bot.desk.moderation import Moderation
@@ -32,3 +33,4 @@ class Desk:
     forgetting: Forgetting
     export: Export
     shortening: Shortening
+    describing: Describing

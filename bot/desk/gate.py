@@ -104,14 +104,19 @@ def check_action(terms: Terms, action: str) -> None:
         raise Refused(_said(terms, "commands", f"You may not use {action} here"), 403)
 
 
+def check_model(terms: Terms, model: str) -> None:
+    """Raises `Refused` (403) where it may not be asked for."""
+    if not terms.allows("models", model):
+        raise Refused(_said(terms, "models", f"The model {model} is not allowed here"), 403)
+
+
 def check_asked(terms: Terms, draft: Draft) -> None:
     """Raises `Refused` for what is not allowed here, whoever has used how much."""
     check_action(terms, draft.action)
     task = draft.task
     if not isinstance(task, Recipe):
         return
-    if not terms.allows("models", task.model):
-        raise Refused(_said(terms, "models", f"The model {task.model} is not allowed here"), 403)
+    check_model(terms, task.model)
     if not terms.allows("samplers", task.sampler):
         raise Refused(_said(terms, "samplers", f"The sampler {task.sampler} is not allowed here"), 403)
     for name, asked in (("steps", task.steps), ("count", task.count)):

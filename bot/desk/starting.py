@@ -60,6 +60,11 @@ class Starting:
             painted = None if mask is None else await self._intake.read_mask(await self._sent(mask), shape=shape)
             yield origin(pictures, painted, bring.weights)
 
+    async def picture(self, member: Member, piece: bytes | Remote) -> Brought:
+        """One that nothing shall begin with, fetched and read in its member's turn. Raises `Refused`."""
+        async with self.turn(member), self._tray.room(Bring((piece,)).room):
+            return await self._intake.read(await self._sent(piece))
+
     async def _read(self, member: Member, piece: Piece) -> Brought | Material:
         if not isinstance(piece, Finished):
             return await self._intake.read(await self._sent(piece))

@@ -29,7 +29,7 @@ FOREVER = 10**9  # device-seconds: as good as no limit
 LIMITABLE = (
     "imagine", "vary", "reroll", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch",
     "upscale", "prompt", "film", "details", "favourite", "envelope",
-    "queue",
+    "describe", "queue",
 )  # fmt: skip
 
 

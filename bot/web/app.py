@@ -18,7 +18,7 @@ from bot.config import Settings
 from bot.desk import Desk
 from bot.lines import Lines
 from bot.scrape import Scrape
-from bot.web import api, body, decisions, door, live, metrics, onward, prefer, prints, views, why
+from bot.web import api, body, decisions, described, door, live, metrics, onward, prefer, prints, views, why
 from bot.web.auth import Door, Gate, key_of
 from bot.web.grids import Grids
 from bot.web.told import Texts
@@ -41,6 +41,7 @@ def open_chatroom(
     app[live.STUDIO] = desk.studio
     desk.studio.addresses = _named(settings)
     app[decisions.REVIEW] = desk.review
+    app[described.DESCRIBING] = desk.describing
     app[prefer.OPTIONS] = desk.options
     app[live.WARMING] = warming or asyncio.Event()
     app[live.CLOSING] = asyncio.Event()
@@ -55,7 +56,7 @@ def open_chatroom(
     app[views.IN_DISCORD] = settings.discord_token is not None
     _furnish(app)
     app.add_routes([*views.routes(), *api.routes(), *prints.routes(), *decisions.routes(), *live.routes()])
-    app.add_routes([*onward.routes(), *why.routes(), *prefer.routes()])
+    app.add_routes([*onward.routes(), *why.routes(), *prefer.routes(), *described.routes()])
     if scrape is not None:
         app[metrics.SCRAPE] = scrape
         app.add_routes(metrics.routes())

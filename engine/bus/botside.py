@@ -1,4 +1,4 @@
-"""What the bot does on the bus: dispatch work, read results and previews, cancel, know the workers, ask for vectors.
+"""What the bot does on the bus: dispatch work, read results and previews, cancel, know the workers, ask about texts.
 
 Knows subjects and delivery; nothing of SQL or Discord. An outage of the broker raises `Unreachable`, except in the
 iterators, which wait it out.
@@ -25,6 +25,8 @@ from engine.bus.presences import Presences
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, ensure_consumer, pool_consumer, settle_consumer
 from engine.job import (
+    DescribeReply,
+    DescribeRequest,
     EmbedReply,
     EmbedRequest,
     Frame,
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 
 FULL = 10077  # JetStream's code for "no room", also for a second message on a subject that holds one
 RESULTS_AT_ONCE = 64
+DESCRIBING_SECONDS = 50.0  # longer than a worker works on one request
 NOBODY = "503"  # the status by which the server says that nobody hears a request
 
 
@@ -172,19 +175,37 @@ class BotSide(Station):
         request = encode(EmbedRequest(texts=tuple(texts)))
         with reaching("embed"):
             try:
-                reply = decode(await self._asked(request, timeout), EmbedReply)
+                reply = decode(await self._asked(subjects.EMBED, request, timeout), EmbedReply)
             except (NoRespondersError, TimeoutError, Malformed) as error:
                 raise NobodyAnswers("No worker that understands text is online.") from error
         if reply.error or len(reply.vectors) != len(texts):
             raise NobodyAnswers(reply.error or "A worker answered with the wrong number of vectors.")
         return reply.vectors
 
-    async def _asked(self, request: bytes, timeout: float) -> bytes:
+    async def describe(
+        self, request: DescribeRequest, timeout: float = DESCRIBING_SECONDS
+    ) -> tuple[tuple[float, ...], ...]:  # fmt: skip
+        """The error of each text at each draw. Raises `NobodyAnswers` when no worker can say."""
+        with reaching("describe"):
+            try:
+                answer = await self._asked(subjects.describe(request.model), encode(request), timeout)
+                reply = decode(answer, DescribeReply)
+            except NoRespondersError as error:
+                raise NobodyAnswers(f"No worker that describes pictures with {request.model} is online.") from error
+            except (TimeoutError, Malformed) as error:
+                raise NobodyAnswers("The worker that was asked did not answer.") from error
+        if reply.error:
+            raise NobodyAnswers(reply.error)
+        if [len(one) for one in reply.errors] != [request.draws] * len(request.texts):
+            raise NobodyAnswers("A worker answered with the wrong number of errors.")
+        return reply.errors
+
+    async def _asked(self, subject: str, request: bytes, timeout: float) -> bytes:
         """What one of the workers answers, where those elsewhere can send it, too."""
         answers = subjects.vectors(secrets.token_hex(16))
         subscription = await self.client.subscribe(answers)
         try:
-            await self.client.publish(subjects.EMBED, request, reply=answers)
+            await self.client.publish(subject, request, reply=answers)
             answer = await subscription.next_msg(timeout)
         finally:
             with suppress(BadSubscriptionError, ConnectionClosedError):

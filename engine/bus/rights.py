@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from engine.bus import subjects
 
 SAID_TO_ALL = (subjects.kv_subject(subjects.CANCELLED, "*"), subjects.WANT_ALL, subjects.STEER_ALL)
-ANSWERS = {"max": 1, "expires": "1m"}  # to requests for vectors: each one once, at the inbox that it names
+ANSWERS = {"max": 1, "expires": "1m"}  # to requests that are shared: each one once, at the inbox that it names
+SHARED = (subjects.EMBED, subjects.DESCRIBE_ALL)
 API = "$JS.API"
 HOUSE = "darkroom"  # the account with the streams, of the bot and of whoever has the token
 NOTHING = "nothing"  # a subject that nobody hears
@@ -55,9 +56,9 @@ def _pulls(pool: str) -> tuple[str, ...]:
 
 
 def may_hear(name: str) -> list[str]:
-    """Its own inbox, what is said to all workers, and requests for vectors as one of the group that shares them."""
-    group = f"{subjects.EMBED} {subjects.EMBED}"
-    return [f"{subjects.inbox(name)}.>", *SAID_TO_ALL, group]
+    """Its own inbox, what is said to all workers, and requests for vectors and descriptions as one of their groups."""
+    groups = (f"{subjects.EMBED} {subjects.EMBED}", f"{subjects.DESCRIBE_ALL} {subjects.DESCRIBERS}")
+    return [f"{subjects.inbox(name)}.>", *SAID_TO_ALL, *groups]
 
 
 def exports() -> list[dict[str, str]]:
@@ -65,7 +66,7 @@ def exports() -> list[dict[str, str]]:
     any_pool = subjects.pool_consumer("*")
     services = [one.replace(any_pool, "*") for one in may_publish("*", ["*"])]
     offered = [{"service": one} for one in (*services, subjects.VECTORS_ALL, NOTHING)]
-    return [*offered, *({"stream": one} for one in (*SAID_TO_ALL, subjects.EMBED))]
+    return [*offered, *({"stream": one} for one in (*SAID_TO_ALL, *SHARED))]
 
 
 def account(public: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str, object]]:
@@ -74,7 +75,7 @@ def account(public: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str
     An account that takes nothing of this name is given the server's own `$JS.API.>`, which answers beside the house's.
     """
     services = (*may_publish(name, pools), subjects.VECTORS_ALL)
-    heard = (*SAID_TO_ALL, subjects.EMBED)
+    heard = (*SAID_TO_ALL, *SHARED)
     imports: list[dict[str, object]] = [
         {"service": {"account": HOUSE, "subject": NOTHING}, "to": INFO},
         *({"service": {"account": HOUSE, "subject": one}} for one in services),

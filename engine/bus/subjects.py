@@ -28,6 +28,8 @@ LOADING_ALL = "loading.*"
 WANT_ALL = "want.*"
 STEER_ALL = "steer.*"
 VECTORS_ALL = "vectors.*"
+DESCRIBE_ALL = "describe.*"
+DESCRIBERS = "describe"  # the group of workers that share such requests
 
 
 def token(name: str) -> str:
@@ -88,8 +90,13 @@ def steer(job: str) -> str:
 
 
 def vectors(request: str) -> str:
-    """Where the answer to a request for vectors goes: workers elsewhere reach no inbox of the bot's."""
+    """Where the answer to a request for vectors, or for errors, goes: workers elsewhere reach no inbox of the bot's."""
     return f"vectors.{request}"
+
+
+def describe(model: str) -> str:
+    """Requests to hold a picture against texts, for whoever has this model."""
+    return f"describe.{token(model)}"
 
 
 def dead(subject: str) -> str:

@@ -5,6 +5,7 @@ Knows subjects, delivery and fencing; nothing of torch. An outage of the broker 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import secrets
@@ -18,11 +19,13 @@ from engine.bus import subjects
 from engine.bus.claims import Claim, Claims, Holder
 from engine.bus.deliveries import Delivered, Pull
 from engine.bus.latest import Latest
-from engine.bus.link import reaching
+from engine.bus.link import Unreachable, reaching
 from engine.bus.snapshots import Snapshots
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, pool_consumer
 from engine.job import (
+    DescribeReply,
+    DescribeRequest,
     EmbedReply,
     EmbedRequest,
     Frame,
@@ -40,6 +43,7 @@ from engine.job import (
 log = logging.getLogger(__name__)
 
 Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
+Describe = Callable[[DescribeRequest], Awaitable[DescribeReply]]
 
 
 class WorkerSide(Station):
@@ -53,6 +57,7 @@ class WorkerSide(Station):
         self._announced = self._bucket(subjects.WORKERS)
         self._pulls: dict[str, Pull[Job]] = {}
         self._there: dict[str, tuple[str, ...]] = {}  # in which pools a worker was announced
+        self._answering: set[asyncio.Task[None]] = set()
         self._salt = secrets.token_bytes(16)  # else another could say first what we say, and ours would be the copy
 
     async def pull(self, pools: Sequence[str], timeout: float = 1.0, *, wait: bool = True) -> Delivered[Job] | None:
@@ -186,6 +191,34 @@ class WorkerSide(Station):
 
         with reaching("offer to embed"):
             await self.client.subscribe(subjects.EMBED, queue=subjects.EMBED, cb=answer)
+
+    async def serve_describe(self, models: Sequence[str], describe: Describe) -> None:
+        """Answers requests to describe with one of these models from now on, sharing them with the other workers.
+
+        `describe` raises nothing but cancellation; one request does not wait for another.
+        """
+
+        async def answer(msg: Msg) -> None:
+            task = asyncio.create_task(_described(describe, msg))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+
+        with reaching("offer to describe"):
+            for model in models:
+                await self.client.subscribe(subjects.describe(model), queue=subjects.DESCRIBERS, cb=answer)
+
+
+async def _described(describe: Describe, msg: Msg) -> None:
+    """A bad request never stops the ones behind it, and an answer that nobody can be sent is no harm."""
+    try:
+        reply = await describe(decode(msg.data, DescribeRequest))
+    except Malformed as error:
+        reply = DescribeReply(error=f"The request is malformed: {error}"[:500])
+    try:
+        with reaching("answer with errors"):
+            await msg.respond(encode(reply))
+    except Unreachable as error:
+        log.warning("%s", error)
 
 
 async def _embedded(embed: Embed, msg: Msg) -> EmbedReply:

@@ -24,6 +24,7 @@ from engine.shelf import Shelf
 from engine.shelf.stock import Stock
 from engine.upscale import Upscaler
 from engine.worker.attention import Attention
+from engine.worker.describing import Describing
 from engine.worker.fetching import Fetching
 from engine.worker.intake import Intake
 from engine.worker.keeping import Keeping
@@ -91,6 +92,7 @@ class Worker:
         self._attention = Attention(bus, self.roster)
         self._steering = Steering(bus, self.roster, self._shelf.crowded)
         self._keeping = Keeping(bus, self.roster, self._outcome, self._attention)
+        self.describing = Describing(self._thread, lane, self._shelf, offer.rows)
         self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -119,6 +121,7 @@ class Worker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self.describing.close()
             await self.roster.close()
             await self._shelf.close()
             self._upscaler.close()

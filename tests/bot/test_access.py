@@ -36,6 +36,7 @@ WHO: dict[str, set[Standing]] = {
 EXPECTED = """
 imagine     everyone    -           -           -       direct
 blend       everyone    -           -           -       direct
+describe    everyone    -           -           -       direct
 queue       everyone    -           -           -       direct
 mine        everyone    -           -           -       direct
 info        everyone    -           -           -       direct

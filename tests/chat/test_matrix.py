@@ -58,6 +58,7 @@ COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "blend": ("blend", {"image1": ("a.png", png(8, 8)), "image2": ("b.png", png(8, 8))}),
     "mix": ("imagine", {"first": "apple", "second": "pear"}),
     "shorten": ("prompt", {"prompt": "a red apple"}),
+    "describe": ("describe", {"image": ("a.png", png(8, 8))}),
     "fast": ("prefer", {}),
     "relax": ("prefer", {}),
     "turbo": ("prefer", {}),

@@ -18,7 +18,7 @@ from engine.job import Concept, Enlarge, Frame, Job, Malformed, Recipe, Result, 
 KINDS = [
     contract.Recipe, contract.Enlarge, contract.Job, contract.Frame, contract.Picture, contract.Started,
     contract.Finished, contract.Failed, contract.Cancelled, contract.Returned, contract.Ladder, contract.Snapshot,
-    contract.Presence, contract.EmbedRequest, contract.EmbedReply,
+    contract.Presence, contract.EmbedRequest, contract.EmbedReply, contract.DescribeRequest, contract.DescribeReply,
 ]  # fmt: skip
 ANY = st.sampled_from(KINDS)
 
@@ -40,8 +40,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
             return st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
         case inspect.StrType(max_length=most):
             return st.text(max_size=min(most or 0, 50))
-        case inspect.BytesType(max_length=most):
-            return st.binary(max_size=min(most or 0, 100))
+        case inspect.BytesType(min_length=least, max_length=most):
+            return st.binary(min_size=least or 0, max_size=min(most or 0, 100))
         case inspect.IntType(ge=least, le=most, lt=below):
             return st.integers(least, most if most is not None else (below or 0) - 1)
         case inspect.FloatType(ge=least, gt=above, le=most):

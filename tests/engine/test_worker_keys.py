@@ -30,6 +30,8 @@ from engine.bus.link import Right
 from engine.bus.server import Listening, free_port, server_path
 from engine.job import (
     Concept,
+    DescribeReply,
+    DescribeRequest,
     Frame,
     Job,
     Loading,
@@ -161,9 +163,16 @@ async def _hears(worker: Bus, bot: Bus) -> None:
     async def embed(texts: Any) -> Any:
         return [[1.0]] * len(texts)
 
+    async def describe(asked: DescribeRequest) -> DescribeReply:
+        return DescribeReply(errors=((0.5,) * asked.draws,) * len(asked.texts))
+
     await worker.serve_embed(embed)
+    await worker.serve_describe(["embedded", "a.dotted"], describe)
     await worker.client.flush()
     assert await bot.embed(["a word"]) == ((1.0,),)
+    for model in ("embedded", "a.dotted"):
+        asked = DescribeRequest(model=model, picture=b"\x89PNG", texts=("a", "b"), draws=2)
+        assert await bot.describe(asked) == ((0.5, 0.5), (0.5, 0.5))
     assert await heard(worker.wants(), lambda: bot.want(JOB)) == JOB
     assert (await heard(worker.steers(), lambda: bot.steer(Steer(job=JOB, deed="pause")))).deed == "pause"
     assert await heard(worker.watch_cancelled(), lambda: bot.cancel(OTHER)) == OTHER
@@ -178,8 +187,9 @@ FORBIDDEN = [
     f"results.other.{JOB}", "results.far", f"results.far.{JOB}.more", f"work.default.{JOB}.1", f"work.big.{JOB}.1",
     f"$KV.cancelled.{JOB}", "$KV.workers.other.default", "$KV.workers.far", "$KV.workers.far.big",
     "$KV.workers.far.default.x", "$O.blobs.C.abc", "$KV.leaders.bot", f"want.{JOB}", f"steer.{JOB}", "embed",
-    "dead.results.far", f"dead.work.big.{JOB}.1", "_INBOX.other.1", "$JS.ACK.work.pool-big.1.1.1.1.0",
-    "$JS.ACK.results.settle.1.1.1.1.0", "$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
+    "describe.embedded", "dead.results.far", f"dead.work.big.{JOB}.1", "_INBOX.other.1",
+    "$JS.ACK.work.pool-big.1.1.1.1.0", "$JS.ACK.results.settle.1.1.1.1.0", "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
     *(
         f"$JS.API.STREAM.{deed}.{stream}"
         for deed in ("CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "MSG.GET", "MSG.DELETE", "SNAPSHOT")
@@ -194,7 +204,8 @@ FORBIDDEN = [
 ]  # fmt: skip
 DEAF = [
     ">", "results.>", "work.>", "$KV.>", "$KV.claims.>", "$KV.workers.*", "$KV.workers.far.*", "_INBOX.>", "_INBOX.*.*",
-    "_INBOX.other.>", "frames.*", "loading.*", "embed", "$JS.>", "$SYS.>", "dead.>",
+    "_INBOX.other.>", "frames.*", "loading.*", "embed", "describe.*", "describe.embedded",
+    "$JS.>", "$SYS.>", "dead.>",
 ]  # fmt: skip
 
 
@@ -241,7 +252,8 @@ ELSEWHERE = [
     *(f"$JS.API.STREAM.DELETE.{stream}" for stream in ("KV_claims", "dead", "KV_leaders", "results")),
     "$JS.API.CONSUMER.CREATE.dead", "$JS.API.CONSUMER.DELETE.work.pool-default", "$JS.API.STREAM.MSG.GET.dead",
     f"results.other.{JOB}", "$KV.leaders.bot", f"$KV.cancelled.{JOB}", f"work.big.{JOB}.1", "$KV.workers.other.default",
-    "_INBOX.other.1", f"want.{JOB}", f"steer.{JOB}", "embed", "vectors.one", f"dead.work.big.{JOB}.1",
+    "_INBOX.other.1", f"want.{JOB}", f"steer.{JOB}", "embed", "describe.embedded", "vectors.one",
+    f"dead.work.big.{JOB}.1",
 ]  # fmt: skip
 
 
@@ -261,7 +273,7 @@ async def test_no_answer_leaves_the_account_of_who_asked(site: Site) -> None:
     async def note(msg: Any) -> None:
         arrived.append(msg.subject)
 
-    for one in (f"results.other.{JOB}", "want.*", "steer.*", "embed", "vectors.*", "$JS.API.>"):
+    for one in (f"results.other.{JOB}", "want.*", "steer.*", "embed", "describe.*", "vectors.*", "$JS.API.>"):
         await bot.client.subscribe(one, cb=note)
     await other.client.subscribe("_INBOX.other.1", cb=note)
     await worker.client.subscribe("_INBOX.far.spy", cb=note)

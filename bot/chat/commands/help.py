@@ -37,13 +37,15 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 {blend} · two to five pictures in one
 {mix} · two prompts in one
 {shorten} · which words carry a prompt
+{describe} · words that fit a picture
 {my-data} · a copy of what is kept of you
 {forget-me} · everything of yours is removed
 
 -# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its words."""
 ADMIN = "-# {settings show} · limits, words and reports of this server"
 NAMES = (
-    "imagine", "blend", "mix", "shorten", "mine", "queue", "cancel", "info", "prefer show", "reproduce", "film",
+    "imagine", "blend", "mix", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show", "reproduce",
+    "film",
     "my-data", "forget-me",
 )  # fmt: skip
 

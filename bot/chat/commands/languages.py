@@ -39,7 +39,7 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         "What to steer away from": "Was nicht zu sehen sein soll",
         "Few steps of a quick sampler": "Wenige, schnelle Schritte",
         "Wait longer, and spend nothing of your limit": "Später, dafür ohne dein Kontingent",
-        # blend, mix, shorten
+        # blend, mix, shorten, describe
         "Blend two to five pictures into new ones": "Mischt zwei bis fünf Bilder zu neuen",
         "The first picture; it gives the shape": "Das erste Bild; es gibt die Form vor",
         "The second": "Das zweite",
@@ -63,6 +63,11 @@ GERMAN: Mapping[str, str] = MappingProxyType(
             "Welche Worte einen Prompt tragen, und kürzere Fassungen davon"
         ),
         "The prompt; its flags stay as they are": "Der Prompt; seine Schalter bleiben, wie sie sind",
+        "Words that fit a picture, of those that a model knows, to imagine": (
+            "Worte, die zu einem Bild passen, von denen, die ein Modell kennt"
+        ),
+        "The picture": "Das Bild",
+        "Which model is asked": "Welches Modell gefragt wird",
         # fast, relax, turbo, stealth, public
         "From now on your jobs count against your limit, and wait in the usual queue": (
             "Ab jetzt zählen deine Aufträge zu deinem Kontingent und warten in der üblichen Schlange"

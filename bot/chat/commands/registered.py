@@ -9,6 +9,7 @@ from discord import app_commands, ui
 
 from bot.chat.commands.belongings import Meant, forget_me, my_data
 from bot.chat.commands.blend import blend
+from bot.chat.commands.describe import Imagined, describe
 from bot.chat.commands.help import show_help
 from bot.chat.commands.imagine import imagine
 from bot.chat.commands.languages import Languages
@@ -33,6 +34,7 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     blend,
     mix,
     shorten,
+    describe,
     queue,
     cancel,
     mine,
@@ -55,7 +57,7 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     *SETTINGS,
 )
 # buttons and menus that outlive a restart
-ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Menu, Rungs, Shorter, Turn, Chosen, Meant)
+ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Menu, Rungs, Shorter, Imagined, Turn, Chosen, Meant)
 
 
 async def registered() -> list[dict[str, Any]]:

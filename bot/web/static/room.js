@@ -1,6 +1,7 @@
 // The chatroom: prompts go out by the form, everything that happens comes in by the one event stream.
 
 import { Card } from "/static/card.js";
+import { Describe } from "/static/describe.js";
 import { Start } from "/static/start.js";
 import { ask, follow, look } from "/static/wire.js";
 import { status as sentence } from "/static/words.js";
@@ -10,6 +11,7 @@ const [log, list, prompt, notice, newest] = ["log", "jobs", "prompt", "notice", 
 const MOST = 60; // cards; older ones that are over leave the page
 const cards = new Map();
 const start = new Start(at("ask"), complain); // pictures to begin with
+new Describe(at("ask"), start, (text) => (write(text), prompt.focus()), complain);
 const past = []; // prompts of this visit, for the up arrow
 let online = true; // whether any worker is
 let stuck = true; // to the newest message

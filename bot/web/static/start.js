@@ -128,6 +128,7 @@ export class Start {
     this.counts.hidden = this.items.length < 2;
     this.painter.textContent = this.kind === "painted" ? "Change what is painted …" : "Paint over a part …";
     if (this.items.length === 1) this.thumbs[0].mark(this.items[0].painted);
+    this.box.dispatchEvent(new Event("brought"));
     if (!this.chosen) this.slider.value = USUAL[this.kind];
     this.weigh();
     this.tell();
@@ -157,9 +158,14 @@ export class Start {
     if (ours && !mask) return order;
     const form = new FormData();
     form.append("order", new Blob([JSON.stringify(order)], { type: "application/json" }));
-    for (const item of ours ? [] : this.items) form.append("picture", item.file ?? (await fetched(item.url)), item.name);
+    for (const item of ours ? [] : this.items) form.append("picture", await this.content(item), item.name);
     if (mask) form.append("mask", mask, "mask.png");
     return form;
+  }
+
+  // A picture as a file.
+  async content(item) {
+    return item.file ?? fetched(item.url);
   }
 }
 

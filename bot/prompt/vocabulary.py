@@ -1,0 +1,125 @@
+"""The words that a picture is held against when it is described: plain lists, and how a prompt is made of them. Pure.
+
+Two of them: what the embedded model has learned, in its own words (all of them stand in the list beside its weights),
+and what pictures of any other model are often of. Knows words; nothing of pictures, errors or workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.job import Warm
+
+ANIMALS = """
+dog, cat, fox, wolf, bear, panda, koala, tiger, lion, horse, cow, pig, sheep, goat, ram, monkey, gorilla,
+orangutan, elephant, mammoth, giraffe, zebra, rhinoceros, hippopotamus, camel, kangaroo, deer, rabbit,
+hamster, mouse, rat, chipmunk, beaver, hedgehog, bat, sloth, otter, skunk, badger, raccoon, llama, bison, ox,
+unicorn, dragon, sauropod, t-rex, crocodile, turtle, snake, lizard, frog, whale, dolphin, shark, octopus,
+fish, seal, crab, lobster, shrimp, squid, jellyfish, coral, snail, butterfly, bug, bee, ant, beetle, cricket,
+spider, scorpion, mosquito, fly, worm, bird, owl, eagle, duck, swan, flamingo, peacock, parrot, penguin,
+rooster, chicken, turkey, dodo, dove, goose, moose, donkey
+"""
+FOOD = """
+apple, red apple, green apple, pear, peach, orange, lemon, banana, pineapple, mango, watermelon, melon, grapes,
+strawberry, cherries, blueberries, tomato, kiwi, coconut, avocado, aubergine, eggplant, potato, carrot, corn,
+broccoli, garlic, onion, mushroom, peanuts, chestnut, bread, croissant, pretzel, bagel, pancakes, waffle,
+cheese, hamburger, pizza, hot dog, sandwich, taco, burrito, egg, salad, popcorn, sushi, dumpling, cookie, cake,
+cupcake, pie, chocolate, candy, lollipop, honey, ice cream, doughnut, coffee, tea, wine, beer
+"""
+NATURE = """
+flower, rose, tulip, sunflower, tree, cactus, leaf, herb, seedling, mountain, volcano, island, ocean, wave,
+fire, water, rainbow, cloud, sun, moon, star, snowflake, snowman, lightning, umbrella, comet, earth, planet
+"""
+THINGS = """
+house, castle, church, tent, bridge, fountain, clock, watch, lamp, light bulb, candle, book, newspaper,
+pencil, pen, scissors, key, lock, hammer, axe, sword, shield, wrench, screwdriver, bomb, bell, drum,
+guitar, violin, trumpet, piano, saxophone, microphone, camera, television, computer, phone, keyboard, printer,
+battery, magnet, telescope, microscope, pill, syringe, crown, ring, gem, hat, glasses, shirt, dress, jeans,
+shoe, boot, glove, backpack, handbag, ball, football, basketball, baseball, tennis, trophy, medal, dice,
+puzzle, balloon, gift, teddy bear, kite, robot, rocket, anchor, chair, couch, bed, door, toilet, shower,
+bathtub, soap, sponge, broom, basket, envelope, package, map, flag, heart, skull, ghost, alien
+"""
+VEHICLES = """
+car, taxi, bus, truck, tractor, bicycle, motorcycle, scooter, train, tram, ship, sailboat, canoe, airplane,
+helicopter, parachute, ambulance, fire engine, police car
+"""
+PEOPLE = """
+baby, boy, girl, man, woman, person, eye, ear, nose, mouth, hand, foot, face, astronaut, mermaid, vampire,
+zombie, clown
+"""
+HUES = "red, orange, yellow, green, blue, purple, pink, brown, black, white, grey, cyan, teal"
+
+MEDIA = """
+photo, oil painting, watercolor, pencil drawing, ink drawing, cartoon, anime, comic, pixel art, 3d render, sculpture,
+black and white photo, children's drawing, logo, collage, engraving, pastel drawing, stained glass
+"""
+PLACES = """
+on white background, on black background, in a forest, on a beach, in the snow, in a city street, on a table,
+in a room, in the mountains, under water, in the sky, in a garden, in a desert, in a field, by a lake, in space
+"""
+LIGHTS = """
+at night, at sunset, in sunlight, in fog, in the rain, in candlelight, in neon light, in soft light, close-up,
+seen from above, from far away
+"""
+MORE_SUBJECTS = """
+old man, old woman, child, couple, crowd, family, portrait of a man, portrait of a woman, knight, soldier, dancer,
+street, city, skyline, village, building, skyscraper, ruin, room, kitchen, bedroom, garden, park, forest, field,
+meadow, desert, beach, lake, river, waterfall, road, harbor, night sky, galaxy, landscape, statue, abstract pattern,
+text on a page, food on a plate, bowl of fruit, bouquet of flowers, glass of wine, cup of coffee, spaceship
+"""
+SIDE, TOKENS = 64, 24  # of the embedded model: who is no larger was trained from it
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(word.split()) for word in text.split(","))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`subjects` are what a picture may be of. What may be said besides, at most one of each slot, are texts with `{}`
+    where what was said so far stands: `settings` first of all, since they are most of the picture and can stand alone;
+    `slots` of the subject that was found.
+    """
+
+    subjects: tuple[str, ...]
+    settings: tuple[tuple[str, ...], ...]
+    slots: tuple[tuple[str, ...], ...]
+
+    @property
+    def besides(self) -> int:
+        """How many texts all slots have."""
+        return sum(map(len, (*self.settings, *self.slots)))
+
+
+EVERYDAY = _listed(",".join((ANIMALS, FOOD, NATURE, THINGS, VEHICLES, PEOPLE)))
+COLOURED = tuple(f"{hue} {{}}" for hue in _listed(HUES))
+LEARNED = Vocabulary(
+    EVERYDAY,
+    (
+        tuple(f"{{}}, {hue} background" for hue in _listed(HUES)),
+        ("{}, 3d render", "{}, flat design", "{}, soft shading"),
+    ),
+    (COLOURED,),
+)
+GENERAL = Vocabulary(
+    (*EVERYDAY, *_listed(MORE_SUBJECTS)),
+    (tuple(f"{{}}, {medium}" for medium in _listed(MEDIA)),),
+    (
+        tuple(f"{{}}, {place}" for place in _listed(PLACES)),
+        COLOURED,
+        tuple(f"{{}}, {light}" for light in _listed(LIGHTS)),
+    ),
+)
+
+
+def filled(subject: str, said: Sequence[str]) -> str:
+    """A prompt: the subject, perhaps none, and what is said besides put around it."""
+    for one in said:
+        subject = one.format(subject).strip(" ,")
+    return subject
+
+
+def vocabulary(warm: Warm) -> Vocabulary:
+    """The words to try with a model."""
+    return LEARNED if warm.size <= SIDE and warm.tokens <= TOKENS else GENERAL

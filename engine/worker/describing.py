@@ -1,0 +1,135 @@
+"""Requests to hold a picture against texts: one at a time, forward by forward, between the steps of running pictures.
+
+A forward of it takes about a second at most, and then it is the batch's turn again: nobody waits longer for a step than
+that. Knows the shelf, the lane and the engine's thread; what is computed is `engine.describing`, and nothing is known
+of the broker. Whatever goes wrong is a sentence in the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+from engine import describing
+from engine.blame import DeviceLost, check_device
+from engine.describing import Draw, Row
+from engine.families.family import Family
+from engine.job import DescribeReply, DescribeRequest, Dtype, Warm
+from engine.lane import Lane
+from engine.memory import is_out_of_memory
+from engine.shelf import Shelf
+from engine.unfit import Unfit
+from engine.worker.thread import EngineThread
+
+log = logging.getLogger(__name__)
+
+MOST_ROWS = 16  # of a forward
+FORWARD_MS = 1000.0  # that one may take with its texts, by calibration, were each row another text
+SECONDS = 45.0  # that a request may take: the bot does not wait much longer
+HELD_SECONDS = 2.0  # until the model, which is in memory, is ours to use
+BUSY = "This worker describes another picture just now: try again in a moment."
+SLOW = "This worker is too slow, or too busy, to describe a picture now."
+ENDING = "This worker ends just now: try again in a moment."
+
+
+class Describing:
+    """Belongs to the event loop. `rows`: the most that a forward of this worker has."""
+
+    def __init__(self, thread: EngineThread, lane: Lane, shelf: Shelf, rows: int) -> None:
+        self._thread, self._lane, self._shelf, self._rows = thread, lane, shelf, rows
+        self._turn, self._ending = asyncio.Lock(), False
+        self._left: asyncio.Timeout | None = None  # of the request that is being answered
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those that pictures may be described with, where they are in memory."""
+        return tuple(warm.name for warm in self._shelf.warm())
+
+    async def answer(self, asked: DescribeRequest) -> DescribeReply:
+        """The errors, or why there are none. Raises nothing but cancellation."""
+        if self._turn.locked() or self._ending:
+            return DescribeReply(error=ENDING if self._ending else BUSY)
+        async with self._turn:
+            return await self._answer(asked)
+
+    def close(self) -> None:
+        """Whoever waits is told at once: the engine's thread will not answer any more."""
+        self._ending = True
+        if self._left is not None and not self._left.expired():
+            self._left.reschedule(0.0)
+
+    async def _answer(self, asked: DescribeRequest) -> DescribeReply:
+        try:
+            async with asyncio.timeout(SECONDS) as self._left, self._held(asked) as (family, warm):
+                return DescribeReply(errors=await self._errors(asked, family, warm))
+        except Unfit as error:
+            return DescribeReply(error=error.sentence[:500])
+        except TimeoutError:
+            return DescribeReply(error=ENDING if self._ending else SLOW)
+        except DeviceLost:  # the engine's thread says so, too, and the worker ends
+            return DescribeReply(error="This worker has lost its device.")
+        except Exception:
+            log.exception("a picture could not be described")
+            return DescribeReply(error="This worker failed to describe the picture.")
+        finally:
+            self._left = None
+
+    @asynccontextmanager
+    async def _held(self, asked: DescribeRequest) -> AsyncIterator[tuple[Family, Warm]]:
+        """The model, which stays in memory meanwhile. Nothing is loaded for this. Raises `Unfit`."""
+        name = asked.model
+        warm = next((one for one in self._shelf.warm() if one.name == name and one.loaded), None)
+        if warm is None:
+            raise Unfit(f"The model {name} is not in memory just now: draw something with it first.", "worker")
+        if asked.revision not in ("", warm.revision):
+            raise Unfit(f"This worker has another version of {name} than was asked for: try again.", "worker")
+        async with asyncio.timeout(HELD_SECONDS):
+            await self._shelf.take(name, warm.dtype)
+        try:
+            yield self._shelf.families[name], warm
+        finally:
+            self._shelf.let_go(name)
+
+    async def _errors(self, asked: DescribeRequest, family: Family, warm: Warm) -> tuple[tuple[float, ...], ...]:
+        latents = await asyncio.wrap_future(self._lane.latents(asked.model, asked.picture))
+        drawn = await asyncio.to_thread(describing.draws, family, latents, asked.first, asked.draws)
+        rows = max(1, min(MOST_ROWS, self._rows, int(FORWARD_MS / (warm.row_ms + warm.encode_ms + 1e-3))))
+        found: list[float] = []
+        for chunk in describing.chunks(len(asked.texts), asked.draws, rows):
+            found += await self._forward(family, asked.texts, drawn, chunk, rows, warm.dtype)
+        return tuple(tuple(found[at : at + asked.draws]) for at in range(0, len(found), asked.draws))
+
+    async def _forward(
+        self, family: Family, texts: Sequence[str], drawn: Sequence[Draw], asked: Sequence[Row], rows: int, dtype: Dtype
+    ) -> list[float]:
+        """One forward, in the engine's thread; halves where memory runs out. Raises `Unfit`."""
+        try:
+            work = partial(describing.errors, family, texts, drawn, asked, rows, dtype)
+            return await self._thread.call(lambda _: _blamed(family, work))
+        except _TooLarge:
+            if rows == 1:
+                raise Unfit("This worker has not enough memory to describe a picture.", "worker") from None
+        half = rows // 2
+        parts = [asked[at : at + half] for at in range(0, len(asked), half)]
+        return [error for part in parts for error in await self._forward(family, texts, drawn, part, half, dtype)]
+
+
+class _TooLarge(Exception):
+    """There was no memory for so many rows."""
+
+
+def _blamed(family: Family, work: Callable[[], list[float]]) -> list[float]:
+    """What `work` finds. Raises `Unfit`, `_TooLarge`, or `DeviceLost` where nothing can be computed any more."""
+    try:
+        return work()
+    except Unfit:
+        raise
+    except Exception as error:
+        check_device(family.device)
+        if is_out_of_memory(error):
+            raise _TooLarge from error
+        log.error("a picture could not be described", exc_info=error)
+        raise Unfit("The model failed at this picture.", "model") from error

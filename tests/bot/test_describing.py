@@ -1,0 +1,193 @@
+"""Words for a picture: the search through them, what is said of it, and who may ask how often."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from msgspec.structs import replace as changed
+from PIL import Image
+
+from bot.desk.bringing import Remote
+from bot.desk.describing import AT_MOST, LINE, Described, Describing, Search, Worded, cost
+from bot.images.intake import Brought, Intake
+from bot.images.pixels import size
+from bot.images.square import MOST_SIDE, square
+from bot.limits import Limits
+from bot.models import SHIPPED
+from bot.prompt.tally import NOTHING, Tally
+from bot.prompt.vocabulary import GENERAL, LEARNED, filled, vocabulary
+from bot.refused import Refused
+from bot.rules import Rule, resolve
+from bot.views import Member
+from describer import Describer
+from engine.bus import NobodyAnswers
+from engine.job import MAX_CANDIDATES, MAX_DRAWS, MAX_FRAME_BYTES, DescribeRequest, Warm
+
+ANN, BOB = Member("discord:1", "Ann", "discord:9"), Member("discord:2", "Bob", "discord:9")
+
+
+def png(width: int = 80, height: int = 60) -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise((width, height), 100).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest_asyncio.fixture
+async def intake() -> AsyncIterator[Intake]:
+    opened = Intake()
+    yield opened
+    await opened.close()
+
+
+def describing(ask: Any, intake: Intake, *, warm: Warm = SHIPPED, rules: tuple[Rule, ...] = ()) -> Describing:
+    async def terms(member: Member) -> Any:
+        return resolve(rules, member, Limits())
+
+    models: Any = SimpleNamespace(profile=lambda name: SimpleNamespace(warm={None: warm, warm.name: warm}[name]))
+
+    async def read(_member: Member, piece: bytes | Remote) -> Brought:
+        assert isinstance(piece, bytes)
+        return await intake.read(piece)
+
+    return Describing(ask, read, models, terms)
+
+
+def rule(setting: str, value: Any) -> Rule:
+    return Rule("guild", "", setting, value, guild="discord:9")
+
+
+def test_every_word_is_one_that_the_embedded_model_has_learned() -> None:
+    words = json.loads((Path(__file__).parents[2] / "engine/weights/words.json").read_text())["words"]
+    assert set(LEARNED.subjects) <= set(words)
+    for each in (LEARNED, GENERAL):
+        assert len(set(each.subjects)) == len(each.subjects)
+        assert all(one.count("{}") == 1 for slot in (*each.settings, *each.slots) for one in slot)
+    assert vocabulary(SHIPPED) is LEARNED
+    assert vocabulary(changed(SHIPPED, size=512, tokens=75)) is GENERAL
+
+
+def test_what_is_said_besides_stands_around_the_subject_or_alone() -> None:
+    said = ["{}, blue background", "red {}"]
+    assert filled("fox", said) == "red fox, blue background"
+    assert filled("", said[:1]) == "blue background"
+    assert filled("fox", []) == "fox"
+
+
+def test_errors_count_as_shares_of_the_error_without_words() -> None:
+    tally = Tally()
+    tally.add([NOTHING, "fox", "cat"], 0, [[1.0, 10.0], [0.5, 5.0], [0.9, 11.0]])
+    assert tally.gain("fox", range(2)) == pytest.approx(0.5)
+    assert tally.best(["cat", "fox", "cat"], range(2), 5) == ["fox", "cat"]
+    assert tally.clearly("fox", NOTHING, range(2))
+    assert not tally.clearly("cat", NOTHING, range(2)), "better at one draw, worse at the other"
+    assert tally.tried == 2
+    assert tally.missing(["fox", "dog", "dog"], range(2)) == ["dog"]
+    assert tally.missing(["fox"], range(1, 3)) == [NOTHING, "fox"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("fits", "found"),
+    [
+        (("fox", "blue background"), "fox, blue background"),
+        (("octopus", "purple octopus", "3d render"), "purple octopus, 3d render"),
+        (("teddy bear",), "teddy bear"),
+    ],
+)
+async def test_the_words_are_found_from_coarse_to_fine(fits: tuple[str, ...], found: str) -> None:
+    describer = Describer(*fits)
+    tried, best = await Search(describer.errors, SHIPPED, png(64, 64)).found(LEARNED)
+    assert best[0].prompt == found
+    assert best[0].gain == max(one.gain for one in best) == pytest.approx(0.2 * len(fits))
+    texts = {text for request in describer.asked for text in request.texts} - {NOTHING}
+    assert tried == len(texts)
+    rows = sum(len(request.texts) * request.draws for request in describer.asked)
+    assert rows * SHIPPED.row_ms / 1000 <= 1.3 * cost(SHIPPED, LEARNED) < AT_MOST
+    assert all(len(request.texts) <= MAX_CANDIDATES and request.draws <= MAX_DRAWS for request in describer.asked)
+
+
+@pytest.mark.asyncio
+async def test_where_no_words_help_none_are_said() -> None:
+    _, best = await Search(Describer().errors, SHIPPED, png(64, 64)).found(LEARNED)
+    assert best == ()
+    said = Described("embedded", 341, best).sentence
+    assert said.startswith("Under none of the 341 words that were tried does embedded predict")
+    assert said.endswith("it does not see as a person does.")
+    assert Described("embedded", 341, (Worded("fox", 0.5),)).sentence.startswith(
+        "These are the words, out of 341 that were tried, under which embedded predicts this picture's noise best."
+    )
+
+
+@pytest.mark.asyncio
+async def test_a_picture_is_sent_small_and_square_and_an_answer_names_the_model(intake: Intake) -> None:
+    describer = Describer("fox")
+    found = await describing(describer.errors, intake).describe(png(300, 200), ANN)
+    assert (found.model, found.words[0].prompt) == ("embedded", "fox")
+    assert {size(one.picture) for one in describer.asked} == {(64, 64)}
+    assert size(square(png(2000, 900), 1024)) == (MOST_SIDE, MOST_SIDE)
+    assert len(square(png(600, 600), 1024)) <= MAX_FRAME_BYTES
+
+
+@pytest.mark.asyncio
+async def test_one_of_a_member_at_a_time_and_a_short_line(intake: Intake) -> None:
+    go, waiting = asyncio.Event(), Describer("fox")
+
+    async def ask(request: DescribeRequest) -> Any:
+        await go.wait()
+        return await waiting.errors(request)
+
+    desk = describing(ask, intake)
+    members = [Member(f"discord:{number}", "Ann", "discord:9") for number in range(LINE)]
+    tasks = [asyncio.create_task(desk.describe(png(), one)) for one in members]
+    await asyncio.sleep(0)
+    while len(desk._members) < LINE:
+        await asyncio.sleep(0.01)
+    with pytest.raises(Refused, match="A picture of yours"):
+        await desk.describe(png(), members[0])
+    with pytest.raises(Refused, match="Others are having") as refused:
+        await desk.describe(png(), Member("discord:99", "Zoe", "discord:9"))
+    assert refused.value.status == 429
+    go.set()
+    assert [one.words[0].prompt for one in await asyncio.gather(*tasks)] == ["fox"] * LINE
+    assert (await desk.describe(png(), members[0])).words[0].prompt == "fox"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ((rule("commands", ("imagine",)),), "You may not use describe here"),
+        ((rule("models", ("sdxl",)),), "The model embedded is not allowed here"),
+        ((rule("closed", "we pause"),), "we pause"),
+        ((Rule("user", "discord:1", "blocked", True, guild="discord:9"),), "You are blocked"),
+    ],
+)
+async def test_the_rules_of_the_house_hold(rules: tuple[Rule, ...], reason: str, intake: Intake) -> None:
+    describer = Describer("fox")
+    with pytest.raises(Refused, match=reason):
+        await describing(describer.errors, intake, rules=rules).describe(png(), ANN)
+    assert not describer.asked
+
+
+@pytest.mark.asyncio
+async def test_what_cannot_be_done_is_said_in_a_sentence(intake: Intake) -> None:
+    async def nobody(request: DescribeRequest) -> Any:
+        raise NobodyAnswers("No worker that describes pictures with embedded is online.")
+
+    with pytest.raises(Refused, match="No worker that describes"):
+        await describing(nobody, intake).describe(png(), ANN)
+    with pytest.raises(Refused, match="is of no kind that is read"):
+        await describing(nobody, intake).describe(b"no picture at all", ANN)
+    with pytest.raises(Refused, match="There is no model called sdxl"):
+        await describing(nobody, intake).describe(png(), ANN, "sdxl")
+    slow = changed(SHIPPED, row_ms=2000.0)
+    with pytest.raises(Refused, match="would take about"):
+        await describing(nobody, intake, warm=slow).describe(png(), BOB)

@@ -1,0 +1,246 @@
+"""A picture held against texts: what is computed, and the worker that does it between the steps of running pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+from PIL import Image
+
+from engine import families
+from engine.beginning import whole
+from engine.bus import Bus, NobodyAnswers
+from engine.describing import Row, chunks, draws, errors
+from engine.engine import Engine
+from engine.families.family import Family
+from engine.job import DescribeReply, DescribeRequest, Warm, encode
+from engine.lane import Lane
+from engine.sampling import develop, drawing_of, initial
+from engine.shelf import Model, Shelf
+from engine.shelf.stock import Stock
+from engine.unfit import Unfit
+from engine.worker import Offer, Worker
+from engine.worker import describing as worker_describing
+from engine.worker.describing import BUSY, ENDING, Describing
+from engine.worker.pulse import Pulse
+from tests.engine.shop import LONG, Shop, a_job, midway, until
+from tests.engine.small_models import build
+
+
+def png(picture: Image.Image | None = None, size: int = 64) -> bytes:
+    out = io.BytesIO()
+    (picture or Image.effect_noise((size, size), 80).convert("RGB")).save(out, "PNG")
+    return out.getvalue()
+
+
+def asked(*texts: str, picture: bytes | None = None, **fields: Any) -> DescribeRequest:
+    return DescribeRequest(**({"model": "embedded", "picture": picture or png(), "texts": texts} | fields))
+
+
+def warm_of(family: Family) -> Warm:
+    return Warm(
+        name=family.name, revision=family.revision, dtype="float32", size=family.size, multiple=family.multiple,
+        max_pixels=family.max_pixels, tokens=family.tokens, steps=10, sampler="ddim", guidance=family.guidance,
+        row_ms=4.0, encode_ms=1.0, decode_ms=1.0, guides=family.guides,
+    )  # fmt: skip
+
+
+def shelf_of(family: Family) -> Shelf:
+    """With the one model, in memory."""
+    stock, warm = Stock(10), warm_of(family)
+    stock.reserve(family.name, 1)
+    stock.put(family.name, family)
+    return Shelf([Model(family.name, 1, warm, lambda told: family, lambda family: warm)], stock)
+
+
+def test_an_answer_that_is_exact_has_no_error(affine: Any) -> None:
+    """Whatever the noise, its level, and what the network predicts."""
+    drawn = draws(affine, torch.randn(4, 4, 4), 0, 8)
+    assert len({one.t for one in drawn}) == 8, "each at a level of its own"
+    assert all(300 < one.t < 900 for one in drawn), "neither nearly clean nor nothing but noise"
+    exact: Any = SimpleNamespace(
+        name="exact", samplers=affine.samplers, guidance=2.0, guides="rows", size=32,
+        condition=lambda text, recipe: (torch.zeros(1),),
+        denoise=lambda x, t, texts, dtype: torch.stack(
+            [next(one.wanted for one in drawn if torch.equal(one.x, row)) for row in x]
+        ),
+    )  # fmt: skip
+    found = errors(exact, ["a"], drawn, [Row(0, draw) for draw in range(8)], 8, "float32")
+    assert max(found) == 0.0
+    again = draws(affine, torch.zeros(4, 4, 4), 5, 2)
+    assert [one.t for one in again] == [one.t for one in drawn[5:7]], "one fixed sequence"
+
+
+def test_an_error_is_that_of_the_noise(affine: Any) -> None:
+    """The affine network predicts noise: what it errs by is its own output less the noise that was added."""
+    latents = torch.randn(4, 4, 4)
+    (one,) = draws(affine, latents, 3, 1)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    assert one.weight == pytest.approx(1.0)
+    assert torch.allclose(one.wanted, noise, atol=1e-4)
+    (found,) = errors(affine, ["a cat"], [one], [Row(0, 0)], 1, "float32")
+    out = affine.denoise(one.x[None], torch.tensor([one.t]), (affine._told("a cat")[None],), "float32")[0]
+    assert found == pytest.approx(float((out - noise).square().mean()), rel=1e-4)
+
+
+def test_every_text_meets_every_draw_once_in_forwards_of_one_shape(affine: Any) -> None:
+    drawn = draws(affine, torch.randn(4, 4, 4), 0, 3)
+    parts = list(chunks(5, 3, 4))
+    assert [len(part) for part in parts] == [4, 4, 4, 3]
+    assert [row for part in parts for row in part] == [Row(text, draw) for text in range(5) for draw in range(3)]
+    found = [one for part in parts for one in errors(affine, list("abcde"), drawn, part, 4, "float32")]
+    assert affine.shapes == [4] * 4
+    alone = [errors(affine, list("abcde"), drawn, [row], 1, "float32")[0] for part in parts for row in part]
+    assert found == pytest.approx(alone, rel=1e-5)
+    with pytest.raises(Unfit, match="not finite"):
+        errors(type(affine)(affine.scheduler_config, "b"), ["b"], drawn, [Row(0, 0)], 1, "float32")
+
+
+@pytest.mark.parametrize("kind", ["sd", "latent_consistency", "sdxl", "sd3", "flux", "zimage", "sana"])
+def test_every_family_can_be_asked(kind: str, tmp_path: Path) -> None:
+    build(kind, tmp_path / kind)
+    family = families.load(str(tmp_path / kind), tmp_path)
+    latents = whole(png(size=90), family)
+    assert tuple(latents.shape) == tuple(family.latent_shape(family.size, family.size))
+    drawn = draws(family, latents, 0, 2)
+    found = errors(family, ["a fox", "a red car in the snow"], drawn, next(chunks(2, 2, 4)), 4, "float32")
+    assert len(found) == 4
+    assert all(0 < one < 100 for one in found)
+
+
+def test_the_embedded_model_knows_its_own_fox(embedded: Any) -> None:
+    plan = embedded.plan("dpmpp_2m", 15, 0.0, 64, 64)
+    drawing = drawing_of(embedded, embedded.encode("fox, white background"), 4.0, initial(embedded, 7))
+    latents = whole(png(embedded.decode(develop(embedded, plan, [drawing])[0])), embedded)
+    texts = ["fox", "car", "owl", "banana", "guitar", "wolf", "fox, blue background"]
+    drawn, rows = draws(embedded, latents, 0, 2), next(chunks(len(texts), 2, 14))
+    found = torch.tensor(errors(embedded, texts, drawn, rows, 14, "float32")).view(len(texts), 2).mean(dim=1)
+    assert texts[int(found.argmin())] == "fox"
+
+
+@pytest.mark.asyncio
+async def test_a_worker_describes_between_the_steps_of_a_running_picture(shop: Shop) -> None:
+    family = shop.loaded["embedded"]
+    bus = await shop.join()
+    worker = Worker(
+        bus, Engine(shop.loaded, rows=8), shop.lane, Offer("one", "cpu", rows=8), Pulse(), shelf=shelf_of(family)
+    )  # fmt: skip
+    shop.running.append((worker, asyncio.create_task(worker.run())))
+    await bus.serve_describe(worker.describing.models, worker.describing.answer)
+    await bus.client.flush()
+    await shop.bot.dispatch(a_job(steps=LONG))
+    run = await midway(worker)
+    before = min(run.done.values())
+    found = await shop.bot.describe(asked("a fox", "a car", "", draws=8))
+    assert [len(one) for one in found] == [8, 8, 8]
+    assert min(run.done.values()) > before, "the picture went on meanwhile"
+    assert found == await shop.bot.describe(asked("a fox", "a car", "", draws=8))
+    for request, reason in (
+        (asked("a", picture=b"no picture"), "cannot be read"), (asked("a", model="other"), "No worker that describes"),
+    ):  # fmt: skip
+        with pytest.raises(NobodyAnswers, match=reason):
+            await shop.bot.describe(request)
+    answer = await shop.bot.client.request("describe.embedded", b"garbage", timeout=5)
+    assert b"malformed" in answer.data
+    assert worker._shelf._stock.users("embedded") == 1, "only the job holds the model"
+
+
+class Crowd:
+    """A worker's `Describing` over the affine network, whose thread stands still until `go`."""
+
+    def __init__(self, affine: Any) -> None:
+        self.go, self.calls = asyncio.Event(), 0
+        shelf = shelf_of(affine)
+        self.lane = Lane(shelf.families)
+        self.shelf = shelf
+        self.describing = Describing(self, self.lane, shelf, 8)  # type: ignore[arg-type]
+
+    async def call(self, act: Callable[[Any], Any]) -> Any:
+        self.calls += 1
+        await self.go.wait()
+        return await asyncio.to_thread(act, None)
+
+    async def answer(self, *texts: str, **fields: Any) -> DescribeReply:
+        return await self.describing.answer(asked(*texts, model="affine", **fields))
+
+
+@pytest.mark.asyncio
+async def test_one_request_at_a_time_and_none_at_the_end(affine: Any) -> None:
+    crowd = await asyncio.to_thread(Crowd, affine)
+    first = asyncio.create_task(crowd.answer("a", "b"))
+    await until(lambda: crowd.calls)
+    assert (await crowd.answer("c")).error == BUSY
+    crowd.describing.close()
+    assert (await first).error == ENDING
+    assert (await crowd.answer("c")).error == ENDING
+    assert crowd.shelf._stock.users("affine") == 0
+    await asyncio.to_thread(crowd.lane.close)
+
+
+@pytest.mark.asyncio
+async def test_what_goes_wrong_is_a_sentence_and_the_next_request_is_answered(
+    affine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = await asyncio.to_thread(Crowd, affine)
+    crowd.go.set()
+    affine.memory = 2
+    halved = await crowd.answer("a", "b", draws=4)
+    assert [len(one) for one in halved.errors] == [4, 4]
+    assert max(affine.shapes) == 2, "less at once, where memory runs out"
+    affine.memory = 0
+    assert "not enough memory" in (await crowd.answer("a")).error
+    affine.memory = 100
+    assert "cannot be read" in (await crowd.answer("a", picture=b"x")).error
+    monkeypatch.setattr(affine, "denoise", lambda *arguments: 1 / 0)
+    assert (await crowd.answer("a")).error == "The model failed at this picture."
+    monkeypatch.undo()
+    monkeypatch.setattr(worker_describing, "SECONDS", 0.0)
+    assert "too slow" in (await crowd.answer("a")).error
+    monkeypatch.undo()
+    assert (await crowd.describing.answer(asked("a", model="sdxl"))).error.startswith("The model sdxl is not in memory")
+    assert (await crowd.answer("a", revision="other")).error.startswith("This worker has another version of affine")
+    assert len((await crowd.answer("a", revision="r1")).errors) == 1
+    await asyncio.to_thread(crowd.lane.close)
+
+
+@pytest.mark.asyncio
+async def test_forwards_are_as_short_as_the_device_is_slow(affine: Any) -> None:
+    for row_ms, rows in ((1.0, 8), (300.0, 3), (5000.0, 1)):
+        crowd = await asyncio.to_thread(Crowd, affine)
+        crowd.go.set()
+        model = crowd.shelf._models["affine"]
+        model.warm = replace(model.warm, row_ms=row_ms)
+        affine.shapes.clear()
+        await crowd.answer(*"abcdefgh")
+        assert set(affine.shapes) == {rows}
+        await asyncio.to_thread(crowd.lane.close)
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_does_not_fit_the_request_is_none(shop: Shop) -> None:
+    worker = await shop.join()
+    wrong = iter([((0.1,),), ((0.1, 0.2), (0.1,)), ()])
+
+    async def describe(request: DescribeRequest) -> DescribeReply:
+        return DescribeReply(errors=next(wrong))
+
+    await worker.serve_describe(["embedded"], describe)
+    await worker.client.flush()
+    for _ in range(3):
+        with pytest.raises(NobodyAnswers, match="wrong number"):
+            await shop.bot.describe(asked("a", "b", draws=2))
+    bus: Bus = shop.bot
+
+    async def odd(msg: Any) -> None:
+        await msg.respond(encode(DescribeReply(errors=((float("nan"),),))))
+
+    await bus.client.subscribe("describe.odd", cb=odd)
+    with pytest.raises(NobodyAnswers, match="did not answer"):
+        await shop.bot.describe(asked("a", model="odd"))
