@@ -60,14 +60,21 @@ def _images(
 
 
 def _begun(table: Plan, recipe: Recipe, beginning: Beginning | None) -> Plan:
-    """The plan from the step on that the recipe begins with. A branch goes on in its course, with what came before."""
-    if recipe.start is not None and beginning is None:
+    """The plan from the step on that the recipe begins with.
+
+    A branch goes on in its course: the noise where it stood, and with what came before, unless that was a step of
+    another size.
+    """
+    start = recipe.start
+    if start is not None and beginning is None:
         raise Unfit("What the picture begins with was not brought to the engine.", "us")
-    if not isinstance(recipe.start, Branch):
+    if beginning is None or not isinstance(start, Branch):
         return table.begun(recipe.first)
-    if (recipe.start.fresh or table.keeps_history) and (beginning is None or beginning.estimate is None):
+    needed = start.fresh or start.rung is not None or table.keeps_history
+    if needed and beginning.estimate is None:
         raise Unfit("An earlier version made this ladder, and kept too little for such a branch.", "member")
-    return table
+    table = table if start.rung is None else table.alone(start.step)
+    return table if beginning.drawn is None else table.drawn(start.step, beginning.drawn)
 
 
 def check(job: Job, families: Mapping[str, Family]) -> None:

@@ -74,7 +74,7 @@ def _begun(recipe: Recipe) -> dict[str, str]:
         fields["Begun with"] = " ".join(f"{one.sha256[:10]}@{one.weight:g}" for one in recipe.start.pictures)
         fields |= {"Mask": recipe.start.mask[:10]} if recipe.start.mask else {}
     if isinstance(recipe.start, Branch):
-        fields["Branched from"] = f"{recipe.start.ladder[:10]} at {recipe.start.step}"
+        fields["Branched from"] = f"{recipe.start.ladder[:10]} at {recipe.start.left}"
     if recipe.until < 1:
         fields["Stopped after"] = f"{recipe.last}"
     fields |= {"Tiling": "True"} if recipe.tile else {}

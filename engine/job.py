@@ -142,13 +142,20 @@ class Forward(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Go on from a rung of another image's ladder, which keeps its latents (`Ladder`, by its SHA-256).
 
-    The noise of the steps to come is the recipe's own. `fresh`: the noise within the latents is drawn anew as well,
-    x = alpha·x0 + sigma·noise, since many samplers draw none in their steps.
+    `step` counts the recipe's steps; `rung` the ladder's, where these are another number (`onto`). The noise of the
+    steps to come is the recipe's own. `fresh`: the noise within the latents is drawn anew as well, x = alpha·x0 +
+    sigma·noise, since many samplers draw none in their steps.
     """
 
     ladder: Sha256
     step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)]
     fresh: bool = False
+    rung: Annotated[int, Meta(ge=1, lt=MAX_STEPS)] | None = None
+
+    @property
+    def left(self) -> int:
+        """The step at which it leaves the picture that it branches from, counted there."""
+        return self.step if self.rung is None else self.rung
 
 
 class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -387,18 +394,21 @@ Result = Started | Picture | Finished | Failed | Cancelled | Returned
 class Rung(Struct, frozen=True, forbid_unknown_fields=True):
     """One x0 thumbnail of the ladder (WebP) and, at every fourth rung, the latent to go on from (fp32, C-order).
 
-    `history` is the estimate x0 as latents; workers before version 5 kept it only where the sampler looks back.
+    A picture that was stopped keeps them at its last rung, too. `history` is the estimate x0 as latents; workers before
+    version 5 kept it only where the sampler looks back. `drawn`: how many draws of noise came before, since version 5.
     """
 
     step: Step
     thumbnail: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]
     latent: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
     history: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
+    drawn: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = None
 
 
 class Ladder(_Value, frozen=True, kw_only=True):
     """How one image came to be: at most 48 rungs, evenly spaced in log-SNR; deterministic, part of the result."""
 
+    v: Version = STARTS
     job: Id
     image: Index
     of: Step
@@ -535,6 +545,15 @@ def of_image(recipe: Recipe, image: int) -> Recipe:
     octaves = recipe.chaos * (2 * image / (recipe.count - 1) - 1)
     guidance = min(30.0, 1.0 + (recipe.guidance - 1.0) * 2.0**octaves)
     return msgspec.structs.replace(recipe, guidance=guidance)
+
+
+def onto(rung: int, of: int, steps: int) -> int:
+    """The step of `steps` that comes where step `rung` of `of` came, or the first after it: `steps` where none does.
+
+    Schedules spread their noise levels by the share of the steps; what is left of a difference, `Beginning.at` makes
+    up for.
+    """
+    return -(-rung * steps // of)
 
 
 def guided(recipe: Recipe, k: int) -> bool:

@@ -17,10 +17,11 @@ from bot.prompt.flags import split
 from bot.prompt.permutations import literally
 from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
-from engine.job import Branch, Recipe, Warm, of_image
+from engine.job import Branch, Recipe, Warm, of_image, onto
 
 OTHER_COURSE = "A branch goes on in the course that it leaves: its {} cannot be changed."
-KEPT = ("sampler", "steps", "width", "height", "model", "eta")
+KEPT = ("sampler", "width", "height", "model", "eta")
+NONE_LEFT = "Of {} steps none is left from step {} of {} on: take more, or an earlier step."
 
 
 def shaped(request: Request, start: Origin | None) -> Request:
@@ -71,6 +72,7 @@ def branched(base: Recipe, ladder: str, step: int, other: Otherwise, warm: Warm,
     """`base` from that step of its ladder (by its SHA-256) on. Raises `Refused` for another course.
 
     With nothing other it is the same picture. A seed, or several pictures, also draw the noise at that rung anew.
+    Another number of steps is that of the whole course: what is left is run in its share of them.
     """
     made, fresh = base, False
     if other.text is not None or other.options:
@@ -79,8 +81,18 @@ def branched(base: Recipe, ladder: str, step: int, other: Otherwise, warm: Warm,
     for name in KEPT:
         if getattr(made, name) != getattr(base, name):
             raise Refused(OTHER_COURSE.format({"width": "shape", "height": "shape"}.get(name, name)))
-    start = Branch(ladder=ladder, step=step, fresh=fresh or made.count > 1)
+    start = _left(step, base.steps, made.steps, Branch(ladder=ladder, step=step, fresh=fresh or made.count > 1))
     return msgspec.structs.replace(made, start=start, lineage=() if fresh else base.lineage)
+
+
+def _left(step: int, of: int, steps: int, start: Branch) -> Branch:
+    """The same branch in a course of so many steps. Raises `Refused` where none of them is left."""
+    if steps == of:
+        return start
+    first = onto(step, of, steps)
+    if first >= steps:
+        raise Refused(NONE_LEFT.format(steps, step, of))
+    return msgspec.structs.replace(start, step=first, rung=step)
 
 
 def _request(other: Otherwise, base: Recipe, models: Sequence[str]) -> Request:

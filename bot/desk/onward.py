@@ -73,8 +73,9 @@ class Onward(Further):
     ) -> Ticket:  # fmt: skip
         """Go on from a rung of its ladder: the nearest that keeps its latents, at or before `step` where there is one.
 
-        `text`: other words, with flags; `options` as `Studio.imagine` has them. Without either it is the same picture.
-        A seed, or several pictures, also draw the noise at that rung anew. `exact` pins the batch shape.
+        `text`: other words, with flags; `options` as `Studio.imagine` has them. Without either it is the same picture,
+        to its end if it was stopped. A seed, or several pictures, also draw the noise at that rung anew; `steps` count
+        the whole course. `exact` pins the batch shape.
         """
         record, recipe, index = await self._picture(job, index, "branched from")
         material, ladder = await self._starting.ladder(record.id, index)

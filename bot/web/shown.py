@@ -125,13 +125,14 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         "count": recipe.count,
         "exact": recipe.bucket is not None,
         "start": _start(recipe.start),
+        "stopped": recipe.last if recipe.last < recipe.steps else None,
     }
 
 
 def _start(start: Forward | Branch | None) -> dict[str, Any] | None:
     """What it began with: so many pictures, or a step of its parent; None for noise."""
     if isinstance(start, Branch):
-        return {"step": start.step, "fresh": start.fresh}
+        return {"step": start.left, "fresh": start.fresh}
     if isinstance(start, Forward):
         return {"pictures": len(start.pictures), "strength": start.strength, "mask": start.mask is not None}
     return None
