@@ -121,7 +121,8 @@ class View:
     over or unknown. `step` of `of` is the newest step seen (live frames only come while somebody watches). `ladders`
     are the images that have a ladder (film and slider). `parent` is the job and the image index it was made from.
     `private` ones are their author's alone; `check`: its pictures pass the picture check before they are shown;
-    `deleted`: when its pictures were taken away; `channel`: where it was asked for.
+    `deleted`: when its pictures were taken away; `channel`: where it was asked for; `walk`: the last of a walk to be
+    finished, so that its film is shown with it.
     """
 
     id: str
@@ -154,6 +155,7 @@ class View:
     check: bool = False
     deleted: float | None = None
     channel: str = ""
+    walk: bool = False
 
     @property
     def enlargement(self) -> int:

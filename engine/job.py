@@ -24,6 +24,7 @@ MAX_FRAME_BYTES = 256 * 1024
 MAX_RUNGS = 48
 MAX_LORAS = 4
 MAX_SOURCES = 5
+MAX_FRAMES = 16  # of a walk, which is as many jobs as it takes
 MAX_ROWS = 1024  # of a worker at once: four times the most that calibration tries
 
 # \Z, not $: that would let a trailing newline through, into a subject or a file name.
@@ -158,19 +159,30 @@ class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
         return self.step if self.rung is None else self.rung
 
 
+class Walk(Struct, frozen=True, forbid_unknown_fields=True):
+    """The images are stations of a way through what the text encoder makes of words: from the recipe's to `to`.
+
+    They share their noise. Image `i` is station `first + i` of `of`, evenly spaced (`of_image`).
+    """
+
+    to: Text
+    first: Annotated[int, Meta(ge=0, lt=MAX_FRAMES)]
+    of: Annotated[int, Meta(ge=2, le=MAX_FRAMES)]
+
+
 class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that decides pixels, and nothing else. One that uses nothing new is readable to workers of version 1.
 
     What warm-up measured (`dtype`, default `steps`) is frozen here when the recipe is made: load never changes pixels.
-    Image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would. `lineage` lists
-    the noise streams of a variation's ancestors, oldest first: every draw (initial and per step) is the spherical
-    interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch shape (`exact` mode).
-    Guidance holds from `guidance_start` to `guidance_stop`, as fractions of the steps; outside, the words speak alone,
-    which takes fewer rows (Kynkäänniemi et al. 2024; the fractions are those of diffusers' guiders). `guides` is the
-    model's. `start`: what it begins with in place of noise. `until`: the fraction of the steps after which it ends,
-    with the estimate of that moment. `tile`: its edges fit each other. `mixed`: the concepts are one text, as a
-    weighted mean of their embeddings, in place of a composition of predictions; all weigh more than 0. `chaos`: how far
-    apart the images' guidance lies (`of_image`).
+    Image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would, but for a walk
+    (`stream`). `lineage` lists the noise streams of a variation's ancestors, oldest first: every draw (initial and per
+    step) is the spherical interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch
+    shape (`exact` mode). Guidance holds from `guidance_start` to `guidance_stop`, as fractions of the steps; outside,
+    the words speak alone, which takes fewer rows (Kynkäänniemi et al. 2024; the fractions are those of diffusers'
+    guiders). `guides` is the model's. `start`: what it begins with in place of noise. `until`: the fraction of the
+    steps after which it ends, with the estimate of that moment. `tile`: its edges fit each other. `mixed`: the concepts
+    are one text, as a weighted mean of their embeddings, in place of a composition of predictions; all weigh more than
+    0. `chaos`: how far apart the images' guidance lies, `walk`: from which words to which they lead (`of_image`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -197,9 +209,10 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     tile: bool = False
     mixed: bool = False
     chaos: Fraction = 0.0
+    walk: Walk | None = None
 
     def __post_init__(self) -> None:
-        if self.start is not None or self.until != 1.0 or self.tile or self.mixed or self.chaos:
+        if self.start or self.until != 1.0 or self.tile or self.mixed or self.chaos or self.walk:
             msgspec.structs.force_setattr(self, "v", max(self.v, STARTS))
         if self.interval != ALL_ALONG or self.loras or self.guides != "rows" or self.sampler not in FIRST_SAMPLERS:
             msgspec.structs.force_setattr(self, "v", max(self.v, MODELS))
@@ -536,15 +549,31 @@ def readable(job: Job, version: int) -> Job:
 
 
 def of_image(recipe: Recipe, image: int) -> Recipe:
-    """The recipe of one of its images: with chaos, each has a guidance of its own, evenly spaced in octaves.
+    """The recipe of one of its images.
 
-    At a chaos of 1 it goes from half the recipe's (its distance from 1, where guidance begins) to twice that.
+    With chaos, each has a guidance of its own, evenly spaced in octaves: at a chaos of 1 from half the recipe's (its
+    distance from 1, where guidance begins) to twice that. On a walk each has a text of its own, of both ends by its
+    share of the way; the ends have their own words alone.
     """
+    if recipe.walk is not None:
+        return _station(recipe, recipe.walk, image)
     if not recipe.chaos or recipe.count == 1:
         return recipe
     octaves = recipe.chaos * (2 * image / (recipe.count - 1) - 1)
     guidance = min(30.0, 1.0 + (recipe.guidance - 1.0) * 2.0**octaves)
     return msgspec.structs.replace(recipe, guidance=guidance)
+
+
+def _station(recipe: Recipe, walk: Walk, image: int) -> Recipe:
+    share = min(1.0, (walk.first + image) / (walk.of - 1))
+    ends = (Concept(recipe.concepts[0].text, 1.0 - share), Concept(walk.to, share))
+    passed = tuple(one for one in ends if one.weight)
+    return msgspec.structs.replace(recipe, concepts=passed, mixed=len(passed) > 1)
+
+
+def stream(recipe: Recipe, image: int) -> int:
+    """The seed that an image's noise is drawn from; on a walk it is the same for all."""
+    return recipe.seed if recipe.walk is not None else recipe.seed + image
 
 
 def onto(rung: int, of: int, steps: int) -> int:
@@ -622,6 +651,6 @@ def cost(recipe: Recipe, warm: Warm) -> float:
     """
     area = recipe.width * recipe.height / (warm.size * warm.size)
     steps = row_steps(recipe) * warm.row_ms * area
-    texts = (len(recipe.concepts) + 1) * warm.encode_ms
+    texts = (len(recipe.concepts) + 1 + (recipe.walk is not None)) * warm.encode_ms
     pictures = len(recipe.start.pictures) if isinstance(recipe.start, Forward) else 0
     return (steps + texts + (recipe.count + pictures) * warm.decode_ms * area) / 1000.0

@@ -68,6 +68,8 @@ def _count(wish: Wish) -> int:
     first, *others = parse(wish.prompt, None, options=options, wordless=wish.bringing.anything).requests
     if others:
         raise Refused(f"This makes {1 + len(others)} jobs, and a terminal develops one at a time: choose one.")
+    if first.walk:
+        return first.frames
     return first.count or (1 if wish.bringing.branch else MAX_COUNT)
 
 

@@ -17,7 +17,7 @@ from bot.prompt.flags import split
 from bot.prompt.permutations import literally
 from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
-from engine.job import Branch, Recipe, Warm, of_image, onto
+from engine.job import Branch, Recipe, Warm, of_image, onto, stream
 
 OTHER_COURSE = "A branch goes on in the course that it leaves: its {} cannot be changed."
 KEPT = ("sampler", "width", "height", "model", "eta")
@@ -48,7 +48,7 @@ def unused(request: Request, start: Origin | None) -> tuple[str, ...]:
 def one_of(recipe: Recipe, image: int) -> Recipe:
     """The recipe of one of its images alone, to its end: the same noise stream, the same guidance."""
     one = of_image(recipe, image)
-    return msgspec.structs.replace(one, seed=one.seed + image, count=1, chaos=0.0, until=1.0)
+    return msgspec.structs.replace(one, seed=stream(recipe, image), count=1, chaos=0.0, until=1.0, walk=None)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def branched(base: Recipe, ladder: str, step: int, other: Otherwise, warm: Warm,
     if other.text is not None or other.options:
         request = _request(other, base, models)
         made, fresh = remixed(base, request, warm), request.seed is not None
+        if other.text is None:  # a station of a walk has words that nobody typed
+            made = msgspec.structs.replace(made, concepts=base.concepts, mixed=base.mixed)
     for name in KEPT:
         if getattr(made, name) != getattr(base, name):
             raise Refused(OTHER_COURSE.format({"width": "shape", "height": "shape"}.get(name, name)))

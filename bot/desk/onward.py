@@ -13,7 +13,7 @@ import msgspec
 
 from bot.desk.begun import Otherwise, branched, nearest_said, one_of, single
 from bot.desk.further import Further
-from bot.desk.recipes import pinned, remixed, rerolled
+from bot.desk.recipes import pinned, remixed, rerolled, resting
 from bot.desk.starting import Origin, origin
 from bot.images import canvas, rungs
 from bot.images.intake import Brought
@@ -105,7 +105,7 @@ class Onward(Further):
         key: str | None, text: str | None = None, strength: float | None = None,
     ) -> Ticket:  # fmt: skip
         """A job in the place of its parent's words, or other ones, that begins with pictures."""
-        base, said, profile = self._now(rerolled(recipe, self._fresh()))
+        base, said, profile = self._now(rerolled(resting(recipe, index), self._fresh()))
         words = record.prompt
         if text is not None:
             names = [one.warm.name for one in self._models.profiles()]

@@ -13,7 +13,7 @@ from bot.prompt.loras import matched
 from bot.prompt.possible import check_possible, check_sampler, interval
 from bot.prompt.request import course, fit
 from bot.refused import Refused
-from engine.job import Ancestor, Enlarge, Method, Recipe, Warm, rows
+from engine.job import MAX_COUNT, Ancestor, Enlarge, Method, Recipe, Walk, Warm, of_image, rows
 
 ANCESTORS = 8
 MAX_SIDE = 4096
@@ -30,11 +30,27 @@ def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
     stream, so that generation is less alike to its parent than `strength` says; the drift is that of one step.
     Raises `Refused` where the sampler draws no variations.
     """
+    recipe, index = (resting(recipe, index), 0) if recipe.walk else (recipe, index)
     ancestor = Ancestor(seed=recipe.seed, index=index, strength=strength)
     lineage = (*recipe.lineage, ancestor)[-ANCESTORS:]
     made = msgspec.structs.replace(recipe, seed=seed, lineage=lineage)
     check_sampler(made)
     return made
+
+
+def resting(recipe: Recipe, index: int) -> Recipe:
+    """The recipe without its walk: in all of its images the words of this one."""
+    return msgspec.structs.replace(of_image(recipe, index), walk=None) if recipe.walk else recipe
+
+
+def stations(recipe: Recipe, to: str, frames: int) -> list[Recipe]:
+    """A walk of so many pictures from the recipe's words to others, as the recipes of its jobs."""
+    return [
+        msgspec.structs.replace(
+            recipe, walk=Walk(to, first, frames), count=min(MAX_COUNT, frames - first), chaos=0.0, mixed=False
+        )
+        for first in range(0, frames, MAX_COUNT)
+    ]  # fmt: skip
 
 
 def rerolled(recipe: Recipe, seed: int) -> Recipe:
@@ -48,6 +64,8 @@ def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
     Raises `Refused` where the shape does not fit the model, for what it lacks, or where another model is asked for: its
     noise is not comparable.
     """
+    if request.walk:
+        raise Refused("A walk begins with a prompt of its own: ask for it anew.")
     if request.model not in (None, recipe.model):
         raise Refused(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
     width, height = fit(request.ar, warm) if request.ar else (recipe.width, recipe.height)
@@ -66,6 +84,8 @@ def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
         height=height,
         guidance_start=held[0],
         guidance_stop=held[1],
+        walk=None,
+        mixed=recipe.mixed and not recipe.walk,
         loras=recipe.loras if request.loras is None else matched(request.loras, warm),
     )
     check_possible(made, warm)

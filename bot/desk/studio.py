@@ -14,7 +14,7 @@ from bot.access import Subject, forbidden
 from bot.desk.admission import Admission
 from bot.desk.begun import begun, shaped, unused
 from bot.desk.onward import Onward
-from bot.desk.recipes import pinned
+from bot.desk.recipes import pinned, stations
 from bot.desk.register import Register
 from bot.desk.starting import Origin, Starting
 from bot.feed import Feed
@@ -64,7 +64,8 @@ class Studio(Onward):
         """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        negative, strength, stop, tile, mix, chaos, repeat, quality; `lora` adds to them.
+        negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. A walk is as
+        many jobs as its pictures need (`walk`).
         `start`: pictures to begin with; then no words are needed, and without --ar they give the shape.
         `suffix` goes behind the words of the prompt, and a note says so.
         `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
@@ -79,16 +80,20 @@ class Studio(Onward):
             profile = profiles[request.model] if request.model else default
             made = begun(recipe(shaped(request, start), profile.warm, self._fresh()), request, start)
             check_possible(made, profile.warm)
-            made = pinned(made) if exact else made
+            parts = stations(made, suffixed(request.walk, suffix), request.frames) if request.walk else [made]
+            parts = [pinned(part) if exact else part for part in parts]
             told = () if profile.warm.name == default.warm.name else remarks(request, profile.warm)
             notes = tuple(dict.fromkeys((*added, *parsed.notes, *told, *unused(request, start))))
             notes = notes if profile.live else (*notes, assumed(profile, bool(self._workers())))
-            orders.append(
+            orders += [
                 Order(
-                    action, " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm), parent,
+                    action, " ".join(request.text.split()), notes, part, profile.pool, cost(part, profile.warm), parent,
                     relaxed=request.relaxed, material=start.material if start else (),
                 )
-            )  # fmt: skip
+                for part in parts
+            ]  # fmt: skip
+        if key is None and any(request.walk for request in parsed.requests):
+            key = f"walk:{self._clock()}:{self._fresh()}"  # by which the parts of a walk know each other
         return await self._take(orders, member, place, key, start)
 
     async def bring(
@@ -161,6 +166,10 @@ class Studio(Onward):
     async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
         """How a job's images came to be, animated, at most `limit` bytes. Raises `Refused`."""
         return await self._gallery.film(job, limit, kind)
+
+    async def walk(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+        """The pictures of a walk, of all its jobs, there and back, at most `limit` bytes. Raises `Refused`."""
+        return await self._gallery.walk(job, limit, kind)
 
     async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
         """One image on its way into noise, animated, at most `limit` bytes. Raises `Refused`."""

@@ -14,13 +14,18 @@ from sqlalchemy import Connection, Row, select, update
 from bot.store import incidents
 from bot.store.records import Stored
 from bot.store.tables import favourites, jobs, pictures, places
+from bot.store.walks import parts
 
 AT_ONCE = 500  # leftovers
 
 
 def with_enlargements(connection: Connection, job: str) -> list[str]:
-    """The job and every enlargement of its pictures, over or not: they are the same picture."""
-    found, newest = [job], [job]
+    """The job and every enlargement of its pictures, over or not: they are the same picture.
+
+    Of a walk all jobs go together, since its film shows the pictures of each.
+    """
+    found = [job, *(part.id for part in parts(connection, job) if part.id != job)]
+    newest = list(found)
     while newest:
         children = select(jobs.c.id).where(jobs.c.parent.in_(newest), jobs.c.action == "upscale")
         newest = [row.id for row in connection.execute(children) if row.id not in found]

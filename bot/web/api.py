@@ -50,6 +50,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chaos: float | None = None
     repeat: int | None = None
     quality: float | None = None
+    walk: str | None = None
+    frames: int | None = None
     exact: bool = False
     shots: Annotated[list[str], msgspec.Meta(max_length=5)] = []
     weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+import msgspec
+
 from bot import sentences
 from bot.feed import Developing, Readying
 from bot.images.film_formats import Kind, available
@@ -125,6 +127,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         "count": recipe.count,
         "exact": recipe.bucket is not None,
         "start": _start(recipe.start),
+        "walk": None if recipe.walk is None else msgspec.to_builtins(recipe.walk),
         "stopped": recipe.last if recipe.last < recipe.steps else None,
     }
 
@@ -166,6 +169,7 @@ def _results(view: View) -> dict[str, Any]:
         "film": f"{base}/film.webp" if filmed else None,
         "films": {kind: f"{base}/film.{kind}" for kind in _kinds()} if filmed else {},
         "rungs": f"{base}/rungs" if filmed else None,
+        "walks": {kind: f"{base}/walk.{kind}" for kind in _kinds()} if view.walk else {},
     }
 
 

@@ -56,6 +56,7 @@ COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
     "blend": ("blend", {"image1": ("a.png", png(8, 8)), "image2": ("b.png", png(8, 8))}),
     "mix": ("imagine", {"first": "apple", "second": "pear"}),
+    "walk": ("imagine", {"from": "apple", "to": "pear", "frames": 4}),
     "shorten": ("prompt", {"prompt": "a red apple"}),
     "fast": ("prefer", {}),
     "relax": ("prefer", {}),

@@ -36,6 +36,7 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 {film} · how it came out of the noise
 {blend} · two to five pictures in one
 {mix} · two prompts in one
+{walk} · from one prompt to another, with a film
 {shorten} · which words carry a prompt
 {my-data} · a copy of what is kept of you
 {forget-me} · everything of yours is removed
@@ -43,8 +44,8 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 -# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its words."""
 ADMIN = "-# {settings show} · limits, words and reports of this server"
 NAMES = (
-    "imagine", "blend", "mix", "shorten", "mine", "queue", "cancel", "info", "prefer", "reproduce", "film", "my-data",
-    "forget-me",
+    "imagine", "blend", "mix", "walk", "shorten", "mine", "queue", "cancel", "info", "prefer", "reproduce", "film",
+    "my-data", "forget-me",
 )  # fmt: skip
 
 

@@ -63,6 +63,14 @@ GERMAN: Mapping[str, str] = MappingProxyType(
             "Welche Worte einen Prompt tragen, und kürzere Fassungen davon"
         ),
         "The prompt; its flags stay as they are": "Der Prompt; seine Schalter bleiben, wie sie sind",
+        # walk
+        "From one prompt to another, picture by picture, and a film of it": (
+            "Bild für Bild von einem Prompt zu einem anderen, und ein Film davon"
+        ),
+        "Where the walk begins": "Wo der Weg beginnt",
+        "Where it leads": "Wohin er führt",
+        "How many pictures; twelve, if you don't say": "Wie viele Bilder; sonst zwölf",
+        "a walk, from words to words": "ein Weg, von Worten zu Worten",
         # fast, relax, turbo, stealth, public
         "From now on your jobs count against your limit, and wait in the usual queue": (
             "Ab jetzt zählen deine Aufträge zu deinem Kontingent und warten in der üblichen Schlange"
