@@ -11,7 +11,9 @@ from typing import Literal
 from bot.states import State
 from engine.job import Enlarge, Recipe
 
-Action = Literal["imagine", "vary", "reroll", "upscale", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch"]
+Action = Literal[
+    "imagine", "vary", "reroll", "upscale", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk"
+]
 PlaceKind = Literal["discord", "web", "terminal"]
 Role = Literal["answer", "notice", "direct", "film"]
 

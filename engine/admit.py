@@ -118,8 +118,12 @@ def _check_course(recipe: Recipe) -> None:
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
         raise Unfit("Of texts that are mixed into one, each must weigh more than 0.", "member")
     walk = recipe.walk
-    if walk is not None and (len(recipe.concepts) > 1 or walk.first + recipe.count > walk.of):
+    if walk is None:
+        return
+    if (walk.to is not None and len(recipe.concepts) > 1) or walk.first + recipe.count > walk.of:
         raise Unfit("A walk goes from one text to another, and not beyond its end.", "us")
+    if walk.noises and recipe.lineage:
+        raise Unfit("A walk between noises begins with no variation.", "us")
 
 
 def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:

@@ -160,14 +160,16 @@ class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Walk(Struct, frozen=True, forbid_unknown_fields=True):
-    """The images are stations of a way through what the text encoder makes of words: from the recipe's to `to`.
+    """The images are stations of a way: image `i` is station `first + i` of `of`, evenly spaced (`of_image`).
 
-    They share their noise. Image `i` is station `first + i` of `of`, evenly spaced (`of_image`).
+    `to`: the way goes through what the text encoder makes of words, from the recipe's to these. `noises`: it goes from
+    seed to seed, on an arc from each to the next; without them all stations share the recipe's noise.
     """
 
-    to: Text
+    to: Text | None
     first: Annotated[int, Meta(ge=0, lt=MAX_FRAMES)]
     of: Annotated[int, Meta(ge=2, le=MAX_FRAMES)]
+    noises: Annotated[tuple[Seed, ...], Meta(max_length=MAX_COUNT)] = ()
 
 
 class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -182,7 +184,7 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     guiders). `guides` is the model's. `start`: what it begins with in place of noise. `until`: the fraction of the
     steps after which it ends, with the estimate of that moment. `tile`: its edges fit each other. `mixed`: the concepts
     are one text, as a weighted mean of their embeddings, in place of a composition of predictions; all weigh more than
-    0. `chaos`: how far apart the images' guidance lies, `walk`: from which words to which they lead (`of_image`).
+    0. `chaos`: how far apart the images' guidance lies, `walk`: from what to what they lead (`of_image`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -553,7 +555,7 @@ def of_image(recipe: Recipe, image: int) -> Recipe:
 
     With chaos, each has a guidance of its own, evenly spaced in octaves: at a chaos of 1 from half the recipe's (its
     distance from 1, where guidance begins) to twice that. On a walk each has a text of its own, of both ends by its
-    share of the way; the ends have their own words alone.
+    share of the way, or a noise of its own; the ends, and where the noise is one of those given, have that alone.
     """
     if recipe.walk is not None:
         return _station(recipe, recipe.walk, image)
@@ -565,14 +567,25 @@ def of_image(recipe: Recipe, image: int) -> Recipe:
 
 
 def _station(recipe: Recipe, walk: Walk, image: int) -> Recipe:
-    share = min(1.0, (walk.first + image) / (walk.of - 1))
-    ends = (Concept(recipe.concepts[0].text, 1.0 - share), Concept(walk.to, share))
-    passed = tuple(one for one in ends if one.weight)
-    return msgspec.structs.replace(recipe, concepts=passed, mixed=len(passed) > 1)
+    last = walk.of - 1
+    place = min(walk.first + image, last)
+    if walk.to is not None:
+        ends = Concept(recipe.concepts[0].text, 1.0 - place / last), Concept(walk.to, place / last)
+        passed = tuple(one for one in ends if one.weight)
+        recipe = msgspec.structs.replace(recipe, concepts=passed, mixed=len(passed) > 1)
+    if not walk.noises:
+        return recipe
+    leg, beyond = divmod(place * (len(walk.noises) - 1), last)
+    left = walk.noises[leg]
+    if not beyond:
+        return msgspec.structs.replace(recipe, seed=left, lineage=())
+    return msgspec.structs.replace(
+        recipe, seed=walk.noises[leg + 1], lineage=(Ancestor(seed=left, index=0, strength=beyond / last),)
+    )
 
 
 def stream(recipe: Recipe, image: int) -> int:
-    """The seed that an image's noise is drawn from; on a walk it is the same for all."""
+    """The seed that an image's noise is drawn from, by its own recipe (`of_image`)."""
     return recipe.seed if recipe.walk is not None else recipe.seed + image
 
 
@@ -651,6 +664,6 @@ def cost(recipe: Recipe, warm: Warm) -> float:
     """
     area = recipe.width * recipe.height / (warm.size * warm.size)
     steps = row_steps(recipe) * warm.row_ms * area
-    texts = (len(recipe.concepts) + 1 + (recipe.walk is not None)) * warm.encode_ms
+    texts = (len(recipe.concepts) + 1 + bool(recipe.walk and recipe.walk.to)) * warm.encode_ms
     pictures = len(recipe.start.pictures) if isinstance(recipe.start, Forward) else 0
     return (steps + texts + (recipe.count + pictures) * warm.decode_ms * area) / 1000.0

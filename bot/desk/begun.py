@@ -48,7 +48,7 @@ def unused(request: Request, start: Origin | None) -> tuple[str, ...]:
 def one_of(recipe: Recipe, image: int) -> Recipe:
     """The recipe of one of its images alone, to its end: the same noise stream, the same guidance."""
     one = of_image(recipe, image)
-    return msgspec.structs.replace(one, seed=stream(recipe, image), count=1, chaos=0.0, until=1.0, walk=None)
+    return msgspec.structs.replace(one, seed=stream(one, image), count=1, chaos=0.0, until=1.0, walk=None)
 
 
 @dataclass(frozen=True)

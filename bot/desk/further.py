@@ -15,6 +15,7 @@ from bot.desk.admission import Admission
 from bot.desk.preferences import Strength
 from bot.desk.recipes import (
     RESOLVING_MS,
+    between,
     enlarged,
     enlarging_cost,
     enlarging_notes,
@@ -22,6 +23,7 @@ from bot.desk.recipes import (
     remixed,
     rerolled,
     varied,
+    walkable,
 )
 from bot.desk.register import Register
 from bot.desk.starting import Origin, Starting
@@ -37,6 +39,7 @@ from engine.job import Enlarge, Recipe, cost
 # How far a variation's noise moves away from its parent's: 0 is the same picture, 1 has nothing in common with it. The
 # pixels of the embedded model differed by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
 STRENGTHS: Mapping[Strength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
+UNWALKABLE = "A walk goes between several finished pictures of one job, none of which is a variation of another one."
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
@@ -65,6 +68,27 @@ class Further:
         if not isinstance(record.task, Recipe):
             raise Refused("An enlarged picture cannot be rolled again: roll its original.")
         return await self._again("reroll", record, 0, rerolled(record.task, self._fresh()), member, place, key)
+
+    async def walk_between(
+        self, job: str, member: Member, place: Place, *, key: str | None = None
+    ) -> list[Ticket]:  # fmt: skip
+        """A walk from each picture of a finished job to the next, as several jobs."""
+        record = await self._register.record(job)
+        if not isinstance(record.task, Recipe) or not walkable(record.task) or record.state != "finished":
+            raise Refused(UNWALKABLE)
+        profile = self._known(record.task.model)
+        if profile is None:
+            raise Refused(f"No worker that was ever here knows {record.task.model}.")
+        base, said = renewed(record.task, profile)
+        material, parent = await self._starting.of(record.id), (record.id, 0)
+        parts = [pinned(part) if base.bucket else part for part in between(base)]
+        orders = [
+            Order(
+                "walk", record.prompt, said, part, profile.pool, cost(part, profile.warm), parent, material=material
+            )
+            for part in parts
+        ]  # fmt: skip
+        return await self._take(orders, member, place, key or f"walk:{job}:{self._fresh()}")
 
     async def reproduce(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
         """The same recipe and seed, its batch shape pinned: the same pixels as any other exact run of it."""

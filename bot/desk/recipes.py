@@ -13,9 +13,10 @@ from bot.prompt.loras import matched
 from bot.prompt.possible import check_possible, check_sampler, interval
 from bot.prompt.request import course, fit
 from bot.refused import Refused
-from engine.job import MAX_COUNT, Ancestor, Enlarge, Method, Recipe, Walk, Warm, of_image, rows
+from engine.job import MAX_COUNT, WHOLE_SAMPLERS, Ancestor, Enlarge, Method, Recipe, Walk, Warm, of_image, rows
 
 ANCESTORS = 8
+STATIONS = 13  # of a walk between two, three or four pictures: all of them lie on it
 MAX_SIDE = 4096
 LARGEST_BUCKET = 32
 FACTORS = (4, 3, 2)
@@ -53,9 +54,27 @@ def stations(recipe: Recipe, to: str, frames: int) -> list[Recipe]:
     ]  # fmt: skip
 
 
+def walkable(recipe: Recipe) -> bool:
+    """Whether there is a walk between its pictures: several, which differ in their noise alone, no variation's."""
+    alike = recipe.walk is None and not recipe.lineage and not recipe.chaos
+    return alike and recipe.count > 1 and recipe.sampler not in WHOLE_SAMPLERS
+
+
+def between(recipe: Recipe) -> list[Recipe]:
+    """A walk from picture to picture, each of which is a station, as the recipes of its jobs."""
+    noises = tuple(recipe.seed + image for image in range(recipe.count))
+    parts = ((first, min(MAX_COUNT, STATIONS - first)) for first in range(0, STATIONS, MAX_COUNT))
+    return [
+        msgspec.structs.replace(recipe, walk=Walk(None, first, STATIONS, noises), count=count) for first, count in parts
+    ]
+
+
 def rerolled(recipe: Recipe, seed: int) -> Recipe:
     """The same words from other noise."""
-    return msgspec.structs.replace(recipe, seed=seed)
+    walk = recipe.walk
+    if walk is not None:
+        walk = msgspec.structs.replace(walk, noises=tuple(seed + place for place in range(len(walk.noises))))
+    return msgspec.structs.replace(recipe, seed=seed, walk=walk)
 
 
 def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:

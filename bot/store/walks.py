@@ -53,5 +53,5 @@ def _alike(one: Record, other: Record) -> bool:
         msgspec.structs.replace(each.task, count=1, bucket=None, walk=None)
         for each in (one, other) if isinstance(each.task, Recipe)
     )  # fmt: skip
-    ways = [way for each in (one, other) if (way := _way(each)) is not None]
-    return first == second and len({(way.to, way.of) for way in ways}) == 1
+    ways = {msgspec.structs.replace(way, first=0) for each in (one, other) if (way := _way(each)) is not None}
+    return first == second and len(ways) == 1

@@ -79,6 +79,7 @@ def routes() -> list[web.RouteDef]:
         web.post(job + "/vary/{n}", vary),
         web.post(job + "/upscale/{n}", upscale),
         web.post(job + "/reroll", reroll),
+        web.post(job + "/walk", walk),
     ]
 
 
@@ -182,6 +183,14 @@ async def reroll(request: web.Request) -> web.Response:
     view = await permitted(request, "reroll")
     made = await request.app[STUDIO].reroll(view.id, member_of(request), place_of(request), key=key_of(request))
     return made_of(made)
+
+
+async def walk(request: web.Request) -> web.Response:
+    """From each picture to the next, as several jobs."""
+    view, studio = await permitted(request, "walk"), request.app[STUDIO]
+    made = await studio.walk_between(view.id, member_of(request), place_of(request), key=key_of(request))
+    answer = shown.accepted(made)
+    return web.json_response(answer, status=201, headers={"Location": answer["url"]})
 
 
 def place_of(request: web.Request) -> Place:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from bot import sentences
+from bot.desk.recipes import walkable
 from bot.feed import Developing, Readying
 from bot.images.film_formats import Kind, available
 from bot.images.held import held, why
@@ -128,6 +129,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         "exact": recipe.bucket is not None,
         "start": _start(recipe.start),
         "walk": None if recipe.walk is None else msgspec.to_builtins(recipe.walk),
+        "walkable": walkable(recipe),
         "stopped": recipe.last if recipe.last < recipe.steps else None,
     }
 

@@ -17,7 +17,7 @@ from bot.prompt.flags import title
 from bot.refused import Refused
 from bot.store import Draft, walks
 from bot.views import Member
-from engine.job import Ancestor, Concept, Recipe, Walk
+from engine.job import Ancestor, Concept, Recipe, Walk, of_image
 from tests.bot.conftest import png
 
 BOB = Member("local:bob", "Bob", "local")
@@ -157,3 +157,31 @@ def test_a_station_stands_still_for_what_goes_on_from_it():
     assert varied(parts[0], 3, 0.2, 1).lineage[-1] == Ancestor(recipe.seed, 0, 0.2)
     assert resting(parts[2], 0).concepts == (Concept("a cat"),)
     assert pinned(parts[0]).bucket == pinned(recipe).bucket
+
+
+@pytest.mark.asyncio
+async def test_a_walk_from_picture_to_picture_goes_through_each(workplace, until, ann, here):
+    house = await workplace.house()
+    await workplace.worker()
+    await until(lambda: house.studio.workers())
+    studio = house.studio
+    (ticket,) = await studio.imagine("a fox --count 3 --seed 7 --steps 20", ann, here)
+    with pytest.raises(Refused, match="between several finished pictures"):
+        await studio.walk_between(ticket.job, BOB, here)
+    (grid,) = await over(house, [ticket.job], until)
+    tickets = await studio.walk_between(grid.id, BOB, here)
+    views = await over(house, [one.job for one in tickets], until)
+    assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4
+    images = [of_image(view.recipe, image) for view in views for image in range(view.recipe.count)]
+    assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
+    assert len(images) == 13
+    assert sum(view.walk for view in views) == 1
+    film = Image.open(io.BytesIO(await studio.walk(views[0].id, kind="gif")))
+    assert film.format == "GIF"
+    (varied_ones,) = await over(house, [(await studio.vary(grid.id, 0, ann, here)).job], until)
+    for other in (varied_ones, views[0]):
+        with pytest.raises(Refused, match="none of which is a variation"):
+            await studio.walk_between(other.id, ann, here)
+    again = await studio.reroll(views[0].id, ann, here)
+    recipe = (await studio.view(again.job)).recipe
+    assert recipe.walk.noises == (recipe.seed, recipe.seed + 1, recipe.seed + 2)

@@ -49,6 +49,7 @@ BUTTONS: Mapping[Press, Action] = {
     "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
     "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
     "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
+    "walk": "walk",
 }  # fmt: skip
 FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 # What each command does; those with options get these, {job} being the job that is acted on.

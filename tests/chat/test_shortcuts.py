@@ -168,6 +168,20 @@ async def test_a_walk_ends_in_its_film(open_world: Any) -> None:
         assert film.filename.endswith("-film.gif")
 
 
+@pytest.mark.asyncio
+async def test_a_press_walks_from_picture_to_picture(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2, seed=7)
+        await world.restart()
+        pressed = [await world.bob.click(grid, label="Walk") for _ in range(2)]
+        assert "already on its way" in text(pressed[1])
+        await world.until(lambda: len(world.painter.done) == 5)
+        await world.until(lambda: not world.house.board.runs)
+        views = [view for view in await world.studio.recent() if view.action == "walk"]
+        assert sorted(view.recipe.walk.first for view in views) == [0, 4, 8, 12]
+        assert {view.recipe.walk.noises for view in views} == {(7, 8)}
+
+
 @pytest.mark.parametrize(
     ("start", "end", "prompt"),
     [

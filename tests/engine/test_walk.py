@@ -12,7 +12,7 @@ import torch
 from engine.admit import admit
 from engine.encode import parameters
 from engine.families.stable_diffusion import StableDiffusion
-from engine.job import Concept, Recipe, Walk, decode, encode, of_image, rows, stream
+from engine.job import Ancestor, Concept, Recipe, Walk, decode, encode, of_image, rows, stream
 from engine.unfit import Unfit
 from tests.engine.beginnings import developed
 
@@ -56,6 +56,38 @@ def test_several_jobs_are_one_walk(recipe: Make) -> None:
     assert all(of_image(image, place % 4) == image for place, image in enumerate(images[:4]))  # nothing is done twice
 
 
+def test_between_noises_every_picture_is_a_station(recipe: Make) -> None:
+    grid = recipe("cat", count=4, seed=7)
+    for seeds in ((7, 8), (7, 8, 9), (7, 8, 9, 10)):
+        parts = [
+            msgspec.structs.replace(grid, walk=Walk(None, first, 13, seeds), count=count)
+            for first, count in ((0, 4), (4, 4), (8, 4), (12, 1))
+        ]
+        images = [of_image(part, image) for part in parts for image in range(part.count)]
+        assert [image.seed for image in images if not image.lineage] == list(seeds)
+        legs = len(seeds) - 1
+        for place, image in enumerate(images):
+            leg, share = divmod(place * legs / 12, 1)
+            if image.lineage:
+                assert image.lineage == (Ancestor(seeds[int(leg)], 0, pytest.approx(share)),)
+                assert image.seed == seeds[int(leg) + 1]
+            assert of_image(image, place % 4) == image
+            assert stream(image, place % 4) == image.seed
+            assert image.concepts == grid.concepts
+
+
+def test_between_noises_the_stations_of_the_grid_are_its_pictures(
+    embedded: StableDiffusion, small: Make, job: Make
+) -> None:
+    grid = developed(job(small("cat", steps=4, seed=7, count=2)), {}, embedded)
+    walked = developed(job(small("cat", steps=4, seed=7, count=3, walk=Walk(None, 0, 3, (7, 8)))), {}, embedded)
+    assert torch.equal(walked[0].latents, grid[0].latents)
+    assert torch.equal(walked[2].latents, grid[1].latents)
+    half = small("cat", steps=4, seed=8, lineage=(Ancestor(7, 0, 0.5),))
+    [middle] = developed(job(half), {}, embedded)
+    assert torch.equal(walked[1].latents, middle.latents)
+
+
 def test_its_recipe_is_of_version_5_and_in_each_picture() -> None:
     known: dict[str, Any] = {"sampler": "ddim", "steps": 9, "guidance": 3.0, "width": 64, "height": 64}
     one = Recipe(concepts=(Concept("cat"),), model="m", seed=5, dtype="float32", walk=Walk("dog", 4, 9), **known)
@@ -71,11 +103,15 @@ def test_its_recipe_is_of_version_5_and_in_each_picture() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"concepts": (Concept("a"), Concept("b"))}, {"count": 3, "walk": Walk("dog", 8, 10)}],
-    ids=["two", "beyond"],
+    [
+        {"concepts": (Concept("a"), Concept("b"))},
+        {"count": 3, "walk": Walk("dog", 8, 10)},
+        {"walk": Walk(None, 0, 9, (1, 2)), "lineage": (Ancestor(3, 0, 0.5),)},
+    ],
+    ids=["two", "beyond", "varied"],
 )
 def test_what_is_no_walk_is_refused(affine: Any, recipe: Make, job: Make, fields: dict[str, Any]) -> None:
-    with pytest.raises(Unfit, match="from one text to another"):
+    with pytest.raises(Unfit, match="A walk"):
         admit(job(recipe(**{"walk": Walk("dog", 0, 10), **fields})), {"affine": affine})
 
 

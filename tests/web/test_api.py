@@ -144,12 +144,17 @@ async def test_a_walk_is_several_jobs_and_a_film(room: Room) -> None:
     for job in said["ids"]:
         assert (await room.end_of(job))["state"] == "finished"
     jobs = [(await room.ask("GET", f"/api/jobs/{job}"))[1] for job in said["ids"]]
-    assert [job["walk"] for job in jobs] == [{"to": "a pear", "first": at, "of": 6} for at in (0, 4)]
+    assert [job["walk"] for job in jobs] == [{"to": "a pear", "first": at, "of": 6, "noises": []} for at in (0, 4)]
     [films] = [job["walks"] for job in jobs if job["walks"]]
     async with room.client.get(room.url + films["gif"]) as answer:
         assert (answer.status, answer.content_type) == (200, "image/gif")
         assert answer.headers["Cache-Control"] == "no-store"
+    pair = await room.end_of(await room.imagine("an apple", count=2))
+    assert pair["walkable"]
+    status, said = await room.ask("POST", f"/api/jobs/{pair['id']}/walk")
+    assert (status, len(said["ids"])) == (201, 4)
     single = await room.end_of(await room.imagine("an apple", count=1))
+    assert not single["walkable"]
     assert (single["walk"], single["walks"]) == (None, {})
     async with room.client.get(f"{room.url}/api/jobs/{single['id']}/walk.webp") as answer:
         assert answer.status == 404

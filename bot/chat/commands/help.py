@@ -22,7 +22,7 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 
 **Under a picture**
 **U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came.
-*More…* zooms out, pans, edits a part, branches off midway.
+*More…* zooms out, pans, edits a part, branches off midway. *Walk* goes from picture to picture, as a film.
 ❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
 -# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
 

@@ -45,6 +45,7 @@ function more(card, drawn) {
   const { job } = card;
   const made = group("", "More");
   if (drawn) made.append(card.button("Re-roll", "Re-roll: the same prompt with another seed", `${card.address}/reroll`));
+  if (job.walkable) made.append(card.button("Walk", "Walk from each of these pictures to the next, as a film", `${card.address}/walk`));
   if (job.parent && COMPARED.has(job.action)) {
     const one = button("Compare", "Compare with the picture that it was made from");
     one.addEventListener("click", () => compare(job));
