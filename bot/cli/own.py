@@ -68,13 +68,13 @@ def _develop(
     start = _origin(bringing)
     family, warm = _warm(_model(prompt, options), data, screen)
     parts = _recipes(prompt, {**options, "model": None}, warm, screen, start)
-    film, contents = film and len(parts) == 1, start.contents if start else {}
-    done = [_run(part, contents, family, warm, film, screen) for part in parts]
-    return done[0] if len(done) == 1 else _walked(done)
+    walks, contents = parts[0].walk is not None, start.contents if start else {}
+    done = [_run(part, contents, family, warm, film and not walks, screen) for part in parts]
+    return _walked(done) if walks else done[0]
 
 
 def _walked(parts: Sequence[Developed]) -> Developed:
-    """A walk of several jobs as one, with its film."""
+    """The jobs of a walk as one, with its film."""
     pictures = tuple(picture for part in parts for picture in part.pictures)
     return replace(
         parts[0], pictures=pictures, film=walk_of(pictures), frames=sum(part.frames for part in parts),

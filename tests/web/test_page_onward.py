@@ -214,3 +214,18 @@ async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> N
     assert sizes == [256, 256]
     await dialog.get_by_role("button", name="Close").click()
     await expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+async def test_a_walk_from_picture_to_picture_ends_in_a_film(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier --count 2")
+    await finished(card)
+    await card.get_by_role("button", name="Walk", exact=False).click()
+    for number in range(1, 5):
+        made = await card_of(page, number)
+        await expect(made.locator(".deed")).to_have_text("walked from picture to picture")
+        await finished(made)
+    film = page.locator(".roaming")
+    await expect(film).to_have_count(1)
+    assert await film.evaluate("one => one.decode().then(() => one.naturalWidth)") >= 256
+    await expect(page.get_by_role("link", name="Download: walk as webp")).to_be_visible()
