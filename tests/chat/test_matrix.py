@@ -41,6 +41,7 @@ OF_PICTURES: tuple[Press, ...] = (
     "panup", "pandown", "edit", "branch",
 )  # fmt: skip
 DESTROYING: tuple[Press, ...] = ("erase",)
+MOST = 25  # buttons of a message
 
 # What each button and each form does.
 BUTTONS: Mapping[Press, Action] = {
@@ -237,12 +238,15 @@ async def test_every_button_pressed_by_everybody_on_public_and_private_jobs(open
         presses: tuple[Press, ...] = tuple(press for press in BUTTONS if press not in DESTROYING)
         for actor in scene.actors:
             for job in scene.subjects:
-                pressed = dict(ids_of(job, presses))
-                board = await scene.board(actor, list(pressed.values()))
-                for press, custom_id in pressed.items():
+                pressed = list(ids_of(job, presses))
+                boards = [
+                    await scene.board(actor, [one for _, one in pressed[at : at + MOST]])
+                    for at in range(0, len(pressed), MOST)
+                ]
+                for number, (press, custom_id) in enumerate(pressed):
                     about = None if press == "dismiss" else job
                     wanted = scene.forbidden(BUTTONS[press], actor, about)
-                    result = await actor.hand.click(board, custom_id=custom_id)
+                    result = await actor.hand.click(boards[number // MOST], custom_id=custom_id)
                     judge(wanted, result, f"{press} by {actor.name}, private: {scene.subjects[job].private}")
 
 

@@ -69,7 +69,8 @@ def test_between_noises_every_picture_is_a_station(recipe: Make) -> None:
         for place, image in enumerate(images):
             leg, share = divmod(place * legs / 12, 1)
             if image.lineage:
-                assert image.lineage == (Ancestor(seeds[int(leg)], 0, pytest.approx(share)),)
+                (left,) = image.lineage
+                assert (left.seed, left.index, left.strength) == (seeds[int(leg)], 0, pytest.approx(share))
                 assert image.seed == seeds[int(leg) + 1]
             assert of_image(image, place % 4) == image
             assert stream(image, place % 4) == image.seed
