@@ -42,7 +42,11 @@ def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now
     marked, told = withdraw(connection, ids, now)
     gone = list(marked)
     if ids[0] in marked and (told or marked[ids[0]].member != actor[0]):
-        said = f"with {len(gone) - 1} enlarged" if len(gone) > 1 else ""
+        others = [row.action for job, row in marked.items() if job != ids[0]]
+        enlarged, walked = others.count("upscale"), len(others) - others.count("upscale")
+        said = " and ".join(
+            [f"with {enlarged} enlarged"] * bool(enlarged) + [f"{walked} more of its walk"] * bool(walked)
+        )
         incidents.note(connection, marked[ids[0]].guild, "deleted", *actor, said, now, ids[0])
     return gone
 
@@ -51,7 +55,8 @@ def withdraw(connection: Connection, ids: Sequence[str], now: float) -> tuple[di
     """As `mark`, but nothing is noted: who made each and where, and whether somebody had told the moderators of one."""
     marking = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
     marked: dict[str, Row[*tuple[Any, ...]]] = {
-        row.id: row for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild, jobs.c.member))
+        row.id: row
+        for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild, jobs.c.member, jobs.c.action))
     }
     gone = list(marked)
     connection.execute(favourites.delete().where(favourites.c.job.in_(gone)))
