@@ -18,7 +18,7 @@ Whose = Literal["none", "own", "another's", "private", "elsewhere"]
 Action = Literal[
     "imagine", "blend", "describe", "queue", "mine", "info", "prefer", "export", "forget", "help",
     "cancel", "pause", "upscale", "vary", "reroll", "remix", "reproduce",
-    "edit", "zoom", "pan", "branch", "prompt", "film", "details", "favourite",
+    "edit", "zoom", "pan", "branch", "walk", "prompt", "film", "details", "favourite",
     "envelope", "delete", "report", "approve", "deny", "dismiss",
     "settings", "explain", "set", "close", "budget",
 ]  # fmt: skip
@@ -92,6 +92,7 @@ TABLE: Mapping[Action, Permit] = MappingProxyType(
         "zoom": _anybody("zoom out of this picture"),
         "pan": _anybody("continue this picture beyond its edge"),
         "branch": _anybody("branch off from this picture"),
+        "walk": _anybody("walk between these pictures"),
         "prompt": _anybody("use these words"),
         "film": _anybody("see this film"),
         "details": _anybody("see the details of this job"),

@@ -12,7 +12,9 @@ from typing import Literal
 from bot.states import State
 from engine.job import Enlarge, Recipe
 
-Action = Literal["imagine", "vary", "reroll", "upscale", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch"]
+Action = Literal[
+    "imagine", "vary", "reroll", "upscale", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk"
+]
 PlaceKind = Literal["discord", "web", "terminal"]
 Role = Literal["answer", "notice", "direct", "film"]
 
@@ -129,7 +131,8 @@ class View:
     over or unknown. `step` of `of` is the newest step seen (live frames only come while somebody watches). `ladders`
     are the images that have a ladder (film and slider). `parent` is the job and the image index it was made from.
     `private` ones are their author's alone; `check`: its pictures pass the picture check before they are shown;
-    `deleted`: when its pictures were taken away; `channel`: where it was asked for.
+    `deleted`: when its pictures were taken away; `channel`: where it was asked for; `walk`: the last of a walk to be
+    finished, so that its film is shown with it.
     """
 
     id: str
@@ -162,6 +165,7 @@ class View:
     check: bool = False
     deleted: float | None = None
     channel: str = ""
+    walk: bool = False
 
     @property
     def enlargement(self) -> int:

@@ -60,14 +60,21 @@ def _images(
 
 
 def _begun(table: Plan, recipe: Recipe, beginning: Beginning | None) -> Plan:
-    """The plan from the step on that the recipe begins with. A branch goes on in its course, with what came before."""
-    if recipe.start is not None and beginning is None:
+    """The plan from the step on that the recipe begins with.
+
+    A branch goes on in its course: the noise where it stood, and with what came before, unless that was a step of
+    another size.
+    """
+    start = recipe.start
+    if start is not None and beginning is None:
         raise Unfit("What the picture begins with was not brought to the engine.", "us")
-    if not isinstance(recipe.start, Branch):
+    if beginning is None or not isinstance(start, Branch):
         return table.begun(recipe.first)
-    if (recipe.start.fresh or table.keeps_history) and (beginning is None or beginning.estimate is None):
+    needed = start.fresh or start.rung is not None or table.keeps_history
+    if needed and beginning.estimate is None:
         raise Unfit("An earlier version made this ladder, and kept too little for such a branch.", "member")
-    return table
+    table = table if start.rung is None else table.alone(start.step)
+    return table if beginning.drawn is None else table.drawn(start.step, beginning.drawn)
 
 
 def check(job: Job, families: Mapping[str, Family]) -> None:
@@ -110,6 +117,13 @@ def _check_course(recipe: Recipe) -> None:
         raise Unfit(f"The picture would end after step {last}, but begin after step {first}.", "member")
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
         raise Unfit("Of texts that are mixed into one, each must weigh more than 0.", "member")
+    walk = recipe.walk
+    if walk is None:
+        return
+    if (walk.to is not None and len(recipe.concepts) > 1) or walk.first + recipe.count > walk.of:
+        raise Unfit("A walk goes from one text to another, and not beyond its end.", "us")
+    if walk.noises and recipe.lineage:
+        raise Unfit("A walk between noises begins with no variation.", "us")
 
 
 def _restore(image: Trajectory, snapshots: Sequence[Snapshot]) -> None:

@@ -1,7 +1,7 @@
 """What an image begins with in place of noise: pictures as latents, a mask, a rung of another image's ladder.
 
 Read from blobs that came from outside: bounded, and refused with a sentence. Knows pictures, ladders and a family's
-autoencoder; knows nothing of where blobs lie, of samplers, or of time.
+autoencoder and noise levels; knows nothing of where blobs lie, of how samplers step, or of time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from engine.families.family import Family
-from engine.job import Branch, Forward, Ladder, Malformed, Recipe, decode
+from engine.job import Branch, Forward, Ladder, Malformed, Recipe, decode, onto
 from engine.noise import slerp
 from engine.unfit import Unfit
 
@@ -30,7 +30,9 @@ HALF = 128  # what is lighter in a mask is drawn anew
 class Beginning:
     """`latents` are z of a `Forward`, x of a `Branch`: `[channels, height, width]`, float32, on the family's device.
 
-    `estimate` is the branch's x0, where its ladder kept it. `mask` is `[1, height, width]`, 1 where it is drawn anew.
+    `estimate` is the branch's x0 and `drawn` how many draws of noise came before, where its ladder kept them; `level`
+    the latents' noise, alpha and sigma, where its steps are another number than the ladder's. `mask` is
+    `[1, height, width]`, 1 where it is drawn anew.
     `picture` (RGB) and `painted` (grey) are then the pixels, as large as the finished picture, to be laid over it; none
     where several pictures are blended, for there is no one picture that stays.
     """
@@ -40,6 +42,15 @@ class Beginning:
     mask: torch.Tensor | None = None
     picture: Image.Image | None = None
     painted: Image.Image | None = None
+    drawn: int | None = None
+    level: tuple[float, float] | None = None
+
+    def at(self, level: tuple[float, float]) -> torch.Tensor:
+        """The branch's latents at a noise level near theirs: x = alpha·x0 + sigma·eps, x0 and eps as they were."""
+        if self.level is None or self.estimate is None or self.level == level:
+            return self.latents
+        (alpha, sigma), (other, noisier) = self.level, level
+        return other * self.estimate + noisier / sigma * (self.latents - alpha * self.estimate)
 
 
 def read(recipe: Recipe, blobs: Mapping[str, bytes], family: Family) -> Beginning | None:
@@ -102,14 +113,31 @@ def _rung(start: Branch, recipe: Recipe, blob: bytes, family: Family) -> Beginni
         ladder = decode(blob, Ladder)
     except Malformed as error:
         raise Unfit("The ladder that the picture branches from cannot be read.", "us") from error
-    if ladder.shape != tuple(shape) or ladder.of != recipe.steps:
+    if ladder.shape != tuple(shape) or not _stands(start, ladder.of, recipe.steps):
         raise Unfit("The ladder is of a picture of another size or another number of steps than the branch.", "us")
     kept = {rung.step: rung for rung in ladder.rungs if rung.latent is not None and rung.step < ladder.of}
-    rung = kept.get(start.step)
+    rung = kept.get(start.left)
     if rung is None or rung.latent is None:
-        raise Unfit(_no_rung(start.step, sorted(kept)), "member")
+        raise Unfit(_no_rung(start.left, sorted(kept)), "member")
     estimate = None if rung.history is None else _tensor(rung.history, shape, family.device)
-    return Beginning(_tensor(rung.latent, shape, family.device), estimate)
+    found = Beginning(_tensor(rung.latent, shape, family.device), estimate, drawn=rung.drawn)
+    return found if start.rung is None else _elsewhere(found, start.rung, ladder.of, recipe, family)
+
+
+def _stands(start: Branch, of: int, steps: int) -> bool:
+    """Whether the branch begins where its rung is."""
+    if start.rung is None:
+        return of == steps
+    return of > start.rung and start.step == onto(start.rung, of, steps)
+
+
+def _elsewhere(found: Beginning, rung: int, of: int, recipe: Recipe, family: Family) -> Beginning:
+    """With what the schedule of the ladder's steps says of that rung."""
+    try:
+        plan = family.plan(recipe.sampler, of, recipe.eta, recipe.width, recipe.height)
+    except ValueError as error:
+        raise Unfit(f"{family.name} cannot take the {of} steps of the picture any more.", "model") from error
+    return replace(found, level=plan.level(rung), drawn=found.drawn or plan.draws[rung])
 
 
 def _no_rung(step: int, kept: list[int]) -> str:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.job import ALL_ALONG, SAMPLER_TITLES, Branch, Forward, Recipe, of_image
+from engine.job import ALL_ALONG, SAMPLER_TITLES, Branch, Forward, Recipe, of_image, stream
 
 THUMBNAIL = 128  # a rung's longest side
 
@@ -37,6 +37,7 @@ def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upsca
 
     `Size` is what diffusers would be asked for; what enlarged it since stands in A1111's fields for that.
     """
+    recipe = of_image(recipe, image)
     loras = (f"<lora:{each.name}:{each.weight:g}>" for each in recipe.loras)
     lines = [_words(" ".join((*(_concept(each.text, each.weight) for each in recipe.concepts), *loras)))]
     if recipe.negative:
@@ -44,8 +45,8 @@ def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upsca
     fields = {
         "Steps": recipe.steps,
         "Sampler": SAMPLER_TITLES[recipe.sampler],
-        "CFG scale": f"{of_image(recipe, image).guidance:g}",
-        "Seed": recipe.seed + image,
+        "CFG scale": f"{recipe.guidance:g}",
+        "Seed": stream(recipe, image),
         "Size": f"{recipe.width}x{recipe.height}",
         "Model hash": revision,
         "Model": recipe.model,
@@ -74,7 +75,7 @@ def _begun(recipe: Recipe) -> dict[str, str]:
         fields["Begun with"] = " ".join(f"{one.sha256[:10]}@{one.weight:g}" for one in recipe.start.pictures)
         fields |= {"Mask": recipe.start.mask[:10]} if recipe.start.mask else {}
     if isinstance(recipe.start, Branch):
-        fields["Branched from"] = f"{recipe.start.ladder[:10]} at {recipe.start.step}"
+        fields["Branched from"] = f"{recipe.start.ladder[:10]} at {recipe.start.left}"
     if recipe.until < 1:
         fields["Stopped after"] = f"{recipe.last}"
     fields |= {"Tiling": "True"} if recipe.tile else {}

@@ -24,6 +24,7 @@ MAX_FRAME_BYTES = 256 * 1024
 MAX_RUNGS = 48
 MAX_LORAS = 4
 MAX_SOURCES = 5
+MAX_FRAMES = 16  # of a walk, which is as many jobs as it takes
 MAX_ROWS = 1024  # of a worker at once: four times the most that calibration tries
 MAX_CANDIDATES = 64  # texts that a picture is held against in one request
 MAX_DRAWS = 16  # noisings of it that each of them is tried with there
@@ -146,28 +147,48 @@ class Forward(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Go on from a rung of another image's ladder, which keeps its latents (`Ladder`, by its SHA-256).
 
-    The noise of the steps to come is the recipe's own. `fresh`: the noise within the latents is drawn anew as well,
-    x = alpha·x0 + sigma·noise, since many samplers draw none in their steps.
+    `step` counts the recipe's steps; `rung` the ladder's, where these are another number (`onto`). The noise of the
+    steps to come is the recipe's own. `fresh`: the noise within the latents is drawn anew as well, x = alpha·x0 +
+    sigma·noise, since many samplers draw none in their steps.
     """
 
     ladder: Sha256
     step: Annotated[int, Meta(ge=1, lt=MAX_STEPS)]
     fresh: bool = False
+    rung: Annotated[int, Meta(ge=1, lt=MAX_STEPS)] | None = None
+
+    @property
+    def left(self) -> int:
+        """The step at which it leaves the picture that it branches from, counted there."""
+        return self.step if self.rung is None else self.rung
+
+
+class Walk(Struct, frozen=True, forbid_unknown_fields=True):
+    """The images are stations of a way: image `i` is station `first + i` of `of`, evenly spaced (`of_image`).
+
+    `to`: the way goes through what the text encoder makes of words, from the recipe's to these. `noises`: it goes from
+    seed to seed, on an arc from each to the next; without them all stations share the recipe's noise.
+    """
+
+    to: Text | None
+    first: Annotated[int, Meta(ge=0, lt=MAX_FRAMES)]
+    of: Annotated[int, Meta(ge=2, le=MAX_FRAMES)]
+    noises: Annotated[tuple[Seed, ...], Meta(max_length=MAX_COUNT)] = ()
 
 
 class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that decides pixels, and nothing else. One that uses nothing new is readable to workers of version 1.
 
     What warm-up measured (`dtype`, default `steps`) is frozen here when the recipe is made: load never changes pixels.
-    Image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would. `lineage` lists
-    the noise streams of a variation's ancestors, oldest first: every draw (initial and per step) is the spherical
-    interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch shape (`exact` mode).
-    Guidance holds from `guidance_start` to `guidance_stop`, as fractions of the steps; outside, the words speak alone,
-    which takes fewer rows (Kynkäänniemi et al. 2024; the fractions are those of diffusers' guiders). `guides` is the
-    model's. `start`: what it begins with in place of noise. `until`: the fraction of the steps after which it ends,
-    with the estimate of that moment. `tile`: its edges fit each other. `mixed`: the concepts are one text, as a
-    weighted mean of their embeddings, in place of a composition of predictions; all weigh more than 0. `chaos`: how far
-    apart the images' guidance lies (`of_image`).
+    Image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would, but for a walk
+    (`stream`). `lineage` lists the noise streams of a variation's ancestors, oldest first: every draw (initial and per
+    step) is the spherical interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch
+    shape (`exact` mode). Guidance holds from `guidance_start` to `guidance_stop`, as fractions of the steps; outside,
+    the words speak alone, which takes fewer rows (Kynkäänniemi et al. 2024; the fractions are those of diffusers'
+    guiders). `guides` is the model's. `start`: what it begins with in place of noise. `until`: the fraction of the
+    steps after which it ends, with the estimate of that moment. `tile`: its edges fit each other. `mixed`: the concepts
+    are one text, as a weighted mean of their embeddings, in place of a composition of predictions; all weigh more than
+    0. `chaos`: how far apart the images' guidance lies, `walk`: from what to what they lead (`of_image`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -194,9 +215,10 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
     tile: bool = False
     mixed: bool = False
     chaos: Fraction = 0.0
+    walk: Walk | None = None
 
     def __post_init__(self) -> None:
-        if self.start is not None or self.until != 1.0 or self.tile or self.mixed or self.chaos:
+        if self.start or self.until != 1.0 or self.tile or self.mixed or self.chaos or self.walk:
             msgspec.structs.force_setattr(self, "v", max(self.v, STARTS))
         if self.interval != ALL_ALONG or self.loras or self.guides != "rows" or self.sampler not in FIRST_SAMPLERS:
             msgspec.structs.force_setattr(self, "v", max(self.v, MODELS))
@@ -391,18 +413,21 @@ Result = Started | Picture | Finished | Failed | Cancelled | Returned
 class Rung(Struct, frozen=True, forbid_unknown_fields=True):
     """One x0 thumbnail of the ladder (WebP) and, at every fourth rung, the latent to go on from (fp32, C-order).
 
-    `history` is the estimate x0 as latents; workers before version 5 kept it only where the sampler looks back.
+    A picture that was stopped keeps them at its last rung, too. `history` is the estimate x0 as latents; workers before
+    version 5 kept it only where the sampler looks back. `drawn`: how many draws of noise came before, since version 5.
     """
 
     step: Step
     thumbnail: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]
     latent: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
     history: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
+    drawn: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = None
 
 
 class Ladder(_Value, frozen=True, kw_only=True):
     """How one image came to be: at most 48 rungs, evenly spaced in log-SNR; deterministic, part of the result."""
 
+    v: Version = STARTS
     job: Id
     image: Index
     of: Step
@@ -557,15 +582,51 @@ def readable(job: Job, version: int) -> Job:
 
 
 def of_image(recipe: Recipe, image: int) -> Recipe:
-    """The recipe of one of its images: with chaos, each has a guidance of its own, evenly spaced in octaves.
+    """The recipe of one of its images.
 
-    At a chaos of 1 it goes from half the recipe's (its distance from 1, where guidance begins) to twice that.
+    With chaos, each has a guidance of its own, evenly spaced in octaves: at a chaos of 1 from half the recipe's (its
+    distance from 1, where guidance begins) to twice that. On a walk each has a text of its own, of both ends by its
+    share of the way, or a noise of its own; the ends, and where the noise is one of those given, have that alone.
     """
+    if recipe.walk is not None:
+        return _station(recipe, recipe.walk, image)
     if not recipe.chaos or recipe.count == 1:
         return recipe
     octaves = recipe.chaos * (2 * image / (recipe.count - 1) - 1)
     guidance = min(30.0, 1.0 + (recipe.guidance - 1.0) * 2.0**octaves)
     return msgspec.structs.replace(recipe, guidance=guidance)
+
+
+def _station(recipe: Recipe, walk: Walk, image: int) -> Recipe:
+    last = walk.of - 1
+    place = min(walk.first + image, last)
+    if walk.to is not None:
+        ends = Concept(recipe.concepts[0].text, 1.0 - place / last), Concept(walk.to, place / last)
+        passed = tuple(one for one in ends if one.weight)
+        recipe = msgspec.structs.replace(recipe, concepts=passed, mixed=len(passed) > 1)
+    if not walk.noises:
+        return recipe
+    leg, beyond = divmod(place * (len(walk.noises) - 1), last)
+    left = walk.noises[leg]
+    if not beyond:
+        return msgspec.structs.replace(recipe, seed=left, lineage=())
+    return msgspec.structs.replace(
+        recipe, seed=walk.noises[leg + 1], lineage=(Ancestor(seed=left, index=0, strength=beyond / last),)
+    )
+
+
+def stream(recipe: Recipe, image: int) -> int:
+    """The seed that an image's noise is drawn from, by its own recipe (`of_image`)."""
+    return recipe.seed if recipe.walk is not None else recipe.seed + image
+
+
+def onto(rung: int, of: int, steps: int) -> int:
+    """The step of `steps` that comes where step `rung` of `of` came, or the first after it: `steps` where none does.
+
+    Schedules spread their noise levels by the share of the steps; what is left of a difference, `Beginning.at` makes
+    up for.
+    """
+    return -(-rung * steps // of)
 
 
 def guided(recipe: Recipe, k: int) -> bool:
@@ -634,6 +695,6 @@ def cost(recipe: Recipe, warm: Warm) -> float:
     """
     area = recipe.width * recipe.height / (warm.size * warm.size)
     steps = row_steps(recipe) * warm.row_ms * area
-    texts = (len(recipe.concepts) + 1) * warm.encode_ms
+    texts = (len(recipe.concepts) + 1 + bool(recipe.walk and recipe.walk.to)) * warm.encode_ms
     pictures = len(recipe.start.pictures) if isinstance(recipe.start, Forward) else 0
     return (steps + texts + (recipe.count + pictures) * warm.decode_ms * area) / 1000.0

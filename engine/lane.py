@@ -192,7 +192,8 @@ class Lane:
 
     def _wired(self, event: Developed, job: Job, rung: LatentRung) -> wire.Rung:
         thumbnail = self._thumbnail(job, event.image, rung.step, rung.x0)
-        return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), None if rung.x is None else latent_bytes(rung.x0))
+        estimate = None if rung.x is None else latent_bytes(rung.x0)
+        return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), estimate, rung.drawn)
 
 
 def _fulfil(future: Future[T], work: Callable[[], T]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.job import Recipe
+from engine.job import Recipe, stream
 from engine.plan import Plan
 
 
@@ -20,7 +20,7 @@ class Noise:
     def __init__(self, recipe: Recipe, image: int, shape: tuple[int, ...]) -> None:
         ancestors = [_Stream(ancestor.seed + ancestor.index, shape) for ancestor in recipe.lineage]
         self._strengths = [ancestor.strength for ancestor in recipe.lineage]
-        self._streams = [*ancestors, _Stream(recipe.seed + image, shape)]
+        self._streams = [*ancestors, _Stream(stream(recipe, image), shape)]
 
     def initial(self) -> torch.Tensor:
         return self._draw(0)
@@ -32,8 +32,8 @@ class Noise:
     def _draw(self, position: int) -> torch.Tensor:
         """Along the chain of generations: each strength says how far the next one moved away from what came before."""
         drawn = self._streams[0].at(position)
-        for strength, stream in zip(self._strengths, self._streams[1:], strict=True):
-            drawn = slerp(drawn, stream.at(position), strength)
+        for strength, later in zip(self._strengths, self._streams[1:], strict=True):
+            drawn = slerp(drawn, later.at(position), strength)
         return drawn
 
 

@@ -26,11 +26,15 @@ _STRIDES = (3_242_174_889, 2_447_445_414)
 
 @dataclass(frozen=True)
 class LatentRung:
-    """A rung before it is decoded: the x0 estimate after `step` steps; at every fourth the latents to go on from."""
+    """A rung before it is decoded: the x0 estimate after `step` steps; at every fourth the latents to go on from.
+
+    `drawn`: how many draws of noise came before the next step.
+    """
 
     step: int
     x0: torch.Tensor
     x: torch.Tensor | None = None
+    drawn: int | None = None
 
 
 class Asked(NamedTuple):
@@ -114,16 +118,17 @@ class Trajectory:
     def move(self, x: torch.Tensor, x0: torch.Tensor) -> bool:
         """One step on, without a copy: the tensors are never written to again. True where this step is a rung.
 
-        One that is stopped before its last step ends with the estimate.
+        One that is stopped before its last step ends with the estimate, and keeps the latents to go on to its end.
         """
         self.k += 1
-        self.x = x0 if self.k == self.last < self.plan.steps else x
+        stopped = self.k == self.last < self.plan.steps
+        self.x = x0 if stopped else x
         if self.h is not None:
             self.h = x0
         if self.k not in self._rung_at:
             return False
-        whole = ladder.keeps_latent(self._rung_at[self.k])
-        self.rungs.append(LatentRung(self.k, x0.clone(), x.clone() if whole else None))
+        whole = stopped or ladder.keeps_latent(self._rung_at[self.k])
+        self.rungs.append(LatentRung(self.k, x0.clone(), x.clone() if whole else None, self.plan.draws[self.k]))
         return True
 
     def snapshot(self, epoch: int) -> Snapshot:
@@ -151,7 +156,8 @@ class Trajectory:
         parts = self._tensors(state)
         if not 1 <= len(parts) <= 3:
             raise ValueError("a rung of the snapshot has the wrong size")
-        return LatentRung(step, *parts[:2])  # before version 5 x0 stood there twice
+        x = parts[1] if len(parts) > 1 else None  # before version 5 x0 stood there twice
+        return LatentRung(step, parts[0], x, self.plan.draws[step])
 
     def _tensors(self, state: bytes) -> list[torch.Tensor]:
         """A concatenation of latents, each of this image's shape."""
@@ -205,12 +211,11 @@ def _start(recipe: Recipe, plan: Plan, noise: Noise, beginning: Beginning | None
     first, start = recipe.first, recipe.start
     if beginning is None or (beginning.mask is not None and first == 0):
         return noise.initial() * plan.init_sigma
-    clean = beginning.latents
+    clean, (alpha, sigma) = beginning.latents, plan.level(first)
     if isinstance(start, Branch):
         if not start.fresh or beginning.estimate is None:
-            return clean
+            return beginning.at((alpha, sigma))
         clean = beginning.estimate
-    alpha, sigma = plan.level(first)
     return alpha * clean + sigma * noise.initial().to(clean.device)
 
 

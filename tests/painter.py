@@ -235,12 +235,12 @@ class Painter:
 
     def _ladder(self, job: str, recipe: Recipe, image: int) -> bytes:
         every = max(4, -(-recipe.steps // 48))
-        steps = [step for step in range(every, recipe.steps + 1, every) if step > recipe.first] or [recipe.steps]
+        steps = [step for step in range(every, recipe.last + 1, every) if step > recipe.first] or [recipe.last]
         latent = bytes(4 * 4 * 8 * 8)
         rungs = tuple(
             Rung(
                 step=step, thumbnail=self.paint(recipe, image, step, "WEBP"),
-                latent=latent if step // every % self.keeps == 0 else None,
+                latent=latent if step // every % self.keeps == 0 or step == recipe.last < recipe.steps else None,
             )
             for step in steps
         )  # fmt: skip

@@ -102,6 +102,8 @@ async def final(studio: Studio, view: View, limit: int = UPLOAD, kept: Kept | No
     """
     if view.state != "finished":
         return None
+    if view.walk and (film := await _film(studio, view, limit)):
+        return film
     pictures = await studio.all_shown(view.id)
     if kept and (known := kept.get(view.id, pictures, limit)):
         return known
@@ -113,6 +115,15 @@ async def final(studio: Studio, view: View, limit: int = UPLOAD, kept: Kept | No
     if kept:
         kept.put(view.id, pictures, limit, picture)
     return picture
+
+
+async def _film(studio: Studio, view: View, limit: int) -> Picture | None:
+    """That of the walk whose last pictures these are; None where too few of it may be shown."""
+    try:
+        return Picture(f"darkroom-{view.id}-walk.webp", await studio.walk(view.id, limit))
+    except Refused as refused:
+        log.info("job %s: no film of its walk: %s", view.id, refused.sentence)
+        return None
 
 
 def _live(cells: Sequence[bytes | None], shape: tuple[int, int]) -> tuple[bytes, int]:

@@ -49,6 +49,8 @@ def parameters(view: View) -> str:
         settings["Guidance interval"] = f"{held[0]:g}-{held[1]:g}"
     if view.enlargement > 1:
         settings["Hires upscale"] = view.enlargement
+    if recipe.walk and recipe.walk.to:
+        settings["Walk to"] = recipe.walk.to
     if recipe.lineage:
         settings["Variation of"] = " ".join(f"{one.seed + one.index}@{one.strength:g}" for one in recipe.lineage)
     lines = [plain(words), f"Negative prompt: {plain(recipe.negative)}" if recipe.negative else ""]
@@ -95,6 +97,7 @@ def _origin(view: View) -> str:
         "zoom": "Zoomed out of picture",
         "pan": "Beyond the edge of picture",
         "branch": "Branched off from picture",
+        "walk": "A walk from picture",
     }
     if view.parent is None:
         return ""

@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from bot.images.film_formats import Kind
     from bot.views import View
 
-Way = Literal["developing", "dissolving", "both"]
+Way = Literal["developing", "dissolving", "both", "walk"]
 FORMATS = [Choice(name=name, value=name.lower()) for name in ("WebP", "AVIF", "GIF", "MP4")]
 WAYS = [
     Choice(name=locale_str(name), value=way)
     for name, way in (
         ("developing: out of the noise", "developing"), ("dissolving: into the noise", "dissolving"),
-        ("there and back", "both"),
+        ("there and back", "both"), ("a walk, from words to words", "walk"),
     )
 ]  # fmt: skip
 SAID: Mapping[Way, tuple[str, str]] = MappingProxyType(
     {
         "developing": ("🎞️", "Out of noise comes:"), "dissolving": ("🌫️", "Into noise goes:"),
-        "both": ("🌫️", "Into noise and out of it comes:"),
+        "both": ("🌫️", "Into noise and out of it comes:"), "walk": ("🚶", "There and back again:"),
     }
 )  # fmt: skip
 MARGIN = 64 * 1024  # of the size limit, for what is sent around the file
@@ -132,8 +132,8 @@ async def post_film(interaction: discord.Interaction[DarkroomClient], view: View
 
 
 def _there(view: View, wanted: Film) -> bool:
-    """One into the noise needs only its picture."""
-    if wanted.way == "dissolving":
+    """One into the noise needs only its picture, and so does a walk."""
+    if wanted.way in ("dissolving", "walk"):
         return view.state == "finished" and view.deleted is None and bool(view.pictures)
     return _has_film(view)
 
@@ -144,4 +144,6 @@ async def _made(interaction: discord.Interaction[DarkroomClient], view: View, wa
         return await studio.dissolve(view.id, wanted.index, wanted.kind, limit)
     if wanted.way == "both":
         return await studio.there_and_back(view.id, wanted.index, wanted.kind, limit)
+    if wanted.way == "walk":
+        return await studio.walk(view.id, limit, wanted.kind)
     return await studio.film(view.id, limit, wanted.kind)

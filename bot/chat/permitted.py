@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What each command and menu does, as the table calls it. Those that are missing act on something and ask themselves.
 COMMANDS: Mapping[str, Action] = MappingProxyType(
     {
-        "imagine": "imagine", "mix": "imagine", "blend": "blend", "shorten": "prompt",
+        "imagine": "imagine", "mix": "imagine", "walk": "imagine", "blend": "blend", "shorten": "prompt",
         "describe": "describe",
         **dict.fromkeys(("fast", "relax", "turbo", "stealth", "public"), "prefer"),
         "queue": "queue", "cancel": "cancel", "mine": "mine", "info": "info", "prefer": "prefer",

@@ -131,6 +131,7 @@ def _whose(view: View) -> str:
         "vary": f"variation of {number}", "upscale": f"picture {number}", "reroll": "another seed", "remix": "remixed",
         "reproduce": "made once more", "blend": "blended", "edit": f"changed from {number}",
         "zoom": f"zoomed out of {number}", "pan": f"beyond the edge of {number}", "branch": f"branched off {number}",
+        "walk": "from picture to picture",
     }  # fmt: skip
     return f"{name} · {origins[view.action]}" if view.action in origins else name
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from bot.desk.recipes import walkable
 from bot.images import held
 from bot.views import Action, View
 from engine.job import Recipe
@@ -17,7 +18,7 @@ from engine.job import Recipe
 Press = Literal[
     "up", "vary", "subtle", "strong", "reroll", "remix", "film", "favour", "report", "delete", "erase", "cancel",
     "look", "approve", "deny", "show", "dismiss", "more",
-    "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch", "square", "compare",
+    "zoomsome", "zoomtwice", "panleft", "panright", "panup", "pandown", "edit", "branch", "square", "compare", "walk",
 ]  # fmt: skip
 PRESSES: tuple[Press, ...] = get_args(Press)
 SIGNS: Mapping[Press, str] = MappingProxyType(
@@ -118,10 +119,15 @@ def _others(view: View) -> Row:
     return (
         Button("remix", view.id, "Remix", 0 if enlarged else None),
         *((Button("film", view.id, "Film"),) if view.ladders else ()),
+        *((Button("walk", view.id, "Walk"),) if _walks(view) else ()),
         *((Button("favour", view.id, index=view.pictures[0].index),) if single else ()),
         *(() if alone else (Button("report", view.id),)),
         Button("delete", view.id),
     )
+
+
+def _walks(view: View) -> bool:
+    return isinstance(view.recipe, Recipe) and walkable(view.recipe) and len(view.pictures) > 1
 
 
 def deciding(view: View, *, look: bool = False) -> tuple[Row, ...]:

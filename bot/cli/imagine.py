@@ -33,6 +33,8 @@ Mix = Annotated[bool, typer.Option("--mix", help="Weighted parts (::) become one
 Stop = Annotated[float | None, typer.Option(help="End at so many percent of the steps, 10 to 100.")]
 Chaos = Annotated[float | None, typer.Option(help="How far apart the pictures' guidance lies, 0 to 100.")]
 Quality = Annotated[float | None, typer.Option(help="So many times the usual steps, 0.25 to 4.")]
+Walk = Annotated[str | None, typer.Option(metavar="WORDS", help="Pictures on the way to these words, and their film.")]
+Frames = Annotated[int | None, typer.Option(help="How many pictures a walk has, 4 to 16.")]
 Fast = Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own quick way.")]
 Model = Annotated[str | None, typer.Option(help="Model folder or name.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
@@ -44,8 +46,8 @@ def imagine(
     interval: Interval = None, lora: Lora = None, count: Count = None, ar: Shape = None, no: Away = None,
     image: Image = None, strength: Strength = None, mask: Mask = None, blend: Blend = False, branch: Branch = None,
     tile: Tile = False, mix: Mix = False, stop: Stop = None, chaos: Chaos = None, quality: Quality = None,
-    fast: Fast = False, model: Model = None, out: Out = Path(), film: Film = False, as_json: AsJson = False,
-    data: Data = None,
+    walk: Walk = None, frames: Frames = None, fast: Fast = False, model: Model = None, out: Out = Path(),
+    film: Film = False, as_json: AsJson = False, data: Data = None,
 ) -> None:  # fmt: skip
     """Draw one prompt here: in the `darkroom up` that is running, else with an engine of its own."""
     from bot.cli.bringing import told
@@ -57,7 +59,7 @@ def imagine(
         "steps": steps, "sampler": sampler, "seed": seed, "guidance": guidance, "interval": interval,
         "lora": lora or None, "count": count, "ar": ar, "negative": no, "fast": fast or None, "model": model,
         "strength": strength, "until": stop, "tile": tile or None, "mixed": mix or None, "chaos": chaos,
-        "quality": quality,
+        "quality": quality, "walk": walk, "frames": frames,
     }  # fmt: skip
     said = {name: value for name, value in options.items() if value is not None}
     wish = Wish(words, said, out, film, as_json, bringing)

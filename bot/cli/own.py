@@ -9,7 +9,8 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,14 @@ from bot.cli.screen import Screen
 from bot.desk.begun import Otherwise, begun, branched, nearest_said, one_of, shaped, unused
 from bot.desk.origin import Origin, read
 from bot.desk.reach import reason
-from bot.desk.recipes import pinned
+from bot.desk.recipes import pinned, stations
 from bot.images import rungs
 from bot.images.film import film as film_of
 from bot.images.gallery import Gallery
 from bot.images.intake import Intake
 from bot.images.links import leading
 from bot.images.pictures import Pictures
+from bot.images.walk import walk as walk_of
 from bot.prompt import parse, recipe
 from bot.prompt.possible import check_possible
 from bot.refused import Refused
@@ -72,8 +74,19 @@ def _develop(
 ) -> Developed:
     start = _origin(bringing, screen)
     family, warm = _warm(_model(prompt, options), data, screen)
-    made = _recipe(prompt, {**options, "model": None}, warm, screen, start)
-    return _run(made, start.contents if start else {}, family, warm, film, screen)
+    parts = _recipes(prompt, {**options, "model": None}, warm, screen, start)
+    walks, contents = parts[0].walk is not None, start.contents if start else {}
+    done = [_run(part, contents, family, warm, film and not walks, screen) for part in parts]
+    return _walked(done) if walks else done[0]
+
+
+def _walked(parts: Sequence[Developed]) -> Developed:
+    """The jobs of a walk as one, with its film."""
+    pictures = tuple(picture for part in parts for picture in part.pictures)
+    return replace(
+        parts[0], pictures=pictures, film=walk_of(pictures), frames=sum(part.frames for part in parts),
+        seconds=sum(part.seconds for part in parts),
+    )  # fmt: skip
 
 
 def _run(
@@ -81,8 +94,8 @@ def _run(
 ) -> Developed:
     from engine import alone
 
-    job = _job(made, warm, film)
-    done = alone.develop(job, {family.name: family}, contents, on_frame=lambda frame: _show(frame, screen))
+    job, first = _job(made, warm, film), made.walk.first if made.walk else 0
+    done = alone.develop(job, {family.name: family}, contents, on_frame=lambda frame: _show(frame, screen, first))
     return Developed(
         id=job.id,
         seed=made.seed,
@@ -144,17 +157,18 @@ def _origin(bringing: Bringing, screen: Screen) -> Origin | None:
     return start
 
 
-def _recipe(
+def _recipes(
     prompt: str, options: Mapping[str, object], warm: Warm, screen: Screen, start: Origin | None
-) -> Recipe:  # fmt: skip
-    """As the studio makes it in exact mode, so that the pixels are the same."""
+) -> list[Recipe]:  # fmt: skip
+    """As the studio makes it in exact mode, so that the pixels are the same; of a walk, those of its parts."""
     parsed = parse(prompt, warm, options=options, wordless=start is not None)
     request = shaped(parsed.requests[0], start)
     for note in (*parsed.notes, *unused(request, start)):
         screen.say(note)
     made = begun(recipe(request, warm, secrets.randbelow(2**32)), request, start)
     check_possible(made, warm)
-    return pinned(made)
+    parts = stations(made, request.walk, request.frames) if request.walk else [made]
+    return [pinned(part) for part in parts]
 
 
 def branched_here(
@@ -194,6 +208,6 @@ def _job(made: Recipe, warm: Warm, film: bool) -> Job:
     )
 
 
-def _show(frame: Frame, screen: Screen) -> None:
+def _show(frame: Frame, screen: Screen, first: int) -> None:
     screen.step(frame.step, frame.of, frame.seconds_left)
-    screen.frame(frame.image, frame.picture)
+    screen.frame(first + frame.image, frame.picture)

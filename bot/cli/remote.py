@@ -18,6 +18,7 @@ from bot.cli.bringing import Asked
 from bot.cli.developed import Developed, Undeveloped
 from bot.cli.screen import Screen
 from bot.refused import Refused
+from engine.job import MAX_COUNT
 
 GLANCE = aiohttp.ClientTimeout(total=3)
 ANSWER = aiohttp.ClientTimeout(total=30)
@@ -41,7 +42,9 @@ async def answers(url: str) -> bool:
 
 
 async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Screen) -> Developed:
-    """Runs one job there. Raises `Refused`, or `Undeveloped` when it fails. Cancelled, it cancels the job as well."""
+    """Runs one job there, or all of a walk. Raises `Refused`, or `Undeveloped` when it fails. Cancelled, it cancels
+    them as well.
+    """
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=ANSWER, read_bufsize=LINE) as session:
         ticket = await _json(session, "POST", asked.path, asked.order, asked.files)
@@ -49,16 +52,22 @@ async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Scree
             screen.say(note)
         if not ticket["worker"]:
             screen.say("No worker is online: the job waits until one comes.")
-        job = str(ticket["id"])
-        try:
-            end = await _watch(session, job, screen)
-        except asyncio.CancelledError:
-            await _json(session, "DELETE", f"/api/jobs/{job}", None)
-            raise
-        for shot in end.get("pictures", ()):
+        ends = await _ended(session, [str(job) for job in ticket["ids"]], screen)
+        for shot in (shot for end in ends for shot in end.get("pictures", ())):
             if shot["held"]:
                 screen.say(shot["held"])
-        return await _fetch(session, end, film=film, frames=screen.frames)
+        return await _fetch(session, ends, film=film, frames=screen.frames)
+
+
+async def _ended(session: aiohttp.ClientSession, jobs: Sequence[str], screen: Screen) -> list[dict[str, Any]]:
+    """How each of them ended; of several, once all had."""
+    try:
+        ends = [await _watch(session, job, screen, MAX_COUNT * place) for place, job in enumerate(jobs)]
+    except asyncio.CancelledError:
+        for job in jobs:
+            await _json(session, "DELETE", f"/api/jobs/{job}", None)
+        raise
+    return ends if len(jobs) == 1 else [await _json(session, "GET", f"/api/jobs/{job}", None) for job in jobs]
 
 
 async def ask(url: str, key: str, path: str) -> dict[str, Any]:
@@ -103,8 +112,11 @@ def _refusal(status: int, sentence: str) -> Exception:
     return Refused(sentence) if status < 500 else Undeveloped(f"The running Darkroom failed: {sentence}")
 
 
-async def _watch(session: aiohttp.ClientSession, job: str, screen: Screen) -> dict[str, Any]:
-    """The job's end, as its event stream tells it; a stream that breaks is opened again while the house lives."""
+async def _watch(session: aiohttp.ClientSession, job: str, screen: Screen, first: int = 0) -> dict[str, Any]:
+    """The job's end, as its event stream tells it; a stream that breaks is opened again while the house lives.
+
+    `first`: of all the pictures on the screen, which is its first.
+    """
     failures = 0  # in a row
     while failures < TRIES:
         await asyncio.sleep(failures)
@@ -112,13 +124,13 @@ async def _watch(session: aiohttp.ClientSession, job: str, screen: Screen) -> di
             async for event, value in _events(session, f"/api/jobs/{job}/events"):
                 if event in ENDS:
                     return value
-                _show(event, value, screen)
+                _show(event, value, screen, first)
                 failures = 0
         failures += 1
     raise Undeveloped(f"The running Darkroom went away. Job {job} goes on when it is back.")
 
 
-def _show(event: str, value: dict[str, Any], screen: Screen) -> None:
+def _show(event: str, value: dict[str, Any], screen: Screen, first: int = 0) -> None:
     if event == "queued":
         screen.wait(int(value["place"] or 0), value["eta"])
     elif event == "loading":
@@ -126,7 +138,7 @@ def _show(event: str, value: dict[str, Any], screen: Screen) -> None:
     elif event == "frame":
         screen.step(int(value["step"]), int(value["of"]), float(value["seconds_left"]))
         for number, jpeg in value["frames"].items():
-            screen.frame(int(number) - 1, base64.b64decode(jpeg))
+            screen.frame(first + int(number) - 1, base64.b64decode(jpeg))
 
 
 async def _events(session: aiohttp.ClientSession, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -148,12 +160,18 @@ async def _events(session: aiohttp.ClientSession, path: str) -> AsyncIterator[tu
                 name, lines = "message", []
 
 
-async def _fetch(session: aiohttp.ClientSession, end: dict[str, Any], *, film: bool, frames: int) -> Developed:
-    if end["state"] != "finished":
-        raise Undeveloped(end["reason"] or f"The job was {end['state']}.")
-    free = [shot for shot in end["pictures"] if not shot["held"]]
-    if end["pictures"] and not free:
+async def _fetch(
+    session: aiohttp.ClientSession, ends: Sequence[dict[str, Any]], *, film: bool, frames: int
+) -> Developed:  # fmt: skip
+    for each in ends:
+        if each["state"] != "finished":
+            raise Undeveloped(each["reason"] or f"The job was {each['state']}.")
+    shots, end = [shot for each in ends for shot in each["pictures"]], ends[0]
+    free = [shot for shot in shots if not shot["held"]]
+    if shots and not free:
         raise Undeveloped("All of its pictures are held by the picture check.")
+    walks = [each["walks"]["webp"] for each in ends if each["walks"]]
+    filmed = walks[0] if walks else end["film"] if film else None
     pictures = [await _bytes(session, shot["url"]) for shot in free]
     return Developed(
         id=end["id"],
@@ -161,9 +179,9 @@ async def _fetch(session: aiohttp.ClientSession, end: dict[str, Any], *, film: b
         steps=end["steps"],
         sampler=end["sampler"],
         pictures=tuple(pictures),
-        film=await _bytes(session, end["film"]) if film and end["film"] else None,
+        film=await _bytes(session, filmed) if filmed else None,
         frames=frames,
-        seconds=end["seconds"] or 0.0,
+        seconds=sum(each["seconds"] or 0.0 for each in ends),
         ms_per_step=end["ms_per_step"] or 0.0,
     )
 

@@ -78,7 +78,7 @@ def _read(wish: Wish, own: Mapping[str, str]) -> tuple[Wish, int, list[str]]:
     first, *others = parsed.requests
     if others:
         raise Refused(f"This makes {1 + len(others)} jobs, and a terminal develops one at a time: choose one.")
-    count = first.count or (1 if wish.bringing.branch else MAX_COUNT)
+    count = first.frames if first.walk else first.count or (1 if wish.bringing.branch else MAX_COUNT)
     if not own:
         return wish, count, []
     said = [STANDS.format(name, shortened(own[name], 100)) for name in foreign(wish.prompt)]

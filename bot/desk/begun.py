@@ -19,10 +19,11 @@ from bot.prompt.own import spelt
 from bot.prompt.permutations import expand, literally
 from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
-from engine.job import Branch, Recipe, Warm, of_image
+from engine.job import Branch, Recipe, Warm, of_image, onto, stream
 
 OTHER_COURSE = "A branch goes on in the course that it leaves: its {} cannot be changed."
-KEPT = ("sampler", "steps", "width", "height", "model", "eta")
+KEPT = ("sampler", "width", "height", "model", "eta")
+NONE_LEFT = "Of {} steps none is left from step {} of {} on: take more, or an earlier step."
 
 
 def shaped(request: Request, start: Origin | None) -> Request:
@@ -49,7 +50,7 @@ def unused(request: Request, start: Origin | None) -> tuple[str, ...]:
 def one_of(recipe: Recipe, image: int) -> Recipe:
     """The recipe of one of its images alone, to its end: the same noise stream, the same guidance."""
     one = of_image(recipe, image)
-    return msgspec.structs.replace(one, seed=one.seed + image, count=1, chaos=0.0, until=1.0)
+    return msgspec.structs.replace(one, seed=stream(one, image), count=1, chaos=0.0, until=1.0, walk=None)
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,29 @@ def branched(base: Recipe, ladder: str, step: int, other: Otherwise, warm: Warm,
     """`base` from that step of its ladder (by its SHA-256) on. Raises `Refused` for another course.
 
     With nothing other it is the same picture. A seed, or several pictures, also draw the noise at that rung anew.
+    Another number of steps is that of the whole course: what is left is run in its share of them.
     """
     made, fresh = base, False
     if other.text is not None or other.options:
         request = _request(other, base, models)
         made, fresh = remixed(base, request, warm), request.seed is not None
+        if other.text is None:  # a station of a walk has words that nobody typed
+            made = msgspec.structs.replace(made, concepts=base.concepts, mixed=base.mixed)
     for name in KEPT:
         if getattr(made, name) != getattr(base, name):
             raise Refused(OTHER_COURSE.format({"width": "shape", "height": "shape"}.get(name, name)))
-    start = Branch(ladder=ladder, step=step, fresh=fresh or made.count > 1)
+    start = _left(step, base.steps, made.steps, Branch(ladder=ladder, step=step, fresh=fresh or made.count > 1))
     return msgspec.structs.replace(made, start=start, lineage=() if fresh else base.lineage)
+
+
+def _left(step: int, of: int, steps: int, start: Branch) -> Branch:
+    """The same branch in a course of so many steps. Raises `Refused` where none of them is left."""
+    if steps == of:
+        return start
+    first = onto(step, of, steps)
+    if first >= steps:
+        raise Refused(NONE_LEFT.format(steps, step, of))
+    return msgspec.structs.replace(start, step=first, rung=step)
 
 
 def _request(other: Otherwise, base: Recipe, models: Sequence[str]) -> Request:

@@ -18,6 +18,7 @@ from bot.desk.preferences import Strength
 from bot.desk.reach import permit_original
 from bot.desk.recipes import (
     RESOLVING_MS,
+    between,
     enlarged,
     enlarging_cost,
     enlarging_notes,
@@ -25,6 +26,7 @@ from bot.desk.recipes import (
     remixed,
     rerolled,
     varied,
+    walkable,
 )
 from bot.desk.register import Register
 from bot.desk.starting import Starting
@@ -46,6 +48,7 @@ DONE: Mapping[Action, str] = MappingProxyType(
         "branch": "branched from",
     }
 )  # fmt: skip
+UNWALKABLE = "A walk goes between several finished pictures of one job, none of which is a variation of another one."
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
@@ -74,6 +77,27 @@ class Further:
         if not isinstance(record.task, Recipe):
             raise Refused("An enlarged picture cannot be rolled again: roll its original.")
         return await self._again("reroll", record, 0, rerolled(record.task, self._fresh()), member, place, key)
+
+    async def walk_between(
+        self, job: str, member: Member, place: Place, *, key: str | None = None
+    ) -> list[Ticket]:  # fmt: skip
+        """A walk from each picture of a finished job to the next, as several jobs."""
+        record = await self._register.record(job)
+        if not isinstance(record.task, Recipe) or not walkable(record.task) or record.state != "finished":
+            raise Refused(UNWALKABLE)
+        profile = self._known(record.task.model)
+        if profile is None:
+            raise Refused(f"No worker that was ever here knows {record.task.model}.")
+        base, said = renewed(record.task, profile)
+        material, parent = await self._starting.of(record), (record.id, 0)
+        parts = [pinned(part) if base.bucket else part for part in between(base)]
+        orders = [
+            Order(
+                "walk", record.prompt, said, part, profile.pool, cost(part, profile.warm), parent, material=material
+            )
+            for part in parts
+        ]  # fmt: skip
+        return await self._take(orders, member, place, key or f"walk:{job}:{self._fresh()}")
 
     async def reproduce(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
         """The same recipe and seed, its batch shape pinned: the same pixels as any other exact run of it."""

@@ -17,7 +17,7 @@ from bot.desk.begun import Otherwise, branched, nearest_said, one_of, single, wo
 from bot.desk.bringing import Bring, Finished, Remote
 from bot.desk.further import Further
 from bot.desk.origin import Origin, origin
-from bot.desk.recipes import pinned, remixed, rerolled
+from bot.desk.recipes import pinned, remixed, rerolled, resting
 from bot.images import canvas, rungs
 from bot.images.intake import Brought
 from bot.images.pixels import size
@@ -93,8 +93,9 @@ class Onward(Further):
     ) -> Ticket:  # fmt: skip
         """Go on from a rung of its ladder: the nearest that keeps its latents, at or before `step` where there is one.
 
-        `text`: other words, with flags; `options` as `Studio.imagine` has them. Without either it is the same picture.
-        A seed, or several pictures, also draw the noise at that rung anew. `exact` pins the batch shape.
+        `text`: other words, with flags; `options` as `Studio.imagine` has them. Without either it is the same picture,
+        to its end if it was stopped. A seed, or several pictures, also draw the noise at that rung anew; `steps` count
+        the whole course. `exact` pins the batch shape.
         """
         record, recipe, index = await self._picture("branch", job, index, member)
         if known := await self._early("branch", member, key, record.prompt if text is None else text):
@@ -132,7 +133,7 @@ class Onward(Further):
         """A job in the place of its parent's words, or other ones, that begins with pictures; of its parent's size, or
         of a `shape`, width to height.
         """
-        base, said, profile = self._now(rerolled(recipe, self._fresh()))
+        base, said, profile = self._now(rerolled(resting(recipe, index), self._fresh()))
         if shape is not None:
             width, height = fit(shape, profile.warm)
             base = msgspec.structs.replace(base, width=width, height=height)

@@ -35,3 +35,5 @@ def _texts(view: View) -> Iterable[str]:
     yield view.prompt
     if isinstance(view.recipe, Recipe):
         yield " ".join(concept.text for concept in view.recipe.concepts)
+        if view.recipe.walk is not None and view.recipe.walk.to is not None:
+            yield view.recipe.walk.to

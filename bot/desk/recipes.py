@@ -13,9 +13,10 @@ from bot.prompt.loras import matched
 from bot.prompt.possible import check_possible, check_sampler, interval
 from bot.prompt.request import course, fit
 from bot.refused import Refused
-from engine.job import Ancestor, Enlarge, Method, Recipe, Warm, rows
+from engine.job import MAX_COUNT, WHOLE_SAMPLERS, Ancestor, Enlarge, Method, Recipe, Walk, Warm, of_image, rows
 
 ANCESTORS = 8
+STATIONS = 13  # of a walk between two, three or four pictures: all of them lie on it
 MAX_SIDE = 4096
 LARGEST_BUCKET = 32
 FACTORS = (4, 3, 2)
@@ -30,6 +31,7 @@ def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
     stream, so that generation is less alike to its parent than `strength` says; the drift is that of one step.
     Raises `Refused` where the sampler draws no variations.
     """
+    recipe, index = (resting(recipe, index), 0) if recipe.walk else (recipe, index)
     ancestor = Ancestor(seed=recipe.seed, index=index, strength=strength)
     lineage = (*recipe.lineage, ancestor)[-ANCESTORS:]
     made = msgspec.structs.replace(recipe, seed=seed, lineage=lineage)
@@ -37,9 +39,42 @@ def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
     return made
 
 
+def resting(recipe: Recipe, index: int) -> Recipe:
+    """The recipe without its walk: in all of its images the words of this one."""
+    return msgspec.structs.replace(of_image(recipe, index), walk=None) if recipe.walk else recipe
+
+
+def stations(recipe: Recipe, to: str, frames: int) -> list[Recipe]:
+    """A walk of so many pictures from the recipe's words to others, as the recipes of its jobs."""
+    return [
+        msgspec.structs.replace(
+            recipe, walk=Walk(to, first, frames), count=min(MAX_COUNT, frames - first), chaos=0.0, mixed=False
+        )
+        for first in range(0, frames, MAX_COUNT)
+    ]  # fmt: skip
+
+
+def walkable(recipe: Recipe) -> bool:
+    """Whether there is a walk between its pictures: several, which differ in their noise alone, no variation's."""
+    alike = recipe.walk is None and not recipe.lineage and not recipe.chaos
+    return alike and recipe.count > 1 and recipe.sampler not in WHOLE_SAMPLERS
+
+
+def between(recipe: Recipe) -> list[Recipe]:
+    """A walk from picture to picture, each of which is a station, as the recipes of its jobs."""
+    noises = tuple(recipe.seed + image for image in range(recipe.count))
+    parts = ((first, min(MAX_COUNT, STATIONS - first)) for first in range(0, STATIONS, MAX_COUNT))
+    return [
+        msgspec.structs.replace(recipe, walk=Walk(None, first, STATIONS, noises), count=count) for first, count in parts
+    ]
+
+
 def rerolled(recipe: Recipe, seed: int) -> Recipe:
     """The same words from other noise."""
-    return msgspec.structs.replace(recipe, seed=seed)
+    walk = recipe.walk
+    if walk is not None:
+        walk = msgspec.structs.replace(walk, noises=tuple(seed + place for place in range(len(walk.noises))))
+    return msgspec.structs.replace(recipe, seed=seed, walk=walk)
 
 
 def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
@@ -48,6 +83,8 @@ def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
     Raises `Refused` where the shape does not fit the model, for what it lacks, or where another model is asked for: its
     noise is not comparable.
     """
+    if request.walk:
+        raise Refused("A walk begins with a prompt of its own: ask for it anew.")
     if request.model not in (None, recipe.model):
         raise Refused(f"A remix keeps its model, {recipe.model}: ask for another one by a new prompt.")
     width, height = fit(request.ar, warm) if request.ar else (recipe.width, recipe.height)
@@ -66,6 +103,8 @@ def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
         height=height,
         guidance_start=held[0],
         guidance_stop=held[1],
+        walk=None,
+        mixed=recipe.mixed and not recipe.walk,
         loras=recipe.loras if request.loras is None else matched(request.loras, warm),
     )
     check_possible(made, warm)

@@ -10,7 +10,7 @@ from bot.limits import Limits
 from bot.queue.board import Board
 from bot.queue.forecast import Forecast, Spot
 from bot.states import over
-from bot.store import Record, Store, Stored, reads
+from bot.store import Record, Store, Stored, reads, walks
 from bot.views import Shot, Ticket, View
 from engine.job import Recipe
 
@@ -82,9 +82,14 @@ class Register:
         kept: dict[str, list[Stored]] = {}
         for one in await self._store.ask(reads.stored, [record.id for record in records]):
             kept.setdefault(one.job, []).append(one)
-        return [self._view(record, await self._forecast.spot(record), kept.get(record.id, [])) for record in records]
+        walking = [one for one in records if isinstance(one.task, Recipe) and one.task.walk is not None]
+        filmed = await self._store.ask(walks.ended_last, walking) if walking else set[str]()
+        return [
+            self._view(record, await self._forecast.spot(record), kept.get(record.id, []), record.id in filmed)
+            for record in records
+        ]
 
-    def _view(self, record: Record, spot: Spot | None, kept: Sequence[Stored]) -> View:
+    def _view(self, record: Record, spot: Spot | None, kept: Sequence[Stored], walk: bool) -> View:
         images = [one for one in kept if one.kind == "image"]
         run = self._board.runs.get(record.id)
         return View(
@@ -120,6 +125,7 @@ class Register:
             check=record.check,
             deleted=record.deleted,
             channel=record.channel,
+            walk=walk,
         )
 
     def _running(self, record: Record) -> int:

@@ -96,6 +96,8 @@ def typed(draft: Draft) -> Iterable[str]:
     if isinstance(draft.task, Recipe):
         yield " ".join(concept.text for concept in draft.task.concepts)
         yield draft.task.negative
+        if draft.task.walk is not None and draft.task.walk.to is not None:
+            yield draft.task.walk.to
 
 
 def _first(texts: Sequence[str], terms: Terms) -> tuple[Match | None, str]:

@@ -18,7 +18,7 @@ from bot.desk.bringing import Bring, linked
 from bot.desk.onward import Onward
 from bot.desk.options import Options
 from bot.desk.origin import Origin
-from bot.desk.recipes import pinned
+from bot.desk.recipes import pinned, stations
 from bot.desk.register import Register
 from bot.desk.starting import Starting
 from bot.feed import Feed
@@ -68,7 +68,8 @@ class Studio(Onward):
         """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        negative, strength, stop, tile, mix, chaos, repeat, quality; `lora` adds to them.
+        negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. A walk is as
+        many jobs as its pictures need (`walk`).
         `bring`: pictures to begin with; then no words are needed, and without --ar they give the shape. Addresses at
         the beginning of the text are pictures too, of Discord or the room.
         `suffix` goes behind the words of the prompt, and a note says so, as on each of the member's own options.
@@ -80,7 +81,10 @@ class Studio(Onward):
         default = self._models.profile(None).warm
         parsed = parse(ended, default, models=names, options=options, wordless=bring is not None, own=own)
         added = (ADDED.format(shortened(suffix, 100)),) if ended != text else ()
-        parsed = replace(parsed, notes=(*added, *parsed.notes))
+        requests = tuple(replace(one, walk=suffixed(one.walk, suffix)) if one.walk else one for one in parsed.requests)
+        parsed = Parsed(requests, (*added, *parsed.notes))
+        if key is None and any(one.walk for one in requests):
+            key = f"walk:{self._clock()}:{self._fresh()}"  # by which the parts of a walk know each other
         if bring is None:
             return await self._take(self._orders(parsed, action, None, exact=exact), member, place, key)
         action = "blend" if len(bring.pictures) > 1 else action
@@ -97,17 +101,19 @@ class Studio(Onward):
             profile = self._models.profile(request.model) if request.model else default
             made = begun(recipe(shaped(request, start), profile.warm, self._fresh()), request, start)
             check_possible(made, profile.warm)
-            made = pinned(made) if exact else made
+            parts = stations(made, request.walk, request.frames) if request.walk else [made]
+            parts = [pinned(part) if exact else part for part in parts]
             told = () if profile.warm.name == default.warm.name else remarks(request, profile.warm)
             said = (*(start.notes if start else ()), *parsed.notes, *told, *unused(request, start))
             notes = tuple(dict.fromkeys(said))
             notes = notes if profile.live else (*notes, assumed(profile, bool(self._workers())))
-            orders.append(
+            orders += [
                 Order(
-                    action, " ".join(request.text.split()), notes, made, profile.pool, cost(made, profile.warm),
+                    action, " ".join(request.text.split()), notes, part, profile.pool, cost(part, profile.warm),
                     relaxed=request.relaxed, material=start.material if start else (),
                 )
-            )  # fmt: skip
+                for part in parts
+            ]  # fmt: skip
         return orders
 
     async def cancel(self, job: str, member: Member) -> str:
@@ -169,6 +175,10 @@ class Studio(Onward):
     async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
         """How a job's images came to be, animated, at most `limit` bytes. Raises `Refused`."""
         return await self._gallery.film(job, limit, kind)
+
+    async def walk(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+        """The pictures of a walk, of all its jobs, there and back, at most `limit` bytes. Raises `Refused`."""
+        return await self._gallery.walk(job, limit, kind)
 
     async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
         """One image on its way into noise, animated, at most `limit` bytes. Raises `Refused`."""

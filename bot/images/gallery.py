@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from bot.images import dissolve, film, labelled, rungs
+from bot.images import dissolve, film, labelled, rungs, walk
 from bot.images.blur import blurred
 from bot.images.film_formats import Kind, check_kind
 from bot.images.held import NO_FILM as HELD_FILM
@@ -19,13 +19,16 @@ from bot.images.pictures import Missing, Pictures
 from bot.images.pixels import Unreadable
 from bot.images.reel import LIMIT
 from bot.refused import Refused
-from bot.store import Store, Stored, reviews
+from bot.states import over
+from bot.store import Store, Stored, reviews, walks
 
 KEPT = 8  # of what was made; at most 10 MB each
 LADDERS = 16  # jobs whose thumbnails, and pictures whose steps, are in memory
 DRAWN = 2  # rungs at once
 GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
+NO_WALK = "There is no film of a walk with this job."
+UNDERWAY = "This walk is still under way: its film comes with the last of its pictures."
 NO_LADDER = "This picture has no ladder to branch from."
 
 
@@ -90,6 +93,29 @@ class Gallery:
             return film.film(ladders, finals=ends, kind=kind, limit=limit)
 
         return await self._made(("film", kind, str(limit)), parts, make, NO_FILM)
+
+    async def walk(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
+        """The pictures of a walk, of all its jobs, there and back, at most `limit` bytes; what is held is left out."""
+        check_kind(kind)
+        limit, shown = min(limit, LIMIT), await self._walked(job)
+
+        def make(contents: Sequence[bytes]) -> bytes:
+            return walk.walk(contents, kind=kind, limit=limit)
+
+        return await self._made(("walk", kind, str(limit)), shown, make, GONE)
+
+    async def _walked(self, job: str) -> list[Stored]:
+        """The images of a walk that may be shown, in their order. Raises `Refused` (404) where it has no film."""
+        shown: list[Stored] = []
+        for part in await self._store.ask(walks.parts, job):
+            if not over(part.state):
+                raise Refused(UNDERWAY, 404)
+            if part.deleted is None:
+                check, kept = await self._store.ask(reviews.kept, part.id)
+                shown += [one for one in kept if one.kind == "image" and not is_held(check, one)]
+        if len(shown) < 2:
+            raise Refused(NO_WALK, 404)
+        return shown
 
     async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
         """One image on its way into noise, animated, at most `limit` bytes."""

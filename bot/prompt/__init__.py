@@ -17,9 +17,10 @@ from bot.prompt.loras import merged
 from bot.prompt.own import spelt
 from bot.prompt.permutations import MAX_JOBS, expand
 from bot.prompt.request import Request, recipe, remarks
-from bot.prompt.values import read
+from bot.prompt.values import WEIGHED, read
 from bot.refused import Refused
 from bot.sentences import jobs, shortened
+from engine.job import MAX_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -63,9 +64,13 @@ def parse(
         notes += said
         if defaults is not None and request.model in (None, defaults.name):
             notes += remarks(request, defaults)
-    if len(requests) > MAX_JOBS:
-        raise Refused(f"This makes {len(requests)} jobs; at most {MAX_JOBS} are taken at once.")
+    if (made := sum(map(_jobs, requests))) > MAX_JOBS:
+        raise Refused(f"This makes {made} jobs; at most {MAX_JOBS} are taken at once.")
     return Parsed(tuple(requests), tuple(dict.fromkeys(notes)))
+
+
+def _jobs(request: Request) -> int:
+    return -(-request.frames // MAX_COUNT) if request.walk else 1
 
 
 def _request(
@@ -80,6 +85,8 @@ def _request(
     if not words and values.get("negative"):
         raise Refused("This only says what not to draw: put what should be drawn before --no.")
     parts = (WORDLESS,) if wordless and not words else concepts(words)
+    if values.get("walk") and (len(parts) > 1 or not words):
+        raise Refused(WEIGHED if words else "A walk begins with words: put them before --walk.")
     return Request(concepts=parts, text=prompt, words=words, **values), list(_notes(words, flags, parts))
 
 
@@ -116,5 +123,11 @@ def _notes(words: str, flags: tuple[Given, ...], parts: tuple[Concept, ...]) -> 
             yield f"“{shortened(part.text, 40)}” has the weight 0: it is left out."
     if len(parts) == 1 and parts[0].weight != 1:
         yield "Weights are relative to each other: a single one changes nothing."
+    if "walk" in names:
+        yield from (
+            f"A walk goes its own way: --{name} changes nothing." for name in ("count", "chaos", "mix") if name in names
+        )
+    elif "frames" in names:
+        yield "--frames is about a --walk, and there is none."
     if "://" in words:
         yield "An address in the prompt is read as words: pictures at it are not looked at."

@@ -56,6 +56,13 @@ OURS = {
         Flag("chaos", "word", "0 to 100", "how far apart the guidance of the pictures lies"),
         Flag("repeat", "word", "1 to 10", "so many jobs of the same prompt"),
         Flag("quality", "word", "0.25 to 4", "so many times the usual steps"),
+        Flag(
+            "walk",
+            "words",
+            "words, as in --walk a terrier",
+            "pictures on the way from these words to others, and a film",
+        ),
+        Flag("frames", "word", "4 to 16", "how many pictures a walk has"),
     )
 }
 ALIASES = {
@@ -137,15 +144,16 @@ def is_known(name: str) -> bool:
 
 @lru_cache(maxsize=2048)  # a job is called the same with each of its previews
 def title(text: str) -> str:
-    """What a job of the prompt `text` is called: its words without emphasis, with what they steer away from, and no
-    other flag.
+    """What a job of the prompt `text` is called: its words without emphasis, with where they walk to and what they
+    steer away from, and no other flag.
     """
     try:
         words, flags = split(text)
     except Refused:  # an older version knew the flag
         return text
-    away = next((given.value for given in reversed(flags) if given.name == "no"), "")
-    words, away = (" ".join(bare(one).split()) for one in (words, away))
+    away, to = (next((given.value for given in reversed(flags) if given.name == name), "") for name in ("no", "walk"))
+    words, away, to = (" ".join(bare(one).split()) for one in (words, away, to))
+    words = f"{words} → {to}" if words and to else words
     return f"{words} (no {away})" if words and away else words or text
 
 

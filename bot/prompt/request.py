@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FAST_STEPS = 30
 FAST_SAMPLER: Sampler = "dpmpp_2m"
 CHAINS: tuple[Sampler, ...] = ("ddpm", "ddim")  # all of their steps are worth having; others are good in few
+FRAMES = 12  # of a walk
 MAX_RATIO = 4
 SIDES = (16, 4096)  # pixels, as `engine.job.Side`
 TOKENS_A_WORD = 1.3  # of English, for a word-piece tokenizer; the true one is the engine's
@@ -39,7 +40,8 @@ class Request:
     fractions of the steps. `loras` are None where none is named, empty where they shall be taken away. `text` is what
     was typed for this job, cleaned, with its flags; `words` the same without them. `relaxed` is a speed of the queue
     and changes no pixel. `strength` is of pictures that are brought, `until` a fraction of the steps, `quality` a
-    factor of those that are usual. `bucket` is not the member's business.
+    factor of those that are usual. `walk` are the words at the end of a walk, empty for none; its `frames` are pictures
+    of as many jobs as they need. `bucket` is not the member's business.
     """
 
     concepts: tuple[Concept, ...]
@@ -63,6 +65,8 @@ class Request:
     chaos: float = 0.0
     repeat: int = 1
     quality: float = 1.0
+    walk: str = ""
+    frames: int = FRAMES
     text: str = ""
     words: str = ""
 

@@ -17,14 +17,15 @@ from bot.prompt.permutations import MAX_JOBS
 from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
 from bot.sentences import plain, shortened
-from engine.job import MAX_COUNT, MAX_STEPS
+from engine.job import MAX_COUNT, MAX_FRAMES, MAX_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine.job import Sampler
 
-LEAST_STRENGTH = 0.05
+LEAST_STRENGTH, LEAST_FRAMES = 0.05, 4
+WEIGHED = "A walk goes from one text to another: leave out the weights (::)."
 _WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})")
 _SHAPE = re.compile(r"([0-9]{1,5})[:x×/]([0-9]{1,5})")
@@ -118,6 +119,18 @@ def _negative(value: object) -> str:
     return text
 
 
+def _walk(value: object) -> str:
+    """The words at the end of a walk: one text, without weights."""
+    text = plain(str(value)).strip(" ,")
+    if not text:
+        raise _out_of_range("walk", "")
+    if len(text) > MAX_CHARACTERS:
+        raise Refused(f"--walk takes up to {MAX_CHARACTERS} characters; this has {len(text)}.")
+    if "::" in text:
+        raise Refused(WEIGHED)
+    return text
+
+
 def _bare(name: str) -> Callable[[object], bool]:
     def reader(value: object) -> bool:
         if not isinstance(value, bool) and value != "":
@@ -154,7 +167,9 @@ READERS: dict[str, Callable[[object], object]] = {
     "interval": _interval,
     "sampler": _sampler,
     "lora": _loras,
+    "frames": _whole("frames", LEAST_FRAMES, MAX_FRAMES),
     "no": _negative,
+    "walk": _walk,
     "fast": _bare("fast"),
     "relax": _bare("relax"),
     "tile": _bare("tile"),

@@ -27,7 +27,7 @@ FOREVER = 10**9  # device-seconds: as good as no limit
 
 # What `commands` can take away. The others always work: nobody shall be kept from cancelling, deleting or reporting.
 LIMITABLE = (
-    "imagine", "vary", "reroll", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch",
+    "imagine", "vary", "reroll", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk",
     "upscale", "prompt", "film", "details", "favourite", "envelope",
     "describe", "queue",
 )  # fmt: skip

@@ -14,13 +14,18 @@ from sqlalchemy import Connection, Row, select, update
 from bot.store import heirs, incidents
 from bot.store.records import Stored
 from bot.store.tables import favourites, jobs, pictures, places
+from bot.store.walks import parts
 
 AT_ONCE = 500  # leftovers
 
 
 def with_enlargements(connection: Connection, job: str) -> list[str]:
-    """The job and every enlargement of its pictures, over or not: they are the same picture."""
-    found, newest = [job], [job]
+    """The job and every enlargement of its pictures, over or not: they are the same picture.
+
+    Of a walk all jobs go together, since its film shows the pictures of each.
+    """
+    found = [job, *(part.id for part in parts(connection, job) if part.id != job)]
+    newest = list(found)
     while newest:
         children = select(jobs.c.id).where(jobs.c.parent.in_(newest), jobs.c.action == "upscale")
         newest = [row.id for row in connection.execute(children) if row.id not in found]
@@ -39,7 +44,11 @@ def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now
     gone = list(marked)
     heirs.disinherit(connection, gone)
     if ids[0] in marked and (told or marked[ids[0]].member != actor[0]):
-        said = f"with {len(gone) - 1} enlarged" if len(gone) > 1 else ""
+        others = [row.action for job, row in marked.items() if job != ids[0]]
+        enlarged, walked = others.count("upscale"), len(others) - others.count("upscale")
+        said = " and ".join(
+            [f"with {enlarged} enlarged"] * bool(enlarged) + [f"{walked} more of its walk"] * bool(walked)
+        )
         incidents.note(connection, marked[ids[0]].guild, "deleted", *actor, said, now, ids[0])
     return gone
 
@@ -48,7 +57,8 @@ def withdraw(connection: Connection, ids: Sequence[str], now: float) -> tuple[di
     """As `mark`, but nothing is noted: who made each and where, and whether somebody had told the moderators of one."""
     marking = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
     marked: dict[str, Row[*tuple[Any, ...]]] = {
-        row.id: row for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild, jobs.c.member))
+        row.id: row
+        for row in connection.execute(marking.returning(jobs.c.id, jobs.c.guild, jobs.c.member, jobs.c.action))
     }
     gone = list(marked)
     connection.execute(favourites.delete().where(favourites.c.job.in_(gone)))

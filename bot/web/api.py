@@ -51,6 +51,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chaos: float | None = None
     repeat: int | None = None
     quality: float | None = None
+    walk: str | None = None
+    frames: int | None = None
     exact: bool = False
     shots: Annotated[list[str], msgspec.Meta(max_length=5)] = []
     weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []
@@ -78,6 +80,7 @@ def routes() -> list[web.RouteDef]:
         web.post(job + "/vary/{n}", vary),
         web.post(job + "/upscale/{n}", upscale),
         web.post(job + "/reroll", reroll),
+        web.post(job + "/walk", walk),
     ]
 
 
@@ -186,6 +189,14 @@ async def reroll(request: web.Request) -> web.Response:
     view = await permitted(request, "reroll")
     made = await request.app[STUDIO].reroll(view.id, member_of(request), place_of(request), key=key_of(request))
     return made_of(made)
+
+
+async def walk(request: web.Request) -> web.Response:
+    """From each picture to the next, as several jobs."""
+    view, studio = await permitted(request, "walk"), request.app[STUDIO]
+    made = await studio.walk_between(view.id, member_of(request), place_of(request), key=key_of(request))
+    answer = shown.accepted(made)
+    return web.json_response(answer, status=201, headers={"Location": answer["url"]})
 
 
 def place_of(request: web.Request) -> Place:

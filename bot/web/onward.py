@@ -43,6 +43,7 @@ class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     step: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     prompt: str | None = None
+    steps: int | None = None
     seed: int | None = None
     guidance: float | None = None
     count: int | None = None
@@ -51,7 +52,7 @@ class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def options(self) -> dict[str, Any]:
         """Only what was said."""
-        said = {name: getattr(self, name) for name in ("seed", "guidance", "count", "negative")}
+        said = {name: getattr(self, name) for name in ("steps", "seed", "guidance", "count", "negative")}
         return {name: value for name, value in said.items() if value is not None}
 
 

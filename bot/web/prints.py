@@ -30,6 +30,7 @@ def routes() -> list[web.RouteDef]:
         web.get(job + "/pictures/{n}.png", picture),
         web.get(job + "/grid.png", whole_grid),
         web.get(job + "/film." + kind, film),
+        web.get(job + "/walk." + kind, walk),
         web.get(job + "/dissolve/{n}." + kind, dissolve),
         web.get(job + "/return/{n}." + kind, there_and_back),
         web.get(job + "/rungs", rungs),
@@ -60,6 +61,15 @@ async def film(request: web.Request) -> web.Response:
     view, kind = _finished(await permitted(request, "film")), kind_of(request.match_info["kind"])
     made = await request.app[STUDIO].film(view.id, kind=kind)
     return _file(made, TYPES[kind], f"{view.id}.{kind}", view)
+
+
+async def walk(request: web.Request) -> web.Response:
+    """The pictures of a walk there and back, of all its jobs: another of them may still be decided about."""
+    view, kind = _finished(await permitted(request, "film")), kind_of(request.match_info["kind"])
+    made = await request.app[STUDIO].walk(view.id, kind=kind)
+    answer = _file(made, TYPES[kind], f"{view.id}-walk.{kind}", view)
+    answer.headers["Cache-Control"] = NOT_YET
+    return answer
 
 
 async def dissolve(request: web.Request) -> web.Response:

@@ -10,7 +10,10 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+import msgspec
+
 from bot import sentences
+from bot.desk.recipes import walkable
 from bot.feed import Developing, Readying
 from bot.images.film_formats import Kind, available
 from bot.images.held import held, why
@@ -125,13 +128,16 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         "count": recipe.count,
         "exact": recipe.bucket is not None,
         "start": _start(recipe.start),
+        "walk": None if recipe.walk is None else msgspec.to_builtins(recipe.walk),
+        "walkable": walkable(recipe),
+        "stopped": recipe.last if recipe.last < recipe.steps else None,
     }
 
 
 def _start(start: Forward | Branch | None) -> dict[str, Any] | None:
     """What it began with: so many pictures, or a step of its parent; None for noise."""
     if isinstance(start, Branch):
-        return {"step": start.step, "fresh": start.fresh}
+        return {"step": start.left, "fresh": start.fresh}
     if isinstance(start, Forward):
         return {"pictures": len(start.pictures), "strength": start.strength, "mask": start.mask is not None}
     return None
@@ -165,6 +171,7 @@ def _results(view: View) -> dict[str, Any]:
         "film": f"{base}/film.webp" if filmed else None,
         "films": {kind: f"{base}/film.{kind}" for kind in _kinds()} if filmed else {},
         "rungs": f"{base}/rungs" if filmed else None,
+        "walks": {kind: f"{base}/walk.{kind}" for kind in _kinds()} if view.walk else {},
     }
 
 

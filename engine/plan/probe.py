@@ -13,7 +13,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -78,20 +78,25 @@ class Plan:
         return float(alpha), float(sigma)
 
     def begun(self, first: int) -> Plan:
-        """The plan of a picture that begins at step `first` with no step before it.
+        """The plan of a picture that begins at step `first` with no step before it; noise is counted from there."""
+        return self.alone(first).drawn(first, 1) if first else self
 
-        A multistep sampler then takes one step of first order, as if the x0 before had been the same: M·h with
-        h = x0 = P·x + Q·out. Noise draws are counted from there.
+    def alone(self, first: int) -> Plan:
+        """The same without what a multistep sampler knows of the step before `first`.
+
+        It takes one step of first order, as if the x0 before had been the same: M·h with h = x0 = P·x + Q·out.
         """
-        if not first:
-            return self
         table = self.table.copy()
         a, b, m, p, q = (COLUMNS.index(name) for name in "ABMPQ")
         table[first, a] += table[first, m] * table[first, p]
         table[first, b] += table[first, m] * table[first, q]
         table[first, m] = 0.0
         table.setflags(write=False)
-        return Plan(table, self.init_sigma, tuple(1 + max(0, count - self.draws[first]) for count in self.draws))
+        return replace(self, table=table)
+
+    def drawn(self, first: int, before: int) -> Plan:
+        """The same with so many draws of noise before step `first`."""
+        return replace(self, draws=tuple(before + max(0, count - self.draws[first]) for count in self.draws))
 
 
 def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: Timing = Timing()) -> Plan | None:

@@ -21,8 +21,8 @@ def refuse_what_no_pipeline_does(recipe: Recipe) -> None:
         raise Unfit(f"{whole} knows no variations of another picture.", "member")
     if recipe.interval != ALL_ALONG:
         raise Unfit(f"{whole} guides from the first step to the last.", "member")
-    if recipe.start is not None or recipe.until < 1.0 or recipe.tile or recipe.mixed:
-        what = "begins with noise, goes to the end, and makes no tiles and no mixed texts"
+    if recipe.start is not None or recipe.until < 1.0 or recipe.tile or recipe.mixed or recipe.walk:
+        what = "begins with noise, goes to the end, and makes no tiles, no mixed texts and no walks"
         raise Unfit(f"{whole} {what}: take the sampler ddim, or another model where this one has none.", "member")
 
 

@@ -55,6 +55,7 @@ edit        everyone    everyone    nobody      nobody  direct
 zoom        everyone    everyone    nobody      nobody  direct
 pan         everyone    everyone    nobody      nobody  direct
 branch      everyone    everyone    nobody      nobody  direct
+walk        everyone    everyone    nobody      nobody  direct
 prompt      everyone    everyone    nobody      nobody  direct
 film        everyone    everyone    nobody      nobody  direct
 details     everyone    everyone    nobody      nobody  direct

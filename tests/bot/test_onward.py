@@ -12,7 +12,7 @@ from bot.desk.bringing import Bring
 from bot.refused import Refused
 from bot.store import reads
 from bot.views import Member
-from engine.job import Branch, Concept, Forward, Source
+from engine.job import Branch, Concept, Forward, Source, cost
 from tests.bot.conftest import png
 
 pytestmark = pytest.mark.asyncio
@@ -162,7 +162,33 @@ async def test_a_branch_is_the_same_course_but_for_what_is_said(workplace, until
     other = await studio.branch(first.id, 1, 20, BOB, here, seed=99)
     recipe = (await studio.view(other.job)).recipe
     assert (recipe.seed, recipe.concepts, recipe.start.fresh) == (99, first.recipe.concepts, True)
-    with pytest.raises(Refused, match="its steps cannot be changed"):
-        await studio.branch(first.id, 1, 20, BOB, here, text="a lamp --steps 30")
+    with pytest.raises(Refused, match="its sampler cannot be changed"):
+        await studio.branch(first.id, 1, 20, BOB, here, text="a lamp --sampler euler")
     with pytest.raises(Refused, match="One branch at a time"):
         await studio.branch(first.id, 1, 20, BOB, here, text="a {red, blue} lamp")
+
+
+async def test_what_is_left_of_a_branch_may_take_more_steps_or_fewer(workplace, until, ann, here):
+    house, _, first = await finished(workplace, until, ann, here)
+    studio, warm = house.studio, house.studio.model(None)
+    recipes = {}
+    for steps, text in ((100, "a lamp --steps 100"), (31, "a lamp --steps 31"), (80, "a lamp --quality 2")):
+        made = await studio.branch(first.id, 1, 20, BOB, here, text=text)
+        recipes[steps] = (await studio.view(made.job)).recipe
+        start = recipes[steps].start
+        assert (recipes[steps].steps, start.rung, start.left, start.fresh) == (steps, 20, 20, False)
+        assert (recipes[steps].first, recipes[steps].last) == (-(-20 * steps // 40), steps)
+    assert cost(recipes[100], warm) > cost(recipes[80], warm) > cost(recipes[31], warm)
+    assert (
+        await studio.view((await studio.branch(first.id, 1, 20, BOB, here, steps=40)).job)
+    ).recipe.start.rung is None
+    with pytest.raises(Refused, match="Of 1 steps none is left from step 20 of 40 on"):
+        await studio.branch(first.id, 1, 20, BOB, here, steps=1)
+
+
+async def test_what_was_stopped_goes_on_to_its_end(workplace, until, ann, here):
+    house, _, first = await finished(workplace, until, ann, here, "a lamp --seed 7 --steps 40 --stop 50")
+    assert (first.recipe.until, first.recipe.last) == (0.5, 20)
+    on = await house.studio.branch(first.id, 1, 40, BOB, here)
+    recipe = (await over(house, on.job, until)).recipe
+    assert (recipe.start.step, recipe.until, recipe.last) == (20, 1.0, 40)

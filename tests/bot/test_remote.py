@@ -19,7 +19,7 @@ from bot.cli.screen import Screen
 
 pytestmark = pytest.mark.asyncio
 FINISHED = {
-    "id": "J", "state": "finished", "seed": 7, "steps": 4, "sampler": "ddpm", "pictures": [], "film": None,
+    "id": "J", "state": "finished", "seed": 7, "steps": 4, "sampler": "ddpm", "pictures": [], "film": None, "walks": {},
     "seconds": 1.0, "ms_per_step": 1.0, "reason": "",
 }  # fmt: skip
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -64,7 +64,7 @@ class House:
         self.breaks, self.silent, self.opened = breaks, silent, 0
 
     async def imagine(self, _: web.Request) -> web.Response:
-        return web.json_response({"id": "J", "notes": [], "worker": True}, status=201)
+        return web.json_response({"id": "J", "ids": ["J"], "notes": [], "worker": True}, status=201)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         self.opened += 1

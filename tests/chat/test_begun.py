@@ -12,6 +12,7 @@ from simcord.components import walk_components
 
 from bot.chat import brought
 from bot.chat.presses.branching import OFFERED, spread
+from bot.chat.presses.rung import ONWARD
 from bot.desk.bringing import Bring
 from bot.refused import Refused
 from bot.views import Member, Place
@@ -194,13 +195,30 @@ async def test_branching_off_midway_by_sheet_menu_and_form(open_world: Any) -> N
         await world.restart()
         asked = await world.bob.select(shown.response, ["8"], custom_id=menu["custom_id"])
         assert fields(asked)["prompt"]["value"] == "red apple"
-        await world.ended(await world.bob.submit_modal(asked, {"prompt": "red apple", "seed": "9", "guidance": ""}))
+        await world.ended(await world.bob.submit_modal(asked, {"prompt": "red apple", "seed": "9", "steps": "60"}))
         view = await newest(world)
         assert (view.action, view.parent, view.prompt) == ("branch", (first.id, 1), "red apple")
-        assert (view.recipe.start.step, view.recipe.start.fresh, view.recipe.seed) == (8, True, 9)
+        assert (view.recipe.steps, view.recipe.start.left) == (60, 8)
+        assert (view.recipe.start.fresh, view.recipe.seed) == (True, 9)
         asked = await world.bob.select(shown.response, ["8"], custom_id=menu["custom_id"])
         wrong = await world.bob.submit_modal(asked, {"prompt": "pear --sampler ddim", "seed": "", "guidance": ""})
         assert "cannot be changed" in text(wrong)
+
+
+async def test_what_was_stopped_is_offered_its_end(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, prompt="red apple --stop 50 --steps 40", count=1)
+        first = await newest(world)
+        menus = await world.bob.click(grid, label="More…")
+        shown = await world.bob.select(menus.response, ["branch"], custom_id=f"onward:{first.id}:0")
+        (menu,) = (each for each in walk_components(shown.response.components) if "custom_id" in each)
+        said = [option.get("description") for option in menu["options"]]
+        assert said == [*[None] * (len(said) - 1), ONWARD]
+        last = menu["options"][-1]["value"]
+        asked = await world.bob.select(shown.response, [last], custom_id=menu["custom_id"])
+        await world.ended(await world.bob.submit_modal(asked, {"prompt": fields(asked)["prompt"]["value"]}))
+        view = await newest(world)
+        assert (view.action, view.recipe.start.step, view.recipe.last) == ("branch", int(last), 40)
 
 
 async def test_a_branch_is_typed_as_job_picture_and_step(open_world: Any) -> None:

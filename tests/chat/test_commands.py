@@ -34,7 +34,8 @@ from engine.job import SAMPLER_TITLES, Lora
 ROOT = Path(__file__).resolve().parents[2]
 
 MEMBERS = {
-    "imagine", "blend", "mix", "shorten", "describe", "queue", "cancel", "mine", "info", "prefer", "reproduce", "film",
+    "imagine", "blend", "mix", "walk", "shorten", "describe", "queue", "cancel", "mine", "info", "prefer", "reproduce",
+    "film",
     "help", "fast", "relax", "turbo", "stealth", "public", "my-data", "forget-me",
 }  # fmt: skip
 SHORT = {"fast", "relax", "turbo", "stealth", "public"}  # ways to /prefer

@@ -41,6 +41,7 @@ OF_PICTURES: tuple[Press, ...] = (
     "panup", "pandown", "edit", "branch", "square", "compare",
 )  # fmt: skip
 DESTROYING: tuple[Press, ...] = ("erase",)
+MOST = 25  # buttons of a message
 
 # What each button and each form does.
 BUTTONS: Mapping[Press, Action] = {
@@ -50,6 +51,7 @@ BUTTONS: Mapping[Press, Action] = {
     "dismiss": "dismiss", "more": "details", "zoomsome": "zoom", "zoomtwice": "zoom", "panleft": "pan",
     "panright": "pan", "panup": "pan", "pandown": "pan", "edit": "edit", "branch": "branch",
     "square": "zoom", "compare": "details",
+    "walk": "walk",
 }  # fmt: skip
 FORMS: Mapping[str, Action] = {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 # What each command does; those with options get these, {job} being the job that is acted on.
@@ -57,6 +59,7 @@ COMMANDS: Mapping[str, tuple[Action, Mapping[str, Any]]] = {
     "imagine": ("imagine", {"prompt": "apple"}),
     "blend": ("blend", {"image1": ("a.png", png(8, 8)), "image2": ("b.png", png(8, 8))}),
     "mix": ("imagine", {"first": "apple", "second": "pear"}),
+    "walk": ("imagine", {"from": "apple", "to": "pear", "frames": 4}),
     "shorten": ("prompt", {"prompt": "a red apple"}),
     "describe": ("describe", {"image": ("a.png", png(8, 8))}),
     "fast": ("prefer", {}),
@@ -243,12 +246,15 @@ async def test_every_button_pressed_by_everybody_on_public_and_private_jobs(open
         presses: tuple[Press, ...] = tuple(press for press in BUTTONS if press not in DESTROYING)
         for actor in scene.actors:
             for job in scene.subjects:
-                pressed = dict(ids_of(job, presses))
-                board = await scene.board(actor, list(pressed.values()))
-                for press, custom_id in pressed.items():
+                pressed = list(ids_of(job, presses))
+                boards = [
+                    await scene.board(actor, [one for _, one in pressed[at : at + MOST]])
+                    for at in range(0, len(pressed), MOST)
+                ]
+                for number, (press, custom_id) in enumerate(pressed):
                     about = None if press == "dismiss" else job
                     wanted = scene.forbidden(BUTTONS[press], actor, about)
-                    result = await actor.hand.click(board, custom_id=custom_id)
+                    result = await actor.hand.click(boards[number // MOST], custom_id=custom_id)
                     judge(wanted, result, f"{press} by {actor.name}, private: {scene.subjects[job].private}")
 
 

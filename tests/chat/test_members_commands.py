@@ -448,7 +448,7 @@ async def test_what_has_no_film_says_so(open_world: Any) -> None:
 async def test_help_can_be_tapped_and_tells_staff_more(open_world: Any) -> None:
     async with open_world() as world:
         said = text(await world.alice.slash(world.channel, "help"))
-        assert len(re.findall(r"</[a-z ]+:\d+>", said)) == 11
+        assert len(re.findall(r"</[a-z ]+:\d+>", said)) == 13
         assert "settings" not in said
         assert re.search(r"</settings show:\d+>", text(await a_moderator(world).slash(world.channel, "help")))
 

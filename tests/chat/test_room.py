@@ -57,7 +57,7 @@ async def test_a_prompt_becomes_a_picture(open_world: Any) -> None:
 
         final = await world.ended(result)
         assert world.labels(final) == [
-            "U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4", "More…", "Remix", "Film", "🚩", "🗑️",
+            "U1", "U2", "U3", "U4", "🔄", "V1", "V2", "V3", "V4", "More…", "Remix", "Film", "Walk", "🚩", "🗑️",
         ]  # fmt: skip
         assert "seed 3" in final.content
         grid = opened(world, final)

@@ -26,7 +26,7 @@ def test_under_a_grid_are_u_and_v_for_each_picture_and_what_is_for_all(count: in
     ups, varies, others = rows.finished(a_view(count=count, ladders=tuple(range(count))))
     assert said(ups) == [*(f"U{n + 1}" for n in range(count)), "🔄"]
     assert [button.id for button in varies] == [*(f"vary:{JOB}:{n}" for n in range(count)), f"more:{JOB}"]
-    assert said(others) == ["Remix", "Film", "🚩", "🗑️"]
+    assert said(others) == ["Remix", "Film", "Walk", "🚩", "🗑️"]
     assert others[0].id == f"remix:{JOB}"
 
 

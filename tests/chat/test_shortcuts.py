@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from bot.chat.commands.mix import between
+from bot.chat.commands.walk import leading
 from bot.images.film_formats import available
 from bot.refused import Refused
 from chat.jobs import made
@@ -142,3 +143,53 @@ async def test_what_cannot_be_shortened_is_refused(open_world: Any) -> None:
         ):  # fmt: skip
             refused = await world.alice.slash(world.channel, "shorten", prompt=prompt)
             assert reason in text(refused), prompt
+
+
+@pytest.mark.asyncio
+async def test_a_walk_ends_in_its_film(open_world: Any) -> None:
+    async with open_world() as world:
+        await world.alice.slash(world.channel, "walk", **{"from": "a cat --seed 7", "to": "a dog", "frames": 6})
+        await world.until(lambda: len(world.painter.done) == 2)
+        views = await world.studio.recent()
+        await world.until(lambda: not world.house.board.runs)
+        views = await world.studio.recent()
+        assert sorted(view.recipe.walk.first for view in views) == [0, 4]
+        assert {view.recipe.seed for view in views} == {7}
+        [last] = [view for view in views if view.walk]
+
+        def names() -> set[str]:
+            messages = world.env.backend.messages[world.channel.id].values()
+            return {file["filename"] for message in messages for file in message.attachments}
+
+        await world.until(lambda: f"darkroom-{last.id}-walk.webp" in names())
+        [other] = [view for view in views if not view.walk]
+        shown = await world.bob.slash(world.channel, "film", job=other.id, kind="walk", format="gif")
+        [film] = shown.response.attachments
+        assert film.filename.endswith("-film.gif")
+
+
+@pytest.mark.asyncio
+async def test_a_press_walks_from_picture_to_picture(open_world: Any) -> None:
+    async with open_world() as world:
+        grid = await made(world, count=2, seed=7)
+        await world.restart()
+        pressed = [await world.bob.click(grid, label="Walk") for _ in range(2)]
+        assert "already on its way" in text(pressed[1])
+        await world.until(lambda: len(world.painter.done) == 5)
+        await world.until(lambda: not world.house.board.runs)
+        views = [view for view in await world.studio.recent() if view.action == "walk"]
+        assert sorted(view.recipe.walk.first for view in views) == [0, 4, 8, 12]
+        assert {view.recipe.walk.noises for view in views} == {(7, 8)}
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "prompt"),
+    [
+        ("a cat", "a dog", "a cat --frames 12 --walk a dog"),
+        ("a cat --ar 3:2", " a  dog --no fog", "a cat --ar 3:2 --no fog --frames 12 --walk a dog"),
+    ],
+)
+def test_a_walk_is_one_prompt_with_the_flags_of_both(start: str, end: str, prompt: str) -> None:
+    assert leading(start, end, 12) == prompt
+    with pytest.raises(Refused, match="need words"):
+        leading(start, "--no fog", 12)

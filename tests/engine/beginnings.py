@@ -55,7 +55,9 @@ def ladder_of(developed: Developed, job: Job) -> bytes:
     recipe = job.task
     assert isinstance(recipe, Recipe)
     rungs = tuple(
-        Rung(rung.step, b"", None if rung.x is None else raw(rung.x), None if rung.x is None else raw(rung.x0))
+        Rung(rung.step, b"", None, None, rung.drawn)
+        if rung.x is None
+        else Rung(rung.step, b"", raw(rung.x), raw(rung.x0), rung.drawn)
         for rung in developed.rungs
     )
     shape = tuple(developed.latents.shape)

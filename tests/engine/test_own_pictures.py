@@ -138,6 +138,22 @@ def test_imagine_draws_with_it(whole: Path, tmp_path: Path, capfd: pytest.Captur
         assert drawn.width in (16, 64)  # 64 where a super-resolver is at hand
 
 
+def test_imagine_walks_with_it(whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Both ends are the plain pictures, and a film lies beside the pictures."""
+    drawn: dict[str, list[bytes]] = {}
+    for name, more in (("walk", {"walk": "a blue ball", "frames": 5}), ("plain", {"count": 4})):
+        options: dict[str, object] = {"model": str(whole), "steps": 2, "seed": 7, **more}
+        assert run(Wish("a red ball", options, tmp_path / name, film=False, as_json=True), settings(data=tmp_path)) == 0
+        said = json.loads(capfd.readouterr().out)
+        drawn[name] = [Image.open(path).tobytes() for path in said["pictures"]]
+        if name == "walk":
+            with Image.open(said["film"]) as film:
+                assert (film.format, getattr(film, "n_frames", 1)) == ("WEBP", 25)
+    assert len(drawn["walk"]) == 5
+    assert drawn["walk"][0] == drawn["plain"][0]
+    assert len(set(drawn["walk"])) == 5
+
+
 def test_the_run_inside_a_model_is_no_part_of_its_fingerprint(whole: Path) -> None:
     before = fingerprint(whole)
     (whole / "run" / "more.safetensors").write_bytes(b"x")

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from bot.cli import remote
+from bot.cli.bringing import Asked
+from bot.cli.screen import Screen
 from bot.web.live import WARMING
 
 if TYPE_CHECKING:
@@ -132,6 +136,34 @@ async def test_permutations_make_several_jobs(room: Room) -> None:
     assert [job["prompt"] for job in said["jobs"]] != []
     for job in said["ids"]:
         assert (await room.end_of(job))["state"] == "finished"
+
+
+async def test_a_walk_is_several_jobs_and_a_film(room: Room) -> None:
+    status, said = await room.ask("POST", "/api/jobs", {"prompt": "an apple", "walk": "a pear", "frames": 6})
+    assert (status, len(said["ids"])) == (201, 2)
+    for job in said["ids"]:
+        assert (await room.end_of(job))["state"] == "finished"
+    jobs = [(await room.ask("GET", f"/api/jobs/{job}"))[1] for job in said["ids"]]
+    assert [job["walk"] for job in jobs] == [{"to": "a pear", "first": at, "of": 6, "noises": []} for at in (0, 4)]
+    [films] = [job["walks"] for job in jobs if job["walks"]]
+    async with room.client.get(room.url + films["gif"]) as answer:
+        assert (answer.status, answer.content_type) == (200, "image/gif")
+        assert answer.headers["Cache-Control"] == "no-store"
+    pair = await room.end_of(await room.imagine("an apple", count=2))
+    assert pair["walkable"]
+    status, said = await room.ask("POST", f"/api/jobs/{pair['id']}/walk")
+    assert (status, len(said["ids"])) == (201, 4)
+    single = await room.end_of(await room.imagine("an apple", count=1))
+    assert not single["walkable"]
+    assert (single["walk"], single["walks"]) == (None, {})
+    async with room.client.get(f"{room.url}/api/jobs/{single['id']}/walk.webp") as answer:
+        assert answer.status == 404
+    asked = Asked("/api/jobs", {"prompt": "an apple --walk a pear --frames 6"})
+    with Screen(Console(quiet=True), 6) as screen:
+        done = await remote.develop(room.url, "", asked, film=False, screen=screen)
+    assert len(done.pictures) == 6
+    assert done.film is not None
+    assert done.film[8:12] == b"WEBP"
 
 
 async def test_flags_that_mean_nothing_here_are_mentioned(room: Room) -> None:

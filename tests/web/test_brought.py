@@ -128,7 +128,7 @@ async def test_zoom_pan_and_branch_go_on_from_a_picture(room: Room) -> None:
     assert job["words"] == "terrier"
     base = f"/api/jobs/{job['id']}"
     steps = (await room.ask("GET", job["pictures"][1]["branch"]))[1]["steps"]
-    wishes = {"zoom": {"factor": 1.5}, "pan": {"direction": "up"}, "branch": {"step": steps[1], "guidance": 5}}
+    wishes = {"zoom": {"factor": 1.5}, "pan": {"direction": "up"}, "branch": {"step": steps[1], "steps": 48}}
     made: dict[str, Any] = {}
     for verb, body in wishes.items():
         status, said = await room.ask("POST", f"{base}/{verb}/2", body)
@@ -136,6 +136,7 @@ async def test_zoom_pan_and_branch_go_on_from_a_picture(room: Room) -> None:
         made = await room.end_of(said["id"])
         assert (made["state"], made["action"], made["parent"]["picture"]) == ("finished", verb, 2)
     assert made["start"] == {"step": steps[1], "fresh": False}
+    assert (made["steps"], made["stopped"]) == (48, None)
 
 
 async def test_films_come_in_every_format_that_is_made_here(room: Room) -> None:

@@ -167,6 +167,26 @@ async def test_a_branch_goes_on_from_the_nearest_step_with_latents(page: Page, r
     assert said["start"] == {"step": 8, "fresh": False}  # the flag --seed of the old words did not come along
 
 
+async def test_what_was_stopped_goes_on_to_its_end_with_more_steps_or_without(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier --count 1 --stop 50")
+    await finished(card)
+    await card.get_by_role("button", name="Go on to the end").click()
+    made = await card_of(page, 1)
+    await finished(made)
+    await expect(made.get_by_role("button", name="Go on to the end")).to_be_hidden()
+    await card.get_by_role("slider", name="How it developed").focus()
+    for _ in range(3):
+        await page.keyboard.press("ArrowLeft")
+    await card.locator(".fork").click()
+    await card.get_by_label("Steps in all").fill("60")
+    await card.get_by_role("button", name="Branch", exact=True).click()
+    made = await card_of(page, 2)
+    await finished(made)
+    _, said = await room.ask("GET", f"/api/jobs/{str(await made.get_attribute('id')).removeprefix('job-')}")
+    assert (said["steps"], said["stopped"]) == (60, None)
+
+
 async def test_a_branch_is_compared_with_its_parent(page: Page, room: Room) -> None:
     made = await branched(page, room)
     await made.get_by_role("button", name="Compare").click()
@@ -210,3 +230,18 @@ async def test_a_wide_picture_can_be_made_a_square(page: Page, room: Room) -> No
     await ways(made)
     await expect(made.get_by_role("button", name="Zoom out of picture 1, 2 times")).to_be_visible()
     await expect(made.get_by_role("button", name="Make picture 1 a square")).to_have_count(0)
+
+
+async def test_a_walk_from_picture_to_picture_ends_in_a_film(page: Page, room: Room) -> None:
+    await visit(page, room)
+    card = await say(page, "terrier --count 2")
+    await finished(card)
+    await card.get_by_role("button", name="Walk", exact=False).click()
+    for number in range(1, 5):
+        made = await card_of(page, number)
+        await expect(made.locator(".deed")).to_have_text("walked from picture to picture")
+        await finished(made)
+    film = page.locator(".roaming")
+    await expect(film).to_have_count(1)
+    assert await film.evaluate("one => one.decode().then(() => one.naturalWidth)") >= 256
+    await expect(page.get_by_role("link", name="Download: walk as webp")).to_be_visible()

@@ -23,6 +23,7 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 **Under a picture**
 **U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came.
 *More…* zooms out, pans, makes it square, edits a part, branches off midway, compares.
+*Walk* goes from picture to picture, as a film.
 ❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
 -# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
 
@@ -36,6 +37,7 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 {film} · how it came out of the noise
 {blend} · two to five pictures in one
 {mix} · two prompts in one
+{walk} · from one prompt to another, with a film
 {shorten} · which words carry a prompt
 {describe} · words that fit a picture
 {my-data} · a copy of what is kept of you
@@ -44,9 +46,8 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 -# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its words."""
 ADMIN = "-# {settings show} · limits, words and reports of this server"
 NAMES = (
-    "imagine", "blend", "mix", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show", "reproduce",
-    "film",
-    "my-data", "forget-me",
+    "imagine", "blend", "mix", "walk", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show",
+    "reproduce", "film", "my-data", "forget-me",
 )  # fmt: skip
 
 

@@ -68,6 +68,14 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         ),
         "The picture": "Das Bild",
         "Which model is asked": "Welches Modell gefragt wird",
+        # walk
+        "From one prompt to another, picture by picture, and a film of it": (
+            "Bild für Bild von einem Prompt zu einem anderen, und ein Film davon"
+        ),
+        "Where the walk begins": "Wo der Weg beginnt",
+        "Where it leads": "Wohin er führt",
+        "How many pictures; twelve, if you don't say": "Wie viele Bilder; sonst zwölf",
+        "a walk, from words to words": "ein Weg, von Worten zu Worten",
         # fast, relax, turbo, stealth, public
         "From now on your jobs count against your limit, and wait in the usual queue": (
             "Ab jetzt zählen deine Aufträge zu deinem Kontingent und warten in der üblichen Schlange"

@@ -23,6 +23,7 @@ from bot.chat.commands.reproduce import reproduce
 from bot.chat.commands.shortcuts import fast, public, relax, stealth, turbo
 from bot.chat.commands.shorten import Shorter, shorten
 from bot.chat.commands.tree import Tree
+from bot.chat.commands.walk import walk
 from bot.chat.film import film
 from bot.chat.presses.buttons import JobButton
 from bot.chat.presses.more import Menu
@@ -33,6 +34,7 @@ COMMANDS: tuple[app_commands.Command[Any, ..., Any] | app_commands.ContextMenu |
     imagine,
     blend,
     mix,
+    walk,
     shorten,
     describe,
     queue,

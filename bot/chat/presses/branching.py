@@ -51,7 +51,8 @@ async def open_rungs(interaction: Interaction, view: View, index: int) -> None:
         raise Refused(NOWHERE, 404)
     sheet = await studio.sheet(view.id, index)
     menu = ui.View(timeout=None)
-    menu.add_item(Rungs(view.id, index, spread(steps), view.of))
+    stopped = isinstance(view.recipe, Recipe) and view.recipe.last < view.recipe.steps
+    menu.add_item(Rungs(view.id, index, spread(steps), view.of, stopped))
     menu.stop()  # found by its id, also after a restart
     file = discord.File(io.BytesIO(sheet), f"darkroom-{view.id}-rungs.webp", description="The picture, step by step")
     await interaction.edit_original_response(
@@ -79,7 +80,7 @@ def spread(steps: Sequence[int], most: int = OFFERED) -> list[int]:
 async def branch(interaction: Interaction, filled: Filled, view: View) -> None:
     """The form, sent."""
     index, step, text = filled.index or 0, filled.step or 1, filled.fields.get("prompt", "")
-    said = {name: filled.fields.get(name, "").strip() for name in ("seed", "guidance")}
+    said = {name: filled.fields.get(name, "").strip() for name in ("seed", "steps", "guidance")}
     options: dict[str, Any] = {name: value for name, value in said.items() if value}
 
     async def ask(member: Member, place: Place) -> Sequence[Ticket]:

@@ -22,6 +22,7 @@ from bot.chat.film import post_film
 from bot.chat.permitted import permit, refusing
 from bot.chat.presses import beyond, branching, decisions, editing, more, onward, removal, reporting
 from bot.chat.presses.forms import Filled, filled
+from bot.chat.presses.once import once
 from bot.chat.rows import PRESSES, Button, Press
 from bot.refused import Refused
 
@@ -45,7 +46,7 @@ ACTIONS: Mapping[Press, Action] = MappingProxyType(
         "up": "upscale", "vary": "vary", "subtle": "vary", "strong": "vary", "reroll": "reroll", "remix": "remix",
         "film": "film", "favour": "favourite", "report": "report", "delete": "delete", "erase": "delete",
         "cancel": "cancel", "look": "approve", "approve": "approve", "deny": "deny", "show": "approve",
-        "dismiss": "dismiss", "more": "details", **beyond.ACTIONS,
+        "dismiss": "dismiss", "more": "details", "walk": "walk", **beyond.ACTIONS,
     }
 )  # fmt: skip
 FORMS: Mapping[str, Action] = MappingProxyType(
@@ -149,6 +150,9 @@ async def _do(interaction: Interaction, button: Button, view: View) -> None:
             await decisions.decide(interaction, button)
         case "more":
             await more.open_more(interaction, view)
+        case "walk":
+            between = interaction.client.studio.walk_between
+            await once(interaction, button.id, lambda who, place, key: between(view.id, who, place, key=key))
         case _ if button.press in beyond.ACTIONS:
             await beyond.go_beyond(interaction, button, view)
         case _:

@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
     from bot.views import Member, Place, Ticket
 
-    Make = Callable[[Member, Place, str], Awaitable[Ticket]]
+    Make = Callable[[Member, Place, str], Awaitable[Ticket | list[Ticket]]]
 
 
 async def once(interaction: discord.Interaction[DarkroomClient], pressed: str, make: Make) -> None:
-    """Answer with the job that `make` asks the studio for. `pressed`: the id of what was pressed."""
+    """Answer with the job, or the jobs, that `make` asks the studio for. `pressed`: the id of what was pressed."""
     presses, user = interaction.client.presses, str(interaction.user.id)
     made: list[Ticket] = []
     key, first = presses.key(pressed, user, str(interaction.id))
 
     async def ask(member: Member, place: Place) -> list[Ticket]:
-        made.append(await make(member, place, key))
+        found = await make(member, place, key)
+        made.extend(found if isinstance(found, list) else [found])
         return made
 
     try:

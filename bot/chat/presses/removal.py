@@ -21,6 +21,7 @@ from bot.chat.called import WORDLESS
 from bot.chat.presenter import Card
 from bot.chat.quiet import QUIET
 from bot.sentences import quoted
+from engine.job import Recipe
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -38,6 +39,7 @@ async def confirm(interaction: Interaction, view: View) -> None:
     """The question, for whoever pressed alone."""
     several = len(view.pictures) > 1
     what = f"the {len(view.pictures)} pictures" if several else "the picture"
+    what = "all pictures of the walk" if isinstance(view.recipe, Recipe) and view.recipe.walk else what
     whose = "" if view.member_id == member_of(interaction).id else f" of {quoted(view.member_name, 64)}"
     said = f"Delete {what} of **{quoted(view.prompt or WORDLESS, 300)}**{whose} for good, with all enlargements? "
     card = Card(f"{said}This cannot be undone.", rows.erasing(view.id))

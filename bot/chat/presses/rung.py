@@ -16,6 +16,7 @@ from bot.chat.presses.forms import form, line, named, open_form
 from bot.chat.presses.words import LONGEST, words_of
 from bot.refused import Refused
 from bot.sentences import percent
+from engine.job import Recipe
 
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
@@ -23,17 +24,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ONWARD = "It was stopped: left as it is, it goes on to its end"
+
 
 class Rungs(
     ui.DynamicItem[ui.Select[Any]], template=r"rungs:(?P<job>[0-9A-HJKMNP-TV-Z]{26}):(?P<index>[0-3])"
 ):  # fmt: skip
-    """Steps of one picture's ladder, `of` so many."""
+    """Steps of one picture's ladder, `of` so many; with `stopped`, the last of them is where it can be gone on with."""
 
-    def __init__(self, job: str, index: int, steps: Sequence[int] = (), of: int = 0) -> None:
+    def __init__(
+        self, job: str, index: int, steps: Sequence[int] = (), of: int = 0, stopped: bool = False
+    ) -> None:  # fmt: skip
         options = [
             discord.SelectOption(label=f"Step {step} of {of} · {percent(step, of)} %", value=str(step))
             for step in steps
         ]  # fmt: skip
+        if stopped and options:
+            options[-1].description = ONWARD
         super().__init__(ui.Select(placeholder="Branch at", options=options, custom_id=f"rungs:{job}:{index}"))
         self.job, self.index = job, index
 
@@ -66,5 +73,8 @@ def branch_form(view: View, index: int, step: int) -> ui.Modal:
     words = "Other words from this step on; left as they are, a seed makes the difference"
     modal.add_item(line("prompt", "Prompt", words, value=words_of(view), most=LONGEST, required=False))
     modal.add_item(line("seed", "Seed", "Another one draws the noise anew", most=10, required=False, short=True))
+    if isinstance(view.recipe, Recipe):
+        about = f"{view.recipe.steps} in all so far: more or fewer for what is left"
+        modal.add_item(line("steps", "Steps", about, most=4, required=False, short=True))
     modal.add_item(line("guidance", "Guidance", "1 to 30; empty for the same", most=8, required=False, short=True))
     return modal

@@ -11,11 +11,15 @@ export class Branch {
     const box = card.part("branch");
     const part = (name) => box.querySelector(`.${name}`);
     [this.button, this.form, this.which, this.from, this.said] = ["fork", "course", "which", "from", "notice"].map(part);
-    [this.words, this.seed, this.guidance, this.go] = ["words", "seed", "guidance", "imagine"].map(part);
+    [this.words, this.seed, this.steps, this.guidance, this.go] = ["words", "seed", "steps", "guidance", "imagine"].map(part);
+    this.end = part("finish");
     this.pictures = this.job.pictures.filter((picture) => picture.branch);
     this.n = this.pictures[0].n;
     this.fill();
     this.button.addEventListener("click", () => this.open(this.form.hidden));
+    this.end.hidden = !this.job.stopped; // a picture that was stopped goes on from where it was
+    this.end.title = `From step ${this.job.stopped} of ${this.job.steps} on, as it would have gone`;
+    this.end.addEventListener("click", () => this.finish());
     part("close").addEventListener("click", () => this.open(false));
     this.form.addEventListener("submit", (event) => (event.preventDefault(), this.send()));
     film.seen = (rung) => this.stand(rung?.step);
@@ -25,6 +29,7 @@ export class Branch {
 
   fill() {
     this.words.value = this.job.words;
+    this.steps.placeholder = String(this.job.steps);
     this.guidance.placeholder = String(this.job.guidance);
     this.which.hidden = this.pictures.length < 2;
     for (const { n } of this.pictures) {
@@ -97,13 +102,23 @@ export class Branch {
     const words = this.words.value.trim();
     if (words !== this.job.words.trim()) order.prompt = words;
     if (this.seed.value) order.seed = Number(this.seed.value);
+    if (this.steps.value) order.steps = Number(this.steps.value);
     if (this.guidance.value) order.guidance = Number(this.guidance.value);
     return order;
   }
 
+  // Each of its pictures, from the last step that was kept to the end.
+  async finish() {
+    this.end.disabled = true;
+    for (const { n } of this.pictures) {
+      await this.card.act("POST", `${this.card.address}/branch/${n}`, { step: this.job.stopped });
+    }
+    this.end.disabled = false;
+  }
+
   async send() {
     const order = this.order();
-    if (Object.keys(order).length === 1) return this.complain("With nothing changed it would be the same picture: change the words, the seed or the guidance.");
+    if (Object.keys(order).length === 1 && !this.job.stopped) return this.complain("With nothing changed it would be the same picture: change the words, the seed, the steps or the guidance.");
     this.go.disabled = true;
     try {
       await ask("POST", `${this.card.address}/branch/${this.n}`, order);

@@ -130,7 +130,15 @@ export class Card {
       this.film = new Film(this.part("film"), this.part("tray"), job);
       if (job.pictures.some((picture) => picture.branch)) this.branch = new Branch(this, this.film);
     }
+    if (job.walks?.webp) this.roam(job);
     offer(this);
+  }
+
+  // The film of a walk stands under the pictures that were the last of it.
+  roam(job) {
+    const film = Object.assign(document.createElement("img"), { className: "roaming", src: job.walks.webp });
+    film.alt = `A walk there and back: ${job.prompt}`;
+    this.part("tray").after(film);
   }
 
   hang(picture, job) {

@@ -28,7 +28,7 @@ function choose(parent, before, job, after) {
     part("after").src = picture.url;
     stage.style.setProperty("--aspect", `${picture.width} / ${picture.height}`);
     part("still").style.setProperty("--tall", String(picture.width / picture.height));
-    strips = () => [new Strip(part("film-before"), parent, before.n), new Strip(part("film-after"), job, picture.n)];
+    strips = () => [new Strip(part("film-before"), parent, before.n), new Strip(part("film-after"), job, picture.n, parent.steps)];
     if (!films.hidden) play();
   };
   part("before-said").textContent = `Picture ${before.n}: ${parent.words}`;

@@ -13,7 +13,8 @@ export function offer(card) {
   if (drawn) deeds.append(row(card, "U", "upscale", "Enlarge"), row(card, "V", "vary", "Vary"));
   const free = job.pictures.filter((picture) => !picture.held);
   if (free.length) deeds.append(...new Ways(card, free).rows);
-  if (job.film) deeds.append(films(job));
+  if (job.film) deeds.append(films("Film", "film", job.films, job));
+  if (job.walks?.webp) deeds.append(films("Walk", "walk", job.walks, job));
   deeds.append(more(card, drawn));
   const held = job.pictures.filter((picture) => picture.held);
   if (job.may_decide) deeds.append(...held.map((picture) => decision(card, picture)));
@@ -30,11 +31,12 @@ function row(card, letter, verb, title) {
   return made;
 }
 
-function films(job) {
-  const made = group("Film", "How it developed, as a film");
+function films(title, what, addresses, job) {
+  const made = group(title, what === "walk" ? "The whole walk, as a film" : "How it developed, as a film");
   made.classList.add("line");
-  for (const [kind, address] of Object.entries(job.films)) {
-    made.append(download(kind === "webp" ? "WebP" : kind.toUpperCase(), `film as ${kind}`, address, `${job.id}.${kind}`));
+  const name = what === "walk" ? `${job.id}-walk` : job.id;
+  for (const [kind, address] of Object.entries(addresses)) {
+    made.append(download(kind === "webp" ? "WebP" : kind.toUpperCase(), `${what} as ${kind}`, address, `${name}.${kind}`));
   }
   return made;
 }
@@ -43,6 +45,7 @@ function more(card, drawn) {
   const { job } = card;
   const made = group("", "More");
   if (drawn) made.append(card.button("Re-roll", "Re-roll: the same prompt with another seed", `${card.address}/reroll`));
+  if (job.walkable) made.append(card.button("Walk", "Walk from each of these pictures to the next, as a film", `${card.address}/walk`));
   if (job.parent && COMPARED.has(job.action)) {
     const one = button("Compare", "Compare with the picture that it was made from");
     one.addEventListener("click", () => compare(job));

@@ -6,9 +6,10 @@ import { look } from "/static/wire.js";
 const GAP = 4;
 
 export class Strip {
-  constructor(canvas, job, n) {
+  // `of`: on a scale of so many steps.
+  constructor(canvas, job, n, of = job.steps) {
     const shown = job.pictures.filter((picture) => !picture.held); // a held one is not in the film
-    Object.assign(this, { canvas, address: job.rungs, of: job.steps, count: shown.length });
+    Object.assign(this, { canvas, address: job.rungs, of, share: of / job.steps, count: shown.length });
     this.place = shown.findIndex((picture) => picture.n === n);
     canvas.setAttribute("aria-label", `How picture ${n} developed: ${job.words}`);
   }
@@ -17,7 +18,7 @@ export class Strip {
   async load() {
     const answer = await look(this.address);
     if (!answer) return false;
-    this.rungs = answer.rungs.map((rung) => ({ step: rung.step, image: Object.assign(new Image(), { src: rung.url }) }));
+    this.rungs = answer.rungs.map((rung) => ({ step: Math.round(rung.step * this.share), image: Object.assign(new Image(), { src: rung.url }) }));
     const seen = await Promise.allSettled(this.rungs.map((rung) => rung.image.decode()));
     return seen.every(({ status }) => status === "fulfilled");
   }

@@ -30,6 +30,7 @@ export function deed(job) {
     edit: `changed a part of picture ${one}`,
     zoom: `zoomed out of picture ${one}`,
     pan: `went beyond picture ${one}`,
+    walk: "walked from picture to picture",
     branch: `branched from picture ${one}${began}`,
   };
   return made[job.action] ?? (job.start?.pictures ? beginning(job.start) : "");

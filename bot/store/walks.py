@@ -1,0 +1,57 @@
+"""Which jobs are one walk: those that one request made, with recipes that differ in their place on the way alone.
+
+Each works inside its caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from bot.states import over
+from bot.store.reads import of_key, records
+from bot.store.records import Record
+from bot.store.tables import jobs
+from engine.job import Recipe, Walk
+
+
+def parts(connection: Connection, job: str) -> list[Record]:
+    """All jobs of the walk that a job belongs to, in their order on the way; none where it is no part of a walk."""
+    found = records(connection, select(jobs).where(jobs.c.id == job))
+    return _of(connection, found[0]) if found else []
+
+
+def ended_last(connection: Connection, some: Iterable[Record]) -> set[str]:
+    """Of these jobs, those that were the last to be finished of their walk, all of which is over."""
+    found: set[str] = set()
+    for one in some:
+        whole = _of(connection, one) if over(one.state) else []
+        finished = [part for part in whole if part.state == "finished"]
+        if finished and all(over(part.state) for part in whole):
+            last = max(finished, key=lambda part: (part.ended or 0.0, part.id))
+            found |= {one.id} & {last.id}
+    return found
+
+
+def _of(connection: Connection, one: Record) -> list[Record]:
+    if _way(one) is None:
+        return []
+    together: Sequence[Record] = of_key(connection, one.key) if one.key else [one]
+    known = {way.first: part for part in together if (way := _way(part)) is not None and _alike(part, one)}
+    return [known[first] for first in sorted(known)]
+
+
+def _way(one: Record) -> Walk | None:
+    return one.task.walk if isinstance(one.task, Recipe) else None
+
+
+def _alike(one: Record, other: Record) -> bool:
+    """One request may make several walks."""
+    first, second = (
+        msgspec.structs.replace(each.task, count=1, bucket=None, walk=None)
+        for each in (one, other) if isinstance(each.task, Recipe)
+    )  # fmt: skip
+    ways = {msgspec.structs.replace(way, first=0) for each in (one, other) if (way := _way(each)) is not None}
+    return first == second and len(ways) == 1

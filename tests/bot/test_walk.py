@@ -1,0 +1,187 @@
+"""A walk between two prompts: its grammar, its jobs over a real broker and store, its film."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from bot.desk.begun import one_of
+from bot.desk.recipes import pinned, resting, stations, varied
+from bot.desk.screening import typed
+from bot.images.reel import HOLD_MS
+from bot.images.walk import BETWEEN, walk, walking
+from bot.prompt import parse
+from bot.prompt.flags import title
+from bot.refused import Refused
+from bot.store import Draft, walks
+from bot.views import Member
+from engine.job import Ancestor, Concept, Recipe, Walk, of_image
+from tests.bot.conftest import png
+
+BOB = Member("local:bob", "Bob", "local")
+FOX = Recipe(
+    concepts=(Concept("a fox"),), model="m", sampler="ddim", steps=9, seed=5, guidance=3.0, width=64, height=64,
+    dtype="float32",
+)  # fmt: skip
+
+
+def test_it_is_typed_as_a_flag_with_words():
+    (one,) = parse("a fox, blue --walk a terrier, red --frames 8 --no fog", None).requests
+    assert (one.words, one.walk, one.frames, one.negative) == ("a fox, blue", "a terrier, red", 8, "fog")
+    assert parse("a fox", None, options={"walk": "a cat"}).requests[0].frames == 12
+    assert title("a (fox:1.2) --walk a cat --frames 8 --no fog") == "a fox → a cat (no fog)"
+    assert "changes nothing" in parse("a fox --walk a cat --count 2", None).notes[0]
+    assert "there is none" in parse("a fox --frames 8", None).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a:: b::2 --walk c", "from one text to another"),
+        ("a --walk b:: c", "from one text to another"),
+        ("a --walk", "needs a value"),
+        ("--walk b", "begins with words|empty"),
+        ("a --walk b --frames 3", "4 to 16"),
+        ("a --walk b --frames 17", "4 to 16"),
+        ("a --walk b --repeat 4", "makes 12 jobs"),
+    ],
+)
+def test_what_is_no_walk_is_a_sentence(text, why):
+    with pytest.raises(Refused, match=why):
+        parse(text, None, wordless=text.startswith("--"))
+
+
+def a_film(frames: int) -> list[tuple[int, int]]:
+    """The shade in the middle of each frame, and its milliseconds."""
+    pictures = [png(32, 32, round(200 * place / (frames - 1))) for place in range(frames)]
+    made = Image.open(io.BytesIO(walk(pictures)))
+    seen = []
+    for place in range(made.n_frames):
+        made.seek(place)
+        made.load()
+        seen.append((made.convert("L").getpixel((9, 9)), made.info["duration"]))
+    return seen
+
+
+def test_its_film_goes_there_and_back_through_every_picture():
+    seen = a_film(5)
+    shades = [shade for shade, _ in seen]
+    assert len(seen) == 2 * 4 * BETWEEN + 1
+    there = [200 * at / 12 for at in range(13)]
+    assert shades == pytest.approx([*there, *there[-2::-1]], abs=3)
+    assert seen[4 * BETWEEN][1] >= HOLD_MS <= seen[-1][1]
+    assert walking([png(64, 32), png(64, 32)]).size == (512, 256)
+    with pytest.raises(ValueError, match="two pictures"):
+        walk([png(8, 8)])
+
+
+async def over(house, jobs, until):
+    async def done() -> bool:
+        return all([(await house.studio.view(job)).state not in ("queued", "sent", "running") for job in jobs])
+
+    await until(done)
+    return [await house.studio.view(job) for job in jobs]
+
+
+@pytest.mark.asyncio
+async def test_its_jobs_share_all_but_their_place_and_end_in_one_film(workplace, until, ann, here):
+    house = await workplace.house()
+    await workplace.worker()
+    await until(lambda: house.studio.workers())
+    studio = house.studio
+    tickets = await studio.imagine("a fox --walk a cat --frames 6 --steps 20 --seed 7", ann, here)
+    assert len(tickets) == 2
+    views = await over(house, [one.job for one in tickets], until)
+    assert [view.recipe.walk for view in views] == [Walk("a cat", 0, 6), Walk("a cat", 4, 6)]
+    assert [(view.recipe.count, view.recipe.seed) for view in views] == [(4, 7), (2, 7)]
+    assert sum(view.walk for view in views) == 1, "one of them bears the film"
+    films = [await studio.walk(view.id) for view in views]
+    assert films[0] == films[1]
+    assert [part.id for part in await house.store.ask(walks.parts, views[1].id)] == [view.id for view in views]
+
+    (other,) = await studio.imagine("a fox --steps 20", ann, here)
+    (view,) = await over(house, [other.job], until)
+    assert not view.walk
+    with pytest.raises(Refused, match="no film of a walk"):
+        await studio.walk(view.id)
+    with pytest.raises(Refused, match="A walk begins with a prompt of its own"):
+        await studio.remix(view.id, 0, "a dog --walk a cat", ann, here)
+
+    moved = await studio.vary(views[1].id, 0, BOB, here)
+    recipe = (await studio.view(moved.job)).recipe
+    assert (recipe.walk, recipe.mixed, recipe.lineage) == (None, True, (Ancestor(7, 0, 0.2),))
+    near = await studio.branch(views[1].id, 0, 10, BOB, here, steps=40)
+    recipe = (await studio.view(near.job)).recipe
+    assert [one.text for one in recipe.concepts] == ["a fox", "a cat"]
+    assert (recipe.walk, recipe.mixed, recipe.seed) == (None, True, 7)
+
+
+@pytest.mark.asyncio
+async def test_a_walk_is_deleted_as_a_whole_and_its_words_are_read(workplace, until, ann, here):
+    house = await workplace.house()
+    await workplace.worker()
+    await until(lambda: house.studio.workers())
+    tickets = await house.studio.imagine("a fox --walk a cat --frames 5 --steps 20", ann, here)
+    await over(house, [one.job for one in tickets], until)
+    done = await house.desk.moderation.delete(tickets[1].job, ann)
+    assert set(done.shown) == {one.job for one in tickets}
+    with pytest.raises(Refused):
+        await house.studio.view(tickets[0].job)
+    draft = Draft(
+        id="0" * 26, action="imagine", prompt="p", notes=(), task=stations(FOX, "a gory cat", 4)[0], member=ann,
+        place=here, pool="default", model="m", cost=1.0, created=1.0, deadline=2.0,
+    )  # fmt: skip
+    assert "a gory cat" in list(typed(draft))
+
+
+@pytest.mark.asyncio
+async def test_a_walk_under_way_has_no_film_yet(workplace, until, ann, here):
+    house = await workplace.house()
+    tickets = await house.studio.imagine("a fox --walk a cat", ann, here)
+    assert len(tickets) == 3
+    for ticket in tickets:
+        with pytest.raises(Refused, match="still under way"):
+            await house.studio.walk(ticket.job)
+
+
+def test_a_station_stands_still_for_what_goes_on_from_it():
+    recipe = FOX
+    parts = stations(recipe, "a cat", 9)
+    assert [part.count for part in parts] == [4, 4, 1]
+    rest = resting(parts[1], 0)
+    assert (rest.walk, rest.mixed, rest.seed) == (None, True, recipe.seed)
+    assert [one.weight for one in rest.concepts] == [0.5, 0.5]
+    assert one_of(parts[1], 3).seed == recipe.seed
+    assert varied(parts[0], 3, 0.2, 1).lineage[-1] == Ancestor(recipe.seed, 0, 0.2)
+    assert resting(parts[2], 0).concepts == (Concept("a cat"),)
+    assert pinned(parts[0]).bucket == pinned(recipe).bucket
+
+
+@pytest.mark.asyncio
+async def test_a_walk_from_picture_to_picture_goes_through_each(workplace, until, ann, here):
+    house = await workplace.house()
+    await workplace.worker()
+    await until(lambda: house.studio.workers())
+    studio = house.studio
+    (ticket,) = await studio.imagine("a fox --count 3 --seed 7 --steps 20", ann, here)
+    with pytest.raises(Refused, match="between several finished pictures"):
+        await studio.walk_between(ticket.job, BOB, here)
+    (grid,) = await over(house, [ticket.job], until)
+    tickets = await studio.walk_between(grid.id, BOB, here)
+    views = await over(house, [one.job for one in tickets], until)
+    assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4
+    images = [of_image(view.recipe, image) for view in views for image in range(view.recipe.count)]
+    assert [image.seed for image in images if not image.lineage] == [7, 8, 9]
+    assert len(images) == 13
+    assert sum(view.walk for view in views) == 1
+    film = Image.open(io.BytesIO(await studio.walk(views[0].id, kind="gif")))
+    assert film.format == "GIF"
+    (varied_ones,) = await over(house, [(await studio.vary(grid.id, 0, ann, here)).job], until)
+    for other in (varied_ones, views[0]):
+        with pytest.raises(Refused, match="none of which is a variation"):
+            await studio.walk_between(other.id, ann, here)
+    again = await studio.reroll(views[0].id, ann, here)
+    recipe = (await studio.view(again.job)).recipe
+    assert recipe.walk.noises == (recipe.seed, recipe.seed + 1, recipe.seed + 2)

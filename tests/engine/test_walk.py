@@ -1,0 +1,121 @@
+"""A walk from words to words: its ends are the plain pictures, its stations the mixed ones, all from one noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from engine.admit import admit
+from engine.encode import parameters
+from engine.families.stable_diffusion import StableDiffusion
+from engine.job import Ancestor, Concept, Recipe, Walk, decode, encode, of_image, rows, stream
+from engine.unfit import Unfit
+from tests.engine.beginnings import developed
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def small(recipe: Make) -> Make:
+    def make(text: str = "a red cat", **fields: Any) -> Any:
+        known: dict[str, Any] = {"model": "embedded", "guidance": 3.5, "width": 64, "height": 64, "bucket": 2}
+        return recipe(text, **(known | fields))
+
+    return make
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+def test_its_ends_are_the_plain_pictures_and_its_middle_the_mixed_one(
+    embedded: StableDiffusion, small: Make, job: Make, sampler: str
+) -> None:
+    common = {"steps": 6, "sampler": sampler, "seed": 9}
+    stations = developed(job(small("cat", count=3, walk=Walk("dog", 0, 3), **common)), {}, embedded)
+    half = (Concept("cat", 0.5), Concept("dog", 0.5))
+    plain = [small("cat", **common), small(concepts=half, mixed=True, **common), small("dog", **common)]
+    for station, one in zip(stations, plain, strict=True):
+        [alone] = developed(job(one), {}, embedded)
+        assert torch.equal(station.latents, alone.latents)
+    assert float((stations[0].latents - stations[2].latents).abs().max()) > 0.1
+
+
+def test_several_jobs_are_one_walk(recipe: Make) -> None:
+    parts = [recipe("cat", count=count, walk=Walk("dog", first, 10)) for first, count in ((0, 4), (4, 4), (8, 2))]
+    images = [of_image(part, image) for part in parts for image in range(part.count)]
+    assert images[0].concepts == (Concept("cat"),)
+    assert images[-1].concepts == (Concept("dog"),)
+    assert [image.mixed for image in images] == [False, *[True] * 8, False]
+    shares = [sum(one.weight for one in image.concepts if one.text == "dog") for image in images]
+    assert shares == pytest.approx([place / 9 for place in range(10)])
+    assert all(sum(one.weight for one in image.concepts) == pytest.approx(1.0) for image in images)
+    assert {stream(part, image) for part in parts for image in range(part.count)} == {parts[0].seed}
+    assert [rows(part) for part in parts] == [rows(recipe("cat", count=part.count)) for part in parts]
+    assert all(of_image(image, place % 4) == image for place, image in enumerate(images[:4]))  # nothing is done twice
+
+
+def test_between_noises_every_picture_is_a_station(recipe: Make) -> None:
+    grid = recipe("cat", count=4, seed=7)
+    for seeds in ((7, 8), (7, 8, 9), (7, 8, 9, 10)):
+        parts = [
+            msgspec.structs.replace(grid, walk=Walk(None, first, 13, seeds), count=count)
+            for first, count in ((0, 4), (4, 4), (8, 4), (12, 1))
+        ]
+        images = [of_image(part, image) for part in parts for image in range(part.count)]
+        assert [image.seed for image in images if not image.lineage] == list(seeds)
+        legs = len(seeds) - 1
+        for place, image in enumerate(images):
+            leg, share = divmod(place * legs / 12, 1)
+            if image.lineage:
+                (left,) = image.lineage
+                assert (left.seed, left.index, left.strength) == (seeds[int(leg)], 0, pytest.approx(share))
+                assert image.seed == seeds[int(leg) + 1]
+            assert of_image(image, place % 4) == image
+            assert stream(image, place % 4) == image.seed
+            assert image.concepts == grid.concepts
+
+
+def test_between_noises_the_stations_of_the_grid_are_its_pictures(
+    embedded: StableDiffusion, small: Make, job: Make
+) -> None:
+    grid = developed(job(small("cat", steps=4, seed=7, count=2)), {}, embedded)
+    walked = developed(job(small("cat", steps=4, seed=7, count=3, walk=Walk(None, 0, 3, (7, 8)))), {}, embedded)
+    assert torch.equal(walked[0].latents, grid[0].latents)
+    assert torch.equal(walked[2].latents, grid[1].latents)
+    half = small("cat", steps=4, seed=8, lineage=(Ancestor(7, 0, 0.5),))
+    [middle] = developed(job(half), {}, embedded)
+    assert torch.equal(walked[1].latents, middle.latents)
+
+
+def test_its_recipe_is_of_version_5_and_in_each_picture() -> None:
+    known: dict[str, Any] = {"sampler": "ddim", "steps": 9, "guidance": 3.0, "width": 64, "height": 64}
+    one = Recipe(concepts=(Concept("cat"),), model="m", seed=5, dtype="float32", walk=Walk("dog", 4, 9), **known)
+    assert one.v == 5
+    assert decode(encode(one), Recipe) == one
+    said = [parameters(one, image, "r1") for image in range(4)]
+    assert [each.splitlines()[0] for each in said] == [
+        "cat::0.5 dog::0.5", "cat::0.375 dog::0.625", "cat::0.25 dog::0.75", "cat::0.125 dog::0.875",
+    ]  # fmt: skip
+    assert all("Seed: 5," in each and "Mixed: True" in each for each in said)
+    assert "Mixed" not in parameters(msgspec.structs.replace(one, walk=Walk("dog", 8, 9)), 0, "r1")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"concepts": (Concept("a"), Concept("b"))},
+        {"count": 3, "walk": Walk("dog", 8, 10)},
+        {"walk": Walk(None, 0, 9, (1, 2)), "lineage": (Ancestor(3, 0, 0.5),)},
+    ],
+    ids=["two", "beyond", "varied"],
+)
+def test_what_is_no_walk_is_refused(affine: Any, recipe: Make, job: Make, fields: dict[str, Any]) -> None:
+    with pytest.raises(Unfit, match="A walk"):
+        admit(job(recipe(**{"walk": Walk("dog", 0, 10), **fields})), {"affine": affine})
+
+
+def test_no_pipeline_walks_by_itself(embedded: StableDiffusion, small: Make, job: Make) -> None:
+    with pytest.raises(Unfit, match="no walks"):
+        admit(job(small(steps=10, sampler="unipc", walk=Walk("dog", 0, 4))), {"embedded": embedded})
