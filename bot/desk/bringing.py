@@ -1,4 +1,4 @@
-"""What a member wants to begin with, before anything of it is fetched or read. Frozen values; pure.
+"""What a member wants to begin with, before anything of it is fetched or read. Frozen values; does no I/O.
 
 A front end says what it is; the studio asks the rules first, and only then looks at it (`bot.desk.starting`).
 """
