@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import quote
 
 from bot.desk.bringing import Remote
 from bot.images.intake import MOST_BYTES
@@ -41,4 +42,5 @@ def remote(file: File) -> Remote:
     if file.size > MOST:
         said = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and at most {MOST // 2**20} are taken."
         raise Refused(said, 413)
-    return Remote(file.url, file.size, LOST.format(file.filename[:60] or "the file"))
+    ascii_only = "".join(letter if letter.isascii() else quote(letter) for letter in file.url)  # as it is sent anyway
+    return Remote(ascii_only, file.size, LOST.format(file.filename[:60] or "the file"))

@@ -96,8 +96,8 @@ class Admission:
         member, workers = drafts[0].member, dict(self._workers())
 
         def decide(asked: Sequence[Draft], ledger: Ledger) -> Sequence[Draft]:
-            if any(draft.material and draft.parent and ledger.gone(draft.parent[0]) for draft in asked):
-                raise Refused(GONE, 404)  # just now: from here on it would be kept with these
+            if any(_gone(draft, ledger) for draft in asked):
+                raise Refused(GONE, 404)
             terms = resolve(ledger.rules(), member, self._limits)
             taken = passed(asked, terms, ledger, known(ledger.preferences()), hour, relaxed=relaxed)
             return [_checked(draft, workers) for draft in taken]
@@ -115,6 +115,12 @@ class Admission:
             place=place, pool=order.pool, model=order.model, cost=order.cost, created=now,
             deadline=now + self._max_age, parent=order.parent, material=order.material,
         )  # fmt: skip
+
+
+def _gone(draft: Draft, ledger: Ledger) -> bool:
+    """Whether what it would begin with was deleted after it was found: once it is noted, the job would keep it."""
+    contents = [one.sha256 for one in draft.material]
+    return bool(contents) and ledger.gone(draft.parent[0] if draft.parent else None, contents)
 
 
 def _checked(draft: Draft, workers: Mapping[str, Presence]) -> Draft:

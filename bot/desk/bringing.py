@@ -1,4 +1,4 @@
-"""What a member wants to begin with, before anything of it is fetched or read. Frozen values; pure.
+"""What a member wants to begin with, before anything of it is fetched or read. Frozen values; does no I/O.
 
 A front end says what it is; the studio asks the rules first, and only then looks at it (`bot.desk.starting`).
 """
@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bot.images.intake import MOST_BYTES
-from bot.images.links import ELSEWHERE, LOST, from_discord, leading, shot_of
+from bot.images.links import LOST, check, leading, shot_of
 from bot.images.reading import KEPT_SIDE
-from bot.refused import Refused
 
 READ = 3 * KEPT_SIDE * KEPT_SIDE  # bytes that one picture has at most once it is read
 
@@ -71,9 +70,7 @@ def _named(url: str, own: Sequence[str]) -> Remote | Finished:
     for base in own:
         if (shot := shot_of(url, base)) is not None:
             return Finished(shot[0], shot[1] - 1)
-    if not from_discord(url):
-        raise Refused(ELSEWHERE)
-    return Remote(url)
+    return Remote(check(url))
 
 
 def _size(piece: bytes | Remote) -> int:

@@ -29,7 +29,7 @@ _DISCORD = re.compile(
 )
 _OWN = re.compile(r"/api/jobs/([0-9A-HJKMNP-TV-Z]{26})/pictures/([1-9])\.png")
 # At the beginning of a prompt; perhaps in angle brackets, as Discord has one that shows nothing, or before a comma.
-_LEADING = re.compile(r"<?(https?://[^\s<>]*)>?,?(?:\s+|$)", re.IGNORECASE)
+_LEADING = re.compile(r"\s*<?(https?://[^\s<>]*)>?,?(?:\s+|$)", re.IGNORECASE)
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+")
 
 
@@ -47,11 +47,11 @@ def allowed(url: str, own: str | None = None) -> bool:
 
 def leading(text: str) -> tuple[list[str], str]:
     """The addresses that a prompt begins with, whatever they are, and the prompt without them."""
-    found, rest = list[str](), text
-    while match := _LEADING.match(rest := rest.lstrip()):
+    found, at = list[str](), 0
+    while match := _LEADING.match(text, at):
         found.append(match[1].rstrip(","))
-        rest = rest[match.end() :]
-    return found, rest if found else text
+        at = match.end()
+    return found, text[at:]
 
 
 def check(url: str, own: str | None = None) -> str:

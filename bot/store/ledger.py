@@ -7,7 +7,7 @@ device-seconds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -18,8 +18,9 @@ from bot.rules import Rule
 from bot.rules.terms import Whose
 from bot.states import ACTIVE, OPEN
 from bot.store import members, rules
+from bot.store.heirs import MADE
 from bot.store.spent import veiled
-from bot.store.tables import jobs
+from bot.store.tables import jobs, pictures
 from bot.store.traces import spent
 from bot.views import Member
 
@@ -64,10 +65,17 @@ class Ledger:
         """The member's, as they were written."""
         return members.preferences(self._connection, self._member.id)
 
-    def gone(self, job: str) -> bool:
-        """Whether a job's pictures were taken away."""
-        asked = select(jobs.c.deleted).where(jobs.c.id == job)
-        return self._connection.execute(asked).scalar_one_or_none() is not None
+    def gone(self, parent: str | None, contents: Sequence[str]) -> bool:
+        """Whether a job would begin with what was just taken away: its parent's, or what none but deleted jobs made."""
+        asked = select(jobs.c.deleted).where(jobs.c.id == parent)
+        if self._connection.execute(asked).scalar_one_or_none() is not None:
+            return True
+        made = select(pictures.c.sha256, jobs.c.deleted).join(jobs, jobs.c.id == pictures.c.job)
+        made = made.where(pictures.c.sha256.in_(contents), pictures.c.kind.in_(MADE))
+        alive: dict[str, bool] = {}
+        for row in self._connection.execute(made):
+            alive[row.sha256] = alive.get(row.sha256, False) or row.deleted is None
+        return not all(alive.values())
 
     def _told(self, **others: object) -> dict[str, object]:
         """What the statements below are told of the member."""

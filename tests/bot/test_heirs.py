@@ -12,7 +12,8 @@ from PIL import Image
 from bot.desk.bringing import Bring, Finished
 from bot.refused import Refused
 from bot.sentences import GONE
-from bot.store import keeping, reads, reviews
+from bot.store import deleting, keeping, reads, reviews
+from bot.store.ledger import look
 from bot.views import Member
 from tests.bot.conftest import png
 from tests.bot.test_onward import kept, opened, over
@@ -148,7 +149,8 @@ async def test_what_still_waits_with_it_ends_and_says_so(workplace, until, ann, 
     assert view.cost == 0
 
 
-async def test_a_deletion_while_it_is_asked_for_wins(workplace, until, ann, here):
+@pytest.mark.parametrize("way", ["zoom", "shots"])
+async def test_a_deletion_while_it_is_asked_for_wins(workplace, until, ann, here, way):
     house, _, first = await finished(workplace, until, ann, here)
     take = house.studio._take
 
@@ -157,5 +159,19 @@ async def test_a_deletion_while_it_is_asked_for_wins(workplace, until, ann, here
         return await take(*args, **more)
 
     house.studio._take = late
+    ask = house.studio.zoom(first.id, 0, 2.0, BOB, here)
+    if way == "shots":
+        ask.close()
+        ask = house.studio.imagine("a cat", BOB, here, bring=Bring((Finished(first.id, 0),)))
     with pytest.raises(Refused, match=GONE):
-        await house.studio.zoom(first.id, 0, 2.0, BOB, here)
+        await ask
+
+
+async def test_its_row_says_so_even_while_the_file_is_still_there(workplace, until, ann, here):
+    house, _, first = await finished(workplace, until, ann, here)
+    other = await contents(house, first.id, "image")
+    assert await house.store.ask(look, ann, 1.0, lambda ledger: ledger.gone(None, sorted(other))) is False
+    await house.store.write(deleting.mark, [first.id], (ann.id, "Ann"), 1.0)
+    for parent, names in ((None, sorted(other)), (first.id, ["0" * 64])):
+        assert await house.store.ask(look, ann, 1.0, lambda ledger, p=parent, n=names: ledger.gone(p, n))
+    assert not await house.store.ask(look, ann, 1.0, lambda ledger: ledger.gone(None, ["0" * 64]))

@@ -68,6 +68,8 @@ class Huge:
 async def test_a_picture_that_is_too_large_is_not_fetched_at_all(open_world: Any) -> None:
     with pytest.raises(Refused, match=r"huge.png has 16\.0 MiB, and at most 16 are taken"):
         brought.remote(Huge())
+    named = Huge("https://cdn.discordapp.com/attachments/1/2/bär.png?ex=1&hm=a&", 5)
+    assert brought.remote(named).url == "https://cdn.discordapp.com/attachments/1/2/b%C3%A4r.png?ex=1&hm=a&"
     async with open_world(worker=False) as world:
         bring = Bring((brought.remote(Huge("https://cdn.discordapp.com/gone", 5)),))
         with pytest.raises(Refused, match=r"does not hand huge\.png out just now"):

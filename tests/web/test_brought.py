@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,12 @@ import pytest
 from PIL import Image
 
 from bot.images.film_formats import TYPES, available
+from bot.web.body import LINES
 from painter import solid
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.web.conftest import Room
 
 pytestmark = pytest.mark.asyncio
@@ -166,3 +170,34 @@ async def test_a_prompt_may_begin_with_the_address_of_a_picture_in_the_room(room
     assert job["start"] == {"pictures": 1, "strength": 0.6, "mask": False}
     status, said = await room.ask("POST", "/api/jobs", {"prompt": "https://evil.example/a.png a cat"})
     assert (status, "Only pictures that were uploaded" in said["error"]) == (422, True)
+
+
+async def test_a_visitors_second_form_waits_unread_and_another_visitors_does_not(room: Room) -> None:
+    rest = asyncio.Event()
+    head = b'--x\r\nContent-Disposition: form-data; name="order"\r\n\r\n{"prompt": "a lamp"}\r\n--x\r\n'
+    part = b'Content-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + png() + b"\r\n--x--\r\n"
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield head
+        await rest.wait()
+        yield part
+
+    async def slow() -> int:
+        kind = {**OURS, "Content-Type": "multipart/form-data; boundary=x"}
+        async with room.client.post(f"{room.url}/api/jobs", data=slowly(), headers=kind) as answer:
+            return answer.status
+
+    first = asyncio.create_task(slow())
+    while not room.app[LINES]._lines:
+        await asyncio.sleep(0.01)
+    second = asyncio.create_task(send(room, "/api/jobs", form({"prompt": "a cat"}, ("picture", png()))))
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as other:
+        async with other.get(room.url):
+            pass
+        made = form({"prompt": "a dog"}, ("picture", png()))
+        async with other.post(f"{room.url}/api/jobs", data=made, headers=OURS) as answer:
+            assert answer.status == 201
+    assert not second.done()
+    rest.set()
+    assert (await first, (await second)[0]) == (201, 201)
+    assert room.app[LINES]._lines == {}

@@ -10,11 +10,12 @@ import aiohttp
 import pytest
 from rich.console import Console
 
-from bot.access import ELSEWHERE
+from bot.access import ELSEWHERE, PRIVATE
 from bot.cli import remote
 from bot.cli.bringing import Asked
 from bot.cli.developed import Undeveloped
 from bot.cli.screen import Screen
+from bot.desk.reach import ORIGINAL
 from bot.desk.studio import Member
 from bot.sentences import DELETED
 from bot.views import Place
@@ -159,3 +160,24 @@ async def test_the_terminal_says_that_what_it_waits_for_was_deleted(room: Room) 
     with Screen(Console(quiet=True), 1) as screen, pytest.raises(Undeveloped, match=DELETED):
         await remote.develop(room.url, "", Asked("/api/jobs", {"prompt": "a lamp"}), film=False, screen=screen)
     await deleting
+
+
+async def test_a_public_enlargement_does_not_open_its_private_original(room: Room) -> None:
+    await room.desk.preferences.prefer(AUTHOR.id, "results", "private")
+    job = (await room.end_of(await room.imagine("a secret lamp", count=1)))["id"]
+    await room.desk.preferences.prefer(AUTHOR.id, "results", "public")
+    _, said = await room.ask("POST", f"/api/jobs/{job}/upscale/1")
+    enlarged = (await room.end_of(said["id"]))["id"]
+    wishes: dict[str, Any] = {"zoom": {"factor": 2}, "pan": {"direction": "up"}, "branch": {"step": 12}, "vary": {}}
+    async with browsing() as other:
+        async with other.get(room.url):
+            pass
+        async with other.get(f"{room.url}/api/jobs/{enlarged}/pictures/1.png") as answer:
+            assert answer.status == 200, "that one is for all"
+        async with other.get(f"{room.url}/api/jobs/{enlarged}/branch/1") as answer:
+            assert (answer.status, (await answer.json())["error"]) == (403, ORIGINAL.format(PRIVATE))
+        for verb, body in wishes.items():
+            async with other.post(f"{room.url}/api/jobs/{enlarged}/{verb}/1", json=body) as answer:
+                assert (answer.status, (await answer.json())["error"]) == (403, ORIGINAL.format(PRIVATE)), verb
+    status, said = await room.ask("GET", f"/api/jobs/{enlarged}/branch/1")
+    assert (status, bool(said["steps"])) == (200, True)
