@@ -28,7 +28,9 @@ JOB_ROWS = 4
 GOAL = "≥ 0.9"
 SECONDS, QUICK = 30.0, 6.0
 WARMING = 4.0  # until every worker's batch is full
-USERS = 40
+# As many members a worker as there is room for. With more, each begins at once (the way in), and all of them end together
+# in a burst that is longer than the window.
+USERS = ROWS // JOB_ROWS
 
 
 def run(args: Sequence[str]) -> int:
@@ -73,7 +75,7 @@ async def _rate(here: Premises, count: int, seconds: float) -> tuple[float, str]
     names = [f"worker-{number}" for number in range(count)]
     for name in names:
         await here.workers.start(name, row_ms=ROW_MS, rows=ROWS)
-    jobs = [await here.imagine(PROMPT, member(n % USERS)) for n in range(_enough(count, seconds))]
+    jobs = [await here.imagine(PROMPT, member(n % (USERS * count))) for n in range(_enough(count, seconds))]
     await _busy(here, count)
     began, spent = time.time(), _spent(here)
     await asyncio.sleep(seconds)
