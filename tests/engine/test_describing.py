@@ -137,11 +137,11 @@ async def test_a_worker_describes_between_the_steps_of_a_running_picture(shop: S
     await bus.client.flush()
     await shop.bot.dispatch(a_job(steps=LONG))
     run = await midway(worker)
-    before = min(run.done.values())
-    found = await shop.bot.describe(asked("a fox", "a car", "", draws=8))
+    before, request = min(run.done.values()), asked("a fox", "a car", "", draws=8)
+    found = await shop.bot.describe(request)
     assert [len(one) for one in found] == [8, 8, 8]
     assert min(run.done.values()) > before, "the picture went on meanwhile"
-    assert found == await shop.bot.describe(asked("a fox", "a car", "", draws=8))
+    assert found == await shop.bot.describe(request), "the same bits, whatever else runs"
     for request, reason in (
         (asked("a", picture=b"no picture"), "cannot be read"), (asked("a", model="other"), "No worker that describes"),
     ):  # fmt: skip
