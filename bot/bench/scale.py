@@ -28,8 +28,8 @@ JOB_ROWS = 4
 GOAL = "≥ 0.9"
 SECONDS, QUICK = 30.0, 6.0
 WARMING = 4.0  # until every worker's batch is full
-# As many members a worker as there is room for. With more, each begins at once (the way in), and all of them end together
-# in a burst that is longer than the window.
+# As many members a worker as there is room for. With more, each begins at once (the way in), and all of them end
+# together, in a burst that is longer than the window.
 USERS = ROWS // JOB_ROWS
 
 
