@@ -133,8 +133,7 @@ def build(
     )  # fmt: skip
     cancelling, steering = Cancelling(store, bus, board, closing, workers), Steering(bus, board, clock=clock)
     gallery = Gallery(store, pictures)
-    starting = Starting(store, pictures, gallery, register, intake, outside)
-    options = Options(store, models.names)
+    starting, options = Starting(store, pictures, gallery, register, intake, outside), Options(store, models.names)
     studio = Studio(
         store, feed, models, register, gallery, admission, starting, options, cancelling, steering, workers, clock=clock
     )  # fmt: skip
