@@ -1,4 +1,4 @@
-"""Makes the pictures of `docs/pictures.md` anew: `python docs/pictures/draw.py`, some minutes of two cores.
+"""Makes the pictures of `docs/pictures.md` anew: `python docs/pictures/draw.py`, sooner beside a `darkroom up`.
 
 Everything is drawn by `darkroom imagine` as anybody can type it, with the embedded model; here it is only put side by
 side. Knows the command line and labels; knows nothing of models.
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from bot.images.labelled import compared
 
 HERE = Path(__file__).parent
-STEPS = ["--steps", "500", "--count", "1"]
+STEPS = ["--steps", "60", "--sampler", "dpmpp_2m", "--count", "1"]
 QUALITY = 82
 
 Strip = list[tuple[str, Path | Image.Image]]  # label and picture, from left to right
@@ -37,7 +37,7 @@ class Easel:
         words = tuple(map(str, typed))
         if words not in self._drawn:
             command = [sys.executable, "-m", "bot", "imagine", *words, *STEPS, "--json", "--out", str(self._folder)]
-            done = subprocess.run([*command, "--data", str(self._folder)], capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
             self._drawn[words] = Path(json.loads(done.stdout)["pictures"][0])
         return self._drawn[words]
 

@@ -40,8 +40,8 @@ OF_PICTURES: tuple[Press, ...] = (
     "up", "vary", "subtle", "strong", "favour", "approve", "deny", "zoomsome", "zoomtwice", "panleft", "panright",
     "panup", "pandown", "edit", "branch", "square", "compare",
 )  # fmt: skip
-DESTROYING: tuple[Press, ...] = ("erase",)
 MOST = 25  # buttons of a message
+DESTROYING: tuple[Press, ...] = ("erase",)
 
 # What each button and each form does.
 BUTTONS: Mapping[Press, Action] = {
@@ -156,6 +156,11 @@ class Scene:
             channel = self.world.client.get_partial_messageable(actor.channel.id, guild_id=actor.hand.guild.id)
         return await channel.send("everything at once", view=view)
 
+    async def boards(self, actor: Actor, ids: list[str]) -> dict[str, discord.Message]:
+        """As many of these as it takes for all buttons: on which each of them is."""
+        parts = [ids[at : at + MOST] for at in range(0, len(ids), MOST)]
+        return {each: board for part in parts for board in [await self.board(actor, part)] for each in part}
+
 
 def who(hand: Any, name: str, guild: str, flags: Sequence[str]) -> Member:
     return replace(Member(f"discord:{hand.id}", name, guild), **dict.fromkeys(flags, True))
@@ -255,6 +260,12 @@ async def test_every_button_pressed_by_everybody_on_public_and_private_jobs(open
                     about = None if press == "dismiss" else job
                     wanted = scene.forbidden(BUTTONS[press], actor, about)
                     result = await actor.hand.click(boards[number // MOST], custom_id=custom_id)
+                pressed = dict(ids_of(job, presses))
+                boards = await scene.boards(actor, list(pressed.values()))
+                for press, custom_id in pressed.items():
+                    about = None if press == "dismiss" else job
+                    wanted = scene.forbidden(BUTTONS[press], actor, about)
+                    result = await actor.hand.click(boards[custom_id], custom_id=custom_id)
                     judge(wanted, result, f"{press} by {actor.name}, private: {scene.subjects[job].private}")
 
 
