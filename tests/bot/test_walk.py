@@ -58,7 +58,7 @@ def a_film(frames: int) -> list[tuple[int, int]]:
     pictures = [png(32, 32, round(200 * place / (frames - 1))) for place in range(frames)]
     made = Image.open(io.BytesIO(walk(pictures)))
     seen = []
-    for place in range(made.n_frames):
+    for place in range(getattr(made, "n_frames", 1)):
         made.seek(place)
         made.load()
         seen.append((made.convert("L").getpixel((9, 9)), made.info["duration"]))
