@@ -23,6 +23,7 @@ from bot.images.intake import Brought
 from bot.images.pixels import size
 from bot.models import Profile
 from bot.orders import Order, renewed
+from bot.prompt import Request
 from bot.prompt.possible import check_possible
 from bot.prompt.request import fit
 from bot.refused import Refused
@@ -42,11 +43,13 @@ class Onward(Further):
     ) -> Ticket:  # fmt: skip
         """What is white in `mask` (a picture file) is drawn anew, with other words where `text` says so."""
         record, recipe, index = await self._picture("edit", job, index, member)
+        text, notes = (None, ()) if text is None else await self._worded(text, member)
+        other = None if text is None else single(text, {"negative": recipe.negative}, self._models.names(), "job")
         if known := await self._early("edit", member, key, record.prompt if text is None else text):
             return known[0]
         bring = Bring((Finished(record.id, index),), mask)
         async with self._starting.opened(member, bring) as start:
-            return await self._begun("edit", record, recipe, index, start, member, place, key, text, strength)
+            return await self._begun("edit", record, recipe, index, start, member, place, key, other, strength, notes)
 
     async def zoom(
         self, job: str, index: int, factor: float, member: Member, place: Place, *, key: str | None = None
@@ -128,26 +131,24 @@ class Onward(Further):
 
     async def _begun(
         self, action: Action, record: Record, recipe: Recipe, index: int, start: Origin, member: Member, place: Place,
-        key: str | None, text: str | None = None, strength: float | None = None, shape: tuple[int, int] | None = None,
+        key: str | None, other: Request | None = None, strength: float | None = None, notes: tuple[str, ...] = (),
+        shape: tuple[int, int] | None = None,
     ) -> Ticket:  # fmt: skip
-        """A job in the place of its parent's words, or other ones, that begins with pictures; of its parent's size, or
-        of a `shape`, width to height.
+        """A job in the place of its parent's, by its words or `other` ones, that begins with pictures; of its parent's
+        size, or of a `shape`, width to height.
         """
         base, said, profile = self._now(rerolled(resting(recipe, index), self._fresh()))
         if shape is not None:
             width, height = fit(shape, profile.warm)
             base = msgspec.structs.replace(base, width=width, height=height)
         words = record.prompt
-        if text is not None:
-            text, stands = await self._worded(text, member)
-            said = (*stands, *said)
-            request = single(text, {"negative": base.negative}, self._models.names(), "job")
-            base, words = remixed(base, request, profile.warm), " ".join(request.text.split())
-            strength = request.strength if strength is None else strength
+        if other is not None:
+            base, words = remixed(base, other, profile.warm), " ".join(other.text.split())
+            strength = other.strength if strength is None else strength
         made = msgspec.structs.replace(base, start=start.forward(strength), lineage=())
         check_possible(made, profile.warm)
         order = Order(
-            action, words, said, made, profile.pool, cost(made, profile.warm), (record.id, index),
+            action, words, (*notes, *said), made, profile.pool, cost(made, profile.warm), (record.id, index),
             material=start.material,
         )  # fmt: skip
         return (await self._take([order], member, place, key, start))[0]

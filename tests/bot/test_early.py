@@ -131,6 +131,8 @@ async def test_edits_zooms_pans_and_branches_ask_first_too(workplace, until, ann
     await workplace.worker()
     (ticket,) = await house.studio.imagine("a lamp --steps 40 --count 1", ann, here)
     first = await over(house, ticket.job, until)
+    with pytest.raises(Refused, match="One job at a time"):
+        await house.studio.edit(first.id, 0, Remote(AT), BOB, here, text="{a, b}")
     await house.desk.administration.set(ADA, "guild", "", "commands", "imagine")
     for ask in (
         house.studio.edit(first.id, 0, Remote(AT), BOB, here), house.studio.zoom(first.id, 0, 2.0, BOB, here),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
 WHAT = """**Darkroom** turns words into pictures while you watch.
-{imagine} with a few words: four pictures develop here. With an image it begins with that.
+{imagine} with a few words: four pictures develop here. With an image, or a link before the words, it begins with that.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--relax` `--guidance 5` `--model …` \
 `--sampler euler`
 -# Also `--interval 0.2-0.8`, `--lora name:0.8`, `(word:1.2)`
