@@ -521,13 +521,17 @@ class DescribeRequest(_Value, frozen=True, kw_only=True):
 
 
 class DescribeReply(_Value, frozen=True, kw_only=True):
-    """For each text the mean squared error of the noise at each draw, or the reason why there is none."""
+    """For each text the mean squared error of the noise at each draw, or the reason why there is none.
+
+    `elsewhere`: this worker cannot say just now, another may.
+    """
 
     v: Version = STARTS
     errors: Annotated[
         tuple[Annotated[tuple[Discrepancy, ...], Meta(max_length=MAX_DRAWS)], ...], Meta(max_length=MAX_CANDIDATES)
     ] = ()
     error: Sentence = ""
+    elsewhere: bool = False
 
 
 class Malformed(ValueError):

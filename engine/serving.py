@@ -180,7 +180,6 @@ async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     engine = Engine(shelf.families, rows=ready.rows, prices=ready.prices, caps=ready.caps)
     lane = Lane(shelf.families, ready.check)
     worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf)
-    await bus.serve_describe(worker.describing.models, worker.describing.answer)
     with _signals(worker.drain):
         watch = asyncio.create_task(_end_with(settings.parent, worker.drain))
         try:

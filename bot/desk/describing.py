@@ -92,12 +92,13 @@ class Describing:
         warm = self._warm(model)
         await self._check(member, warm)
         with self._place(member.id):
-            brought = await self._read(member, piece)
-            picture = await asyncio.to_thread(square, brought.png, warm.size)
             try:
-                async with asyncio.timeout(SECONDS), self._turn:
-                    search = Search(self._ask, warm, picture)
-                    return Described(warm.name, *await search.found(vocabulary(warm)), brought.notes)
+                async with asyncio.timeout(SECONDS):
+                    brought = await self._read(member, piece)
+                    picture = await asyncio.to_thread(square, brought.png, warm.size)
+                    async with self._turn:
+                        search = Search(self._ask, warm, picture)
+                        return Described(warm.name, *await search.found(vocabulary(warm)), brought.notes)
             except TimeoutError as error:
                 raise Refused(LATE, 429) from error
             except (NobodyAnswers, ConnectionError) as error:

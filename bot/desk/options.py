@@ -29,7 +29,7 @@ class Options:
 
     async def meant(self, member: str, text: str) -> dict[str, str]:
         """Those that `text` may have; nothing is looked up for a text all of whose flags are known. Raises `Refused`
-        for more text than a prompt may have.
+        for more text than a prompt may have, and for braces that cannot be read.
         """
         return await self.of(member) if foreign(clean(text)) else {}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bot.prompt.concepts import clean
 from bot.prompt.flags import OURS, first_flag, is_known, pieces, split
+from bot.prompt.permutations import expand
 from bot.prompt.values import read
 from bot.refused import Refused
 from bot.sentences import shortened
@@ -24,8 +25,11 @@ STANDS = "--{} stands for “{}”."
 
 
 def foreign(text: str) -> tuple[str, ...]:
-    """The flags in `text` that are nobody's, so perhaps a member's own."""
-    return tuple(dict.fromkeys(one.name for one in pieces(text)[1] if not is_known(one.name)))
+    """The flags in `text`, in braces as well, that are nobody's, so perhaps a member's own. Raises `Refused` for braces
+    that cannot be read.
+    """
+    flags = (one.name for prompt in expand(text) for one in pieces(prompt)[1])
+    return tuple(dict.fromkeys(name for name in flags if not is_known(name)))
 
 
 def spelt(text: str, own: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from bot.store.tables import jobs, pictures
 MADE, BEGUN = ("image", "ladder"), ("input", "mask", "branch")
 CANVAS = "canvas"  # of an heir's, left with whom it shows
 OF_A_PICTURE = ("edit", "zoom", "pan")
-BRINGING = ("imagine", "blend")
+BRINGING = ("imagine", "blend", "zoom", "pan")  # what they begin with is theirs: files that were sent, a canvas
 
 
 def disinherit(connection: Connection, ids: Sequence[str]) -> None:

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 FULL = 10077  # JetStream's code for "no room", also for a second message on a subject that holds one
 RESULTS_AT_ONCE = 64
+DESCRIBERS_ASKED, DESCRIBERS_PAUSE = 4, 0.5  # workers, and seconds between two
 DESCRIBING_SECONDS = 50.0  # longer than a worker works on one request
 NOBODY = "503"  # the status by which the server says that nobody hears a request
 
@@ -185,20 +186,32 @@ class BotSide(Station):
     async def describe(
         self, request: DescribeRequest, timeout: float = DESCRIBING_SECONDS
     ) -> tuple[tuple[float, ...], ...]:  # fmt: skip
-        """The error of each text at each draw. Raises `NobodyAnswers` when no worker can say."""
-        with reaching("describe"):
-            try:
-                answer = await self._asked(subjects.describe(request.model), encode(request), timeout)
-                reply = decode(answer, DescribeReply)
-            except NoRespondersError as error:
-                raise NobodyAnswers(f"No worker that describes pictures with {request.model} is online.") from error
-            except (TimeoutError, Malformed) as error:
-                raise NobodyAnswers("The worker that was asked did not answer.") from error
+        """The error of each text at each draw. Raises `NobodyAnswers` when no worker can say.
+
+        Whoever is asked may be busy or about to end, so a few are.
+        """
+        reply = await self._describe(request, timeout)
+        for _ in range(DESCRIBERS_ASKED - 1):
+            if not (reply.error and reply.elsewhere):
+                break
+            await asyncio.sleep(DESCRIBERS_PAUSE)
+            reply = await self._describe(request, timeout)
         if reply.error:
             raise NobodyAnswers(reply.error)
         if [len(one) for one in reply.errors] != [request.draws] * len(request.texts):
             raise NobodyAnswers("A worker answered with the wrong number of errors.")
         return reply.errors
+
+    async def _describe(self, request: DescribeRequest, timeout: float) -> DescribeReply:
+        with reaching("describe"):
+            try:
+                answer = await self._asked(subjects.describe(request.model), encode(request), timeout)
+                return decode(answer, DescribeReply)
+            except NoRespondersError as error:
+                said = f"No worker that is online has {request.model} in memory: draw something with it first."
+                raise NobodyAnswers(said) from error
+            except (TimeoutError, Malformed) as error:
+                raise NobodyAnswers("The worker that was asked did not answer.") from error
 
     async def _asked(self, subject: str, request: bytes, timeout: float) -> bytes:
         """What one of the workers answers, where those elsewhere can send it, too."""

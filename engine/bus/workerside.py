@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js.errors import KeyNotFoundError
 
 from engine.bus import subjects
@@ -58,6 +59,7 @@ class WorkerSide(Station):
         self._pulls: dict[str, Pull[Job]] = {}
         self._there: dict[str, tuple[str, ...]] = {}  # in which pools a worker was announced
         self._answering: set[asyncio.Task[None]] = set()
+        self._described: dict[str, Subscription] = {}  # by the model that is asked for
         self._salt = secrets.token_bytes(16)  # else another could say first what we say, and ours would be the copy
 
     async def pull(self, pools: Sequence[str], timeout: float = 1.0, *, wait: bool = True) -> Delivered[Job] | None:
@@ -193,7 +195,7 @@ class WorkerSide(Station):
             await self.client.subscribe(subjects.EMBED, queue=subjects.EMBED, cb=answer)
 
     async def serve_describe(self, models: Sequence[str], describe: Describe) -> None:
-        """Answers requests to describe with one of these models from now on, sharing them with the other workers.
+        """Answers requests to describe with these models, and no others, from now on; workers share them.
 
         `describe` raises nothing but cancellation; one request does not wait for another.
         """
@@ -204,8 +206,11 @@ class WorkerSide(Station):
             task.add_done_callback(self._answering.discard)
 
         with reaching("offer to describe"):
-            for model in models:
-                await self.client.subscribe(subjects.describe(model), queue=subjects.DESCRIBERS, cb=answer)
+            for model in set(models) - self._described.keys():
+                heard = await self.client.subscribe(subjects.describe(model), queue=subjects.DESCRIBERS, cb=answer)
+                self._described[model] = heard
+            for model in self._described.keys() - set(models):
+                await self._described.pop(model).unsubscribe()
 
 
 async def _described(describe: Describe, msg: Msg) -> None:

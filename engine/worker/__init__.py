@@ -111,6 +111,7 @@ class Worker:
         duties: list[Coroutine[object, object, None]] = [
             self._pull(), self._announce(), self._lease.beat(), self._lease.watch(), self._attention.listen(),
             self._steering.listen(), self._keeping.keep(), self._output.show(), self._bus.hold(),
+            self._describe(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(duty) for duty in duties]
         try:
@@ -168,6 +169,15 @@ class Worker:
                 await self._bus.announce(self._presence())
             except Unreachable as error:
                 log.warning("%s", error)
+
+    async def _describe(self) -> None:
+        """Heard is what is in memory: where it is not, a request would come in vain, and not to who has it."""
+        while True:
+            try:
+                await self._bus.serve_describe(self.describing.models, self.describing.answer)
+            except Unreachable as error:
+                log.warning("%s", error)
+            await asyncio.sleep(PAUSE)
 
     def _presence(self) -> Presence:
         """With what is in memory now, where there is a shelf."""

@@ -45,13 +45,13 @@ class Describing:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Those that pictures may be described with, where they are in memory."""
-        return tuple(warm.name for warm in self._shelf.warm())
+        """Those that are in memory: nothing is loaded to describe a picture."""
+        return tuple(warm.name for warm in self._shelf.warm() if warm.loaded)
 
     async def answer(self, asked: DescribeRequest) -> DescribeReply:
         """The errors, or why there are none. Raises nothing but cancellation."""
         if self._turn.locked() or self._ending:
-            return DescribeReply(error=ENDING if self._ending else BUSY)
+            return DescribeReply(error=ENDING if self._ending else BUSY, elsewhere=True)
         async with self._turn:
             return await self._answer(asked)
 
@@ -66,11 +66,11 @@ class Describing:
             async with asyncio.timeout(SECONDS) as self._left, self._held(asked) as (family, warm):
                 return DescribeReply(errors=await self._errors(asked, family, warm))
         except Unfit as error:
-            return DescribeReply(error=error.sentence[:500])
+            return DescribeReply(error=error.sentence[:500], elsewhere=error.blame == "worker")
         except TimeoutError:
-            return DescribeReply(error=ENDING if self._ending else SLOW)
+            return DescribeReply(error=ENDING if self._ending else SLOW, elsewhere=True)
         except DeviceLost:  # the engine's thread says so, too, and the worker ends
-            return DescribeReply(error="This worker has lost its device.")
+            return DescribeReply(error="This worker has lost its device.", elsewhere=True)
         except Exception:
             log.exception("a picture could not be described")
             return DescribeReply(error="This worker failed to describe the picture.")

@@ -180,9 +180,9 @@ async def test_the_rules_of_the_house_hold(rules: tuple[Rule, ...], reason: str,
 @pytest.mark.asyncio
 async def test_what_cannot_be_done_is_said_in_a_sentence(intake: Intake) -> None:
     async def nobody(request: DescribeRequest) -> Any:
-        raise NobodyAnswers("No worker that describes pictures with embedded is online.")
+        raise NobodyAnswers("No worker that is online has embedded in memory: draw something with it first.")
 
-    with pytest.raises(Refused, match="No worker that describes"):
+    with pytest.raises(Refused, match="No worker that is online"):
         await describing(nobody, intake).describe(png(), ANN)
     with pytest.raises(Refused, match="is of no kind that is read"):
         await describing(nobody, intake).describe(b"no picture at all", ANN)

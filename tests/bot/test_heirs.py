@@ -95,6 +95,21 @@ async def test_what_it_began_with_goes_with_its_source_and_what_was_made_stays(
     await house.studio.edit(views["edit"].id, 0, png(64, 64, 255), BOB, here)
 
 
+async def test_a_canvas_goes_with_the_zoom_that_it_was_made_for_and_not_only_with_its_source(
+    workplace, until, ann, here, kept
+):  # fmt: skip
+    house, _, first = await finished(workplace, until, ann, here)
+    zoom = await over(house, (await house.studio.zoom(first.id, 1, 2.0, BOB, here)).job, until)
+    again = await over(house, (await house.studio.reroll(zoom.id, EVE, here)).job, until)
+    canvas = await contents(house, again.id, "input")
+    assert canvas == await contents(house, zoom.id, "input")
+    await house.desk.moderation.delete(zoom.id, BOB)
+    assert not await contents(house, again.id, "input")
+    await house.desk.moderation.delete(first.id, ann)
+    await until(lambda: not canvas & kept())
+    assert len(await house.studio.all_shown(again.id)) == again.recipe.count
+
+
 async def test_what_goes_by_age_leaves_what_came_of_it_whole(workplace, until, ann, here, kept):
     house, _, first = await finished(workplace, until, ann, here)
     ticket = await house.studio.edit(first.id, 1, png(64, 64, 255), BOB, here)

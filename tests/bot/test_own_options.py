@@ -61,6 +61,9 @@ def test_with_it_a_prompt_may_be_no_longer_than_without():
 
 def test_only_for_unknown_flags_is_anything_looked_up():
     assert foreign("a --mine --v 6 --ar 3:2 --c 5 --Mine") == ("mine",)
+    assert foreign("a fox {--mine,--warm,--ar 3:2}") == ("mine", "warm")
+    requests = parse("a fox {--mine,--warm}", None, own=OWN).requests
+    assert [(one.words, one.steps) for one in requests] == [("a fox", 200), ("a fox warm", None)]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def test_a_press_reads_its_prompt_from_the_message() -> None:
     assert len(shown) <= CONTENT
     assert [prompt(a_message(shown), number) for number in range(1, 5)] == [one.prompt for one in words]
     assert [number for number, _ in LINE.findall(shown)] == ["1", "2", "3", "4"]
+    named = told(Described("sdxl", 341, words[:1]), "sdxl")
+    assert prompt(a_message(named), 1) == "red fox, blue background --model sdxl"
     for content in ("", told(Described("embedded", 341, words[:1]))):
         with pytest.raises(Refused, match="ask once more"):
             prompt(a_message(content), 2)
@@ -38,11 +40,11 @@ async def test_words_are_found_and_imagined_after_a_restart(open_world: Any) -> 
     async with open_world() as world:
         image = ("fox.png", png(90, 60))
         alone = await world.alice.slash(world.channel, "describe", image=image)
-        assert "No worker that describes pictures with embedded is online" in said(alone)
+        assert "No worker that is online has embedded in memory" in said(alone)
         await world.painter.bus.serve_describe(["embedded"], Describer("fox", "watercolor"))
         shown = await world.alice.slash(world.channel, "describe", image=image, model="embedded")
         assert shown.ephemeral
-        assert text(shown).startswith("`1.` fox, watercolor · 40 % less error than without words")
+        assert text(shown).startswith("`1.` fox, watercolor --model embedded · 40 % less error than without words")
         assert "does not see as a person does" in text(shown)
         assert world.labels(shown.response)[0] == "Imagine 1"
         await world.restart()

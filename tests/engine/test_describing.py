@@ -143,7 +143,8 @@ async def test_a_worker_describes_between_the_steps_of_a_running_picture(shop: S
     assert min(run.done.values()) > before, "the picture went on meanwhile"
     assert found == await shop.bot.describe(request), "the same bits, whatever else runs"
     for request, reason in (
-        (asked("a", picture=b"no picture"), "cannot be read"), (asked("a", model="other"), "No worker that describes"),
+        (asked("a", picture=b"no picture"), "cannot be read"),
+        (asked("a", model="other"), "No worker that is online has other in memory"),
     ):  # fmt: skip
         with pytest.raises(NobodyAnswers, match=reason):
             await shop.bot.describe(request)
@@ -221,6 +222,26 @@ async def test_forwards_are_as_short_as_the_device_is_slow(affine: Any) -> None:
         await crowd.answer(*"abcdefgh")
         assert set(affine.shapes) == {rows}
         await asyncio.to_thread(crowd.lane.close)
+
+
+@pytest.mark.asyncio
+async def test_another_worker_is_asked_where_one_cannot_say(shop: Shop) -> None:
+    asked_of: list[str] = []
+
+    async def busy(request: DescribeRequest) -> DescribeReply:
+        asked_of.append(request.model)
+        elsewhere = len(asked_of) < 3
+        return DescribeReply(error=BUSY, elsewhere=True) if elsewhere else DescribeReply(errors=((0.5,),))
+
+    worker = await shop.join()
+    await worker.serve_describe(["embedded"], busy)
+    await worker.client.flush()
+    assert await shop.bot.describe(asked("a", draws=1)) == ((0.5,),)
+    assert len(asked_of) == 3
+    await worker.serve_describe(["other"], busy)  # that one is not in memory any more
+    await worker.client.flush()
+    with pytest.raises(NobodyAnswers, match="has embedded in memory"):
+        await shop.bot.describe(asked("a", draws=1))
 
 
 @pytest.mark.asyncio

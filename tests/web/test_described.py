@@ -54,7 +54,10 @@ async def sent(room: Room, *pictures: bytes, order: Any = None, **parts: bytes) 
 
 async def test_a_form_with_a_picture_is_answered_with_words(room: Room) -> None:
     status, said = await sent(room, png())
-    assert (status, said["error"]) == (422, "No worker that describes pictures with embedded is online.")
+    assert (status, said["error"]) == (
+        422,
+        "No worker that is online has embedded in memory: draw something with it first.",
+    )
     worker = await describer(room, "fox", "watercolor", "in the snow")
     status, said = await sent(room, png())
     assert status == 200, said
@@ -85,7 +88,7 @@ async def test_the_button_beside_a_picture_finds_words_for_the_prompt(page: Page
     await chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": png()})
     await expect(button).to_be_visible()
     await button.click()
-    await expect(page.locator("#notice")).to_contain_text("No worker that describes pictures")
+    await expect(page.locator("#notice")).to_contain_text("No worker that is online has")
     await describer(room, "fox", "watercolor")
     await button.click()
     found = page.get_by_role("list", name="Words that fit this picture").get_by_role("button")

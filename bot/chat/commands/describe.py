@@ -45,7 +45,7 @@ async def describe(
         for number in range(1, 1 + len(described.words)):
             view.add_item(Imagined(number))
         view.stop()  # its buttons are found by their ids, also after a restart
-        await interaction.edit_original_response(content=told(described), view=view, allowed_mentions=QUIET)
+        await interaction.edit_original_response(content=told(described, model), view=view, allowed_mentions=QUIET)
 
 
 @describe.autocomplete("model")
@@ -54,10 +54,13 @@ async def models(interaction: discord.Interaction[DarkroomClient], typed: str) -
     return offered.models(interaction.client.studio.models(), typed)
 
 
-def told(described: Described) -> str:
-    """The prompts, the best first, from which a press reads them; and what they are."""
+def told(described: Described, model: str | None = None) -> str:
+    """The prompts, the best first, from which a press reads them; and what they are. `model`: the one that was named,
+    which shall draw them, too.
+    """
+    flag = f" --model {described.model}" if model else ""
     lines = [
-        f"`{number}.` {one.prompt} · {100 * one.gain:.0f} % less error than without words"
+        f"`{number}.` {one.prompt}{flag} · {100 * one.gain:.0f} % less error than without words"
         for number, one in enumerate(described.words, 1)
     ]
     return "\n".join([*lines, *described.notes, f"-# {quoted(described.sentence, 400)}"])
