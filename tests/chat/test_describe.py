@@ -49,7 +49,7 @@ async def test_words_are_found_and_imagined_after_a_restart(open_world: Any) -> 
         assert world.labels(shown.response)[0] == "Imagine 1"
         await world.restart()
         await world.ended(await world.alice.click(shown.response, label="Imagine 1"))
-        assert (await world.studio.recent())[0].prompt == "fox, watercolor"
+        assert (await world.studio.recent())[0].prompt == "fox, watercolor --model embedded"
 
 
 @pytest.mark.asyncio
