@@ -100,8 +100,8 @@ class Studio(Onward):
         for request in parsed.requests:
             profile = self._models.profile(request.model) if request.model else default
             made = begun(recipe(shaped(request, start), profile.warm, self._fresh()), request, start)
-            check_possible(made, profile.warm)
             parts = stations(made, request.walk, request.frames) if request.walk else [made]
+            check_possible(parts[0], profile.warm)
             parts = [pinned(part) if exact else part for part in parts]
             told = () if profile.warm.name == default.warm.name else remarks(request, profile.warm)
             said = (*(start.notes if start else ()), *parsed.notes, *told, *unused(request, start))

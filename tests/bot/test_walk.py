@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from bot.cli import own
+from bot.cli.screen import Screen
 from bot.desk.begun import one_of
 from bot.desk.recipes import pinned, resting, stations, varied
 from bot.desk.screening import typed
@@ -14,11 +18,12 @@ from bot.images.reel import HOLD_MS
 from bot.images.walk import BETWEEN, walk, walking
 from bot.prompt import parse
 from bot.prompt.flags import title
+from bot.prompt.possible import check_sampler
 from bot.refused import Refused
 from bot.store import Draft, walks
 from bot.views import Member
-from engine.job import Ancestor, Concept, Recipe, Walk, of_image
-from tests.bot.conftest import png
+from engine.job import WHOLE_SAMPLERS, Ancestor, Concept, Recipe, Walk, of_image
+from tests.bot.conftest import png, warm
 
 BOB = Member("local:bob", "Bob", "local")
 FOX = Recipe(
@@ -51,6 +56,13 @@ def test_it_is_typed_as_a_flag_with_words():
 def test_what_is_no_walk_is_a_sentence(text, why):
     with pytest.raises(Refused, match=why):
         parse(text, None, wordless=text.startswith("--"))
+
+
+@pytest.mark.parametrize("sampler", sorted(WHOLE_SAMPLERS))
+def test_the_unmodified_pipeline_draws_none(sampler):
+    part = msgspec.structs.replace(stations(FOX, "a cat", 4)[0], sampler=sampler)
+    with pytest.raises(Refused, match="cannot do --walk"):
+        check_sampler(part)
 
 
 def a_film(frames: int) -> list[tuple[int, int]]:
@@ -134,6 +146,29 @@ async def test_a_walk_is_deleted_as_a_whole_and_its_words_are_read(workplace, un
         place=here, pool="default", model="m", cost=1.0, created=1.0, deadline=2.0,
     )  # fmt: skip
     assert "a gory cat" in list(typed(draft))
+
+
+@pytest.mark.asyncio
+async def test_the_same_walk_twice_is_two_walks(workplace, ann, here):
+    house = await workplace.house()
+    tickets = await house.studio.imagine("a fox --walk a cat --frames 6 --seed 7 --repeat 2", ann, here)
+    jobs = [one.job for one in tickets]
+    for place, job in enumerate(jobs):
+        found = [part.id for part in await house.store.ask(walks.parts, job)]
+        assert found == jobs[:2] if place < 2 else found == jobs[2:]
+
+
+@pytest.mark.asyncio
+async def test_the_unmodified_pipeline_is_refused_before_it_costs_anything(workplace, until, ann, here, monkeypatch):
+    whole = msgspec.structs.replace(warm(), samplers=("ddim", "heun"))
+    monkeypatch.setattr("tests.bot.conftest.warm", lambda *_: whole)
+    house = await workplace.house()
+    await workplace.worker()
+    await until(lambda: house.studio.workers())
+    with pytest.raises(Refused, match="cannot do --walk"):
+        await house.studio.imagine("a fox --walk a cat --sampler heun", ann, here)
+    with Screen(Console(quiet=True), 1) as screen, pytest.raises(Refused, match="cannot do --walk"):
+        own._recipes("a fox --walk a cat --sampler heun", {}, whole, screen, None)
 
 
 @pytest.mark.asyncio
