@@ -19,6 +19,7 @@ from bot.desk.reach import permit_original
 from bot.desk.recipes import (
     RESOLVING_MS,
     between,
+    beyond_seeds,
     enlarged,
     enlarging_cost,
     enlarging_notes,
@@ -49,6 +50,7 @@ DONE: Mapping[Action, str] = MappingProxyType(
     }
 )  # fmt: skip
 UNWALKABLE = "A walk goes between several finished pictures of one job, none of which is a variation of another one."
+NO_SEED = "A walk names its pictures' noise by seeds, and one of these would be above 4294967295: roll again, then walk."
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
@@ -81,10 +83,12 @@ class Further:
     async def walk_between(
         self, job: str, member: Member, place: Place, *, key: str | None = None
     ) -> list[Ticket]:  # fmt: skip
-        """A walk from each picture of a finished job to the next, as several jobs."""
+        """A walk from each picture of a finished job to the next, as several jobs; none past one that is held."""
         record = await self._register.record(job)
         if not isinstance(record.task, Recipe) or not walkable(record.task) or record.state != "finished":
-            raise Refused(UNWALKABLE)
+            raise Refused(NO_SEED if isinstance(record.task, Recipe) and beyond_seeds(record.task) else UNWALKABLE)
+        for index in range(record.task.count):
+            await self._gallery.stored(job, index)
         profile = self._known(record.task.model)
         if profile is None:
             raise Refused(f"No worker that was ever here knows {record.task.model}.")

@@ -12,7 +12,7 @@ from rich.console import Console
 from bot.cli import own
 from bot.cli.screen import Screen
 from bot.desk.begun import one_of
-from bot.desk.recipes import pinned, resting, stations, varied
+from bot.desk.recipes import between, pinned, resting, stations, varied, walkable
 from bot.desk.screening import typed
 from bot.images.reel import HOLD_MS
 from bot.images.walk import BETWEEN, walk, walking
@@ -194,6 +194,14 @@ def test_a_station_stands_still_for_what_goes_on_from_it():
     assert pinned(parts[0]).bucket == pinned(recipe).bucket
 
 
+def test_there_is_none_between_noises_beyond_the_last_seed():
+    grid = msgspec.structs.replace(FOX, count=3, seed=2**32 - 3)
+    assert walkable(grid)
+    for part in between(grid):
+        assert msgspec.convert(msgspec.to_builtins(part), Recipe) == part
+    assert not walkable(msgspec.structs.replace(grid, seed=2**32 - 2))
+
+
 @pytest.mark.asyncio
 async def test_a_walk_from_picture_to_picture_goes_through_each(workplace, until, ann, here):
     house = await workplace.house()
@@ -204,6 +212,10 @@ async def test_a_walk_from_picture_to_picture_goes_through_each(workplace, until
     with pytest.raises(Refused, match="between several finished pictures"):
         await studio.walk_between(ticket.job, BOB, here)
     (grid,) = await over(house, [ticket.job], until)
+    (last,) = await studio.imagine("a fox --count 2 --seed 4294967295 --steps 20", ann, here)
+    await over(house, [last.job], until)
+    with pytest.raises(Refused, match="above 4294967295"):
+        await studio.walk_between(last.job, BOB, here)
     tickets = await studio.walk_between(grid.id, BOB, here)
     views = await over(house, [one.job for one in tickets], until)
     assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4
