@@ -50,7 +50,7 @@ DONE: Mapping[Action, str] = MappingProxyType(
     }
 )  # fmt: skip
 UNWALKABLE = "A walk goes between several finished pictures of one job, none of which is a variation of another one."
-NO_SEED = "A walk names its pictures' noise by seeds, and one of these would be above 4294967295: roll again, then walk."
+NO_SEED = "A walk names its pictures' noise by seeds, and one here would be above 4294967295: roll again, then walk."
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
