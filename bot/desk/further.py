@@ -26,6 +26,7 @@ from bot.desk.recipes import (
     pinned,
     remixed,
     rerolled,
+    station,
     varied,
     walkable,
 )
@@ -51,6 +52,7 @@ DONE: Mapping[Action, str] = MappingProxyType(
 )  # fmt: skip
 UNWALKABLE = "A walk goes between several finished pictures of one job, none of which is a variation of another one."
 NO_SEED = "A walk names its pictures' noise by seeds, and one here would be above 4294967295: roll again, then walk."
+OWN_NOISE = "Other words make no walk: but for the first, the noise of these pictures is not that of its stations."
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
@@ -118,12 +120,17 @@ class Further:
         """A finished job with other words; `text` may have flags, and braces make several jobs.
 
         From the same noise; with a `strength`, variations of image `index`; without an index, a `strength` of 1 is
-        another roll. `negative` stands for `--no`; None keeps the one that it had, "" drops it.
+        another roll. A walk's pictures keep their noise one by one: with an index it is that one alone. `negative`
+        stands for `--no`; None keeps the one that it had, "" drops it.
         """
         record, recipe, index = await self._original("remix", job, index, member)
         if strength is not None:
             seed = self._fresh()
-            recipe = rerolled(recipe, seed) if index is None else varied(recipe, index, _within(strength), seed)
+            rolled = rerolled(msgspec.structs.replace(recipe, walk=None), seed)
+            recipe = rolled if index is None else varied(recipe, index, _within(strength), seed)
+        elif index is not None:
+            recipe = station(recipe, index)
+        recipe = await self._typed(record, recipe)
         said, own = recipe.negative if negative is None else negative, await self._options.meant(member.id, text)
         orders = await self._reworded(record, recipe, index, text, said, own)
         return await self._take(orders, member, place, key)
@@ -196,14 +203,20 @@ class Further:
         orders: list[Order] = []
         for request in parsed.requests:
             made, words = remixed(base, request, profile.warm), " ".join(request.text.split())
-            price = cost(made, profile.warm)
+            other = base.walk is not None and made.count > 1 and request.seed is None
+            price, told = cost(made, profile.warm), (OWN_NOISE,) if other else ()
             orders.append(
                 Order(
-                    "remix", words, notes, made, profile.pool, price, parent,
+                    "remix", words, (*notes, *told), made, profile.pool, price, parent,
                     relaxed=request.relaxed, material=material,
                 )
             )  # fmt: skip
         return orders
+
+    async def _typed(self, record: Record, base: Recipe) -> Recipe:
+        """For other words: that it is between two texts is asked of them too, unless a walk had led it there."""
+        walked = base.mixed and await self._register.of_a_walk(record)
+        return msgspec.structs.replace(base, mixed=False) if walked else base
 
     def _known(self, model: str) -> Profile | None:
         try:

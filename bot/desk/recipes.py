@@ -45,6 +45,11 @@ def resting(recipe: Recipe, index: int) -> Recipe:
     return msgspec.structs.replace(of_image(recipe, index), walk=None) if recipe.walk else recipe
 
 
+def station(recipe: Recipe, index: int) -> Recipe:
+    """Of a walk, that image alone, from its own noise; any other recipe as it is."""
+    return msgspec.structs.replace(resting(recipe, index), count=1) if recipe.walk else recipe
+
+
 def stations(recipe: Recipe, to: str, frames: int) -> list[Recipe]:
     """A walk of so many pictures from the recipe's words to others, as the recipes of its jobs."""
     return [
@@ -110,7 +115,7 @@ def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
         guidance_start=held[0],
         guidance_stop=held[1],
         walk=None,
-        mixed=recipe.mixed and not recipe.walk,
+        mixed=recipe.mixed or (request.mixed and len(request.concepts) > 1),
         loras=recipe.loras if request.loras is None else matched(request.loras, warm),
     )
     check_possible(made, warm)

@@ -124,6 +124,24 @@ async def test_its_jobs_share_all_but_their_place_and_end_in_one_film(workplace,
     moved = await studio.vary(views[1].id, 0, BOB, here)
     recipe = (await studio.view(moved.job)).recipe
     assert (recipe.walk, recipe.mixed, recipe.lineage) == (None, True, (Ancestor(7, 0, 0.2),))
+    await over(house, [moved.job], until)
+    for job in (views[1].id, moved.job):
+        for strength in (None, 0.6):
+            (dog,) = await studio.remix(job, 0, "dog:: cat::-0.5", BOB, here, strength=strength)
+            recipe = (await studio.view(dog.job)).recipe
+            assert not recipe.mixed, "nobody typed --mix"
+    (both,) = await studio.remix(moved.job, 0, "dog:: cat:: --mix", BOB, here)
+    assert (await studio.view(both.job)).recipe.mixed
+    await over(house, [both.job], until)
+    (kept,) = await studio.remix(both.job, 0, "dog:: rat::", BOB, here)
+    assert (await studio.view(kept.job)).recipe.mixed, "typed before"
+    (alone,) = await studio.remix(views[1].id, 1, "a dog", BOB, here)
+    recipe = (await studio.view(alone.job)).recipe
+    assert (recipe.count, recipe.seed, alone.notes) == (1, 7, ())
+    (several,) = await studio.remix(views[0].id, None, "a dog", BOB, here)
+    assert "is not that of its stations" in several.notes[0]
+    words = await studio.branch(views[1].id, 0, 10, BOB, here, text="dog:: cat::-0.5")
+    assert not (await studio.view(words.job)).recipe.mixed
     near = await studio.branch(views[1].id, 0, 10, BOB, here, steps=40)
     recipe = (await studio.view(near.job)).recipe
     assert [one.text for one in recipe.concepts] == ["a fox", "a cat"]
