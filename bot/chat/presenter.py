@@ -19,6 +19,7 @@ from bot.views import Action, Ticket, View
 from engine.job import Recipe
 
 CONTENT, ALT = 2000, 1024
+REST_OF_WALK = "Where other parts of this walk are finished, `/film kind: a walk` shows them."
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def ended(view: View) -> Card:
     cancelled = view.state == "cancelled"
     said = view.reason or (sentences.cancelled(view.step, view.of) if cancelled else "It failed.")
     lines = [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"]
+    if isinstance(view.recipe, Recipe) and view.recipe.walk is not None:  # those that are finished have their messages
+        lines.append(f"-# {REST_OF_WALK}")
     return Card(_text(view.prompt, _whose(view), lines, ()), rows.again(view))
 
 

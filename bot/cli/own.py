@@ -166,8 +166,8 @@ def _recipes(
     for note in (*parsed.notes, *unused(request, start)):
         screen.say(note)
     made = begun(recipe(request, warm, secrets.randbelow(2**32)), request, start)
-    check_possible(made, warm)
     parts = stations(made, request.walk, request.frames) if request.walk else [made]
+    check_possible(parts[0], warm)
     return [pinned(part) for part in parts]
 
 

@@ -42,8 +42,8 @@ async def answers(url: str) -> bool:
 
 
 async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Screen) -> Developed:
-    """Runs one job there, or all of a walk. Raises `Refused`, or `Undeveloped` when it fails. Cancelled, it cancels
-    them as well.
+    """Runs one job there, or all of a walk. Raises `Refused`, or `Undeveloped` when none is finished. Cancelled, it
+    cancels them as well.
     """
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=ANSWER, read_bufsize=LINE) as session:
@@ -56,7 +56,7 @@ async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Scree
         for shot in (shot for end in ends for shot in end.get("pictures", ())):
             if shot["held"]:
                 screen.say(shot["held"])
-        return await _fetch(session, ends, film=film, frames=screen.frames)
+        return await _fetch(session, _finished(ends, screen), film=film, frames=screen.frames)
 
 
 async def _ended(session: aiohttp.ClientSession, jobs: Sequence[str], screen: Screen) -> list[dict[str, Any]]:
@@ -68,6 +68,17 @@ async def _ended(session: aiohttp.ClientSession, jobs: Sequence[str], screen: Sc
             await _json(session, "DELETE", f"/api/jobs/{job}", None)
         raise
     return ends if len(jobs) == 1 else [await _json(session, "GET", f"/api/jobs/{job}", None) for job in jobs]
+
+
+def _finished(ends: Sequence[dict[str, Any]], screen: Screen) -> list[dict[str, Any]]:
+    """Those of several jobs that were, with a line on each other one. Raises `Undeveloped` where none was."""
+    lost = [(place, each) for place, each in enumerate(ends, 1) if each["state"] != "finished"]
+    reasons = [each["reason"] or f"The job was {each['state']}." for _, each in lost]
+    if len(lost) == len(ends):
+        raise Undeveloped(reasons[0])
+    for (place, _), reason in zip(lost, reasons, strict=True):
+        screen.say(f"Part {place} of {len(ends)} has no pictures: {reason}")
+    return [each for each in ends if each["state"] == "finished"]
 
 
 async def ask(url: str, key: str, path: str) -> dict[str, Any]:
@@ -163,9 +174,6 @@ async def _events(session: aiohttp.ClientSession, path: str) -> AsyncIterator[tu
 async def _fetch(
     session: aiohttp.ClientSession, ends: Sequence[dict[str, Any]], *, film: bool, frames: int
 ) -> Developed:  # fmt: skip
-    for each in ends:
-        if each["state"] != "finished":
-            raise Undeveloped(each["reason"] or f"The job was {each['state']}.")
     shots, end = [shot for each in ends for shot in each["pictures"]], ends[0]
     free = [shot for shot in shots if not shot["held"]]
     if shots and not free:

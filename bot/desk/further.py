@@ -19,12 +19,14 @@ from bot.desk.reach import permit_original
 from bot.desk.recipes import (
     RESOLVING_MS,
     between,
+    beyond_seeds,
     enlarged,
     enlarging_cost,
     enlarging_notes,
     pinned,
     remixed,
     rerolled,
+    station,
     varied,
     walkable,
 )
@@ -49,6 +51,8 @@ DONE: Mapping[Action, str] = MappingProxyType(
     }
 )  # fmt: skip
 UNWALKABLE = "A walk goes between several finished pictures of one job, none of which is a variation of another one."
+NO_SEED = "A walk names its pictures' noise by seeds, and one here would be above 4294967295: roll again, then walk."
+OWN_NOISE = "Other words make no walk: but for the first, the noise of these pictures is not that of its stations."
 NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
 
 
@@ -81,10 +85,12 @@ class Further:
     async def walk_between(
         self, job: str, member: Member, place: Place, *, key: str | None = None
     ) -> list[Ticket]:  # fmt: skip
-        """A walk from each picture of a finished job to the next, as several jobs."""
+        """A walk from each picture of a finished job to the next, as several jobs; none past one that is held."""
         record = await self._register.record(job)
         if not isinstance(record.task, Recipe) or not walkable(record.task) or record.state != "finished":
-            raise Refused(UNWALKABLE)
+            raise Refused(NO_SEED if isinstance(record.task, Recipe) and beyond_seeds(record.task) else UNWALKABLE)
+        for index in range(record.task.count):
+            await self._gallery.stored(job, index)
         profile = self._known(record.task.model)
         if profile is None:
             raise Refused(f"No worker that was ever here knows {record.task.model}.")
@@ -114,12 +120,17 @@ class Further:
         """A finished job with other words; `text` may have flags, and braces make several jobs.
 
         From the same noise; with a `strength`, variations of image `index`; without an index, a `strength` of 1 is
-        another roll. `negative` stands for `--no`; None keeps the one that it had, "" drops it.
+        another roll. A walk's pictures keep their noise one by one: with an index it is that one alone. `negative`
+        stands for `--no`; None keeps the one that it had, "" drops it.
         """
         record, recipe, index = await self._original("remix", job, index, member)
         if strength is not None:
             seed = self._fresh()
-            recipe = rerolled(recipe, seed) if index is None else varied(recipe, index, _within(strength), seed)
+            rolled = rerolled(msgspec.structs.replace(recipe, walk=None), seed)
+            recipe = rolled if index is None else varied(recipe, index, _within(strength), seed)
+        elif index is not None:
+            recipe = station(recipe, index)
+        recipe = await self._typed(record, recipe)
         said, own = recipe.negative if negative is None else negative, await self._options.meant(member.id, text)
         orders = await self._reworded(record, recipe, index, text, said, own)
         return await self._take(orders, member, place, key)
@@ -192,14 +203,20 @@ class Further:
         orders: list[Order] = []
         for request in parsed.requests:
             made, words = remixed(base, request, profile.warm), " ".join(request.text.split())
-            price = cost(made, profile.warm)
+            other = base.walk is not None and made.count > 1 and request.seed is None
+            price, told = cost(made, profile.warm), (OWN_NOISE,) if other else ()
             orders.append(
                 Order(
-                    "remix", words, notes, made, profile.pool, price, parent,
+                    "remix", words, (*notes, *told), made, profile.pool, price, parent,
                     relaxed=request.relaxed, material=material,
                 )
             )  # fmt: skip
         return orders
+
+    async def _typed(self, record: Record, base: Recipe) -> Recipe:
+        """For other words: that it is between two texts is asked of them too, unless a walk had led it there."""
+        walked = base.mixed and await self._register.of_a_walk(record)
+        return msgspec.structs.replace(base, mixed=False) if walked else base
 
     def _known(self, model: str) -> Profile | None:
         try:

@@ -24,6 +24,7 @@ from engine.job import Recipe
 
 HINT = "Relaxed jobs (--relax, or /relax) cost nothing of it."
 SLOWED = "Only the relaxed speed is allowed to you here: it waits longer, and costs nothing of your limits."
+NO_WALK = "A walk is drawn up to four pictures at a time, and at most {} a job are allowed here: none can be made."
 OVER = {"channel": "This channel's", "guild": "This server's"}
 COSTS = {"cost_day": DAY, "cost_month": MONTH}
 
@@ -124,7 +125,7 @@ def check_asked(terms: Terms, draft: Draft) -> None:
         if asked > most:
             what = {"steps": "steps", "count": "pictures"}[name]
             said = f"This asks for {asked} {what}, and at most {most} are allowed here: {_less(draft, name, most)}."
-            raise Refused(_with(said, terms, name))
+            raise Refused(_with(said if task.walk is None or name == "steps" else NO_WALK.format(most), terms, name))
     if task.width * task.height > terms.pixels:
         most = shown("pixels", terms.pixels)
         said = f"This would be {task.width}x{task.height}, and at most {most} is allowed here."

@@ -107,6 +107,7 @@ class Onward(Further):
         at = rungs.closest(await self._gallery.branchable(record.id, index), step)
         base, said, profile = self._now(one_of(recipe, index))
         text, stands = (None, ()) if text is None else await self._worded(text, member)
+        base = base if text is None else await self._typed(record, base)
         other = Otherwise(record.prompt, text, options)
         made = branched(base, material.sha256, at, other, profile.warm, self._models.names())
         made = pinned(made) if exact and not made.bucket else made
@@ -143,7 +144,7 @@ class Onward(Further):
             base = msgspec.structs.replace(base, width=width, height=height)
         words = record.prompt
         if other is not None:
-            base, words = remixed(base, other, profile.warm), " ".join(other.text.split())
+            base, words = remixed(await self._typed(record, base), other, profile.warm), " ".join(other.text.split())
             strength = other.strength if strength is None else strength
         made = msgspec.structs.replace(base, start=start.forward(strength), lineage=())
         check_possible(made, profile.warm)

@@ -18,6 +18,7 @@ from engine.job import MAX_COUNT, WHOLE_SAMPLERS, Ancestor, Enlarge, Method, Rec
 ANCESTORS = 8
 STATIONS = 13  # of a walk between two, three or four pictures: all of them lie on it
 MAX_SIDE = 4096
+SEEDS = 2**32
 LARGEST_BUCKET = 32
 FACTORS = (4, 3, 2)
 LANCZOS_SECONDS = 0.05  # a megapixel of the enlarged picture; with as much again for the way
@@ -44,6 +45,11 @@ def resting(recipe: Recipe, index: int) -> Recipe:
     return msgspec.structs.replace(of_image(recipe, index), walk=None) if recipe.walk else recipe
 
 
+def station(recipe: Recipe, index: int) -> Recipe:
+    """Of a walk, that image alone, from its own noise; any other recipe as it is."""
+    return msgspec.structs.replace(resting(recipe, index), count=1) if recipe.walk else recipe
+
+
 def stations(recipe: Recipe, to: str, frames: int) -> list[Recipe]:
     """A walk of so many pictures from the recipe's words to others, as the recipes of its jobs."""
     return [
@@ -57,7 +63,12 @@ def stations(recipe: Recipe, to: str, frames: int) -> list[Recipe]:
 def walkable(recipe: Recipe) -> bool:
     """Whether there is a walk between its pictures: several, which differ in their noise alone, no variation's."""
     alike = recipe.walk is None and not recipe.lineage and not recipe.chaos
-    return alike and recipe.count > 1 and recipe.sampler not in WHOLE_SAMPLERS
+    return alike and recipe.count > 1 and recipe.sampler not in WHOLE_SAMPLERS and not beyond_seeds(recipe)
+
+
+def beyond_seeds(recipe: Recipe) -> bool:
+    """Whether one of its pictures has noise that no seed names: image `i` draws from `seed + i`."""
+    return recipe.seed + recipe.count > SEEDS
 
 
 def between(recipe: Recipe) -> list[Recipe]:
@@ -104,7 +115,7 @@ def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
         guidance_start=held[0],
         guidance_stop=held[1],
         walk=None,
-        mixed=recipe.mixed and not recipe.walk,
+        mixed=recipe.mixed or (request.mixed and len(request.concepts) > 1),
         loras=recipe.loras if request.loras is None else matched(request.loras, warm),
     )
     check_possible(made, warm)

@@ -34,6 +34,18 @@ class Register:
             raise await absent(self._store, job, deleted=found is not None)
         return found
 
+    async def of_a_walk(self, record: Record) -> bool:
+        """Whether a recipe's text is one between two because it is a station of a walk, or came of one with no other
+        words since.
+        """
+        found: Record | None = record
+        while found is not None and isinstance(found.task, Recipe):
+            if found.task.walk is not None:
+                return found.task.walk.to is not None
+            parent = await self._store.record(found.parent[0]) if found.parent else None
+            found = parent if parent is not None and parent.prompt == found.prompt else None
+        return False
+
     async def next_free(self, member: str) -> float | None:
         """When the first of a member's jobs ends, for the sentence of a refusal; None if nobody can say.
 

@@ -29,7 +29,7 @@ from bot.models import Models
 from bot.orders import Order, assumed
 from bot.prompt import Parsed, parse, recipe, remarks
 from bot.prompt.possible import check_possible
-from bot.prompt.suffix import suffixed
+from bot.prompt.suffix import suffixed, walk_suffixed
 from bot.queue.cancelling import Cancelling
 from bot.queue.steering import Steering
 from bot.refused import Refused
@@ -81,7 +81,9 @@ class Studio(Onward):
         default = self._models.profile(None).warm
         parsed = parse(ended, default, models=names, options=options, wordless=bring is not None, own=own)
         added = (ADDED.format(shortened(suffix, 100)),) if ended != text else ()
-        requests = tuple(replace(one, walk=suffixed(one.walk, suffix)) if one.walk else one for one in parsed.requests)
+        requests = tuple(
+            replace(one, walk=walk_suffixed(one.walk, suffix, own)) if one.walk else one for one in parsed.requests
+        )
         parsed = Parsed(requests, (*added, *parsed.notes))
         if key is None and any(one.walk for one in requests):
             key = f"walk:{self._clock()}:{self._fresh()}"  # by which the parts of a walk know each other
@@ -100,8 +102,8 @@ class Studio(Onward):
         for request in parsed.requests:
             profile = self._models.profile(request.model) if request.model else default
             made = begun(recipe(shaped(request, start), profile.warm, self._fresh()), request, start)
-            check_possible(made, profile.warm)
             parts = stations(made, request.walk, request.frames) if request.walk else [made]
+            check_possible(parts[0], profile.warm)
             parts = [pinned(part) if exact else part for part in parts]
             told = () if profile.warm.name == default.warm.name else remarks(request, profile.warm)
             said = (*(start.notes if start else ()), *parsed.notes, *told, *unused(request, start))

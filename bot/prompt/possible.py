@@ -59,7 +59,8 @@ def check_sampler(made: Recipe) -> None:
         raise Refused(f"{whole}, which guides at every step: leave out --interval, or take another sampler.")
     if made.start is not None:
         raise Refused(f"{whole}, which begins with noise alone: take another sampler, such as ddim.")
-    for asked, flag in ((made.tile, "--tile"), (made.until < 1, "--stop")):
+    beyond = ((made.tile, "--tile"), (made.until < 1, "--stop"), (made.walk is not None, "--walk"))
+    for asked, flag in beyond:
         if asked:
             raise Refused(f"{whole}, which cannot do {flag}: leave it out, or take another sampler.")
 

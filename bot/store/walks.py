@@ -39,8 +39,21 @@ def _of(connection: Connection, one: Record) -> list[Record]:
     if _way(one) is None:
         return []
     together: Sequence[Record] = of_key(connection, one.key) if one.key else [one]
-    known = {way.first: part for part in together if (way := _way(part)) is not None and _alike(part, one)}
-    return [known[first] for first in sorted(known)]
+    walks = _cut(part for part in together if _alike(part, one))
+    return next((walk for walk in walks if one.id in {part.id for part in walk}), [])
+
+
+def _cut(together: Iterable[Record]) -> list[list[Record]]:
+    """Jobs of one request, in their order, as walks: asked for twice, the same recipes are there twice."""
+    walks, before = list[list[Record]](), -1
+    for part in together:
+        if (way := _way(part)) is None:
+            continue
+        if not walks or way.first <= before:
+            walks.append([])
+        walks[-1].append(part)
+        before = way.first
+    return walks
 
 
 def _way(one: Record) -> Walk | None:

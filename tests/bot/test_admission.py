@@ -58,6 +58,12 @@ CASES = {
         "role of yours.",
         taken=["a lamp --count 2"], status=422,
     ),
+    "count of a walk": Case(
+        [("guild", "", "count", "3")],
+        "A walk is drawn up to four pictures at a time, and at most 3 a job are allowed here: none can be made. "
+        f"{EVERYBODY}",
+        "a lamp --walk a torch --count 3", status=422,
+    ),
     "pixels": Case(
         [("channel", "7", "pixels", "64x64")],
         "This would be 80x48, and at most 60x60 is allowed here. Whoever runs this bot set that for this server.",

@@ -102,6 +102,16 @@ async def test_a_stream_that_says_nothing_is_given_up(monkeypatch: pytest.Monkey
     assert house.opened == remote.TRIES
 
 
+async def test_what_is_finished_of_a_walk_stays_where_another_part_fails() -> None:
+    text = io.StringIO()
+    lost = {**FINISHED, "id": "K", "state": "failed", "reason": "The worker has no memory left for it."}
+    with Screen(Console(file=text, width=200), 1) as screen:
+        assert remote._finished([FINISHED, lost, FINISHED], screen) == [FINISHED, FINISHED]
+        with pytest.raises(Undeveloped, match="no memory left"):
+            remote._finished([lost, lost], screen)
+    assert text.getvalue().count("Part 2 of 3 has no pictures: The worker has no memory left for it.") == 1
+
+
 async def test_a_model_on_its_way_is_shown_until_the_first_step() -> None:
     text = io.StringIO()
     with Screen(Console(file=text, force_terminal=True, width=80), 1) as screen:

@@ -177,6 +177,8 @@ async def test_nobody_goes_on_from_a_held_picture_until_it_is_shown(room: Room) 
     for act in (studio.vary, studio.upscale):
         with pytest.raises(Refused, match="Picture 2 is held by the picture check"):
             await act(job, 1, BOB, place)
+    with pytest.raises(Refused, match="Picture 2 is held by the picture check"):
+        await studio.walk_between(job, BOB, place)
     await studio.upscale(job, 0, BOB, place)
     view = await room.house.desk.review.decide(job, 1, MODERATOR, show=True)
     assert held(view) == ()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.prompt import parse
-from bot.prompt.suffix import suffixed
+from bot.prompt.suffix import suffixed, walk_suffixed
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,23 @@ def test_where_it_goes(text: str, suffix: str, made: str) -> None:
 def test_what_is_typed_wins_over_the_suffix() -> None:
     (request,) = parse(suffixed("apple --seed 7", "pale --seed 9 --steps 20"), None).requests
     assert (request.words, request.seed, request.steps) == ("apple pale", 7, 20)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "made"),
+    [
+        ("soft light --ar 3:2", "a cat soft light"),
+        (", soft light --no fog, text", "a cat, soft light"),
+        ("--ar 3:2 soft light", "a cat soft light"),
+        ("--mine", "a cat pale"),
+        ("--steps 9", "a cat"),
+        ("{red,blue} light", "a cat"),
+        ("light::2", "a cat"),
+        ("", "a cat"),
+    ],
+)
+def test_the_end_of_a_walk_takes_its_words_alone(suffix: str, made: str) -> None:
+    assert walk_suffixed("a cat", suffix, {"mine": "pale --seed 7"}) == made
 
 
 @given(st.text(max_size=80), st.text(max_size=40))

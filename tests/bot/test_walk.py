@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from bot.cli import own
+from bot.cli.screen import Screen
 from bot.desk.begun import one_of
-from bot.desk.recipes import pinned, resting, stations, varied
+from bot.desk.recipes import between, pinned, resting, stations, varied, walkable
 from bot.desk.screening import typed
 from bot.images.reel import HOLD_MS
 from bot.images.walk import BETWEEN, walk, walking
 from bot.prompt import parse
 from bot.prompt.flags import title
+from bot.prompt.possible import check_sampler
 from bot.refused import Refused
 from bot.store import Draft, walks
 from bot.views import Member
-from engine.job import Ancestor, Concept, Recipe, Walk, of_image
-from tests.bot.conftest import png
+from engine.job import WHOLE_SAMPLERS, Ancestor, Concept, Recipe, Walk, of_image
+from tests.bot.conftest import png, warm
 
 BOB = Member("local:bob", "Bob", "local")
 FOX = Recipe(
@@ -51,6 +56,13 @@ def test_it_is_typed_as_a_flag_with_words():
 def test_what_is_no_walk_is_a_sentence(text, why):
     with pytest.raises(Refused, match=why):
         parse(text, None, wordless=text.startswith("--"))
+
+
+@pytest.mark.parametrize("sampler", sorted(WHOLE_SAMPLERS))
+def test_the_unmodified_pipeline_draws_none(sampler):
+    part = msgspec.structs.replace(stations(FOX, "a cat", 4)[0], sampler=sampler)
+    with pytest.raises(Refused, match="cannot do --walk"):
+        check_sampler(part)
 
 
 def a_film(frames: int) -> list[tuple[int, int]]:
@@ -112,6 +124,24 @@ async def test_its_jobs_share_all_but_their_place_and_end_in_one_film(workplace,
     moved = await studio.vary(views[1].id, 0, BOB, here)
     recipe = (await studio.view(moved.job)).recipe
     assert (recipe.walk, recipe.mixed, recipe.lineage) == (None, True, (Ancestor(7, 0, 0.2),))
+    await over(house, [moved.job], until)
+    for job in (views[1].id, moved.job):
+        for strength in (None, 0.6):
+            (dog,) = await studio.remix(job, 0, "dog:: cat::-0.5", BOB, here, strength=strength)
+            recipe = (await studio.view(dog.job)).recipe
+            assert not recipe.mixed, "nobody typed --mix"
+    (both,) = await studio.remix(moved.job, 0, "dog:: cat:: --mix", BOB, here)
+    assert (await studio.view(both.job)).recipe.mixed
+    await over(house, [both.job], until)
+    (kept,) = await studio.remix(both.job, 0, "dog:: rat::", BOB, here)
+    assert (await studio.view(kept.job)).recipe.mixed, "typed before"
+    (alone,) = await studio.remix(views[1].id, 1, "a dog", BOB, here)
+    recipe = (await studio.view(alone.job)).recipe
+    assert (recipe.count, recipe.seed, alone.notes) == (1, 7, ())
+    (several,) = await studio.remix(views[0].id, None, "a dog", BOB, here)
+    assert "is not that of its stations" in several.notes[0]
+    words = await studio.branch(views[1].id, 0, 10, BOB, here, text="dog:: cat::-0.5")
+    assert not (await studio.view(words.job)).recipe.mixed
     near = await studio.branch(views[1].id, 0, 10, BOB, here, steps=40)
     recipe = (await studio.view(near.job)).recipe
     assert [one.text for one in recipe.concepts] == ["a fox", "a cat"]
@@ -137,6 +167,29 @@ async def test_a_walk_is_deleted_as_a_whole_and_its_words_are_read(workplace, un
 
 
 @pytest.mark.asyncio
+async def test_the_same_walk_twice_is_two_walks(workplace, ann, here):
+    house = await workplace.house()
+    tickets = await house.studio.imagine("a fox --walk a cat --frames 6 --seed 7 --repeat 2", ann, here)
+    jobs = [one.job for one in tickets]
+    for place, job in enumerate(jobs):
+        found = [part.id for part in await house.store.ask(walks.parts, job)]
+        assert found == jobs[:2] if place < 2 else found == jobs[2:]
+
+
+@pytest.mark.asyncio
+async def test_the_unmodified_pipeline_is_refused_before_it_costs_anything(workplace, until, ann, here, monkeypatch):
+    whole = msgspec.structs.replace(warm(), samplers=("ddim", "heun"))
+    monkeypatch.setattr("tests.bot.conftest.warm", lambda *_: whole)
+    house = await workplace.house()
+    await workplace.worker()
+    await until(lambda: house.studio.workers())
+    with pytest.raises(Refused, match="cannot do --walk"):
+        await house.studio.imagine("a fox --walk a cat --sampler heun", ann, here)
+    with Screen(Console(quiet=True), 1) as screen, pytest.raises(Refused, match="cannot do --walk"):
+        own._recipes("a fox --walk a cat --sampler heun", {}, whole, screen, None)
+
+
+@pytest.mark.asyncio
 async def test_a_walk_under_way_has_no_film_yet(workplace, until, ann, here):
     house = await workplace.house()
     tickets = await house.studio.imagine("a fox --walk a cat", ann, here)
@@ -159,6 +212,14 @@ def test_a_station_stands_still_for_what_goes_on_from_it():
     assert pinned(parts[0]).bucket == pinned(recipe).bucket
 
 
+def test_there_is_none_between_noises_beyond_the_last_seed():
+    grid = msgspec.structs.replace(FOX, count=3, seed=2**32 - 3)
+    assert walkable(grid)
+    for part in between(grid):
+        assert msgspec.convert(msgspec.to_builtins(part), Recipe) == part
+    assert not walkable(msgspec.structs.replace(grid, seed=2**32 - 2))
+
+
 @pytest.mark.asyncio
 async def test_a_walk_from_picture_to_picture_goes_through_each(workplace, until, ann, here):
     house = await workplace.house()
@@ -169,6 +230,10 @@ async def test_a_walk_from_picture_to_picture_goes_through_each(workplace, until
     with pytest.raises(Refused, match="between several finished pictures"):
         await studio.walk_between(ticket.job, BOB, here)
     (grid,) = await over(house, [ticket.job], until)
+    (last,) = await studio.imagine("a fox --count 2 --seed 4294967295 --steps 20", ann, here)
+    await over(house, [last.job], until)
+    with pytest.raises(Refused, match="above 4294967295"):
+        await studio.walk_between(last.job, BOB, here)
     tickets = await studio.walk_between(grid.id, BOB, here)
     views = await over(house, [one.job for one in tickets], until)
     assert [(view.action, view.parent) for view in views] == [("walk", (grid.id, 0))] * 4

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.chat import presenter
 from bot.chat.presenter import Card
 from bot.views import Action, Shot, Ticket
-from engine.job import Enlarge
+from engine.job import Enlarge, Recipe, Walk
 from samples import JOB, NOW, PARENT, a_view
 
 
@@ -81,6 +82,15 @@ def test_a_finished_job_says_what_made_it() -> None:
     card = presenter.ended(a_view())
     assert "seed 7" in card.content
     assert card.alt == "terrier, looking up"
+
+
+def test_a_part_of_a_walk_that_ends_without_pictures_says_where_the_others_film_is() -> None:
+    view = a_view(state="failed", reason="No memory left.")
+    assert isinstance(view.recipe, Recipe)
+    part = replace(view, recipe=msgspec.structs.replace(view.recipe, walk=Walk("a cat", 8, 12)))
+    for state in ("failed", "cancelled"):
+        assert "`/film kind: a walk` shows them" in presenter.ended(replace(part, state=state)).content
+    assert "/film" not in presenter.ended(view).content
 
 
 def test_the_title_has_no_flags_and_a_hint_is_said_once() -> None:
