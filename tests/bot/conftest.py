@@ -76,6 +76,7 @@ class Apprentice:
         self.go.set()
         self.way: Callable[[Job, int], object] | None = None  # (job, epoch) → a result in place of pictures
         self.held: dict[str, asyncio.Task[None]] = {}
+        self.full = False  # True: it takes nothing more
         self.gone = False
         self._over = False
 
@@ -101,6 +102,9 @@ class Apprentice:
 
     async def _pulled(self) -> Delivered[Job] | None:
         """As the real worker: an outage of the broker is waited out."""
+        if self.full:
+            await asyncio.sleep(0.1)
+            return None
         try:
             return await self.bus.pull(["default"], timeout=0.5)
         except Unreachable:

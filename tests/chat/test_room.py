@@ -81,7 +81,7 @@ async def test_buttons_outlive_a_restart(open_world: Any) -> None:
 
         assert world.labels(enlarged) == [
             "Vary (Subtle)", "Vary (Strong)", "Zoom out 1.5×", "Zoom out 2×", "Branch…",
-            "← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…", "Remix", "❤️", "🚩", "🗑️",
+            "← Pan", "Pan →", "↑ Pan", "↓ Pan", "Edit…", "Compare", "Remix", "❤️", "🚩", "🗑️",
         ]  # fmt: skip
         await world.ended(await world.bob.click(enlarged, label="Vary (Strong)"))
         (onward,) = [view for view in await world.studio.recent() if view.action == "vary"]

@@ -22,17 +22,16 @@ WHAT = """**Darkroom** turns words into pictures while you watch.
 
 **Under a picture**
 **U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came.
-*More…* zooms out, pans, makes it square, edits a part, branches off midway, compares.
-*Walk* goes from picture to picture, as a film.
+*More…* zooms out, pans, edits a part, branches off midway. *Walk* is a film from picture to picture.
 ❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
 -# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
 
 **Yours**
-{mine} · your pictures, from every server
+{mine} · your pictures
 {queue} · who is before you, and why
 {cancel} · take a job back
-{info} · your limits, and what is left
-{prefer show} · pings, privacy, speed, a suffix, flags of your own; short: `/fast` `/relax` `/stealth` `/public`
+{info} · what you may spend, and what is left
+{prefer show} · pings, privacy, speed, flags of your own; short: `/fast` `/relax` `/stealth` `/public`
 {reproduce} · the same picture once more
 {film} · how it came out of the noise
 {blend} · two to five pictures in one
