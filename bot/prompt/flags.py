@@ -163,6 +163,12 @@ def first_flag(text: str) -> int:
     return found.start() if found else len(text)
 
 
+def parted(text: str) -> tuple[str, str]:
+    """The words before any flag, and the rest, each on one line."""
+    at = first_flag(text)
+    return " ".join(text[:at].split()), " ".join(text[at:].split())
+
+
 def _value(takes: Takes, text: str) -> tuple[str, str]:
     if takes == "nothing":
         return "", text

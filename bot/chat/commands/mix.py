@@ -10,7 +10,7 @@ from discord.app_commands import Range
 
 from bot.chat.commands.imagine import typed
 from bot.chat.permitted import refusing
-from bot.prompt.flags import first_flag
+from bot.prompt.flags import parted
 from bot.refused import Refused
 
 if TYPE_CHECKING:
@@ -43,10 +43,9 @@ def between(first: str, second: str, weight: float) -> str:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    at = first_flag(text)
-    words = " ".join(text[:at].split())
+    words, flags = parted(text)
     if not words:
         raise Refused("Each of the two needs words, before any flag.")
     if "::" in words:
         raise Refused("Leave out the weights (::) here: the option weight says how much each counts.")
-    return words, " ".join(text[at:].split())
+    return words, flags

@@ -10,7 +10,7 @@ from discord.app_commands import Range
 
 from bot.chat.commands.imagine import typed
 from bot.chat.permitted import refusing
-from bot.prompt.flags import first_flag
+from bot.prompt.flags import parted
 from bot.prompt.request import FRAMES
 from bot.prompt.values import LEAST_FRAMES
 from bot.refused import Refused
@@ -44,8 +44,7 @@ def leading(start: str, end: str, frames: int) -> str:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    at = first_flag(text)
-    words = " ".join(text[:at].split())
+    words, flags = parted(text)
     if not words:
         raise Refused("Both ends of a walk need words, before any flag.")
-    return words, " ".join(text[at:].split())
+    return words, flags
