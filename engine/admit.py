@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from engine.beginning import Beginning
 from engine.blame import unforeseen
-from engine.families.family import Family, TakesLoras
+from engine.families.family import Family, HeldOnce, TakesLoras
 from engine.job import ALL_ALONG, Branch, Job, Recipe, Snapshot, Task, Warm, of_image
 from engine.plan import NotTabled, Plan
 from engine.strands.arguments import refuse_what_no_pipeline_does
@@ -95,10 +95,15 @@ def elsewhere(task: Task, offered: Sequence[Warm]) -> str:
 
 
 def prepare(job: Job, families: Mapping[str, Family]) -> None:
-    """Finds the sampler's table, up to a second's work, so that `admit` need not while others wait. On any thread."""
+    """Finds the sampler's table, up to a second's work, so that `admit` need not while others wait. On any thread.
+
+    A large model is opened in the recipe's dtype, where it is in another one.
+    """
     recipe = job.task
     if isinstance(recipe, Recipe) and (family := families.get(recipe.model)) is not None:
         with suppress(ValueError, Unfit):  # `admit` will say so
+            if isinstance(family, HeldOnce) and family.held_once:
+                family.net(recipe.dtype)
             family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
 
 

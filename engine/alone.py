@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from engine.admit import prepare
 from engine.engine import Developed as Finished
 from engine.engine import Engine, Event, Failed, Stepped
 from engine.families.family import Family
@@ -40,15 +41,18 @@ def develop(
     """
     engine, lane = Engine(families, rows=rows), Lane(families)
     try:
-        return _Alone(job, engine, lane, on_frame).run(blobs)
+        return _Alone(job, families, engine, lane, on_frame).run(blobs)
     finally:
         engine.close()
         lane.close()
 
 
 class _Alone:
-    def __init__(self, job: Job, engine: Engine, lane: Lane, on_frame: Callable[[Frame], None] | None) -> None:
-        self._job, self._engine, self._lane, self._on_frame = job, engine, lane, on_frame
+    def __init__(
+        self, job: Job, families: Mapping[str, Family], engine: Engine, lane: Lane,
+        on_frame: Callable[[Frame], None] | None,
+    ) -> None:  # fmt: skip
+        self._job, self._families, self._engine, self._lane, self._on_frame = job, families, engine, lane, on_frame
         self._frames: dict[int, Future[Frame]] = {}
         self._pictures: dict[int, Future[bytes]] = {}
         self._ladders: dict[int, Future[bytes]] = {}
@@ -59,6 +63,7 @@ class _Alone:
         self._first, self._last = (job.task.first, job.task.last) if isinstance(job.task, Recipe) else (0, 0)
 
     def run(self, blobs: Mapping[str, bytes]) -> Developed:
+        prepare(self._job, self._families)  # before a picture is read that it begins with
         self._engine.add(self._job, (), self._lane.begin(self._job, blobs).result())
         self._engine.watch(self._job.id, self._on_frame is not None)
         began = time.monotonic()

@@ -69,7 +69,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
 def calibrate(family: Family, path: Path, *, again: bool = False) -> Calibration:
     """The stored calibration, or a fresh one (a few seconds), which is then stored. A spoilt file is measured anew."""
     key, known = identity(family), _read(path)
-    if key not in known or again:
+    if key not in known or again or known[key].dtype not in candidates(family):
         known[key] = measure(family)
         _write(path, known)
     _works(family, known[key].sampler, known[key].steps)  # its plan is probed now, not when the first job waits for it
@@ -113,13 +113,17 @@ def knee(bucket_ms: dict[int, float]) -> int:
     return min(rows for rows, each in throughput.items() if each * GAIN >= max(throughput.values()))
 
 
+def candidates(family: Family) -> tuple[Dtype, ...]:
+    """The number formats that are worth timing."""
+    return family.dtypes if isinstance(family, Formatted) else ("float32", "bfloat16")
+
+
 def _time_dtypes(family: Family) -> dict[Dtype, float]:
     best: dict[Dtype, float] = {}
-    candidates: tuple[Dtype, ...] = family.dtypes if isinstance(family, Formatted) else ("float32", "bfloat16")
-    for dtype in candidates:
+    for dtype in candidates(family):
         _forward(family, 2, dtype)  # the first pass builds the kernels
     for _ in range(ROUNDS):
-        for dtype in candidates:
+        for dtype in candidates(family):
             best[dtype] = min(best.get(dtype, float("inf")), _forward(family, 2, dtype))
     return best
 
@@ -150,7 +154,8 @@ def probe(family: Family) -> Recipe:
     """A recipe of the model's native size: some models also read sizes and guidance."""
     return Recipe(
         concepts=(Concept(PROBE),), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
-        guidance=family.guidance, width=family.size, height=family.size, dtype="float32", guides=family.guides,
+        guidance=family.guidance, width=family.size, height=family.size, dtype=candidates(family)[0],
+        guides=family.guides,
     )  # fmt: skip
 
 

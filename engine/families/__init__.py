@@ -10,18 +10,17 @@ if TYPE_CHECKING:
 
     from engine.families.family import Family
     from engine.families.opening import Opened, Told
-    from engine.families.pipelined import Pipelined
     from engine.families.source import Source
     from engine.super_resolver import SuperResolver
 
 
 def load(
     name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
-    told: Told | None = None,
+    told: Told | None = None, large: int | None = None,
 ) -> Family:  # fmt: skip
     """`embedded`, a folder, a file of safetensors, either's name under `<data>/models`, or a name on the model hub.
 
-    `resolver` enlarges what a small model draws. `told` hears how far it is. Raises `Unfit`.
+    `resolver` enlarges what a small model draws. `told` hears how far it is. `large`: as in `Choice`. Raises `Unfit`.
     """
     from engine.families.embedded import NAME, load_embedded
     from engine.families.pipelined import Pipelined
@@ -30,7 +29,7 @@ def load(
     if name_or_path == NAME:
         family: Family = load_embedded(device, resolver=resolver)
     else:
-        family = load_source(find(name_or_path, data), device, resolver, told)
+        family = load_source(find(name_or_path, data), device, resolver, told, large)
     if isinstance(family, Pipelined):
         family.lora_folder = data / "loras"
     return family
@@ -47,17 +46,22 @@ def load_folder(
 
 
 def load_source(
-    source: Source, device: torch.device | str = "cpu", resolver: SuperResolver | None = None, told: Told | None = None
-) -> Family:
+    source: Source, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
+    told: Told | None = None, large: int | None = None,
+) -> Family:  # fmt: skip
     """From what was found. Raises `Unfit` where that is no model in safetensors."""
+    import torch
+
     from engine.families.checkpoint import open_file
+    from engine.families.formats import LARGE, Choice
     from engine.families.opening import open_folder
     from engine.families.pipelined import Pipelined
 
-    opened = (open_file if source.is_file else open_folder)(source.path, source.name, told)
+    choice = Choice(torch.device(device), LARGE if large is None else large)
+    opened = (open_file if source.is_file else open_folder)(source.path, source.name, choice, told)
     family = _family(opened, source.name, source.fingerprint(), device, resolver)
-    if isinstance(family, Pipelined):
-        _hold(family, opened)
+    if isinstance(family, Pipelined) and opened.held is not None:
+        family.hold_one(opened.held, opened.reopen)
     return family
 
 
@@ -77,13 +81,6 @@ def _family(
     if kind in BY_PIPELINE:
         return BY_PIPELINE[kind](opened.pipeline, name, revision, device)
     return Coalesced(opened.pipeline, name, revision, device)
-
-
-def _hold(family: Pipelined, opened: Opened) -> None:
-    """A large network is there once, as its files have it."""
-    for part in opened.parts:
-        if part.name == family.network and part.large:
-            family.hold_one(part.dtype, lambda dtype, part=part: opened.reopen(part, dtype))
 
 
 def model_name(name_or_path: str) -> str:

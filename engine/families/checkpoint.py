@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from engine.families.family import TORCH
+from engine.families.formats import Choice, Formats
 from engine.families.opening import WRONG, Opened, Told, checked, one_by_one, unloadable, unused
 from engine.families.parts import STORED, Part, classes, pipeline_class, read_index, refuse_pickles
 from engine.families.quiet import quiet
@@ -31,32 +32,43 @@ AUTOENCODER = ("first_stage_model.", "vae.")
 CONFIGS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
 
 
-def open_file(path: Path, name: str, told: Told | None = None) -> Opened:
+def open_file(path: Path, name: str, choice: Choice, told: Told | None = None) -> Opened:
     """The pipeline of a file. Raises `Unfit` where it is none that can be opened."""
     _sizes(path, name)  # a file that is none is said so before anything is fetched
     configs = configurations(path, name)
     index = read_index(configs, name)
-    found = weighed_file(path, name, index)
-    kind, kinds = pipeline_class(index, name), classes(index, name)
+    found, pipeline = weighed_file(path, name, index), index["_class_name"]
+    formats = choice.formats(pipeline, found)
+
+    def reopen(dtype: Dtype) -> Any:
+        return _open(path, name, configs, choice.formats_in(dtype, pipeline, found), None)
+
+    return Opened(_open(path, name, configs, formats, told), formats.held, reopen)
+
+
+def _open(path: Path, name: str, configs: Path, formats: Formats, told: Told | None) -> Any:
+    index = read_index(configs, name)
+    kind, kinds, found = pipeline_class(index, name), classes(index, name), weighed_file(path, name, index)
     refuse_pickles(configs, kinds)
 
-    def reopen(part: Part, dtype: Dtype) -> Any:
+    def load(part: Part) -> Any:
         how = {"config": str(configs), "subfolder": part.name, "local_files_only": True}
         with quiet():
-            return kinds[part.name].from_single_file(str(path), torch_dtype=TORCH[dtype], **how)
+            return kinds[part.name].from_single_file(str(path), torch_dtype=TORCH[formats.of[part.name]], **how)
 
     try:
         own = [part for part in found if hasattr(kinds.get(part.name), "from_single_file")]
-        loaded = one_by_one(own, lambda part: reopen(part, part.dtype), told)
+        loaded = one_by_one(own, load, told) | unused(index)
+        texts = TORCH[formats.of.get("text_encoder", "float32")]
         with quiet():
             pipeline = kind.from_single_file(
-                str(path), config=str(configs), dtype=torch.float32, local_files_only=True, **loaded, **unused(index)
+                str(path), config=str(configs), dtype=texts, local_files_only=True, **loaded
             )
     except single_file_utils.SingleFileComponentError as error:
         raise Unfit(f"The file of the model {name} lacks a part: its network or a text encoder.", "model") from error
     except WRONG as error:
         raise unloadable(name) from error
-    return Opened(checked(pipeline, name), tuple(found), reopen)
+    return checked(pipeline, name)
 
 
 def configurations(path: Path, name: str) -> Path:

@@ -17,8 +17,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
+from engine.families.autoencoder import shift_of
 from engine.families.family import TORCH, Conditions
-from engine.families.pipelined import shift_of
 from engine.families.traits import Traits
 from engine.job import Concept, Dtype, Guides, Lora, Recipe, Sampler
 from engine.plan import NotTabled, Plan, build_scheduler

@@ -79,6 +79,22 @@ class Formatted(Protocol):
 
 
 @runtime_checkable
+class HeldOnce(Protocol):
+    """A family that may be in memory in one number format at a time: `held_once` says whether it is."""
+
+    @property
+    def held_once(self) -> bool: ...
+
+    def holds(self, dtype: Dtype) -> bool:
+        """Whether it can draw in this one without loading anything."""
+        ...
+
+    def net(self, dtype: Dtype) -> object:
+        """The network in this one; opens the model anew where it has to."""
+        ...
+
+
+@runtime_checkable
 class Accustomed(Protocol):
     """A family that may have steps and a sampler of its own, which are then the default."""
 

@@ -1,7 +1,7 @@
 """Opens a folder of diffusers part by part, as the pipeline that it says it is; runs nothing that the folder brings.
 
-Weights are safetensors or nothing: a pickle can run code when it is opened. Small parts are float32; a large one is in
-the number format of its files, since nobody has the memory to hold it twice. Knows nothing of sampling or training.
+Weights are safetensors or nothing: a pickle can run code when it is opened. The number format of each part is chosen
+before any is loaded. Knows nothing of sampling or training.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from engine.families.family import TORCH
+from engine.families.formats import Choice, Formats, stored_formats
 from engine.families.parts import Part, classes, parts, pipeline_class, read_index
 from engine.families.quiet import quiet
 from engine.families.revision import UNUSED
@@ -37,27 +38,33 @@ def folder_of(source: str) -> Path:
 
 @dataclass(frozen=True)
 class Opened:
-    """`reopen` gives one of the parts anew, with its weights in another number format."""
+    """`held`: the number format of a large model. `reopen` gives its pipeline anew in another one."""
 
     pipeline: Any
-    parts: tuple[Part, ...]
-    reopen: Callable[[Part, Dtype], Any]
+    held: Dtype | None
+    reopen: Callable[[Dtype], Any]
 
 
 def open_pipeline(folder: Path, name: str) -> Any:
-    """The pipeline of a folder. Raises `Unfit` where that is no such model in safetensors."""
-    return open_folder(folder, name).pipeline
+    """The pipeline of a folder, for training. Raises `Unfit` where that is no such model in safetensors."""
+    return _open(folder, name, stored_formats(weighed(folder, name)), None)
 
 
-def open_folder(folder: Path, name: str, told: Told | None = None) -> Opened:
-    """The same, with what it consists of."""
+def open_folder(folder: Path, name: str, choice: Choice, told: Told | None = None) -> Opened:
+    """The pipeline of a folder, for drawing. Raises `Unfit` where that is no such model in safetensors."""
+    found, pipeline = weighed(folder, name), read_index(folder, name)["_class_name"]
+    formats = choice.formats(pipeline, found)
+
+    def reopen(dtype: Dtype) -> Any:
+        return _open(folder, name, choice.formats_in(dtype, pipeline, found), None)
+
+    return Opened(_open(folder, name, formats, told), formats.held, reopen)
+
+
+def _open(folder: Path, name: str, formats: Formats, told: Told | None) -> Any:
     index = read_index(folder, name)
     kind, found = pipeline_class(index, name), weighed(folder, name)
-
-    def reopen(part: Part, dtype: Dtype) -> Any:
-        return _part(folder, part, TORCH[dtype], name)
-
-    loaded = one_by_one(found, lambda part: reopen(part, part.dtype), told)
+    loaded = one_by_one(found, lambda part: _part(folder, part, TORCH[formats.of[part.name]], name), told)
     try:
         with quiet():
             pipeline = kind.from_pretrained(
@@ -65,7 +72,7 @@ def open_folder(folder: Path, name: str, told: Told | None = None) -> Opened:
             )
     except WRONG as error:
         raise unloadable(name) from error
-    return Opened(checked(pipeline, name), tuple(found), reopen)
+    return checked(pipeline, name)
 
 
 def weighed(folder: Path, name: str) -> list[Part]:
@@ -78,12 +85,12 @@ def weighed(folder: Path, name: str) -> list[Part]:
 def one_by_one(found: Sequence[Part], load: Callable[[Part], Any], told: Told | None) -> dict[str, Any]:
     """Every part, by name; how far they are is said before each, and after the last."""
     loaded: dict[str, Any] = {}
-    whole, done = max(1, sum(part.size for part in found)), 0
+    whole, done = max(1, sum(part.parameters for part in found)), 0
     for part in found:
         if told is not None:
             told(done / whole)
         loaded[part.name] = load(part)
-        done += part.size
+        done += part.parameters
     if told is not None:
         told(1.0)
     return loaded

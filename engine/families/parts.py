@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,10 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 
-from engine.families.family import TORCH
 from engine.families.revision import UNUSED, refuse_odd_parts
 from engine.job import Dtype
-from engine.strands.shell import NETWORKS
 from engine.unfit import Unfit
 
-LARGE = 1_000_000_000  # parameters: more than these are held once, in the number format of their files
 LIBRARIES = ("diffusers", "transformers")
 PICKS = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")  # among what has no weights
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
@@ -42,33 +39,7 @@ class Part:
     parameters: int
     stored: Dtype
     variant: str | None = None  # what its files are called besides, as in `model.fp16.safetensors`
-
-    @property
-    def large(self) -> bool:
-        return self.parameters > LARGE
-
-    @property
-    def dtype(self) -> Dtype:
-        """As which it is loaded."""
-        return self.stored if self.large else "float32"
-
-    @property
-    def size(self) -> int:
-        """Bytes of its weights, once loaded."""
-        return self.parameters * TORCH[self.dtype].itemsize
-
-
-def needed(found: Iterable[Part]) -> int:
-    """Bytes that a model of these parts takes: of a small network also the copy in half the bits, once it is used."""
-    return sum(part.size + (2 * part.parameters if part.name in NETWORKS and not part.large else 0) for part in found)
-
-
-def needed_in(found: Sequence[Part]) -> dict[Dtype, int]:
-    """The same for each number format that a large network may be opened in; nothing where it is small."""
-    large = [part for part in found if part.name in NETWORKS and part.large]
-    least = needed(found) - sum(part.size for part in large)
-    count = sum(part.parameters for part in large)
-    return {dtype: least + count * kind.itemsize for dtype, kind in TORCH.items()} if large else {}
+    files: tuple[Path, ...] = ()  # of its weights
 
 
 def read_index(folder: Path, name: str) -> dict[str, Any]:
@@ -153,7 +124,7 @@ def _part(folder: Path, kind: Any) -> Part | None:
     _refuse_detours(folder)
     files, variant = _files(folder)
     try:
-        return Part(folder.name, kind, *counted(files), variant)
+        return Part(folder.name, kind, *counted(files), variant, tuple(files))
     except (OSError, SafetensorError) as error:
         raise Unfit(
             f"The weights of the model's {folder.name} cannot be read: they are no safetensors.", "model"

@@ -18,14 +18,15 @@ import torch
 from PIL import Image
 
 from engine.emphasis import plain
+from engine.families.autoencoder import decode_latents, encode_pixels
 from engine.families.distilled import few_steps
 from engine.families.family import TORCH, Conditions
 from engine.families.forwards import Forwards
 from engine.families.loras import Loras
-from engine.families.nets import Copies, Nets, OneCopy, Reopen
+from engine.families.nets import Copies, Nets, OneCopy, Reopen, drop_modules, own_copy, take_modules
 from engine.families.visiting import visits
 from engine.families.wholly import Wholly
-from engine.families.wording import Wording, texts_of
+from engine.families.wording import Wording, bytes_of, texts_of
 from engine.job import Dtype, Guides, Lora, Recipe, Sampler
 from engine.plan import Plan, plan, samplers_for
 from engine.strands.call import cast
@@ -34,12 +35,14 @@ TEXTS_KEPT, TEXT_BYTES_KEPT = 256, 256 * 2**20
 
 
 class Pipelined(Wholly, ABC):
-    """A `Family` over an assembled float32 pipeline; one cast copy of its network for each dtype.
+    """A `Family` over an assembled pipeline: small and float32, with a copy of its network for each dtype, or large.
 
-    `guidance` is the default. A subclass sets `size`, `multiple` and `tokens`.
+    A large one is in memory once, whole, in one dtype (`hold_one`). `guidance` is the default. A subclass sets `size`,
+    `multiple` and `tokens`.
     """
 
     network: ClassVar[str] = "transformer"  # the pipeline's attribute
+    channels_last: ClassVar[bool] = False  # how a small model's autoencoder lies in memory
     weighs: ClassVar[bool] = False  # words in brackets (`emphasis`); else they are read without the brackets
     spellings: ClassVar[tuple[str, ...]] = ("prompt_embeds", "pooled_prompt_embeds")  # conditions in its own call
     guides: Guides = "rows"
@@ -59,10 +62,9 @@ class Pipelined(Wholly, ABC):
         )
         self.usual = few_steps(self.name, self.scheduler_config, self.samplers)
         self.enlargement, self.upscaler = 1, ""
-        self._master = getattr(pipeline, self.network).eval().requires_grad_(False)
-        self._vae = pipeline.vae.eval().requires_grad_(False).to(self.device)
-        for encoder in self._encoders():
-            encoder.eval().requires_grad_(False).to(self.device)
+        self.channels = int(pipeline.vae.config.latent_channels)  # of the latents
+        self._offloads = False
+        self._settle()
         self.forwards = Forwards(self._master, self.device)
         self._nets: Nets = Copies(self._master, self.device)
         self._texts: OrderedDict[Wording, Conditions] = OrderedDict()
@@ -79,28 +81,43 @@ class Pipelined(Wholly, ABC):
 
     @property
     def held_once(self) -> bool:
-        """Whether the network is there in one number format at a time."""
+        """Whether the model is there in one number format at a time."""
         return isinstance(self._nets, OneCopy)
 
     def hold_one(self, dtype: Dtype, reopen: Reopen) -> None:
-        """A large network, which is in `dtype` as it came: it is held once, and opened anew for another one."""
+        """A large model, all of which is in `dtype`: it is held once. `reopen` gives the pipeline in another one."""
 
         def again(other: Dtype) -> Any:
-            self._master = reopen(other)
-            setattr(self.pipeline, self.network, self._master)
+            take_modules(self.pipeline, reopen(other))
+            self._settle()
+            own_copy(self._vae)
             return self._master
 
         self.forwards.forget()
+        own_copy(self._vae)
         self._nets = OneCopy(self._master, dtype, self.device, again, self._let_go)
+
+    def _settle(self) -> None:
+        """The pipeline's parts go where they run; a network only once a dtype is asked for."""
+        self._master = getattr(self.pipeline, self.network).eval().requires_grad_(False)
+        self._vae: Any = self.pipeline.vae.eval().requires_grad_(False).to(self.device)
+        if self.channels_last:
+            self._vae.to(memory_format=torch.channels_last)
+        for encoder in self._encoders():
+            encoder.eval().requires_grad_(False).to(self.device)
+            if self._offloads:
+                visits(encoder, self.device)
 
     def _let_go(self) -> None:
         self._loras.forget()
         self.forwards.forget()
-        self._master = None
-        setattr(self.pipeline, self.network, None)
+        self._texts.clear()
+        self._master = self._vae = None
+        drop_modules(self.pipeline)
 
     def offload(self) -> None:
         """From now on the text encoders, of large models the larger half, lie on the host and visit the device."""
+        self._offloads = True
         for encoder in self._encoders():
             visits(encoder, self.device)
 
@@ -112,11 +129,6 @@ class Pipelined(Wholly, ABC):
     @property
     def max_pixels(self) -> int:
         return (2 * self.size) ** 2
-
-    @property
-    def channels(self) -> int:
-        """Of the latents."""
-        return int(self._vae.config.latent_channels)
 
     @property
     def factor(self) -> int:
@@ -155,6 +167,8 @@ class Pipelined(Wholly, ABC):
         return self._loras.spoken(loras, self._master) if loras else self.pipeline
 
     def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
+        if self.held_once:
+            self.net(recipe.dtype)  # the text encoders, too, are in the recipe's dtype
         with self.alone:  # tokenizers
             wording = Wording(text, negative, self._chunks(recipe), recipe.loras)
         return (*self._told(wording), *self._circumstances(recipe))
@@ -190,16 +204,13 @@ class Pipelined(Wholly, ABC):
             with torch.inference_mode(), self.alone:
                 self._texts[wording] = self._words(self.told_by(wording.loras), read)
         self._texts.move_to_end(wording)
-        while len(self._texts) > 1 and (len(self._texts) > TEXTS_KEPT or self._text_bytes() > TEXT_BYTES_KEPT):
+        while len(self._texts) > 1 and (len(self._texts) > TEXTS_KEPT or bytes_of(self._texts) > TEXT_BYTES_KEPT):
             self._texts.popitem(last=False)
         return self._texts[wording]
 
     def forget_texts(self) -> None:
         """The next time every text is encoded anew."""
         self._texts.clear()
-
-    def _text_bytes(self) -> int:
-        return sum(part.nbytes for each in self._texts.values() for part in each)
 
     @torch.inference_mode()
     def denoise(
@@ -222,27 +233,18 @@ class Pipelined(Wholly, ABC):
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:
-        config = self._vae.config
-        scaled = latents[None].to(self.device, torch.float32) / config.scaling_factor + shift_of(config)
-        decoded = self._vae.decode(scaled, return_dict=False)[0]
-        return self.pipeline.image_processor.postprocess(decoded.float(), output_type="pil")[0]
+        pixels = decode_latents(self._vae, latents, self.device)
+        return self.pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
         return self.decode(latents)
 
     @torch.inference_mode()
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
-        pixels = self.pipeline.image_processor.preprocess(picture).to(self.device)
-        mean = self._vae.encode(pixels).latent_dist.mean[0]
-        return (mean - shift_of(self._vae.config)) * self._vae.config.scaling_factor
+        return encode_pixels(self._vae, self.pipeline.image_processor.preprocess(picture), self.device)
 
     def net(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
         """The network in this number format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
         if loras:
             return getattr(self._loras.added(loras, dtype, self.net(dtype)), self.network)
         return self._nets.of(dtype)
-
-
-def shift_of(config: Any) -> float:
-    """What an autoencoder's latents are shifted by."""
-    return float(config.get("shift_factor") or 0.0)

@@ -56,5 +56,5 @@ class Sana(Pipelined):
 
     @torch.inference_mode()
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
-        pixels = self.pipeline.image_processor.preprocess(picture).to(self.device)
-        return self._vae.encode(pixels, return_dict=False)[0][0] * self._vae.config.scaling_factor
+        pixels = self.pipeline.image_processor.preprocess(picture).to(self.device, self._vae.dtype)
+        return self._vae.encode(pixels, return_dict=False)[0][0].float() * self._vae.config.scaling_factor

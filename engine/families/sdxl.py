@@ -25,7 +25,7 @@ GUIDANCE = 5.0  # the pipeline's own default
 class StableDiffusionXL(Pipelined):
     """Conditions: token states of both CLIPs, the second's pooled text, sizes, and in an LCM the guidance embedded."""
 
-    network = "unet"
+    network, channels_last = "unet", True
     weighs = True
 
     def __init__(
@@ -33,7 +33,6 @@ class StableDiffusionXL(Pipelined):
     ) -> None:
         super().__init__(pipeline, name, revision, device, guidance or usual_guidance(pipeline, name, GUIDANCE))
         network = pipeline.unet.config
-        self._vae.to(memory_format=torch.channels_last)
         self.tokens = chunks.MOST * chunks.room(pipeline.tokenizer_2)
         self.size = int(network.sample_size) * self.factor
         self.multiple = math.lcm(8, self.factor * 2 ** (len(network.block_out_channels) - 1))

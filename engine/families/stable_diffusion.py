@@ -24,7 +24,7 @@ OF_OURS, OF_OTHERS = 4.0, 7.5  # guidance: what a trainer of ours has written kn
 class StableDiffusion(Pipelined):
     """`resolver` enlarges the finals of a small model, and is then part of its revision."""
 
-    network = "unet"
+    network, channels_last = "unet", True
     weighs, spellings = True, ("prompt_embeds",)
 
     def __init__(
@@ -34,7 +34,6 @@ class StableDiffusion(Pipelined):
         ours = isinstance(pipeline.text_encoder, BertModel)
         usual = OF_OURS if ours else usual_guidance(pipeline, name, OF_OTHERS)
         super().__init__(pipeline, name, revision, device, usual if guidance is None else guidance)
-        self._vae.to(memory_format=torch.channels_last)
         # The embedded model has only ever seen 24 tokens: it would not know what to make of more.
         self._most = 1 if isinstance(pipeline.text_encoder, BertModel) else chunks.MOST
         longest, room = int(pipeline.tokenizer.model_max_length), chunks.room(pipeline.tokenizer)

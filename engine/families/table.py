@@ -9,7 +9,8 @@ from engine.families.sd3 import StableDiffusion3
 from engine.families.sdxl import StableDiffusionXL
 from engine.families.zimage import ZImage
 
-# Stable Diffusion 1.x and 2.x are opened by themselves: a small one also takes a super-resolver.
+# Opened by themselves: a small one also takes a super-resolver.
+STABLE_DIFFUSION = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 BY_PIPELINE: dict[str, type[Pipelined]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
@@ -17,3 +18,8 @@ BY_PIPELINE: dict[str, type[Pipelined]] = {
     "ZImagePipeline": ZImage,
     "SanaPipeline": Sana,
 }
+
+
+def has_family(pipeline: str) -> bool:
+    """Whether a family of ours runs the pipelines of this class."""
+    return pipeline in (*STABLE_DIFFUSION, *BY_PIPELINE)

@@ -6,27 +6,33 @@ from pathlib import Path
 
 from engine.families.checkpoint import weighed_file
 from engine.families.embedded import WEIGHTS, minilm
+from engine.families.formats import Choice, stored_formats
 from engine.families.opening import weighed
-from engine.families.parts import Part, counted, needed, needed_in
-from engine.families.source import Source
+from engine.families.parts import Part, counted, read_index
+from engine.families.source import Source, configs_beside
 from engine.job import Dtype
 
 
-def weigh(source: Source) -> int:
+def weigh(source: Source, choice: Choice) -> int:
     """Bytes. Raises `Unfit` where the model's files are not in order."""
-    read = weighed_file if source.is_file else weighed
-    return needed(read(source.path, source.name))
+    pipeline, found = _looked_at(source)
+    return choice.formats(pipeline, found).size(found)
 
 
-def weigh_in(source: Source) -> dict[Dtype, int]:
-    """Bytes for each number format that its large network may be opened in; nothing where it is small."""
-    read = weighed_file if source.is_file else weighed
-    return needed_in(read(source.path, source.name))
+def weigh_in(source: Source, choice: Choice) -> dict[Dtype, int]:
+    """Bytes for each number format that a large model may be opened in; nothing where it is small."""
+    return choice.sizes(*_looked_at(source))
 
 
 def weigh_embedded(weights: Path = WEIGHTS) -> int:
     """Bytes. Raises `Unfit` where its text encoder is missing."""
     folders = (weights / "unet", weights / "vae", minilm())
-    return needed(
-        Part(folder.name, None, counted(sorted(folder.glob("*.safetensors")))[0], "float32") for folder in folders
-    )
+    found = [Part(each.name, None, counted(sorted(each.glob("*.safetensors")))[0], "float32") for each in folders]
+    return stored_formats(found).size(found)
+
+
+def _looked_at(source: Source) -> tuple[str, list[Part]]:
+    """The class of its pipeline, empty where no configuration says it, and its parts."""
+    configs = configs_beside(source.path) if source.is_file else source.path
+    found = (weighed_file if source.is_file else weighed)(source.path, source.name)
+    return read_index(configs, source.name)["_class_name"] if configs else "", found

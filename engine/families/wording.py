@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from engine.families.family import Conditions
 from engine.job import Lora, Recipe, unconditional
 
 
@@ -20,3 +22,8 @@ def texts_of(recipe: Recipe) -> list[str]:
     """Every text that has a row in some step."""
     negative = [recipe.negative] if any(unconditional(recipe, held) for held in (True, False)) else []
     return [*(concept.text for concept in recipe.concepts), *negative]
+
+
+def bytes_of(texts: Mapping[Wording, Conditions]) -> int:
+    """How much memory cached texts take."""
+    return sum(part.nbytes for each in texts.values() for part in each)

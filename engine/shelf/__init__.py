@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from engine.budget import said
-from engine.families.family import Family
+from engine.families.family import Family, HeldOnce
 from engine.job import Dtype, Warm
 from engine.shelf.loader import GivenUp, Loader
 from engine.shelf.stock import Stock
@@ -32,18 +32,6 @@ TURN = 20.0  # seconds that a job may wait for others to leave; then those who c
 LOOK = 1.0
 
 
-@runtime_checkable
-class HeldOnce(Protocol):
-    """A family whose network may be in one number format at a time: `held_once` says whether it is."""
-
-    @property
-    def held_once(self) -> bool: ...
-
-    def holds(self, dtype: Dtype) -> bool: ...
-
-    def net(self, dtype: Dtype) -> object: ...
-
-
 @dataclass
 class Model:
     """One that this worker offers. `size`: bytes. `open` loads it; `renew` says of it what is announced."""
@@ -53,7 +41,7 @@ class Model:
     warm: Warm
     open: Callable[[Told], Family]
     renew: Callable[[Family], Warm]
-    sizes: Mapping[Dtype, int] = field(default_factory=dict[Dtype, int])  # where its network is large: in that format
+    sizes: Mapping[Dtype, int] = field(default_factory=dict[Dtype, int])  # where it is large: in that format
     wanted: int = 0  # jobs that wait for it
     done: float = 0.0  # how much of it is in memory, while it is loaded
     fresh: bool = False  # loaded for somebody, and not used since

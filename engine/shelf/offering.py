@@ -18,6 +18,7 @@ from engine.families.additions import additions
 from engine.families.checkpoint import configurations
 from engine.families.embedded import NAME, WEIGHTS
 from engine.families.family import Family
+from engine.families.formats import Choice
 from engine.families.opening import Told
 from engine.families.pipelined import Pipelined
 from engine.families.revision import fingerprint, together
@@ -83,7 +84,8 @@ def stocked(found: Sequence[Found], place: Place, stock: Stock) -> list[tuple[Mo
 
 def _found(given: str, place: Place, kept: dict[str, Offered], loras: str) -> Found:
     source = None if given == NAME else find(given, place.data)
-    name, size, revision = _looked_at(source) if source else _embedded()
+    choice = Choice(place.device)
+    name, size, revision = _looked_at(source, choice) if source else _embedded()
     upscaler = place.resolver.fingerprint if place.resolver else ""
     identity = offered.identity(name, revision, place.device, upscaler, place.build, loras)
 
@@ -93,13 +95,13 @@ def _found(given: str, place: Place, kept: dict[str, Offered], loras: str) -> Fo
             raise Unfit(f"The files of the model {name} have changed: start this worker anew.", "worker")
         return _settled(family, place)
 
-    sizes = weigh_in(source) if source else dict[Dtype, int]()
+    sizes = weigh_in(source, choice) if source else dict[Dtype, int]()
     return Found(name, size, identity, opened, kept.get(identity), sizes)
 
 
-def _looked_at(source: Source) -> tuple[str, int, str]:
+def _looked_at(source: Source, choice: Choice) -> tuple[str, int, str]:
     """Its name, size and revision; whatever it needs of the hub is fetched now, and never while jobs run."""
-    size = weigh(source)  # first, since it says in a sentence what is wrong with the files
+    size = weigh(source, choice)  # first, since it says in a sentence what is wrong with the files
     if source.is_file:
         configurations(source.path, source.name)
     return source.name, size, source.fingerprint()

@@ -9,30 +9,42 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine.families import load, parts
+from engine.calibration import probe
+from engine.families import load
+from engine.families.family import TORCH
+from engine.families.formats import Choice, preferred_dtype
 from engine.families.opening import open_folder
 from engine.families.source import Source, find
 from engine.families.stable_diffusion import StableDiffusion
-from engine.families.weighing import weigh, weigh_embedded
+from engine.families.weighing import weigh, weigh_embedded, weigh_in
+from engine.job import Dtype
 from engine.unfit import Unfit
 from tests.engine.original_layout import write
 
+SMALL = Choice(torch.device("cpu"))
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def opened(path: Path | str, data: Path) -> StableDiffusion:
-    family = load(str(path), data)
+def opened(path: Path | str, data: Path, large: int | None = None) -> StableDiffusion:
+    family = load(str(path), data, large=large)
     assert isinstance(family, StableDiffusion)
     return family
 
 
-def predicted(family: StableDiffusion) -> torch.Tensor:
+def predicted(family: StableDiffusion, dtype: Dtype = "float32") -> torch.Tensor:
     x = torch.linspace(-1, 1, 4 * 16 * 16).view(1, 4, 16, 16)
-    return family.denoise(x, torch.tensor([500.0]), (family.encode("a cat")[None],), "float32")
+    return family.denoise(x, torch.tensor([500.0]), (family.encode("a cat")[None],), dtype)
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    a, b = (np.asarray(each, dtype=np.float64) for each in (one, other))
+    return float("inf") if (a == b).all() else 20 * np.log10(255) - 10 * np.log10(((a - b) ** 2).mean())
 
 
 @pytest.fixture
@@ -81,7 +93,7 @@ def test_a_single_file_is_found_by_its_name_and_changes_its_revision(small_folde
     before = source.fingerprint()
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert source.fingerprint() != before
-    assert weigh(source) == weigh(Source("folder", small_folder))
+    assert weigh(source, SMALL) == weigh(Source("folder", small_folder), SMALL)
 
 
 def test_without_configurations_beside_it_they_are_asked_of_the_hub(
@@ -197,7 +209,7 @@ def test_a_configuration_with_custom_code_runs_none(copied: Path, tmp_path: Path
 def test_weights_in_several_files(copied: Path, small_folder: Path, tmp_path: Path) -> None:
     sharded(copied)
     assert torch.equal(predicted(opened(copied, tmp_path)), predicted(opened(small_folder, tmp_path)))
-    assert weigh(Source("m", copied)) == weigh(Source("m", small_folder))
+    assert weigh(Source("m", copied), SMALL) == weigh(Source("m", small_folder), SMALL)
 
 
 def test_a_missing_file_of_several(copied: Path, tmp_path: Path) -> None:
@@ -288,7 +300,7 @@ def test_a_part_with_weights_of_another_shape_is_named(copied: Path, tmp_path: P
 
 def test_how_far_it_is_grows_part_by_part_and_may_end_the_loading(small_folder: Path) -> None:
     said: list[float] = []
-    open_folder(small_folder, "small", said.append)
+    open_folder(small_folder, "small", SMALL, said.append)
     assert said[0] == 0.0
     assert said[-1] == 1.0
     assert len(said) == 4
@@ -299,7 +311,7 @@ def test_how_far_it_is_grows_part_by_part_and_may_end_the_loading(small_folder: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_folder(small_folder, "small", enough)
+        open_folder(small_folder, "small", SMALL, enough)
 
 
 def test_what_the_embedded_model_takes(embedded: StableDiffusion) -> None:
@@ -309,70 +321,135 @@ def test_what_the_embedded_model_takes(embedded: StableDiffusion) -> None:
     assert weigh_embedded() == pytest.approx(bytes_ + network, rel=0.02)
 
 
-# Large networks
+# Large models
+
+
+MOST = 1000  # parameters of a part, above which these tests take a model for a large one
 
 
 @pytest.fixture
-def large(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """The folder with its network in this number format, and what counts as large so small that the network is."""
+def stored(copied: Path) -> Callable[[str], Path]:
+    """The folder with all its weights in this number format."""
 
     def make(dtype: str) -> Path:
-        kind = getattr(torch, dtype)
-        weights = {key: value.to(kind) for key, value in load_file(copied / "unet" / WEIGHTS).items()}
-        save_file(weights, copied / "unet" / WEIGHTS)
-        monkeypatch.setattr(parts, "LARGE", sum(each.numel() for each in weights.values()) - 1)
+        for path in copied.glob("*/*.safetensors"):
+            weights = {key: value.to(getattr(torch, dtype)) for key, value in load_file(path).items()}
+            save_file(weights, path, {"format": "pt"})
         return copied
 
     return make
 
 
-@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
-def test_a_large_network_is_there_once_as_it_is_stored(
-    large: Callable[[str], Path], tmp_path: Path, stored: Any
+def formats(family: StableDiffusion) -> set[torch.dtype]:
+    parts = (family.pipeline.unet, family.pipeline.vae, family.pipeline.text_encoder)
+    return {each.dtype for part in parts for each in part.parameters()}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_large_model_is_there_once_whole_in_one_number_format(
+    stored: Callable[[str], Path], tmp_path: Path, dtype: str
 ) -> None:
-    family = opened(large(stored), tmp_path)
-    kind = getattr(torch, stored)
-    assert family.dtypes == (stored,)
-    assert {each.dtype for each in family.pipeline.unet.parameters()} == {kind}
-    assert family.net(stored) is family.pipeline.unet
+    family = opened(stored(dtype), tmp_path, MOST)
+    held = preferred_dtype(torch.device("cpu"), "float32")
+    assert family.dtypes == (held,)
+    assert formats(family) == {TORCH[held]}
+    assert family.net(held) is family.pipeline.unet
     assert type(family.pipeline.unet) is import_module("diffusers").UNet2DConditionModel
-    assert {each.dtype for each in family.pipeline.vae.parameters()} == {torch.float32}
     assert torch.get_default_dtype() == torch.float32
+    assert family.encode("a cat").dtype == torch.float32
+    assert predicted(family, held).isfinite().all()
 
 
-def test_a_large_network_is_opened_anew_for_another_number_format(
-    large: Callable[[str], Path], small_folder: Path, tmp_path: Path
+def test_a_small_model_is_float32_with_a_copy_of_its_network(small_folder: Path, tmp_path: Path) -> None:
+    family = opened(small_folder, tmp_path)
+    assert family.dtypes == ("float32", "bfloat16")
+    assert formats(family) == {torch.float32}
+    assert not family.held_once
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_large_model_is_opened_anew_whole_for_another_number_format(
+    small_folder: Path, tmp_path: Path, single: bool
 ) -> None:
-    family, whole = opened(large("bfloat16"), tmp_path), opened(small_folder, tmp_path)
-    first = family.net("bfloat16")
+    path = small_folder
+    if single:
+        write(small_folder, path := tmp_path / "old.safetensors")
+    family, plain = opened(path, tmp_path, MOST), opened(small_folder, tmp_path)
+    recipe = probe(plain)
+    assert recipe.dtype == "float32"
+    first, picture = family.net("bfloat16"), Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB")
     assert family.holds("bfloat16")
-    assert not family.holds("float32")
-    assert predicted(family).isfinite().all()
+    assert formats(family) == {torch.bfloat16}
+    half = family.encode("a cat")
+    [states] = family.condition("a cat", recipe)
     assert family.holds("float32")
-    assert family.net("float32") is family.pipeline.unet is not first
     assert not family.holds("bfloat16")
-    torch.testing.assert_close(predicted(family), predicted(whole), rtol=0.1, atol=0.1)
+    assert formats(family) == {torch.float32}
+    assert family.net("float32") is family.pipeline.unet is not first
+    torch.testing.assert_close(states, plain.condition("a cat", recipe)[0])
+    torch.testing.assert_close(family.encode("a cat"), plain.encode("a cat"))
+    assert not torch.equal(family.encode("a cat"), half)
+    torch.testing.assert_close(predicted(family), predicted(plain))
+    latents = family.encode_image(picture)
+    torch.testing.assert_close(latents, plain.encode_image(picture))
+    assert psnr(family.decode(latents), plain.decode(latents)) > 60
+
+
+def test_a_large_model_is_the_same_when_its_number_format_comes_back(small_folder: Path, tmp_path: Path) -> None:
+    family = opened(small_folder, tmp_path, MOST)
+    before = predicted(family, "bfloat16"), family.decode(torch.ones(4, 16, 16)).tobytes()
+    family.net("float32")
+    family.net("bfloat16")
+    assert torch.equal(predicted(family, "bfloat16"), before[0])
+    assert family.decode(torch.ones(4, 16, 16)).tobytes() == before[1]
+
+
+def test_in_half_the_bits_a_picture_is_nearly_the_same(small_folder: Path, tmp_path: Path) -> None:
+    half, plain = opened(small_folder, tmp_path, MOST), opened(small_folder, tmp_path)
+    half.net("bfloat16")
+    picture = Image.effect_mandelbrot((32, 32), (-2, -1, 1, 1), 20).convert("RGB")
+    latents = plain.encode_image(picture)
+    assert half.encode_image(picture).dtype == torch.float32
+    torch.testing.assert_close(half.encode_image(picture), latents, rtol=0.05, atol=0.05)
+    assert psnr(half.decode(latents), plain.decode(latents)) > 35
+
+
+def test_float16_that_would_overflow_is_decoded_in_float32_and_keeps_its_weights(
+    small_folder: Path, tmp_path: Path
+) -> None:
+    family, plain = opened(small_folder, tmp_path, MOST), opened(small_folder, tmp_path)
+    family.net("float16")
+    vae = family.pipeline.vae
+    assert vae.config.force_upcast
+    with torch.no_grad():
+        for each in (family.pipeline.vae, plain.pipeline.vae):  # what follows leaves no room in float16
+            each.decoder.conv_in.weight.mul_(3e4)
+            each.decoder.conv_in.bias.mul_(3e4)
+    before = {key: value.clone() for key, value in vae.state_dict().items()}
+    latents = torch.full((4, 16, 16), 3.0)
+    assert psnr(family.decode(latents), plain.decode(latents)) > 40
+    assert {each.dtype for each in vae.parameters()} == {torch.float16}
+    assert all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
 
 
 def test_torchs_own_number_format_is_left_alone_while_others_draw_by_it(
-    large: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stored: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, changed, change = large("bfloat16"), list[torch.dtype](), torch.set_default_dtype
-    monkeypatch.setattr(parts, "LARGE", 1000)
-    path = folder / "text_encoder" / "model.safetensors"
-    save_file({key: value.bfloat16() for key, value in load_file(path).items()}, path, {"format": "pt"})
+    folder, changed, change = stored("bfloat16"), list[torch.dtype](), torch.set_default_dtype
     monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (changed.append(dtype), change(dtype)))
-    family = opened(folder, tmp_path)
-    assert {each.dtype for each in family.pipeline.text_encoder.parameters()} == {torch.bfloat16}
+    assert formats(opened(folder, tmp_path, MOST)) == {TORCH[preferred_dtype(torch.device("cpu"), "bfloat16")]}
     assert set(changed) <= {torch.float32}
 
 
-def test_a_large_text_encoder_is_not_made_larger(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = copied / "text_encoder" / "model.safetensors"
-    weights = {key: value.bfloat16() for key, value in load_file(path).items()}
-    save_file(weights, path, {"format": "pt"})
-    monkeypatch.setattr(parts, "LARGE", sum(each.numel() for each in weights.values()) - 1)
-    family = opened(copied, tmp_path)
-    assert {each.dtype for each in family.pipeline.text_encoder.parameters()} == {torch.bfloat16}
-    assert family.encode("a cat").dtype == torch.float32
-    assert predicted(family).isfinite().all()
+def test_what_a_large_model_takes_is_its_parameters_in_its_number_format(small_folder: Path, tmp_path: Path) -> None:
+    source, choice = find(str(small_folder), tmp_path), Choice(torch.device("cpu"), MOST)
+    family = opened(small_folder, tmp_path, MOST)
+    modules = [each for each in family.pipeline.components.values() if isinstance(each, torch.nn.Module)]
+    sizes = weigh_in(source, choice)
+    for dtype in ("float32", "bfloat16"):
+        family.net(dtype)
+        modules = [each for each in family.pipeline.components.values() if isinstance(each, torch.nn.Module)]
+        held = sum(each.nbytes for module in modules for each in module.parameters())
+        assert sizes[dtype] == pytest.approx(held, rel=0.01)
+    assert weigh(source, choice) == sizes[family.dtypes[0]]
+    assert weigh_in(source, Choice(torch.device("cpu"))) == {}

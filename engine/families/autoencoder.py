@@ -1,0 +1,44 @@
+"""Latents to pixels and back through an autoencoder of diffusers, in the number format that it is held in.
+
+Knows modules; no pipeline, no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def shift_of(config: Any) -> float:
+    """What an autoencoder's latents are shifted by."""
+    return float(config.get("shift_factor") or 0.0)
+
+
+def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pixels `[1, 3, height, width]` in -1…1, float32, of scaled latents `[channels, height, width]`."""
+    scaled = latents[None].to(device, torch.float32) / vae.config.scaling_factor + shift_of(vae.config)
+    with precisely(vae):
+        return vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
+
+
+def encode_pixels(vae: Any, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Scaled latents `[channels, height, width]`, float32: the mean of what the encoder says of pixels in -1…1."""
+    with precisely(vae):
+        mean = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mean[0].float()
+    return (mean - shift_of(vae.config)) * vae.config.scaling_factor
+
+
+@contextmanager
+def precisely(vae: Any) -> Iterator[None]:
+    """float32 for an autoencoder whose configuration says that float16 overflows; as diffusers has it for SDXL."""
+    overflows = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+    if overflows:
+        torch.nn.Module.to(vae, torch.float32)
+    try:
+        yield
+    finally:
+        if overflows:
+            torch.nn.Module.to(vae, torch.float16)
