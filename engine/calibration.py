@@ -1,7 +1,8 @@
 """What timing decides, measured once for a device, build and model, and stored: dtype, row cap, default steps, costs.
 
-A recipe freezes what it took from here, so load never changes pixels. Dtypes are timed in turn, so that a busy moment
-hits both; the row cap is the knee, beyond which a larger batch gains under 5 % and only makes each step slower.
+A recipe freezes what it took from here, so load never changes pixels. The row cap is the knee, beyond which a larger
+batch gains under 5 % and only makes each step slower. What a short measurement estimates, real work corrects
+(`refinement`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import logging
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -19,25 +19,24 @@ import diffusers
 import msgspec
 import torch
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from engine.engine import BUCKETS
-from engine.families.family import Accustomed, Family, Formatted, TakesLoras
-from engine.job import Concept, Dtype, Recipe, Sampler, Warm
+from engine.families.family import Accustomed, Family, TakesLoras
+from engine.job import Dtype, Sampler, Warm
+from engine.measurement import Clock, candidates, measure_times
 
 log = logging.getLogger(__name__)
 
 GAIN = 1.05  # a doubling of the rows that gains less throughput than this is not worth its longer step
-ROUNDS = 3
-BUDGET = 1.5  # seconds for the row buckets; the larger ones are left out when it is spent
-SLOW = 500.0  # milliseconds of a forward after which a larger one is not worth the wait
+SLOW = 500.0  # milliseconds of a forward of two rows after which a larger one is not worth the wait
 PATIENCE = 60.0  # seconds that a grid of four with the default steps may take
 GRID_ROWS = 8  # four pictures with guidance
 DEFAULTS: tuple[tuple[int, Sampler], ...] = (
     (1000, "ddpm"), (999, "ddpm"), (500, "ddpm"), (250, "ddpm"), (50, "dpmpp_2m"), (30, "dpmpp_2m"), (20, "dpmpp_2m"),
 )  # fmt: skip
 OTHERWISE = 25  # steps of a model that takes none of these samplers
-PROBE = "a small red house beside a lake, flat design"
-
+STEADY = 1.25  # by how much a row's price may change before other default steps are chosen
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
@@ -66,14 +65,26 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
         )  # fmt: skip
 
 
-def calibrate(family: Family, path: Path, *, again: bool = False) -> Calibration:
+def calibrate(family: Family, path: Path, *, again: bool = False, clock: Clock = Clock()) -> Calibration:
     """The stored calibration, or a fresh one (a few seconds), which is then stored. A spoilt file is measured anew."""
-    key, known = identity(family), _read(path)
-    if key not in known or again or known[key].dtype not in candidates(family):
-        known[key] = measure(family)
-        _write(path, known)
-    _works(family, known[key].sampler, known[key].steps)  # its plan is probed now, not when the first job waits for it
-    return known[key]
+    key, known = identity(family), read(path)
+    found = known.get(key)
+    if found is None or again or found.dtype not in candidates(family):
+        chosen = measure(family, clock)
+    else:
+        chosen = with_steady_steps(found, family)
+    if chosen != found:
+        write(path, known | {key: chosen})
+    return chosen
+
+
+def with_steady_steps(found: Calibration, family: Family) -> Calibration:
+    """With other default steps where real work has shown that the model is much faster, or slower, than it seemed."""
+    least, most = (_in_time(family, found.row_ms * factor)[0][0] for factor in (STEADY, 1 / STEADY))
+    if least <= found.steps <= most:
+        return found
+    steps, sampler = _default_steps(family, found.row_ms)
+    return replace(found, steps=steps, sampler=sampler)
 
 
 def identity(family: Family) -> str:
@@ -93,97 +104,59 @@ def device_name(device: torch.device) -> str:
     return (names or [platform.processor() or platform.machine()])[0]
 
 
-def measure(family: Family) -> Calibration:
-    """Time everything on the family's device."""
-    dtype_ms = _time_dtypes(family)
-    dtype = min(dtype_ms, key=lambda each: dtype_ms[each])
-    bucket_ms = _time_buckets(family, dtype)
-    rows = knee(bucket_ms)
-    row_ms = bucket_ms[rows] / rows
+def measure(family: Family, clock: Clock = Clock()) -> Calibration:
+    """Time it on its device, for two or three seconds."""
+    times = measure_times(family, clock)
+    dtype = min(times.dtype_ms, key=lambda each: times.dtype_ms[each])
+    rows, row_ms = row_cap(times.bucket_ms), row_price(times.bucket_ms)
     steps, sampler = _default_steps(family, row_ms)
-    latents = torch.zeros(family.latent_shape(family.size, family.size), device=family.device)
-    decode_ms = min(_once(family, lambda: family.finish(latents)) for _ in range(2))
-    encode_ms = _once(family, lambda: family.condition(PROBE, probe(family)))
-    return Calibration(dtype, rows, steps, sampler, row_ms, encode_ms, decode_ms, bucket_ms, dtype_ms)
+    return Calibration(
+        dtype, rows, steps, sampler, row_ms, times.encode_ms, times.decode_ms, times.bucket_ms, times.dtype_ms
+    )
 
 
-def knee(bucket_ms: dict[int, float]) -> int:
+def row_cap(bucket_ms: Mapping[int, float]) -> int:
+    """The knee, or the next bucket where that was never tried and the knee is quick.
+
+    The two rows of a guided picture stay one forward where that is not slower than two.
+    """
+    found = knee(_worthwhile(bucket_ms))
+    if found == max(bucket_ms) and found < BUCKETS[-1] and bucket_ms[found] <= SLOW and found > 1:
+        return 2 * found
+    return 2 if found == 1 and bucket_ms.get(2, float("inf")) <= 2 * bucket_ms[1] * GAIN else found
+
+
+def row_price(bucket_ms: Mapping[int, float]) -> float:
+    """Milliseconds of a row in a forward at the knee."""
+    rows = knee(_worthwhile(bucket_ms))
+    return bucket_ms[rows] / rows
+
+
+def knee(bucket_ms: Mapping[int, float]) -> int:
     """The smallest bucket that no larger one beats by 5 % in rows a second."""
     throughput = {rows: rows / max(ms, 1e-9) for rows, ms in bucket_ms.items()}
     return min(rows for rows, each in throughput.items() if each * GAIN >= max(throughput.values()))
 
 
-def candidates(family: Family) -> tuple[Dtype, ...]:
-    """The number formats that are worth timing."""
-    return family.dtypes if isinstance(family, Formatted) else ("float32", "bfloat16")
-
-
-def _time_dtypes(family: Family) -> dict[Dtype, float]:
-    best: dict[Dtype, float] = {}
-    for dtype in candidates(family):
-        _forward(family, 2, dtype)  # the first pass builds the kernels
-    for _ in range(ROUNDS):
-        for dtype in candidates(family):
-            best[dtype] = min(best.get(dtype, float("inf")), _forward(family, 2, dtype))
-    return best
-
-
-def _time_buckets(family: Family, dtype: Dtype) -> dict[int, float]:
-    """The best of a few rounds over all sizes while the budget lasts; two rounds get to a grid's rows if they can."""
-    best: dict[int, float] = {}
-    deadline = time.monotonic() + BUDGET
-    for number in range(1 + ROUNDS):  # in the first round the kernels are built
-        for rows in BUCKETS:
-            needed = number < 2 and rows <= GRID_ROWS and best.get(rows // 2, 0.0) <= SLOW
-            if time.monotonic() > deadline and not needed:
-                break
-            best[rows] = min(best.get(rows, float("inf")), _forward(family, rows, dtype))
-    for rows in sorted(best, reverse=True)[1:]:  # fewer rows never take longer: if they did, something else was running
-        best[rows] = min(best[rows], best[2 * rows])
-    return best
-
-
-def _forward(family: Family, rows: int, dtype: Dtype) -> float:
-    x = torch.zeros((rows, *family.latent_shape(family.size, family.size)), device=family.device)
-    t = torch.full((rows,), 500.0, device=family.device)
-    texts = tuple(part.expand(rows, *part.shape) for part in family.condition("", probe(family)))
-    return _once(family, lambda: family.denoise(x, t, texts, dtype))
-
-
-def probe(family: Family) -> Recipe:
-    """A recipe of the model's native size: some models also read sizes and guidance."""
-    return Recipe(
-        concepts=(Concept(PROBE),), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
-        guidance=family.guidance, width=family.size, height=family.size, dtype=candidates(family)[0],
-        guides=family.guides,
-    )  # fmt: skip
-
-
-def _once(family: Family, work: Callable[[], object]) -> float:
-    """Milliseconds of one run, the device's work included.
-
-    On a CPU, what other programs take is not ours: the time that our threads ran, shared among them, if that is less.
-    """
-    began, worked = time.perf_counter(), time.process_time()
-    work()
-    if family.device.type == "cuda":
-        torch.cuda.synchronize(family.device)
-    wall, ran = time.perf_counter() - began, (time.process_time() - worked) / torch.get_num_threads()
-    return 1000 * (min(wall, ran) if family.device.type == "cpu" else wall)
+def _worthwhile(bucket_ms: Mapping[int, float]) -> Mapping[int, float]:
+    """Where two rows take long, nobody waits for more."""
+    if bucket_ms.get(2, 0.0) <= SLOW:
+        return bucket_ms
+    return {rows: ms for rows, ms in bucket_ms.items() if rows <= 2}
 
 
 def _default_steps(family: Family, row_ms: float) -> tuple[int, Sampler]:
-    """The model's own, if it has any; else 1000 of DDPM where a grid of four is done in a minute, or the most that is.
+    """The model's own, if it has any; else the first that is done in time, and that its schedule allows."""
+    *choices, last = _in_time(family, row_ms)
+    return next((each for each in choices if _works(family, each[1], each[0])), last)
 
-    Twenty in any case.
-    """
+
+def _in_time(family: Family, row_ms: float) -> list[tuple[int, Sampler]]:
+    """1000 of DDPM where a grid of four is done in a minute, then fewer that are; twenty in any case."""
     if isinstance(family, Accustomed) and family.usual is not None:
-        return family.usual
-    choices: list[tuple[int, Sampler]] = [each for each in DEFAULTS if each[1] in family.samplers]
-    for steps, sampler in choices[:-1]:
-        if steps * GRID_ROWS * row_ms <= 1000 * PATIENCE and _works(family, sampler, steps):
-            return steps, sampler
-    return choices[-1] if choices else (OTHERWISE, family.samplers[0])
+        return [family.usual]
+    *choices, last = [each for each in DEFAULTS if each[1] in family.samplers] or [(OTHERWISE, family.samplers[0])]
+    return [*(each for each in choices if each[0] * GRID_ROWS * row_ms <= 1000 * PATIENCE), last]
 
 
 def _works(family: Family, sampler: Sampler, steps: int) -> bool:
@@ -194,7 +167,7 @@ def _works(family: Family, sampler: Sampler, steps: int) -> bool:
     return True
 
 
-def _read(path: Path) -> dict[str, Calibration]:
+def read(path: Path) -> dict[str, Calibration]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Calibration])
     except FileNotFoundError:
@@ -204,7 +177,7 @@ def _read(path: Path) -> dict[str, Calibration]:
         return {}
 
 
-def _write(path: Path, known: dict[str, Calibration]) -> None:
+def write(path: Path, known: dict[str, Calibration]) -> None:
     """Whole or not at all: a reader never sees half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

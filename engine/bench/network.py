@@ -10,9 +10,9 @@ import torch
 
 from engine.bench.crowd import USERS
 from engine.bench.row import Row
-from engine.calibration import probe
 from engine.families.family import Family
 from engine.job import Dtype
+from engine.measurement import probe
 
 WARMING = 3  # forwards before the first counts: kernels are built, weights packed
 

@@ -39,6 +39,7 @@ class Coalesced:
 
     output_type = "pil"
     no_guidance = 1.0
+    rehearsed = True
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __init__(self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu") -> None:

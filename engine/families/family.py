@@ -95,6 +95,20 @@ class HeldOnce(Protocol):
 
 
 @runtime_checkable
+class HasNetwork(Protocol):
+    """A family that has its network ready for a number format once it was asked for it."""
+
+    def net(self, dtype: Dtype) -> object: ...
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """A family whose forward for timing is one of its native size, whatever it is given."""
+
+    rehearsed: bool
+
+
+@runtime_checkable
 class Accustomed(Protocol):
     """A family that may have steps and a sampler of its own, which are then the default."""
 

@@ -4,29 +4,117 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from engine import calibration
-from engine.calibration import BUDGET, Calibration, calibrate, identity, knee, measure
+from engine.calibration import Calibration, calibrate, identity, knee, measure, row_cap, row_price, with_steady_steps
 from engine.engine import BUCKETS
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Warm, decode, encode
+from engine.measurement import BUCKETS_BUDGET, BUDGET, Clock
 from engine.plan import plan
+from tests.engine.conftest import SCHEDULE, Affine
 
 
-def test_what_other_programs_take_is_not_counted(affine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forward of 4 s in which our threads ran for a quarter of a second each is one of 250 ms."""
-    wall, ran = count(0.0, 4.0), count(0.0, 0.25 * torch.get_num_threads())
-    monkeypatch.setattr(calibration.time, "perf_counter", lambda: next(wall))
-    monkeypatch.setattr(calibration.time, "process_time", lambda: next(ran))
-    found = measure(affine)
-    assert set(found.dtype_ms.values()) == {250.0}
-    assert set(found.bucket_ms.values()) == {250.0}
+@dataclass
+class Slow:
+    """A family's clock and its speed: what it computes takes so many milliseconds, a forward by rows and pixels."""
+
+    family: Any
+    row_ms: float
+    encode_ms: float = 1.0
+    decode_ms: float = 1.0
+    now: float = 0.0
+    forwards: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # rows and side
+    decodes: list[int] = field(default_factory=list[int])
+
+    def __post_init__(self) -> None:
+        self.family.size, self.family.max_pixels = 512, 1024 * 1024
+        denoise, finish, condition = self.family.denoise, self.family.finish, self.family.condition
+        whole = self.family.latent_shape(self.family.size, self.family.size)[-1]
+
+        def denoised(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+            self.forwards.append((len(x), 8 * x.shape[-1]))
+            self.now += self.row_ms * len(x) * (x.shape[-1] / whole) ** 2 / 1000
+            return denoise(x, *rest)
+
+        def finished(latents: torch.Tensor) -> Any:
+            self.decodes.append(8 * latents.shape[-1])
+            self.now += self.decode_ms * (latents.shape[-1] / whole) ** 2 / 1000
+            return finish(latents)
+
+        def conditioned(*given: Any, **named: Any) -> Any:
+            self.now += self.encode_ms / 1000
+            return condition(*given, **named)
+
+        self.family.denoise, self.family.finish, self.family.condition = denoised, finished, conditioned
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now, lambda: self.now * torch.get_num_threads())
+
+
+def test_what_other_programs_take_is_not_counted(affine: Any) -> None:
+    """A forward of 40 ms in which our threads ran for a millisecond each is one of a millisecond."""
+    wall, ran = count(0.0, 0.04), count(0.0, 0.001 * torch.get_num_threads())
+    clock = Clock(lambda: next(wall), lambda: next(ran))
+    assert clock.once(lambda: None, affine.device) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("row_ms", [1500.0, 3000.0, 20_000.0])
+def test_a_slow_model_is_estimated_from_small_pictures(affine: Any, row_ms: float) -> None:
+    slow = Slow(affine, row_ms, decode_ms=2 * row_ms)
+    found = measure(affine, slow.clock)
+    assert slow.now <= BUDGET + row_ms / 1000 / 16 + 0.01
+    assert {side for _, side in slow.forwards} == {128}, "no forward of the native size"
+    assert len(slow.forwards) <= 4
+    assert found.bucket_ms == pytest.approx({1: row_ms, 2: 2 * row_ms})
+    assert found.row_ms == pytest.approx(row_ms)
+    assert found.decode_ms == pytest.approx(2 * row_ms)
+    assert found.rows == 2, "guidance stays one forward"
+
+
+def test_of_the_slowest_one_forward_is_all(affine: Any) -> None:
+    slow = Slow(affine, 1_000_000.0, encode_ms=5000.0, decode_ms=1.0)
+    found = measure(affine, slow.clock)
+    assert slow.forwards == [(1, 128)]
+    assert slow.decodes == [], "the first real one says how long it takes"
+    assert found.encode_ms == pytest.approx(5000.0)
+
+
+def test_one_number_format_is_timed_where_the_files_have_one(affine: Any) -> None:
+    affine.dtypes = ("bfloat16",)
+    slow = Slow(affine, 3000.0)
+    found = measure(affine, slow.clock)
+    assert (found.dtype, set(found.dtype_ms)) == ("bfloat16", {"bfloat16"})
+    assert len(slow.forwards) == 2
+
+
+@settings(deadline=None)
+@given(row_ms=st.floats(0.01, 1e5), encode_ms=st.floats(0.01, 2000.0), decode_ms=st.floats(0.01, 1e5))
+def test_the_budget_holds_at_any_speed(row_ms: float, encode_ms: float, decode_ms: float) -> None:
+    """What has begun goes on to its end: at the most a small forward, a small decode or the text."""
+    slow = Slow(Affine(SCHEDULE), row_ms, encode_ms, decode_ms)
+    measure(slow.family, slow.clock)
+    small = row_ms / 16 + decode_ms / 64 + 2 * encode_ms
+    assert slow.now <= BUDGET + BUCKETS_BUDGET + small / 1000 + 1e-6
+    assert slow.now <= BUDGET + small / 1000 + 1e-6 or len({rows for rows, _ in slow.forwards}) > 1
+
+
+def test_a_quick_model_is_measured_as_it_is(affine: Any) -> None:
+    slow = Slow(affine, 20.0, decode_ms=30.0)
+    found = measure(affine, slow.clock)
+    assert found.bucket_ms == pytest.approx({rows: 20.0 * rows for rows in found.bucket_ms})
+    assert {rows for rows, side in slow.forwards if side == 512} >= {1, 2, 4, 8}
+    assert 512 in slow.decodes
 
 
 def test_it_is_measured_once_and_then_read(affine: Any, tmp_path: Path) -> None:
@@ -92,14 +180,37 @@ def test_the_cap_is_the_knee() -> None:
     assert knee({1: 10.0, 2: 10.1, 4: 10.2, 8: 10.3}) == 8
 
 
+def test_guidance_stays_one_forward_where_that_is_not_slower() -> None:
+    assert row_cap({1: 10.0, 2: 20.0}) == 2
+    assert row_cap({1: 10.0, 2: 30.0}) == 1
+
+
+def test_nobody_waits_for_a_large_batch_of_a_slow_model() -> None:
+    assert row_cap({1: 300.0, 2: 501.0, 4: 700.0}) == 2
+    assert row_cap({1: 300.0, 2: 500.0, 4: 700.0, 8: 2000.0}) == 4
+
+
+def test_a_larger_batch_is_tried_where_the_largest_known_one_gained() -> None:
+    assert row_cap({1: 100.0, 2: 110.0}) == 4
+    assert row_cap({1: 300.0, 2: 510.0}) == 2
+    assert row_cap({1: 10.0, 2: 10.1, 4: 10.2, 8: 10.3, 16: 10.4, 32: 10.5}) == 32
+
+
+def test_default_steps_follow_only_a_great_change_of_the_price(affine: Any) -> None:
+    found = measure(affine, Slow(affine, 7.0).clock)
+    assert (found.steps, found.sampler) == (1000, "ddpm")
+    assert with_steady_steps(replace(found, row_ms=8.5), affine) == replace(found, row_ms=8.5)
+    assert with_steady_steps(replace(found, row_ms=14.0), affine).steps == 500
+
+
 def test_the_embedded_model(embedded: StableDiffusion) -> None:
     found = measure(embedded)
     assert set(found.dtype_ms) == {"float32", "bfloat16"}
     assert found.dtype == min(found.dtype_ms, key=lambda each: found.dtype_ms[each])
-    assert found.row_ms == pytest.approx(found.bucket_ms[found.rows] / found.rows)
+    assert found.row_ms == pytest.approx(row_price(found.bucket_ms))
+    assert found.rows in BUCKETS
     assert list(found.bucket_ms.values()) == sorted(found.bucket_ms.values())
     assert plan(embedded.scheduler_config, found.sampler, found.steps).steps == found.steps
-    assert BUDGET <= 2
     warm = found.warm(embedded)
     assert decode(encode(warm), Warm) == warm
     assert (warm.name, warm.size, warm.multiple, warm.tokens) == ("embedded", 64, 16, 24)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from engine import families
-from engine.calibration import probe
 from engine.config import load
 from engine.device import best
 from engine.families.pipelined import Pipelined
 from engine.families.recorded import Graphs
 from engine.families.visiting import visits
+from engine.measurement import probe
 from engine.serving import load_models
 from engine.transfer import onto
 from tests.engine.small_models import build

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine.calibration import probe
 from engine.families import packed
 from engine.families.packed import Packs, can_pack
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Dtype
+from engine.measurement import probe
 
 pytestmark = pytest.mark.skipif(not can_pack(nn.Linear(1, 1)), reason="this build of torch has no oneDNN operators")
 
