@@ -126,9 +126,11 @@ def engine(context: typer.Context) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def bench(context: typer.Context) -> None:
-    """Measures this machine against diffusers as it runs by default; `bench discord` a busy evening in Discord,
-    `bench queue` the queue on either database, `bench scale` one to eight workers.
+    """Measures this machine against diffusers as it runs by default; `bench models` models of real sizes, `bench
+    discord` a busy evening in Discord, `bench queue` the queue on either database, `bench scale` one to eight workers.
     """
+    if context.args[:1] == ["models"]:
+        _of_the_engine("engine.bench.models.__main__", context.args[1:])
     measured = {"discord": "bot.cli.evening", "queue": "bot.bench.queue", "scale": "bot.bench.scale"}
     if module := measured.get(context.args[0] if context.args else ""):
         from importlib import import_module

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from calibrated import measured
 from engine import families
+from engine.bench.small_models import build
 from engine.bus.broker import Broker
 from engine.engine import Developed, Engine, Failed
 from engine.families.embedded import load_embedded
@@ -24,7 +25,6 @@ from engine.job import FIRST_SAMPLERS, Concept, Dtype, Guides, Job, Lora, Recipe
 from engine.lane import Lane
 from engine.plan import Plan, plan
 from tests.engine.shop import LEASE, Shop
-from tests.engine.small_models import build
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from engine import families
+from engine.bench.small_models import build
 from engine.config import load
 from engine.device import best
 from engine.families.pipelined import Pipelined
@@ -17,7 +18,6 @@ from engine.families.visiting import visits
 from engine.measurement import probe
 from engine.serving import load_models
 from engine.transfer import onto
-from tests.engine.small_models import build
 
 
 def test_a_visitor_is_on_the_device_inside_its_forward_alone() -> None:

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from engine import families
+from engine.bench.small_models import build
 from engine.engine import Developed, Engine, Event, Failed, Stepped
 from engine.families.coalesced import Coalesced
 from engine.families.opening import open_pipeline
 from engine.job import Ancestor, Concept, Job, Recipe
 from engine.unfit import Unfit
-from tests.engine.small_models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 Make = Callable[..., Any]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from engine import families
 from engine.beginning import whole
+from engine.bench.small_models import build
 from engine.bus import Bus, NobodyAnswers
 from engine.describing import Row, chunks, draws, errors
 from engine.engine import Engine
@@ -31,7 +32,6 @@ from engine.worker import describing as worker_describing
 from engine.worker.describing import BUSY, ENDING, Describing
 from engine.worker.pulse import Pulse
 from tests.engine.shop import LONG, Shop, a_job, midway, until
-from tests.engine.small_models import build
 
 
 def png(picture: Image.Image | None = None, size: int = 64) -> bytes:

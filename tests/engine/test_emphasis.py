@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.prompt.emphasis import bare
+from engine.bench.small_models import KINDS
 from engine.emphasis import STRONGEST, pieces, plain
 from engine.engine import Engine
 from engine.families import chunks
@@ -21,7 +22,6 @@ from engine.families.stable_diffusion import StableDiffusion
 from engine.families.table import BY_PIPELINE
 from engine.job import Concept
 from engine.plan import build_scheduler
-from tests.engine.small_models import KINDS
 from tests.engine.test_real_families import by_engine, error
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from engine.bench.small_models import KINDS
 from engine.strands.call import Call, Forward, Reader, joined, split
 from engine.strands.gather import Gathering
 from engine.strands.shell import Moved, shell_of
 from engine.strands.strand import Asked, Ended, Strand
-from tests.engine.small_models import KINDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 diffusers: Any = import_module("diffusers")

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
+from engine.bench.small_models import build
 from engine.calibration import Calibration
 from engine.engine import Developed, Engine
 from engine.families import adapted, load, load_folder
@@ -20,7 +21,6 @@ from engine.families.embedded import assemble, load_embedded
 from engine.job import Lora
 from engine.training.commands.run_lora import write_lora
 from engine.unfit import Unfit
-from tests.engine.small_models import build
 from tests.engine.test_real_families import by_engine, by_pipeline, error
 
 pytestmark = [

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from engine import families
+from engine.bench.small_models import build
 from engine.engine import Engine, Failed, Stepped
 from engine.job import Finished, Picture, Started, Steer
 from engine.worker import Worker, steering
 from engine.worker.pulse import Pulse
 from engine.worker.thread import EngineThread
 from tests.engine.shop import JOB, LEASE, OTHER, Shop, Slowly, a_job, midway, uninterrupted, until
-from tests.engine.small_models import build
 
 Make = Callable[..., Any]
 STEPS = 60  # at 20 ms, which are more than a second

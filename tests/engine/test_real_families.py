@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.bench.small_models import build
 from engine.engine import Engine
 from engine.families import load_folder
 from engine.families.distilled import few_steps, guidance_for
@@ -21,7 +22,6 @@ from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Concept, Job, Recipe
 from engine.plan import build_scheduler
 from engine.unfit import Unfit
-from tests.engine.small_models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 

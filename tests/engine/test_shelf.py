@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine import serving, shelf
+from engine.bench.small_models import build
 from engine.bus import Bus, Kept
 from engine.bus.broker import Broker
 from engine.config import load
@@ -32,7 +33,6 @@ from engine.unfit import Unfit
 from engine.worker import Offer, Worker
 from engine.worker.pulse import Pulse
 from tests.engine.original_layout import write
-from tests.engine.small_models import build
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5FA{letter}" for letter in "ABCDEFG"]
 NAMES = ("one", "two", "three")

@@ -21,6 +21,7 @@ import torch
 
 from engine import families
 from engine.__main__ import STUCK
+from engine.bench.small_models import build
 from engine.blame import DeviceLost, unforeseen
 from engine.bus import Kept
 from engine.engine import Developed, Engine, Failed, Stepped
@@ -34,7 +35,6 @@ from engine.worker import Stuck
 from engine.worker.pulse import Pulse
 from engine.worker.thread import EngineThread
 from tests.engine.shop import JOB, OTHER, Shop, a_job, midway, uninterrupted, until
-from tests.engine.small_models import build
 
 Make = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own

@@ -1,6 +1,6 @@
 """Builds very small pipelines with random weights, as diffusers would save them: real code paths, no downloads.
 
-    python tests/engine/small_models.py sdxl out/small-sdxl
+    python -m engine.bench.small_models sdxl out/small-sdxl
 
 Knows how small each kind can be, and nothing of the engine. The same kind is the same model every time.
 """
@@ -14,20 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from engine.bench.small_tokenizers import chat_tokenizer, clip_tokenizer, gemma_tokenizer, t5_tokenizer
 
 diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees
 transformers: Any = import_module("transformers")
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 DECODER = {
     "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8
 }  # fmt: skip
-FLOW = diffusers.FlowMatchEulerDiscreteScheduler
 DIFFUSION: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -47,7 +42,7 @@ def sd(sample_size: int = 16, tokens: int = 16, **fields: Any) -> Any:
         **fields,
     )  # fmt: skip
     return diffusers.StableDiffusionPipeline(
-        vae=vae, unet=unet, scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1, **DIFFUSION),
+        vae=vae, unet=unet, scheduler=scheduler("PNDMScheduler", skip_prk_steps=True, steps_offset=1, **DIFFUSION),
         text_encoder=transformers.CLIPTextModel(_clip_config(tokens)), tokenizer=clip_tokenizer(tokens),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
@@ -60,7 +55,7 @@ def sd_lcm() -> Any:
 
 def latent_consistency() -> Any:
     """The same in the pipeline that such models are published with."""
-    parts = sd_lcm().components | {"scheduler": diffusers.LCMScheduler(**DIFFUSION)}
+    parts = sd_lcm().components | {"scheduler": scheduler("LCMScheduler", **DIFFUSION)}
     return diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
@@ -78,7 +73,7 @@ def sdxl(**fields: Any) -> Any:
         text_encoder=transformers.CLIPTextModel(_clip_config()),
         text_encoder_2=transformers.CLIPTextModelWithProjection(_clip_config()),
         tokenizer=clip_tokenizer(), tokenizer_2=clip_tokenizer(),
-        scheduler=diffusers.EulerDiscreteScheduler(steps_offset=1, timestep_spacing="leading", **DIFFUSION),
+        scheduler=scheduler("EulerDiscreteScheduler", steps_offset=1, timestep_spacing="leading", **DIFFUSION),
         force_zeros_for_empty_prompt=True, add_watermarker=False,
     )  # fmt: skip
 
@@ -95,7 +90,8 @@ def sd3() -> Any:
         caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, pos_embed_max_size=32,
     )  # fmt: skip
     return diffusers.StableDiffusion3Pipeline(
-        transformer=transformer, vae=_modern_autoencoder(16, 1.5305, 0.0609), scheduler=FLOW(shift=3.0),
+        transformer=transformer, vae=_modern_autoencoder(16, 1.5305, 0.0609),
+        scheduler=flow_scheduler(shift=3.0),
         text_encoder=transformers.CLIPTextModelWithProjection(_clip_config()), tokenizer=clip_tokenizer(),
         text_encoder_2=transformers.CLIPTextModelWithProjection(_clip_config()), tokenizer_2=clip_tokenizer(),
         text_encoder_3=_t5(64), tokenizer_3=t5_tokenizer(),
@@ -110,7 +106,7 @@ def flux(guidance_embeds: bool = True) -> Any:
     )  # fmt: skip
     return diffusers.FluxPipeline(
         transformer=transformer, vae=_modern_autoencoder(4, 0.3611, 0.1159, (16, 32)),
-        scheduler=FLOW(shift=3.0, use_dynamic_shifting=guidance_embeds),
+        scheduler=flow_scheduler(shift=3.0, use_dynamic_shifting=guidance_embeds),
         text_encoder=transformers.CLIPTextModel(_clip_config()), tokenizer=clip_tokenizer(),
         text_encoder_2=_t5(32), tokenizer_2=t5_tokenizer(),
     )  # fmt: skip
@@ -133,7 +129,8 @@ def zimage() -> Any:
         vocab_size=300, num_hidden_layers=3, max_position_embeddings=1024, pad_token_id=0, eos_token_id=0, **DECODER
     )
     return diffusers.ZImagePipeline(
-        transformer=transformer, vae=_modern_autoencoder(16, 0.3611, 0.1159, (16, 32)), scheduler=FLOW(shift=3.0),
+        transformer=transformer, vae=_modern_autoencoder(16, 0.3611, 0.1159, (16, 32)),
+        scheduler=flow_scheduler(shift=3.0),
         text_encoder=transformers.Qwen3Model(text), tokenizer=chat_tokenizer(),
     )  # fmt: skip
 
@@ -151,10 +148,10 @@ def sana() -> Any:
         encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)),
         encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
     )  # fmt: skip
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    solver = scheduler(
+        "DPMSolverMultistepScheduler", prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    return diffusers.SanaPipeline(gemma_tokenizer(), _gemma(), vae, transformer, scheduler)
+    return diffusers.SanaPipeline(gemma_tokenizer(), _gemma(), vae, transformer, solver)
 
 
 def pixart() -> Any:
@@ -165,7 +162,7 @@ def pixart() -> Any:
     )  # fmt: skip
     return diffusers.PixArtSigmaPipeline(
         transformer=transformer, vae=_autoencoder(4, (8, 16, 16, 16)), text_encoder=_t5(32), tokenizer=t5_tokenizer(),
-        scheduler=diffusers.DPMSolverMultistepScheduler(**DIFFUSION),
+        scheduler=scheduler("DPMSolverMultistepScheduler", **DIFFUSION),
     )  # fmt: skip
 
 
@@ -176,7 +173,8 @@ def lumina2() -> Any:
         num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(512, 512, 512), cap_feat_dim=16,
     )  # fmt: skip
     return diffusers.Lumina2Pipeline(
-        transformer=transformer, vae=_modern_autoencoder(4, 0.3611, 0.1159, (8, 16, 16, 16)), scheduler=FLOW(shift=3.0),
+        transformer=transformer, vae=_modern_autoencoder(4, 0.3611, 0.1159, (8, 16, 16, 16)),
+        scheduler=flow_scheduler(shift=3.0),
         text_encoder=_gemma(), tokenizer=gemma_tokenizer(),
     )  # fmt: skip
 
@@ -187,37 +185,14 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
-def clip_tokenizer(tokens: int = 77) -> Any:
-    """A token a letter."""
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(letter + "</w>" for letter in LETTERS)]
-    return transformers.CLIPTokenizer({word: at for at, word in enumerate(words)}, [], model_max_length=tokens)
+def scheduler(kind: str, **fields: Any) -> Any:
+    """Its tables are values, even where a network is built without any, on the meta device."""
+    with torch.device("cpu"):
+        return getattr(diffusers, kind)(**fields)
 
 
-def t5_tokenizer() -> Any:
-    """A token a letter; `</s>` at the end."""
-    vocabulary = [(word, 0.0) for word in ("<pad>", "</s>", "<unk>")] + [(word, -3.0) for word in "▁" + LETTERS]
-    return transformers.T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
-
-
-def chat_tokenizer() -> Any:
-    """A token a byte, padded on the right, with a chat template as Qwen's."""
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {word: at for at, word in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = transformers.Qwen2TokenizerFast(vocabulary, [], model_max_length=1024)
-    tokenizer.add_special_tokens({"additional_special_tokens": specials[1:]})
-    tokenizer.chat_template = CHAT
-    return tokenizer
-
-
-def gemma_tokenizer() -> Any:
-    """A token a letter; `<bos>` at the start."""
-    specials = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    words = [*specials.values(), "▁", *LETTERS]
-    rules = Tokenizer(models.BPE({word: at for at, word in enumerate(words)}, [], unk_token="<unk>", fuse_unk=True))
-    rules.normalizer = normalizers.Replace(" ", "▁")
-    rules.decoder = decoders.Replace("▁", " ")
-    rules.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=rules, model_max_length=4096, **specials)
+def flow_scheduler(**fields: Any) -> Any:
+    return scheduler("FlowMatchEulerDiscreteScheduler", **fields)
 
 
 def _clip_config(tokens: int = 77) -> Any:
@@ -259,5 +234,5 @@ def _modern_autoencoder(latents: int, scale: float, shift: float, widths: tuple[
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] not in KINDS:
-        sys.exit(f"usage: python {sys.argv[0]} {{{','.join(KINDS)}}} FOLDER")
+        sys.exit(f"usage: python -m engine.bench.small_models {{{','.join(KINDS)}}} FOLDER")
     build(sys.argv[1], Path(sys.argv[2]))

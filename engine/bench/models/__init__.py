@@ -1,0 +1,1 @@
+"""`darkroom bench models`: models of real sizes with random weights, ours beside the unmodified pipeline."""

@@ -1,0 +1,142 @@
+"""Configurations as they were published: Stable Diffusion 1.5, SDXL base, and Flux cut to three blocks of full width.
+
+Each is built on whatever device torch is set to, so that the meta device costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from tokenizers import pre_tokenizers
+
+from engine.bench import small_models
+from engine.bench.small_models import flow_scheduler, scheduler
+from engine.bench.small_tokenizers import t5_tokenizer
+
+diffusers: Any = import_module("diffusers")  # their lazy modules export nothing that a type checker sees
+transformers: Any = import_module("transformers")
+
+DIFFUSION = small_models.DIFFUSION
+WORDS, BEGIN, END = 49408, 49406, 49407  # of CLIP's vocabulary: CLIP pools at the largest token
+T5_WORDS = 32128
+CUT = "Flux cut to one double and two single blocks, and T5 to two layers, all of full width"
+SMALLER = "512² instead of 1024², so that it fits into the time"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure, and the job that both sides run. `sampler` None: the sampler that the model came with.
+
+    `users`: how many at once, besides one.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    side: int
+    steps: int
+    guidance: float
+    sampler: str | None = None
+    users: tuple[int, ...] = (2, 4)
+    note: str = ""
+
+
+def real_sizes(on_card: bool) -> tuple[Subject, ...]:
+    """All of them; on a processor in fewer steps and pixels, so that the whole fits into 40 minutes of two cores."""
+    sdxl_side = 1024 if on_card else 512
+    return (
+        Subject("sd15", sd15, 512, 6, 7.5, "dpmpp_2m"),
+        Subject(
+            "sdxl", lambda: sdxl(sdxl_side), sdxl_side, 6 if on_card else 2, 7.5, "dpmpp_2m",
+            note="" if on_card else SMALLER,
+        ),
+        Subject("flux", flux, 1024, 6 if on_card else 2, 3.5, users=(2, 4) if on_card else (2,), note=CUT),
+    )  # fmt: skip
+
+
+def tiny_sizes() -> tuple[Subject, ...]:
+    """The same families with tiny widths, for a short run of every row."""
+    return (
+        Subject("sd15", small_models.sd, 32, 4, 7.5, "dpmpp_2m"),
+        Subject("sdxl", small_models.sdxl, 64, 4, 7.5, "dpmpp_2m"),
+        Subject("flux", small_models.flux, 256, 4, 3.5),
+    )
+
+
+def sd15() -> Any:
+    """860 million parameters of network."""
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
+    )
+    solver = scheduler(
+        "PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **DIFFUSION
+    )  # fmt: skip
+    return diffusers.StableDiffusionPipeline(
+        vae=_autoencoder(4, 512, scaling_factor=0.18215), unet=unet, scheduler=solver,
+        text_encoder=transformers.CLIPTextModel(_clip(768, 12)), tokenizer=clip_tokenizer(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl(side: int = 1024) -> Any:
+    """2.6 billion parameters of network. `side`: the pixels that it is made for."""
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=side // 8, cross_attention_dim=2048, attention_head_dim=[5, 10, 20],
+        block_out_channels=(320, 640, 1280), transformer_layers_per_block=[1, 2, 10], use_linear_projection=True,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+    larger = _clip(1280, 20, hidden_act="gelu", projection_dim=1280)
+    return diffusers.StableDiffusionXLPipeline(
+        vae=_autoencoder(4, 1024, scaling_factor=0.13025, force_upcast=True), unet=unet,
+        text_encoder=transformers.CLIPTextModel(_clip(768, 12)), tokenizer=clip_tokenizer(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(larger), tokenizer_2=clip_tokenizer(),
+        scheduler=scheduler("EulerDiscreteScheduler", steps_offset=1, timestep_spacing="leading", **DIFFUSION),
+        force_zeros_for_empty_prompt=True, add_watermarker=False,
+    )  # fmt: skip
+
+
+def flux() -> Any:
+    """A network of 0.8 instead of 12 billion parameters, but each of its blocks is Flux.1-dev's."""
+    transformer = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=2, guidance_embeds=True)
+    vae = _autoencoder(
+        16, 1024, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
+    )
+    t5 = transformers.T5Config(
+        vocab_size=T5_WORDS, d_model=4096, d_kv=64, d_ff=10240, num_layers=2, num_heads=64,
+        feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    solver = flow_scheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+    return diffusers.FluxPipeline(
+        transformer=transformer, vae=vae, scheduler=solver,
+        text_encoder=transformers.CLIPTextModel(_clip(768, 12)), tokenizer=clip_tokenizer(),
+        text_encoder_2=transformers.T5EncoderModel(t5), tokenizer_2=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def _clip(width: int, layers: int, **fields: Any) -> Any:
+    """CLIP's text half: heads of 64, four times as wide between."""
+    return transformers.CLIPTextConfig(
+        vocab_size=WORDS, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, max_position_embeddings=77, bos_token_id=0, eos_token_id=2, pad_token_id=1,
+        **fields,
+    )  # fmt: skip
+
+
+def clip_tokenizer() -> Any:
+    """A token a byte, in a vocabulary of CLIP's size."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {word: at for at, word in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
+    words |= {"<|startoftext|>": BEGIN, "<|endoftext|>": END}
+    return transformers.CLIPTokenizer(words, [], model_max_length=77)
+
+
+def _autoencoder(latents: int, side: int, **fields: Any) -> Any:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=latents, sample_size=side,
+        **fields,
+    )  # fmt: skip

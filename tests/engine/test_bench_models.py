@@ -1,0 +1,155 @@
+"""`darkroom bench models`: random weights, every row with tiny models, failures that are said."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from safetensors import safe_open
+
+from engine.bench import small_models
+from engine.bench.models import sizes
+from engine.bench.models.__main__ import choose, main
+from engine.bench.models.folder import STAMP, provide_folder
+from engine.bench.models.processes import collect_facts, environment
+from engine.bench.models.rows import RATIOS, USERS, make_rows
+from engine.bench.models.sides import Figures
+from engine.bench.row import Row
+
+diffusers: Any = import_module("diffusers")
+KINDS = {"sd15": small_models.sd, "sdxl": small_models.sdxl, "flux": small_models.flux}
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
+PARAMETERS = {"sd15": (859.5e6, 0.06e9), "sdxl": (2567.5e6, 0.01e9), "flux": (0.7e9, 0.1e9)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_of_random_weights_opens_in_its_pipeline_and_draws_finite_pixels(tmp_path: Path, kind: str) -> None:
+    folder = provide_folder(tmp_path / kind, KINDS[kind])
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("a lamp", num_inference_steps=2, output_type="pt").images
+    assert torch.isfinite(drawn.float()).all()
+    assert drawn.float().std() > 0
+
+
+def test_weights_are_varied_and_the_same_every_time(tmp_path: Path) -> None:
+    file = Path("unet/diffusion_pytorch_model.safetensors")
+    first, second = (provide_folder(tmp_path / name, small_models.sd) / file for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    with safe_open(first, "pt") as weights:
+        matrix = weights.get_tensor("mid_block.attentions.0.proj_in.weight").float()
+        norm = weights.get_tensor("mid_block.attentions.0.norm.weight")
+    assert matrix.flatten().unique().numel() > matrix.numel() / 10
+    assert (norm == 1).all()
+
+
+def test_a_complete_folder_is_kept_and_a_damaged_or_another_one_built_anew(tmp_path: Path) -> None:
+    folder = provide_folder(tmp_path / "model", small_models.sd)
+    before = (folder / STAMP).stat().st_ino
+    assert (provide_folder(folder, small_models.sd) / STAMP).stat().st_ino == before
+    provide_folder(folder, small_models.sdxl)
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionXLPipeline"
+    (folder / STAMP).unlink()
+    provide_folder(folder, small_models.sdxl)
+    assert (folder / STAMP).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_half_written_stays_where_building_fails(tmp_path: Path) -> None:
+    class Broken(diffusers.StableDiffusionPipeline):
+        def save_config(self, *_: Any, **__: Any) -> None:
+            raise OSError("no space left")
+
+    def build() -> Any:
+        return Broken(**small_models.sd().components, requires_safety_checker=False)
+
+    with pytest.raises(OSError, match="no space"):
+        provide_folder(tmp_path / "model", build)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("subject", sizes.real_sizes(on_card=True), ids=lambda subject: subject.name)
+def test_the_real_configurations_have_the_published_sizes(subject: sizes.Subject) -> None:
+    with torch.device("meta"):
+        pipeline = subject.build()
+    network = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    count, tolerance = PARAMETERS[subject.name]
+    assert sum(value.numel() for value in network.parameters()) == pytest.approx(count, abs=tolerance)
+    assert pipeline.vae.config.block_out_channels == (128, 256, 512, 512)
+    ids = pipeline.tokenizer("zebra Ж").input_ids
+    assert max(ids) == ids[-1] == pipeline.text_encoder.config.vocab_size - 1
+
+
+@pytest.mark.timeout(600)
+def test_a_short_run_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--tiny", "--only", "sd15", "--steps", "3", "--cache", str(tmp_path), "--json"])
+    out, said = capsys.readouterr()
+    rows = json.loads(out)
+    assert len(rows) == len(RATIOS) + len(USERS)
+    assert [row["name"] for row in rows if row["figure"] is None] == [], said
+    assert all(row["name"].startswith("sd15: ") and "diffusers" in row["note"] for row in rows)
+
+
+def _subject(**fields: Any) -> sizes.Subject:
+    return sizes.Subject("sd15", small_models.sd, 512, 6, 7.5, **fields)
+
+
+def _row(found: Figures, name: str, **fields: Any) -> Row:
+    return next(row for row in make_rows(_subject(**fields), found, on_card=False) if name in row.name)
+
+
+def test_ratios_are_ours_by_the_rivals() -> None:
+    found = Figures({"ours first": 60.0, "rival first": 50.0, "ours 4 users": 0.1, "rival alone": 20.0})
+    first = _row(found, "first start ever")
+    assert (first.figure, first.goal, first.passed) == (1.2, "≤ 1.3", True)
+    assert "ours 60, diffusers 50 s" in first.note
+    crowd = _row(found, "4 users")
+    assert (crowd.figure, crowd.passed) == (2.0, True)
+    assert "ours 0.1, diffusers 0.05 a second" in crowd.note
+
+
+def test_what_failed_has_no_figure_does_not_pass_and_says_why() -> None:
+    found = Figures({"rival first": 50.0}, ["darkroom imagine, first start ever failed: no memory"])
+    row = _row(found, "first start ever")
+    assert row.figure is None
+    assert not row.passed
+    assert "no memory" in row.note
+    assert "rival 50 s" in row.note
+    assert "left out" in _row(found, "4 users", users=(2,)).note
+
+
+def test_one_part_that_fails_leaves_the_others() -> None:
+    found = Figures()
+
+    def fail() -> dict[str, float]:
+        raise RuntimeError("it was\nkilled")
+
+    found.attempt("this", fail)
+    found.attempt("that", lambda: {"ours step": 1.0})
+    assert found.failures == ["this failed: it was killed"]
+    assert found.values == {"ours step": 1.0}
+
+
+def test_a_program_that_fails_is_quoted(tmp_path: Path) -> None:
+    program = "import sys; print('{\"a\": 1}', flush=True); sys.exit('there is no such model')"
+    with pytest.raises(RuntimeError, match="no such model"):
+        collect_facts([sys.executable, "-c", program], tmp_path / "log")
+
+
+def test_programs_of_the_bench_are_nobodys_real_bot(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISCORD_TOKEN", "DARKROOM_NATS", "DATABASE_URL"):
+        monkeypatch.setenv(name, "real")
+    assert "real" not in environment().values()
+
+
+def test_names_are_chosen_with_commas() -> None:
+    assert choose("") == ("sd15", "sdxl", "flux")
+    assert choose("flux, sd15") == ("flux", "sd15")
+    with pytest.raises(typer.BadParameter, match="There is no sd3"):
+        choose("sd3")
