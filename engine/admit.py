@@ -23,13 +23,14 @@ log = logging.getLogger(__name__)
 def admit(
     job: Job, families: Mapping[str, Family], snapshots: Sequence[Snapshot] = (),
     prices: Mapping[str, float] = MappingProxyType({}), beginning: Beginning | None = None,
+    times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
 ) -> Sequence[Trajectory] | Sequence[Whole]:  # fmt: skip
     """One trajectory an image, its text encoded, at its first step or where its snapshot stands. Raises `Unfit`,
     and `DeviceLost` where nothing can be computed any more.
 
     Where there is no table for the sampler, images go whole through the model's own pipeline, from the start.
     `prices`: milliseconds a row-step at the native size, by the model's name; of others it is 1. `beginning`: what the
-    recipe begins with in place of noise (`beginning.read`).
+    recipe begins with in place of noise (`beginning.read`). `times`: milliseconds of a forward by rows, by the model.
     """
     recipe, family = _checked(job, families)
     price = prices.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
@@ -41,6 +42,8 @@ def admit(
         raise unforeseen(error, family.device) from error
     for image in images:
         image.price = price
+        if image.bucket is None:  # a pinned forward costs its whole bucket, however few rows are in it
+            image.times = times.get(recipe.model, {})
         if isinstance(image, Trajectory):
             _restore(image, snapshots)
     return images

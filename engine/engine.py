@@ -1,7 +1,7 @@
 """Engine: step-level continuous batching. Images of different jobs, each at its own timestep, share one forward pass.
 
-Jobs join and leave between steps. The engine knows recipes, plans and rows; it knows nothing of time, files, NATS or
-how pictures are encoded. One thread owns it: none of its methods may be called while another runs.
+Jobs join and leave between steps. Knows recipes, plans and rows; nothing of files, NATS or how pictures are encoded.
+One thread owns it: none of its methods may be called while another runs.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ Image = Trajectory | Whole
 class Engine:
     """`rows`: the most rows of a forward (calibration's cap). `families`: the models it may run, by name.
 
-    By the model's name: `prices`, milliseconds a row-step at the native size; `caps`, where a model has its own.
+    As calibrated, by the model's name: `prices`, milliseconds a row-step at the native size; `caps`, where a model has
+    its own; `times`, milliseconds of a forward by rows (`engine.scheduler.patience`).
     """
 
     def __init__(
         self, families: Mapping[str, Family], *, rows: int = 32, buckets: Sequence[int] = BUCKETS,
         prices: Mapping[str, float] = MappingProxyType({}), caps: Mapping[str, int] = MappingProxyType({}),
+        times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.rows = rows
-        self._families, self._prices = families, prices
+        self._families, self._prices, self._times = families, prices, times
         self._limits = Limits(rows, caps)  # a limit falls when memory runs out
         self._layouts = Layouts(buckets, self._limits)
         self._scheduler: Scheduler[Image] = Scheduler()
-        self._coalescing = Coalescing()
-        self._images: dict[str, list[Image]] = {}
-        self._watched: set[str] = set()
-        self._paused: set[str] = set()  # also while all images of a job are away, and the scheduler knows none
+        self._coalescing, self._images = Coalescing(), dict[str, list[Image]]()
+        self._watched, self._paused = set[str](), set[str]()  # jobs; paused ones also while all their images are away
         self._weights: dict[str, float] = {}
         self._events: list[Event] = []
         self._steps = 0
@@ -73,7 +73,7 @@ class Engine:
         """The job's images join at the next step, each from its snapshot, else from its beginning. Raises `Unfit`."""
         if job.id in self._images:
             return
-        images = self._images[job.id] = [*admit(job, self._families, snapshots, self._prices, beginning)]
+        images = self._images[job.id] = [*admit(job, self._families, snapshots, self._prices, beginning, self._times)]
         for image in images:
             if isinstance(image, Whole):
                 self._coalescing.add(image)
@@ -196,8 +196,8 @@ class Engine:
 
     def _check(self, batch: list[Trajectory], x: torch.Tensor) -> None:
         """A row that is not finite fails its job alone. Waits for the device."""
-        finite = x.isfinite().flatten(1).all(dim=1).tolist()
-        for job in {image.job for image, good in zip(batch, finite, strict=True) if not good}:
+        finite = x.isfinite().flatten(1).all(dim=1)
+        for job in {image.job for image, good in zip(batch, finite.tolist(), strict=True) if not good}:
             self._fail(job, NOT_FINITE, "model")
 
     def _shrink(self, batch: list[Image]) -> None:

@@ -75,6 +75,11 @@ class Ready:
         """Milliseconds a row-step of each model at its native size."""
         return {model.warm.name: found.row_ms for model, found in self.models}
 
+    @property
+    def times(self) -> dict[str, dict[int, float]]:
+        """Milliseconds of a forward of each model by its rows."""
+        return {model.name: found.bucket_ms for model, found in self.models}
+
     def offer(self, settings: Settings) -> Offer:
         device = f"{self.device.type}: {device_name(self.device)}"[:128]
         warm = tuple(model.warm for model, _ in self.models)
@@ -177,7 +182,7 @@ async def _serve_embed(bus: Bus) -> None:
 
 async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     shelf = Shelf([model for model, _ in ready.models], ready.stock)
-    engine = Engine(shelf.families, rows=ready.rows, prices=ready.prices, caps=ready.caps)
+    engine = Engine(shelf.families, rows=ready.rows, prices=ready.prices, caps=ready.caps, times=ready.times)
     lane = Lane(shelf.families, ready.check)
     worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf)
     with _signals(worker.drain):

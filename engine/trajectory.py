@@ -5,8 +5,9 @@ Only the engine moves it. Knows its recipe's rows of conditioning, its plan and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -60,10 +61,11 @@ class Ground(NamedTuple):
 class Trajectory:
     """Image `image` of `job`. In the steps without guidance it may ask for fewer rows than in those with.
 
-    `price`: milliseconds a row-step at its size, by calibration; see `engine.scheduler.shares`.
+    `price`, milliseconds a row-step at its size, and `times`, of a forward by rows: see `engine.scheduler.shares`.
     """
 
     price = 1.0
+    times: Mapping[int, float] = MappingProxyType({})
 
     def __init__(
         self, job: Job, recipe: Recipe, image: int, plan: Plan, family: Family, beginning: Beginning | None = None

@@ -7,9 +7,10 @@ midway. Knows its recipe, its family's pipeline and where it stands; nothing of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -70,11 +71,12 @@ class NotFinite(ArithmeticError):
 class Whole:
     """Image `image` of `job`. `rows` is what its next forward takes, or before that is known, what it usually takes.
 
-    `price`: milliseconds a row-step at its size, by calibration. Raises ValueError with a sentence where the model does
-    not take the sampler.
+    `price`, milliseconds a row-step at its size, and `times`, of a forward by rows, are calibrated. Raises ValueError
+    with a sentence where the model does not take the sampler.
     """
 
     price = 1.0
+    times: Mapping[int, float] = MappingProxyType({})
 
     def __init__(self, job: Job, recipe: Recipe, image: int, source: Source) -> None:
         self.job, self.image, self.share, self.model = job.id, image, job.share, source.name

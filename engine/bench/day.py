@@ -46,7 +46,7 @@ def fairness() -> list[Row]:
     """What one user may do to another."""
     return [
         Row("one job of four pictures beside another user's 20 jobs / alone", beside(4), "≤ 2.1", "×"),
-        Row("the same for a job of one picture", beside(1), "≤ 2.1", "×", "it has a place in every, fuller, forward"),
+        Row("the same for a job of one picture", beside(1), "≤ 2.1", "×"),
         Row("Jain index of eight backlogged users, one size", equality((512,)), "≥ 0.99", ""),
         Row("Jain index of eight backlogged users, three sizes", equality((512, 768, 1024)), "≥ 0.99", ""),
     ]

@@ -59,6 +59,7 @@ class Picture:
         self.share = Share("standard", arrival.guild, arrival.user)
         self.key = arrival.size
         self.price = FORWARD_MS[arrival.size][LIMIT] / LIMIT
+        self.times = FORWARD_MS[arrival.size]
 
     @property
     def rows(self) -> int:

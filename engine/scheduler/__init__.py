@@ -13,6 +13,8 @@ Bounds, for siblings f and m at any level, with weights w; W is the cost they ha
   using deficit round-robin") with a quantum q allows 2 c + q, and lets a newcomer wait for a whole round.
 - Between groups, for users who have all their work in one: the device times T of groups a and b with claims C (users,
   by weight) differ by |T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b while nobody joins or leaves them, L the cost of a turn.
+- Where times are calibrated, a step of a user with a share s, whose rows alone take t, takes t/s or less on average
+  (`patience.py`), as long as a batch of those rows and one more does.
 - A group is left after `hold` steps, or `quantum` of cost, at the earliest, unless nobody is left in it.
 """
 

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from heapq import heapify, heappop, heapreplace
 from typing import Generic
 
+from engine.scheduler.patience import Demand, Patience
 from engine.scheduler.shares import E, Node, Seat
 
 PATIENCE = 8  # steps for which newcomers may keep an image waiting that was passed over
@@ -30,6 +31,7 @@ class Group(Generic[E]):
         self.nodes: list[Node[E]] = []  # of its tree
         self.passed: list[Seat[E]] = []  # whom the batch that `fill` proposed overtakes
         self.fullest = 0.0  # the cost of the dearest batch so far
+        self._patience = Patience()
 
     def join(self, seat: Seat[E]) -> None:
         seat.key, seat.here, seat.since = self.key, self.root.join(seat), None
@@ -61,6 +63,7 @@ class Group(Generic[E]):
         total = sum(child.weight * child.claim for child in node.children.values())
         for child in node.children.values():
             above, share = whole.children[child.name], part * child.weight * child.claim / total
+            child.part = share
             self.rates.append((above, share / child.weight))
             self._rate(child, above, share)
 
@@ -73,9 +76,21 @@ class Group(Generic[E]):
             seat.look()
             seat.chosen = False
             rows += seat.rows
+        limit = self._patience.bound(self._demands(seats), limit, seats[0].times) if seats else limit
         if rows <= limit:
             return seats
         return sorted(self._fill(limit, step), key=_number)
+
+    def _demands(self, seats: list[Seat[E]]) -> list[Demand]:
+        """What each user asks for now."""
+        rows: dict[tuple[str, ...], int] = {}
+        parts: dict[tuple[str, ...], float] = {}
+        for seat in seats:
+            assert seat.here is not None
+            assert seat.here.parent is not None
+            user = seat.names[:3]
+            rows[user], parts[user] = rows.get(user, 0) + seat.rows, seat.here.parent.part
+        return [Demand(user, rows[user], parts[user]) for user in rows]
 
     def _fill(self, limit: int, step: int) -> list[Seat[E]]:
         for node in self.nodes:
@@ -134,6 +149,7 @@ class Group(Generic[E]):
     def charge(self, ran: list[Seat[E]], costs: list[float], step: int) -> None:
         """The seats were served."""
         self.fullest = max(self.fullest, sum(costs))
+        self._patience.charge(_rows_by_user(ran))
         self.root.taken = 0
         for node in self.nodes:
             node.taken = 0
@@ -152,6 +168,13 @@ class Group(Generic[E]):
             if seat.since is None and seat.number in self.seats:
                 seat.since = step
         self.passed = []
+
+
+def _rows_by_user(seats: list[Seat[E]]) -> dict[Hashable, int]:
+    rows: dict[Hashable, int] = {}
+    for seat in seats:
+        rows[seat.names[:3]] = rows.get(seat.names[:3], 0) + seat.rows
+    return rows
 
 
 def _take(seat: Seat[E], batch: list[Seat[E]]) -> None:

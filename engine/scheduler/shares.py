@@ -6,22 +6,25 @@ and Cheng 1997, "Start-time fair queueing", IEEE/ACM Transactions on Networking 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import count
+from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
 from engine.job import Share
 
 MOST_REMEMBERED = 1000  # of a node's children that left
 _serials = count()
+_NO_TIMES: Mapping[int, float] = MappingProxyType({})
 
 
 class Entry(Protocol):
     """What is scheduled: one image, and what it asks for in its next step. Only entries of equal `key` share a batch.
 
     `rows` and `key` may change from step to step. An entry with a `price` (milliseconds a row-step at its size, by
-    calibration) is charged by it; without one a row-step costs 1.
+    calibration) is charged by it; without one a row-step costs 1. `times`, where it has them, are milliseconds of a
+    forward by rows: see `patience.py`.
     """
 
     job: str
@@ -42,8 +45,8 @@ class Node(Generic[E]):
     """A tier, guild, user or job (its `seats` are its images), or the root above all tiers."""
 
     __slots__ = (
-        "ahead", "children", "claim", "clock", "gone", "heap", "last", "name", "overdue", "parent", "queue", "seats",
-        "serial", "size", "taken", "time", "weight",
+        "ahead", "children", "claim", "clock", "gone", "heap", "last", "name", "overdue", "parent", "part", "queue",
+        "seats", "serial", "size", "taken", "time", "weight",
     )  # fmt: skip
 
     def __init__(self, name: str = "", parent: Node[E] | None = None, time: float = 0.0) -> None:
@@ -54,6 +57,7 @@ class Node(Generic[E]):
         self.size = 0  # images beneath
         self.weight = 1.0  # beside its siblings
         self.claim = 1.0  # the part of the node's work that is in this tree
+        self.part = 1.0  # of this tree's device time, what belongs to the node
         self.clock = 0.0  # where a newcomer among its children starts, at the least
         self.gone: dict[str, float] = {}  # the times of children that left, so that leaving forgives nothing
         self.last = -1  # the step in which it was last served
@@ -133,9 +137,11 @@ class Seat(Generic[E]):
     since: int | None = None  # the step in which it was passed over; it goes first in the next batch
     rows: int = 0
     cost: float = 0.0
+    times: Mapping[int, float] = field(default_factory=lambda: _NO_TIMES)
     chosen: bool = False
 
     def look(self) -> None:
         """What it asks for now."""
         self.rows = self.entry.rows
         self.cost = self.rows * float(getattr(self.entry, "price", 1.0))
+        self.times = getattr(self.entry, "times", _NO_TIMES)

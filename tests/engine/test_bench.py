@@ -76,7 +76,7 @@ def test_overheads_and_cancelling(embedded: StableDiffusion) -> None:
     for row in (overhead.outside_the_network(embedded, Load(12, "float32")), overhead.watched(embedded, BRIEF)):
         assert row.figure is not None
     assert overhead.cancelled(embedded, BRIEF).figure == 0
-    beside = overhead.beside_a_flood(embedded, Load(2, "float32", users=2))
+    beside = overhead.beside_a_flood(embedded, Load(2, "float32", users=2), {1: 1.0, 2: 1.5, 4: 2.5})
     assert beside.figure is not None
     assert beside.figure > 0.5
 

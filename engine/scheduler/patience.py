@@ -1,0 +1,83 @@
+"""How many rows a batch may have, so that no user's steps take longer than if users took the whole device in turns.
+
+A batch takes as long as all of its rows, so one user's many rows would slow another's few. Alone, a user's own rows
+take t; with a share s of the device a step takes t/s on average: that is the user's *allowance*. What a step leaves of
+it is saved for larger batches, which give more rows a second. Users of equal demand never meet the bound. Knows
+calibrated milliseconds by rows; nothing of jobs or steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+Times = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The rows of one user in a group, and the share of the group's device time that belongs to that user."""
+
+    user: Hashable
+    rows: int
+    share: float
+
+
+class Patience:
+    """Of one group. `bound` proposes and changes nothing; `charge` counts what has run."""
+
+    def __init__(self) -> None:
+        self._saved: dict[Hashable, float] = {}  # milliseconds; below 0: a debt
+        self._allowances: dict[Hashable, tuple[int, float]] = {}  # (rows, milliseconds) of the last proposal
+        self._times: Times = {}
+        self._full = 0.0
+
+    def bound(self, demands: Sequence[Demand], limit: int, times: Times) -> int:
+        """The most rows of the next batch, at most `limit`."""
+        self._allowances, self._times = {}, times
+        if len(demands) < 2 or not times:
+            return limit
+        full = min(limit, sum(each.rows for each in demands))
+        self._full = forward_ms(times, full)
+        self._allowances = {
+            each.user: (min(each.rows, full), forward_ms(times, min(each.rows, full)) / each.share) for each in demands
+        }
+        tight = {user for user, (_, allowance) in self._allowances.items() if allowance < self._full * (1 - 1e-9)}
+        if not tight:
+            return limit
+        room = min(self._allowances[user][1] + self._saved.get(user, 0.0) for user in tight)
+        least = 1 + sum(self._allowances[user][0] for user in tight)
+        sizes = efficient_sizes(times, least, full)
+        return max((size for size in sizes if forward_ms(times, size) <= room), default=sizes[0])
+
+    def charge(self, rows: Mapping[Hashable, int]) -> None:
+        """The rows of each user that have just run, all in one batch."""
+        took = forward_ms(self._times, sum(rows.values())) if self._allowances else 0.0
+        saved: dict[Hashable, float] = {}
+        for user, (wanted, allowance) in self._allowances.items():
+            left = self._saved.get(user, 0.0) + allowance * rows.get(user, 0) / wanted - took
+            saved[user] = max(-self._full, min(self._full, left))
+        self._saved, self._allowances = saved, {}
+
+
+def forward_ms(times: Times, rows: int) -> float:
+    """Milliseconds of so many rows: of the next size that was timed; beyond the largest, of several forwards."""
+    largest = max(times)
+    whole, rest = divmod(rows, largest)
+    return whole * times[largest] + (times[min(size for size in times if size >= rest)] if rest else 0.0)
+
+
+def efficient_sizes(times: Times, least: int, full: int) -> list[int]:
+    """From the smallest batch of at least `least` rows to `full`: those that no mixture of two others beats."""
+    sizes = sorted({min(size, full) for size in times if size >= least} | {full})
+    hull: list[int] = []
+    for size in sizes:
+        while len(hull) > 1 and _gain(times, hull[-2], hull[-1]) <= _gain(times, hull[-1], size):
+            hull.pop()
+        hull.append(size)
+    return hull
+
+
+def _gain(times: Times, few: int, many: int) -> float:
+    """Rows a millisecond that the larger batch adds."""
+    return (many - few) / max(forward_ms(times, many) - forward_ms(times, few), 1e-9)

@@ -1,0 +1,125 @@
+"""One user's many rows leave another's few their pace, as properties, and cost few rows a second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.bench.simulated import FORWARD_MS
+from engine.job import Share
+from engine.scheduler import Scheduler
+from engine.scheduler.patience import Demand, Patience, Times, efficient_sizes, forward_ms
+
+SIZES = (1, 2, 4, 8, 16, 32)
+STEPS = 200
+LIGHT = {2: 20.0, 4: 25.0, 8: 48.0, 16: 73.0, 32: 152.0}  # an embedded model on two cores
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> dict[int, float]:
+    """Milliseconds by rows: a batch never takes longer than its halves one after the other, nor less than a half."""
+    times = {1: draw(st.floats(1.0, 100.0))}
+    for size in SIZES[1:]:
+        times[size] = times[size // 2] * draw(st.floats(1.0, 2.0))
+    return times
+
+
+@dataclass(eq=False)
+class Image:
+    """An image that never ends."""
+
+    job: str
+    share: Share
+    times: Times = field(default_factory=dict)
+    rows: int = 2
+    key: str = "one model"
+    k: int = 0
+
+
+def image(user: str, number: int, times: Times) -> Image:
+    return Image(f"{user} {number}", Share("t", "g", user), times)
+
+
+def run(images: list[Image], limit: int, times: Times) -> tuple[float, dict[str, int]]:
+    """(milliseconds, rows of each user) of many steps."""
+    scheduler: Scheduler[Image] = Scheduler()
+    for each in images:
+        scheduler.add(each)
+    took, rows = 0.0, dict.fromkeys((each.share.user for each in images), 0)
+    for _ in range(STEPS):
+        batch = scheduler.next(limit)
+        assert batch == scheduler.next(limit), "choosing changed something"
+        took += forward_ms(times, sum(each.rows for each in batch))
+        for each in batch:
+            each.k += 1
+            rows[each.share.user] += each.rows
+        scheduler.charge(batch)
+    return took, rows
+
+
+@given(tables(), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 32))
+def test_a_bound_is_no_more_than_the_limit_and_leaves_room(times: Times, rows: list[int], limit: int) -> None:
+    demands = [Demand(user, each, 1 / len(rows)) for user, each in enumerate(rows)]
+    assert 1 <= Patience().bound(demands, limit, times) <= limit
+
+
+@given(tables(), st.integers(2, 16), st.integers(1, 4))
+def test_users_of_equal_demand_are_never_bounded(times: Times, users: int, rows: int) -> None:
+    demands = [Demand(user, rows, 1 / users) for user in range(users)]
+    padded = forward_ms(times, users * rows)
+    if padded <= users * forward_ms(times, rows):  # else padding would make turns better
+        assert Patience().bound(demands, 32, times) == 32
+
+
+@given(tables(), st.integers(1, 8), st.integers(8, 32), st.floats(0.1, 0.9))
+def test_the_light_users_steps_take_no_longer_than_in_turns(times: Times, light: int, limit: int, share: float) -> None:
+    patience, took = Patience(), 0.0
+    demands = [Demand("light", light, share), Demand("heavy", 40, 1 - share)]
+    least = min(limit, next((size for size in SIZES if size > light), 32))
+    allowance, full = forward_ms(times, light) / share, forward_ms(times, limit)
+    for _ in range(STEPS):
+        rows = patience.bound(demands, limit, times)
+        patience.charge({"light": light, "heavy": max(0, rows - light)})
+        took += forward_ms(times, max(rows, light))
+    if forward_ms(times, least) <= allowance:
+        assert took / STEPS <= allowance + full / STEPS + 1e-6
+
+
+@given(tables(), st.integers(1, 32), st.integers(1, 32))
+def test_a_larger_efficient_batch_adds_ever_fewer_rows_a_millisecond(times: Times, least: int, full: int) -> None:
+    sizes = efficient_sizes(times, least, full)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == full
+    gains = [
+        (many - few) / max(forward_ms(times, many) - forward_ms(times, few), 1e-9) for few, many in pairwise(sizes)
+    ]
+    assert gains == sorted(gains, reverse=True)
+
+
+@pytest.mark.parametrize(("times", "limit"), [(FORWARD_MS[512], 8), (LIGHT, 32)])
+def test_one_picture_beside_a_flood_keeps_its_pace_at_the_cost_of_few_rows(times: Times, limit: int) -> None:
+    flood = [image("flood", number, times) for number in range(20)]
+    took, rows = run([*flood, image("lone", 0, times)], limit, times)
+    assert rows["lone"] == 2 * STEPS
+    assert took <= STEPS * 2 * times[2] + times[limit]
+    most = limit / times[limit]
+    assert sum(rows.values()) / took >= 0.9 * most
+
+
+@given(st.integers(1, 6), st.integers(1, 4))
+@settings(deadline=None, max_examples=25)
+def test_nobody_starves_beside_light_users(light: int, images: int) -> None:
+    heavy = [image("heavy", number, LIGHT) for number in range(20)]
+    few = [image(f"light {user}", number, LIGHT) for user in range(light) for number in range(images)]
+    run([*heavy, *few], 16, LIGHT)
+    assert all(each.k for each in [*heavy, *few])
+
+
+def test_without_times_nothing_is_bounded() -> None:
+    flood = [image("flood", number, {}) for number in range(20)]
+    _, rows = run([*flood, image("lone", 0, {})], 32, LIGHT)
+    assert rows == {"flood": 30 * STEPS, "lone": 2 * STEPS}
