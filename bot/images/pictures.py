@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,12 +60,31 @@ class Pictures:
     async def put(self, payload: bytes) -> str:
         """Keeps `payload` and returns its SHA-256. Whole or not at all, and on the disk when this returns."""
         sha256 = await _digest(payload)
-        path = _path(sha256)
-        with _using():
-            await obstore.put_async(self._store, path, payload)
-        if self._folder is not None:  # S3 answers once it is safe; a file is only in the page cache
-            await asyncio.to_thread(self._settle, self._folder / path)
+        await self.put_all({sha256: payload})
         return sha256
+
+    async def put_all(self, payloads: Mapping[str, bytes]) -> None:
+        """Keeps each under its SHA-256, which its caller has checked; all are on the disk when this returns."""
+        if self._folder is not None:
+            await asyncio.to_thread(self._put_files, self._folder, payloads)
+            return
+        puts = [obstore.put_async(self._store, _path(sha256), payload) for sha256, payload in payloads.items()]
+        with _using():  # all of them end before one's error is raised: nothing comes in behind it
+            for result in await asyncio.gather(*puts, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+
+    def _put_files(self, folder: Path, payloads: Mapping[str, bytes]) -> None:
+        """S3 answers once it is safe; a file is only in the page cache. One thread for all: a hop costs more.
+
+        All are written before the first is synced: that takes the others' folders to the disk with it.
+        """
+        paths = {_path(sha256): payload for sha256, payload in payloads.items()}
+        with _using():
+            for path, payload in paths.items():
+                obstore.put(self._store, path, payload)
+        for path in paths:
+            self._settle(folder / path)
 
     async def get(self, sha256: str) -> bytes:
         """The bytes, checked against their name. Raises `Missing`, or `Spoiled` where the check fails."""

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 from bot.images.pictures import Pictures
 from bot.images.pixels import opened, size
 from bot.queue.board import Board
 from bot.states import over
-from bot.store import Record, Store, Stored, reads
+from bot.store import End, Moved, Record, Store, Stored, reads
 from bot.store.deleting import unused
 from engine.bus import Bus
-from engine.job import Enlarge, Ladder, Picture, Recipe, decode
+from engine.job import Enlarge, Finished, Ladder, Method, Picture, Recipe, decode
 
 MOST = 8  # times as wide and high as its recipe: what a worker's super-resolver does (`engine.job.Warm.enlargement`)
 LIMITS = {"image": 64 * 1024 * 1024, "ladder": 24 * 1024 * 1024}  # bytes
@@ -38,31 +39,65 @@ class Arrivals:
     ) -> None:  # fmt: skip
         self._store, self._bus, self._board, self._pictures, self._clock = store, bus, board, pictures, clock
 
-    async def keep(self, value: Picture) -> bool:
-        """Store a picture. False: nobody waits for it any more. Raises `Wrong`, `NoBlob`, `Malformed`, `Unreadable`."""
-        run = self._board.runs.get(value.job)  # what it does not know yet, SQL does: each picture is noted there
-        record = run.record if run else await self._store.record(value.job)
-        if record is None or over(record.state) or value.epoch < record.epoch or record.deleted is not None:
+    async def take_in(self, values: Sequence[Picture], done: Finished | None = None) -> tuple[bool, Moved | None]:
+        """Store pictures of one job and epoch, and its end if `done` says so and none is missing.
+
+        False: nobody waits for them any more. Raises `Wrong`, `NoBlob`, `Malformed`, `Unreadable`: then none is stored.
+        """
+        about = (*values, done)[0]
+        assert about is not None
+        if values and not await self._is_wanted(values):
+            return False, None
+        contents = await self._fetch(values)
+        found = [_stored(value, contents[value.sha256]) for value in values]
+        end = End(done.cost, done.seconds, done.ms_per_step) if done else None
+        methods: list[Method] = [value.method for value in values if value.method]
+        async with AsyncExitStack() as turns:
+            for sha256 in sorted(contents):  # in this order everywhere, or two would wait for each other
+                await turns.enter_async_context(self._pictures.turn(sha256))
+            if contents:
+                await self._pictures.put_all(contents)
+            kept, moved = await self._store.take_in(about.job, about.epoch, found, end, self._clock(), *methods[:1])
+            for sha256 in () if kept else contents:
+                if await self._store.ask(unused, sha256):  # over, or deleted, while it came in
+                    await self._pictures.drop(sha256)
+        return kept, moved
+
+    async def _is_wanted(self, values: Sequence[Picture]) -> bool:
+        """Whether anybody waits for them. Raises `Wrong` for what nobody asked for."""
+        run = self._board.runs.get(values[0].job)  # what it does not know yet, SQL does: each picture is noted there
+        record = run.record if run else await self._store.record(values[0].job)
+        if record is None or over(record.state) or values[0].epoch < record.epoch or record.deleted is not None:
             return False
-        _expected(value, record)
-        content = await self._bus.get_blob(value.sha256, LIMITS[value.kind])
-        await asyncio.to_thread(check, value, content)
-        sizes = (len(content), value.width, value.height)
-        one = Stored(value.job, value.image, value.kind, value.sha256, *sizes, verdict=value.verdict)
-        async with self._pictures.turn(value.sha256):
-            await self._pictures.put(content)
-            kept = await self._store.keep(one, value.epoch, self._clock(), value.method)
-            if not kept and await self._store.ask(unused, value.sha256):  # over, or deleted, while it came in
-                await self._pictures.drop(value.sha256)
-        return kept
+        for value in values:
+            _expected(value, record)
+        return True
+
+    async def _fetch(self, values: Sequence[Picture]) -> dict[str, bytes]:
+        """Their bytes by their sums, which the bus has checked, and whose pictures we have."""
+        asked = (self._bus.get_blob(value.sha256, min(LIMITS[value.kind], value.bytes)) for value in values)
+        contents: list[bytes] = []
+        for content in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(content, BaseException):
+                raise content
+            contents.append(content)
+        if values:
+            await asyncio.to_thread(_check_all, values, contents)
+        return {value.sha256: content for value, content in zip(values, contents, strict=True)}
 
     async def missing(self, record: Record) -> list[str]:
         """What a job was asked for and has not come in, as `image 0` or `ladder 0`."""
-        kept = await self._store.ask(reads.stored, [record.id])
-        here = {(one.kind, one.image) for one in kept}
-        kinds = ["image", "ladder"] if isinstance(record.task, Recipe) and record.job().ladder else ["image"]
-        asked = [(kind, image) for kind in kinds for image in range(record.images)]
-        return [f"{kind} {image}" for kind, image in asked if (kind, image) not in here]
+        return record.missing(await self._store.ask(reads.stored, [record.id]))
+
+
+def _stored(value: Picture, content: bytes) -> Stored:
+    sizes = (len(content), value.width, value.height)
+    return Stored(value.job, value.image, value.kind, value.sha256, *sizes, verdict=value.verdict)
+
+
+def _check_all(values: Sequence[Picture], contents: Sequence[bytes]) -> None:
+    for value, content in zip(values, contents, strict=True):
+        check(value, content)
 
 
 def _expected(value: Picture, record: Record) -> None:

@@ -48,29 +48,24 @@ class Closing:
                 self._board.put(record, self._clock())
         return records
 
-    async def finish(
-        self, job: str, epoch: int, spent: float, seconds: float, ms_per_step: float, steps: int
-    ) -> Moved | None:
-        """Done: every picture is stored."""
-        values = {"seconds": seconds, "ms_per_step": ms_per_step, "step": steps}
-        return await self._over(await self._store.end("finish", job, self._clock(), spent, epoch=epoch, **values))
-
     async def fail(self, job: str, reason: str, blame: Blame, *, epoch: int | None = None) -> Moved | None:
         """Failed; all of the reserved cost is given back unless the member is to blame."""
         spent = None if blame == "member" else 0.0
         moved = await self._store.end(
             "fail", job, self._clock(), spent, epoch=epoch, why=blame, reason=reason, blame=blame
         )
-        return await self._over(moved)
+        return await self.conclude(moved)
 
     async def cancel(self, job: str, spent: float, *, epoch: int | None = None, why: str = "") -> Moved | None:
         """Cancelled; charged for what was run."""
-        return await self._over(await self._store.end("cancel", job, self._clock(), spent, epoch=epoch, why=why))
+        return await self.conclude(await self._store.end("cancel", job, self._clock(), spent, epoch=epoch, why=why))
 
     async def wish(self, job: str) -> Record | None:
         """A member wants it cancelled: done at once while it waits, else noted. The job now, None if unknown."""
         record, moved = await self._store.wish(job, self._clock())
-        await self._over(moved, tombstone=moved is not None and moved.record.epoch > 0)  # who had it may draw it still
+        await self.conclude(
+            moved, tombstone=moved is not None and moved.record.epoch > 0
+        )  # who had it may draw it still
         return record
 
     async def again(
@@ -79,7 +74,7 @@ class Closing:
         """Into the queue once more, unless it was tried too often without progress: then it fails."""
         moved = await self._store.requeue(job, self._clock(), step=step, why=why, reason=reason, epoch=epoch)
         if moved is None or over(moved.record.state):
-            return await self._over(moved)
+            return await self.conclude(moved)
         await self.back(moved.record, why, cause)
         return moved
 
@@ -100,7 +95,8 @@ class Closing:
         except Unreachable as error:  # then its worker goes on, and what it makes is taken
             log.warning("job %s: %s", job, error)
 
-    async def _over(self, moved: Moved | None, *, tombstone: bool = False) -> Moved | None:
+    async def conclude(self, moved: Moved | None, *, tombstone: bool = False) -> Moved | None:
+        """A job is over, and SQL has it, or nothing happened: everyone hears of it, and the broker is cleared."""
         if moved is None:
             return None
         self.tell(moved)

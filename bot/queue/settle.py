@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 
 from bot.feed import Developing, Feed
 from bot.queue.arrivals import Arrivals, Incomplete
 from bot.queue.board import Board, Run
+from bot.queue.bundle import bundle
 from bot.queue.closing import Closing
 from bot.states import over
 from bot.store import Store, Unavailable, writes
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 AT_ONCE = 16
-AT_HAND = 64  # reports that are fetched: what is not answered for in time comes twice
+AT_HAND = 160  # reports that are fetched: what is not answered for in time comes twice
 BEHIND = 128  # reports that wait at the broker
 BELIEVED = 10.0  # seconds: the last report told how many wait, and another may never come
 PAUSE = 0.25  # seconds before a report comes again, times its tries
@@ -43,7 +44,7 @@ class Settle:
         self._store, self._bus, self._board, self._feed = store, bus, board, feed
         self._closing, self._arrivals, self._clock = closing, arrivals, clock
         self._slots, self._hand = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_HAND)
-        self._last: dict[str, asyncio.Task[None]] = {}
+        self._waiting: dict[str, deque[Delivered[Result]]] = {}  # job → its reports at hand, in order
         self._faults: Counter[int] = Counter()  # of a report's own, by its place in the stream
         self._outages: dict[str, dict[Picture, str]] = {}  # job → its pictures that wait for an outage's end
         self.regained: Callable[[], None] = lambda: None  # called when a job that ran was claimed anew
@@ -55,21 +56,57 @@ class Settle:
                 await self._hand.acquire()
                 self._board.behind = self._clock() + BELIEVED if delivered.pending > BEHIND else 0.0
                 job = delivered.value.job
-                task = group.create_task(self._in_turn(self._last.get(job), delivered), name=f"settle {job}")
-                self._last[job] = task
-                task.add_done_callback(lambda done, job=job: self._forget(job, done))
+                if (waiting := self._waiting.get(job)) is not None:
+                    waiting.append(delivered)
+                    continue
+                self._waiting[job] = deque([delivered])
+                group.create_task(self._in_turn(job), name=f"settle {job}")
 
-    def _forget(self, job: str, done: asyncio.Task[None]) -> None:
-        self._hand.release()
-        if self._last.get(job) is done:
-            del self._last[job]
+    async def _in_turn(self, job: str) -> None:
+        """The reports of one job, as long as any is at hand."""
+        waiting = self._waiting[job]
+        try:
+            while waiting:
+                async with self._slots:
+                    with about(job, getattr(waiting[0].value, "worker", "")):
+                        await self._next(waiting)
+        finally:
+            del self._waiting[job]
 
-    async def _in_turn(self, before: asyncio.Task[None] | None, delivered: Delivered[Result]) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        async with self._slots:
-            with about(delivered.value.job, getattr(delivered.value, "worker", "")):
-                await self.settle(delivered)
+    async def _next(self, waiting: deque[Delivered[Result]]) -> None:
+        """The first report, or all at the head of the line that can be stored as one."""
+        taken = bundle(waiting, self._is_good)
+        try:
+            if len(taken) == 1 or not await self._settle_all(taken):
+                for delivered in taken:
+                    await self.settle(delivered)
+        finally:
+            for _ in taken:
+                waiting.popleft()
+                self._hand.release()
+
+    def _is_good(self, delivered: Delivered[Result]) -> bool:
+        """Whether nothing was ever wrong with a report, so that it may be stored beside others."""
+        healthy = delivered.value.job not in self._outages and not self._faults[_number(delivered)]
+        return healthy and not self._foreign(delivered)
+
+    async def _settle_all(self, taken: Sequence[Delivered[Result]]) -> bool:
+        """Store reports as one, then answer for them; False, and nothing was answered for, where that did not work.
+
+        Whatever was wrong, one report after the other is then taken in, and contained, alone.
+        """
+        pictures = [one.value for one in taken if isinstance(one.value, Picture)]
+        done = next((one.value for one in taken if isinstance(one.value, Finished)), None)
+        try:
+            _, moved = await self._arrivals.take_in(pictures, done)
+            if done is not None and moved is None:
+                return False
+            await self._closing.conclude(moved)
+            await asyncio.gather(*(one.ack() for one in taken))
+        except Exception as error:
+            log.info("job %s: %d reports are taken in one by one: %s", taken[0].value.job, len(taken), error)
+            return False
+        return True
 
     async def settle(self, delivered: Delivered[Result]) -> None:
         """One report, contained: whatever goes wrong with it is logged and answered for."""
@@ -140,7 +177,7 @@ class Settle:
             case Started():
                 await self._started(value)
             case Picture():
-                await self._arrivals.keep(value)
+                await self._arrivals.take_in([value])
             case Finished():
                 await self._finished(value, last)
             case Failed():
@@ -189,6 +226,12 @@ class Settle:
             await self._closing.clear(record, tombstone=True)
 
     async def _finished(self, value: Finished, last: bool) -> None:
+        _, moved = await self._arrivals.take_in([], value)
+        if await self._closing.conclude(moved) is None:
+            await self._unfinished(value, last)
+
+    async def _unfinished(self, value: Finished, last: bool) -> None:
+        """It was reported done, and is not: over already, deleted, of a newer epoch, or pictures are missing."""
         record = await self._store.record(value.job)
         if record is None or over(record.state) or value.epoch < record.epoch:
             return
@@ -196,10 +239,7 @@ class Settle:
             await self._closing.cancel(value.job, value.cost, epoch=value.epoch, why="deleted")
             return
         missing = await self._arrivals.missing(record)
-        if not missing:
-            spent = (value.cost, value.seconds, value.ms_per_step)
-            await self._closing.finish(value.job, value.epoch, *spent, steps=record.steps)
-        elif waiting := self._outages.get(value.job):
+        if waiting := self._outages.get(value.job):
             raise OSError(next(iter(waiting.values())))  # not lost: stored when the outage is over
         elif last:
             said = f"A worker reported it done without {', '.join(missing)}."

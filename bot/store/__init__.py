@@ -17,16 +17,17 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection
 
 from bot.states import Move
-from bot.store import moves, reads, rerouting, terms, writes
+from bot.store import completion, moves, reads, rerouting, terms, writes
 from bot.store.accounts import Wish
 from bot.store.batch import Unavailable
+from bot.store.completion import End
 from bot.store.database import Database, database_at
 from bot.store.records import RELAXED, Draft, Moved, Record, Stored
 from bot.store.terms import Deposed, Term
 from bot.store.upgrading import upgrade
 from engine.job import Method, Warm
 
-__all__ = ["Deposed", "Draft", "Moved", "Record", "Store", "Stored", "Term", "Unavailable", "Wish", "identity"]
+__all__ = ["Deposed", "Draft", "End", "Moved", "Record", "Store", "Stored", "Term", "Unavailable", "Wish", "identity"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -161,7 +162,18 @@ class Store:
 
         False: the job is unknown or over, or a newer epoch has it.
         """
-        return await self.write(writes.keep, one, epoch, now, method)
+        return (await self.take_in(one.job, epoch, [one], None, now, method))[0]
+
+    async def take_in(
+        self, job: str, epoch: int, found: Sequence[Stored], end: End | None, now: float, method: Method | None = None
+    ) -> tuple[bool, Moved | None]:
+        """Note pictures of one job, and finish it if `end` says so and none is missing; as one transaction.
+
+        False: the job is unknown, deleted or over, or a newer epoch has it.
+        """
+        kept, moved = await self.write(completion.take_in, job, epoch, found, end, now, method=method)
+        self.version += moved is not None
+        return kept, moved
 
     async def remember(self, warm: Warm, pool: str, now: float) -> None:
         """Keep a model's profile for times when no worker is alive."""

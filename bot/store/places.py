@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, bindparam, or_, select, update
 
 from bot.store import reads
 from bot.store.records import Record
@@ -19,6 +19,11 @@ from bot.views import Delivery, Place, PlaceKind, Role
 
 SHOWN = 100  # undeliverable jobs of one member that are listed
 FILM = "film"  # in front of a film's number
+# Every end asks these, so they are built once: to build one takes longer than SQLite takes to run it.
+_HERE = (places.c.job == bindparam("of"), places.c.role == bindparam("as"))
+_ONE = select(places).where(*_HERE)
+_BOOK = select(places).where(places.c.job == bindparam("of"), ~places.c.role.startswith(FILM)).order_by(places.c.role)
+_DELIVERED = update(places).where(*_HERE).values(delivered=bindparam("at"), reason=bindparam("why"))
 
 
 def add(connection: Connection, job: str, role: Role, place: Place) -> bool:
@@ -33,14 +38,13 @@ def add(connection: Connection, job: str, role: Role, place: Place) -> bool:
 
 def place(connection: Connection, job: str, role: Role = "answer") -> Place | None:
     """One place of a job."""
-    row = connection.execute(_of(select(places), job, role)).mappings().first()
+    row = connection.execute(_ONE, {"of": job, "as": role}).mappings().first()
     return None if row is None else _delivery(row).place
 
 
 def deliveries(connection: Connection, job: str) -> dict[Role, Delivery]:
     """All places of a job but its films, and what became of each."""
-    rows = connection.execute(select(places).where(places.c.job == job, ~is_film()).order_by(places.c.role)).mappings()
-    return {one.role: one for one in map(_delivery, rows)}
+    return {one.role: one for one in map(_delivery, connection.execute(_BOOK, {"of": job}).mappings())}
 
 
 def all_of(connection: Connection, job: str) -> list[tuple[str, Delivery]]:
@@ -92,7 +96,7 @@ def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, P
 
 def moved(connection: Connection, job: str, where: Mapping[str, str], role: Role = "answer") -> None:
     """Merge into a place. An answer that was given up and came all the same still needs its last word."""
-    row = connection.execute(_of(select(places), job, role)).mappings().first()
+    row = connection.execute(_ONE, {"of": job, "as": role}).mappings().first()
     if row is not None:
         merged = {**row["where"], **where}
         values: dict[str, Any] = {"where": merged, "message": merged.get("message", "")}
@@ -103,7 +107,7 @@ def moved(connection: Connection, job: str, where: Mapping[str, str], role: Role
 
 def delivered(connection: Connection, job: str, now: float, role: Role = "answer", reason: str = "") -> None:
     """The last word was shown there, or with a `reason` it never can be."""
-    connection.execute(update(places).where(_is(job, role)).values(delivered=now, reason=reason))
+    connection.execute(_DELIVERED, {"of": job, "as": role, "at": now, "why": reason})
 
 
 def lost(connection: Connection, job: str, reason: str, role: Role = "answer") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, func, select
@@ -18,12 +18,18 @@ log = logging.getLogger(__name__)
 
 _TURN = select(func.count()).select_from(jobs).where(jobs.c.account == bindparam("account"), jobs.c.state == "queued")
 _TURN = _TURN.where(jobs.c.id < bindparam("job"))  # each admission asks
+_IDS = bindparam("ids", expanding=True)
+_SOME = select(jobs).where(jobs.c.id.in_(_IDS))  # each view of a job asks, and the next
+_STORED = select(pictures).where(pictures.c.job.in_(_IDS))
+_STORED = _STORED.order_by(pictures.c.job, pictures.c.image, pictures.c.kind)
 
 
-def records(connection: Connection, asked: Select[*tuple[Any, ...]]) -> list[Record]:
+def records(
+    connection: Connection, asked: Select[*tuple[Any, ...]], told: Mapping[str, object] | None = None
+) -> list[Record]:
     """Rows of `jobs` as values. One that cannot be read is left out and logged: it must not stop the others."""
     found: list[Record] = []
-    for row in connection.execute(asked).mappings():
+    for row in connection.execute(asked, told or {}).mappings():
         try:
             found.append(record(row))
         except (Malformed, TypeError) as error:
@@ -49,8 +55,7 @@ def active(connection: Connection) -> list[Record]:
 
 def some(connection: Connection, ids: Sequence[str]) -> dict[str, Record]:
     """These jobs, as far as they exist."""
-    found = records(connection, select(jobs).where(jobs.c.id.in_(ids)))
-    return {one.id: one for one in found}
+    return {one.id: one for one in records(connection, _SOME, {"ids": list(ids)})}
 
 
 def queued(connection: Connection, guild: str | None, limit: int) -> list[Record]:
@@ -107,8 +112,7 @@ def crowds(connection: Connection) -> dict[str, list[tuple[int, float]]]:
 
 def stored(connection: Connection, ids: Sequence[str]) -> list[Stored]:
     """The pictures and ladders of these jobs, by job and image."""
-    asked = select(pictures).where(pictures.c.job.in_(ids)).order_by(pictures.c.job, pictures.c.image, pictures.c.kind)
-    return [Stored(**row) for row in connection.execute(asked).mappings()]
+    return [Stored(**row) for row in connection.execute(_STORED, {"ids": list(ids)}).mappings()]
 
 
 def history(connection: Connection, ids: Sequence[str]) -> list[Entry]:

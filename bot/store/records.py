@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
@@ -167,6 +167,13 @@ class Record:
     def images(self) -> int:
         """How many pictures it makes."""
         return self.task.count if isinstance(self.task, Recipe) else 1
+
+    def missing(self, kept: Iterable[Stored]) -> list[str]:
+        """What it was asked for and is not among `kept`, as `image 0` or `ladder 0`."""
+        here = {(one.kind, one.image) for one in kept}
+        kinds = ["image", "ladder"] if isinstance(self.task, Recipe) and self.job().ladder else ["image"]
+        asked = [(kind, image) for kind in kinds for image in range(self.images)]
+        return [f"{kind} {image}" for kind, image in asked if (kind, image) not in here]
 
     def job(self) -> Job:
         """The wire value of this attempt."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, RowMapping, exists, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, exists, select, update
 
 from bot.incidents import Kind
 from bot.refused import Refused
@@ -18,6 +18,7 @@ from bot.store.records import Record, Stored
 from bot.store.tables import jobs, pictures
 from bot.views import Member
 
+_CHECK = select(jobs.c.check, jobs.c.deleted).where(jobs.c.id == bindparam("job"))
 SAID = {"flagged": "was flagged by the picture check", "unchecked": "could not be checked"}
 
 
@@ -26,7 +27,7 @@ def kept(connection: Connection, job: str) -> tuple[bool, list[Stored]]:
 
     Raises `Refused` (404) where they were deleted.
     """
-    row = connection.execute(select(jobs.c.check, jobs.c.deleted).where(jobs.c.id == job)).first()
+    row = connection.execute(_CHECK, {"job": job}).first()
     if row is not None and row.deleted is not None:
         raise Refused(DELETED, 404)
     return bool(row and row.check), stored(connection, [job])

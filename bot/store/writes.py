@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import msgspec
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
 from bot.states import OPEN
 from bot.store.records import Stored
@@ -13,26 +14,43 @@ from bot.store.reviews import note_held
 from bot.store.tables import jobs, models, pictures
 from engine.job import Enlarge, Method, Recipe, Task, Warm, decode, encode
 
+# Built once: to build a statement takes longer than SQLite takes to run it.
+_OPEN = select(jobs).where(jobs.c.id == bindparam("job"), jobs.c.epoch <= bindparam("epoch"), jobs.c.deleted.is_(None))
+_OPEN = _OPEN.where(jobs.c.state.in_(OPEN)).with_for_update()
+_KNOWN = select(pictures.c.image, pictures.c.kind, pictures.c.verdict).where(pictures.c.job == bindparam("job"))
+_AGAIN = pictures.delete().where(pictures.c.job == bindparam("job"), pictures.c.image == bindparam("at"))
+_AGAIN = _AGAIN.where(pictures.c.kind == bindparam("as"))
+_KEPT = pictures.insert()
 
-def keep(connection: Connection, one: Stored, epoch: int, now: float, method: Method | None = None) -> bool:
-    """A picture or ladder, unless the job is unknown or over, or a newer epoch has it.
+
+def keep(
+    connection: Connection, found: Sequence[Stored], epoch: int, now: float, method: Method | None = None
+) -> RowMapping | None:
+    """Pictures and ladders of one job; its row. None where the job is unknown or over, or a newer epoch has it.
 
     An enlargement's task becomes what was done of it: a worker without a super-resolver takes Lanczos, and the card
     must not say otherwise.
     """
-    owner = select(jobs.c.check, jobs.c.task).where(jobs.c.id == one.job, jobs.c.state.in_(OPEN), jobs.c.epoch <= epoch)
-    row = connection.execute(owner.where(jobs.c.deleted.is_(None)).with_for_update()).first()
+    job = found[0].job
+    row = open_row(connection, job, epoch)
     if row is None:
-        return False
-    same = (pictures.c.job == one.job, pictures.c.image == one.image, pictures.c.kind == one.kind)
-    gone = connection.execute(pictures.delete().where(*same).returning(pictures.c.verdict))
-    before = gone.scalar_one_or_none()
-    connection.execute(pictures.insert().values(**vars(one)))
+        return None
+    places = {(one.image, one.kind) for one in found}
+    before = {(each.image, each.kind): each.verdict for each in connection.execute(_KNOWN, {"job": job})}
+    for image, kind in places & before.keys():
+        connection.execute(_AGAIN, {"job": job, "at": image, "as": kind})
+    connection.execute(_KEPT, [vars(one) for one in found])
     if method is not None:
-        _enlarged(connection, one.job, row.task, method)
-    if row.check:
-        note_held(connection, one, before, now)
-    return True
+        _enlarged(connection, job, row["task"], method)
+    if row["check"]:
+        for one in found:
+            note_held(connection, one, before.get((one.image, one.kind)), now)
+    return row
+
+
+def open_row(connection: Connection, job: str, epoch: int) -> RowMapping | None:
+    """The row of a job for which pictures may still come in, which nobody else changes until this transaction ends."""
+    return connection.execute(_OPEN, {"job": job, "epoch": epoch}).mappings().first()
 
 
 def _enlarged(connection: Connection, job: str, task: bytes, method: Method) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -256,3 +257,66 @@ async def test_what_was_deleted_while_it_ran_is_cancelled_without_an_error(open_
     assert (record.state, record.attempt) == ("cancelled", 1)
     assert record.charged == pytest.approx(min(record.cost, 1.0))
     assert not [line for line in caplog.records if line.levelname == "ERROR"]
+
+
+@asynccontextmanager
+async def line(house, job, length):
+    """While this lasts nothing is taken in; it ends once so many reports of a job stand in line."""
+    for _ in range(settle.AT_ONCE):
+        await house.settle._slots.acquire()
+    try:
+        yield
+        async with asyncio.timeout(15):
+            while len(house.settle._waiting.get(job.id, ())) < length:
+                await asyncio.sleep(0.02)
+    finally:
+        for _ in range(settle.AT_ONCE):
+            house.settle._slots.release()
+
+
+@pytest.mark.asyncio
+async def test_what_stands_in_line_of_one_job_is_stored_with_its_end_as_one_transaction(open_job, until, monkeypatch):
+    house, apprentice, job = await open_job("a lamp --count 4")
+    taken, take_in = [], house.store.take_in
+    monkeypatch.setattr(house.store, "take_in", lambda *told: (taken.append(told), take_in(*told))[1])
+    told = []
+    monkeypatch.setattr(house.settle._closing, "ended", told.append)
+    async with line(house, job, 9):
+        for image in range(4):
+            await apprentice.picture(job, 10, image)
+            await apprentice.ladder(job, 10, image)
+        await apprentice.say(finished(job))
+    await settled(house, until)
+    view = await house.studio.view(job.id)
+    assert (view.state, len(view.pictures), view.ladders) == ("finished", 4, (0, 1, 2, 3))
+    assert len(await house.studio.all_shown(job.id)) == 4
+    assert (len(told), len(taken), len(taken[0][2])) == (1, 1, 8)
+
+
+@pytest.mark.asyncio
+async def test_a_bad_picture_in_line_takes_no_other_with_it(open_job, until):
+    house, apprentice, job = await open_job("a lamp --count 2")
+    async with line(house, job, 5):
+        for image in range(2):
+            await apprentice.ladder(job, 10, image)
+        await apprentice.picture(job, 10, 0)
+        await apprentice.keep(job, 10, 1, "image", b"GIF89a" * 10, 64)
+        await apprentice.say(finished(job))
+    await until(lambda: house.settle._bus.dead.count["results"] == 1)
+
+    async def queued_again():
+        return (await house.store.record(job.id)).attempt == 2
+
+    await until(queued_again)
+    view = await house.studio.view(job.id)
+    assert ([shot.index for shot in view.pictures], view.ladders) == ([0], (0, 1))
+
+
+@pytest.mark.asyncio
+async def test_a_picture_larger_than_announced_is_not_fetched(open_job, until):
+    house, apprentice, job = await open_job()
+    sha = await apprentice.bus.put_blob(saved(Image.effect_noise((64, 64), 50), "PNG"))
+    told = Picture(job=job.id, image=0, epoch=10, kind="image", sha256=sha, bytes=99, width=64, height=64)
+    await apprentice.say(told)
+    await until(lambda: house.settle._bus.dead.count["results"] == 1)
+    assert (await house.studio.view(job.id)).pictures == ()

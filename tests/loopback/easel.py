@@ -1,4 +1,4 @@
-"""A device with a thousand rows, as a process of its own: jobs take a given time, frames come as fast as one lane goes.
+"""Some workers as one process: jobs take a given time, frames come as fast as one decoding lane goes.
 
 `python -m loopback.easel URL SECONDS LONGER RATE`, the broker's token in the environment. Prints one line of JSON for
 each job that ended: its id, and when, on the machine's monotonic clock. Speaks the true wire contract, loads no torch.
@@ -20,20 +20,21 @@ from collections import OrderedDict
 from PIL import Image
 
 from engine.bus import Bus, Claim, Delivered, Unreachable
-from engine.job import Finished, Frame, Job, Ladder, Presence, Recipe, Rung, Started, encode
+from engine.job import MAX_ROWS, Finished, Frame, Job, Ladder, Presence, Recipe, Result, Rung, Started, encode
 from painter import Painter, stop
 
 FRAMES = 200  # a second in all: what one decoding lane does at 5 ms a frame
 BEAT = 4.0  # seconds; a lease lasts ten
-ROWS = 50_000
+WORKERS = tuple(f"easel-{number}" for number in range(16))  # with as many rows as 2,000 grids with guidance take
 
 
 class Easel(Painter):
     """Every job takes `seconds` from its start, every second one `longer`; at most `rate` of them end in a second."""
 
     def __init__(self, bus: Bus, seconds: float, longer: float, rate: float) -> None:
-        super().__init__(bus, "easel")
+        super().__init__(bus, WORKERS[0])
         self.rate = rate
+        self.turns = itertools.cycle(WORKERS)
         self.durations = itertools.cycle((seconds, longer))
         self.open: OrderedDict[str, tuple[Recipe, Claim, float, float]] = OrderedDict()
         self._slot = 0.0
@@ -63,21 +64,27 @@ class Easel(Painter):
         except Unreachable as error:  # it is delivered again
             print(error, file=sys.stderr)
 
-    def _presence(self) -> Presence:
+    async def _announce(self) -> None:
+        while True:
+            for worker in WORKERS:
+                await self.bus.announce(self._presence_of(worker))
+            await asyncio.sleep(0.5)
+
+    def _presence_of(self, worker: str) -> Presence:
         return Presence(
-            worker=self.name, pools=("default",), models=(self.model,), device="a simulated device", rows=ROWS,
-            free=ROWS, build="bench",
+            worker=worker, pools=("default",), models=(self.model,), device="a simulated device", rows=MAX_ROWS,
+            free=MAX_ROWS, build="bench",
         )  # fmt: skip
 
     async def _work(self, delivered: Delivered[Job]) -> None:
         job, duration = delivered.value, next(self.durations)
-        claim = await self.bus.claim(job.id, self.name)
+        claim = await self.bus.claim(job.id, next(self.turns))
         if claim is None or not isinstance(job.task, Recipe):
             await delivered.nak()
             return
-        await self._tell(Started(job=job.id, epoch=claim.epoch, worker=self.name))
         now = time.monotonic()
         self.open[job.id] = (job.task, claim, now, now + duration)
+        await self._tell(Started(job=job.id, epoch=claim.epoch, worker=claim.worker))
         beats = asyncio.create_task(self._beat(delivered, claim))
         try:
             await asyncio.sleep(duration)
@@ -119,6 +126,10 @@ class Easel(Painter):
                 )
             )  # fmt: skip
         return recipe.count
+
+    async def _tell(self, result: Result) -> None:
+        """In the name of the worker that has the job."""
+        await self.bus.publish_result(self.open[result.job][1].worker, result)
 
     async def _end(self, job: Job, recipe: Recipe, claim: Claim) -> None:
         for image in range(recipe.count):

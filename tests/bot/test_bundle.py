@@ -1,0 +1,59 @@
+"""What is stored together: the head of a job's line, in order, of one epoch, and no more than there is room for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.queue.bundle import bundle
+from engine.job import Failed, Finished, Picture, Started
+
+JOB = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+KINDS = ("picture", "picture", "picture", "ladder", "finished", "failed", "started")
+
+
+def report(kind, epoch, image, size, good):
+    values = {
+        "started": lambda: Started(job=JOB, epoch=epoch, worker="hand"),
+        "failed": lambda: Failed(job=JOB, epoch=epoch, reason="no", blame="model"),
+        "finished": lambda: Finished(job=JOB, epoch=epoch, cost=1.0, seconds=1.0, ms_per_step=1.0),
+    }
+    value = values[kind]() if kind in values else Picture(
+        job=JOB, image=image, epoch=epoch, kind="ladder" if kind == "ladder" else "image", sha256="0" * 64, bytes=size,
+        width=64, height=64,
+    )  # fmt: skip
+    return SimpleNamespace(value=value, good=good)
+
+
+REPORTS = st.builds(
+    report, st.sampled_from(KINDS), st.integers(1, 2), st.integers(0, 3), st.integers(1, 60),
+    st.sampled_from((True, True, True, False)),
+)  # fmt: skip
+
+
+@given(st.lists(REPORTS, min_size=1, max_size=12))
+def test_a_bundle_is_the_longest_head_of_the_line_that_may_be_stored_together(waiting):
+    taken = bundle(waiting, lambda one: one.good, 100)
+    assert taken
+    assert taken == waiting[: len(taken)]
+    if len(taken) > 1:
+        assert all(may_join(taken[:count], taken[count]) for count in range(1, len(taken)))
+    if len(taken) < len(waiting) and starts(waiting[0]):
+        assert not may_join(taken, waiting[len(taken)])
+
+
+def starts(one):
+    return one.good and isinstance(one.value, Picture)
+
+
+def may_join(before, one):
+    pictures = [each.value for each in before]
+    if not one.good or one.value.epoch != pictures[0].epoch or not all(map(starts, before)):
+        return False
+    if isinstance(one.value, Finished):
+        return True
+    if not isinstance(one.value, Picture) or sum(each.bytes for each in [*pictures, one.value]) > 100:
+        return False
+    return (one.value.kind, one.value.image) not in {(each.kind, each.image) for each in pictures}
