@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine.calibration import probe
+from engine.measurement import probe
 from engine.families import load
 from engine.families.family import TORCH
 from engine.families.formats import Choice, preferred_dtype
