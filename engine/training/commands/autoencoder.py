@@ -23,6 +23,29 @@ def autoencoder(
             help="Only the decoder learns, so networks trained on these latents stay right: as a rule with --from.",
         ),
     ] = None,
+    shape: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="From scratch: compact (8×8×16 latents), deep (8×8×32) or wide (16×16×8); else compact.",
+        ),
+    ] = "",
+    kl: Annotated[
+        float | None, typer.Option(min=1e-9, max=0.1, help="Weight of the KL term; where it begins, if it is moved.")
+    ] = None,
+    noise_to_signal: Annotated[
+        float | None,
+        typer.Option(min=0, max=10, help="Of the latents: the KL term's weight is moved towards it; 0 leaves it be."),
+    ] = None,
+    equivariance: Annotated[
+        float | None, typer.Option(min=0, max=1, help="How often latents are turned and rescaled, with the picture.")
+    ] = None,
+    perceptual: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features.")
+    ] = None,
+    variants: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Of each drawing of the built-in artwork; else 4.")
+    ] = None,
     data: Pictures = None,
     cache: Cache = None,
 ) -> None:
@@ -30,6 +53,7 @@ def autoencoder(
     from engine.training.commands.run_autoencoder import run
     from engine.training.commands.session import open_session
 
-    given = {**course.given, "keep_latents": keep_latents}
+    given = {**course.given, "keep_latents": keep_latents, "shape": shape or None, "variants": variants}
+    given |= {"kl": kl, "noise_to_signal": noise_to_signal, "equivariance": equivariance, "perceptual": perceptual}
     with open_session("autoencoder", course, data) as session:
         raise typer.Exit(run(session, source, data, cache, given))
