@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ from engine.training.pictures.views import numbered, view
 from engine.training.run import Losses
 
 FIGURES = "figures.json"
+OF_LATENTS = {"kl", "noise_to_signal", "equivariance"}
 
 
 def run(session: Session, source: str, data: Path | None, cache: Path | None, given: dict[str, Any]) -> int:
     settings = session.settings(partial(_settings, bool(source)), **given)
     if settings.keep_latents and not source:
         raise ValueError("--keep-latents needs an autoencoder whose latents are kept: say --from embedded.")
+    _refuse_unused(settings, data is not None, given)
     network = opened(source) if source else _fresh(settings)
     weights = contents(folder_of(source)) if source else "none"
     if data is None:
@@ -52,7 +55,7 @@ def run(session: Session, source: str, data: Path | None, cache: Path | None, gi
         session.belongs({"starting weights": weights, "pictures": reading.fingerprint})
         train, held_out = _own(reading, network, settings)
     before = figures(network, held_out) if source else {}
-    trainer = Trainer(network, train, settings, _perception() if settings.perceptual > 0 else None)
+    trainer = Trainer(network, train, settings, open_perception() if settings.perceptual > 0 else None)
     return session.train(trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out, before))
 
 
@@ -79,20 +82,28 @@ def split(pictures: tuple[Picture, ...]) -> tuple[list[Picture], list[Picture]]:
 
 def _settings(started: bool, **given: Any) -> Settings:
     """Raises ValueError where a shape is none, or is said of an autoencoder that has one."""
-    if started and "shape" in given:
+    shape = str(given.setdefault("shape", "" if started else "compact"))
+    if started and shape:
         raise ValueError("--shape is for an autoencoder from scratch: leave out --from, or --shape.")
-    if (shape := given.get("shape", "compact")) not in SHAPES:
-        raise ValueError(f"--shape takes {', '.join(SHAPES)}, and {str(shape)[:40]!r} is none of them.")
-    return Settings(
-        **{"keep_latents": started, "rate": 5e-4 if started else 1e-3, "shape": "" if started else shape} | given
-    )
+    if not started and shape not in SHAPES:
+        raise ValueError(f"--shape takes {', '.join(SHAPES)}, and {shape[:40]!r} is none of them.")
+    return Settings(**{"keep_latents": started, "rate": 5e-4 if started else 1e-3} | given)
+
+
+def _refuse_unused(settings: Settings, own_pictures: bool, given: Mapping[str, Any]) -> None:
+    """Raises ValueError where an option is given that this run has no use for."""
+    said = {name for name, value in given.items() if value is not None}
+    if own_pictures and "variants" in said:
+        raise ValueError("--variants is about the built-in artwork: leave it out with --data.")
+    if settings.keep_latents and (unused := sorted(said & OF_LATENTS)):
+        raise ValueError(f"--{unused[0].replace('_', '-')} is about latents that change: say --new-latents, too.")
 
 
 def _fresh(settings: Settings) -> AutoencoderKL:
     return fresh(settings.seed, SHAPES[settings.shape])
 
 
-def _perception() -> Perception:
+def open_perception() -> Perception:
     """What the judge of the embedded model sees before it looks at the picture as a whole."""
     return Perception(open_judge(WEIGHTS / "judge").network.stages)
 
