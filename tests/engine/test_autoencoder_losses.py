@@ -20,11 +20,12 @@ from engine.training.__main__ import main
 from engine.training.commands.run_autoencoder import open_perception
 from engine.training.evaluate.judge import JudgeNetwork
 from engine.training.gan import autoencoder
-from engine.training.gan.autoencoder import Posterior, decode_all, encode_all
+from engine.training.gan.autoencoder_judge import figures
+from engine.training.gan.coding import Posterior, decode_all, encode_all
 from engine.training.gan.kl_weight import HIGHEST, LOWEST, SPEED, adapt_log_weight
 from engine.training.gan.perception import Perception, draw_offset
 from engine.training.gan.poses import Pose, apply_pose, draw_pose
-from engine.training.gan.shapes import SHAPES
+from engine.training.gan.shapes import SHAPES, fresh
 from engine.training.pictures.pixels import of_pictures
 from tests.engine.test_gan_training import SHAPE, blobs, pixels, same
 
@@ -38,7 +39,7 @@ def small_perception() -> Perception:
 
 def coder(perception: Perception | None = None, **given: Any) -> autoencoder.Trainer:
     terms = {"batch": 4, "warm": 2, "rate": 2e-3, "keep_latents": False, "gan_weight": 0.0, **given}
-    return autoencoder.Trainer(autoencoder.fresh(1, SHAPE), pixels(), autoencoder.Settings(**terms), perception)
+    return autoencoder.Trainer(fresh(1, SHAPE), pixels(), autoencoder.Settings(**terms), perception)
 
 
 # --- noise and signal
@@ -93,10 +94,10 @@ def test_a_heavier_weight_makes_more_noise() -> None:
 
 
 def test_figures_say_noise_signal_and_what_disturbed_latents_cost() -> None:
-    found = autoencoder.figures(coder().network, pixels())
+    found = figures(coder().network, pixels())
     assert found["noise_to_signal"] == pytest.approx(found["noise"] / found["signal"])
     assert found["disturbed_psnr"] <= found["masked_psnr"] + 0.5
-    assert found == autoencoder.figures(coder().network, pixels())
+    assert found == figures(coder().network, pixels())
 
 
 # --- poses
@@ -143,7 +144,7 @@ def test_a_decoder_that_saw_poses_loses_little_by_them() -> None:
         terms = autoencoder.Settings(
             batch=8, warm=2, rate=5e-3, keep_latents=False, gan_weight=0.0, muon=False, equivariance=share
         )
-        trainer = autoencoder.Trainer(autoencoder.fresh(1, shape), of_pictures(blobs(16, 16)), terms)
+        trainer = autoencoder.Trainer(fresh(1, shape), of_pictures(blobs(16, 16)), terms)
         for _ in range(200):
             trainer.step(0.1)
         images, _ = trainer.pixels.rows(np.arange(16))
@@ -234,7 +235,7 @@ def test_resuming_is_exact_with_every_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "latents"), [("compact", (16, 8, 8)), ("deep", (32, 8, 8)), ("wide", (8, 16, 16))])
 def test_a_shape_has_its_latents_and_stays_small(name: str, latents: tuple[int, ...]) -> None:
-    network = autoencoder.fresh(0, SHAPES[name])
+    network = fresh(0, SHAPES[name])
     assert encode_all(network, torch.zeros(1, 3, 64, 64)).mean.shape[1:] == latents
     assert sum(2 * one.numel() for one in network.parameters()) < 25 * MEBIBYTE
 

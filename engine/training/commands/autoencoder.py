@@ -8,44 +8,50 @@ import typer
 
 from engine.training.commands.options import Cache, Course, Pictures, with_course
 
+From = Annotated[
+    str,
+    typer.Option("--from", metavar="MODEL", help="embedded, or a folder of diffusers; without it from scratch."),
+]
+KeepLatents = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-latents/--new-latents",
+        help="Only the decoder learns, so networks trained on these latents stay right: as a rule with --from.",
+    ),
+]
+Shape = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="From scratch: compact (8×8×16 latents), deep (8×8×32) or wide (16×16×8); else compact."
+    ),
+]
+KlWeight = Annotated[
+    float | None, typer.Option(min=1e-9, max=0.1, help="Weight of the KL term; where it begins, if it is moved.")
+]
+NoiseToSignal = Annotated[
+    float | None,
+    typer.Option(min=0, max=10, help="Of the latents: the KL term's weight is moved towards it; 0 leaves it be."),
+]
+Equivariance = Annotated[
+    float | None, typer.Option(min=0, max=1, help="How often latents are turned and rescaled, with the picture.")
+]
+Perceptual = Annotated[
+    float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features.")
+]
+Variants = Annotated[int | None, typer.Option(min=1, max=64, help="Of each drawing of the built-in artwork; else 4.")]
+
 
 @with_course
 def autoencoder(
     course: Course,
-    source: Annotated[
-        str,
-        typer.Option("--from", metavar="MODEL", help="embedded, or a folder of diffusers; without it from scratch."),
-    ] = "",
-    keep_latents: Annotated[
-        bool | None,
-        typer.Option(
-            "--keep-latents/--new-latents",
-            help="Only the decoder learns, so networks trained on these latents stay right: as a rule with --from.",
-        ),
-    ] = None,
-    shape: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="From scratch: compact (8×8×16 latents), deep (8×8×32) or wide (16×16×8); else compact.",
-        ),
-    ] = "",
-    kl: Annotated[
-        float | None, typer.Option(min=1e-9, max=0.1, help="Weight of the KL term; where it begins, if it is moved.")
-    ] = None,
-    noise_to_signal: Annotated[
-        float | None,
-        typer.Option(min=0, max=10, help="Of the latents: the KL term's weight is moved towards it; 0 leaves it be."),
-    ] = None,
-    equivariance: Annotated[
-        float | None, typer.Option(min=0, max=1, help="How often latents are turned and rescaled, with the picture.")
-    ] = None,
-    perceptual: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features.")
-    ] = None,
-    variants: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Of each drawing of the built-in artwork; else 4.")
-    ] = None,
+    source: From = "",
+    keep_latents: KeepLatents = None,
+    shape: Shape = "",
+    kl: KlWeight = None,
+    noise_to_signal: NoiseToSignal = None,
+    equivariance: Equivariance = None,
+    perceptual: Perceptual = None,
+    variants: Variants = None,
     data: Pictures = None,
     cache: Cache = None,
 ) -> None:

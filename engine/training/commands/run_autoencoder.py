@@ -20,10 +20,11 @@ from engine.training.commands import builtin, own
 from engine.training.commands.progress import shown
 from engine.training.commands.session import Session
 from engine.training.evaluate.judge import open_judge
-from engine.training.gan.autoencoder import Judge, Settings, Trainer, figures, fresh
+from engine.training.gan.autoencoder import Settings, Trainer
+from engine.training.gan.autoencoder_judge import Judge, figures
 from engine.training.gan.folding import fold, latent_scale
 from engine.training.gan.perception import Perception
-from engine.training.gan.shapes import SHAPES
+from engine.training.gan.shapes import SHAPES, fresh
 from engine.training.models import contents, model_folder
 from engine.training.pictures.folder import Picture, Reading
 from engine.training.pictures.heldout import artwork_held_out

@@ -12,29 +12,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import FloatTensor, Tensor
+from torch import Tensor
 
 from engine.training.chance import batch_at, draws_at
+from engine.training.gan.coding import Posterior, decoded, encode_pictures
 from engine.training.gan.contest import Contest, Terms
 from engine.training.gan.kl_weight import adapt_log_weight
-from engine.training.gan.losses import gradient, psnr, pyramid, ssim
+from engine.training.gan.losses import gradient, pyramid
 from engine.training.gan.perception import Perception, draw_offset
 from engine.training.gan.poses import apply_pose, draw_pose
-from engine.training.gan.shapes import SHAPES
 from engine.training.learner import Learner
 from engine.training.muon import suits
-from engine.training.pictures.pixels import Pixels, as_pictures
+from engine.training.pictures.pixels import Pixels
 from engine.training.run import Losses
-from engine.training.validate import write_sheet
 
 LOG_KL = "kl:log_weight"
-DISTURBED = 0.3  # of the signal: by so much a diffusion network leaves latents off
 
 
 @dataclass(frozen=True)
@@ -54,17 +50,6 @@ class Settings(Terms):
     perceptual: float = 0.1
 
 
-def fresh(seed: int, shape: Mapping[str, Any] = SHAPES["compact"]) -> AutoencoderKL:
-    """An autoencoder that has learnt nothing."""
-    torch.manual_seed(seed)
-    return AutoencoderKL(**shape)
-
-
-def decoded(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
-    """The picture of these latents, as the network gives it: [n, 3, h, w], not clamped."""
-    return autoencoder.decode(cast(FloatTensor, latents), return_dict=False)[0]
-
-
 @dataclass(frozen=True)
 class Task:
     """What the decoder gets, and the picture that it should make of it; `weight` is what each pixel weighs."""
@@ -72,38 +57,6 @@ class Task:
     latents: Tensor
     images: Tensor
     weight: Tensor
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """What the encoder says of some pictures: the mean of their latents, and how far they may be off."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    @property
-    def signal(self) -> float:
-        """How far the means of a channel differ, on average over the channels."""
-        return float(self.mean.detach().transpose(0, 1).flatten(1).std(1).mean())
-
-    @property
-    def noise(self) -> float:
-        return float(self.deviation.detach().mean())
-
-    @property
-    def noise_to_signal(self) -> float:
-        return self.noise / max(self.signal, 1e-12)
-
-    @property
-    def divergence(self) -> Tensor:
-        """From the normal distribution, in nats a number."""
-        return (self.mean.square() + self.deviation.square() - 1 - 2 * self.deviation.log()).mean() / 2
-
-
-def encode_pictures(autoencoder: AutoencoderKL, images: Tensor) -> Posterior:
-    """The posterior in fp32."""
-    found = autoencoder.encode(images, return_dict=False)[0]
-    return Posterior(found.mean.float(), found.std.float())
 
 
 class Trainer:
@@ -141,8 +94,8 @@ class Trainer:
         images, subjects = self.pixels.rows(self._batch())
         chance = draws_at(self.settings.seed, self.steps)
         posterior = self._posterior(images)
-        latents = self._drawn(posterior, chance)
-        task = self._posed(Task(latents, images, 1 + self.settings.subject * subjects), chance)
+        latents = self._draw_latents(posterior, chance)
+        task = self._choose_pose(Task(latents, images, 1 + self.settings.subject * subjects), chance)
         offset = draw_offset(chance)
         with torch.autocast("cpu", torch.bfloat16):
             made = decoded(self.network, task.latents)
@@ -170,7 +123,7 @@ class Trainer:
         with torch.set_grad_enabled(not self.settings.keep_latents), torch.autocast("cpu", torch.bfloat16):
             return encode_pictures(self.network, images)
 
-    def _drawn(self, posterior: Posterior, chance: torch.Generator) -> Tensor:
+    def _draw_latents(self, posterior: Posterior, chance: torch.Generator) -> Tensor:
         """What the decoder gets.
 
         A frozen encoder's noise is drawn at every strength up to `noise`: best near the mean, yet at home with what a
@@ -182,7 +135,7 @@ class Trainer:
             noise = strength * noise
         return posterior.mean + posterior.deviation * noise
 
-    def _posed(self, task: Task, chance: torch.Generator) -> Task:
+    def _choose_pose(self, task: Task, chance: torch.Generator) -> Task:
         """Now and then latents and picture in another pose; never with latents that stay as they are."""
         chosen = float(torch.rand((), generator=chance)) < self.settings.equivariance
         if self.settings.keep_latents or not chosen:
@@ -207,73 +160,3 @@ class Trainer:
             return {}
         self.log_kl = adapt_log_weight(self.log_kl, posterior.noise_to_signal, self.settings.noise_to_signal)
         return {"noise_to_signal": posterior.noise_to_signal, "log10_kl": self.log_kl / math.log(10)}
-
-
-@torch.inference_mode()
-def round_trip(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> Tensor:
-    """The pictures encoded to the posterior's mean and decoded, fp32."""
-    return decode_all(autoencoder, encode_all(autoencoder, images, batch).mean, batch)
-
-
-@torch.inference_mode()
-def encode_all(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> Posterior:
-    """The posterior of many pictures, a few at a time."""
-    found = [encode_pictures(autoencoder, part) for part in images.split(batch)]
-    return Posterior(torch.cat([one.mean for one in found]), torch.cat([one.deviation for one in found]))
-
-
-@torch.inference_mode()
-def decode_all(autoencoder: AutoencoderKL, latents: Tensor, batch: int = 32) -> Tensor:
-    """The pictures of many latents, a few at a time, from −1 to 1."""
-    return torch.cat([decoded(autoencoder, part).clamp(-1, 1) for part in latents.split(batch)])
-
-
-def figures(autoencoder: AutoencoderKL, held_out: Pixels) -> Losses:
-    """PSNR inside the subject and over all, SSIM and L1: means over the pictures; noise and signal of the latents.
-
-    `disturbed_psnr` is that inside the subject where the latents are off as a diffusion network leaves them.
-    """
-    images, subjects = held_out.rows(np.arange(len(held_out)))
-    posterior = encode_all(autoencoder, images)
-    made = decode_all(autoencoder, posterior.mean)
-    return {
-        "masked_psnr": float(psnr(made, images, subjects).mean()),
-        "disturbed_psnr": float(psnr(decode_all(autoencoder, _disturbed(posterior)), images, subjects).mean()),
-        "psnr": float(psnr(made, images).mean()),
-        "ssim": float(ssim(made, images).mean()),
-        "l1": float((made - images).abs().mean()),
-        "signal": posterior.signal,
-        "noise": posterior.noise,
-        "noise_to_signal": posterior.noise_to_signal,
-    }
-
-
-def _disturbed(posterior: Posterior) -> Tensor:
-    """The means off by a share of each channel's signal, the same every time."""
-    deviation = posterior.mean.transpose(0, 1).flatten(1).std(1).view(1, -1, 1, 1)
-    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
-    return posterior.mean + DISTURBED * deviation * noise
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Drawings never trained on, for the averaged network of `trainer`."""
-
-    trainer: Trainer
-    held_out: Pixels
-    shown: int = 24
-
-    def figures(self) -> Losses:
-        return figures(self.trainer.average, self.held_out)
-
-    def sheet(self, path: Path) -> None:
-        """Originals, and under each line of them what came back."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        some = np.linspace(0, len(self.held_out) - 1, min(self.shown, len(self.held_out))).astype(int)
-        images, _ = self.held_out.rows(some)
-        back = as_pictures(round_trip(self.trainer.average, images))
-        lines: list[np.ndarray] = []
-        for start in range(0, len(some), 8):
-            blank = [np.full_like(back[0], 255)] * (8 - len(some[start : start + 8]))
-            lines += [*self.held_out.pictures[some[start : start + 8]], *blank, *back[start : start + 8], *blank]
-        write_sheet(path, lines)

@@ -1,11 +1,15 @@
-"""The autoencoders that a run can begin with, by name.
+"""The autoencoders that a run can begin with, by name, and one that has learnt nothing.
 
 Knows configurations of diffusers' `AutoencoderKL`; all are of 64 pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 
 def _shape(latent_channels: int, *widths: int) -> dict[str, Any]:
@@ -22,3 +26,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "deep": _shape(32, 32, 64, 128, 256),  # 8×8×32, 10.5 M
     "wide": _shape(8, 32, 64, 192),  # 16×16×8, 5.3 M
 }
+
+
+def fresh(seed: int, shape: Mapping[str, Any] = SHAPES["compact"]) -> AutoencoderKL:
+    """An autoencoder that has learnt nothing."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(**shape)
