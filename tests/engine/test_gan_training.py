@@ -16,7 +16,8 @@ from spandrel import ModelLoader
 
 from engine.training import checkpoint
 from engine.training.__main__ import main
-from engine.training.gan import autoencoder, pairs, upscaler, upscaler_judge
+from engine.training.gan import autoencoder, autoencoder_judge, pairs, shapes, upscaler, upscaler_judge
+from engine.training.gan.coding import round_trip
 from engine.training.gan.discriminator import Discriminator, picture_gradient
 from engine.training.gan.folding import fold, latent_scale
 from engine.training.gan.losses import overshoot, psnr, ssim
@@ -62,7 +63,7 @@ def small_pairs(count: int = 12) -> Pairs:
 
 def coder(*, keep: bool, **given: Any) -> autoencoder.Trainer:
     settings = autoencoder.Settings(**{**EARLY_GAN, "rate": 2e-3, "keep_latents": keep, **given})
-    return autoencoder.Trainer(autoencoder.fresh(1, SHAPE), pixels(), settings)
+    return autoencoder.Trainer(shapes.fresh(1, SHAPE), pixels(), settings)
 
 
 def enlarger(**given: Any) -> upscaler.Trainer:
@@ -206,7 +207,7 @@ def test_with_kept_latents_only_the_decoder_moves(keep: bool) -> None:
 
 def test_a_run_keeps_looks_and_ends(tmp_path: Path) -> None:
     trainer = coder(keep=True)
-    judge = autoencoder.Judge(trainer, of_pictures(blobs(3, 32)))
+    judge = autoencoder_judge.Judge(trainer, of_pictures(blobs(3, 32)))
     Run(tmp_path, trainer, judge, Budget(samples=8), started=0.0).go(
         lambda: 0.0, lambda: False, lambda losses: None, 60
     )
@@ -220,9 +221,9 @@ def test_a_run_keeps_looks_and_ends(tmp_path: Path) -> None:
 
 
 def test_folded_latents_have_mean_0_and_deviation_1_and_pictures_stay() -> None:
-    network, seen = autoencoder.fresh(1, SHAPE).eval(), pixels()
+    network, seen = shapes.fresh(1, SHAPE).eval(), pixels()
     images, _ = seen.rows(np.arange(len(seen)))
-    before = autoencoder.round_trip(network, images)
+    before = round_trip(network, images)
     posterior = network.encode(images, return_dict=False)[0]
     noise = posterior.std / posterior.mean.std(dim=(0, 2, 3), keepdim=True)
     fold(network, *latent_scale(network, seen))
@@ -231,7 +232,7 @@ def test_folded_latents_have_mean_0_and_deviation_1_and_pictures_stay() -> None:
     assert torch.allclose(mean, torch.zeros(4), atol=1e-4)
     assert torch.allclose(deviation, torch.ones(4), atol=1e-4)
     assert torch.allclose(posterior.std, noise, rtol=1e-2)
-    assert torch.allclose(autoencoder.round_trip(network, images), before, atol=1e-4)
+    assert torch.allclose(round_trip(network, images), before, atol=1e-4)
 
 
 def test_the_super_resolver_is_loaded_by_spandrel_and_starts_as_it_ended(tmp_path: Path) -> None:

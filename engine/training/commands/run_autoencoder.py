@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,17 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 
+from engine.families.embedded import WEIGHTS
 from engine.training import memory
 from engine.training.commands import builtin, own
 from engine.training.commands.progress import shown
 from engine.training.commands.session import Session
-from engine.training.gan.autoencoder import Judge, Settings, Trainer, figures, fresh
+from engine.training.evaluate.judge import open_judge
+from engine.training.gan.autoencoder import Settings, Trainer
+from engine.training.gan.autoencoder_judge import Judge, figures
 from engine.training.gan.folding import fold, latent_scale
+from engine.training.gan.perception import Perception
+from engine.training.gan.shapes import SHAPES, fresh
 from engine.training.models import contents, model_folder
 from engine.training.pictures.folder import Picture, Reading
 from engine.training.pictures.heldout import artwork_held_out
@@ -27,26 +33,30 @@ from engine.training.pictures.views import numbered, view
 from engine.training.run import Losses
 
 FIGURES = "figures.json"
+OF_LATENTS = {"kl", "noise_to_signal", "equivariance"}
 
 
 def run(session: Session, source: str, data: Path | None, cache: Path | None, given: dict[str, Any]) -> int:
     settings = session.settings(partial(_settings, bool(source)), **given)
     if settings.keep_latents and not source:
         raise ValueError("--keep-latents needs an autoencoder whose latents are kept: say --from embedded.")
-    network = opened(source) if source else fresh(settings.seed)
+    _refuse_unused(settings, data is not None, given)
+    network = opened(source) if source else _fresh(settings)
     weights = contents(folder_of(source)) if source else "none"
     if data is None:
         session.belongs({"starting weights": weights, "pictures": "the built-in artwork"})
         pictures = builtin.drawings(cache)
-        _check_memory(network, settings.batch, 4 * len(pictures), len(pictures) // 10)
+        _check_memory(network, settings.batch, settings.variants * len(pictures), len(pictures) // 10)
         with shown("drawing variants") as tell:
-            train, held_out = of_artwork(pictures, settings.seed, told=lambda done, of: tell(done / of, ""))
+            train, held_out = of_artwork(
+                pictures, settings.seed, settings.variants, told=lambda done, of: tell(done / of, "")
+            )
     else:
         reading = own.read(session, data, captions=False)
         session.belongs({"starting weights": weights, "pictures": reading.fingerprint})
         train, held_out = _own(reading, network, settings)
     before = figures(network, held_out) if source else {}
-    trainer = Trainer(network, train, settings)
+    trainer = Trainer(network, train, settings, open_perception() if settings.perceptual > 0 else None)
     return session.train(trainer, Judge(trainer, held_out), lambda: _write(session, trainer, held_out, before))
 
 
@@ -72,7 +82,31 @@ def split(pictures: tuple[Picture, ...]) -> tuple[list[Picture], list[Picture]]:
 
 
 def _settings(started: bool, **given: Any) -> Settings:
+    """Raises ValueError where a shape is none, or is said of an autoencoder that has one."""
+    shape = str(given.setdefault("shape", "" if started else "compact"))
+    if started and shape:
+        raise ValueError("--shape is for an autoencoder from scratch: leave out --from, or --shape.")
+    if not started and shape not in SHAPES:
+        raise ValueError(f"--shape takes {', '.join(SHAPES)}, and {shape[:40]!r} is none of them.")
     return Settings(**{"keep_latents": started, "rate": 5e-4 if started else 1e-3} | given)
+
+
+def _refuse_unused(settings: Settings, own_pictures: bool, given: Mapping[str, Any]) -> None:
+    """Raises ValueError where an option is given that this run has no use for."""
+    said = {name for name, value in given.items() if value is not None}
+    if own_pictures and "variants" in said:
+        raise ValueError("--variants is about the built-in artwork: leave it out with --data.")
+    if settings.keep_latents and (unused := sorted(said & OF_LATENTS)):
+        raise ValueError(f"--{unused[0].replace('_', '-')} is about latents that change: say --new-latents, too.")
+
+
+def _fresh(settings: Settings) -> AutoencoderKL:
+    return fresh(settings.seed, SHAPES[settings.shape])
+
+
+def open_perception() -> Perception:
+    """What the judge of the embedded model sees before it looks at the picture as a whole."""
+    return Perception(open_judge(WEIGHTS / "judge").network.stages)
 
 
 def _check_memory(network: AutoencoderKL, batch: int, seen: int, held_out: int) -> None:

@@ -64,6 +64,12 @@ class JudgeNetwork(nn.Module):
         self.body = nn.Sequential(*layers, *narrow, nn.BatchNorm1d(FEATURES))
         self.heads = nn.ModuleDict({"label": nn.Linear(FEATURES, labels), "sentence": nn.Linear(FEATURES, SENTENCE)})
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The convolutions after which the picture has a new size, each with what follows: 1/4, 1/8, 1/16 of a side."""
+        layers = list(self.body)[:-4]  # the last four make one vector of all places
+        return [nn.Sequential(*layers[start : start + 2]) for start in range(0, len(layers), 2)]
+
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.body(pictures.contiguous(memory_format=torch.channels_last))
         return self.heads["label"](features), self.heads["sentence"](features), features

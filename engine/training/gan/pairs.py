@@ -15,7 +15,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from engine.training.gan.autoencoder import decoded
+from engine.training.gan.coding import decoded
 from engine.training.pictures.artwork import Artwork
 from engine.training.pictures.charts import chart
 from engine.training.pictures.pixels import Told, as_images, as_pictures

@@ -1,0 +1,34 @@
+"""The autoencoders that a run can begin with, by name, and one that has learnt nothing.
+
+Knows configurations of diffusers' `AutoencoderKL`; all are of 64 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+
+def _shape(latent_channels: int, *widths: int) -> dict[str, Any]:
+    levels = len(widths)
+    return {
+        "sample_size": 64, "latent_channels": latent_channels, "layers_per_block": 1, "norm_num_groups": 8,
+        "block_out_channels": widths, "mid_block_add_attention": False, "scaling_factor": 1.0,
+        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }  # fmt: skip
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "compact": _shape(16, 16, 48, 128, 192),  # 8×8×16, 6.4 M parameters: the embedded model's
+    "deep": _shape(32, 32, 64, 128, 256),  # 8×8×32, 10.5 M
+    "wide": _shape(8, 32, 64, 192),  # 16×16×8, 5.3 M
+}
+
+
+def fresh(seed: int, shape: Mapping[str, Any] = SHAPES["compact"]) -> AutoencoderKL:
+    """An autoencoder that has learnt nothing."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(**shape)

@@ -1,0 +1,282 @@
+"""What the autoencoder learns from besides pixels: a wanted noise, every pose, and what another network sees."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine.training import checkpoint
+from engine.training.__main__ import main
+from engine.training.commands.run_autoencoder import open_perception
+from engine.training.evaluate.judge import JudgeNetwork
+from engine.training.gan import autoencoder
+from engine.training.gan.autoencoder_judge import figures
+from engine.training.gan.coding import Posterior, decode_all, encode_all
+from engine.training.gan.kl_weight import HIGHEST, LOWEST, SPEED, adapt_log_weight
+from engine.training.gan.perception import Perception, draw_offset
+from engine.training.gan.poses import Pose, apply_pose, draw_pose
+from engine.training.gan.shapes import SHAPES, fresh
+from engine.training.pictures.pixels import of_pictures
+from tests.engine.test_gan_training import SHAPE, blobs, pixels, same
+
+MEBIBYTE = 1 << 20
+
+
+def small_perception() -> Perception:
+    torch.manual_seed(3)
+    return Perception(JudgeNetwork(5, (8, 16)).stages)
+
+
+def coder(perception: Perception | None = None, **given: Any) -> autoencoder.Trainer:
+    terms = {"batch": 4, "warm": 2, "rate": 2e-3, "keep_latents": False, "gan_weight": 0.0, **given}
+    return autoencoder.Trainer(fresh(1, SHAPE), pixels(), autoencoder.Settings(**terms), perception)
+
+
+# --- noise and signal
+
+
+@given(st.floats(LOWEST, HIGHEST), st.floats(0, 1e6), st.floats(1e-3, 10))
+def test_the_weight_moves_towards_the_wanted_noise_within_bounds(log: float, ratio: float, target: float) -> None:
+    moved = adapt_log_weight(log, ratio, target)
+    assert LOWEST <= moved <= HIGHEST
+    assert abs(moved - log) <= SPEED * 1.001
+    assert (moved - log) * (target - ratio) >= 0
+    assert adapt_log_weight(log, ratio, 0) == log
+
+
+@given(st.floats(1e-4, 1.0), st.floats(0.02, 0.5), st.floats(0.3, 1.0))
+def test_the_noise_settles_where_it_is_wanted_though_it_follows_late(gain: float, target: float, power: float) -> None:
+    log, ratio = math.log(1e-4), 1.0
+    for _ in range(6000):
+        wanted = min(2.0, gain * 50 * math.exp(log) ** (power / 2))  # more weight, more noise
+        ratio *= (wanted / ratio) ** 0.02  # a fiftieth of the way for each step
+        log = adapt_log_weight(log, ratio, target)
+    assert ratio == pytest.approx(target, rel=0.15) or log in (LOWEST, HIGHEST)
+
+
+def test_noise_and_signal_are_those_of_the_latents() -> None:
+    mean = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1) * torch.tensor([2.0, 6.0]).view(1, 2, 1, 1) + 100
+    found = Posterior(mean.expand(2, 2, 50, 50), torch.full((2, 2, 50, 50), 0.5))
+    assert found.signal == pytest.approx(4, rel=1e-3)  # a channel's mean is no signal
+    assert found.noise == 0.5
+    assert found.noise_to_signal == pytest.approx(0.125, rel=1e-3)
+
+
+@pytest.mark.parametrize(("target", "sign"), [(1e-3, -1), (1e3, 1)])
+def test_a_step_moves_the_weight_and_says_so(target: float, sign: int) -> None:
+    trainer = coder(noise_to_signal=target)
+    before = trainer.log_kl
+    losses = trainer.step(0.1)
+    assert trainer.log_kl == pytest.approx(before + sign * SPEED)
+    assert losses["log10_kl"] == pytest.approx(trainer.log_kl / math.log(10))
+    assert losses["noise_to_signal"] > 0
+
+
+def test_a_heavier_weight_makes_more_noise() -> None:
+    def noise(kl: float) -> float:
+        trainer = coder(kl=kl, noise_to_signal=0.0)
+        for _ in range(40):
+            trainer.step(0.1)
+        images, _ = trainer.pixels.rows(np.arange(16))
+        return encode_all(trainer.network, images).noise_to_signal
+
+    assert noise(0.1) > 2 * noise(1e-6)
+
+
+def test_figures_say_noise_signal_and_what_disturbed_latents_cost() -> None:
+    found = figures(coder().network, pixels())
+    assert found["noise_to_signal"] == pytest.approx(found["noise"] / found["signal"])
+    assert found["disturbed_psnr"] <= found["masked_psnr"] + 0.5
+    assert found == figures(coder().network, pixels())
+
+
+# --- poses
+
+
+@given(st.integers(0, 2**31), st.integers(2, 16))
+def test_a_pose_fits_the_latents_and_belongs_to_its_chance(seed: int, side: int) -> None:
+    one, other = (draw_pose(side, torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert one == other
+    assert side / 2 - 0.5 <= one.side <= side
+    assert 0 <= one.turns < 4
+
+
+def test_every_pose_comes() -> None:
+    chance = torch.Generator().manual_seed(0)
+    drawn = {draw_pose(8, chance) for _ in range(600)}
+    assert len(drawn) == 5 * 4 * 2
+
+
+@given(st.integers(0, 3), st.booleans())
+def test_a_turned_picture_belongs_to_turned_latents(turns: int, mirrored: bool) -> None:
+    latents = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    picture = latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    pose = Pose(4, turns, mirrored)
+    turned = apply_pose(pose, latents)
+    assert torch.equal(apply_pose(pose, picture, 8), turned.repeat_interleave(8, 2).repeat_interleave(8, 3))
+    back = torch.rot90(turned, -turns, (-2, -1))
+    assert torch.equal(back.flip(-1) if mirrored else back, latents)
+
+
+def test_a_smaller_pose_keeps_what_is_where() -> None:
+    ramp = torch.linspace(-1, 1, 64).expand(1, 1, 64, 64)
+    small = apply_pose(Pose(4, 0, False), ramp, 8)
+    assert small.shape == (1, 1, 32, 32)
+    assert torch.allclose(small, torch.linspace(-1, 1, 32).expand_as(small), atol=0.05)
+
+
+def test_a_decoder_that_saw_poses_loses_little_by_them() -> None:
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    shape = {**SHAPE, **levels, "sample_size": 16, "block_out_channels": (16, 16)}
+
+    def loss_by_poses(share: float) -> float:
+        """How much worse half-size latents decode than plain ones."""
+        terms = autoencoder.Settings(
+            batch=8, warm=2, rate=5e-3, keep_latents=False, gan_weight=0.0, muon=False, equivariance=share
+        )
+        trainer = autoencoder.Trainer(fresh(1, shape), of_pictures(blobs(16, 16)), terms)
+        for _ in range(200):
+            trainer.step(0.1)
+        images, _ = trainer.pixels.rows(np.arange(16))
+        mean, wrong = encode_all(trainer.network, images).mean, list[float]()
+        for pose in (Pose(8, 0, False), Pose(4, 1, True)):
+            made = decode_all(trainer.network, apply_pose(pose, mean))
+            wrong.append(float((made - apply_pose(pose, images, 2)).abs().mean()))
+        return wrong[1] - wrong[0]
+
+    assert loss_by_poses(0.7) < 0.5 * loss_by_poses(0.0)
+
+
+def test_latents_that_are_kept_are_never_posed() -> None:
+    one, other = (coder(keep_latents=True, equivariance=share) for share in (0.0, 1.0))
+    assert one.step(0.1) == other.step(0.1)
+    assert same(one.tensors(), other.tensors())
+
+
+# --- perception
+
+
+def test_perception_knows_the_same_picture_and_a_worse_one() -> None:
+    images, _ = pixels().rows(np.arange(4))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    perception = small_perception()
+    same_one, near, far = (float(perception.distance(images + off * noise, images)) for off in (0, 0.05, 0.5))
+    assert same_one == 0 < near < far
+    assert float(perception.distance(images + noise, images, (1, 2))) != float(
+        perception.distance(images + noise, images)
+    )
+
+
+def test_perception_teaches_the_picture_and_learns_nothing() -> None:
+    perception = small_perception()
+    wanted, _ = pixels().rows(np.arange(2))
+    noise = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0))
+    guess = (wanted + 0.5 * noise).requires_grad_()
+    before = [one.clone() for stage in perception.stages for one in stage.state_dict().values()]
+    first = perception.distance(guess, wanted)
+    (towards,) = torch.autograd.grad(first, guess)
+    nearer = guess.detach() - 0.2 * towards / towards.norm()
+    assert float(perception.distance(nearer, wanted)) < float(first.detach())
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(before, (t for s in perception.stages for t in s.state_dict().values()), strict=True)
+    )
+
+
+def test_the_loss_has_perception_in_it() -> None:
+    plain, seeing = coder(perceptual=1.0).step(0.1), coder(small_perception(), perceptual=1.0).step(0.1)
+    assert seeing["loss"] > plain["loss"] + 0.01
+    assert coder(small_perception(), perceptual=0.0).step(0.1) == plain
+
+
+def test_the_offset_is_less_than_the_first_layers_stride() -> None:
+    chance = torch.Generator().manual_seed(0)
+    assert {draw_offset(chance) for _ in range(300)} == {(top, left) for top in range(4) for left in range(4)}
+
+
+def test_the_judges_stages_are_its_convolutions() -> None:
+    images = torch.zeros(1, 3, 64, 64)
+    seen = []
+    for stage in open_perception().stages:
+        images = stage(images)
+        seen.append(tuple(images.shape[1:]))
+    assert seen == [(64, 16, 16), (128, 8, 8), (256, 4, 4)]
+
+
+# --- all together
+
+
+def test_resuming_is_exact_with_every_loss(tmp_path: Path) -> None:
+    def make() -> autoencoder.Trainer:
+        return coder(small_perception(), equivariance=0.5, gan_from=0.0, gan_weight=0.1)
+
+    through, stopped, again = make(), make(), make()
+    for number in range(6):
+        through.step(number / 10)
+        if number < 3:
+            stopped.step(number / 10)
+    checkpoint.save(tmp_path / "kept.safetensors", stopped.tensors(), {})
+    again.restore(checkpoint.load(tmp_path / "kept.safetensors")[0], 3)
+    for number in (3, 4, 5):
+        again.step(number / 10)
+    assert same(through.tensors(), again.tensors())
+    assert through.log_kl == again.log_kl != math.log(through.settings.kl)
+
+
+@pytest.mark.parametrize(("name", "latents"), [("compact", (16, 8, 8)), ("deep", (32, 8, 8)), ("wide", (8, 16, 16))])
+def test_a_shape_has_its_latents_and_stays_small(name: str, latents: tuple[int, ...]) -> None:
+    network = fresh(0, SHAPES[name])
+    assert encode_all(network, torch.zeros(1, 3, 64, 64)).mean.shape[1:] == latents
+    assert sum(2 * one.numel() for one in network.parameters()) < 25 * MEBIBYTE
+
+
+def test_a_run_from_scratch_has_the_shape_that_was_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    mine.mkdir()
+    for number, picture in enumerate(blobs(4, 64)):
+        Image.fromarray(picture).save(mine / f"{number}.png")
+    words = ["autoencoder", "--data", str(mine), "--out", str(out), "--steps", "2", "--batch", "2", "--threads", "1"]
+    assert main([*words, "--shape", "wide", "--noise-to-signal", "0.2"]) == 0
+    assert AutoencoderKL.from_pretrained(out).config["latent_channels"] == 8
+    after = json.loads((out / "figures.json").read_text())["after"]
+    assert {"noise", "signal", "noise_to_signal", "disturbed_psnr"} <= after.keys()
+    assert main([*words, "--shape", "deep"]) == 2
+    assert "begun with --shape wide, not deep" in capfd.readouterr().err
+    assert main(words) == 0  # as it was begun
+
+
+def test_a_run_from_an_autoencoder_goes_on_though_it_has_no_named_shape(tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    mine.mkdir()
+    for number, picture in enumerate(blobs(3, 64)):
+        Image.fromarray(picture).save(mine / f"{number}.png")
+    words = ["autoencoder", "--from", "embedded", "--data", str(mine), "--out", str(out), "--batch", "2"]
+    assert main([*words, "--threads", "1", "--steps", "1"]) == 0
+    assert main([*words, "--steps", "2"]) == 0
+    assert json.loads((out / "figures.json").read_text())["samples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--shape", "round"], "--shape takes compact, deep, wide, and 'round' is none of them."),
+        (["--shape", "deep", "--from", "embedded"], "leave out --from, or --shape"),
+        (["--equivariance", "0.5", "--from", "embedded"], "--equivariance is about latents that change"),
+        (["--variants", "8", "--data", "."], "--variants is about the built-in artwork"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(
+    words: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["autoencoder", "--out", str(tmp_path / "out"), "--steps", "1", *words]) == 2
+    assert said in capfd.readouterr().err
