@@ -17,6 +17,7 @@ from diffusers.loaders import single_file_utils
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from engine.families.casting import read_as
 from engine.families.family import TORCH
 from engine.families.formats import Choice, Formats
 from engine.families.opening import WRONG, Opened, Told, checked, one_by_one, unloadable, unused
@@ -53,8 +54,11 @@ def _open(path: Path, name: str, configs: Path, formats: Formats, told: Told | N
 
     def load(part: Part) -> Any:
         how = {"config": str(configs), "subfolder": part.name, "local_files_only": True}
+        dtype, group = TORCH[formats.of[part.name]], "vae" if part.name == "vae" else "network"
+        own = dtype != TORCH[part.stored]
+        weights = read_as([path], dtype, wanted=lambda key: _group(key) == group) if own else str(path)
         with quiet():
-            return kinds[part.name].from_single_file(str(path), torch_dtype=TORCH[formats.of[part.name]], **how)
+            return kinds[part.name].from_single_file(weights, torch_dtype=dtype, **how)
 
     try:
         own = [part for part in found if hasattr(kinds.get(part.name), "from_single_file")]

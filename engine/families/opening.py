@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from engine.families.casting import read_as
 from engine.families.family import TORCH
 from engine.families.formats import Choice, Formats, stored_formats
 from engine.families.parts import Part, classes, parts, pipeline_class, read_index
@@ -103,7 +104,8 @@ def unused(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(folder: Path, part: Part, dtype: torch.dtype, name: str) -> Any:
-    kind = part.kind if dtype == torch.float32 else careful(part.kind, dtype)
+    cast = part.files if dtype != TORCH[part.stored] else ()
+    kind = part.kind if dtype == torch.float32 and not cast else careful(part.kind, dtype, cast)
     try:
         with quiet():
             module = kind.from_pretrained(
@@ -116,16 +118,26 @@ def _part(folder: Path, part: Part, dtype: torch.dtype, name: str) -> Any:
     return module
 
 
-def careful(kind: Any, wanted: torch.dtype) -> Any:
+def careful(kind: Any, wanted: torch.dtype, cast: Sequence[Path] = ()) -> Any:
     """The class, as one that leaves torch's default number format alone while it is built.
 
-    Both libraries change that default for the whole process, and another thread may be drawing noise by it.
+    Both libraries change that default for the whole process, and another thread may be drawing noise by it. `cast`:
+    files in another format, which are read a slice at a time.
     """
 
     class OfDiffusers(kind):
         @classmethod
         def _set_default_torch_dtype(cls, dtype: torch.dtype) -> torch.dtype:
             return torch.get_default_dtype()
+
+        @classmethod
+        def _load_pretrained_model(cls, model: Any, state_dict: Any, *rest: Any, **named: Any) -> Any:
+            if cast:
+                sharded = state_dict is None
+                state_dict = read_as(cast, wanted, _exact(model))
+                if not sharded:
+                    model._fix_state_dict_keys_on_load(state_dict)
+            return super()._load_pretrained_model(model, state_dict, *rest, **named)
 
     class OfTransformers(kind):
         def __init__(self, *given: Any, **named: Any) -> None:
@@ -137,9 +149,20 @@ def careful(kind: Any, wanted: torch.dtype) -> Any:
         def get_init_context(cls, dtype: torch.dtype, *rest: Any, **named: Any) -> Any:
             return super().get_init_context(torch.get_default_dtype(), *rest, **named)
 
+        @staticmethod
+        def _load_pretrained_model(model: Any, state_dict: Any, *rest: Any, **named: Any) -> Any:
+            read = read_as(cast, wanted, _exact(model)) if cast else state_dict
+            return kind._load_pretrained_model(model, read, *rest, **named)
+
     made = OfDiffusers if hasattr(kind, "_set_default_torch_dtype") else OfTransformers
     made.__name__, made.__qualname__, made.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     return made
+
+
+def _exact(model: Any) -> set[str]:
+    """Parts of names of weights that the library keeps in float32."""
+    names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    return {one for name in names for one in getattr(model, name, None) or ()}
 
 
 def unloadable(name: str) -> Unfit:

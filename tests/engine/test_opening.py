@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine.measurement import probe
-from engine.families import load
+from engine.families import casting, load
 from engine.families.family import TORCH
 from engine.families.formats import Choice, preferred_dtype
 from engine.families.opening import open_folder
@@ -24,6 +23,7 @@ from engine.families.source import Source, find
 from engine.families.stable_diffusion import StableDiffusion
 from engine.families.weighing import weigh, weigh_embedded, weigh_in
 from engine.job import Dtype
+from engine.measurement import probe
 from engine.unfit import Unfit
 from tests.engine.original_layout import write
 
@@ -453,3 +453,30 @@ def test_what_a_large_model_takes_is_its_parameters_in_its_number_format(small_f
         assert sizes[dtype] == pytest.approx(held, rel=0.01)
     assert weigh(source, choice) == sizes[family.dtypes[0]]
     assert weigh_in(source, Choice(torch.device("cpu"))) == {}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", ["folder", "shards", "file"])
+def test_files_in_another_number_format_are_read_a_slice_at_a_time_to_the_same_weights(
+    stored: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, shape: str
+) -> None:
+    path = stored(dtype)
+    if shape == "file":
+        write(path, path := tmp_path / "old.safetensors")
+    if shape == "shards":
+        sharded(path)
+    known = (
+        import_module("diffusers").StableDiffusionPipeline.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+        if shape != "file"
+        else None
+    )
+    monkeypatch.setattr(casting, "SLICE", 5000)
+    family = opened(path, tmp_path, MOST)
+    family.net("bfloat16")
+    for part in ("unet", "vae", "text_encoder"):
+        if known is not None:
+            mine, theirs = (getattr(each, part).state_dict() for each in (family.pipeline, known))
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert formats(family) == {torch.bfloat16}
+    assert predicted(family, "bfloat16").isfinite().all()

@@ -1,0 +1,48 @@
+"""Weights read in another number format than their files have, a slice of a file at a time.
+
+So no more of a file is in memory at once than a slice, where the libraries map all of it. Knows files; no modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+SLICE = 256 * 2**20  # bytes of a file that are mapped at once
+
+
+def read_as(
+    files: Sequence[Path],
+    dtype: torch.dtype,
+    kept: Collection[str] = (),
+    wanted: Callable[[str], bool] = lambda key: True,
+) -> dict[str, torch.Tensor]:
+    """The `wanted` weights in `dtype`, copied out of their files; those with a name of `kept` in theirs as they are."""
+    read: dict[str, torch.Tensor] = {}
+    for path in files:
+        for keys in _slices(path, wanted):
+            with safe_open(path, framework="pt") as file:  # opened anew, so that what was mapped is let go of
+                for key in keys:
+                    tensor = file.get_tensor(key)
+                    exact = not tensor.is_floating_point() or any(name in key for name in kept)
+                    read[key] = tensor.clone() if exact else tensor.to(dtype, copy=True)
+                    del tensor
+    return read
+
+
+def _slices(path: Path, wanted: Callable[[str], bool]) -> Iterator[list[str]]:
+    """Names of a file's tensors, about `SLICE` bytes of them at a time."""
+    keys, size = list[str](), 0
+    with safe_open(path, framework="pt") as file:
+        lengths = {key: 4 * torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys() if wanted(key)}  # noqa: SIM118
+    for key, length in lengths.items():
+        if keys and size + length > SLICE:
+            yield keys
+            keys, size = [], 0
+        keys.append(key)
+        size += length
+    if keys:
+        yield keys
