@@ -21,12 +21,14 @@ from engine.emphasis import plain
 from engine.families.distilled import few_steps
 from engine.families.family import TORCH, Conditions
 from engine.families.forwards import Forwards
+from engine.families.latents import shift_of, space_of
 from engine.families.loras import Loras
 from engine.families.nets import Copies, Nets, OneCopy, Reopen
 from engine.families.visiting import visits
 from engine.families.wholly import Wholly
 from engine.families.wording import Wording, texts_of
 from engine.job import Dtype, Guides, Lora, Recipe, Sampler
+from engine.known_maps import LatentSpace
 from engine.plan import Plan, plan, samplers_for
 from engine.strands.call import cast
 
@@ -117,6 +119,11 @@ class Pipelined(Wholly, ABC):
     def channels(self) -> int:
         """Of the latents."""
         return int(self._vae.config.latent_channels)
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """What the autoencoder's configuration says of its latents."""
+        return space_of(self._vae.config, self.factor)
 
     @property
     def factor(self) -> int:
@@ -241,8 +248,3 @@ class Pipelined(Wholly, ABC):
         if loras:
             return getattr(self._loras.added(loras, dtype, self.net(dtype)), self.network)
         return self._nets.of(dtype)
-
-
-def shift_of(config: Any) -> float:
-    """What an autoencoder's latents are shifted by."""
-    return float(config.get("shift_factor") or 0.0)
