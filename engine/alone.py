@@ -96,7 +96,7 @@ class _Alone:
     def _finish(self, event: Finished) -> None:
         self._pictures[event.image] = self._lane.picture(event, self._job)
         if self._job.ladder:
-            self._ladders[event.image] = self._lane.ladder(event, self._job)
+            self._ladders[event.image] = self._lane.ladder(event, self._job, closely=True)
 
     def _show(self) -> None:
         for image, future in list(self._frames.items()):

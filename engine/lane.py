@@ -23,9 +23,9 @@ from engine import job as wire
 from engine.admit import check
 from engine.beginning import Beginning, read, whole
 from engine.blame import unforeseen
-from engine.encode import jpeg, latent_bytes, parameters, png, webp
+from engine.encode import jpeg, latent_bytes, parameters, png, thumbnail
 from engine.engine import Developed, Stepped
-from engine.families.family import Family
+from engine.families.family import SMALL, Family
 from engine.finishing import developed, laid_over
 from engine.job import Frame, Job, Ladder, Recipe, Verdict
 from engine.map_files import MapFiles
@@ -93,9 +93,9 @@ class Lane:
         """What the picture check says of a finished picture; "unchecked" where the job does not ask, or it failed."""
         return self._submit(PICTURE, lambda: self._verdicts.final(job, content))
 
-    def ladder(self, event: Developed, job: Job) -> Future[bytes]:
-        """The encoded `Ladder`."""
-        return self._submit(RUNG, lambda: self._ladder(event, job))
+    def ladder(self, event: Developed, job: Job, *, closely: bool = False) -> Future[bytes]:
+        """The encoded `Ladder`. `closely`: its film is asked for, so a small model's rungs are decoded."""
+        return self._submit(RUNG, lambda: self._ladder(event, job, closely))
 
     def forget(self, job: str) -> None:
         """The job has left: whatever still waits for it is cancelled."""
@@ -183,19 +183,13 @@ class Lane:
         factor = picture.width // recipe.width
         return png(picture, parameters(recipe, event.image, family.revision, factor, family.upscaler))
 
-    def _thumbnail(self, job: Job, x0: torch.Tensor) -> bytes:
+    def _ladder(self, event: Developed, job: Job, closely: bool) -> bytes:
         recipe = _recipe(job)
-        return webp(developed(self._previewer(recipe.model).picture, x0, recipe.tile))
-
-    def _ladder(self, event: Developed, job: Job) -> bytes:
-        rungs = tuple(self._wired(job, rung) for rung in event.rungs)
-        of, shape = _recipe(job).steps, tuple(event.latents.shape)
+        family = self._families[recipe.model]
+        look = family.decode if closely and family.size <= SMALL else self._previewer(recipe.model).picture
+        rungs = tuple(_wired(rung, thumbnail(developed(look, rung.x0, recipe.tile))) for rung in event.rungs)
+        of, shape = recipe.steps, tuple(event.latents.shape)
         return wire.encode(Ladder(job=event.job, image=event.image, of=of, shape=shape, rungs=rungs))
-
-    def _wired(self, job: Job, rung: LatentRung) -> wire.Rung:
-        thumbnail = self._thumbnail(job, rung.x0)
-        estimate = None if rung.x is None else latent_bytes(rung.x0)
-        return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), estimate, rung.drawn)
 
 
 def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
@@ -208,6 +202,11 @@ def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
     except Exception as error:  # the lane serves many jobs: one job's error is that job's, and its future carries it
         log.exception("the lane could not encode")
         future.set_exception(error)
+
+
+def _wired(rung: LatentRung, seen: bytes) -> wire.Rung:
+    estimate = None if rung.x is None else latent_bytes(rung.x0)
+    return wire.Rung(rung.step, seen, latent_bytes(rung.x), estimate, rung.drawn)
 
 
 def _recipe(job: Job) -> Recipe:

@@ -29,6 +29,10 @@ def lane(affine: Any) -> Iterator[Lane]:
     lane.close()
 
 
+def unpack(ladder: bytes) -> Ladder:
+    return decode(ladder, Ladder)
+
+
 def develop(affine: Any, job: Job) -> tuple[list[Stepped], Developed]:
     engine = Engine({"affine": affine})
     engine.add(job)
@@ -102,7 +106,22 @@ def test_the_ladder_holds_thumbnails_and_states(lane: Lane, affine: Any, recipe:
     assert ladder.rungs[3].history == rung.x0.numpy().tobytes()
     assert ladder.rungs[2].history is None
     with Image.open(BytesIO(ladder.rungs[0].thumbnail)) as thumbnail:
-        assert thumbnail.format == "WEBP"
+        assert thumbnail.format == "JPEG"
+
+
+def test_a_film_that_is_asked_for_shows_what_the_decoder_makes_of_a_small_model_s_rungs(
+    lane: Lane, affine: Any, recipe: Make, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, decoded, decode = job(recipe(steps=3)), list[torch.Tensor](), affine.decode
+    _, developed = develop(affine, one)
+    monkeypatch.setattr(affine, "decode", lambda x0: decoded.append(x0) or decode(x0))
+    lane.ladder(developed, one).result(SOON)
+    assert not decoded
+    ladder = unpack(lane.ladder(developed, one, closely=True).result(SOON))
+    assert len(decoded) == len(ladder.rungs) == 3
+    monkeypatch.setattr(affine, "size", 512)
+    lane.ladder(developed, one, closely=True).result(SOON)
+    assert len(decoded) == 3, "of a large one that would take minutes"
 
 
 def test_a_frame_shows_the_estimate_and_only_the_newest_is_rendered(
