@@ -14,6 +14,7 @@ from engine.engine import Engine, Event, Failed, Stepped
 from engine.families.family import Family
 from engine.job import Frame, Job, Recipe
 from engine.lane import Lane
+from engine.map_files import MapFiles
 from engine.unfit import Unfit
 
 
@@ -33,13 +34,15 @@ PACE = 0.5  # seconds between two frames of an image: a frame at each step took 
 
 def develop(
     job: Job, families: Mapping[str, Family], blobs: Mapping[str, bytes] = MappingProxyType({}), *,
-    on_frame: Callable[[Frame], None] | None = None, rows: int = 32,
+    on_frame: Callable[[Frame], None] | None = None, rows: int = 32, maps: MapFiles | None = None,
 ) -> Developed:  # fmt: skip
     """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` where it cannot be done.
 
-    `blobs`: what its recipe begins with, by SHA-256.
+    `blobs`: what its recipe begins with, by SHA-256. `maps`: where maps for previews are kept.
     """
-    engine, lane = Engine(families, rows=rows), Lane(families)
+    engine, lane = Engine(families, rows=rows), Lane(families, maps=maps)
+    if isinstance(job.task, Recipe) and (job.ladder or on_frame is not None):
+        lane.prepare(job.task.model)
     try:
         return _Alone(job, families, engine, lane, on_frame).run(blobs)
     finally:
@@ -88,8 +91,6 @@ class _Alone:
             self._finish(event)
 
     def _step(self, event: Stepped) -> None:
-        if event.rung:
-            self._lane.rung(event, self._job)
         done = time.monotonic() - self._started
         due = event.image not in self._frames and done >= self._due.get(event.image, 0.0)
         if self._on_frame is not None and event.x0 is not None and due:
@@ -100,7 +101,7 @@ class _Alone:
     def _finish(self, event: Finished) -> None:
         self._pictures[event.image] = self._lane.picture(event, self._job)
         if self._job.ladder:
-            self._ladders[event.image] = self._lane.ladder(event, self._job)
+            self._ladders[event.image] = self._lane.ladder(event, self._job, closely=True)
 
     def _show(self) -> None:
         for image, future in list(self._frames.items()):

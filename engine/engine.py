@@ -182,10 +182,10 @@ class Engine:
 
     def _move(self, batch: list[Trajectory], prediction: Prediction) -> None:
         for image, x, x0 in zip(batch, prediction.x, prediction.x0, strict=True):
-            rung = image.move(x, x0)
+            image.move(x, x0)
             self._limits.of(image)  # it may ask for another shape now, and a pinned one is wider than the cap
-            seen = x0 if rung or image.job in self._watched else None
-            self._events.append(Stepped(image.job, image.image, image.k, image.plan.steps, seen, rung))
+            seen = x0 if image.job in self._watched else None
+            self._events.append(Stepped(image.job, image.image, image.k, image.plan.steps, seen))
         self._scheduler.charge(batch, self._layouts.rows * batch[0].price)  # padding is paid for, too
         self._steps += 1
         done = [image for image in batch if image.done]

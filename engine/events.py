@@ -12,14 +12,13 @@ from engine.trajectory import LatentRung
 
 @dataclass(frozen=True)
 class Stepped:
-    """Image `image` has done `k` of `of` steps. `x0` is there where the job is watched or the step is a `rung`."""
+    """Image `image` has done `k` of `of` steps. `x0` is there where the job is watched."""
 
     job: str
     image: int
     k: int
     of: int
     x0: torch.Tensor | None = None
-    rung: bool = False
 
 
 @dataclass(frozen=True)

@@ -411,7 +411,7 @@ Result = Started | Picture | Finished | Failed | Cancelled | Returned
 
 
 class Rung(Struct, frozen=True, forbid_unknown_fields=True):
-    """One x0 thumbnail of the ladder (WebP) and, at every fourth rung, the latent to go on from (fp32, C-order).
+    """One x0 thumbnail of the ladder (JPEG, WebP) and, at every fourth rung, the latent to go on from (fp32, C-order).
 
     A picture that was stopped keeps them at its last rung, too. `history` is the estimate x0 as latents; workers before
     version 5 kept it only where the sampler looks back. `drawn`: how many draws of noise came before, since version 5.

@@ -1,8 +1,8 @@
 """The decode lane: turns the engine's events into frames, pictures and ladders, in a thread of its own.
 
 No step waits for a decode; yet they share the device, so while one lasts the steps are slower. One thing is decoded at
-a time: finished pictures first, then frames, then rungs as they pass, so little is left after the last step. Pictures
-and ladders are a function of recipe and latents alone.
+a time: finished pictures first, then frames, then ladders; last, while nothing else waits, a bit of a map for previews.
+Pictures are a function of recipe and latents alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from functools import partial
 from queue import PriorityQueue
 from typing import TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -23,11 +23,12 @@ from engine import job as wire
 from engine.admit import check
 from engine.beginning import Beginning, read, whole
 from engine.blame import unforeseen
-from engine.encode import jpeg, latent_bytes, parameters, png, webp
+from engine.encode import jpeg, latent_bytes, parameters, png, thumbnail
 from engine.engine import Developed, Stepped
-from engine.families.family import Family
+from engine.families.family import SMALL, Family
 from engine.finishing import developed, laid_over
 from engine.job import Frame, Job, Ladder, Recipe, Verdict
+from engine.map_files import MapFiles
 from engine.one_core import take_one_core
 from engine.picture_check import PictureCheck, Verdicts
 from engine.preview import Previewer
@@ -36,28 +37,33 @@ from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
 
-PICTURE, FRAME, RUNG, CLOSE = range(4)
+PICTURE, FRAME, RUNG, CLOSE, FIT = range(5)
 T = TypeVar("T")
 
 
 class Lane:
     """Every method returns at once; what it promises comes in a `concurrent.futures.Future` (`asyncio.wrap_future`)."""
 
-    def __init__(self, families: Mapping[str, Family], check: PictureCheck | None = None) -> None:
-        self._families = families
+    def __init__(
+        self, families: Mapping[str, Family], check: PictureCheck | None = None, maps: MapFiles | None = None
+    ) -> None:
+        self._families, self._maps = families, maps
         self.checks = check is not None
         self._verdicts = Verdicts(check)  # the lane's thread's
         self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # a model may be dropped
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
         self._order = itertools.count()
         self._under: dict[str, Beginning] = {}  # of the job; the lane's thread's
-        self._thumbnails: dict[str, dict[tuple[int, int], bytes]] = {}  # the lane's thread's; the rest is the caller's
+        self._prepared: WeakSet[Family] = WeakSet()  # the lane's thread's; the rest is the caller's
         self._frames: dict[tuple[str, int], Future[Frame]] = {}
-        self._passing: dict[str, list[Future[bytes]]] = {}
         cores, ready = torch.get_num_threads(), threading.Event()
         self._thread = threading.Thread(target=self._run, args=(cores, ready), name="lane", daemon=True)
         self._thread.start()
         ready.wait()
+
+    def prepare(self, model: str) -> None:
+        """A model is in memory: its previews get a map of their own, a bit at a time, whenever nothing else waits."""
+        self._submit(FIT, lambda: self._prepare(model))
 
     def begin(self, job: Job, blobs: Mapping[str, bytes]) -> Future[Beginning | None]:
         """What a job begins with, from its blobs (by SHA-256); None: noise. Its future may raise `Unfit`.
@@ -79,13 +85,6 @@ class Lane:
         self._frames[event.job, event.image] = future
         return future
 
-    def rung(self, event: Stepped, job: Job) -> None:
-        """Decode a rung's thumbnail as it passes, when nothing better is to do. Call it for every event with `rung`."""
-        x0 = event.x0
-        if x0 is not None:
-            future = self._submit(RUNG, lambda: self._thumbnail(job, event.image, event.k, x0))
-            self._passing.setdefault(job.id, []).append(future)
-
     def picture(self, event: Developed, job: Job) -> Future[bytes]:
         """The finished PNG: the same bytes for the same recipe and latents."""
         return self._submit(PICTURE, lambda: self._picture(event, job))
@@ -94,18 +93,16 @@ class Lane:
         """What the picture check says of a finished picture; "unchecked" where the job does not ask, or it failed."""
         return self._submit(PICTURE, lambda: self._verdicts.final(job, content))
 
-    def ladder(self, event: Developed, job: Job) -> Future[bytes]:
-        """The encoded `Ladder`; what was not decoded in passing is decoded now."""
-        return self._submit(RUNG, lambda: self._ladder(event, job))
+    def ladder(self, event: Developed, job: Job, *, closely: bool = False) -> Future[bytes]:
+        """The encoded `Ladder`. `closely`: its film is asked for, so a small model's rungs are decoded."""
+        return self._submit(RUNG, lambda: self._ladder(event, job, closely))
 
     def forget(self, job: str) -> None:
-        """The job has left: whatever still waits for it is cancelled, and its thumbnails are dropped."""
-        for future in self._passing.pop(job, ()):
-            future.cancel()
+        """The job has left: whatever still waits for it is cancelled."""
         for key in [key for key in self._frames if key[0] == job]:
             self._frames.pop(key).cancel()
         self._submit(PICTURE, lambda: self._under.pop(job, None))  # in turn, should it come once more
-        self._submit(RUNG, lambda: self._drop(job))
+        self._submit(RUNG, lambda: self._verdicts.forget(job))
 
     def close(self) -> None:
         """Finish what is waiting, then end the thread."""
@@ -148,10 +145,6 @@ class Lane:
         except Exception as error:
             raise unforeseen(error, family.device) from error
 
-    def _drop(self, job: str) -> None:
-        self._thumbnails.pop(job, None)
-        self._verdicts.forget(job)
-
     def _frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Frame:
         x0, recipe = event.x0, _recipe(job)
         assert x0 is not None, "only a watched job's steps carry x0"
@@ -168,8 +161,20 @@ class Lane:
         """That of the model as it is in memory now."""
         family = self._families[model]
         if family not in self._previewers:
-            self._previewers[family] = Previewer(family)
+            self._previewers[family] = Previewer(family, self._maps)
         return self._previewers[family]
+
+    def _prepare(self, model: str) -> None:
+        family = self._families.get(model)
+        if family is not None and family not in self._prepared:
+            self._prepared.add(family)
+            self._fit(model)
+
+    def _fit(self, model: str) -> None:
+        """One picture of the fit; the next comes after whatever has come meanwhile."""
+        if model in self._families and not self._previewer(model).is_fitted:
+            self._previewer(model).fit_on()
+            self._submit(FIT, lambda: self._fit(model))
 
     def _picture(self, event: Developed, job: Job) -> bytes:
         recipe = _recipe(job)
@@ -178,22 +183,13 @@ class Lane:
         factor = picture.width // recipe.width
         return png(picture, parameters(recipe, event.image, family.revision, factor, family.upscaler))
 
-    def _thumbnail(self, job: Job, image: int, step: int, x0: torch.Tensor) -> bytes:
-        known = self._thumbnails.setdefault(job.id, {})
-        if (image, step) not in known:
-            recipe = _recipe(job)
-            known[image, step] = webp(developed(self._previewer(recipe.model).picture, x0, recipe.tile))
-        return known[image, step]
-
-    def _ladder(self, event: Developed, job: Job) -> bytes:
-        rungs = tuple(self._wired(event, job, rung) for rung in event.rungs)
-        of, shape = _recipe(job).steps, tuple(event.latents.shape)
+    def _ladder(self, event: Developed, job: Job, closely: bool) -> bytes:
+        recipe = _recipe(job)
+        family = self._families[recipe.model]
+        look = family.decode if closely and family.size <= SMALL else self._previewer(recipe.model).picture
+        rungs = tuple(_wired(rung, thumbnail(developed(look, rung.x0, recipe.tile))) for rung in event.rungs)
+        of, shape = recipe.steps, tuple(event.latents.shape)
         return wire.encode(Ladder(job=event.job, image=event.image, of=of, shape=shape, rungs=rungs))
-
-    def _wired(self, event: Developed, job: Job, rung: LatentRung) -> wire.Rung:
-        thumbnail = self._thumbnail(job, event.image, rung.step, rung.x0)
-        estimate = None if rung.x is None else latent_bytes(rung.x0)
-        return wire.Rung(rung.step, thumbnail, latent_bytes(rung.x), estimate, rung.drawn)
 
 
 def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
@@ -206,6 +202,11 @@ def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
     except Exception as error:  # the lane serves many jobs: one job's error is that job's, and its future carries it
         log.exception("the lane could not encode")
         future.set_exception(error)
+
+
+def _wired(rung: LatentRung, seen: bytes) -> wire.Rung:
+    estimate = None if rung.x is None else latent_bytes(rung.x0)
+    return wire.Rung(rung.step, seen, latent_bytes(rung.x), estimate, rung.drawn)
 
 
 def _recipe(job: Job) -> Recipe:

@@ -23,6 +23,7 @@ from engine.config import Checking, Settings, Simulation
 from engine.device import best
 from engine.engine import Engine
 from engine.lane import Lane
+from engine.map_files import MapFiles
 from engine.picture_check import PictureCheck
 from engine.shelf import Model, Shelf
 from engine.shelf.stock import Stock
@@ -183,7 +184,9 @@ async def _serve_embed(bus: Bus) -> None:
 async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     shelf = Shelf([model for model, _ in ready.models], ready.stock)
     engine = Engine(shelf.families, rows=ready.rows, prices=ready.prices, caps=ready.caps, times=ready.times)
-    lane = Lane(shelf.families, ready.check)
+    lane = Lane(shelf.families, ready.check, MapFiles(settings.data))
+    for name in list(shelf.families):
+        lane.prepare(name)
     worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf)
     with _signals(worker.drain):
         watch = asyncio.create_task(_end_with(settings.parent, worker.drain))

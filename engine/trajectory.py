@@ -117,8 +117,8 @@ class Trajectory:
     def bucket(self) -> int | None:
         return self.asked.bucket
 
-    def move(self, x: torch.Tensor, x0: torch.Tensor) -> bool:
-        """One step on, without a copy: the tensors are never written to again. True where this step is a rung.
+    def move(self, x: torch.Tensor, x0: torch.Tensor) -> None:
+        """One step on, without a copy: the tensors are never written to again.
 
         One that is stopped before its last step ends with the estimate, and keeps the latents to go on to its end.
         """
@@ -128,10 +128,9 @@ class Trajectory:
         if self.h is not None:
             self.h = x0
         if self.k not in self._rung_at:
-            return False
+            return
         whole = stopped or ladder.keeps_latent(self._rung_at[self.k])
         self.rungs.append(LatentRung(self.k, x0.clone(), x.clone() if whole else None, self.plan.draws[self.k]))
-        return True
 
     def snapshot(self, epoch: int) -> Snapshot:
         """The state as bytes. Waits for the device."""

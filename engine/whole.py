@@ -129,7 +129,7 @@ class Whole:
             return [Failed(self.job, *_why(self.job, error))]
 
     def _advance(self, watched: bool) -> list[Event]:
-        """That it has done a further step, if it has; with x0 where it is `watched` or the step is a rung."""
+        """That it has done a further step, if it has; with x0 where it is `watched`."""
         k, before = int(self.steps * sum(self._done.values()) / self._samplers), self.k
         if k <= before:
             return []
@@ -139,7 +139,7 @@ class Whole:
         seen = self._source.seen(x0, self._recipe.width, self._recipe.height) if wanted and x0 is not None else None
         if rung and seen is not None:
             self.rungs.append(LatentRung(k, seen.clone()))
-        return [Stepped(self.job, self.image, k, self.steps, seen, rung and seen is not None)]
+        return [Stepped(self.job, self.image, k, self.steps, seen if watched else None)]
 
     def _develop(self, finished: torch.Tensor) -> list[Event]:
         """Its end. A ladder has one rung at least; where the sampler has shown none, it is what is finished."""

@@ -76,7 +76,7 @@ def _develop(
     family, warm = _warm(_model(prompt, options), data, screen)
     parts = _recipes(prompt, {**options, "model": None}, warm, screen, start)
     walks, contents = parts[0].walk is not None, start.contents if start else {}
-    done = [_run(part, contents, family, warm, film and not walks, screen) for part in parts]
+    done = [_run(part, contents, family, warm, film and not walks, screen, data) for part in parts]
     return _walked(done) if walks else done[0]
 
 
@@ -90,12 +90,14 @@ def _walked(parts: Sequence[Developed]) -> Developed:
 
 
 def _run(
-    made: Recipe, contents: Mapping[str, bytes], family: Family, warm: Warm, film: bool, screen: Screen
+    made: Recipe, contents: Mapping[str, bytes], family: Family, warm: Warm, film: bool, screen: Screen, data: Path
 ) -> Developed:
     from engine import alone
+    from engine.map_files import MapFiles
 
     job, first = _job(made, warm, film), made.walk.first if made.walk else 0
-    done = alone.develop(job, {family.name: family}, contents, on_frame=lambda frame: _show(frame, screen, first))
+    families, maps = {family.name: family}, MapFiles(data)
+    done = alone.develop(job, families, contents, on_frame=lambda frame: _show(frame, screen, first), maps=maps)
     return Developed(
         id=job.id,
         seed=made.seed,
@@ -183,7 +185,7 @@ def branched_here(
         screen.say(note)
     other = Otherwise(record.prompt, prompt or None, options)
     made = branched(one_of(record.task, rung.image), sha256, step, other, warm)
-    return _run(pinned(made), {sha256: ladder}, family, warm, film, screen)
+    return _run(pinned(made), {sha256: ladder}, family, warm, film, screen, settings.data)
 
 
 async def _branching(store: Store, settings: Settings, rung: Rung) -> tuple[Record, bytes]:

@@ -70,7 +70,7 @@ def all_rows(sides: Sides, say: Say) -> Iterator[Row]:
     say("what a step costs beside the network")
     yield from network.packed_rows(family, load.dtype)
     yield overhead.outside_the_network(family, replace(load, steps=200))
-    yield overhead.watched(family, replace(load, steps=200))
+    yield overhead.watched(family, replace(load, steps=50))
     yield overhead.cancelled(family, load)
     yield overhead.beside_a_flood(family, replace(load, count=4), sides.found.bucket_ms)
     yield overhead.beside_a_flood(family, load, sides.found.bucket_ms)

@@ -11,10 +11,7 @@ from typing import Any
 
 import torch
 
-
-def shift_of(config: Any) -> float:
-    """What an autoencoder's latents are shifted by."""
-    return float(config.get("shift_factor") or 0.0)
+from engine.families.latents import shift_of
 
 
 def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -17,10 +17,11 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
-from engine.families.autoencoder import shift_of
 from engine.families.family import TORCH, Conditions
+from engine.families.latents import shift_of, space_of
 from engine.families.traits import Traits
 from engine.job import Concept, Dtype, Guides, Lora, Recipe, Sampler
+from engine.known_maps import LatentSpace
 from engine.plan import NotTabled, Plan, build_scheduler
 from engine.strands.arguments import arguments
 from engine.strands.call import Call, Forward, joined
@@ -72,6 +73,13 @@ class Coalesced:
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return PIXELS, height, width
+
+    @property
+    def latent_space(self) -> LatentSpace | None:
+        """Of the latents that a sampler's estimate is; None: it is a picture already."""
+        if self._vae is None:
+            return None
+        return space_of(self._vae.config, int(getattr(self.pipeline, "vae_scale_factor", 8)))
 
     def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
         """Nothing: the pipeline reads the words itself."""

@@ -22,12 +22,14 @@ from engine.families.autoencoder import decode_latents, encode_pixels
 from engine.families.distilled import few_steps
 from engine.families.family import TORCH, Conditions
 from engine.families.forwards import Forwards
+from engine.families.latents import space_of
 from engine.families.loras import Loras
 from engine.families.nets import Copies, Nets, OneCopy, Reopen, drop_modules, own_copy, take_modules
 from engine.families.visiting import visits
 from engine.families.wholly import Wholly
 from engine.families.wording import Wording, bytes_of, texts_of
 from engine.job import Dtype, Guides, Lora, Recipe, Sampler
+from engine.known_maps import LatentSpace
 from engine.plan import Plan, plan, samplers_for
 from engine.strands.call import cast
 
@@ -63,6 +65,7 @@ class Pipelined(Wholly, ABC):
         self.usual = few_steps(self.name, self.scheduler_config, self.samplers)
         self.enlargement, self.upscaler = 1, ""
         self.channels = int(pipeline.vae.config.latent_channels)  # of the latents
+        self.latent_space: LatentSpace = space_of(pipeline.vae.config, int(pipeline.vae_scale_factor))
         self._offloads = False
         self._settle()
         self.forwards = Forwards(self._master, self.device)

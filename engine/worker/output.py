@@ -48,6 +48,8 @@ class Output:
     async def begin(self, run: Run) -> Beginning | None:
         """What a job begins with in place of noise, fetched and read. Raises `Unfit`."""
         recipe = run.job.task
+        if isinstance(recipe, Recipe):
+            self._lane.prepare(recipe.model)
         if not isinstance(recipe, Recipe) or recipe.start is None:
             return None
         try:
@@ -58,8 +60,6 @@ class Output:
         return await self._decoded(self._lane.begin(run.job, blobs))
 
     def stepped(self, run: Run, event: Stepped) -> None:
-        if event.rung and run.job.ladder:
-            self._lane.rung(event, run.job)
         if run.watched and event.x0 is not None:
             run.fresh[event.image] = event
             self._fresh.put(event.job, run)

@@ -1,0 +1,67 @@
+"""Fitted maps in the data folder, one file for each revision of a model. Knows files; fits nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from engine.latent_map import LatentMap
+
+log = logging.getLogger(__name__)
+
+FOLDER = "previews"  # in the data folder
+FORM = 1  # raise it where a map of an earlier version would be fitted otherwise now
+LARGEST = 4 * 1024 * 1024  # bytes of a file
+
+
+class MapFiles:
+    """What cannot be read is as good as missing; what cannot be written is fitted again at the next start."""
+
+    def __init__(self, data: Path) -> None:
+        self._folder = data / FOLDER
+
+    def read(self, revision: str, channels: int, reach: int, patch: int) -> LatentMap | None:
+        """The map of this revision and shape."""
+        path = self._path(revision)
+        try:
+            if path.stat().st_size > LARGEST:
+                raise ValueError("it is too large")
+            with safe_open(path, framework="numpy") as file:
+                weights, said = file.get_tensor("weights"), file.metadata() or {}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, SafetensorError) as error:
+            log.warning("the preview map in %s cannot be read, fitting anew: %s", path.name, error)
+            return None
+        shape = (channels * reach**2 + 1, 3 * patch**2)
+        if said.get("form") != _form(reach, patch) or weights.shape != shape or not np.isfinite(weights).all():
+            return None
+        return LatentMap(weights.astype(np.float32), reach, patch)
+
+    def write(self, revision: str, found: LatentMap) -> None:
+        """Whole or not at all."""
+        path = self._path(revision)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            content = save({"weights": found.weights}, {"form": _form(found.reach, found.patch)})
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=path.name, delete=False) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except OSError as error:
+            log.warning("a preview map cannot be stored in %s, the next start fits it again: %s", path, error)
+
+    def _path(self, revision: str) -> Path:
+        return self._folder / f"{hashlib.sha256(revision.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _form(reach: int, patch: int) -> str:
+    return f"{FORM} {reach} {patch}"
