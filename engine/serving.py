@@ -52,6 +52,7 @@ class Ready:
     check: PictureCheck | None = None
     upscaler: Upscaler = field(default_factory=Upscaler)
     enlarge_ms: float = 0.0
+    simulated: bool = False
 
     @property
     def rows(self) -> int:
@@ -74,6 +75,11 @@ class Ready:
     def prices(self) -> dict[str, float]:
         """Milliseconds a row-step of each model at its native size."""
         return {model.warm.name: found.row_ms for model, found in self.models}
+
+    @property
+    def found(self) -> dict[str, Calibration]:
+        """What was measured of each model, unless the device is only simulated."""
+        return {} if self.simulated else {model.name: found for model, found in self.models}
 
     def offer(self, settings: Settings) -> Offer:
         device = f"{self.device.type}: {device_name(self.device)}"[:128]
@@ -121,7 +127,7 @@ def pretended(simulation: Simulation) -> Ready:
     stock = Stock(model.size)
     stock.reserve(model.name, model.size)
     stock.put(model.name, family)
-    return Ready(family.device, ((model, found),), stock)
+    return Ready(family.device, ((model, found),), stock, simulated=True)
 
 
 def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | None:
@@ -179,7 +185,7 @@ async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     shelf = Shelf([model for model, _ in ready.models], ready.stock)
     engine = Engine(shelf.families, rows=ready.rows, prices=ready.prices, caps=ready.caps)
     lane = Lane(shelf.families, ready.check)
-    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf)
+    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf, ready.found)
     with _signals(worker.drain):
         watch = asyncio.create_task(_end_with(settings.parent, worker.drain))
         try:
