@@ -36,6 +36,7 @@ DEFAULTS: tuple[tuple[int, Sampler], ...] = (
     (1000, "ddpm"), (999, "ddpm"), (500, "ddpm"), (250, "ddpm"), (50, "dpmpp_2m"), (30, "dpmpp_2m"), (20, "dpmpp_2m"),
 )  # fmt: skip
 OTHERWISE = 25  # steps of a model that takes none of these samplers
+MOST_KEPT = 256  # calibrations in the file: of other models, devices or versions
 STEADY = 1.25  # by how much a row's price may change before other default steps are chosen
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
 
@@ -63,6 +64,15 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
             guidance_start=family.interval[0], guidance_stop=family.interval[1],
             loras=family.loras() if isinstance(family, TakesLoras) else (),
         )  # fmt: skip
+
+    def repriced(self, warm: Warm) -> Warm:
+        """The same announcement with these prices: nothing that a recipe freezes."""
+        return replace(warm, row_ms=self.row_ms, decode_ms=self.decode_ms)
+
+
+def keep(path: Path, family: Family, found: Calibration) -> None:
+    """For the next start."""
+    write(path, read(path) | {identity(family): found})
 
 
 def calibrate(family: Family, path: Path, *, again: bool = False, clock: Clock = Clock()) -> Calibration:
@@ -178,11 +188,12 @@ def read(path: Path) -> dict[str, Calibration]:
 
 
 def write(path: Path, known: dict[str, Calibration]) -> None:
-    """Whole or not at all: a reader never sees half a file."""
+    """The newest, whole or not at all: a reader never sees half a file."""
+    kept = dict([*known.items()][-MOST_KEPT:])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(known)))
+            file.write(msgspec.json.format(msgspec.json.encode(kept)))
             file.flush()
             os.fsync(file.fileno())
         Path(file.name).replace(path)

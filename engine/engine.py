@@ -18,7 +18,7 @@ from engine.admit import admit
 from engine.beginning import Beginning
 from engine.blame import check_device, guilty, run_harmless
 from engine.coalescing import Answers, Coalescing
-from engine.events import Developed, Event, Failed, Stepped
+from engine.events import Developed, Event, Failed, Ran, Stepped
 from engine.families.family import Family
 from engine.job import Blame, Job, Snapshot
 from engine.layouts import Layouts
@@ -50,7 +50,7 @@ class Engine:
         times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.rows = rows
-        self._families, self._prices, self._times = families, prices, times
+        self._families, self._prices, self._times = families, dict(prices), dict(times)
         self._limits = Limits(rows, caps)  # a limit falls when memory runs out
         self._layouts = Layouts(buckets, self._limits)
         self._scheduler: Scheduler[Image] = Scheduler()
@@ -59,6 +59,7 @@ class Engine:
         self._weights: dict[str, float] = {}
         self._events: list[Event] = []
         self._steps = 0
+        self.ran: Ran | None = None  # in the last step, where it was one forward or more of ours
 
     @property
     def idle(self) -> bool:
@@ -119,9 +120,16 @@ class Engine:
             self._drop(job)
         self._coalescing.close()
 
+    def adjust(self, model: str, price: float, cap: int, times: Mapping[int, float]) -> None:
+        """From now on this is what a row-step of the model costs, and the most rows of its forwards."""
+        self._prices[model], self._times[model] = price, times
+        self._limits.adjust(model, cap)
+        self.rows = max(self.rows, cap)
+
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Choose a batch, predict it in one forward, advance it; nothing changes before it succeeded. [] when idle."""
+        self.ran = None
         self._take_back()
         while batch := self._scheduler.next(self.rows, self._limits.known):
             if outcome := self._predict(batch):
@@ -189,10 +197,17 @@ class Engine:
         self._scheduler.charge(batch, self._layouts.rows * batch[0].price)  # padding is paid for, too
         self._steps += 1
         done = [image for image in batch if image.done]
-        if done or self._steps % CHECK_EVERY == 0:
+        looked = bool(done) or self._steps % CHECK_EVERY == 0
+        self.ran = self._said(batch[0], looked)
+        if looked:
             self._check(batch, prediction.x)
         for image in done:
             self._finish(image)
+
+    def _said(self, image: Trajectory, looked: bool) -> Ran:
+        waited = looked or self._families[image.model].device.type == "cpu"
+        rows, forwards = self._layouts.last
+        return Ran(image.model, image.dtype, rows, forwards, tuple(image.x.shape), bool(image.loras), waited)
 
     def _check(self, batch: list[Trajectory], x: torch.Tensor) -> None:
         """A row that is not finite fails its job alone. Waits for the device."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.job import Blame
+from engine.job import Blame, Dtype
 from engine.trajectory import LatentRung
 
 
@@ -41,3 +41,21 @@ class Failed:
 
 
 Event = Stepped | Developed | Failed
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The batch of a step: forwards of `rows` rows each. `waited`: for the device, so that all of it is done."""
+
+    model: str
+    dtype: Dtype
+    rows: int
+    forwards: int
+    shape: tuple[int, ...]
+    loras: bool
+    waited: bool
+
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """Equal for batches whose forwards take equally long."""
+        return self.model, self.dtype, self.rows, self.shape, self.loras

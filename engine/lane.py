@@ -34,6 +34,7 @@ from engine.picture_check import PictureCheck, Verdicts
 from engine.preview import Previewer
 from engine.trajectory import LatentRung
 from engine.unfit import Unfit
+from engine.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Lane:
         self.checks = check is not None
         self._verdicts = Verdicts(check)  # the lane's thread's
         self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # a model may be dropped
+        self.on_picture: Callable[[Recipe, float], None] = lambda recipe, ms: None  # in the lane's thread
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
         self._order = itertools.count()
         self._under: dict[str, Beginning] = {}  # of the job; the lane's thread's
@@ -179,7 +181,10 @@ class Lane:
     def _picture(self, event: Developed, job: Job) -> bytes:
         recipe = _recipe(job)
         family = self._families[recipe.model]
-        picture = laid_over(developed(family.finish, event.latents, recipe.tile), self._under.get(job.id))
+        watch = Watch()
+        picture = developed(family.finish, event.latents, recipe.tile)
+        self.on_picture(recipe, watch.ms())
+        picture = laid_over(picture, self._under.get(job.id))
         factor = picture.width // recipe.width
         return png(picture, parameters(recipe, event.image, family.revision, factor, family.upscaler))
 

@@ -24,6 +24,12 @@ class Layouts:
         """Of the last layout, padding included."""
         return 0 if self._last is None else len(self._last[1].owner)
 
+    @property
+    def last(self) -> tuple[int, int]:
+        """Rows of a forward of the last layout, and how many forwards."""
+        size = 1 if self._last is None else self._last[1].size
+        return size, max(1, -(-self.rows // size))
+
     def of(self, batch: Sequence[Trajectory]) -> Layout:
         """The batch's layout, the last one's where nobody joined, left or changed what it asks for."""
         size, asked = self.size(batch), [image.asked for image in batch]

@@ -53,6 +53,7 @@ class Ready:
     check: PictureCheck | None = None
     upscaler: Upscaler = field(default_factory=Upscaler)
     enlarge_ms: float = 0.0
+    simulated: bool = False
 
     @property
     def rows(self) -> int:
@@ -80,6 +81,11 @@ class Ready:
     def times(self) -> dict[str, dict[int, float]]:
         """Milliseconds of a forward of each model by its rows."""
         return {model.name: found.bucket_ms for model, found in self.models}
+
+    @property
+    def found(self) -> dict[str, Calibration]:
+        """What was measured of each model, unless the device is only simulated."""
+        return {} if self.simulated else {model.name: found for model, found in self.models}
 
     def offer(self, settings: Settings) -> Offer:
         device = f"{self.device.type}: {device_name(self.device)}"[:128]
@@ -127,7 +133,7 @@ def pretended(simulation: Simulation) -> Ready:
     stock = Stock(model.size)
     stock.reserve(model.name, model.size)
     stock.put(model.name, family)
-    return Ready(family.device, ((model, found),), stock)
+    return Ready(family.device, ((model, found),), stock, simulated=True)
 
 
 def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | None:
@@ -187,7 +193,7 @@ async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     lane = Lane(shelf.families, ready.check, MapFiles(settings.data))
     for name in list(shelf.families):
         lane.prepare(name)
-    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf)
+    worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf, ready.found)
     with _signals(worker.drain):
         watch = asyncio.create_task(_end_with(settings.parent, worker.drain))
         try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from engine.budget import said
+from engine.calibration import Calibration
 from engine.families.family import Family, HeldOnce
 from engine.job import Dtype, Warm
 from engine.shelf.loader import GivenUp, Loader
@@ -41,6 +42,7 @@ class Model:
     warm: Warm
     open: Callable[[Told], Family]
     renew: Callable[[Family], Warm]
+    refine: Callable[[Calibration, Family], None] = lambda found, family: None  # keeps what real work has shown
     sizes: Mapping[Dtype, int] = field(default_factory=dict[Dtype, int])  # where it is large: in that format
     wanted: int = 0  # jobs that wait for it
     done: float = 0.0  # how much of it is in memory, while it is loaded
@@ -68,6 +70,13 @@ class Shelf:
         """How much of a model is in memory, from 0 to 1; None for one that there is not."""
         model = self._models.get(name)
         return model and model.done
+
+    def refine(self, name: str, found: Calibration) -> None:
+        """Real work has shown how fast a model is: announced from now on, and kept. Blocks for a file."""
+        model, family = self._models.get(name), self.families.get(name)
+        if model is not None and family is not None:
+            model.warm = found.repriced(model.warm)
+            model.refine(found, family)
 
     async def take(self, name: str, dtype: Dtype) -> bool:
         """Returns once the model is in memory, where it stays until `let_go`. Raises `Unfit` where it cannot be loaded.

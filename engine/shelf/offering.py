@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from engine import families
-from engine.calibration import Calibration, calibrate
+from engine.calibration import Calibration, calibrate, keep
 from engine.families.additions import additions
 from engine.families.checkpoint import configurations
 from engine.families.embedded import NAME, WEIGHTS
@@ -34,6 +34,7 @@ from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
 
+CALIBRATIONS = "calibration.json"
 LORAS = "loras"  # a folder in the data folder
 
 
@@ -79,7 +80,7 @@ def stocked(found: Sequence[Found], place: Place, stock: Stock) -> list[tuple[Mo
             raise too_large(one.name, one.size, stock.budget)
     learnt = {one.name: _learnt(one, place, stock, wanted=one is found[0]) for one in (*found[1:], found[0])}
     _keep(found, learnt, place.data)
-    return [(_model(one, learnt[one.name]), learnt[one.name].found) for one in found]
+    return [(_model(one, learnt[one.name], place), learnt[one.name].found) for one in found]
 
 
 def _found(given: str, place: Place, kept: dict[str, Offered], loras: str) -> Found:
@@ -145,16 +146,23 @@ def _learnt(one: Found, place: Place, stock: Stock, *, wanted: bool) -> Offered:
     free()
     family = one.open(None)
     stock.put(one.name, family)
-    found = calibrate(family, place.data / "calibration.json")
+    found = calibrate(family, place.data / CALIBRATIONS)
     log.info("%s is ready on %s", one.name, place.device)
     return Offered(found.warm(family), found, one.size)
 
 
-def _model(one: Found, learnt: Offered) -> Model:
-    def renew(family: Family) -> Warm:
-        return learnt.found.warm(family)
+def _model(one: Found, learnt: Offered, place: Place) -> Model:
+    kept = [learnt]
 
-    return Model(one.name, one.size, learnt.warm, one.open, renew, one.sizes)
+    def renew(family: Family) -> Warm:
+        return kept[-1].found.warm(family)
+
+    def refine(found: Calibration, family: Family) -> None:
+        kept[:] = [Offered(found.repriced(kept[-1].warm), found, one.size)]
+        keep(place.data / CALIBRATIONS, family, found)
+        offered.write(place.data, offered.read(place.data) | {one.identity: kept[-1]})
+
+    return Model(one.name, one.size, learnt.warm, one.open, renew, refine, one.sizes)
 
 
 def _keep(found: Sequence[Found], learnt: dict[str, Offered], data: Path) -> None:

@@ -7,16 +7,20 @@ job is either answered for by its one result or given back: a killed worker's go
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
 from engine.bus import Bus, Unreachable
+from engine.calibration import Calibration
 from engine.engine import Developed, Engine, Event, Failed, Stepped
+from engine.events import Ran
 from engine.job import Presence, Snapshot, Warm
 from engine.lane import Lane
 from engine.logline import about
@@ -32,6 +36,7 @@ from engine.worker.lease import Lease, Stuck
 from engine.worker.outcome import Outcome
 from engine.worker.output import Output
 from engine.worker.pulse import Pulse
+from engine.worker.refining import Refining
 from engine.worker.roster import Roster
 from engine.worker.run import Run
 from engine.worker.steering import Steering
@@ -73,12 +78,14 @@ class Worker:
 
     def __init__(
         self, bus: Bus, engine: Engine, lane: Lane, offer: Offer, pulse: Pulse, upscaler: Upscaler | None = None,
-        shelf: Shelf | None = None,
+        shelf: Shelf | None = None, found: Mapping[str, Calibration] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self._bus, self._offer = bus, offer
-        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash)
+        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash, self._on_ran)
         self.roster = Roster(self._thread, lane)
         self._shelf = shelf or Shelf([], Stock(0))
+        self._refining = Refining(self._shelf, self.roster, found, self._take_more)
+        lane.on_picture = self._refining.decoded
         self._shelf.loader.busy = lambda: pulse.busy("the loader", "load")
         self._shelf.loader.rest = lambda: pulse.rest("the loader")
         self._fetching = Fetching(bus, self._shelf, self.roster)
@@ -111,7 +118,7 @@ class Worker:
         duties: list[Coroutine[object, object, None]] = [
             self._pull(), self._announce(), self._lease.beat(), self._lease.watch(), self._attention.listen(),
             self._steering.listen(), self._keeping.keep(), self._output.show(), self._bus.hold(),
-            self._describe(),
+            self._describe(), self._refining.refine(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(duty) for duty in duties]
         try:
@@ -178,6 +185,13 @@ class Worker:
             except Unreachable as error:
                 log.warning("%s", error)
             await asyncio.sleep(PAUSE)
+
+    def _on_ran(self, ran: Ran | None, ms: float) -> None:
+        self._refining.stepped(ran, ms)
+
+    def _take_more(self, rows: int) -> None:
+        """A model turns out to gain by batches as large as that."""
+        self._offer = dataclasses.replace(self._offer, rows=max(self._offer.rows, rows))
 
     def _presence(self) -> Presence:
         """With what is in memory now, where there is a shelf."""

@@ -15,6 +15,8 @@ from typing import TypeVar
 
 from engine.blame import DeviceLost
 from engine.engine import Engine, Event
+from engine.events import Ran
+from engine.watch import Watch
 from engine.worker.pulse import Pulse
 
 T = TypeVar("T")
@@ -24,15 +26,16 @@ Command = Callable[[], None]
 class EngineThread:
     """`on_events` runs on the event loop with what each step brought and the moment (monotonic) it was done.
 
+    `on_ran` runs in this thread with the batch of each step, and the milliseconds that the step took.
     `on_crash` runs on the loop when a step raised: the engine's state is then unknown, and the process should end.
     """
 
     def __init__(
         self, engine: Engine, pulse: Pulse, on_events: Callable[[list[Event], float], None],
-        on_crash: Callable[[BaseException], None],
+        on_crash: Callable[[BaseException], None], on_ran: Callable[[Ran | None, float], None] = lambda ran, ms: None,
     ) -> None:  # fmt: skip
         self._engine, self._pulse = engine, pulse
-        self._on_events, self._on_crash = on_events, on_crash
+        self._on_events, self._on_crash, self._on_ran = on_events, on_crash, on_ran
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -89,7 +92,9 @@ class EngineThread:
 
     def _step(self) -> None:
         with self._pulse.phase("the engine", "step"):
+            watch = Watch()
             events = self._engine.step()
+            self._on_ran(self._engine.ran, watch.ms())
         if events:
             self._tell(self._on_events, events, time.monotonic())
         else:
