@@ -43,7 +43,8 @@ async def test_every_part_measures_all_that_it_set_out_to(part: str, monkeypatch
     monkeypatch.setattr(delivery, "QUICK", 12)
     monkeypatch.setattr(admitting, "QUICK", 0.5)
     monkeypatch.setattr(admitting, "USERS", 10)
-    monkeypatch.setattr(fairness, "FEW_SECONDS", 4.0)
+    for name, value in (("LONG", fairness.SHORT), ("FLOOD", 20), ("JOBS_EACH", 6), ("FEW_SECONDS", 2.0)):
+        monkeypatch.setattr(fairness, name, value)
     rows = await queue.measure(["SQLite"], [part], quick=True, say=silent)
     assert rows
     assert [each.name for each in rows if each.figure is None or each.samples < each.of] == []
@@ -52,6 +53,7 @@ async def test_every_part_measures_all_that_it_set_out_to(part: str, monkeypatch
 @pytest.mark.asyncio
 async def test_one_and_two_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "WORKERS", (1, 2))
+    monkeypatch.setattr(scale, "ROW_MS", 10.0)
     monkeypatch.setattr(scale, "QUICK", 4.0)
     monkeypatch.setattr(scale, "WARMING", 0.2)
     rows = await scale.measure(quick=True, say=silent)
