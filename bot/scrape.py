@@ -49,6 +49,10 @@ class Scrape:
         both = _Both(self._metrics.registry, _Present(await self._moment()))
         return await asyncio.to_thread(encode, both)
 
+    def refused(self) -> list[dict[str, object]]:
+        """What others said within the last minute that this process did not take: who what, why and how often."""
+        return [{"who": one.who, "why": one.why, "count": one.count} for one in self._bus.refused.recent()]
+
     async def _moment(self) -> Moment:
         try:
             groups = await self._store.ask(present.groups)

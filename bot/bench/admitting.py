@@ -37,8 +37,8 @@ async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
     note = f"{taken} jobs in {seconds:.1f} s, {AT_ONCE} requests at a time, {USERS} users in {GUILDS} servers"
     picked = await _picked(here)
     return [
-        row(RATE, database, taken / seconds, f"{note}; the house had {busy:.2f} of a core"),
-        row(FAIR, database, shared_out(picked, USERS), f"of {len(picked)} picks"),
+        row(RATE, database, taken / seconds, f"{note}; the house had {busy:.2f} of a core", samples=taken, of=USERS),
+        row(FAIR, database, shared_out(picked, USERS), f"of {len(picked)} picks", samples=len(picked), of=USERS),
     ]
 
 

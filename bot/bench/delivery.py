@@ -47,19 +47,23 @@ async def measure(database: str | None, name: str, *, quick: bool) -> list[Row]:
         stamper = [sys.executable, "-m", "bot.bench.stamper", broker.url, str(frames), str(PAUSE), str(BYTES)]
         await parts.enter_async_context(_process(NAME, stamper, folder, secrets))
         seen = await _watched(broker, url, frames)
-    return _rows(name, *seen)
+    return told(name, *seen, frames - WARMING)
 
 
-def _rows(name: str, direct: list[float], pages: list[list[float]]) -> list[Row]:
+def told(name: str, direct: list[float], pages: list[list[float]], frames: int) -> list[Row]:
+    """The rows of so many frames: those that came to the subscriber, and those that came to each page."""
     all_pages = [delay for page in pages for delay in page]
     note = f"{len(direct)} frames of {BYTES // 1000} KB, one each {1000 * PAUSE:.0f} ms"
-    seen = f"{len(all_pages)} of {len(direct) * PAGES} seen; slowest {max(all_pages, default=0.0):.0f} ms"
+    seen = f"{len(all_pages)} of {frames * PAGES} seen; slowest {max(all_pages, default=0.0):.0f} ms"
     seen += "; the pages' process shares the cores"
     return [
-        row(SUBSCRIBER, name, at(direct, 0.99), f"{note}; p50 {at(direct, 0.5):.2g} ms, with 100 pages open"),
-        row(P50, name, at(all_pages, 0.5), note),
-        row(P99, name, at(all_pages, 0.99), seen),
-    ]
+        row(
+            SUBSCRIBER, name, at(direct, 0.99), f"{note}; p50 {at(direct, 0.5):.2g} ms, with 100 pages open",
+            samples=len(direct), of=frames,
+        ),
+        row(P50, name, at(all_pages, 0.5), note, samples=len(all_pages), of=frames * PAGES),
+        row(P99, name, at(all_pages, 0.99), seen, samples=len(all_pages), of=frames * PAGES),
+    ]  # fmt: skip
 
 
 async def _watched(broker: Broker, url: str, frames: int) -> tuple[list[float], list[list[float]]]:

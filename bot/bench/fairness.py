@@ -37,7 +37,7 @@ async def beside_one(here: Premises, database: str, *, quick: bool) -> list[Row]
         beside = [await _finish(here, watch, 2000 + number) for number in range(rounds)]
     share = statistics.median(beside) / statistics.median(alone)
     note = f"{statistics.median(beside):.2f} s beside {statistics.median(alone):.2f}; medians of {rounds}, worst"
-    return [row(FINISH, database, share, f"{note} {max(beside):.2f} s")]
+    return [row(FINISH, database, share, f"{note} {max(beside):.2f} s", samples=len(beside), of=rounds)]
 
 
 async def beside_nine(here: Premises, database: str, *, quick: bool) -> list[Row]:
@@ -56,9 +56,11 @@ async def beside_nine(here: Premises, database: str, *, quick: bool) -> list[Row
         had += [await _cost(here, watch, each) for each in jobs.values()]
     waits = [watch.shown[job] - asked for job in firsts if job in watch.shown]
     told = f"of {len(waits)} of {LIGHT}: p50 {at(waits, 0.5):.2f} s, slowest {max(waits, default=0.0):.2f} s"
-    slowest = max(waits) if len(waits) == LIGHT else None
     shared = f"device-seconds of the flood {had[0]:.1f}, of the others {min(had[1:]):.1f} to {max(had[1:]):.1f}"
-    return [row(SOON, database, slowest, told), row(JAIN, database, jain(had), shared)]
+    return [
+        row(SOON, database, at(waits, 1.0), told, samples=len(waits), of=LIGHT),
+        row(JAIN, database, jain(had), shared, samples=sum(one > 0 for one in had), of=LIGHT + 1),
+    ]
 
 
 async def _flood(here: Premises, watch: Watch, prompt: str = LONG) -> list[str]:

@@ -38,17 +38,16 @@ OF_A_SERVER: Mapping[str, str] = MappingProxyType({"accepted jobs a second": "â‰
 EMBEDDED = "SQLite"
 
 
-def row(name: str, database: str, figure: float | None, note: str = "") -> Row:
-    """A figure beside its goal. Nothing that was seen (NaN) is no figure."""
+def row(name: str, database: str, figure: float | None, note: str = "", *, samples: int, of: int) -> Row:
+    """A figure beside its goal, of so many samples that were taken and that there should be."""
     goal, unit = GOALS[name]
     goal = goal if database == EMBEDDED else OF_A_SERVER.get(name, goal)
-    seen = None if figure is None or math.isnan(figure) else figure
-    return Row(f"{name} ({database})", seen, goal, unit, note)
+    return Row(f"{name} ({database})", figure, goal, unit, note, samples, of)
 
 
 def missing(database: str, names: Sequence[str], why: str) -> list[Row]:
     """The rows of what could not be measured: they pass in no case."""
-    return [row(name, database, None, why) for name in names]
+    return [row(name, database, None, why, samples=1, of=1) for name in names]
 
 
 def at(values: Sequence[float], share: float) -> float:

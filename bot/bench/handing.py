@@ -6,13 +6,12 @@ A second worker is warm and idle beside it. What is repeated is told by the step
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from bot.bench.figures import Row, row
+from bot.bench.figures import Row, at, row
 from bot.bench.premises import Premises, member
 from bot.bench.watch import watching
 from engine.bus import Bus
@@ -53,24 +52,26 @@ class Sight:
 async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
     """Some kills and some orderly stops, each with a job and two workers of its own."""
     async with _eyes(here) as sight, watching(here.house.feed):
-        stops = [await _moved(here, sight, f"stop-{n}", kill=False) for n in range(QUICK if quick else ORDERLY)]
-        kills = [await _moved(here, sight, f"kill-{n}", kill=True) for n in range(QUICK if quick else KILLS)]
-    return told(database, kills, stops)
+        rounds = (QUICK, QUICK) if quick else (KILLS, ORDERLY)
+        stops = [await _moved(here, sight, f"stop-{n}", kill=False) for n in range(rounds[1])]
+        kills = [await _moved(here, sight, f"kill-{n}", kill=True) for n in range(rounds[0])]
+    return told(database, kills, stops, rounds)
 
 
-def told(database: str, kills: Sequence[Moved], stops: Sequence[Moved]) -> list[Row]:
-    """The goals hold for each of a handful, so the worst one stands beside them."""
+def told(database: str, kills: Sequence[Moved], stops: Sequence[Moved], rounds: tuple[int, int]) -> list[Row]:
+    """The goals hold for each of a handful, so the worst one stands beside them. `rounds`: kills and stops to see."""
     waits, again, orderly = [one.waited for one in kills], [one.repeated for one in kills], [o.waited for o in stops]
-    repeated = f"work repeated at most {max(one.repeated for one in stops):.2f} s"
+    repeated = f"work repeated at most {at([one.repeated for one in stops], 1.0):.2f} s"
+    killed = f"{_of(waits)}; until its first new preview"
     return [
-        row(KILLED, database, max(waits), f"{_of(waits)}; until its first new preview"),
-        row(REPEATED, database, max(again), _of(again)),
-        row(STOPPED, database, max(orderly), f"{_of(orderly)}; {repeated}"),
+        row(KILLED, database, at(waits, 1.0), killed, samples=len(waits), of=rounds[0]),
+        row(REPEATED, database, at(again, 1.0), _of(again), samples=len(again), of=rounds[0]),
+        row(STOPPED, database, at(orderly, 1.0), f"{_of(orderly)}; {repeated}", samples=len(orderly), of=rounds[1]),
     ]
 
 
 def _of(values: Sequence[float]) -> str:
-    return f"the worst of {len(values)}, median {statistics.median(values):.2f} s"
+    return f"the worst of {len(values)}, median {at(values, 0.5):.2f} s"
 
 
 async def _moved(here: Premises, sight: Sight, name: str, *, kill: bool) -> Moved:

@@ -28,17 +28,27 @@ MODEL = "simulated"
 async def measure(opened: Sequence[Store], database: str, *, quick: bool) -> list[Row]:
     """One fresh store for each of the sizes."""
     sizes = QUICK if quick else SIZES
-    medians, rows, times = list[float](), list[Row](), list[float]()
+    medians, rows, times, count = list[float](), list[Row](), list[float](), FEW if quick else PICKS
     for size, store in zip(sizes, opened, strict=True):
-        times = await _times(store, size, FEW if quick else PICKS)
+        times = await _times(store, size, count)
         medians.append(at(times, 0.5))
         note = f"{len(times)} picks, p99 {at(times, 0.99):.2g} ms"
-        rows.append(row(P50.format(size, size // USERS_SHARE), database, medians[-1], note))
+        name = P50.format(size, size // USERS_SHARE)
+        rows.append(row(name, database, medians[-1], note, samples=len(times), of=count))
     whole = sizes == SIZES
     if whole:
-        rows.append(row(P99, database, at(times, 0.99), f"slowest {max(times):.2g} ms"))
+        rows.append(row(P99, database, at(times, 0.99), f"slowest {max(times):.2g} ms", samples=len(times), of=count))
     exponent = growth(sizes, medians)
-    rows.append(row(EXPONENT, database, exponent, "" if whole else f"to {sizes[-1]:,} alone: --quick"))
+    rows.append(
+        row(
+            EXPONENT,
+            database,
+            exponent,
+            "" if whole else f"to {sizes[-1]:,} alone: --quick",
+            samples=len(medians),
+            of=2,
+        )
+    )
     return rows
 
 

@@ -12,7 +12,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bot.bench.figures import Row, as_json, as_table, pace
 from bot.bench.premises import Premises, cpu_seconds, member, premises
@@ -20,6 +20,7 @@ from bot.bench.watch import PATIENCE
 from bot.store import reads
 
 Say = Callable[[str], None]
+Rate = tuple[float, int]  # jobs a second, and how many jobs ended in the window
 WORKERS = (1, 2, 4, 8)
 ROW_MS, ROWS = 40.0, 16
 STEPS = 10
@@ -50,28 +51,32 @@ def _say(sentence: str) -> None:
 
 async def measure(*, quick: bool, say: Say) -> list[Row]:
     """A fresh installation for each number of workers."""
-    rates, rows, seconds = dict[int, float](), list[Row](), QUICK if quick else SECONDS
+    rates, rows, seconds = dict[int, Rate](), list[Row](), QUICK if quick else SECONDS
     for count in WORKERS[:2] if quick else WORKERS:
         say(f"{count} workers")
         async with premises(None) as here:
             rates[count], note = await _rate(here, count, seconds)
+        rate, ends = rates[count]
         name = f"jobs a second, {count} {'worker' if count == 1 else 'workers'}"
-        rows.append(Row(name, rates[count], None, "", note))
+        rows.append(Row(name, rate, None, "", note, ends, max(2, count)))
         if count > 1:
             rows.append(efficiency(rates, count))
     return rows
 
 
-def efficiency(rates: dict[int, float], count: int) -> Row:
+def efficiency(rates: Mapping[int, Rate], count: int) -> Row:
     """What each of `count` workers does, of what one does alone; the goal is of eight."""
-    share = rates[count] / (count * rates[1]) if rates[1] else None
+    (alone, few), (together, many) = rates[1], rates[count]
+    share = together / (count * alone) if alone else None
     ideal = 1000 / (STEPS * JOB_ROWS * ROW_MS)
     note = f"a job is {1 / ideal:.1f} s of simulated device time: the machine's own {os.cpu_count()} cores hardly count"
-    return Row(f"efficiency of {count} workers", share, GOAL if count == max(WORKERS) else None, "", note)
+    return Row(
+        f"efficiency of {count} workers", share, GOAL if count == max(WORKERS) else None, "", note, min(few, many), 2
+    )
 
 
-async def _rate(here: Premises, count: int, seconds: float) -> tuple[float, str]:
-    """Jobs a second in a window, and who had how much of the processor."""
+async def _rate(here: Premises, count: int, seconds: float) -> tuple[Rate, str]:
+    """Jobs a second in a window, of how many, and who had how much of the processor."""
     names = [f"worker-{number}" for number in range(count)]
     for name in names:
         await here.workers.start(name, row_ms=ROW_MS, rows=ROWS)
@@ -82,7 +87,7 @@ async def _rate(here: Premises, count: int, seconds: float) -> tuple[float, str]
     ends, after = await _ends(here, jobs, began), _spent(here)
     used = {who: after[who] - spent.get(who, 0.0) for who in after}
     told = ", ".join(f"{who} {value:.1f}" for who, value in used.items())
-    return pace(ends), f"{len(ends)} jobs in {time.time() - began:.0f} s; seconds of a core: {told}"
+    return (pace(ends), len(ends)), f"{len(ends)} jobs in {time.time() - began:.0f} s; seconds of a core: {told}"
 
 
 def _enough(count: int, seconds: float) -> int:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from bot.cli.running import check_port, find
 from bot.refused import Refused
+from engine.logline import escaped
 
 if TYPE_CHECKING:
     from bot.config import Settings
 
 NEEDED_BYTES = 2 * 1024**3  # a few thousand pictures with their ladders, and the broker's store
 TOKEN_SECONDS = 5.0
+MOST_REFUSED = 8  # lines
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def examine(settings: Settings, *, again: bool = False) -> Iterator[Finding]:
     yield database(settings)
     yield port(settings)
     yield discord(settings)
+    yield from workers(settings)
     yield from engine(settings, again)
 
 
@@ -153,6 +156,28 @@ async def _who_am_i(api: str, token: str) -> Finding:
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
         says = f"Discord could not be reached ({type(error).__name__}), so the token is unchecked"
         return Finding("discord", False, says, "Check the network, a proxy, and DISCORD_API.")
+
+
+def workers(settings: Settings) -> Iterator[Finding]:
+    """What the Darkroom on this data folder refuses of its workers; nothing is said where none runs."""
+    import asyncio
+
+    from bot.cli.remote import answers, refused
+    from bot.web.auth import terminal_key
+
+    running = find(settings.data)
+    if running is None or not asyncio.run(answers(running.url)):
+        return
+    found = asyncio.run(refused(running.url, terminal_key(settings.data)))
+    if found is None:
+        return
+    if not found:
+        yield Finding("workers", True, "nothing that they said in the last minute was refused")
+    mend = "Update that worker, or mend what it says; the bot's log has it too."
+    for who, why in found[:MOST_REFUSED]:
+        yield Finding("workers", False, escaped(f"{who}, which this bot refuses: {why}"), mend)
+    if len(found) > MOST_REFUSED:
+        yield Finding("workers", False, f"{len(found) - MOST_REFUSED} more were refused", "The bot's log has them.")
 
 
 def engine(settings: Settings, again: bool) -> Iterator[Finding]:

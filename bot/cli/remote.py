@@ -41,6 +41,20 @@ async def answers(url: str) -> bool:
         return False
 
 
+async def refused(url: str, key: str) -> list[tuple[str, str]] | None:
+    """What the Darkroom there refused within the last minute: who what, and why. None where nobody says."""
+    try:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with (
+            aiohttp.ClientSession(timeout=GLANCE, headers=headers) as session,
+            session.get(f"{url}/api/refused") as answer,
+        ):
+            found = await answer.json(content_type=None)
+            return [(str(one["who"]), str(one["why"])) for one in found["refused"]] if answer.status == 200 else None
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Screen) -> Developed:
     """Runs one job there, or all of a walk. Raises `Refused`, or `Undeveloped` when none is finished. Cancelled, it
     cancels them as well.

@@ -20,6 +20,7 @@ from engine.families.embedded import assemble, load_embedded
 from engine.families.family import Family
 
 STEPS = 50  # throughput: long enough for a step to dominate, short enough for three rounds
+LONG = 200  # what a step costs beside the network
 WAITED, WAITED_QUICKLY = 1000, 200  # previews: the advantage grows with the jobs that a rival must wait for
 Say = Callable[[str], None]
 
@@ -69,8 +70,8 @@ def all_rows(sides: Sides, say: Say) -> Iterator[Row]:
     yield throughput.begun(family, load)
     say("what a step costs beside the network")
     yield from network.packed_rows(family, load.dtype)
-    yield overhead.outside_the_network(family, replace(load, steps=200))
-    yield overhead.watched(family, replace(load, steps=50))
+    yield overhead.outside_the_network(family, replace(load, steps=LONG))
+    yield overhead.watched(family, load)
     yield overhead.cancelled(family, load)
     yield overhead.beside_a_flood(family, replace(load, count=4), sides.found.bucket_ms)
     yield overhead.beside_a_flood(family, load, sides.found.bucket_ms)
@@ -90,11 +91,14 @@ def _by_default(sides: Sides, say: Say) -> Iterator[Row]:
 
 def sooner(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
     """How many times sooner ours shows the preview at a tenth of the steps, at the 95th percentile of the users."""
-    times = previews.p95(previews.in_turn(pipeline, family, load)), previews.p95(previews.together(family, load))
+    theirs, ours = previews.in_turn(pipeline, family, load), previews.together(family, load)
+    times = previews.p95(theirs), previews.p95(ours)
     name = f"p95 time to the 10 % preview of {load.steps} steps, sooner than diffusers by default"
-    return Row(name, times[0] / times[1], goal, "×", f"{times[1]:.2f} s instead of {times[0]:.1f}")
+    note = f"{times[1]:.2f} s instead of {times[0]:.1f}"
+    return Row(name, times[0] / times[1], goal, "×", note, min(len(theirs), len(ours)), load.users)
 
 
 def any_preview(family: Family, load: Load) -> Row:
-    seconds = previews.p95(previews.together(family, load, share=0.0))
-    return Row(f"p95 time to any preview, {USERS} users", seconds, "≤ 0.5", "s")
+    seen = previews.together(family, load, share=0.0)
+    name = f"p95 time to any preview, {load.users} users"
+    return Row(name, previews.p95(seen), "≤ 0.5", "s", samples=len(seen), of=load.users)

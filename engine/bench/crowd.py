@@ -85,11 +85,15 @@ def events(family: Family, load: Load, *, watched: bool = False) -> Iterator[Eve
 
 def serve_together(family: Family, load: Load) -> float:
     """Seconds until our engine has developed and decoded everybody's picture."""
-    begun = time.perf_counter()
+    begun, pictures = time.perf_counter(), 0
     for event in events(family, load):
         if isinstance(event, Developed):
             family.decode(event.latents)
-    return time.perf_counter() - begun
+            pictures += 1
+    took = time.perf_counter() - begun
+    if not 0 < pictures == load.users * load.count:
+        raise RuntimeError(f"{pictures} pictures were developed, not {load.users * load.count}: there is no figure")
+    return took
 
 
 def serve_in_turn(pipeline: Any, family: Family, load: Load) -> float:

@@ -6,6 +6,7 @@ anything is. The same seed gives the same figures everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
@@ -31,13 +32,23 @@ def compared(arrivals: Sequence[Arrival]) -> list[Row]:
     ours, rival = Together(arrivals).run(), InTurn(arrivals).run()
     both = sorted(ours.finished.keys() & rival.finished.keys())
     times = {job.job: alone(job) for job in arrivals}
-    rows = [Row("simulated day: jobs that finished", len(both), None, "", f"of {len(arrivals)}; the others cancelled")]
+    rows = [
+        Row(
+            "simulated day: jobs that finished",
+            len(both),
+            None,
+            "",
+            f"of {len(arrivals)}; the others cancelled",
+            len(both),
+        )
+    ]
     for name, seen in (("ours", ours), ("one after another", rival)):
         slow = [seen.finished[job] / times[job] for job in both]
         first = [seen.preview[job] for job in both]
         for share in (50, 95):
-            rows.append(Row(f"first preview p{share}, {name}", percentile(first, share), None, "s"))
-            rows.append(Row(f"time in the system / time alone p{share}, {name}", percentile(slow, share), None, "×"))
+            for told, values, unit in (("first preview", first, "s"), ("time in the system / time alone", slow, "×")):
+                figure = percentile(values, share)
+                rows.append(Row(f"{told} p{share}, {name}", figure, None, unit, samples=len(values)))
         rows.append(Row(f"rows filled while busy, {name}", filled(seen), None, "%", f"of {LIMIT} a forward"))
     return rows
 
@@ -47,8 +58,8 @@ def fairness() -> list[Row]:
     return [
         Row("one job of four pictures beside another user's 20 jobs / alone", beside(4), "≤ 2.1", "×"),
         Row("the same for a job of one picture", beside(1), "≤ 2.1", "×"),
-        Row("Jain index of eight backlogged users, one size", equality((512,)), "≥ 0.99", ""),
-        Row("Jain index of eight backlogged users, three sizes", equality((512, 768, 1024)), "≥ 0.99", ""),
+        _equal("one size", (512,)),
+        _equal("three sizes", (512, 768, 1024)),
     ]
 
 
@@ -59,29 +70,36 @@ def beside(images: int) -> float:
     return Together([*flood, lone]).run().finished["lone"] / alone(lone)
 
 
-def equality(sizes: Sequence[int]) -> float:
-    """Jain's index of the row-steps, each by its price, of users who all have more to do than an hour allows."""
+def _equal(told: str, sizes: Sequence[int]) -> Row:
+    found = shares(sizes)
+    name = f"Jain index of eight backlogged users, {told}"
+    return Row(name, jain(found), "≥ 0.99", "", samples=len(found), of=BACKLOGGED)
+
+
+def shares(sizes: Sequence[int]) -> list[float]:
+    """The row-steps, each by its price, of every user who had any; all have more to do than an hour allows."""
     jobs = [
         Arrival(f"{user}.{number}", float(user), f"user {user}", "guild", sizes[user % len(sizes)], steps=1000)
         for user in range(BACKLOGGED)
         for number in range(3)
     ]
-    return jain(Together(jobs, until=HOUR).run().cost.values())
+    return [*Together(jobs, until=HOUR).run().cost.values()]
 
 
 def jain(values: Iterable[float]) -> float:
-    """(Σ x)² / (n Σ x²): 1 where all have the same (Jain, Chiu and Hawe 1984)."""
+    """(Σ x)² / (n Σ x²): 1 where all have the same (Jain, Chiu and Hawe 1984). NaN where nobody has anything."""
     each = [*values]
-    return sum(each) ** 2 / (len(each) * sum(value * value for value in each))
+    return sum(each) ** 2 / (len(each) * sum(value * value for value in each)) if any(each) else math.nan
 
 
 def percentile(values: Iterable[float], share: int) -> float:
-    """The smallest value that is at least as large as `share` % of them."""
+    """The smallest value that is at least as large as `share` % of them; NaN of none."""
     ordered = sorted(values)
-    return ordered[max(0, -(-share * len(ordered) // 100) - 1)]
+    return ordered[max(0, -(-share * len(ordered) // 100) - 1)] if ordered else math.nan
 
 
 def filled(seen: Seen) -> float:
-    """Per cent of the rows that forwards had room for, padding not counted."""
+    """Per cent of the rows that forwards had room for, padding not counted; NaN where there were none."""
     forwards = sum(seen.filled.values())
-    return 100.0 * sum(rows * count for rows, count in seen.filled.items()) / (LIMIT * forwards)
+    rows = sum(rows * count for rows, count in seen.filled.items())
+    return 100.0 * rows / (LIMIT * forwards) if forwards else math.nan

@@ -36,9 +36,15 @@ def moving_rows(family: Family, load: Load) -> list[Row]:
         straight, moved = _whole(family, job), _killed(family, job, others, random.randrange(1, load.steps))
         worst = min(worst, psnr(family, straight, moved))
     return [
-        Row(f"killed and resumed {KILLS} times, exact: equal to the bit", equal, f"= {KILLS}", "pictures"),
-        Row(f"killed and resumed {KILLS} times beside others, {load.dtype}: worst", worst, None, "dB"),
-    ]
+        Row(
+            f"killed and resumed {KILLS} times, exact: equal to the bit", equal, f"= {KILLS}", "pictures",
+            samples=KILLS, of=max(1, KILLS),
+        ),
+        Row(
+            f"killed and resumed {KILLS} times beside others, {load.dtype}: worst", worst, None, "dB", samples=KILLS,
+            of=max(1, KILLS),
+        ),
+    ]  # fmt: skip
 
 
 def _whole(family: Family, job: Job) -> torch.Tensor:

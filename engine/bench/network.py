@@ -14,16 +14,17 @@ from engine.families.family import Family
 from engine.job import Dtype
 from engine.measurement import probe
 
+ROUNDS = 15
 WARMING = 3  # forwards before the first counts: kernels are built, weights packed
 
 
-def gain(family: Family, dtype: Dtype, rounds: int = 15) -> float:
+def gain(family: Family, dtype: Dtype, rounds: int | None = None) -> float:
     """How much faster the network takes sixteen rows at once than two at a time: the ceiling of any batching.
 
     By the network as the pipeline runs it too: plain, whatever our engine does with its weights.
     """
     few, many = (plain(family, rows, dtype) for rows in (2, 2 * USERS))
-    times = [(clock(few), clock(many)) for _ in range(rounds + WARMING)][WARMING:]
+    times = [(clock(few), clock(many)) for _ in range((rounds or ROUNDS) + WARMING)][WARMING:]
     return USERS * median(each for each, _ in times) / median(each for _, each in times)
 
 
@@ -32,7 +33,7 @@ def packed_rows(family: Family, dtype: Dtype) -> list[Row]:
     found = []
     for rows in (2, 2 * USERS):
         both = plain(family, rows, dtype), ours(family, rows, dtype)
-        times = [(clock(both[0]), clock(both[1])) for _ in range(15 + WARMING)][WARMING:]
+        times = [(clock(both[0]), clock(both[1])) for _ in range(ROUNDS + WARMING)][WARMING:]
         figure = median(each for each, _ in times) / median(each for _, each in times)
         found.append(Row(f"a forward of {rows} rows, {dtype}: plain network / ours", figure, None, "×"))
     return found

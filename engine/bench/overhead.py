@@ -114,14 +114,18 @@ def cancelled(family: Family, load: Load) -> Row:
     """Steps that still run with a job's rows after it was cancelled."""
     engine, jobs = Engine({family.name: family}, rows=load.rows), load.jobs(family)
     _add(engine, jobs)
-    engine.step()
+    begun = any(_steps(event, jobs[0]) for _ in range(load.users) for event in engine.step())
     engine.cancel(jobs[0].id)
     late = 0
-    while any(isinstance(event, Stepped) and event.job == jobs[0].id for event in engine.step()):
+    while any(_steps(event, jobs[0]) for event in engine.step()):
         late += 1
     for job in jobs[1:]:
         engine.cancel(job.id)
-    return Row("steps until a cancelled job's rows are free", late, "≤ 1", "steps")
+    return Row("steps until a cancelled job's rows are free", late, "≤ 1", "steps", samples=int(begun))
+
+
+def _steps(event: object, job: Job) -> bool:
+    return isinstance(event, Stepped) and event.job == job.id
 
 
 def beside_a_flood(family: Family, load: Load, times: Mapping[int, float]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -54,5 +55,5 @@ def _until(look: Any, seen: list[float], users: int) -> Any:
 
 
 def p95(values: list[float]) -> float:
-    """The 95th percentile by linear interpolation, as numpy defines it."""
-    return float(np.percentile(values, 95))
+    """The 95th percentile by linear interpolation, as numpy defines it; NaN of none."""
+    return float(np.percentile(values, 95)) if values else math.nan

@@ -1,8 +1,12 @@
-"""One measured figure beside its goal, as a table for people and as JSON for programs. Knows no benchmark."""
+"""One measured figure beside its goal, as a table for people and as JSON for programs. Knows no benchmark.
+
+Nothing passes over nothing: a row says how many samples its figure is of, and how many it set out to take.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +17,8 @@ _AT_MOST = "≤"
 class Row:
     """`goal` reads "≥ 3.5", "≤ 200" or "= 1", or is None for a figure that is only told.
 
-    A figure of None could not be measured here, and `note` says why.
+    A figure of None could not be measured here, and `note` says why. The figure is of `samples`, and there should have
+    been `of`: fewer miss every goal, and of none there is no figure. A figure that is no number is none, too.
     """
 
     name: str
@@ -21,10 +26,28 @@ class Row:
     goal: str | None
     unit: str
     note: str = ""
+    samples: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        """Takes a figure of nothing away."""
+        if self.figure is not None and (self.samples < 1 or not math.isfinite(self.figure)):
+            object.__setattr__(self, "figure", None)
+
+    @property
+    def remark(self) -> str:
+        """The note, behind what is missing of the samples."""
+        if self.samples < 1:
+            lacking = f"nothing was measured: 0 of {self.of:,}"
+        elif self.samples < self.of:
+            lacking = f"only {self.samples:,} of {self.of:,} were measured"
+        else:
+            lacking = "no figure came of it" if self.figure is None and not self.note else ""
+        return "; ".join(filter(None, (lacking, self.note)))
 
     @property
     def passed(self) -> bool:
-        if self.figure is None:
+        if self.figure is None or self.samples < self.of:
             return False
         if self.goal is None:
             return True
@@ -41,7 +64,8 @@ class Row:
             "unit": self.unit,
             "pass": self.passed,
         }
-        return row | ({"note": self.note} if self.note else {})
+        several = {"samples": self.samples, "of": self.of} if self.of > 1 or self.samples != 1 else {}
+        return row | ({"note": self.remark} if self.remark else {}) | several
 
 
 def as_json(rows: Sequence[Row]) -> str:
@@ -56,6 +80,6 @@ def as_table(rows: Sequence[Row]) -> str:
         goal = f" (goal {row.goal})" if row.goal else ""
         mark = "—   " if row.figure is None else "ok  " if row.passed else "MISS"
         lines.append(f"{mark} {row.name}: {figure}{goal}")
-        if row.note:
-            lines.append(f"       {row.note}")
+        if row.remark:
+            lines.append(f"       {row.remark}")
     return "\n".join(lines)

@@ -27,10 +27,10 @@ ROUNDS = 3
 Say = Callable[[str], None]
 
 
-def faster(pipeline: Any, family: Family, load: Load, rounds: int = ROUNDS) -> float:
+def faster(pipeline: Any, family: Family, load: Load, rounds: int | None = None) -> float:
     """How many times as many pictures a second ours finishes as the pipeline does."""
     _warm(pipeline, family, load)
-    return median(_ratio(pipeline, family, load) for _ in range(rounds))
+    return median(_ratio(pipeline, family, load) for _ in range(rounds or ROUNDS))
 
 
 def _ratio(pipeline: Any, family: Family, load: Load) -> float:

@@ -61,7 +61,7 @@ class BotSide(Station):
         super().__init__(client, kept, again, scoped)
         self._tombstones = self._bucket(subjects.CANCELLED)
         self._pools: set[str] = set()  # whose consumers are there
-        self._presences = Presences(kept.lease)
+        self._presences = Presences(kept.lease, self.refused)
 
     async def dispatch(self, job: Job) -> bool:
         """Hands a job to the workers of its pool, so that the oldest of them can read it.
@@ -159,7 +159,7 @@ class BotSide(Station):
         except NotFoundError:
             return
         if answered(b64decode(message.hdrs or "")):
-            log.error("what lies at %s is an answer of the broker, which is no worker's word", subject)
+            self.refused.note(f"what lies at {subject}", "it is an answer of the broker, which is no worker's word")
             return
         self._presences.hear(subject, message.data or b"", message.headers or {})
 

@@ -24,6 +24,7 @@ from nats.js.api import ConsumerConfig
 from engine.bus import subjects
 from engine.bus.hearing import ANSWERED
 from engine.bus.link import reaching
+from engine.bus.refusals import Refusals
 from engine.bus.streams import ensure_consumer
 from engine.job import Malformed, Newer, decode
 
@@ -50,8 +51,8 @@ def reflected(msg: Msg) -> bool:
 class DeadLetters:
     """Where messages go that nobody can use; `count` says how many, by the first token of their subject."""
 
-    def __init__(self, js: JetStreamContext) -> None:
-        self._js = js
+    def __init__(self, js: JetStreamContext, refused: Refusals) -> None:
+        self._js, self._refused = js, refused
         self.count: Counter[str] = Counter()
 
     async def lay_aside(self, msg: Msg, reason: str) -> None:
@@ -70,7 +71,7 @@ class DeadLetters:
     def note(self, subject: str, reason: str) -> None:
         """For messages that no stream keeps (frames): logged and counted."""
         self.count[subject.split(".", 1)[0]] += 1
-        log.error("dead letter on %s: %s", subject, reason)
+        self._refused.note(f"a message on {subject}", reason)
 
 
 @dataclass(frozen=True)

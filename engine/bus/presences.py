@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
 from msgspec.structs import replace
 from nats.aio.msg import Msg
 from nats.js.kv import KV_OP
 
 from engine.bus import subjects
 from engine.bus.hearing import ANSWERED
+from engine.bus.refusals import Refusals
 from engine.job import VERSION, Malformed, Presence, decode
 
 log = logging.getLogger(__name__)
+
+READ_AGAIN = 64 * 1024  # bytes of a bad presence that are looked into
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class Heard:
 class Presences:
     """`on_change` is called when a worker comes, goes, or changes what it offers."""
 
-    def __init__(self, lease: float, on_change: Callable[[], None] = lambda: None) -> None:
-        self._lease = lease
+    def __init__(self, lease: float, refused: Refusals, on_change: Callable[[], None] = lambda: None) -> None:
+        self._lease, self._refused = lease, refused
         self._heard: dict[str, Heard] = {}
         self.on_change = on_change
 
@@ -61,7 +66,9 @@ class Presences:
     def hear(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
         """A put or a delete in the bucket."""
         if ANSWERED in headers:
-            log.error("an answer of the broker was sent to %s, which is no worker's word", subject)
+            self._refused.note(
+                f"what was sent to {subject}", "it is an answer of the broker, which is no worker's word"
+            )
         elif payload:
             self._note(subject, payload)
         elif KV_OP in headers:
@@ -81,17 +88,17 @@ class Presences:
 
     def _note(self, subject: str, payload: bytes) -> None:
         """One announcement. A worker's own key lets it announce itself in its own pools alone."""
+        worker, pool = subjects.announced(subject)
         try:
             said = decode(payload, Presence)
         except Malformed as error:
-            log.error("a worker's presence is unreadable, so it gets no work: %s", error)
+            self._refused.note(f"worker {worker or subject} announces {_part(payload, str(error))}", str(error))
             return
-        worker, pool = subjects.announced(subject)
         if worker != said.worker or pool not in said.pools:
-            log.error(
-                "on %s somebody says that it is the worker %s in the pools %s: it does not count there; before this "
-                "version a worker named no pool, so update it, and make its key anew for a broker of your own",
-                subject, said.worker, ",".join(said.pools),
+            self._refused.note(
+                f"on {subject} somebody announces the worker {said.worker} in the pools {','.join(said.pools)}",
+                "it does not count there; before this version a worker named no pool, so update it, and make its key "
+                "anew for a broker of your own",
             )  # fmt: skip
             return
         self._keep(said, pool)
@@ -109,3 +116,16 @@ class Presences:
             )  # fmt: skip
         if before is None or before.shown(now) != heard.shown(now):
             self.on_change()
+
+
+def _part(payload: bytes, error: str) -> str:
+    """The part of a presence that an error is about, as `rows 50000`, where it can be told."""
+    at = re.search(r"at `\$\.(\w{1,32})`", error)
+    if at is None or len(payload) > READ_AGAIN:
+        return "itself"
+    try:
+        said = msgspec.msgpack.decode(payload)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError, TypeError):
+        return "itself"
+    value = said.get(at[1]) if isinstance(said, dict) else None
+    return f"{at[1]} {value!r:.40}" if isinstance(value, int | float | str) else at[1]

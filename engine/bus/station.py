@@ -22,6 +22,7 @@ from engine.bus.blobs import Blobs
 from engine.bus.deliveries import DeadLetters
 from engine.bus.latest import Latest
 from engine.bus.link import Right, Unreachable, connect, reaching, stays
+from engine.bus.refusals import Refusals
 from engine.bus.streams import Kept, declare, is_there
 from engine.job import Malformed, decode
 
@@ -40,7 +41,8 @@ class Station:
     def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
         self.client, self.kept, self.scoped = client, kept, scoped  # scoped: by a key that opens a worker's part alone
         self.js = client.jetstream(timeout=ANSWER_SECONDS)
-        self.dead = DeadLetters(self.js)
+        self.refused = Refusals()
+        self.dead = DeadLetters(self.js, self.refused)
         self.blobs = Blobs(self.js, kept.blob_age, scoped=scoped)
         self._again, self._left = again, False
 

@@ -59,13 +59,16 @@ def test_shares_of_the_next_picks() -> None:
 
 def test_a_row_has_the_goal_of_its_name_and_passes_by_it() -> None:
     name = "enqueue → first step, idle, p99"
-    assert [row(name, "SQLite", figure).passed for figure in (50.0, 50.1, None)] == [True, False, False]
-    assert row(name, "SQLite", math.nan).figure is None
+    rows = [row(name, "SQLite", figure, samples=2, of=2) for figure in (50.0, 50.1, None, math.nan)]
+    assert [each.passed for each in rows] == [True, False, False, False]
+    assert rows[-1].figure is None
     rate = "accepted jobs a second"
-    assert [row(rate, database, 300.0).passed for database in ("SQLite", "PostgreSQL")] == [True, False]
-    [plain] = json.loads(as_json([row(name, "SQLite", 12.5, "so")]))
+    both = [row(rate, database, 300.0, samples=9, of=9) for database in ("SQLite", "PostgreSQL")]
+    assert [each.passed for each in both] == [True, False]
+    [plain] = json.loads(as_json([row(name, "SQLite", 12.5, "so", samples=7, of=7)]))
     assert plain == {
-        "name": f"{name} (SQLite)", "figure": 12.5, "goal": "≤ 50", "unit": "ms", "pass": True, "note": "so"
+        "name": f"{name} (SQLite)", "figure": 12.5, "goal": "≤ 50", "unit": "ms", "pass": True, "note": "so",
+        "samples": 7, "of": 7,
     }  # fmt: skip
 
 
@@ -81,7 +84,7 @@ def test_every_name_has_its_goal_and_what_is_missing_never_passes() -> None:
 def test_a_hand_over_is_judged_by_the_worst_that_was_seen() -> None:
     kills = [handing.Moved(waited, 0.5) for waited in (9.0, 10.0, 12.5)]
     stops = [handing.Moved(waited, 0.1) for waited in (0.2, 0.3, 0.4, 0.5, 1.2)]
-    rows = {each.name: each for each in handing.told("SQLite", kills, stops)}
+    rows = {each.name: each for each in handing.told("SQLite", kills, stops, (3, 5))}
     killed, stopped = rows[f"{handing.KILLED} (SQLite)"], rows[f"{handing.STOPPED} (SQLite)"]
     assert [(each.figure, each.passed) for each in (killed, stopped)] == [(12.5, False), (1.2, False)]
     assert "worst of 3, median 10.00 s" in killed.note
@@ -90,10 +93,26 @@ def test_a_hand_over_is_judged_by_the_worst_that_was_seen() -> None:
 
 
 def test_the_efficiency_is_of_one_worker_alone() -> None:
-    found = scale.efficiency({1: 0.5, 8: 3.8}, 8)
+    found = scale.efficiency({1: (0.5, 9), 8: (3.8, 9)}, 8)
     assert (found.figure, found.goal, found.passed) == (pytest.approx(0.95), "≥ 0.9", True)
-    assert not scale.efficiency({1: 0.5, 8: 3.0}, 8).passed
-    assert scale.efficiency({1: 0.5, 2: 0.6}, 2).goal is None
+    assert not scale.efficiency({1: (0.5, 9), 8: (3.0, 9)}, 8).passed
+    assert scale.efficiency({1: (0.5, 9), 2: (0.6, 9)}, 2).goal is None
+
+
+def test_nothing_passes_over_nothing() -> None:
+    unseen = delivery.told("SQLite", [], [[], []], 35)
+    unmoved = handing.told("SQLite", [], [], (3, 5))
+    idle = scale.efficiency({1: (0.0, 0), 8: (0.0, 0)}, 8)
+    for each in (*unseen, *unmoved, idle):
+        assert (each.figure, each.passed) == (None, False)
+        assert each.remark.startswith("nothing was measured: 0 of ")
+
+
+def test_what_only_some_frames_or_rounds_showed_is_a_miss() -> None:
+    seen = delivery.told("SQLite", [1.0] * 35, [[1.0] * 34, *[[1.0] * 35] * 99], 35)
+    assert [each.passed for each in seen] == [True, False, False]
+    assert "only 3,499 of 3,500 were measured" in seen[-1].remark
+    assert not any(each.passed for each in handing.told("SQLite", [handing.Moved(1.0, 0.1)], [], (3, 5)))
 
 
 def test_a_viewer_reads_stamps_out_of_pieces_of_a_stream() -> None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from bot.bench import cluster, figures, handing, latency, picking, queue, scale
+from bot.bench import admitting, cluster, delivery, fairness, figures, handing, latency, picking, queue, scale
 from bot.bench.cluster import cluster as private
 from bot.bench.premises import cpu_seconds
 
@@ -36,13 +36,31 @@ async def test_the_queue_is_measured_in_a_house_of_its_own(monkeypatch: pytest.M
 
 
 @pytest.mark.asyncio
-async def test_a_worker_is_counted_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scale, "WORKERS", (1,))
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", ["delivery", "admitting", "fairness", "handing"])
+async def test_every_part_measures_all_that_it_set_out_to(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PAGES", 5)
+    monkeypatch.setattr(delivery, "QUICK", 12)
+    monkeypatch.setattr(admitting, "QUICK", 0.5)
+    monkeypatch.setattr(admitting, "USERS", 10)
+    for name, value in (("LONG", fairness.SHORT), ("FLOOD", 20), ("JOBS_EACH", 6), ("FEW_SECONDS", 2.0)):
+        monkeypatch.setattr(fairness, name, value)
+    rows = await queue.measure(["SQLite"], [part], quick=True, say=silent)
+    assert rows
+    assert [each.name for each in rows if each.figure is None or each.samples < each.of] == []
+
+
+@pytest.mark.asyncio
+async def test_one_and_two_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "WORKERS", (1, 2))
+    monkeypatch.setattr(scale, "ROW_MS", 10.0)
     monkeypatch.setattr(scale, "QUICK", 4.0)
     monkeypatch.setattr(scale, "WARMING", 0.2)
     rows = await scale.measure(quick=True, say=silent)
-    assert [each.name for each in rows] == ["jobs a second, 1 worker"]
-    assert all("the broker" in each.note for each in rows)
+    names = ["jobs a second, 1 worker", "jobs a second, 2 workers", "efficiency of 2 workers"]
+    assert [each.name for each in rows] == names
+    assert all("the broker" in each.note for each in rows[:2])
+    assert [each.name for each in rows if each.figure is None or each.samples < each.of] == []
 
 
 def test_without_postgresql_its_rows_do_not_pass(

@@ -13,9 +13,24 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.bench import card, moving, network, overhead, previews, throughput, users
-from engine.bench.crowd import MIXTURE, Load, serve_in_turn, serve_together
+from engine.bench import (
+    card,
+    claims,
+    crowd,
+    day,
+    moving,
+    network,
+    overhead,
+    parity,
+    previews,
+    tables,
+    throughput,
+    users,
+)  # fmt: skip
+from engine.bench.crowd import MIXTURE, Load, serve_together
+from engine.bench.row import Row
 from engine.bench.users import Measured
+from engine.calibration import Calibration
 from engine.families.embedded import assemble
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Recipe, row_steps
@@ -53,17 +68,6 @@ def test_what_begins_with_a_picture_runs_as_many_steps(embedded: StableDiffusion
     assert sum(map(row_steps, recipes(load, embedded))) == sum(map(row_steps, recipes(other, embedded)))
 
 
-def test_both_sides_are_measured(embedded: StableDiffusion, rival: Any) -> None:
-    assert serve_together(embedded, BRIEF) > 0
-    assert serve_in_turn(rival, embedded, BRIEF) > 0
-    assert throughput.faster(rival, embedded, BRIEF, rounds=1) > 0
-    assert network.gain(embedded, "float32", rounds=1) > 0
-    assert network.clock(network.ours(embedded, 2, "float32")) > 0
-    for row in (figure(embedded, BRIEF) for figure in (throughput.interval, throughput.mixed, throughput.begun)):
-        assert row.figure is not None
-        assert row.figure > 0
-
-
 def test_everybody_s_preview_is_waited_for(embedded: StableDiffusion, rival: Any) -> None:
     load = Load(10, "float32", users=3)
     ours, theirs = previews.together(embedded, load), previews.in_turn(rival, embedded, load)
@@ -72,13 +76,8 @@ def test_everybody_s_preview_is_waited_for(embedded: StableDiffusion, rival: Any
     assert not rival._interrupt or rival("cat", num_inference_steps=1, output_type="latent")
 
 
-def test_overheads_and_cancelling(embedded: StableDiffusion) -> None:
-    for row in (overhead.outside_the_network(embedded, Load(12, "float32")), overhead.watched(embedded, BRIEF)):
-        assert row.figure is not None
+def test_a_cancelled_job_s_rows_are_free_at_once(embedded: StableDiffusion) -> None:
     assert overhead.cancelled(embedded, BRIEF).figure == 0
-    beside = overhead.beside_a_flood(embedded, Load(2, "float32", users=2), {1: 1.0, 2: 1.5, 4: 2.5})
-    assert beside.figure is not None
-    assert beside.figure > 0.5
 
 
 def test_a_killed_picture_is_the_same(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +109,69 @@ def test_what_a_card_would_run_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[0].figure is not None
     assert rows[2].figure is not None
     assert (rows[1].figure, "compiler" in rows[1].note) == (None, True)
+
+
+SHORT = {
+    claims: {"STEPS": 4, "WAITED": 10, "WAITED_QUICKLY": 10, "LONG": 8}, parity: {"STEPS": 2}, tables: {"STEPS": 12},
+    moving: {"KILLS": 1}, throughput: {"ROUNDS": 1}, overhead: {"ROUNDS": 1}, network: {"ROUNDS": 1, "WARMING": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, embedded: StableDiffusion, rival: Any) -> claims.Sides:
+    """The same code on few steps and users, and without a compiler."""
+    for module, names in SHORT.items():
+        for name, value in names.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(claims.Sides, "load", property(lambda sides: Load(claims.STEPS, "float32", users=2)))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    found = Calibration(
+        dtype="float32", rows=32, steps=4, sampler="ddpm", row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
+        bucket_ms={1: 1.0, 2: 1.5, 4: 2.5, 8: 4.5, 16: 8.5, 32: 16.5}, dtype_ms={},
+    )  # fmt: skip
+    return claims.Sides(embedded, rival, found)
+
+
+def measured(rows: list[Row]) -> list[str]:
+    """The names of those that are of something, and of all that they set out to measure."""
+    return [row.name for row in rows if row.figure is not None and row.samples >= row.of]
+
+
+def test_every_row_of_the_long_table_measures_something(short: claims.Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(claims.all_rows(short, lambda sentence: None))
+    unmeasured = {row.name: row.note for row in rows if row.name not in measured(rows)}
+    assert [note for note in unmeasured.values() if "compiler" not in note] == []
+    assert len(unmeasured) <= 1
+    assert len({row.name for row in rows}) == len(rows)
+
+
+def test_every_row_of_the_short_table_measures_something(short: claims.Sides) -> None:
+    rows = list(claims.quick_rows(short, lambda sentence: None))
+    assert measured(rows) == [row.name for row in rows]
+
+
+def test_a_load_of_which_nothing_is_developed_is_no_figure(
+    embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "events", lambda family, load: iter(()))
+    with pytest.raises(RuntimeError, match="there is no figure"):
+        serve_together(embedded, BRIEF)
+
+
+def test_nobody_s_preview_is_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(previews, "together", lambda family, load, share=0.1: [])
+    row = claims.any_preview(embedded, BRIEF)
+    assert (row.figure, row.passed, row.remark) == (None, False, "nothing was measured: 0 of 2")
+    monkeypatch.setattr(previews, "together", lambda family, load, share=0.1: [0.1])
+    assert not claims.any_preview(embedded, BRIEF).passed
+
+
+def test_users_who_had_nothing_make_no_fair_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simpy")
+    monkeypatch.setattr(day, "shares", lambda sizes: [1.0])  # of eight
+    assert [row.passed for row in day.fairness()[-2:]] == [False, False]
+    monkeypatch.setattr(day, "shares", lambda sizes: [])
+    assert [row.figure for row in day.fairness()[-2:]] == [None, None]
 
 
 def test_the_plot_shows_both(tmp_path: Path) -> None:

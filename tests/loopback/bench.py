@@ -6,14 +6,14 @@ import argparse
 import asyncio
 import math
 import os
-import statistics
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from engine.bench.row import Row, as_json, as_table
-from loopback.bench_kills import FEW, POINTS, Outcome, kills
+from loopback.bench_kills import FEW, POINTS, Outcome, Point, kills
 from loopback.bench_load import RATE, Evening, Size, evening
 from loopback.habits import unexplained
 from loopback.openapi import Judge
@@ -28,52 +28,67 @@ SLACK = 0.25  # seconds that a request which was under way at a job's end may st
 def load_rows(seen: Evening) -> list[Row]:
     """The claims of one evening."""
     first = sorted(1000 * (act.answered - act.sent) for act in seen.acts if act.answered)
-    finals = seen.final_of()
-    late = {job: finals[job][0].done - at for job, at in seen.ended.items() if job in finals}
+    finals, size = seen.final_of(), seen.size
     waited = sorted(seen.stored[job] - at for job, at in seen.ended.items() if job in seen.stored)
-    size = seen.size
     where = f"{size.jobs} jobs, {size.channels} channels, {size.guilds} guilds, ≤ {size.finals:g} finals a second"
     previews = [len(each) for each in seen.previews_of().values()]
     judge = Judge()
     for one in seen.loopback.asked:
         judge.hear(one.method, one.path, one.query, one.body, len(one.files))
     wrong = unexplained(judge.findings)
+    of_answers, of_finals = ({"samples": len(each), "of": size.jobs} for each in (first, finals))
+    of_requests = {"samples": len(seen.loopback.asked), "of": size.jobs}  # each job has one, at least
     return [
-        Row("first answer, p50", _at(first, 0.5), "≤ 300", "ms", where),
-        Row("first answer, p99", _at(first, 0.99), "≤ 300", "ms", f"of {len(first)}, worst {_at(first, 1):.0f} ms"),
-        Row("429 caused by us", seen.loopback.rates.refused, "= 0", "", _refused(seen)),
-        Row("finals shown", len(finals), f"= {seen.size.jobs}", "", f"{sum(map(_posted, finals.values()))} as notices"),
-        Row("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", ""),
+        Row("first answer, p50", _at(first, 0.5), "≤ 300", "ms", where, **of_answers),
         Row(
-            "finals later than 2 s", sum(each > SOON for each in late.values()), "= 0", "",
-            f"p50 {_at(sorted(late.values()), 0.5):.2f} s, p99 {_at(sorted(late.values()), 0.99):.2f} s, "
-            f"worst {max(late.values(), default=0.0):.2f} s; of it until it was stored: p50 {_at(waited, 0.5):.2f} s",
+            "first answer, p99", _at(first, 0.99), "≤ 300", "ms", f"of {len(first)}, worst {_at(first, 1):.0f} ms",
+            **of_answers,
         ),
-        Row("finals behind a preview", behind(seen), "= 0", ""),
-        Row("previews per job", statistics.mean(previews or [0]), "≥ 1", "", f"{sum(previews)} in all"),
-        Row("memory of the bot, most", seen.memory / 1e6, "≤ 400", "MB"),
-        Row("the bot's share of one core", seen.cpu["bot"] / seen.seconds, "≤ 1", "", _shares(seen)),
-        Row("findings against Discord's description", len(wrong), "= 0", "", "; ".join(map(str, wrong))),
+        Row("429 caused by us", seen.loopback.rates.refused, "= 0", "", _refused(seen), **of_requests),
+        Row("finals shown", len(finals), f"= {size.jobs}", "", f"{sum(map(_posted, finals.values()))} as notices"),
+        Row("finals shown twice", sum(len(each) > 1 for each in finals.values()), "= 0", "", "", **of_finals),
+        soon_row(seen, f"of it until it was stored: p50 {_at(waited, 0.5):.2f} s"),
+        Row("finals behind a preview", behind(seen), "= 0", "", "", **of_finals),
+        Row("previews per job", sum(previews) / size.jobs, "≥ 1", "", f"{sum(previews)} in all", **of_finals),
+        Row("memory of the bot, most", seen.memory / 1e6, "≤ 400", "MB", "", **of_finals),
+        Row("the bot's share of one core", _share(seen), "≤ 1", "", _shares(seen), **of_finals),
+        Row("findings against Discord's description", len(wrong), "= 0", "", "; ".join(map(str, wrong)), **of_requests),
     ]  # fmt: skip
 
 
-def stalling(troubles: Troubles) -> None:
+def soon_row(seen: Evening, note: str) -> Row:
+    """The share of finals that were there in time; one that never came was not."""
+    finals = seen.final_of()
+    late = sorted(finals[job][0].done - at for job, at in seen.ended.items() if job in finals)
+    told = f"p50 {_at(late, 0.5):.2f} s, p99 {_at(late, 0.99):.2f} s, worst {_at(late, 1):.2f} s; {note}"
+    share = 100 * sum(each <= SOON for each in late) / seen.size.jobs
+    return Row("finals within 2 s of the job's end", share, "≥ 99", "%", told, samples=len(late), of=seen.size.jobs)
+
+
+def stalling(jobs: int, hang: float, troubles: Troubles) -> None:
     """The first edit of each job, which is one of its progress, hangs until the job is long over."""
-    troubles.break_lines(path=EDITS, method="PATCH", times=STALLED.jobs, delay=HANG)
+    troubles.break_lines(path=EDITS, method="PATCH", times=jobs, delay=hang)
 
 
-def stalled_row(seen: Evening) -> Row:
+def stalled_row(seen: Evening, hang: float = HANG) -> Row:
     """Nothing that is only a preview may hold a final."""
     finals, met = seen.final_of(), sum(trouble.met for trouble in seen.loopback.troubles.orders)
     late = [finals[job][0].done - at if job in finals else math.inf for job, at in seen.ended.items()]
     held = sum(each > SOON for each in late) + seen.size.jobs - len(late)
-    worst = f"the first {met} edits hang for {HANG:.0f} s; worst final {max(late, default=math.inf):.2f} s"
-    return Row("finals held by an edit that hangs", held, "= 0", "", f"of {seen.size.jobs} jobs; {worst}")
+    worst = f"the first {met} edits hang for {hang:.0f} s; worst final {max(late, default=math.inf):.2f} s"
+    note = f"of {seen.size.jobs} jobs; {worst}"
+    return Row("finals held by an edit that hangs", held, "= 0", "", note, samples=met, of=seen.size.jobs)
+
+
+def _share(seen: Evening) -> float:
+    return seen.cpu.get("bot", math.nan) / seen.seconds if seen.seconds else math.nan
 
 
 def _shares(seen: Evening) -> str:
     """Who else had the machine: they all share it."""
-    others = ", ".join(f"{who} {used / seen.seconds:.2f}" for who, used in sorted(seen.cpu.items()) if who != "bot")
+    others = ", ".join(
+        f"{who} {used / max(seen.seconds, 1e-9):.2f}" for who, used in sorted(seen.cpu.items()) if who != "bot"
+    )
     return f"over {seen.seconds:.0f} s; beside it {others}; {os.cpu_count()} cores"
 
 
@@ -89,14 +104,14 @@ def behind(seen: Evening) -> int:
     return sum(any(seen.stored.get(job, math.inf) + SLACK < one.at for one in previews.get(job, ())) for job in finals)
 
 
-def kill_rows(outcomes: list[Outcome]) -> list[Row]:
-    """The claims about a bot that dies."""
+def kill_rows(outcomes: list[Outcome], points: int) -> list[Row]:
+    """The claims about a bot that dies at so many points."""
     lost = [str(one.point) for one in outcomes if one.lost]
     twice = [str(one.point) for one in outcomes if one.twice]
     at = f"killed at {len(outcomes)} points of a job's life"
     return [
-        Row("pictures lost by kill -9", len(lost), "= 0", "", "; ".join([at, *lost])),
-        Row("pictures posted twice by kill -9", len(twice), "= 0", "", "; ".join([at, *twice])),
+        Row("pictures lost by kill -9", len(lost), "= 0", "", "; ".join([at, *lost]), len(outcomes), points),
+        Row("pictures posted twice by kill -9", len(twice), "= 0", "", "; ".join([at, *twice]), len(outcomes), points),
     ]
 
 
@@ -106,6 +121,24 @@ def _posted(requests: list) -> int:
 
 def _at(values: list[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def measure_load(size: Size) -> list[Row]:
+    """An evening in an installation of its own."""
+    with tempfile.TemporaryDirectory() as fresh:
+        return load_rows(asyncio.run(evening(Path(fresh), size, _say)))
+
+
+def measure_stalled(size: Size, hang: float = HANG) -> list[Row]:
+    """One at which the first edits hang."""
+    with tempfile.TemporaryDirectory() as fresh:
+        return [stalled_row(asyncio.run(evening(Path(fresh), size, _say, partial(stalling, size.jobs, hang))), hang)]
+
+
+def measure_kills(points: tuple[Point, ...]) -> list[Row]:
+    """A bot that is killed."""
+    with tempfile.TemporaryDirectory() as fresh:
+        return kill_rows(asyncio.run(kills(Path(fresh), points, _say)), len(points))
 
 
 def main(args: list[str]) -> int:
@@ -118,15 +151,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     parser.add_argument("--finals", type=float, default=RATE, help="jobs that end in a second, at most")
     chosen = parser.parse_args(args)
-    size = Size(jobs=100, channels=20, guilds=5, short=12.0, long=14.0) if chosen.quick else Size()
+    size, points = (Size(100, 20, 5, 12.0, 14.0), FEW) if chosen.quick else (Size(), POINTS)
     finals = min(chosen.finals, size.channels / 2)  # a channel sees one in two seconds at most
-    size = replace(size, finals=finals)
-    with tempfile.TemporaryDirectory() as fresh:
-        rows = load_rows(asyncio.run(evening(Path(fresh), size, _say)))
-    with tempfile.TemporaryDirectory() as fresh:
-        rows.append(stalled_row(asyncio.run(evening(Path(fresh), STALLED, _say, stalling))))
-    with tempfile.TemporaryDirectory() as fresh:
-        rows += kill_rows(asyncio.run(kills(Path(fresh), FEW if chosen.quick else POINTS, _say)))
+    rows = [*measure_load(replace(size, finals=finals)), *measure_stalled(STALLED), *measure_kills(points)]
     print(as_json(rows) if chosen.json else as_table(rows))
     return 0
 

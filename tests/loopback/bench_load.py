@@ -20,12 +20,14 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import psutil
 
 from engine.bus import Bus
 from engine.bus.broker import Broker
 from loopback.asked import Asked
 from loopback.bot import Bot
+from loopback.easel import WORKERS
 from loopback.people import Act, Person
 from loopback.server import Loopback
 from loopback.troubles import Troubles
@@ -33,6 +35,7 @@ from loopback.troubles import Troubles
 SHORT, LONG = 52.0, 64.0  # seconds: below and above the minute from which on an end is told by a new message
 RATE = 20.0  # requests for pictures a second
 JOB = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+HEARD = 30.0  # seconds for the bot to hear of the device
 ROOM = {"DARKROOM_RUNNING": "1000", "DARKROOM_QUEUED": "1000", "DARKROOM_COST_DAY": "1000000"}
 
 
@@ -46,6 +49,7 @@ class Size:
     short: float = SHORT
     long: float = LONG
     finals: float = RATE  # a second, at most
+    after: float = 3.0  # seconds in which what comes twice would come
 
 
 @dataclass
@@ -125,7 +129,7 @@ async def evening(
         await asyncio.to_thread(bot.folder.mkdir, parents=True)
         async with easel(broker, size, seen.ended):
             await bot.start()
-            await asyncio.sleep(3.0)  # the bot hears of the device
+            await _heard(bot)
             before, began = _cpu(bot), time.monotonic()
             watching = asyncio.create_task(_watch(bot, seen, say))
             try:
@@ -138,6 +142,16 @@ async def evening(
         await bot.end()
     seen.stored = await asyncio.to_thread(_stored, folder / "bot" / "darkroom.sqlite")
     return seen
+
+
+async def _heard(bot: Bot) -> None:
+    """Until the bot counts on every worker of the device; without one there is nothing to measure."""
+    async with aiohttp.ClientSession() as session, asyncio.timeout(HEARD):
+        while True:
+            async with session.get(f"{bot.room()}/healthz") as answer:
+                if (await answer.json())["workers"] == len(WORKERS):
+                    return
+            await asyncio.sleep(0.1)
 
 
 def _stored(database: Path) -> dict[str, float]:
@@ -166,7 +180,7 @@ async def _finish(seen: Evening) -> None:
         count = len(seen.final_of())
         if count != known:
             known, quiet = count, time.monotonic()
-    await asyncio.sleep(3.0)  # what comes twice comes now
+    await asyncio.sleep(seen.size.after)
 
 
 async def _watch(bot: Bot, seen: Evening, say: Callable[[str], None]) -> None:

@@ -7,9 +7,20 @@ import time
 import pytest
 
 from loopback.asked import Asked, File
-from loopback.bench import STALLED, behind, main, stalled_row, stalling
+from loopback.bench import (
+    HANG,
+    STALLED,
+    behind,
+    kill_rows,
+    load_rows,
+    main,
+    measure_load,
+    measure_stalled,
+    stalled_row,
+    stalling,
+)
 from loopback.bench_kills import FEW, POINTS
-from loopback.bench_load import Evening
+from loopback.bench_load import Evening, Size
 from loopback.server import Loopback
 
 JOBS = [f"01ARZ3NDEKTSV4RRFFQ69G5F{number:02}" for number in range(STALLED.jobs)]
@@ -24,7 +35,7 @@ def an_evening(took: float) -> Evening:
     """Every job ends at 100; its final is there `took` seconds later."""
     seen = Evening(STALLED, Loopback(clock=time.monotonic, judged=False))
     seen.ended = seen.stored = dict.fromkeys(JOBS, 100.0)
-    stalling(seen.loopback.troubles)
+    stalling(STALLED.jobs, HANG, seen.loopback.troubles)
     for job in JOBS:
         assert seen.loopback.troubles.meet("PATCH", EDIT), "each job's first edit hangs"
         seen.loopback.asked.append(shown(f"darkroom-{job}.png", "", 100.0, 100.0 + took))
@@ -51,6 +62,33 @@ def test_a_preview_that_comes_after_the_end_is_counted() -> None:
     assert behind(seen) == 0
     seen.loopback.asked.append(shown("developing.jpg", JOBS[3], 101.0, 101.1))
     assert behind(seen) == 1
+
+
+def test_an_evening_at_which_nothing_happened_passes_nothing() -> None:
+    rows = load_rows(Evening(STALLED, Loopback(clock=time.monotonic, judged=False)))
+    assert [row.name for row in rows if row.passed] == []
+    shown = next(row for row in rows if row.name == "finals shown")
+    assert [row.name for row in rows if row.figure is not None] == [shown.name]
+    assert not any(row.passed for row in kill_rows([], len(FEW)))
+    assert not stalled_row(Evening(STALLED, Loopback(clock=time.monotonic, judged=False))).passed
+
+
+def test_nine_finals_of_ten_are_a_miss_of_all_that_is_said_of_finals() -> None:
+    seen = an_evening(0.5)
+    assert {row.name: row for row in load_rows(seen)}["finals within 2 s of the job's end"].passed
+    seen.loopback.asked.pop()
+    rows = [row for row in load_rows(seen) if row.name.startswith("finals") and row.name != "finals shown"]
+    assert len(rows) == 3
+    assert not any(row.passed for row in rows)
+    assert all("only 9 of 10 were measured" in row.remark for row in rows)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.may_block("it opens folders and starts processes, as a command does")
+def test_a_short_evening_measures_every_row() -> None:
+    rows = measure_load(Size(jobs=6, channels=3, guilds=2, short=2.0, long=3.0, finals=5.0, after=0.5))
+    rows += measure_stalled(Size(jobs=2, channels=2, guilds=1, short=2.0, long=3.0, finals=5.0, after=0.0), hang=5.0)
+    assert [row.name for row in rows if row.figure is None or row.samples < row.of] == []
 
 
 def test_one_point_of_the_killings_is_away_for_long() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loopback.bench import kill_rows
 from loopback.bench_kills import FEW, kills
 
 
@@ -15,3 +16,5 @@ async def test_a_killed_bot_loses_nothing_and_posts_nothing_twice(tmp_path: Path
     outcomes = await kills(tmp_path, FEW, print)
     assert [str(one.point) for one in outcomes if one.lost] == []
     assert [str(one.point) for one in outcomes if one.twice] == []
+    rows = kill_rows(outcomes, len(FEW))  # `darkroom bench discord` says the same
+    assert [row.passed for row in rows] == [True, True]

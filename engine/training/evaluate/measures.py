@@ -5,6 +5,7 @@ Pictures are uint8 [n, h, w, 3], or one of them; shares are percent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,7 +34,8 @@ def among(scores: Tensor, wanted: Sequence[Sequence[int]], count: int) -> float:
 
 
 def share(hits: Sequence[bool]) -> float:
-    return 100 * sum(hits) / len(hits)
+    """Percent; NaN of none."""
+    return 100 * sum(hits) / len(hits) if hits else math.nan
 
 
 def masked_psnr(real: np.ndarray, made: np.ndarray, masks: np.ndarray) -> Tensor:

@@ -1,0 +1,158 @@
+"""What is refused is said once, with its reason; a flood of it fills neither the log nor the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.bus import Bus, subjects
+from engine.bus.broker import Broker
+from engine.bus.refusals import AGAIN, LINES, MOST, RECENT, WHO_CHARS, WHY_CHARS, WINDOW, Refusals
+from engine.job import MAX_ROWS, Presence, encode
+
+GOOD = Presence(worker="easel", pools=("default",), models=(), device="paper", rows=4, free=4, build="test")
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Join = Callable[[], Awaitable[Bus]]
+
+
+@pytest_asyncio.fixture
+async def join(tmp_path: Path) -> AsyncIterator[Join]:
+    """Makes connections to a real broker, each declared."""
+    async with AsyncExitStack() as parts:
+        broker = await parts.enter_async_context(Broker(tmp_path / "nats"))
+
+        async def connect() -> Bus:
+            bus = await Bus.connect(broker.url, broker.token)
+            parts.push_async_callback(bus.close)
+            await bus.declare()
+            return bus
+
+        yield connect
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_the_same_refusal_is_logged_once_and_again_much_later(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    refused = Refusals(clock)
+    for _ in range(50):
+        refused.note("worker easel announces rows 50000", "Expected `int` <= 1024")
+        clock.now += 2.0
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "worker easel announces rows 50000, which is refused: Expected `int` <= 1024" in caplog.text
+    clock.now = AGAIN
+    refused.note("worker easel announces rows 50000", "Expected `int` <= 1024")
+    assert len(caplog.records) == 2
+    assert "(51 times by now)" in caplog.records[-1].message
+
+
+def test_a_flood_is_summed_up_and_the_memory_of_it_is_bounded(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    refused = Refusals(clock)
+    for number in range(5000):
+        refused.note(f"worker w{number}", "no")
+    assert len(caplog.records) == LINES
+    assert len(refused.recent()) == MOST
+    clock.now = WINDOW
+    refused.note("worker easel", "no")
+    assert f"{5000 - LINES} others were refused meanwhile" in caplog.records[-1].message
+    assert refused.recent()[0].who == "worker easel"
+    clock.now += RECENT + 1
+    assert refused.recent() == []
+
+
+@given(st.lists(st.tuples(st.text(max_size=400), st.text(max_size=900)), max_size=80))
+def test_a_stranger_s_words_stay_short_and_on_one_line(words: list[tuple[str, str]]) -> None:
+    refused = Refusals(Clock())
+    for who, why in words:
+        refused.note(who, why)
+    for one in refused.recent():
+        assert str(one).isprintable()
+        assert len(one.who) <= WHO_CHARS
+        assert len(one.why) <= WHY_CHARS
+    assert len(refused.recent()) <= MOST
+
+
+@pytest.mark.asyncio
+async def test_a_presence_outside_the_contract_is_named_and_the_next_good_one_counts(
+    join: Join, caplog: pytest.LogCaptureFixture
+) -> None:
+    bot, worker = await join(), await join()
+    await bot.watch_workers()
+    for _ in range(5):
+        await worker.announce(msgspec.structs.replace(GOOD, rows=50_000))
+    await until(lambda: bot.refused.recent() and bot.refused.recent()[0].count == 5)
+    assert bot.workers == {}
+    [one] = bot.refused.recent()
+    assert one.who == "worker easel announces rows 50000"
+    assert str(MAX_ROWS) in one.why
+    assert caplog.text.count("worker easel announces rows 50000, which is refused") == 1
+    await worker.announce(GOOD)
+    await until(lambda: "easel" in bot.workers)
+
+
+@pytest.mark.asyncio
+async def test_every_way_to_be_refused_has_its_reason(join: Join) -> None:
+    bot: Bus = await join()
+    await bot.watch_workers()
+    key = subjects.kv_subject(subjects.WORKERS, subjects.presence_key("easel", "default"))
+    newer = msgspec.msgpack.encode({**msgspec.msgpack.decode(encode(GOOD)), "v": 99})
+    odd = {"no msgpack": b"\xc1", "newer": newer, "another's": encode(msgspec.structs.replace(GOOD, worker="other"))}
+    for payload in odd.values():
+        await bot.client.publish(key, payload)
+    await bot.client.publish(key, encode(GOOD), headers={"Nats-Stream": "KV_workers"})
+    await until(lambda: len(bot.refused.recent()) == 4)
+    said = [str(one) for one in reversed(bot.refused.recent())]
+    assert said[0].startswith("worker easel announces itself")
+    assert "worker easel announces v 99" in said[1] or "version 99" in said[1]
+    assert "the worker other in the pools default" in said[2]
+    assert "an answer of the broker" in said[3]
+    assert bot.workers == {}
+
+
+@pytest.mark.asyncio
+async def test_a_flood_of_bad_frames_is_counted_whole_and_logged_in_part(
+    join: Join, caplog: pytest.LogCaptureFixture
+) -> None:
+    bot = await join()
+
+    async def listen() -> None:
+        async for _ in bot.frames():
+            pass
+
+    waiting = asyncio.create_task(listen())
+    await asyncio.sleep(0.2)
+    for number in range(200):
+        await bot.client.publish(subjects.frames(f"{number:026}"), b"no frame")
+    await until(lambda: bot.dead.count["frames"] == 200)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert len([record for record in caplog.records if record.name == "engine.bus.refusals"]) == LINES
+    assert len(bot.refused.recent()) == MOST
