@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from engine.admit import prepare
+from engine.cores import Cores, Kind
 from engine.engine import Developed as Finished
 from engine.engine import Engine, Event, Failed, Stepped
 from engine.families.family import Family
@@ -39,7 +40,8 @@ def develop(
 
     `blobs`: what its recipe begins with, by SHA-256.
     """
-    engine, lane = Engine(families, rows=rows), Lane(families)
+    shared = all(family.device.type == "cpu" for family in families.values())
+    engine, lane = Engine(families, rows=rows), Lane(families, cores=Cores(shared))
     try:
         return _Alone(job, families, engine, lane, on_frame).run(blobs)
     finally:
@@ -68,7 +70,8 @@ class _Alone:
         self._engine.watch(self._job.id, self._on_frame is not None)
         began = time.monotonic()
         while not self._engine.idle:
-            events = self._engine.step()
+            with self._lane.cores.held(Kind.STEP):
+                events = self._engine.step()
             self._steps += 1
             self._show()
             for event in events:

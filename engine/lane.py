@@ -1,8 +1,8 @@
 """The decode lane: turns the engine's events into frames, pictures and ladders, in a thread of its own.
 
-No step waits for a decode; yet they share the device, so while one lasts the steps are slower. One thing is decoded at
-a time: finished pictures first, then frames, then rungs as they pass, so little is left after the last step. Pictures
-and ladders are a function of recipe and latents alone.
+On a processor decodes and steps take turns, each with all cores (`engine.cores`); on a card they run side by side. One
+thing is decoded at a time: finished pictures first, then frames, then rungs as they pass, so little is left after the
+last step. Pictures and ladders are a function of recipe and latents alone.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+from PIL.Image import Image
 
 from engine import job as wire
 from engine.admit import check
 from engine.beginning import Beginning, read, whole
 from engine.blame import unforeseen
+from engine.cores import Cores, Kind
 from engine.encode import jpeg, latent_bytes, parameters, png, webp
 from engine.engine import Developed, Stepped
 from engine.families.family import Family
 from engine.finishing import developed, laid_over
 from engine.job import Frame, Job, Ladder, Recipe, Verdict
-from engine.one_core import take_one_core
 from engine.picture_check import PictureCheck, Verdicts
 from engine.preview import Previewer
 from engine.trajectory import LatentRung
@@ -43,8 +44,10 @@ T = TypeVar("T")
 class Lane:
     """Every method returns at once; what it promises comes in a `concurrent.futures.Future` (`asyncio.wrap_future`)."""
 
-    def __init__(self, families: Mapping[str, Family], check: PictureCheck | None = None) -> None:
-        self._families = families
+    def __init__(
+        self, families: Mapping[str, Family], check: PictureCheck | None = None, cores: Cores | None = None
+    ) -> None:
+        self._families, self.cores = families, cores or Cores()
         self.checks = check is not None
         self._verdicts = Verdicts(check)  # the lane's thread's
         self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # a model may be dropped
@@ -54,10 +57,8 @@ class Lane:
         self._thumbnails: dict[str, dict[tuple[int, int], bytes]] = {}  # the lane's thread's; the rest is the caller's
         self._frames: dict[tuple[str, int], Future[Frame]] = {}
         self._passing: dict[str, list[Future[bytes]]] = {}
-        cores, ready = torch.get_num_threads(), threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(cores, ready), name="lane", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), name="lane", daemon=True)
         self._thread.start()
-        ready.wait()
 
     def begin(self, job: Job, blobs: Mapping[str, bytes]) -> Future[Beginning | None]:
         """What a job begins with, from its blobs (by SHA-256); None: noise. Its future may raise `Unfit`.
@@ -92,7 +93,7 @@ class Lane:
 
     def verdict(self, content: bytes, job: Job) -> Future[Verdict]:
         """What the picture check says of a finished picture; "unchecked" where the job does not ask, or it failed."""
-        return self._submit(PICTURE, lambda: self._verdicts.final(job, content))
+        return self._submit(PICTURE, lambda: self._verdict(job, content))
 
     def ladder(self, event: Developed, job: Job) -> Future[bytes]:
         """The encoded `Ladder`; what was not decoded in passing is decoded now."""
@@ -117,9 +118,8 @@ class Lane:
         self._queue.put((priority, next(self._order), lambda: _fulfil(future, work)))
         return future
 
-    def _run(self, cores: int, ready: threading.Event) -> None:
-        take_one_core(cores)
-        ready.set()
+    def _run(self, cores: int) -> None:
+        torch.set_num_threads(cores)  # not what another thread has just then: other numbers give other last bits
         self._open = True
         while self._open:
             _, _, work = self._queue.get()
@@ -142,11 +142,16 @@ class Lane:
         """What becomes of a picture that was brought. Raises `Unfit` for whatever goes wrong, or `DeviceLost`."""
         family = self._families[model]
         try:
-            return work(family)
+            with self.cores.held(Kind.OTHER):
+                return work(family)
         except Unfit:
             raise
         except Exception as error:
             raise unforeseen(error, family.device) from error
+
+    def _verdict(self, job: Job, content: bytes) -> Verdict:
+        with self.cores.held(Kind.PICTURE):
+            return self._verdicts.final(job, content)
 
     def _drop(self, job: str) -> None:
         self._thumbnails.pop(job, None)
@@ -155,14 +160,20 @@ class Lane:
     def _frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Frame:
         x0, recipe = event.x0, _recipe(job)
         assert x0 is not None, "only a watched job's steps carry x0"
-        verdict = self._verdicts.early(
-            job, event.image, event.k / event.of, lambda: self._families[recipe.model].decode(x0)
-        )
-        picture = developed(self._previewer(recipe.model).picture, x0, recipe.tile)
+        with self.cores.held(Kind.OTHER):
+            verdict = self._verdicts.early(
+                job, event.image, event.k / event.of, lambda: self._families[recipe.model].decode(x0)
+            )
+        picture = self._preview(x0, recipe)
         return Frame(
             job=event.job, image=event.image, epoch=epoch, step=event.k, of=event.of,
             picture=jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,
         )  # fmt: skip
+
+    def _preview(self, x0: torch.Tensor, recipe: Recipe) -> Image:
+        previewer = self._previewer(recipe.model)
+        with self.cores.held(Kind.OTHER):
+            return developed(previewer.picture, x0, recipe.tile)
 
     def _previewer(self, model: str) -> Previewer:
         """That of the model as it is in memory now."""
@@ -174,7 +185,9 @@ class Lane:
     def _picture(self, event: Developed, job: Job) -> bytes:
         recipe = _recipe(job)
         family = self._families[recipe.model]
-        picture = laid_over(developed(family.finish, event.latents, recipe.tile), self._under.get(job.id))
+        with self.cores.held(Kind.PICTURE):
+            picture = developed(family.finish, event.latents, recipe.tile)
+        picture = laid_over(picture, self._under.get(job.id))
         factor = picture.width // recipe.width
         return png(picture, parameters(recipe, event.image, family.revision, factor, family.upscaler))
 
@@ -182,7 +195,7 @@ class Lane:
         known = self._thumbnails.setdefault(job.id, {})
         if (image, step) not in known:
             recipe = _recipe(job)
-            known[image, step] = webp(developed(self._previewer(recipe.model).picture, x0, recipe.tile))
+            known[image, step] = webp(self._preview(x0, recipe))
         return known[image, step]
 
     def _ladder(self, event: Developed, job: Job) -> bytes:

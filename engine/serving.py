@@ -20,6 +20,7 @@ from engine.budget import share
 from engine.bus import Bus
 from engine.calibration import Calibration, device_name
 from engine.config import Checking, Settings, Simulation
+from engine.cores import Cores
 from engine.device import best
 from engine.engine import Engine
 from engine.lane import Lane
@@ -183,7 +184,8 @@ async def _serve_embed(bus: Bus) -> None:
 async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     shelf = Shelf([model for model, _ in ready.models], ready.stock)
     engine = Engine(shelf.families, rows=ready.rows, prices=ready.prices, caps=ready.caps, times=ready.times)
-    lane = Lane(shelf.families, ready.check)
+    computes = ready.device.type == "cpu" and settings.simulated is None
+    lane = Lane(shelf.families, ready.check, Cores(shared=computes))
     worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf)
     with _signals(worker.drain):
         watch = asyncio.create_task(_end_with(settings.parent, worker.drain))

@@ -76,7 +76,7 @@ class Worker:
         shelf: Shelf | None = None,
     ) -> None:  # fmt: skip
         self._bus, self._offer = bus, offer
-        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash)
+        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash, lane.cores)
         self.roster = Roster(self._thread, lane)
         self._shelf = shelf or Shelf([], Stock(0))
         self._shelf.loader.busy = lambda: pulse.busy("the loader", "load")
