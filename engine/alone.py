@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from engine.admit import prepare
+from engine.cores import Cores, Kind
 from engine.engine import Developed as Finished
 from engine.engine import Engine, Event, Failed, Stepped
 from engine.families.family import Family
@@ -40,7 +41,8 @@ def develop(
 
     `blobs`: what its recipe begins with, by SHA-256. `maps`: where maps for previews are kept.
     """
-    engine, lane = Engine(families, rows=rows), Lane(families, maps=maps)
+    shared = all(family.device.type == "cpu" for family in families.values())
+    engine, lane = Engine(families, rows=rows), Lane(families, maps=maps, cores=Cores(shared))
     if isinstance(job.task, Recipe) and (job.ladder or on_frame is not None):
         lane.prepare(job.task.model)
     try:
@@ -71,7 +73,8 @@ class _Alone:
         self._engine.watch(self._job.id, self._on_frame is not None)
         began = time.monotonic()
         while not self._engine.idle:
-            events = self._engine.step()
+            with self._lane.cores.held(Kind.STEP):
+                events = self._engine.step()
             self._steps += 1
             self._show()
             for event in events:

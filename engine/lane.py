@@ -1,8 +1,8 @@
 """The decode lane: turns the engine's events into frames, pictures and ladders, in a thread of its own.
 
-No step waits for a decode; yet they share the device, so while one lasts the steps are slower. One thing is decoded at
-a time: finished pictures first, then frames, then ladders; last, while nothing else waits, a bit of a map for previews.
-Pictures are a function of recipe and latents alone.
+On a processor decodes and steps take turns, each with all cores (`engine.cores`); on a card they run side by side. One
+thing is decoded at a time: finished pictures first, then frames, then ladders; last, while nothing else waits, a bit of
+a map for previews. Pictures are a function of recipe and latents alone.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+from PIL.Image import Image
 
 from engine import job as wire
 from engine.admit import check
 from engine.beginning import Beginning, read, whole
 from engine.blame import unforeseen
+from engine.cores import Cores, Kind
 from engine.encode import jpeg, latent_bytes, parameters, png, thumbnail
 from engine.engine import Developed, Stepped
 from engine.families.family import SMALL, Family
 from engine.finishing import developed, laid_over
 from engine.job import Frame, Job, Ladder, Recipe, Verdict
 from engine.map_files import MapFiles
-from engine.one_core import take_one_core
 from engine.picture_check import PictureCheck, Verdicts
 from engine.preview import Previewer
 from engine.trajectory import LatentRung
@@ -46,9 +47,10 @@ class Lane:
     """Every method returns at once; what it promises comes in a `concurrent.futures.Future` (`asyncio.wrap_future`)."""
 
     def __init__(
-        self, families: Mapping[str, Family], check: PictureCheck | None = None, maps: MapFiles | None = None
-    ) -> None:
-        self._families, self._maps = families, maps
+        self, families: Mapping[str, Family], check: PictureCheck | None = None, maps: MapFiles | None = None,
+        cores: Cores | None = None,
+    ) -> None:  # fmt: skip
+        self._families, self._maps, self.cores = families, maps, cores or Cores()
         self.checks = check is not None
         self._verdicts = Verdicts(check)  # the lane's thread's
         self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # a model may be dropped
@@ -58,10 +60,8 @@ class Lane:
         self._under: dict[str, Beginning] = {}  # of the job; the lane's thread's
         self._prepared: WeakSet[Family] = WeakSet()  # the lane's thread's; the rest is the caller's
         self._frames: dict[tuple[str, int], Future[Frame]] = {}
-        cores, ready = torch.get_num_threads(), threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(cores, ready), name="lane", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), name="lane", daemon=True)
         self._thread.start()
-        ready.wait()
 
     def prepare(self, model: str) -> None:
         """A model is in memory: its previews get a map of their own, a bit at a time, whenever nothing else waits."""
@@ -93,7 +93,7 @@ class Lane:
 
     def verdict(self, content: bytes, job: Job) -> Future[Verdict]:
         """What the picture check says of a finished picture; "unchecked" where the job does not ask, or it failed."""
-        return self._submit(PICTURE, lambda: self._verdicts.final(job, content))
+        return self._submit(PICTURE, lambda: self._verdict(job, content))
 
     def ladder(self, event: Developed, job: Job, *, closely: bool = False) -> Future[bytes]:
         """The encoded `Ladder`. `closely`: its film is asked for, so a small model's rungs are decoded."""
@@ -116,9 +116,8 @@ class Lane:
         self._queue.put((priority, next(self._order), lambda: _fulfil(future, work)))
         return future
 
-    def _run(self, cores: int, ready: threading.Event) -> None:
-        take_one_core(cores)
-        ready.set()
+    def _run(self, cores: int) -> None:
+        torch.set_num_threads(cores)  # not what another thread has just then: other numbers give other last bits
         self._open = True
         while self._open:
             _, _, work = self._queue.get()
@@ -141,23 +140,40 @@ class Lane:
         """What becomes of a picture that was brought. Raises `Unfit` for whatever goes wrong, or `DeviceLost`."""
         family = self._families[model]
         try:
-            return work(family)
+            with self.cores.held(Kind.OTHER):
+                return work(family)
         except Unfit:
             raise
         except Exception as error:
             raise unforeseen(error, family.device) from error
 
+    def _verdict(self, job: Job, content: bytes) -> Verdict:
+        with self.cores.held(Kind.PICTURE):
+            return self._verdicts.final(job, content)
+
     def _frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Frame:
         x0, recipe = event.x0, _recipe(job)
         assert x0 is not None, "only a watched job's steps carry x0"
-        verdict = self._verdicts.early(
-            job, event.image, event.k / event.of, lambda: self._families[recipe.model].decode(x0)
-        )
-        picture = developed(self._previewer(recipe.model).picture, x0, recipe.tile)
+        verdict = self._verdicts.early(job, event.image, event.k / event.of, lambda: self._estimate(recipe, x0))
+        picture = self._preview(recipe, x0)
         return Frame(
             job=event.job, image=event.image, epoch=epoch, step=event.k, of=event.of,
             picture=jpeg(picture), seconds_left=max(0.0, seconds_left), verdict=verdict,
         )  # fmt: skip
+
+    def _preview(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+        """By the map, which costs too little to wait for the cores; latents that no map reads are decoded."""
+        previewer = self._previewer(recipe.model)
+        if previewer.reads(x0):
+            return developed(previewer.picture, x0, recipe.tile)
+        return self._decode(recipe, x0)
+
+    def _decode(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+        return developed(partial(self._estimate, recipe), x0, recipe.tile)
+
+    def _estimate(self, recipe: Recipe, x0: torch.Tensor) -> Image:
+        with self.cores.held(Kind.OTHER):
+            return self._families[recipe.model].decode(x0)
 
     def _previewer(self, model: str) -> Previewer:
         """That of the model as it is in memory now."""
@@ -175,24 +191,27 @@ class Lane:
     def _fit(self, model: str) -> None:
         """One picture of the fit; the next comes after whatever has come meanwhile."""
         if model in self._families and not self._previewer(model).is_fitted:
-            self._previewer(model).fit_on()
+            with self.cores.held(Kind.OTHER):
+                self._previewer(model).fit_on()
             self._submit(FIT, lambda: self._fit(model))
 
     def _picture(self, event: Developed, job: Job) -> bytes:
         recipe = _recipe(job)
         family = self._families[recipe.model]
-        watch = Watch()
-        picture = developed(family.finish, event.latents, recipe.tile)
-        self.on_picture(recipe, watch.ms())
+        with self.cores.held(Kind.PICTURE):
+            watch = Watch()
+            picture = developed(family.finish, event.latents, recipe.tile)
+            self.on_picture(recipe, watch.ms())
         picture = laid_over(picture, self._under.get(job.id))
         factor = picture.width // recipe.width
         return png(picture, parameters(recipe, event.image, family.revision, factor, family.upscaler))
 
     def _ladder(self, event: Developed, job: Job, closely: bool) -> bytes:
         recipe = _recipe(job)
-        family = self._families[recipe.model]
-        look = family.decode if closely and family.size <= SMALL else self._previewer(recipe.model).picture
-        rungs = tuple(_wired(rung, thumbnail(developed(look, rung.x0, recipe.tile))) for rung in event.rungs)
+        look = partial(
+            self._decode if closely and self._families[recipe.model].size <= SMALL else self._preview, recipe
+        )
+        rungs = tuple(_wired(rung, thumbnail(look(rung.x0))) for rung in event.rungs)
         of, shape = recipe.steps, tuple(event.latents.shape)
         return wire.encode(Ladder(job=event.job, image=event.image, of=of, shape=shape, rungs=rungs))
 

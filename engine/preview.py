@@ -128,5 +128,5 @@ def _space(family: Family) -> LatentSpace | None:
 
 
 def _product(one: Floats, other: Floats) -> Floats:
-    """By torch, which keeps to this thread's one core."""
+    """By torch: the library below numpy would bring threads of its own."""
     return (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()

@@ -20,6 +20,7 @@ from engine.budget import share
 from engine.bus import Bus
 from engine.calibration import Calibration, device_name
 from engine.config import Checking, Settings, Simulation
+from engine.cores import Cores
 from engine.device import best
 from engine.engine import Engine
 from engine.lane import Lane
@@ -190,7 +191,8 @@ async def _serve_embed(bus: Bus) -> None:
 async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
     shelf = Shelf([model for model, _ in ready.models], ready.stock)
     engine = Engine(shelf.families, rows=ready.rows, prices=ready.prices, caps=ready.caps, times=ready.times)
-    lane = Lane(shelf.families, ready.check, MapFiles(settings.data))
+    computes = ready.device.type == "cpu" and settings.simulated is None
+    lane = Lane(shelf.families, ready.check, MapFiles(settings.data), Cores(shared=computes))
     for name in list(shelf.families):
         lane.prepare(name)
     worker = Worker(bus, engine, lane, ready.offer(settings), Pulse(ready.slowest), ready.upscaler, shelf, ready.found)

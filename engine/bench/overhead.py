@@ -16,6 +16,7 @@ import torch
 
 from engine.bench.crowd import Load
 from engine.bench.row import Row
+from engine.cores import Kind
 from engine.engine import Developed, Engine, Stepped
 from engine.families.family import Conditions, Family
 from engine.job import Dtype, Job, Lora
@@ -92,7 +93,9 @@ def _stepping(family: Family, load: Load, maps: MapFiles, seen: bool) -> float:
     begun = saved = time.perf_counter()
     due, ladders = dict[str, float](), list[Future[bytes]]()
     while not engine.idle:
-        events, now = engine.step(), time.perf_counter()
+        with lane.cores.held(Kind.STEP):
+            events = engine.step()
+        now = time.perf_counter()
         for event in events:
             if seen and isinstance(event, Stepped) and event.x0 is not None and now >= due.get(event.job, 0.0):
                 due[event.job] = now + SHOWN_EVERY

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+KEPT = 0.85  # of the rows a second that full batches give
+
 Times = Mapping[int, float]
 
 
@@ -45,9 +47,13 @@ class Patience:
         tight = {user for user, (_, allowance) in self._allowances.items() if allowance < self._full * (1 - 1e-9)}
         if not tight:
             return limit
-        room = min(self._allowances[user][1] + self._saved.get(user, 0.0) for user in tight)
         least = 1 + sum(self._allowances[user][0] for user in tight)
         sizes = efficient_sizes(times, least, full)
+        frugal = frugal_ms(times, sizes)
+        for user in tight:
+            rows, allowance = self._allowances[user]
+            self._allowances[user] = rows, max(allowance, frugal)
+        room = min(self._allowances[user][1] + self._saved.get(user, 0.0) for user in tight)
         return max((size for size in sizes if forward_ms(times, size) <= room), default=sizes[0])
 
     def charge(self, rows: Mapping[Hashable, int]) -> None:
@@ -76,6 +82,20 @@ def efficient_sizes(times: Times, least: int, full: int) -> list[int]:
             hull.pop()
         hull.append(size)
     return hull
+
+
+def frugal_ms(times: Times, sizes: Sequence[int]) -> float:
+    """The shortest mean of a mixture of efficient sizes that has `KEPT` of the largest's rows a millisecond."""
+    wanted = KEPT * sizes[-1] / forward_ms(times, sizes[-1])
+    few = sizes[0]
+    for many in sizes[1:]:
+        if few / forward_ms(times, few) >= wanted:
+            break
+        if many / forward_ms(times, many) >= wanted:
+            gain = _gain(times, few, many)
+            return (gain * forward_ms(times, few) - few) / (gain - wanted)
+        few = many
+    return forward_ms(times, few)
 
 
 def _gain(times: Times, few: int, many: int) -> float:

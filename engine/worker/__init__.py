@@ -81,7 +81,7 @@ class Worker:
         shelf: Shelf | None = None, found: Mapping[str, Calibration] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self._bus, self._offer = bus, offer
-        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash, self._on_ran)
+        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash, lane.cores, self._on_ran)
         self.roster = Roster(self._thread, lane)
         self._shelf = shelf or Shelf([], Stock(0))
         self._refining = Refining(self._shelf, self.roster, found, self._take_more)

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+import torch
+
 from engine.blame import DeviceLost
+from engine.cores import Cores, Kind
 from engine.engine import Engine, Event
 from engine.events import Ran
 from engine.watch import Watch
@@ -32,13 +35,14 @@ class EngineThread:
 
     def __init__(
         self, engine: Engine, pulse: Pulse, on_events: Callable[[list[Event], float], None],
-        on_crash: Callable[[BaseException], None], on_ran: Callable[[Ran | None, float], None] = lambda ran, ms: None,
+        on_crash: Callable[[BaseException], None], cores: Cores | None = None,
+        on_ran: Callable[[Ran | None, float], None] = lambda ran, ms: None,
     ) -> None:  # fmt: skip
-        self._engine, self._pulse = engine, pulse
+        self._engine, self._pulse, self._cores = engine, pulse, cores or Cores()
         self._on_events, self._on_crash, self._on_ran = on_events, on_crash, on_ran
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(torch.get_num_threads(),), name="engine", daemon=True)
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -67,7 +71,8 @@ class EngineThread:
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join, patience)
 
-    def _work(self) -> None:
+    def _work(self, cores: int) -> None:
+        torch.set_num_threads(cores)  # not what another thread has just then: other numbers give other last bits
         try:
             while self._obey():
                 if not self._engine.idle:
@@ -91,7 +96,7 @@ class EngineThread:
             wait = False
 
     def _step(self) -> None:
-        with self._pulse.phase("the engine", "step"):
+        with self._cores.held(Kind.STEP), self._pulse.phase("the engine", "step"):
             watch = Watch()
             events = self._engine.step()
             self._on_ran(self._engine.ran, watch.ms())

@@ -1,0 +1,122 @@
+"""One thing computes at a time: steps take turns with other work, and finished pictures go before the rest of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.cores import SHARE, Cores, Kind
+
+SOON = 10.0
+
+
+class Work:
+    """Pieces of so many seconds, each in a thread of its own, that all wait before the first is let in."""
+
+    def __init__(self) -> None:
+        self.now, self.order = 0.0, list[str]()
+        self.cores = Cores(clock=lambda: self.now)
+        self._threads: list[threading.Thread] = []
+        self._gate = self.cores.held(Kind.STEP)
+        self._gate.__enter__()
+
+    def put(self, kind: Kind, name: str, seconds: float) -> None:
+        thread = threading.Thread(target=self._do, args=(kind, name, seconds))
+        waiting = self.cores.waiting
+        thread.start()
+        until = time.monotonic() + SOON
+        while self.cores.waiting == waiting and time.monotonic() < until:
+            time.sleep(0.0002)
+        self._threads.append(thread)
+
+    def _do(self, kind: Kind, name: str, seconds: float) -> None:
+        with self.cores.held(kind):
+            self.order.append(name)
+            self.now += seconds
+
+    def run(self, step: float) -> list[str]:
+        """What ran, in order, after a first step of so many seconds."""
+        self.now += step
+        self._gate.__exit__(None, None, None)
+        for thread in self._threads:
+            thread.join(SOON)
+        return self.order
+
+
+def test_a_decode_comes_between_two_steps_and_never_two_long_ones() -> None:
+    work = Work()
+    for number in (1, 2):
+        work.put(Kind.STEP, f"step {number}", 5.0)
+        work.put(Kind.PICTURE, f"picture {number}", 3.0)
+    assert work.run(5.0) == ["picture 1", "step 1", "picture 2", "step 2"]
+
+
+def test_short_pieces_share_the_time_between_two_steps() -> None:
+    work = Work()
+    work.put(Kind.STEP, "step", 0.08)
+    for number in range(5):
+        work.put(Kind.PICTURE, f"{number}", 0.015)
+    assert work.run(0.08) == ["0", "1", "2", "step", "3", "4"]
+
+
+def test_finished_pictures_go_before_previews() -> None:
+    work = Work()
+    work.put(Kind.OTHER, "preview", 1.0)
+    work.put(Kind.PICTURE, "picture", 1.0)
+    assert work.run(5.0) == ["picture", "preview"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(Kind), st.floats(0.01, 9.0)), min_size=1, max_size=8), st.floats(0.01, 9.0))
+@settings(deadline=None, max_examples=25)
+def test_a_step_waits_for_its_share_of_other_work_and_one_piece(pieces: list[tuple[Kind, float]], step: float) -> None:
+    work, lasts = Work(), {str(number): seconds for number, (_, seconds) in enumerate(pieces)}
+    for number, (kind, seconds) in enumerate(pieces):
+        work.put(kind, str(number), seconds)
+    order = work.run(step)
+    assert sorted(order) == sorted(lasts)
+    since: list[float] = []
+    for place, name in enumerate(order):
+        kind, seconds = pieces[int(name)]
+        if kind is Kind.STEP:
+            step, since = seconds, []
+        elif any(pieces[int(later)][0] is Kind.STEP for later in order[place:]):
+            assert sum(since) < SHARE * step or not since
+            since.append(seconds)
+
+
+def test_only_one_computes_at_a_time() -> None:
+    cores, inside, most = Cores(), 0, 0
+    lock = threading.Lock()
+
+    def compute(kind: Kind) -> None:
+        nonlocal inside, most
+        with cores.held(kind):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.0005)
+            with lock:
+                inside -= 1
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(compute, [*Kind] * 10))
+    assert most == 1
+
+
+def test_who_fails_leaves_the_cores() -> None:
+    cores = Cores()
+    with pytest.raises(ValueError, match="no"), cores.held(Kind.STEP):
+        raise ValueError("no")
+    with cores.held(Kind.OTHER):
+        pass
+
+
+def test_on_a_card_nobody_waits() -> None:
+    cores = Cores(shared=False)
+    with cores.held(Kind.STEP), cores.held(Kind.PICTURE):
+        pass
