@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from obstore.store import LocalStore, from_url
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+WRITERS = 8  # threads that wait for the disk
 SMALL = 128 * 1024  # bytes
 LISTED = 500  # at a time
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -44,6 +46,7 @@ class Pictures:
     def __init__(self, place: str | Path) -> None:
         """`place`: a folder (made where it is missing), or an address: s3://bucket/prefix, gs://, az://, file://."""
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while anybody holds one
+        self._writing = ThreadPoolExecutor(WRITERS, "pictures")  # a slow disk holds up nothing but what waits for it
         self._folder: Path | None = None
         self._lasting: set[Path] = set()  # upper folders whose own names are on the disk; at most 256
         self._store: ObjectStore
@@ -66,7 +69,8 @@ class Pictures:
     async def put_all(self, payloads: Mapping[str, bytes]) -> None:
         """Keeps each under its SHA-256, which its caller has checked; all are on the disk when this returns."""
         if self._folder is not None:
-            await asyncio.to_thread(self._put_files, self._folder, payloads)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._writing, self._put_files, self._folder, payloads)
             return
         puts = [obstore.put_async(self._store, _path(sha256), payload) for sha256, payload in payloads.items()]
         with _using():  # all of them end before one's error is raised: nothing comes in behind it

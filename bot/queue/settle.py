@@ -17,9 +17,10 @@ from bot.queue.arrivals import Arrivals, Incomplete
 from bot.queue.board import Board, Run
 from bot.queue.bundle import bundle
 from bot.queue.closing import Closing
+from bot.queue.sender_check import sender_fault
 from bot.states import over
 from bot.store import Store, Unavailable, writes
-from engine.bus import Bus, Delivered, Unreachable, subjects
+from engine.bus import Bus, Delivered, Unreachable
 from engine.job import Cancelled, Failed, Finished, Picture, Result, Returned, Started
 from engine.logline import about
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 AT_ONCE = 16
-AT_HAND = 160  # reports that are fetched: what is not answered for in time comes twice
+AT_HAND = 128  # reports that are fetched: what is not answered for in time comes twice
 BEHIND = 128  # reports that wait at the broker
 BELIEVED = 10.0  # seconds: the last report told how many wait, and another may never come
 PAUSE = 0.25  # seconds before a report comes again, times its tries
@@ -88,7 +89,7 @@ class Settle:
     def _is_good(self, delivered: Delivered[Result]) -> bool:
         """Whether nothing was ever wrong with a report, so that it may be stored beside others."""
         healthy = delivered.value.job not in self._outages and not self._faults[_number(delivered)]
-        return healthy and not self._foreign(delivered)
+        return healthy and not sender_fault(delivered, self._board)
 
     async def _settle_all(self, taken: Sequence[Delivered[Result]]) -> bool:
         """Store reports as one, then answer for them; False, and nothing was answered for, where that did not work.
@@ -112,7 +113,7 @@ class Settle:
         """One report, contained: whatever goes wrong with it is logged and answered for."""
         value, number = delivered.value, _number(delivered)
         try:
-            if why := self._foreign(delivered):
+            if why := sender_fault(delivered, self._board):
                 await delivered.lay_aside(why)
                 return
             try:
@@ -128,24 +129,6 @@ class Settle:
                 await delivered.ack()
         except Unreachable as error:
             log.warning("job %s: %s comes again: %s", value.job, _kind(delivered), error)
-
-    def _foreign(self, delivered: Delivered[Result]) -> str:
-        """Why a report is none of its sender's business, empty where it is.
-
-        The broker lets a worker with a key of its own speak under its own name alone, and the subject has that name. Of
-        an epoch that is known, only the worker that began it may speak. A newer epoch is a worker that took over.
-        """
-        value = delivered.value
-        worker, job = subjects.speaker(delivered.msg.subject)
-        run = self._board.runs.get(value.job)
-        begun = run.record if run is not None and run.record.epoch == value.epoch else None
-        if job != value.job:
-            return f"it is about job {value.job}, and was sent as about {job}"
-        if isinstance(value, Started) and value.worker != worker:
-            return f"{worker} says that {value.worker} began"
-        if begun is not None and begun.worker not in ("", worker):
-            return f"{worker} reports on what {begun.worker} runs"
-        return ""
 
     def _delayed(self, value: Result, error: OSError) -> None:
         if isinstance(value, Picture):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from pathlib import Path
 
+import obstore
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from obstore.exceptions import GenericError
 
 from bot.images.pictures import Missing, Pictures, Spoiled
 
@@ -92,3 +95,36 @@ def test_any_bytes_come_back_from_a_store_by_address(payload: bytes) -> None:
         assert await pictures.get(name) == payload
 
     asyncio.run(there_and_back())
+
+
+@pytest.mark.asyncio
+async def test_many_that_come_together_are_all_written_before_the_first_is_synced(tmp_path: Path, monkeypatch) -> None:
+    pictures, done = Pictures(tmp_path), []
+    put, sync = obstore.put, os.fsync
+    monkeypatch.setattr(obstore, "put", lambda *told: (done.append("put"), put(*told)))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (done.append(os.readlink(f"/proc/self/fd/{descriptor}")), sync(descriptor))
+    )
+    payloads = {hashlib.sha256(payload).hexdigest(): payload for payload in (b"abc", b"abd", b"abe")}
+    await pictures.put_all(payloads)
+    assert done[:3] == ["put"] * 3
+    assert "put" not in done[3:]
+    assert {Path(path).name for path in done[3:]} >= {*payloads, *(name[2:4] for name in payloads), "sha256"}
+    assert [await pictures.get(name) for name in payloads] == list(payloads.values())
+
+
+@pytest.mark.asyncio
+async def test_many_that_come_together_by_address_end_before_an_error_is_raised(monkeypatch) -> None:
+    pictures = Pictures("memory:///")
+    put, payloads = obstore.put_async, {hashlib.sha256(payload).hexdigest(): payload for payload in (b"abc", b"abd")}
+
+    async def broken(store, path, payload):
+        await asyncio.sleep(0.02 if payload == b"abd" else 0)
+        if payload == b"abc":
+            raise GenericError("away")
+        return await put(store, path, payload)
+
+    monkeypatch.setattr(obstore, "put_async", broken)
+    with pytest.raises(OSError, match="cannot be used now: away"):
+        await pictures.put_all(payloads)
+    assert [await pictures.has(name) for name in payloads] == [False, True]
