@@ -17,6 +17,7 @@ MAX_LINES = 250
 MAX_FUNCTION = 40
 LONG_FILES = {
     "engine/job.py": "the whole wire contract in one place, most of it declarations",
+    "engine/engine.py": "one batching loop; what could leave it already has",
 }
 LONG_FUNCTIONS = {
     "bot/migrations/versions/0001_first_light.py:_jobs": "one line for each column",

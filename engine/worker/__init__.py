@@ -20,7 +20,6 @@ from msgspec.structs import replace
 from engine.bus import Bus, Unreachable
 from engine.calibration import Calibration
 from engine.engine import Developed, Engine, Event, Failed, Stepped
-from engine.events import Ran
 from engine.job import Presence, Snapshot, Warm
 from engine.lane import Lane
 from engine.logline import about
@@ -81,11 +80,11 @@ class Worker:
         shelf: Shelf | None = None, found: Mapping[str, Calibration] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self._bus, self._offer = bus, offer
-        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash, lane.cores, self._on_ran)
+        self._thread = EngineThread(engine, pulse, self._on_events, self._on_crash, lane.cores)
         self.roster = Roster(self._thread, lane)
         self._shelf = shelf or Shelf([], Stock(0))
         self._refining = Refining(self._shelf, self.roster, found, self._take_more)
-        lane.on_picture = self._refining.decoded
+        self._thread.on_ran, lane.on_picture = self._refining.stepped, self._refining.decoded
         self._shelf.loader.busy = lambda: pulse.busy("the loader", "load")
         self._shelf.loader.rest = lambda: pulse.rest("the loader")
         self._fetching = Fetching(bus, self._shelf, self.roster)
@@ -185,9 +184,6 @@ class Worker:
             except Unreachable as error:
                 log.warning("%s", error)
             await asyncio.sleep(PAUSE)
-
-    def _on_ran(self, ran: Ran | None, ms: float) -> None:
-        self._refining.stepped(ran, ms)
 
     def _take_more(self, rows: int) -> None:
         """A model turns out to gain by batches as large as that."""

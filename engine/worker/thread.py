@@ -36,10 +36,10 @@ class EngineThread:
     def __init__(
         self, engine: Engine, pulse: Pulse, on_events: Callable[[list[Event], float], None],
         on_crash: Callable[[BaseException], None], cores: Cores | None = None,
-        on_ran: Callable[[Ran | None, float], None] = lambda ran, ms: None,
     ) -> None:  # fmt: skip
         self._engine, self._pulse, self._cores = engine, pulse, cores or Cores()
-        self._on_events, self._on_crash, self._on_ran = on_events, on_crash, on_ran
+        self._on_events, self._on_crash = on_events, on_crash
+        self.on_ran: Callable[[Ran | None, float], None] = lambda ran, ms: None  # in this thread
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, args=(torch.get_num_threads(),), name="engine", daemon=True)
@@ -99,7 +99,7 @@ class EngineThread:
         with self._cores.held(Kind.STEP), self._pulse.phase("the engine", "step"):
             watch = Watch()
             events = self._engine.step()
-            self._on_ran(self._engine.ran, watch.ms())
+            self.on_ran(self._engine.ran, watch.ms())
         if events:
             self._tell(self._on_events, events, time.monotonic())
         else:
