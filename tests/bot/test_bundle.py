@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,13 +36,17 @@ REPORTS = st.builds(
 
 @given(st.lists(REPORTS, min_size=1, max_size=12))
 def test_a_bundle_is_the_longest_head_of_the_line_that_may_be_stored_together(waiting):
-    taken = bundle(waiting, lambda one: one.good, 100)
+    taken = bundle(waiting, is_good, 100)
     assert taken
     assert taken == waiting[: len(taken)]
     if len(taken) > 1:
         assert all(may_join(taken[:count], taken[count]) for count in range(1, len(taken)))
     if len(taken) < len(waiting) and starts(waiting[0]):
         assert not may_join(taken, waiting[len(taken)])
+
+
+def is_good(one: Any) -> bool:
+    return one.good
 
 
 def starts(one):
