@@ -1,4 +1,4 @@
-"""The unmodified pipeline on one of our recipes: what our pictures are held against."""
+"""The unmodified pipeline on one of our recipes, and the job that our engine takes of the same recipe."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from typing import Any
 import torch
 
 from engine.families.family import Family
-from engine.job import Recipe
+from engine.job import Job, Recipe, Share
 from engine.plan import build_scheduler
+
+OWNER = Share("standard", "bench", "bench")
+DEADLINE = 4e9  # far away: nothing here expires
+
+
+def make_job(recipe: Recipe, number: int = 0) -> Job:
+    return Job(id=f"{number:026d}", task=recipe, share=OWNER, cost=1.0, deadline=DEADLINE)
 
 
 def call_pipeline(pipeline: Any, family: Family, recipe: Recipe, output: str = "latent") -> Any:
