@@ -139,6 +139,12 @@ def bench(context: typer.Context) -> None:
     _of_the_engine("engine.bench.__main__", context.args)
 
 
+@app.command("gpu-report", context_settings=PASSED_ON)
+def gpu_report(context: typer.Context) -> None:
+    """Measures this machine's card, or its processor, with our engine: two files to attach to an issue."""
+    _of_the_engine("engine.bench.report.__main__", context.args)
+
+
 @app.command(context_settings=PASSED_ON)
 def train(context: typer.Context) -> None:
     """Trains the embedded model's network further, from openly licensed artwork; `darkroom train --help` says how."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.bench.oracle import call_pipeline as by_pipeline
 from engine.bench.small_models import build
 from engine.engine import Engine
 from engine.families import load_folder
@@ -20,7 +21,6 @@ from engine.families.distilled import few_steps, guidance_for
 from engine.families.family import Family
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Concept, Job, Recipe
-from engine.plan import build_scheduler
 from engine.unfit import Unfit
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -58,27 +58,6 @@ def asked(make: Make, kind: str, family: Family, text: str = "a cat", **fields: 
         "guides": family.guides,
     }  # fmt: skip
     return make(text, **(defaults | fields))
-
-
-def by_pipeline(pipeline: Any, family: Family, recipe: Recipe, output: str = "latent") -> Any:
-    """What the pipeline itself makes of a recipe."""
-    pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)  # pyright: ignore[reportAttributeAccessIssue]
-    fields: dict[str, Any] = {"guidance_scale": recipe.guidance, "negative_prompt": recipe.negative or None}
-    kind = type(pipeline).__name__
-    if kind == "ZImagePipeline":
-        fields["guidance_scale"] = recipe.guidance - 1
-    elif kind == "FluxPipeline" and recipe.guides == "rows":
-        fields = {"true_cfg_scale": recipe.guidance, "negative_prompt": recipe.negative}
-    elif kind == "SanaPipeline":
-        fields |= {"negative_prompt": recipe.negative, "use_resolution_binning": False}
-    images = pipeline(
-        recipe.concepts[0].text, num_inference_steps=recipe.steps, num_images_per_prompt=recipe.count,
-        width=recipe.width, height=recipe.height, output_type=output,
-        generator=[torch.Generator().manual_seed(recipe.seed + image) for image in range(recipe.count)], **fields,
-    ).images  # fmt: skip
-    if kind == "FluxPipeline" and output == "latent":
-        return pipeline._unpack_latents(images, recipe.height, recipe.width, pipeline.vae_scale_factor)
-    return images
 
 
 def by_engine(family: Family, recipe: Recipe, job: Make, finish: Make) -> list[torch.Tensor]:

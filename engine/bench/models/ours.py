@@ -18,15 +18,13 @@ import torch
 
 from engine import families
 from engine.bench.models.rival import memory, print_fact, wait_for_card
+from engine.bench.oracle import make_job
 from engine.calibration import calibrate
 from engine.device import best
 from engine.engine import Developed, Engine, Failed
 from engine.families.family import Family
-from engine.job import Concept, Job, Recipe, Share, Warm
+from engine.job import Concept, Job, Recipe, Warm
 from engine.lane import Lane
-
-DEADLINE = 4e9  # far away: nothing here expires
-OWNER = Share("standard", "bench", "bench")
 
 
 def main(order: dict[str, Any]) -> None:
@@ -69,7 +67,7 @@ def _job(order: dict[str, Any], warm: Warm, seed: int) -> Job:
         steps=order["steps"], seed=seed, guidance=order["guidance"], width=order["side"], height=order["side"],
         count=1, dtype=warm.dtype,
     )  # fmt: skip
-    return Job(id=f"{seed:026d}", task=recipe, share=OWNER, cost=1.0, deadline=DEADLINE)
+    return make_job(recipe, seed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""What there is to compute with: device, driver, versions, number formats, attention. Knows no model."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from engine.calibration import device_name
+from engine.families.family import TORCH
+
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "triton", "peft")
+SIDE_ON_CARD, SIDE = 8192, 1024  # of the matrices that are multiplied
+ROUNDS = 5
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Plain values only."""
+    facts: dict[str, Any] = {
+        "device": device_name(device), "kind": device.type, "system": platform.platform(),
+        "python": platform.python_version(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "C++ compiler": next((name for name in ("g++", "clang++") if shutil.which(name)), None),
+    }  # fmt: skip
+    facts |= {package: _version(package) for package in PACKAGES}
+    facts |= _card(device) if device.type == "cuda" else {"processor": torch.backends.cpu.get_cpu_capability()}
+    return facts | {f"{dtype}, TFLOP/s": _speed(device, kind) for dtype, kind in TORCH.items()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _card(device: torch.device) -> dict[str, Any]:
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "driver": _driver(), "CUDA": torch.version.cuda, "HIP": torch.version.hip,
+        "cuDNN": torch.backends.cudnn.version(), "capability": f"{found.major}.{found.minor}",
+        "memory, GB": round(found.total_memory / 2**30, 1), "multiprocessors": found.multi_processor_count,
+        "cards": torch.cuda.device_count(), "bfloat16 in hardware": torch.cuda.is_bf16_supported(False),
+        "TF32 in matmul": torch.backends.cuda.matmul.allow_tf32, "TF32 in cuDNN": torch.backends.cudnn.allow_tf32,
+        "flash attention": torch.backends.cuda.flash_sdp_enabled(),
+        "memory-efficient attention": torch.backends.cuda.mem_efficient_sdp_enabled(),
+    }  # fmt: skip
+
+
+def _driver() -> str | None:
+    """As NVIDIA's own program tells it."""
+    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().partition("\n")[0] or None
+
+
+def _speed(device: torch.device, kind: torch.dtype) -> float | str:
+    """10^12 operations a second of a large product, or why there is none."""
+    side = SIDE_ON_CARD if device.type == "cuda" else SIDE
+    try:
+        a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+        return round(2 * side**3 / min(_seconds(a, b) for _ in range(ROUNDS)) / 1e12, 3)
+    except RuntimeError as error:
+        return f"fails: {str(error).partition(chr(10))[0][:120]}"
+
+
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    begun = time.perf_counter()
+    torch.matmul(a, b)
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - begun

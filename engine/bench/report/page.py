@@ -1,0 +1,37 @@
+"""One report as JSON for programs and as a page of Markdown for an issue. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.bench.row import Row
+
+Sections = Mapping[str, Sequence[Row]]
+
+
+def as_json(facts: Mapping[str, Any], sections: Sections) -> str:
+    rows = {title: [row.plain() for row in found] for title, found in sections.items()}
+    return json.dumps({"device": dict(facts), "sections": rows}, indent=1, ensure_ascii=False)
+
+
+def as_markdown(facts: Mapping[str, Any], sections: Sections) -> str:
+    lines = [f"# Darkroom on {facts['device']}", ""]
+    if facts["kind"] != "cuda":
+        lines += ["There is no card here: all of this is of the processor.", ""]
+    lines += ["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())]
+    for title, rows in sections.items():
+        lines += ["", f"## {title}", "", "| | what | figure | goal | note |", "|---|---|---|---|---|"]
+        lines += [_line(row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Row) -> str:
+    mark = "–" if row.figure is None else "ok" if row.passed else "**miss**"
+    figure = "not measured" if row.figure is None else f"{row.figure:.4g} {row.unit}".strip()
+    return f"| {mark} | {_cell(row.name)} | {figure} | {row.goal or ''} | {_cell(row.note)} |"
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else str(value).replace("|", "\\|").replace("\n", " ")

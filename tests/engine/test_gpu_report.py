@@ -1,0 +1,135 @@
+"""`darkroom gpu-report`: every kind of model held against its pipeline, every way of running one, and the two files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import families
+from engine.bench.report import __main__ as report
+from engine.bench.report import gains, parity
+from engine.bench.report.device import describe_device
+from engine.bench.report.page import as_json, as_markdown
+from engine.bench.row import Row
+from engine.bench.small_models import KINDS, build
+from engine.families.pipelined import Pipelined
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
+CPU = torch.device("cpu")
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+def test_every_kind_is_measured_and_is_its_pipeline_s() -> None:
+    said: list[str] = []
+    rows = parity.parity_rows(CPU, said.append)
+    assert len(rows) == len(said) == len(KINDS)
+    assert [f"{row.name}: {row.note}" for row in rows if not row.passed] == []
+
+
+def test_a_kind_that_fails_says_so_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(kind: str, folder: Path) -> None:
+        if kind == "sd":
+            raise RuntimeError("no kernel image is available")
+        build(kind, folder)
+
+    monkeypatch.setattr(parity, "build", fail)
+    broken, sound = parity.parity_rows(CPU, _quiet, ("sd", "sdxl"))
+    assert (broken.figure, broken.passed) == (None, False)
+    assert "no kernel image" in broken.note
+    assert sound.passed
+
+
+def test_a_picture_that_differs_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = parity.call_pipeline
+    monkeypatch.setattr(parity, "call_pipeline", lambda *args: true(*args) * 1.01)
+    (row,) = parity.parity_rows(CPU, _quiet, ("sd",))
+    assert row.figure == pytest.approx(0.01, abs=0.009)
+    assert not row.passed
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> gains.Load:
+    build("sd", tmp_path / "sd")
+
+    def again() -> Pipelined:
+        family = families.load_folder(str(tmp_path / "sd"), "sd")
+        assert isinstance(family, Pipelined)
+        return family
+
+    return again
+
+
+def test_ways_are_measured_here_or_said_to_be_a_card_s(load: gains.Load) -> None:
+    rows = gains.gain_rows(load, _quiet)
+    measured = {row.name: row.figure for row in rows if row.figure is not None}
+    assert all(figure > 0 for figure in measured.values())
+    assert sorted(measured) == sorted(gains._batch_name(count) for count in gains.BATCHES)
+    assert {row.note for row in rows if row.figure is None} == {gains.NO_CARD}
+    assert len(rows) == len(gains.BATCHES) + 4
+
+
+def test_a_way_that_fails_leaves_the_others(load: gains.Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> float:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(gains, "_milliseconds", fail)
+    rows = gains.gain_rows(load, _quiet)
+    assert len(rows) == len(gains.BATCHES) + 4
+    assert all("out of memory" in row.note for row in rows[: len(gains.BATCHES)])
+    assert {row.note for row in rows[len(gains.BATCHES) :]} == {gains.NO_CARD}
+
+
+def test_the_device_is_described_in_plain_values() -> None:
+    facts = json.loads(json.dumps(describe_device(CPU)))
+    assert facts["kind"] == "cpu"
+    assert facts["torch"] == torch.__version__.partition("+")[0] or facts["torch"] == torch.__version__
+    assert facts["float32, TFLOP/s"] > 0
+    assert {f"{dtype}, TFLOP/s" for dtype in ("float32", "bfloat16", "float16")} <= set(facts)
+
+
+def test_the_page_says_what_was_measured_and_what_was_not() -> None:
+    rows = [Row("a | b", 0.5, "≥ 1", "×", "two\nlines"), Row("c", None, None, "×", gains.NO_CARD)]
+    facts = {"device": "a processor", "kind": "cpu", "driver": None}
+    page = as_markdown(facts, {"Ways": rows})
+    assert "There is no card here" in page
+    assert "| **miss** | a \\| b | 0.5 × | ≥ 1 | two lines |" in page
+    assert "| – | c | not measured |  | not on a processor |" in page
+    assert "There is no card" not in as_markdown({**facts, "kind": "cuda"}, {})
+    known = json.loads(as_json(facts, {"Ways": rows}))
+    assert [row["pass"] for row in known["sections"]["Ways"]] == [False, False]
+
+
+def test_both_files_are_written_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parity, "KINDS", {"sd": KINDS["sd"]})
+    monkeypatch.setattr(report, "measure_models", lambda *_, **__: pytest.fail("real sizes without --full"))
+    assert report.main(["--out", str(tmp_path / "new"), "--cache", str(tmp_path)]) == 0
+    out, said = capsys.readouterr()
+    files = [Path(line) for line in out.splitlines()]
+    assert [file.name for file in files] == ["darkroom-gpu-report.json", "darkroom-gpu-report.md"]
+    assert "no card here" in said
+    page = files[1].read_text()
+    assert "Parity with the unmodified pipelines" in page
+    assert str(tmp_path) not in page + files[0].read_text()
+
+
+def test_full_measures_the_chosen_real_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+
+    def measure(names: tuple[str, ...], cache: Path, **_: Any) -> list[Row]:
+        chosen.append((names, cache))
+        return [Row("sd15: a step", 1.0, None, "×")]
+
+    monkeypatch.setattr(report, "measure_models", measure)
+    monkeypatch.setattr(parity, "KINDS", {"sd": KINDS["sd"]})
+    report.main(["--out", str(tmp_path), "--cache", str(tmp_path / "c"), "--full", "--models", "sd15"])
+    assert chosen == [(("sd15",), tmp_path / "c")]
+    assert "sd15: a step" in (tmp_path / "darkroom-gpu-report.md").read_text()
