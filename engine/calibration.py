@@ -126,13 +126,14 @@ def measure(family: Family, clock: Clock = Clock()) -> Calibration:
 
 
 def row_cap(bucket_ms: Mapping[int, float]) -> int:
-    """The knee, or the next bucket where that was never tried and the knee is quick.
+    """The knee, or the next bucket where that was never tried and the largest known one is quick.
 
     The two rows of a guided picture stay one forward where that is not slower than two.
     """
     found = knee(_worthwhile(bucket_ms))
-    if found == max(bucket_ms) and found < BUCKETS[-1] and bucket_ms[found] <= SLOW and found > 1:
-        return 2 * found
+    most = max(bucket_ms)
+    if most in (found, 2) and 1 < most < BUCKETS[-1] and bucket_ms[most] <= SLOW:
+        return 2 * most
     return 2 if found == 1 and bucket_ms.get(2, float("inf")) <= 2 * bucket_ms[1] * GAIN else found
 
 

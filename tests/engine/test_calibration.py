@@ -181,8 +181,9 @@ def test_the_cap_is_the_knee() -> None:
 
 
 def test_guidance_stays_one_forward_where_that_is_not_slower() -> None:
-    assert row_cap({1: 10.0, 2: 20.0}) == 2
-    assert row_cap({1: 10.0, 2: 30.0}) == 1
+    assert row_cap({1: 300.0, 2: 600.0}) == 2
+    assert row_cap({1: 10.0, 2: 20.0, 4: 40.0}) == 2
+    assert row_cap({1: 10.0, 2: 30.0, 4: 60.0}) == 1
 
 
 def test_nobody_waits_for_a_large_batch_of_a_slow_model() -> None:
