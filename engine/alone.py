@@ -43,8 +43,6 @@ def develop(
     """
     shared = all(family.device.type == "cpu" for family in families.values())
     engine, lane = Engine(families, rows=rows), Lane(families, maps=maps, cores=Cores(shared))
-    if isinstance(job.task, Recipe) and (job.ladder or on_frame is not None):
-        lane.prepare(job.task.model)
     try:
         return _Alone(job, families, engine, lane, on_frame).run(blobs)
     finally:
@@ -68,7 +66,9 @@ class _Alone:
         self._first, self._last = (job.task.first, job.task.last) if isinstance(job.task, Recipe) else (0, 0)
 
     def run(self, blobs: Mapping[str, bytes]) -> Developed:
-        prepare(self._job, self._families)  # before a picture is read that it begins with
+        prepare(self._job, self._families)  # before anything is read by it: it may be opened anew
+        if isinstance(self._job.task, Recipe) and (self._job.ladder or self._on_frame is not None):
+            self._lane.prepare(self._job.task.model)
         self._engine.add(self._job, (), self._lane.begin(self._job, blobs).result())
         self._engine.watch(self._job.id, self._on_frame is not None)
         began = time.monotonic()

@@ -1,8 +1,10 @@
 """Who computes on the processor has all of its cores: one at a time, steps and other work by turns.
 
 Two teams of threads on the same cores wait for each other at every barrier, and other numbers of threads give other
-last bits. So everything long computes with torch's own number of threads, whatever the load. Between two steps other
-work goes on for `SHARE` of a step, or is one piece; finished pictures go first. Knows threads and a clock; no work.
+last bits. So steps, and all that the decode lane computes at length, have torch's own number of threads, whatever the
+load. Between two steps other work goes on for `SHARE` of a step, or is one piece; finished pictures go first. What has
+one core of its own takes no turns (`engine.one_core`), nor do texts, which the engine's thread encodes between steps.
+Knows threads and a clock; no work.
 """
 
 from __future__ import annotations
@@ -60,7 +62,12 @@ class Cores:
             self._arrived += 1
             mine = kind, self._arrived
             self._waiting.append(mine)
-            self._changed.wait_for(lambda: not self._busy and self._next() == mine)
+            try:
+                self._changed.wait_for(lambda: not self._busy and self._next() == mine)
+            except BaseException:  # an interrupt from the keyboard: nobody shall wait for a turn that is never taken
+                self._waiting.remove(mine)
+                self._changed.notify_all()
+                raise
             self._waiting.remove(mine)
             self._busy = True
 

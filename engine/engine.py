@@ -124,6 +124,8 @@ class Engine:
         """From now on this is what a row-step of the model costs, and the most rows of its forwards."""
         self._prices[model], self._times[model] = price, times
         self._limits.adjust(model, cap)
+        for image in (image for images in self._images.values() for image in images):
+            self._limits.of(image)  # an unknown key would have the rows of the whole worker for a step
         self.rows = max(self.rows, cap)
 
     @torch.inference_mode()

@@ -27,7 +27,7 @@ from engine.blame import unforeseen
 from engine.cores import Cores, Kind
 from engine.encode import jpeg, latent_bytes, parameters, png, thumbnail
 from engine.engine import Developed, Stepped
-from engine.families.family import SMALL, Family
+from engine.families.family import SMALL, Family, is_here
 from engine.finishing import developed, laid_over
 from engine.job import Frame, Job, Ladder, Recipe, Verdict
 from engine.map_files import MapFiles
@@ -189,11 +189,19 @@ class Lane:
             self._fit(model)
 
     def _fit(self, model: str) -> None:
-        """One picture of the fit; the next comes after whatever has come meanwhile."""
-        if model in self._families and not self._previewer(model).is_fitted:
-            with self.cores.held(Kind.OTHER):
-                self._previewer(model).fit_on()
-            self._submit(FIT, lambda: self._fit(model))
+        """One picture of the fit; the next comes after whatever has come meanwhile.
+
+        A model that is just opened in another number format has no encoder: its next job goes on with the fit.
+        """
+        family = self._families.get(model)
+        if family is None or self._previewer(model).is_fitted:
+            return
+        with self.cores.held(Kind.OTHER):
+            if not is_here(family):
+                self._prepared.discard(family)
+                return
+            self._previewer(model).fit_on()
+        self._submit(FIT, lambda: self._fit(model))
 
     def _picture(self, event: Developed, job: Job) -> bytes:
         recipe = _recipe(job)

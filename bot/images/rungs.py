@@ -19,7 +19,7 @@ NOWHERE = "This picture keeps no latents to branch from: it has too few steps, o
 
 @dataclass(frozen=True)
 class Stage:
-    """A rung after `step` steps. `branches`: whether one can go on from there. `thumbnail`: WebP, not yet opened."""
+    """A rung after `step` steps. `branches`: whether one can go on from there. `thumbnail`: not yet opened."""
 
     step: int
     branches: bool

@@ -19,7 +19,7 @@ from engine.bench.row import Row
 from engine.cores import Kind
 from engine.engine import Developed, Engine, Stepped
 from engine.families.family import Conditions, Family
-from engine.job import Dtype, Job, Lora
+from engine.job import Dtype, Frame, Job, Lora
 from engine.lane import Lane
 from engine.map_files import MapFiles
 from engine.preview import fit
@@ -91,7 +91,7 @@ def _stepping(family: Family, load: Load, maps: MapFiles, seen: bool) -> float:
     for job in jobs:
         engine.watch(job.id, seen)
     begun = saved = time.perf_counter()
-    due, ladders = dict[str, float](), list[Future[bytes]]()
+    due, frames, ladders, developed = dict[str, float](), list[Future[Frame]](), list[Future[bytes]](), 0
     while not engine.idle:
         with lane.cores.held(Kind.STEP):
             events = engine.step()
@@ -99,7 +99,8 @@ def _stepping(family: Family, load: Load, maps: MapFiles, seen: bool) -> float:
         for event in events:
             if seen and isinstance(event, Stepped) and event.x0 is not None and now >= due.get(event.job, 0.0):
                 due[event.job] = now + SHOWN_EVERY
-                lane.frame(event, by_id[event.job], 0, 0.0)
+                frames.append(lane.frame(event, by_id[event.job], 0, 0.0))
+            developed += isinstance(event, Developed)
             if seen and isinstance(event, Developed):
                 ladders.append(lane.ladder(event, by_id[event.job]))
         if seen and now - saved >= SAVED_EVERY:
@@ -110,7 +111,16 @@ def _stepping(family: Family, load: Load, maps: MapFiles, seen: bool) -> float:
         ladder.result()
     took = time.perf_counter() - begun
     lane.close()
+    _insist(developed, load.users * load.count)
+    if seen and not [frame.result() for frame in frames if not frame.cancelled()]:
+        raise RuntimeError("no preview was shown: there is no figure")
     return took
+
+
+def _insist(developed: int, wanted: int) -> None:
+    """Raises RuntimeError where pictures failed: what takes no time costs nothing."""
+    if not 0 < developed == wanted:
+        raise RuntimeError(f"{developed} pictures were developed, not {wanted}: there is no figure")
 
 
 def cancelled(family: Family, load: Load) -> Row:
@@ -155,9 +165,12 @@ def _until(family: Family, load: Load, times: Mapping[int, float], lone: Job, ot
         engine.step()
     begun = time.perf_counter()
     engine.add(lone)
+    developed = 0
     while engine.snapshots(lone.id, 1):
-        engine.step()
-    return time.perf_counter() - begun
+        developed += sum(isinstance(event, Developed) and event.job == lone.id for event in engine.step())
+    took = time.perf_counter() - begun
+    _insist(developed, load.count)
+    return took
 
 
 def _add(engine: Engine, jobs: Sequence[Job]) -> None:

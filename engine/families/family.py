@@ -94,6 +94,11 @@ class HeldOnce(Protocol):
         ...
 
 
+def is_here(family: Family) -> bool:
+    """Whether its weights are in memory: those of a large model are not while it is opened in another number format."""
+    return not (isinstance(family, HeldOnce) and family.held_once) or any(family.holds(dtype) for dtype in TORCH)
+
+
 @runtime_checkable
 class HasNetwork(Protocol):
     """A family that has its network ready for a number format once it was asked for it."""

@@ -51,7 +51,7 @@ class Model:
 
 
 class Shelf:
-    """All of it belongs to the event loop, but for `families`, which any thread may read."""
+    """All of it belongs to the event loop, but for `families`, which any thread may read, and `refine`."""
 
     def __init__(self, models: list[Model], stock: Stock, loader: Loader | None = None) -> None:
         self._models = {model.name: model for model in models}

@@ -21,6 +21,7 @@ from engine.job import VERSION, Warm
 log = logging.getLogger(__name__)
 
 FILE = "offered.json"
+FORM = 2  # raise it where what is kept would be found otherwise now, as the number format of a large model
 
 
 class Offered(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +38,7 @@ def identity(name: str, fingerprint: str, device: torch.device, upscaler: str, b
     Which of them fit is learnt with the model in memory.
     """
     where = f"{device_name(device)}, {torch.get_num_threads()} threads"
-    made = f"torch {torch.__version__}, diffusers {diffusers.__version__}, {build}, contract {VERSION}"
+    made = f"torch {torch.__version__}, diffusers {diffusers.__version__}, {build}, contract {VERSION}, form {FORM}"
     return f"{where} | {made} | {name} {fingerprint} {upscaler} {loras}".rstrip()
 
 

@@ -31,6 +31,7 @@ from engine.bench.crowd import MIXTURE, Load, serve_together
 from engine.bench.row import Row
 from engine.bench.users import Measured
 from engine.calibration import Calibration
+from engine.engine import Engine
 from engine.families.embedded import assemble
 from engine.families.stable_diffusion import StableDiffusion
 from engine.job import Recipe, row_steps
@@ -156,6 +157,17 @@ def test_a_load_of_which_nothing_is_developed_is_no_figure(
     monkeypatch.setattr(crowd, "events", lambda family, load: iter(()))
     with pytest.raises(RuntimeError, match="there is no figure"):
         serve_together(embedded, BRIEF)
+
+
+def test_jobs_that_fail_cost_nothing_and_are_no_figure(
+    embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overhead, "ROUNDS", 1)
+    monkeypatch.setattr(Engine, "_check", lambda engine, batch, x: [engine._fail(one.job, "no", "us") for one in batch])
+    with pytest.raises(RuntimeError, match="there is no figure"):
+        overhead.watched(embedded, BRIEF)
+    with pytest.raises(RuntimeError, match="there is no figure"):
+        overhead.beside_a_flood(embedded, BRIEF, {1: 1.0, 2: 2.0})
 
 
 def test_nobody_s_preview_is_no_figure(embedded: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,3 +120,20 @@ def test_on_a_card_nobody_waits() -> None:
     cores = Cores(shared=False)
     with cores.held(Kind.STEP), cores.held(Kind.PICTURE):
         pass
+
+
+def test_who_is_interrupted_while_it_waits_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Ctrl-C in `darkroom imagine`, while the lane decodes: its end waits for the lane."""
+    cores = Cores(clock=iter([0.0, 0.0, 0.0, 9.0]).__next__)
+    with cores.held(Kind.STEP):
+        pass
+    with cores.held(Kind.OTHER):  # more than its share: the next turn is a step's
+        monkeypatch.setattr(cores._changed, "wait_for", _interrupt)
+        with pytest.raises(KeyboardInterrupt), cores.held(Kind.STEP):
+            pass
+        monkeypatch.undo()
+    assert cores.waiting == 0
+
+
+def _interrupt(condition: object) -> None:
+    raise KeyboardInterrupt

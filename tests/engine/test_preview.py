@@ -239,3 +239,22 @@ def test_a_model_that_cannot_encode_keeps_the_rough_map(
     lane._submit(FIT, lambda: None).result(SOON)
     lane.close()
     assert len(calls) == 1
+
+
+def test_a_model_that_is_just_opened_anew_goes_on_with_its_fit_later(
+    large: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = list[str]()
+    for name, value in {"held_once": True, "holds": here.__contains__, "net": lambda dtype: None}.items():
+        monkeypatch.setattr(large, name, value, raising=False)
+    lane = Lane({"affine": large})
+    lane.prepare("affine")
+    lane._submit(FIT, lambda: None).result(SOON)
+    previewer = lane._previewer("affine")
+    assert not previewer.is_fitted
+    here.append("float32")
+    lane.prepare("affine")
+    while not lane._submit(FIT, lambda: previewer.is_fitted).result(SOON):
+        pass
+    lane.close()
+    assert not caplog.records

@@ -106,6 +106,20 @@ def test_the_engine_says_what_it_ran_and_takes_other_caps(
     engine.close()
 
 
+def test_a_new_cap_holds_at_once_for_those_who_are_here(
+    affine: Any, recipe: Callable[..., Any], job: Callable[..., Any]
+) -> None:
+    """Not only once they have run: until then a batch would have the rows of the whole worker."""
+    engine = Engine({"affine": affine}, rows=32, caps={"affine": 2})
+    engine.add(job(recipe(count=4, sampler="ddim")))
+    engine.step()
+    engine.adjust("affine", 5.0, 4, {4: 20.0})
+    engine.step()
+    assert engine.ran is not None
+    assert (engine.ran.rows, engine.ran.forwards) == (4, 1)
+    engine.close()
+
+
 def test_where_memory_ran_out_a_higher_cap_changes_nothing(
     affine: Any, recipe: Callable[..., Any], job: Callable[..., Any]
 ) -> None:
