@@ -20,6 +20,7 @@ from bot.config import Settings
 from bot.desk import Desk
 from bot.desk.administration import Administration
 from bot.desk.admission import Admission
+from bot.desk.decoding import Decoding
 from bot.desk.deliveries import Deliveries
 from bot.desk.describing import Describing
 from bot.desk.export import Export
@@ -132,7 +133,7 @@ def build(
         max_age=settings.max_age, woken=dispatcher.poke, clock=clock,
     )  # fmt: skip
     cancelling, steering = Cancelling(store, bus, board, closing, workers), Steering(bus, board, clock=clock)
-    gallery = Gallery(store, pictures)
+    gallery = Gallery(store, pictures, Decoding(bus.decode, workers).decode)
     starting, options = Starting(store, pictures, gallery, register, intake, outside), Options(store, models.names)
     studio = Studio(
         store, feed, models, register, gallery, admission, starting, options, cancelling, steering, workers, clock=clock

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from engine.job import ALL_ALONG, SAMPLER_TITLES, Branch, Forward, Recipe, of_image, stream
+from engine.job import ALL_ALONG, MAX_ESTIMATE_BYTES, SAMPLER_TITLES, Branch, Forward, Recipe, of_image, stream
 
 THUMBNAIL = 128  # a rung's longest side
 
@@ -85,6 +85,13 @@ def _begun(recipe: Recipe) -> dict[str, str]:
 def latent_bytes(latents: torch.Tensor | None) -> bytes | None:
     """Float32, C-order."""
     return None if latents is None else latents.to("cpu", torch.float32).contiguous().numpy().tobytes()
+
+
+def half_bytes(latents: torch.Tensor) -> bytes | None:
+    """Float16, C-order; None where they are more than a rung may carry."""
+    if 2 * latents.numel() > MAX_ESTIMATE_BYTES:
+        return None
+    return latents.to("cpu", torch.float16).contiguous().numpy().tobytes()
 
 
 def _words(text: str) -> str:

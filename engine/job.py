@@ -14,14 +14,17 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-# The versions that brought the picture check, the super-resolver, other models, and pictures to begin with.
-CHECKING, RESOLVING, MODELS, STARTS = 2, 3, 4, 5
-VERSION = STARTS
+# The versions that brought the picture check, the super-resolver, other models, pictures to begin with, and
+# estimates in every rung.
+CHECKING, RESOLVING, MODELS, STARTS, ESTIMATES = 2, 3, 4, 5, 6
+VERSION = ESTIMATES
 MAX_STEPS = 1000
 MAX_COUNT = 4
 MAX_CONCEPTS = 8
 MAX_FRAME_BYTES = 256 * 1024
 MAX_RUNGS = 48
+MAX_ESTIMATE_BYTES = 128 * 1024  # of a rung: 4 × 128 × 128 half floats, SDXL's at 1024 × 1024
+MAX_THUMBNAIL_BYTES = 64 * 1024  # of a rung that is decoded on request
 MAX_LORAS = 4
 MAX_SOURCES = 5
 MAX_FRAMES = 16  # of a walk, which is as many jobs as it takes
@@ -415,6 +418,7 @@ class Rung(Struct, frozen=True, forbid_unknown_fields=True):
 
     A picture that was stopped keeps them at its last rung, too. `history` is the estimate x0 as latents; workers before
     version 5 kept it only where the sampler looks back. `drawn`: how many draws of noise came before, since version 5.
+    `estimate`: x0 in float16, since version 6, where the thumbnail is a linear map's: to decode it on request.
     """
 
     step: Step
@@ -422,12 +426,13 @@ class Rung(Struct, frozen=True, forbid_unknown_fields=True):
     latent: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
     history: Annotated[bytes, Meta(max_length=4 * 1024 * 1024)] | None = None
     drawn: Annotated[int, Meta(ge=1, le=2 * MAX_STEPS)] | None = None
+    estimate: Annotated[bytes, Meta(max_length=MAX_ESTIMATE_BYTES)] | None = None
 
 
 class Ladder(_Value, frozen=True, kw_only=True):
     """How one image came to be: at most 48 rungs, evenly spaced in log-SNR; deterministic, part of the result."""
 
-    v: Version = STARTS
+    v: Version = ESTIMATES
     job: Id
     image: Index
     of: Step
@@ -532,6 +537,34 @@ class DescribeReply(_Value, frozen=True, kw_only=True):
     ] = ()
     error: Sentence = ""
     elsewhere: bool = False
+
+
+class DecodeRequest(_Value, frozen=True, kw_only=True):
+    """Decode the estimates of a ladder's rungs into thumbnails, with the model at the revision that drew them.
+
+    `width`, `height`, `tile`: of their recipe. Each of `latents` is float16, C-order, of the shape that follows.
+    """
+
+    v: Version = ESTIMATES
+    model: Name
+    revision: Annotated[str, Meta(min_length=1, max_length=64)]
+    width: Side
+    height: Side
+    tile: bool = False
+    latents: Annotated[
+        tuple[Annotated[bytes, Meta(min_length=2, max_length=MAX_ESTIMATE_BYTES)], ...],
+        Meta(min_length=1, max_length=MAX_RUNGS),
+    ]
+
+
+class DecodeReply(_Value, frozen=True, kw_only=True):
+    """A JPEG for each of the latents, or the reason why there are none."""
+
+    v: Version = ESTIMATES
+    thumbnails: Annotated[
+        tuple[Annotated[bytes, Meta(min_length=1, max_length=MAX_THUMBNAIL_BYTES)], ...], Meta(max_length=MAX_RUNGS)
+    ] = ()
+    error: Sentence = ""
 
 
 class Malformed(ValueError):
@@ -702,3 +735,8 @@ def cost(recipe: Recipe, warm: Warm) -> float:
     texts = (len(recipe.concepts) + 1 + bool(recipe.walk and recipe.walk.to)) * warm.encode_ms
     pictures = len(recipe.start.pictures) if isinstance(recipe.start, Forward) else 0
     return (steps + texts + (recipe.count + pictures) * warm.decode_ms * area) / 1000.0
+
+
+def decode_ms(warm: Warm, width: int, height: int, count: int) -> float:
+    """Calibrated milliseconds of so many decodes at this size; the calibrated one includes the enlargement."""
+    return count * warm.decode_ms * width * height / (warm.size * warm.size)

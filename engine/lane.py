@@ -25,7 +25,7 @@ from engine.admit import check
 from engine.beginning import Beginning, read, whole
 from engine.blame import unforeseen
 from engine.cores import Cores, Kind
-from engine.encode import jpeg, latent_bytes, parameters, png, thumbnail
+from engine.encode import half_bytes, jpeg, latent_bytes, parameters, png, thumbnail
 from engine.engine import Developed, Stepped
 from engine.families.family import SMALL, Family, is_here
 from engine.finishing import developed, laid_over
@@ -98,6 +98,10 @@ class Lane:
     def ladder(self, event: Developed, job: Job, *, closely: bool = False) -> Future[bytes]:
         """The encoded `Ladder`. `closely`: its film is asked for, so a small model's rungs are decoded."""
         return self._submit(RUNG, lambda: self._ladder(event, job, closely))
+
+    def decode_thumbnail(self, model: str, x0: torch.Tensor, tile: bool) -> Future[bytes]:
+        """A rung that somebody looks at closely, decoded. Its future may raise `Unfit`."""
+        return self._submit(RUNG, lambda: self._foreseen(model, partial(_decoded_thumbnail, x0, tile)))
 
     def forget(self, job: str) -> None:
         """The job has left: whatever still waits for it is cancelled."""
@@ -216,10 +220,10 @@ class Lane:
 
     def _ladder(self, event: Developed, job: Job, closely: bool) -> bytes:
         recipe = _recipe(job)
-        look = partial(
-            self._decode if closely and self._families[recipe.model].size <= SMALL else self._preview, recipe
-        )
-        rungs = tuple(_wired(rung, thumbnail(look(rung.x0))) for rung in event.rungs)
+        decoded = closely and self._families[recipe.model].size <= SMALL
+        look = partial(self._decode if decoded else self._preview, recipe)
+        mapped = not decoded and self._previewer(recipe.model).reads(event.latents)
+        rungs = tuple(_wired(rung, thumbnail(look(rung.x0)), mapped) for rung in event.rungs)
         of, shape = recipe.steps, tuple(event.latents.shape)
         return wire.encode(Ladder(job=event.job, image=event.image, of=of, shape=shape, rungs=rungs))
 
@@ -236,9 +240,15 @@ def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
         future.set_exception(error)
 
 
-def _wired(rung: LatentRung, seen: bytes) -> wire.Rung:
-    estimate = None if rung.x is None else latent_bytes(rung.x0)
-    return wire.Rung(rung.step, seen, latent_bytes(rung.x), estimate, rung.drawn)
+def _wired(rung: LatentRung, seen: bytes, mapped: bool) -> wire.Rung:
+    """`mapped`: what is seen of it comes from a linear map, so that it may be decoded some day."""
+    history = None if rung.x is None else latent_bytes(rung.x0)
+    estimate = half_bytes(rung.x0) if mapped else None
+    return wire.Rung(rung.step, seen, latent_bytes(rung.x), history, rung.drawn, estimate)
+
+
+def _decoded_thumbnail(x0: torch.Tensor, tile: bool, family: Family) -> bytes:
+    return thumbnail(developed(family.decode, x0.to(family.device), tile))
 
 
 def _recipe(job: Job) -> Recipe:

@@ -57,7 +57,7 @@ def bare(ladders: Sequence[bytes]) -> list[bytes]:
 
 
 def _bare(ladder: Ladder) -> Ladder:
-    rungs = (msgspec.structs.replace(rung, latent=None, history=None) for rung in ladder.rungs)
+    rungs = (msgspec.structs.replace(rung, latent=None, history=None, estimate=None) for rung in ladder.rungs)
     return msgspec.structs.replace(ladder, rungs=tuple(rungs))
 
 

@@ -25,6 +25,8 @@ from engine.bus.presences import Presences
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, ensure_consumer, pool_consumer, settle_consumer
 from engine.job import (
+    DecodeReply,
+    DecodeRequest,
     DescribeReply,
     DescribeRequest,
     EmbedReply,
@@ -47,6 +49,7 @@ FULL = 10077  # JetStream's code for "no room", also for a second message on a s
 RESULTS_AT_ONCE = 64
 DESCRIBERS_ASKED, DESCRIBERS_PAUSE = 4, 0.5  # workers, and seconds between two
 DESCRIBING_SECONDS = 50.0  # longer than a worker works on one request
+DECODING_SECONDS = 12.0  # longer than a worker works on one request
 NOBODY = "503"  # the status by which the server says that nobody hears a request
 
 
@@ -212,6 +215,21 @@ class BotSide(Station):
                 raise NobodyAnswers(said) from error
             except (TimeoutError, Malformed) as error:
                 raise NobodyAnswers("The worker that was asked did not answer.") from error
+
+    async def decode(self, pool: str, request: DecodeRequest, timeout: float = DECODING_SECONDS) -> tuple[bytes, ...]:
+        """A thumbnail for each of the latents, by a worker of this pool. Raises `NobodyAnswers` where there are none.
+
+        They are as a worker sent them: not yet opened.
+        """
+        with reaching("decode"):
+            try:
+                answer = await self._asked(subjects.decode(pool, request.model), encode(request), timeout)
+                reply = decode(answer, DecodeReply)
+            except (NoRespondersError, TimeoutError, Malformed) as error:
+                raise NobodyAnswers("No worker decodes this just now.") from error
+        if reply.error or len(reply.thumbnails) != len(request.latents):
+            raise NobodyAnswers(reply.error or "A worker answered with the wrong number of thumbnails.")
+        return reply.thumbnails
 
     async def _asked(self, subject: str, request: bytes, timeout: float) -> bytes:
         """What one of the workers answers, where those elsewhere can send it, too."""

@@ -55,10 +55,19 @@ def _pulls(pool: str) -> tuple[str, ...]:
     )
 
 
-def may_hear(name: str) -> list[str]:
-    """Its own inbox, what is said to all workers, and requests for vectors and descriptions as one of their groups."""
+def may_hear(name: str, pools: Sequence[str]) -> list[str]:
+    """Its own inbox, what is said to all workers, and requests to embed, describe and decode as one of their groups.
+
+    Latents are a member's picture: only the pool that drew it is asked to decode them.
+    """
     groups = (f"{subjects.EMBED} {subjects.EMBED}", f"{subjects.DESCRIBE_ALL} {subjects.DESCRIBERS}")
-    return [f"{subjects.inbox(name)}.>", *SAID_TO_ALL, *groups]
+    decodes = (f"{one} {subjects.DECODERS}" for one in _decodes(pools))
+    return [f"{subjects.inbox(name)}.>", *SAID_TO_ALL, *groups, *decodes]
+
+
+def _decodes(pools: Sequence[str]) -> list[str]:
+    """Requests to decode with any model, in these pools."""
+    return [subjects.decode(pool, "*") for pool in pools]
 
 
 def exports() -> list[dict[str, str]]:
@@ -66,7 +75,7 @@ def exports() -> list[dict[str, str]]:
     any_pool = subjects.pool_consumer("*")
     services = [one.replace(any_pool, "*") for one in may_publish("*", ["*"])]
     offered = [{"service": one} for one in (*services, subjects.VECTORS_ALL, NOTHING)]
-    return [*offered, *({"stream": one} for one in (*SAID_TO_ALL, *SHARED))]
+    return [*offered, *({"stream": one} for one in (*SAID_TO_ALL, *SHARED, *_decodes(["*"])))]
 
 
 def account(public: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str, object]]:
@@ -75,7 +84,7 @@ def account(public: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str
     An account that takes nothing of this name is given the server's own `$JS.API.>`, which answers beside the house's.
     """
     services = (*may_publish(name, pools), subjects.VECTORS_ALL)
-    heard = (*SAID_TO_ALL, *SHARED)
+    heard = (*SAID_TO_ALL, *SHARED, *_decodes(pools))
     imports: list[dict[str, object]] = [
         {"service": {"account": HOUSE, "subject": NOTHING}, "to": INFO},
         *({"service": {"account": HOUSE, "subject": one}} for one in services),
@@ -90,7 +99,7 @@ def user(public: str, name: str, pools: Sequence[str]) -> dict[str, object]:
         "nkey": public,
         "permissions": {
             "publish": {"allow": may_publish(name, pools)},
-            "subscribe": {"allow": may_hear(name)},
+            "subscribe": {"allow": may_hear(name, pools)},
             "allow_responses": ANSWERS,
         },
     }

@@ -30,6 +30,7 @@ STEER_ALL = "steer.*"
 VECTORS_ALL = "vectors.*"
 DESCRIBE_ALL = "describe.*"
 DESCRIBERS = "describe"  # the group of workers that share such requests
+DECODERS = "decode"  # the group of workers that share requests to decode
 
 
 def token(name: str) -> str:
@@ -90,13 +91,18 @@ def steer(job: str) -> str:
 
 
 def vectors(request: str) -> str:
-    """Where the answer to a request for vectors, or for errors, goes: workers elsewhere reach no inbox of the bot's."""
+    """Where the answer to a request of the bot's goes: workers elsewhere reach none of its inboxes."""
     return f"vectors.{request}"
 
 
 def describe(model: str) -> str:
     """Requests to hold a picture against texts, for whoever has this model."""
     return f"describe.{token(model)}"
+
+
+def decode(pool: str, model: str) -> str:
+    """Requests to decode latents, for whoever has this model in the pool that drew the picture."""
+    return f"decode.{token(pool)}.{token(model)}"
 
 
 def dead(subject: str) -> str:

@@ -25,6 +25,8 @@ from engine.bus.snapshots import Snapshots
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, pool_consumer
 from engine.job import (
+    DecodeReply,
+    DecodeRequest,
     DescribeReply,
     DescribeRequest,
     EmbedReply,
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 
 Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 Describe = Callable[[DescribeRequest], Awaitable[DescribeReply]]
+Decode = Callable[[DecodeRequest], Awaitable[DecodeReply]]
 
 
 class WorkerSide(Station):
@@ -60,6 +63,7 @@ class WorkerSide(Station):
         self._there: dict[str, tuple[str, ...]] = {}  # in which pools a worker was announced
         self._answering: set[asyncio.Task[None]] = set()
         self._described: dict[str, Subscription] = {}  # by the model that is asked for
+        self._decodes: dict[str, Subscription] = {}  # by their subject
         self._salt = secrets.token_bytes(16)  # else another could say first what we say, and ours would be the copy
 
     async def pull(self, pools: Sequence[str], timeout: float = 1.0, *, wait: bool = True) -> Delivered[Job] | None:
@@ -211,6 +215,38 @@ class WorkerSide(Station):
                 self._described[model] = heard
             for model in self._described.keys() - set(models):
                 await self._described.pop(model).unsubscribe()
+
+    async def serve_decode(self, pools: Sequence[str], models: Sequence[str], decode: Decode) -> None:
+        """Answers requests to decode for these models in these pools, and no others, from now on.
+
+        `decode` raises nothing but cancellation; one request does not wait for another.
+        """
+
+        async def answer(msg: Msg) -> None:
+            task = asyncio.create_task(_decoded(decode, msg))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+
+        wanted = {subjects.decode(pool, model) for pool in pools for model in models}
+        with reaching("offer to decode"):
+            for subject in wanted - self._decodes.keys():
+                heard = await self.client.subscribe(subject, queue=subjects.DECODERS, cb=answer)
+                self._decodes[subject] = heard
+            for subject in self._decodes.keys() - wanted:
+                await self._decodes.pop(subject).unsubscribe()
+
+
+async def _decoded(answer: Decode, msg: Msg) -> None:
+    """As `_described`, for thumbnails."""
+    try:
+        reply = await answer(decode(msg.data, DecodeRequest))
+    except Malformed as error:
+        reply = DecodeReply(error=f"The request is malformed: {error}"[:500])
+    try:
+        with reaching("answer with thumbnails"):
+            await msg.respond(encode(reply))
+    except Unreachable as error:
+        log.warning("%s", error)
 
 
 async def _described(describe: Describe, msg: Msg) -> None:

@@ -27,6 +27,7 @@ from engine.shelf import Shelf
 from engine.shelf.stock import Stock
 from engine.upscale import Upscaler
 from engine.worker.attention import Attention
+from engine.worker.decoding import Decoding
 from engine.worker.describing import Describing
 from engine.worker.fetching import Fetching
 from engine.worker.intake import Intake
@@ -99,6 +100,7 @@ class Worker:
         self._steering = Steering(bus, self.roster, self._shelf.crowded)
         self._keeping = Keeping(bus, self.roster, self._outcome, self._attention)
         self.describing = Describing(self._thread, lane, self._shelf, offer.rows)
+        self._decoding = Decoding(lane, self._shelf)
         self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -117,7 +119,7 @@ class Worker:
         duties: list[Coroutine[object, object, None]] = [
             self._pull(), self._announce(), self._lease.beat(), self._lease.watch(), self._attention.listen(),
             self._steering.listen(), self._keeping.keep(), self._output.show(), self._bus.hold(),
-            self._describe(), self._refining.refine(),
+            self._answer(), self._refining.refine(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(duty) for duty in duties]
         try:
@@ -129,6 +131,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.describing.close()
+            self._decoding.close()
             await self.roster.close()
             await self._shelf.close()
             self._upscaler.close()
@@ -176,11 +179,13 @@ class Worker:
             except Unreachable as error:
                 log.warning("%s", error)
 
-    async def _describe(self) -> None:
-        """Heard is what is in memory: where it is not, a request would come in vain, and not to who has it."""
+    async def _answer(self) -> None:
+        """Describes and decodes with what is in memory: for another model a request would come in vain."""
         while True:
             try:
-                await self._bus.serve_describe(self.describing.models, self.describing.answer)
+                models = self.describing.models
+                await self._bus.serve_describe(models, self.describing.answer)
+                await self._bus.serve_decode(self._offer.pools, models, self._decoding.answer)
             except Unreachable as error:
                 log.warning("%s", error)
             await asyncio.sleep(PAUSE)

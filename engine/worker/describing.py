@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from engine import describing
@@ -22,6 +21,7 @@ from engine.lane import Lane
 from engine.memory import is_out_of_memory
 from engine.shelf import Shelf
 from engine.unfit import Unfit
+from engine.worker.model_use import hold_model
 from engine.worker.thread import EngineThread
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 MOST_ROWS = 16  # of a forward
 FORWARD_MS = 1000.0  # that one may take with its texts, by calibration, were each row another text
 SECONDS = 45.0  # that a request may take: the bot does not wait much longer
-HELD_SECONDS = 2.0  # until the model, which is in memory, is ours to use
 BUSY = "This worker describes another picture just now: try again in a moment."
 SLOW = "This worker is too slow, or too busy, to describe a picture now."
 ENDING = "This worker ends just now: try again in a moment."
@@ -63,7 +62,10 @@ class Describing:
 
     async def _answer(self, asked: DescribeRequest) -> DescribeReply:
         try:
-            async with asyncio.timeout(SECONDS) as self._left, self._held(asked) as (family, warm):
+            async with (
+                asyncio.timeout(SECONDS) as self._left,
+                hold_model(self._shelf, asked.model, asked.revision) as (family, warm),
+            ):
                 return DescribeReply(errors=await self._errors(asked, family, warm))
         except Unfit as error:
             return DescribeReply(error=error.sentence[:500], elsewhere=error.blame == "worker")
@@ -76,22 +78,6 @@ class Describing:
             return DescribeReply(error="This worker failed to describe the picture.")
         finally:
             self._left = None
-
-    @asynccontextmanager
-    async def _held(self, asked: DescribeRequest) -> AsyncIterator[tuple[Family, Warm]]:
-        """The model, which stays in memory meanwhile. Nothing is loaded for this. Raises `Unfit`."""
-        name = asked.model
-        warm = next((one for one in self._shelf.warm() if one.name == name and one.loaded), None)
-        if warm is None:
-            raise Unfit(f"The model {name} is not in memory just now: draw something with it first.", "worker")
-        if asked.revision not in ("", warm.revision):
-            raise Unfit(f"This worker has another version of {name} than was asked for: try again.", "worker")
-        async with asyncio.timeout(HELD_SECONDS):
-            await self._shelf.take(name, warm.dtype)
-        try:
-            yield self._shelf.families[name], warm
-        finally:
-            self._shelf.let_go(name)
 
     async def _errors(self, asked: DescribeRequest, family: Family, warm: Warm) -> tuple[tuple[float, ...], ...]:
         latents = await asyncio.wrap_future(self._lane.latents(asked.model, asked.picture))

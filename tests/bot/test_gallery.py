@@ -18,7 +18,7 @@ from bot.images.made import Made
 from bot.images.pictures import Pictures
 from bot.images.pixels import opened, saved
 from bot.refused import Refused
-from bot.store import Store, Stored, reads
+from bot.store import Record, Store, Stored, reads
 from engine.job import Ladder, Rung, encode
 from kept import asked, draft
 
@@ -249,3 +249,33 @@ async def test_what_takes_long_is_made_once_and_one_at_a_time() -> None:
     assert (found, most) == (["aa", "aa", "bb", "bb", "aa"], 1)
     again = [await made.of((what,), lambda: make("new")) for what in "abcba"]
     assert again == ["aa", "bb", "newnew", "bb", "newnew"], "two are remembered"
+
+
+async def test_whoever_looks_closely_sees_rungs_decoded_once_and_the_ladder_stays_as_it_is(shelves: Shelves) -> None:
+    job = await shelves.job()
+    soft = await Gallery(shelves.store, shelves.pictures).film(job)
+    asked, there = list[bytes](), [False]
+    sharp = tuple(saved(Image.new("RGB", (64, 64), (0, 250, 10 * step)), "JPEG") for step in range(12))
+
+    async def decode(record: Record, content: bytes) -> tuple[bytes, ...]:
+        assert record.id == job
+        asked.append(content)
+        return sharp if there[0] else ()
+
+    gallery = Gallery(shelves.store, shelves.pictures, decode)
+    assert await gallery.film(job) == soft, "nobody decodes: the map's are shown"
+    assert len(asked) == 1
+    there[0] = True
+    made = await gallery.film(job)
+    assert made != soft
+    assert asked[1:] == [ladder(job, 0), ladder(job, 1)]
+    first = opened(await gallery.rung(job, 0))
+    assert first.getpixel((20, 20))[1] > 230  # type: ignore[index]
+    assert await gallery.rungs(job) == list(range(1, 13))
+    sheet = await gallery.sheet(job, 0)
+    assert sheet != await shelves.gallery.sheet(job, 0)
+    assert await gallery.branchable(job, 0) == (4, 8)
+    assert await gallery.there_and_back(job, 0) != await shelves.gallery.there_and_back(job, 0)
+    assert await gallery.film(job) == made
+    assert len(asked) == 3, "kept: the second time nobody is asked"
+    assert await gallery.read(await gallery.ladder(job, 0)) == ladder(job, 0)

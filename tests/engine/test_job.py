@@ -19,6 +19,7 @@ KINDS = [
     contract.Recipe, contract.Enlarge, contract.Job, contract.Frame, contract.Picture, contract.Started,
     contract.Finished, contract.Failed, contract.Cancelled, contract.Returned, contract.Ladder, contract.Snapshot,
     contract.Presence, contract.EmbedRequest, contract.EmbedReply, contract.DescribeRequest, contract.DescribeReply,
+    contract.DecodeRequest, contract.DecodeReply,
 ]  # fmt: skip
 ANY = st.sampled_from(KINDS)
 
@@ -38,8 +39,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
             return st.tuples(*(values(item) for item in items))
         case inspect.StrType(pattern=str(pattern)):
             return st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
-        case inspect.StrType(max_length=most):
-            return st.text(max_size=min(most or 0, 50))
+        case inspect.StrType(min_length=least, max_length=most):
+            return st.text(min_size=least or 0, max_size=min(most or 0, 50))
         case inspect.BytesType(min_length=least, max_length=most):
             return st.binary(min_size=least or 0, max_size=min(most or 0, 100))
         case inspect.IntType(ge=least, le=most, lt=below):

@@ -105,6 +105,7 @@ def test_the_ladder_holds_thumbnails_and_states(lane: Lane, affine: Any, recipe:
     assert torch.equal(latent, rung.x)
     assert ladder.rungs[3].history == rung.x0.numpy().tobytes()
     assert ladder.rungs[2].history is None
+    assert [rung.estimate for rung in ladder.rungs] == [rung.x0.half().numpy().tobytes() for rung in developed.rungs]
     with Image.open(BytesIO(ladder.rungs[0].thumbnail)) as thumbnail:
         assert thumbnail.format == "JPEG"
 
@@ -119,6 +120,7 @@ def test_a_film_that_is_asked_for_shows_what_the_decoder_makes_of_a_small_model_
     assert not decoded
     ladder = unpack(lane.ladder(developed, one, closely=True).result(SOON))
     assert len(decoded) == len(ladder.rungs) == 3
+    assert {rung.estimate for rung in ladder.rungs} == {None}, "nobody need decode it again"
     monkeypatch.setattr(affine, "size", 512)
     lane.ladder(developed, one, closely=True).result(SOON)
     assert len(decoded) == 3, "of a large one that would take minutes"

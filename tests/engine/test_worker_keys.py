@@ -30,6 +30,8 @@ from engine.bus.link import Right
 from engine.bus.server import Listening, free_port, server_path
 from engine.job import (
     Concept,
+    DecodeReply,
+    DecodeRequest,
     DescribeReply,
     DescribeRequest,
     Frame,
@@ -166,13 +168,19 @@ async def _hears(worker: Bus, bot: Bus) -> None:
     async def describe(asked: DescribeRequest) -> DescribeReply:
         return DescribeReply(errors=((0.5,) * asked.draws,) * len(asked.texts))
 
+    async def decoded(asked: DecodeRequest) -> DecodeReply:
+        return DecodeReply(thumbnails=tuple(reversed(asked.latents)))
+
     await worker.serve_embed(embed)
+    await worker.serve_decode(["default"], ["embedded", "a.dotted"], decoded)
     await worker.serve_describe(["embedded", "a.dotted"], describe)
     await worker.client.flush()
     assert await bot.embed(["a word"]) == ((1.0,),)
     for model in ("embedded", "a.dotted"):
         asked = DescribeRequest(model=model, picture=b"\x89PNG", texts=("a", "b"), draws=2)
         assert await bot.describe(asked) == ((0.5, 0.5), (0.5, 0.5))
+        latents = DecodeRequest(model=model, revision="r", width=64, height=64, latents=(b"ab", b"cd"))
+        assert await bot.decode("default", latents) == (b"cd", b"ab")
     assert await heard(worker.wants(), lambda: bot.want(JOB)) == JOB
     assert (await heard(worker.steers(), lambda: bot.steer(Steer(job=JOB, deed="pause")))).deed == "pause"
     assert await heard(worker.watch_cancelled(), lambda: bot.cancel(OTHER)) == OTHER
@@ -187,7 +195,7 @@ FORBIDDEN = [
     f"results.other.{JOB}", "results.far", f"results.far.{JOB}.more", f"work.default.{JOB}.1", f"work.big.{JOB}.1",
     f"$KV.cancelled.{JOB}", "$KV.workers.other.default", "$KV.workers.far", "$KV.workers.far.big",
     "$KV.workers.far.default.x", "$O.blobs.C.abc", "$KV.leaders.bot", f"want.{JOB}", f"steer.{JOB}", "embed",
-    "describe.embedded", "dead.results.far", f"dead.work.big.{JOB}.1", "_INBOX.other.1",
+    "describe.embedded", "decode.default.embedded", "dead.results.far", f"dead.work.big.{JOB}.1", "_INBOX.other.1",
     "$JS.ACK.work.pool-big.1.1.1.1.0", "$JS.ACK.results.settle.1.1.1.1.0", "$JS.API.INFO",
     "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
     *(
@@ -205,6 +213,7 @@ FORBIDDEN = [
 DEAF = [
     ">", "results.>", "work.>", "$KV.>", "$KV.claims.>", "$KV.workers.*", "$KV.workers.far.*", "_INBOX.>", "_INBOX.*.*",
     "_INBOX.other.>", "frames.*", "loading.*", "embed", "describe.*", "describe.embedded",
+    "decode.default.*", "decode.*.*", "decode.big.*", "decode.big.embedded",
     "$JS.>", "$SYS.>", "dead.>",
 ]  # fmt: skip
 
@@ -252,7 +261,8 @@ ELSEWHERE = [
     *(f"$JS.API.STREAM.DELETE.{stream}" for stream in ("KV_claims", "dead", "KV_leaders", "results")),
     "$JS.API.CONSUMER.CREATE.dead", "$JS.API.CONSUMER.DELETE.work.pool-default", "$JS.API.STREAM.MSG.GET.dead",
     f"results.other.{JOB}", "$KV.leaders.bot", f"$KV.cancelled.{JOB}", f"work.big.{JOB}.1", "$KV.workers.other.default",
-    "_INBOX.other.1", f"want.{JOB}", f"steer.{JOB}", "embed", "describe.embedded", "vectors.one",
+    "_INBOX.other.1", f"want.{JOB}", f"steer.{JOB}", "embed", "describe.embedded", "decode.default.embedded",
+    "vectors.one",
     f"dead.work.big.{JOB}.1",
 ]  # fmt: skip
 

@@ -1,0 +1,98 @@
+"""Requests to decode a ladder's rungs: one at a time, rung by rung, behind all that running jobs want of the lane.
+
+Knows the shelf and the lane; nothing of the broker. Whatever goes wrong is a sentence in the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from engine.blame import DeviceLost
+from engine.families.family import Family
+from engine.job import DecodeReply, DecodeRequest, Warm, decode_ms
+from engine.lane import Lane
+from engine.shelf import Shelf
+from engine.unfit import Unfit
+from engine.worker.model_use import hold_model
+
+log = logging.getLogger(__name__)
+
+MOST_MS = 5000.0  # of one request, by calibration
+SECONDS = 10.0  # that a request may take beside running jobs; the bot does not wait much longer
+BUSY = "This worker decodes another ladder just now."
+SLOW = "This worker is too slow, or too busy, to decode this ladder now."
+WRONG = "These are no latents of such a picture of this model."
+
+
+class Decoding:
+    """Belongs to the event loop."""
+
+    def __init__(self, lane: Lane, shelf: Shelf) -> None:
+        self._lane, self._shelf = lane, shelf
+        self._turn, self._ending = asyncio.Lock(), False
+        self._left: asyncio.Timeout | None = None  # of the request that is being answered
+
+    async def answer(self, asked: DecodeRequest) -> DecodeReply:
+        """The thumbnails, or why there are none. Raises nothing but cancellation."""
+        if self._turn.locked() or self._ending:
+            return DecodeReply(error=BUSY)
+        async with self._turn:
+            return await self._answer(asked)
+
+    def close(self) -> None:
+        """Whoever waits is told at once: the lane will not answer any more."""
+        self._ending = True
+        if self._left is not None and not self._left.expired():
+            self._left.reschedule(0.0)
+
+    async def _answer(self, asked: DecodeRequest) -> DecodeReply:
+        try:
+            held = hold_model(self._shelf, asked.model, asked.revision)
+            async with asyncio.timeout(SECONDS) as self._left, held as (family, warm):
+                _check_time(asked, warm)
+                return DecodeReply(thumbnails=await self._thumbnails(asked, family))
+        except Unfit as error:
+            return DecodeReply(error=error.sentence[:500])
+        except TimeoutError:
+            return DecodeReply(error=SLOW)
+        except DeviceLost:  # the engine's thread says so, too, and the worker ends
+            return DecodeReply(error="This worker has lost its device.")
+        except Exception:
+            log.exception("a ladder could not be decoded")
+            return DecodeReply(error="This worker failed to decode the ladder.")
+        finally:
+            self._left = None
+
+    async def _thumbnails(self, asked: DecodeRequest, family: Family) -> tuple[bytes, ...]:
+        """The next is given to the lane when the last is done: a finished job's ladder never waits for all of them."""
+        made = list[bytes]()
+        for latents in list(tensors(asked, family)):
+            future = self._lane.decode_thumbnail(asked.model, latents, asked.tile)
+            made.append(await asyncio.wrap_future(future))
+        return tuple(made)
+
+
+def tensors(asked: DecodeRequest, family: Family) -> Iterator[torch.Tensor]:
+    """Raises `Unfit` where one has the wrong size, or is not finite."""
+    try:
+        shape = family.latent_shape(asked.width, asked.height)
+    except ValueError as error:
+        raise Unfit(WRONG, "member") from error
+    for latents in asked.latents:
+        if len(latents) != 2 * shape[0] * shape[1] * shape[2]:
+            raise Unfit(WRONG, "member")
+        values = np.frombuffer(latents, dtype=np.float16).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise Unfit(WRONG, "member")
+        yield torch.from_numpy(values.reshape(shape))
+
+
+def _check_time(asked: DecodeRequest, warm: Warm) -> None:
+    """Raises `Unfit` for what would take too long."""
+    if decode_ms(warm, asked.width, asked.height, len(asked.latents)) > MOST_MS:
+        raise Unfit(SLOW, "worker")
