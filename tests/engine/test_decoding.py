@@ -182,6 +182,7 @@ async def test_what_a_worker_answers_is_not_believed(shop: Shop) -> None:
     presence = shop.bot.workers["one"]
     worker.drain()
     await until(lambda: shop.running[0][1].done())
+    await shop.buses[-1].serve_decode([], [], worker._decoding.answer)
     record: Any = type("Record", (), {"task": recipe, "pool": "default"})
     now = [0.0]
     asked = list[DecodeRequest]()
