@@ -1,14 +1,19 @@
-"""How much memory models may take where nobody says: a share of what the device has. Loads nothing."""
+"""How much memory models may take where nobody says, and how much is left for pictures. Loads nothing."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
 
 OF_A_CARD, OF_THE_HOST = 0.85, 0.7  # the rest is for pictures on their way, and for other programs
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+MEMORY = Path("/proc/meminfo")
+GROUPS = (  # a container's limit, what it takes, and what of that are files' pages, which make way
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+)
 
 
 def said(size: int) -> str:
@@ -21,19 +26,54 @@ def said(size: int) -> str:
 
 def share(device: torch.device) -> int:
     """Bytes that models may take on this device where nobody says otherwise."""
+    return int((OF_A_CARD if device.type == "cuda" else OF_THE_HOST) * _whole(device))
+
+
+def room_for_pictures(device: torch.device) -> int:
+    """Bytes that models leave on this device, always the same; fewer only where other programs have taken them."""
+    return min(_whole(device) - share(device), free(device))
+
+
+def free(device: torch.device) -> int:
+    """Bytes that could be had just now."""
     if device.type == "cuda":
-        return int(OF_A_CARD * torch.cuda.mem_get_info(device)[1])
-    return int(OF_THE_HOST * _host())
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(MEMORY), re.MULTILINE)
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([1024 * int(found[1]) if found else pages, *_free_in_groups()])
 
 
-def _host() -> int:
-    """Of the machine, or of the container where that has less."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([whole, *(limit for path in LIMITS if (limit := _limit(Path(path))))])
+def _whole(device: torch.device) -> int:
+    """Of a card; of the machine, or of the container where that has less."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = (_number(_text(folder / limit)) for folder, limit, _, _ in GROUPS)
+    return min([pages, *(limit for limit in limits if limit is not None)])
 
 
-def _limit(path: Path) -> int | None:
+def _free_in_groups() -> list[int]:
+    free: list[int] = []
+    for folder, limit, taken, pages in GROUPS:
+        most, now = _number(_text(folder / limit)), _number(_text(folder / taken))
+        if most is not None and now is not None:
+            cached = re.search(rf"^{pages} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            free.append(most - now + (int(cached[1]) if cached else 0))
+    return free
+
+
+def _number(text: str) -> int | None:
+    """None where it is none, as "max"."""
     try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # none such, or "max"
+        return int(text)
+    except ValueError:
         return None
+
+
+def _text(path: Path) -> str:
+    """Of a file; empty where there is none."""
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from engine.families.latents import shift_of
+from engine.families.tiles import decode_within_memory
 
 
 def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Pixels `[1, 3, height, width]` in -1…1, float32, of scaled latents `[channels, height, width]`."""
     scaled = latents[None].to(device, torch.float32) / vae.config.scaling_factor + shift_of(vae.config)
     with precisely(vae):
-        return vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()
+        return decode_within_memory(vae, scaled.to(vae.dtype))
 
 
 def encode_pixels(vae: Any, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from engine.families.family import TORCH, Conditions
 from engine.families.latents import shift_of, space_of
+from engine.families.tiles import decode_within_memory
 from engine.families.traits import Traits
 from engine.job import Concept, Dtype, Guides, Lora, Recipe, Sampler
 from engine.known_maps import LatentSpace
@@ -100,8 +101,7 @@ class Coalesced:
             return Image.fromarray(pixels.contiguous().numpy())
         config = self._vae.config
         scaled = latents[None].to(self.device, torch.float32) / config.scaling_factor + shift_of(config)
-        decoded: Any = self._vae.decode(scaled, return_dict=False)[0]
-        return self._images.postprocess(decoded.float(), output_type="pil")[0]
+        return self._images.postprocess(decode_within_memory(self._vae, scaled), output_type="pil")[0]
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
         return self.decode(latents)

@@ -7,19 +7,21 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from engine.unfit import Unfit
 
 DECIDE = ("*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.model")  # configurations, weights, tokenizers
 HASHED_WHOLE = 128 * 2**20
+HEADER = 100_000_000  # bytes, the most that the format allows
+EDGE = 4096  # bytes at either end of each weight of a larger file
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws: a trained folder also holds its run
 _PART = re.compile(r"[A-Za-z0-9_]+")  # no other name is a folder within the model's own
 UNUSED = ("feature_extractor", "image_encoder", "safety_checker")
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve hex digits over configurations, weights and tokenizers; of files over 128 MiB the two ends only.
+    """Twelve hex digits over configurations, weights and tokenizers; of files over 128 MiB each weight's ends only.
 
     Raises `Unfit` where its index cannot be read, or leads elsewhere.
     """
@@ -48,10 +50,36 @@ def fingerprint_of_file(path: Path) -> str:
 
 def _read(path: Path, digest: hashlib._Hash) -> None:
     with path.open("rb") as file:
-        if path.stat().st_size > HASHED_WHOLE:
-            digest.update(file.read(HASHED_WHOLE // 2))
-            file.seek(-HASHED_WHOLE // 2, 2)
-        digest.update(file.read())
+        if path.stat().st_size <= HASHED_WHOLE:
+            digest.update(file.read())
+        elif weights := _weights(file):
+            digest.update(_header(file))
+            for begin, end in weights:
+                _read_ends(file, begin, end, EDGE, digest)
+        else:
+            _read_ends(file, 0, path.stat().st_size, HASHED_WHOLE // 2, digest)
+
+
+def _read_ends(file: BinaryIO, begin: int, end: int, length: int, digest: hashlib._Hash) -> None:
+    for start in (begin, max(begin, end - length)):
+        file.seek(start)
+        digest.update(file.read(min(length, end - begin)))
+
+
+def _weights(file: BinaryIO) -> list[tuple[int, int]]:
+    """From where to where each weight of a file of safetensors lies; none where it is no such file."""
+    try:
+        header = _header(file)
+        entries = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        return sorted((8 + len(header) + int(begin), 8 + len(header) + int(end)) for begin, end in entries)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def _header(file: BinaryIO) -> bytes:
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    return file.read(length) if length <= HEADER else b""
 
 
 def _parts(folder: Path) -> list[str]:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers.utils import logging
+from safetensors.torch import save_file
 
 from engine.families import embedded as embedded_module
-from engine.families import load, model_name, pipelined
+from engine.families import load, model_name, pipelined, revision
 from engine.families.quiet import quiet
 from engine.families.revision import fingerprint
 from engine.families.stable_diffusion import StableDiffusion
@@ -59,6 +60,33 @@ def test_another_weight_is_another_revision(small_folder: Path, tmp_path: Path) 
     weights = next((changed / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert fingerprint(changed) != fingerprint(small_folder)
+
+
+def test_a_large_file_is_told_by_the_ends_of_each_weight_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revision, "HASHED_WHOLE", 1000)
+    path = tmp_path / "large.safetensors"
+    weights = {name: torch.zeros(5000) for name in "abc"}
+    save_file(weights, path)
+    found = {revision.fingerprint_of_file(path)}
+    for name, index in (("a", 0), ("b", 0), ("b", -1), ("c", -1)):
+        save_file(weights | {name: torch.zeros(5000).index_fill(0, torch.tensor(index), 1.0)}, path)
+        found.add(revision.fingerprint_of_file(path))
+    save_file({"d" if name == "c" else name: each for name, each in weights.items()}, path)
+    assert len(found | {revision.fingerprint_of_file(path)}) == 6
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 3000, (2).to_bytes(8, "little") + b"[]" + bytes(3000), bytes(3000)])
+def test_a_large_file_that_is_no_safetensors_is_told_by_its_ends(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revision, "HASHED_WHOLE", 1000)
+    path = tmp_path / "large.model"
+    path.write_bytes(content)
+    before = revision.fingerprint_of_file(path)
+    path.write_bytes(content[:-1] + b"x")
+    assert revision.fingerprint_of_file(path) != before
 
 
 def test_another_tokenizer_is_another_revision(small_folder: Path, tmp_path: Path) -> None:
