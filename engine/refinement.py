@@ -37,25 +37,21 @@ class Refinement:
 
     def renew(self) -> Calibration | None:
         """What is known by now, where that is new enough to be told; from then on it is what is `found`."""
-        real = self._real_ms()
-        buckets = self._bucket_ms(real)
-        least = min(2, min(real, default=1))  # where one row was never run, its estimate says nothing of the cap
-        cap = row_cap({rows: ms for rows, ms in buckets.items() if rows >= least})
+        buckets = self._bucket_ms()
         decode_ms = _median(self._decodes) or self.found.decode_ms
-        made = replace(self.found, rows=cap, row_ms=row_price(buckets), decode_ms=decode_ms, bucket_ms=buckets)
+        made = replace(
+            self.found, rows=row_cap(buckets), row_ms=row_price(buckets), decode_ms=decode_ms, bucket_ms=buckets
+        )
         if not _differs(made, self.found):
             return None
         self.found = made
         return made
 
-    def _real_ms(self) -> dict[int, float]:
-        """Of the forwards that were run often enough."""
-        medians = {rows: _median(times) for rows, times in list(self._buckets.items())}
-        return {rows: ms for rows, ms in medians.items() if ms}
-
-    def _bucket_ms(self, real: dict[int, float]) -> dict[int, float]:
+    def _bucket_ms(self) -> dict[int, float]:
         """What was not run is as much slower or faster as the nearest that was; fewer rows never take longer."""
         known = self.found.bucket_ms
+        medians = {rows: _median(times) for rows, times in list(self._buckets.items())}
+        real = {rows: ms for rows, ms in medians.items() if ms}
         if not real:
             return known
         best = {rows: ms * _factor(rows, real, known) for rows, ms in known.items()} | real
