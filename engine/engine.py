@@ -157,8 +157,8 @@ class Engine:
         at, now, layout = Coefficients.of(batch), torch.stack([image.x for image in batch]), self._layouts.of(batch)
         inputs, times = turned(at["c"] * now, batch)[layout.owner], at["t"].flatten()[layout.owner]
         family, dtype, loras = self._families[batch[0].model], batch[0].dtype, batch[0].loras
-        rows = [each.split(layout.size) for each in (inputs, times, *layout.texts)]
-        out = torch.cat([family.denoise(x, t, tuple(texts), dtype, loras) for x, t, *texts in zip(*rows, strict=True)])
+        rows = zip(inputs.split(layout.size), times.split(layout.size), layout.told, strict=True)
+        out = torch.cat([family.denoise(x, t, texts, dtype, loras) for x, t, texts in rows])
         return predict(batch, now, turned(layout.guide(out), batch, -1), at)
 
     def _advance(self, batch: list[Image], outcome: Prediction | Answers) -> None:

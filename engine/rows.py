@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -54,6 +55,11 @@ class Layout:
             steer = [each[slot] if there else 0.0 for each, there in zip(steers, has, strict=True)]
             slots.append((torch.tensor(row, device=device), torch.tensor(steer, device=device).view(-1, 1, 1, 1)))
         return cls(size, torch.tensor(owner, device=device), torch.tensor(starts, device=device), tuple(slots), texts)
+
+    @cached_property
+    def told(self) -> tuple[Conditions, ...]:
+        """The texts of each forward: the same tensors at every step, by which the network knows them again."""
+        return tuple(zip(*(part.split(self.size) for part in self.texts), strict=True))
 
     def guide(self, out: torch.Tensor) -> torch.Tensor:
         """base + Σ steer·(row - base): classifier-free guidance (Ho & Salimans 2022) for any number of texts."""

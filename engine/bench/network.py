@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from statistics import median
@@ -10,7 +11,9 @@ import torch
 
 from engine.bench.crowd import USERS
 from engine.bench.row import Row
-from engine.families.family import Family
+from engine.families.family import TORCH, Family
+from engine.families.nets import placed
+from engine.families.pipelined import Pipelined
 from engine.job import Dtype
 from engine.measurement import probe
 
@@ -42,8 +45,9 @@ def packed_rows(family: Family, dtype: Dtype) -> list[Row]:
 def plain(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
     """One forward of the unmodified network at the native size."""
     x, t, texts = _inputs(family, rows)
-    net = family.net(dtype)  # pyright: ignore[reportAttributeAccessIssue] # the bench's families are on pipelines
-    kind = next(net.parameters()).dtype
+    assert isinstance(family, Pipelined)  # the bench's families are
+    net = placed(copy.deepcopy(getattr(family.pipeline, family.network)), family.device, dtype)
+    kind = TORCH[dtype]
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from engine.families.family import TORCH
+from engine.families.substitutes import substitute_layers
 from engine.job import Dtype
 
 Reopen = Callable[[Dtype], Any]
@@ -33,7 +34,7 @@ class Nets(Protocol):
 
 
 class Copies:
-    """Of a float32 network, which stays; on a processor it is its own float32 copy."""
+    """Of a float32 network, which stays; on a processor it is its own float32 copy, and bfloat16 has layers of ours."""
 
     def __init__(self, master: Any, device: torch.device) -> None:
         self._master, self._device = master, device
@@ -46,7 +47,10 @@ class Copies:
     def of(self, dtype: Dtype) -> Any:
         if dtype not in self._nets:
             same = self._device.type == "cpu" and dtype == "float32"
-            self._nets[dtype] = placed(self._master if same else copy.deepcopy(self._master), self._device, dtype)
+            net = placed(self._master if same else copy.deepcopy(self._master), self._device, dtype)
+            if self._device.type == "cpu" and dtype == "bfloat16":
+                substitute_layers(net)
+            self._nets[dtype] = net
         return self._nets[dtype]
 
 

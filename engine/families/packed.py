@@ -3,8 +3,8 @@
 oneDNN wants a convolution's and a linear layer's weights in blocks, in an order that depends on the input's shape, and
 reorders them in every forward, where it is asked for bfloat16. Torch's own compiler packs them when it freezes a
 network (`torch._inductor`, `mkldnn_fusion.py`); the operators can be called without it. What does not give the same
-bits is not used (float32 does not): a picture may not depend on how often its shape came before. Knows modules and
-shapes; no model.
+bits is not used (float32 does not): a picture may not depend on how often its shape came before. What a layer makes of
+a text that comes again, as it does at every step, is kept. Knows modules and shapes; no model.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import copy
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,15 +41,18 @@ class Packs:
         self._seen: Counter[Hashable] = Counter()
         self._packed: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def run(self, net: Any, shapes: Hashable, predict: Predict) -> torch.Tensor:
-        """`predict` of the network, or of its packed copy for these shapes: the same bits, sooner."""
+    def run(self, net: Any, shapes: Hashable, predict: Predict, texts: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """`predict` of the network, or of its packed copy for these shapes: the same bits, sooner.
+
+        `texts` are those inputs that may come again; nobody writes into them.
+        """
         if shapes in self._packed:
             self._packed.move_to_end(shapes)
             return predict(self._packed[shapes])
         self._seen[shapes] += 1
         if self._seen[shapes] < WORTH:
             return predict(net)
-        out, self._packed[shapes] = _try(net, predict)
+        out, self._packed[shapes] = _try(net, predict, texts)
         del self._seen[shapes]
         weighs = sum(each.nbytes for each in net.parameters())
         while len(self._packed) > 1 and len(self._packed) * weighs > self._most:
@@ -62,12 +66,12 @@ def can_pack(net: Any) -> bool:
     return here and sum(each.numel() for each in net.parameters()) <= LARGEST
 
 
-def _try(net: Any, predict: Predict) -> tuple[torch.Tensor, Any]:
+def _try(net: Any, predict: Predict, texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
     """The plain network's output, and what is to be used from now on: the packed copy if it says the same."""
-    with _recording(net) as shapes:
+    with _recording(net, texts) as (shapes, readers):
         out = predict(net)
     try:
-        packed = _pack(net, shapes)
+        packed = _pack(net, shapes, readers)
         same = torch.equal(predict(packed), out)
     except RuntimeError as error:  # an operator that this processor has not
         log.info("the weights are not packed: %s", error)
@@ -76,16 +80,22 @@ def _try(net: Any, predict: Predict) -> tuple[torch.Tensor, Any]:
 
 
 @contextmanager
-def _recording(net: Any) -> Iterator[dict[str, torch.Size]]:
-    """The input shape of every layer that can be packed, by its name, once a forward has run."""
+def _recording(net: Any, texts: Sequence[torch.Tensor]) -> Iterator[tuple[dict[str, torch.Size], list[str]]]:
+    """Once a forward has run: each packable layer's input shape by its name, and who read a text and nothing else."""
     shapes: dict[str, torch.Size] = {}
+    readers: list[str] = []
 
-    def record(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        return lambda _, inputs: shapes.__setitem__(name, inputs[0].shape)
+    def record(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if _is_packable(module):
+            shapes[name] = inputs[0].shape
+        if len(inputs) == 1 and not named and any(inputs[0] is each for each in texts):
+            readers.append(name)
 
-    hooks = [each.register_forward_pre_hook(record(name)) for name, each in net.named_modules() if _is_packable(each)]
+    hooks = [
+        each.register_forward_pre_hook(partial(record, name), with_kwargs=True) for name, each in net.named_modules()
+    ]
     try:
-        yield shapes
+        yield shapes, readers
     finally:
         for hook in hooks:
             hook.remove()
@@ -96,15 +106,34 @@ def _is_packable(module: nn.Module) -> bool:
     return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros")
 
 
-def _pack(net: Any, shapes: dict[str, torch.Size]) -> Any:
-    """A copy that shares the parameters, with its packable layers replaced."""
+def _pack(net: Any, shapes: dict[str, torch.Size], readers: Sequence[str] = ()) -> Any:
+    """A copy that shares the parameters, with its packable layers replaced, and the readers of texts."""
     packed = copy.deepcopy(net, {id(each): each for each in (*net.parameters(), *net.buffers())})
     for name, shape in shapes.items():
         parent, _, last = name.rpartition(".")
         module = net.get_submodule(name)
         layer = _Convolution(module, shape) if isinstance(module, nn.Conv2d) else _Linear(module, shape)
         setattr(packed.get_submodule(parent), last, layer)
+    for name in reversed(readers):  # what is within another one first
+        parent, _, last = name.rpartition(".")
+        setattr(packed.get_submodule(parent), last, _Reader(packed.get_submodule(name)))
     return packed
+
+
+class _Reader(nn.Module):
+    """A module that reads a text, and remembers what it made of the last one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = module
+        self._last: tuple[torch.Tensor | None, Any] = None, None
+
+    def forward(self, text: torch.Tensor) -> Any:
+        known, made = self._last  # in one step, as another thread may run the same copy
+        if known is not text:
+            made = self._module(text)
+            self._last = text, made
+        return made
 
 
 class _Linear(nn.Module):

@@ -31,7 +31,6 @@ from engine.families.wording import Wording, bytes_of, texts_of
 from engine.job import Dtype, Guides, Lora, Recipe, Sampler
 from engine.known_maps import LatentSpace
 from engine.plan import Plan, plan, samplers_for
-from engine.strands.call import cast
 
 TEXTS_KEPT, TEXT_BYTES_KEPT = 256, 256 * 2**20
 
@@ -220,7 +219,7 @@ class Pipelined(Wholly, ABC):
         self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
         kind = TORCH[dtype]
-        inputs = (x.to(kind), t, *(cast(each, kind) for each in texts))
+        inputs = (x.to(kind), t, *self.forwards.tell(texts, kind))
         net = self.net(dtype, loras)
         if loras:  # its weights are not those that were packed or recorded
             return self._predicted(net, inputs).float()

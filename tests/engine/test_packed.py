@@ -85,6 +85,52 @@ def test_the_copies_are_bounded_and_share_the_parameters() -> None:
     assert all(copy is not net and copy[0].weight is net[0].weight for copy in packs._packed.values())
 
 
+class Counting(nn.Module):
+    """It counts how often it reads, and is not a layer that could be packed."""
+
+    reads = 0
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        Counting.reads += 1
+        return text.square()
+
+
+class Told(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.read = nn.Linear(4, 4), Counting()
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.read(text)
+
+
+def test_a_text_that_comes_again_is_read_once_and_another_one_anew() -> None:
+    net, packs = Told().bfloat16(), Packs()
+    texts = [torch.randn(2, 4).bfloat16() for _ in range(2)]
+    with torch.inference_mode():
+
+        def step(text: torch.Tensor) -> int:
+            x, before = torch.randn(2, 4).bfloat16(), Counting.reads
+            out = packs.run(net, "shape", lambda network: network(x, text), (text,))
+            read = Counting.reads - before
+            assert torch.equal(out, net(x, text))
+            return read
+
+        for _ in range(packed.WORTH):
+            step(texts[0])
+        assert [step(text) for text in (texts[0], texts[0], texts[1], texts[1], texts[0])] == [0, 0, 1, 0, 1]
+
+
+def test_a_step_gives_the_network_the_texts_of_the_last_one(embedded: StableDiffusion) -> None:
+    texts = embedded.condition("cat", probe(embedded))
+    told = embedded.forwards.tell(texts, torch.bfloat16)
+    assert embedded.forwards.tell(texts, torch.bfloat16)[0] is told[0]
+    assert embedded.forwards.tell(texts, torch.float32)[0].dtype == torch.float32
+    again = embedded.forwards.tell((texts[0].clone(),), torch.bfloat16)[0]
+    assert again is not told[0]
+    assert torch.equal(again, told[0])
+
+
 def test_a_large_network_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "LARGEST", 10)
     assert not can_pack(nn.Linear(8, 8))
