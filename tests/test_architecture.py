@@ -13,11 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for part in ("bot", "engine") for path in (ROOT / part).rglob("*.py"))
 
-MAX_LINES = 250
+MAX_LINES = 300  # a habit, and no reason to cut one idea in two: at 250 five files were cut for the number's sake
 MAX_FUNCTION = 40
 LONG_FILES = {
     "engine/job.py": "the whole wire contract in one place, most of it declarations",
-    "engine/engine.py": "one batching loop; what could leave it already has",
 }
 LONG_FUNCTIONS = {
     "bot/migrations/versions/0001_first_light.py:_jobs": "one line for each column",
