@@ -7,12 +7,11 @@ the last few are kept in memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 
 from bot.images import dissolve, film, labelled, rungs, walk
 from bot.images.blur import blurred
-from bot.images.estimates import with_thumbnails
+from bot.images.closely import BY_MAP, Closely, Decode, Thumbnails, seen_closely
 from bot.images.film_formats import Kind, check_kind
 from bot.images.held import NO_FILM as HELD_FILM
 from bot.images.held import is_held, why
@@ -22,8 +21,7 @@ from bot.images.pixels import Unreadable
 from bot.images.reel import LIMIT
 from bot.refused import Refused
 from bot.states import over
-from bot.store import Record, Store, Stored, reviews, walks
-from engine.job import MAX_COUNT
+from bot.store import Store, Stored, reviews, walks
 
 KEPT = 8  # of what was made; at most 10 MB each
 LADDERS = 16  # jobs whose thumbnails, and pictures whose steps, are in memory
@@ -34,23 +32,15 @@ NO_WALK = "There is no film of a walk with this job."
 UNDERWAY = "This walk is still under way: its film comes with the last of its pictures."
 NO_LADDER = "This picture has no ladder to branch from."
 
-Thumbnails = tuple[bytes, ...]  # one a rung
-Decode = Callable[[Record, bytes], Awaitable[Thumbnails]]  # of a job's ladder; empty where nobody decodes it now
-BY_MAP: Mapping[str, Thumbnails] = MappingProxyType({})
-
-
-class _NotDecoded(Exception):
-    """Nobody decodes this ladder just now."""
-
 
 class Gallery:
     """Every method raises `Refused` (404) where there is nothing to show, and (403) what the picture check holds."""
 
     def __init__(self, store: Store, pictures: Pictures, decode: Decode | None = None) -> None:
-        self._store, self._pictures, self._decode = store, pictures, decode
+        self._store, self._pictures = store, pictures
         self._files: Made[bytes] = Made(KEPT)  # what was made, by its kind and parts
         self._bare: Made[list[bytes]] = Made(LADDERS)
-        self._decoded: Made[Thumbnails] = Made(LADDERS * MAX_COUNT)  # of a ladder, by a worker
+        self._closely = Closely(store, self.read, decode)
         self._steps: Made[tuple[int, ...]] = Made(LADDERS)
         self._drawn = asyncio.Semaphore(DRAWN)
 
@@ -104,7 +94,7 @@ class Gallery:
             ladders, ends = contents[: len(shown)], contents[len(shown) :]
             return film.film(ladders, finals=ends, kind=kind, limit=limit)
 
-        seen = await self._closely(job, shown)
+        seen = await self._closely.look(job, shown)
         return await self._made(("film", kind, str(limit)), parts, make, NO_FILM, seen)
 
     async def walk(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
@@ -149,7 +139,7 @@ class Gallery:
             picture, ladder = contents
             return dissolve.there_and_back(picture, ladder, dissolve.seed_of(picture), kind=kind, limit=limit)
 
-        seen = await self._closely(job, parts[1:])
+        seen = await self._closely.look(job, parts[1:])
         return await self._made(("there and back", kind, str(limit)), parts, make, NO_FILM, seen)
 
     async def branchable(self, job: str, index: int) -> tuple[int, ...]:
@@ -184,7 +174,7 @@ class Gallery:
             return labelled.contact_sheet(contents[0])
 
         parts = [await self.ladder(job, index)]
-        return await self._made(("sheet",), parts, make, rungs.UNREADABLE, await self._closely(job, parts))
+        return await self._made(("sheet",), parts, make, rungs.UNREADABLE, await self._closely.look(job, parts))
 
     async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
         """2 to 4 images, by job and index, side by side with a label under each, as PNG."""
@@ -207,32 +197,11 @@ class Gallery:
         async def made() -> bytes:
             try:
                 contents = [await self.read(one) for one in parts]
-                return await asyncio.to_thread(lambda: make(_seen(parts, contents, seen)))
+                return await asyncio.to_thread(lambda: make(seen_closely(parts, contents, seen)))
             except Unreadable as error:
                 raise Refused(otherwise, 404) from error
 
         return await self._files.of((*what, "decoded" if seen else "", *(one.sha256 for one in parts)), made)
-
-    async def _closely(self, job: str, ladders: Sequence[Stored]) -> Mapping[str, Thumbnails]:
-        """These ladders decoded, all of them or none: by a worker when first asked for, by their SHA-256."""
-        record = await self._store.record(job) if self._decode else None
-        if record is None:
-            return BY_MAP
-        try:
-            return {one.sha256: await self._thumbnails(record, one) for one in ladders}
-        except _NotDecoded:
-            return BY_MAP
-
-    async def _thumbnails(self, record: Record, ladder: Stored) -> Thumbnails:
-        """Raises `_NotDecoded`."""
-
-        async def make() -> Thumbnails:
-            assert self._decode is not None, "else nobody looks closely"
-            if made := await self._decode(record, await self.read(ladder)):
-                return made
-            raise _NotDecoded
-
-        return await self._decoded.of((ladder.sha256,), make)
 
     async def rungs(self, job: str) -> list[int]:
         """The step at each rung, for a slider."""
@@ -253,11 +222,11 @@ class Gallery:
     async def _without_latents(self, job: str) -> list[bytes]:
         """Its ladders without latents: read once, however many rungs are looked at. Raises `Unreadable`."""
         parts, _ = await self._filmed(job)
-        seen = await self._closely(job, parts)
+        seen = await self._closely.look(job, parts)
 
         async def make() -> list[bytes]:
             contents = [await self.read(one) for one in parts]
-            return await asyncio.to_thread(lambda: film.bare(_seen(parts, contents, seen)))
+            return await asyncio.to_thread(lambda: film.bare(seen_closely(parts, contents, seen)))
 
         return await self._bare.of(("decoded" if seen else "", *(one.sha256 for one in parts)), make)
 
@@ -273,11 +242,3 @@ class Gallery:
         shown = {one.image for one in free}
         finals = sorted((one for one in kept if one.kind == "image" and one.image in shown), key=lambda one: one.image)
         return free, finals if len(finals) == len(free) else []
-
-
-def _seen(parts: Sequence[Stored], contents: Sequence[bytes], seen: Mapping[str, Thumbnails]) -> list[bytes]:
-    """The parts' contents, ladders with these thumbnails. Raises `Unreadable`."""
-    return [
-        with_thumbnails(content, seen[one.sha256]) if one.sha256 in seen else content
-        for one, content in zip(parts, contents, strict=True)
-    ]

@@ -48,9 +48,10 @@ log = logging.getLogger(__name__)
 FULL = 10077  # JetStream's code for "no room", also for a second message on a subject that holds one
 RESULTS_AT_ONCE = 64
 DESCRIBERS_ASKED, DESCRIBERS_PAUSE = 4, 0.5  # workers, and seconds between two
-DESCRIBING_SECONDS = 50.0  # longer than a worker works on one request
-DECODING_SECONDS = 12.0  # longer than a worker works on one request
+DESCRIBING_SECONDS, DECODING_SECONDS = 50.0, 12.0  # longer than a worker works on one request
 NOBODY = "503"  # the status by which the server says that nobody hears a request
+
+Errors = tuple[tuple[float, ...], ...]  # of each text at each draw
 
 
 class NobodyAnswers(RuntimeError):
@@ -186,9 +187,7 @@ class BotSide(Station):
             raise NobodyAnswers(reply.error or "A worker answered with the wrong number of vectors.")
         return reply.vectors
 
-    async def describe(
-        self, request: DescribeRequest, timeout: float = DESCRIBING_SECONDS
-    ) -> tuple[tuple[float, ...], ...]:  # fmt: skip
+    async def describe(self, request: DescribeRequest, timeout: float = DESCRIBING_SECONDS) -> Errors:
         """The error of each text at each draw. Raises `NobodyAnswers` when no worker can say.
 
         Whoever is asked may be busy or about to end, so a few are.
@@ -208,8 +207,9 @@ class BotSide(Station):
     async def _describe(self, request: DescribeRequest, timeout: float) -> DescribeReply:
         with reaching("describe"):
             try:
-                answer = await self._asked(subjects.describe(request.model), encode(request), timeout)
-                return decode(answer, DescribeReply)
+                return decode(
+                    await self._asked(subjects.describe(request.model), encode(request), timeout), DescribeReply
+                )
             except NoRespondersError as error:
                 said = f"No worker that is online has {request.model} in memory: draw something with it first."
                 raise NobodyAnswers(said) from error
@@ -217,19 +217,17 @@ class BotSide(Station):
                 raise NobodyAnswers("The worker that was asked did not answer.") from error
 
     async def decode(self, pool: str, request: DecodeRequest, timeout: float = DECODING_SECONDS) -> tuple[bytes, ...]:
-        """A thumbnail for each of the latents, by a worker of this pool. Raises `NobodyAnswers` where there are none.
-
-        They are as a worker sent them: not yet opened.
-        """
+        """A thumbnail for each of the latents, by a worker of this pool, not yet opened. Raises `NobodyAnswers`."""
         with reaching("decode"):
             try:
-                answer = await self._asked(subjects.decode(pool, request.model), encode(request), timeout)
-                reply = decode(answer, DecodeReply)
+                reply = decode(
+                    await self._asked(subjects.decode(pool, request.model), encode(request), timeout), DecodeReply
+                )
             except (NoRespondersError, TimeoutError, Malformed) as error:
                 raise NobodyAnswers("No worker decodes this just now.") from error
-        if reply.error or len(reply.thumbnails) != len(request.latents):
-            raise NobodyAnswers(reply.error or "A worker answered with the wrong number of thumbnails.")
-        return reply.thumbnails
+        if len(reply.thumbnails) == len(request.latents):
+            return reply.thumbnails
+        raise NobodyAnswers(reply.error or "A worker answered with the wrong number of thumbnails.")
 
     async def _asked(self, subject: str, request: bytes, timeout: float) -> bytes:
         """What one of the workers answers, where those elsewhere can send it, too."""

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -17,37 +17,26 @@ from nats.aio.subscription import Subscription
 from nats.js.errors import KeyNotFoundError
 
 from engine.bus import subjects
+from engine.bus.answering import Decode, Describe, Embed, answer_decode, answer_describe, answer_embed
 from engine.bus.claims import Claim, Claims, Holder
 from engine.bus.deliveries import Delivered, Pull
 from engine.bus.latest import Latest
-from engine.bus.link import Unreachable, reaching
+from engine.bus.link import reaching
 from engine.bus.snapshots import Snapshots
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, pool_consumer
 from engine.job import (
-    DecodeReply,
-    DecodeRequest,
-    DescribeReply,
-    DescribeRequest,
-    EmbedReply,
-    EmbedRequest,
     Frame,
     Job,
     Loading,
-    Malformed,
     Presence,
     Result,
     Snapshot,
     Steer,
-    decode,
     encode,
 )
 
 log = logging.getLogger(__name__)
-
-Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
-Describe = Callable[[DescribeRequest], Awaitable[DescribeReply]]
-Decode = Callable[[DecodeRequest], Awaitable[DecodeReply]]
 
 
 class WorkerSide(Station):
@@ -193,7 +182,7 @@ class WorkerSide(Station):
         """Answers `embed` requests from now on, sharing them with the other workers; `embed` runs off the loop."""
 
         async def answer(msg: Msg) -> None:
-            await msg.respond(encode(await _embedded(embed, msg)))
+            await msg.respond(encode(await answer_embed(embed, msg)))
 
         with reaching("offer to embed"):
             await self.client.subscribe(subjects.EMBED, queue=subjects.EMBED, cb=answer)
@@ -205,7 +194,7 @@ class WorkerSide(Station):
         """
 
         async def answer(msg: Msg) -> None:
-            task = asyncio.create_task(_described(describe, msg))
+            task = asyncio.create_task(answer_describe(describe, msg))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
 
@@ -223,7 +212,7 @@ class WorkerSide(Station):
         """
 
         async def answer(msg: Msg) -> None:
-            task = asyncio.create_task(_decoded(decode, msg))
+            task = asyncio.create_task(answer_decode(decode, msg))
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
 
@@ -234,42 +223,3 @@ class WorkerSide(Station):
                 self._decodes[subject] = heard
             for subject in self._decodes.keys() - wanted:
                 await self._decodes.pop(subject).unsubscribe()
-
-
-async def _decoded(answer: Decode, msg: Msg) -> None:
-    """As `_described`, for thumbnails."""
-    try:
-        reply = await answer(decode(msg.data, DecodeRequest))
-    except Malformed as error:
-        reply = DecodeReply(error=f"The request is malformed: {error}"[:500])
-    try:
-        with reaching("answer with thumbnails"):
-            await msg.respond(encode(reply))
-    except Unreachable as error:
-        log.warning("%s", error)
-
-
-async def _described(describe: Describe, msg: Msg) -> None:
-    """A bad request never stops the ones behind it, and an answer that nobody can be sent is no harm."""
-    try:
-        reply = await describe(decode(msg.data, DescribeRequest))
-    except Malformed as error:
-        reply = DescribeReply(error=f"The request is malformed: {error}"[:500])
-    try:
-        with reaching("answer with errors"):
-            await msg.respond(encode(reply))
-    except Unreachable as error:
-        log.warning("%s", error)
-
-
-async def _embedded(embed: Embed, msg: Msg) -> EmbedReply:
-    """Vectors, or the reason why there are none: a bad request never stops the ones behind it."""
-    try:
-        texts = decode(msg.data, EmbedRequest).texts
-        vectors = await embed(texts)
-        return EmbedReply(vectors=tuple(tuple(float(x) for x in vector) for vector in vectors))
-    except Malformed as error:
-        return EmbedReply(error=f"The request is malformed: {error}"[:500])
-    except Exception:
-        log.exception("embedding failed")
-        return EmbedReply(error="This worker failed to embed the texts.")
