@@ -58,9 +58,8 @@ class Pipelined(Wholly, ABC):
         self.name, self.revision, self.device, self.guidance = name, revision, torch.device(device), guidance
         self.pipeline, self.alone = pipeline, RLock()
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
-        self.samplers: tuple[Sampler, ...] = tuple(
-            name for name in samplers_for(self.scheduler_config) if name not in self.unable
-        )
+        able = (name for name in samplers_for(self.scheduler_config) if name not in self.unable)
+        self.samplers: tuple[Sampler, ...] = tuple(able)
         self.usual = few_steps(self.name, self.scheduler_config, self.samplers)
         self.enlargement, self.upscaler = 1, ""
         self.channels = int(pipeline.vae.config.latent_channels)  # of the latents
@@ -226,8 +225,7 @@ class Pipelined(Wholly, ABC):
         return self.forwards.run(net, dtype, inputs, self._predicted).float()
 
     def _predicted(self, net: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        x, t, *texts = inputs
-        return self._predict(net, x, t, tuple(texts))
+        return self._predict(net, inputs[0], inputs[1], inputs[2:])
 
     @abstractmethod
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
@@ -247,6 +245,5 @@ class Pipelined(Wholly, ABC):
 
     def net(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
         """The network in this number format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
-        if loras:
-            return getattr(self._loras.added(loras, dtype, self.net(dtype)), self.network)
-        return self._nets.of(dtype)
+        own = self._nets.of(dtype)
+        return getattr(self._loras.added(loras, dtype, own), self.network) if loras else own
