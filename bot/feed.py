@@ -22,20 +22,28 @@ REMEMBERED = 4096  # ended jobs of which nothing is told any more
 
 @dataclass(frozen=True)
 class Queued:
-    """A waiting job's place: `place` jobs start before it; `eta` seconds until it is done, None if nobody can say."""
+    """A waiting job's place: `place` jobs start before it; `eta` seconds until it is done, None if nobody can say.
+
+    `starting`: the sentence on a worker that is on its way, where none can take it yet.
+    """
 
     job: str
     place: int
     eta: float | None
+    starting: str = ""
 
 
 @dataclass(frozen=True)
 class Readying:
-    """A job that has a worker, which fetches `model` into memory; `done` of it is there, from 0 to 1."""
+    """A job that has a worker, which fetches `model` into memory; `done` of it is there, from 0 to 1.
+
+    `size`: bytes that it takes; 0: unknown.
+    """
 
     job: str
     model: str
     done: float
+    size: int = 0
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def build(
         return bus.workers
 
     closing, models = Closing(store, bus, board, feed, clock=clock), Models(store, workers, clock)
-    forecast = Forecast(store, board, workers, clock=clock)
+    forecast = Forecast(store, board, workers, clock=clock, starting=bus.starting, size=bus.progress.size)
     dispatcher = Dispatcher(store, bus, board, feed, forecast, models, pictures, closing, limits=limits, clock=clock)
     closing.freed = dispatcher.poke
     register = Register(store, board, forecast, limits=limits, clock=clock)
@@ -136,7 +136,8 @@ def build(
     gallery = Gallery(store, pictures, Decoding(bus.decode, workers).decode)
     starting, options = Starting(store, pictures, gallery, register, intake, outside), Options(store, models.names)
     studio = Studio(
-        store, feed, models, register, gallery, admission, starting, options, cancelling, steering, workers, clock=clock
+        store, feed, models, register, gallery, admission, starting, options, cancelling, steering, workers,
+        on_its_way=bus.starting, clock=clock,
     )  # fmt: skip
     desk = _desk(
         settings, studio, options, register, gallery, cancelling, store, pictures, feed, bus, clock, starting, models

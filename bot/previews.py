@@ -57,7 +57,8 @@ class Previews:
             try:
                 async for loading in self._bus.loadings():
                     if self._board.loading(loading, self._clock()) is not None:
-                        self._feed.publish(Readying(loading.job, loading.model, loading.done))
+                        size = self._bus.progress.size(loading.model)
+                        self._feed.publish(Readying(loading.job, loading.model, loading.done, size))
             except Unreachable as error:
                 log.warning("previews: %s", error)
                 await asyncio.sleep(1.0)

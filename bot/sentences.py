@@ -11,12 +11,13 @@ import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from engine import sizes
 from engine.job import ALL_ALONG, SAMPLER_TITLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from engine.job import Blame, Method, Recipe
+    from engine.job import Blame, Method, ModelProgress, Recipe
 
 NO_WORKER = "No worker is online. The job waits, and starts when one comes."
 GONE = "The picture that it begins with is not there any more."
@@ -139,10 +140,13 @@ def priced(count: int, cost: float) -> str:
     return f"{jobs(count)}, about {duration(cost)} of device time{'' if count == 1 else ' in all'}."
 
 
-def waiting(ahead: int, eta: float | None, *, worker: bool = True) -> str:
-    """Where a queued job stands: how many jobs start before it, and the seconds until it is done, where known."""
+def waiting(ahead: int, eta: float | None, *, worker: bool = True, starting: str = "") -> str:
+    """Where a queued job stands: how many jobs start before it, and the seconds until it is done, where known.
+
+    `starting`: the sentence on a worker that is on its way.
+    """
     if not worker:
-        return NO_WORKER
+        return starting or NO_WORKER
     place = "Next in line" if ahead <= 0 else f"{jobs(ahead)} ahead of it"
     return f"{place}." if eta is None else f"{place}, done in about {duration(eta)}."
 
@@ -185,9 +189,20 @@ def guidance(recipe: Recipe) -> str:
     return f"guidance {recipe.guidance:g}{part}"
 
 
-def loading(model: str, done: float) -> str:
-    """What a job waits for that has a worker already: "loading sd-1.5, 40 %"."""
-    return f"loading {model}, {percent(round(done * 1000), 1000)} %"
+def loading(model: str, done: float, size: int = 0) -> str:
+    """What a job waits for that has a worker already: "loading sd15, 1.2 of 2.0 GB", or "loading sd15, 40 %"."""
+    return sizes.loading(model, done, size)
+
+
+def starting(progress: ModelProgress | None) -> str:
+    """What a job waits for whose worker is on its way; empty where none is."""
+    if progress is None:
+        return ""
+    if progress.model is None or progress.phase in ("prepare", "ready"):
+        return "A worker is starting."
+    if progress.phase == "measure":
+        return f"A worker is starting: measuring {progress.model}."
+    return f"A worker is starting: {loading(progress.model, progress.done, progress.size)}."
 
 
 def failed(reason: str, blame: Blame) -> str:

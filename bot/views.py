@@ -91,7 +91,8 @@ class Delivery:
 class Ticket:
     """An accepted job. `ahead`: jobs that start before it; `eta`: seconds until it is done, None if nobody can say.
 
-    `worker` is False while no live worker can run it: say so at once. `cost` is in calibrated device-seconds.
+    `worker` is False while no live worker can run it: say so at once, or the sentence on one that is `starting`.
+    `cost` is in calibrated device-seconds.
     """
 
     job: str
@@ -106,6 +107,7 @@ class Ticket:
     count: int
     cost: float
     private: bool = False  # for its author alone
+    starting: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class View:
     """A job as a member may see it.
 
     Times are seconds since 1970. `ahead` is None unless it waits; `eta` is the seconds until it is done, None if
-    over or unknown. `step` of `of` is the newest step seen (live frames only come while somebody watches). `ladders`
+    over or unknown. `starting`: the sentence on a worker that is on its way, while no `worker` can run it. `step` of
+    `of` is the newest step seen (live frames only come while somebody watches). `ladders`
     are the images that have a ladder (film and slider). `parent` is the job and the image index it was made from.
     `private` ones are their author's alone; `check`: its pictures pass the picture check before they are shown;
     `deleted`: when its pictures were taken away; `channel`: where it was asked for; `walk`: the last of a walk to be
@@ -160,6 +163,7 @@ class View:
     cost: float = 0.0
     cancelling: bool = False
     worker: bool = True
+    starting: str = ""
     why: str = ""
     private: bool = False
     check: bool = False

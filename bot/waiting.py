@@ -7,25 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bot.sentences import duration, percent
+from bot.sentences import duration
+from engine.sizes import part_of, percent
 
 
 @dataclass(frozen=True)
 class Facts:
     """What is known of a waiting job.
 
-    `anyone`: a worker is online; `offered`: one in its pool has its model (empty: it needs none). `loaded`: the model
-    is in memory, else `fetched` says how much of it (None: nobody fetches it) and `fetching` how many seconds it takes.
+    `starting`: the sentence on a worker that is on its way, where none can take it yet. `anyone`: a worker is online;
+    `offered`: one in its pool has its model (empty: it needs none). `loaded`: the model is in memory, else `fetched`
+    says how much of it (None: nobody fetches it), of `size` bytes (0: unknown), and `fetching` for how many seconds.
     `mine`, `guild` and `channel` are how many run now of its member, its server and its channel, with the limit of each
     (None: none); a server's limit of 0: it is closed. `ahead`: jobs before it, of so many `others` (0: not counted).
     When it will be done is said beside it.
     """
 
     model: str = ""
+    starting: str = ""
     anyone: bool = True
     offered: bool = True
     loaded: bool = True
     fetched: float | None = None
+    size: int = 0
     fetching: float = 0.0
     mine: int = 0
     mine_most: int | None = None
@@ -43,6 +47,8 @@ def why(facts: Facts) -> str:
 
 
 def _unserved(facts: Facts) -> str:
+    if facts.starting and not (facts.anyone and facts.offered):
+        return facts.starting
     model = f" for {facts.model}" if facts.model else ""
     if not facts.anyone:
         return f"No worker is online{model}."
@@ -75,6 +81,7 @@ def _model(facts: Facts) -> str:
     if facts.loaded:
         return ""
     if facts.fetched is not None:
-        return f"{facts.model} is being loaded, {percent(round(facts.fetched * 1000), 1000)} %."
+        done = part_of(facts.fetched, facts.size) if facts.size else f"{percent(facts.fetched)} %"
+        return f"{facts.model} is being loaded, {done}."
     takes = f", which takes about {duration(facts.fetching)}" if facts.fetching else ""
     return f"{facts.model} has to be loaded first{takes}."

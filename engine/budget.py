@@ -16,14 +16,6 @@ GROUPS = (  # a container's limit, what it takes, and what of that are files' pa
 )
 
 
-def said(size: int) -> str:
-    """`12 GB`, `1.4 GB`, `350 MB`."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
-    return f"{max(1, size // 1000)} kB"
-
-
 def share(device: torch.device) -> int:
     """Bytes that models may take on this device where nobody says otherwise."""
     return int((OF_A_CARD if device.type == "cuda" else OF_THE_HOST) * _whole(device))

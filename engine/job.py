@@ -55,6 +55,7 @@ Epoch = Annotated[int, Meta(ge=0, le=2**62)]
 Account = Annotated[str, Meta(max_length=64)]
 Version = Annotated[int, Meta(ge=1, le=VERSION)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+Bytes = Annotated[int, Meta(ge=0, le=10**15)]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Sampler = Literal[
@@ -358,6 +359,19 @@ class Loading(_Value, frozen=True, kw_only=True):
     epoch: Epoch
     model: Name
     done: Fraction
+
+
+class ModelProgress(_Value, frozen=True, kw_only=True):
+    """What a worker does before it can draw with a model. Its subject names worker and pool.
+
+    `model` is None while it looks for its files. `size`: bytes that the model takes; 0: unknown.
+    """
+
+    v: Version = STARTS
+    model: Name | None = None
+    phase: Literal["prepare", "load", "measure", "ready"] = "prepare"
+    done: Fraction = 0.0
+    size: Bytes = 0
 
 
 class Steer(_Value, frozen=True, kw_only=True):

@@ -9,7 +9,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -17,15 +19,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.budget import share
-from engine.bus import Bus
+from engine.bus import Bus, Unreachable
 from engine.calibration import Calibration, device_name
 from engine.config import Checking, Settings, Simulation
 from engine.cores import Cores
 from engine.device import best
 from engine.engine import Engine
+from engine.job import ModelProgress
 from engine.lane import Lane
 from engine.map_files import MapFiles
 from engine.picture_check import PictureCheck
+from engine.progress_lines import ProgressLines
 from engine.shelf import Model, Shelf
 from engine.shelf.stock import Stock
 from engine.super_resolver import SuperResolver
@@ -36,11 +40,12 @@ from engine.worker.embedding import Embedder
 from engine.worker.pulse import DEADLINES, Pulse
 
 if TYPE_CHECKING:
-    from engine.shelf.offering import Found, Place
+    from engine.shelf.offering import Found, Place, Tell
 
 log = logging.getLogger(__name__)
 
 PARENT_SECONDS = 0.5  # between two looks for the process that started us
+SAY_SECONDS = 0.5  # between two words on how far a start is
 ONE_GRID = 8  # rows of four pictures with guidance: a worker that took less at once could not announce room for one
 
 
@@ -112,13 +117,13 @@ def found(settings: Settings) -> tuple[Place, list[Found]]:
     return place, find_all(settings.models, place)
 
 
-def opened(settings: Settings, place: Place, known: Sequence[Found]) -> Ready:
+def opened(settings: Settings, place: Place, known: Sequence[Found], tell: Tell = lambda _: None) -> Ready:
     """With what must be in memory from the start. Raises `Unfit`."""
     from engine.shelf.offering import stocked
 
     check = load_check(settings.check, place.device)
     stock = Stock(settings.memory or share(place.device))
-    models = stocked(known, place, stock)
+    models = stocked(known, place, stock, tell)
     upscaler = Upscaler(place.resolver)
     return Ready(place.device, tuple(models), stock, check, upscaler, upscaler.measure())
 
@@ -161,20 +166,61 @@ async def serve(settings: Settings) -> None:
     bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, authority=settings.nats_ca)
     try:
         await bus.declare(settings.pools)
-        ready = await _loaded(settings)
+        start = Start(bus, settings.name, settings.pools)
+        async with start.saying():
+            ready = await _loaded(settings, start.hear)
         await _serve_embed(bus)
         await _work(bus, ready, settings)
     finally:
         await bus.close()
 
 
-async def _loaded(settings: Settings) -> Ready:
+class Start:
+    """What this worker does before it can draw, for whoever waits for it."""
+
+    def __init__(self, bus: Bus, name: str, pools: Sequence[str]) -> None:
+        self._bus, self._name, self._pools = bus, name, pools
+        self._now = ModelProgress()
+
+    def hear(self, progress: ModelProgress) -> None:
+        """From the thread that loads."""
+        self._now = progress
+
+    @asynccontextmanager
+    async def saying(self) -> AsyncIterator[None]:
+        """Says it again and again while the body runs, and how it ended."""
+        task = asyncio.create_task(self._say_on())
+        try:
+            yield
+            await self._say()
+        finally:
+            task.cancel()
+
+    async def _say_on(self) -> None:
+        while True:
+            await self._say()
+            await asyncio.sleep(SAY_SECONDS)
+
+    async def _say(self) -> None:
+        try:
+            await self._bus.publish_progress(self._name, self._pools, self._now)
+        except Unreachable as error:
+            log.debug("%s", error)
+
+
+async def _loaded(settings: Settings, tell: Tell = lambda _: None) -> Ready:
     if settings.simulated is not None:
         return pretended(settings.simulated)
     place, known = await asyncio.to_thread(found, settings)  # before the clock runs: the hub may be slow
+    lines = ProgressLines(log.info, str(place.device))
+
+    def hear(progress: ModelProgress) -> None:
+        tell(progress)
+        lines.hear(progress, time.monotonic())
+
     try:
         async with asyncio.timeout(DEADLINES["load"] * len(settings.models)):
-            return await asyncio.to_thread(opened, settings, place, known)
+            return await asyncio.to_thread(opened, settings, place, known, hear)
     except TimeoutError as error:
         raise Stuck("Loading the models took too long.") from error
 

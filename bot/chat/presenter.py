@@ -33,19 +33,19 @@ class Card:
 
 def accepted(ticket: Ticket, member: str, now: float) -> Card:
     """The first answer to a request: its place in the queue, or what it waits for."""
-    state = _waiting(ticket.ahead, ticket.eta, ticket.worker, now)
+    state = _waiting(ticket.ahead, ticket.eta, ticket, now)
     return Card(_text(ticket.prompt, quoted(member, 64), [f"⏳ {state}"], ticket.notes), rows.cancelling(ticket.job))
 
 
 def waiting(view: View, ahead: int, eta: float | None, now: float) -> Card:
     """A job that has not begun."""
-    state = _waiting(ahead, eta, view.worker, now)
+    state = _waiting(ahead, eta, view, now)
     return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], lasting(view.notes)), rows.cancelling(view.id))
 
 
-def loading(view: View, model: str, done: float) -> Card:
+def loading(view: View, model: str, done: float, size: int = 0) -> Card:
     """A job whose worker fetches its model into memory."""
-    lines = [f"⏳ {quoted(sentences.loading(model, done), 120)}"]
+    lines = [f"⏳ {quoted(sentences.loading(model, done, size), 120)}"]
     return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.cancelling(view.id))
 
 
@@ -113,12 +113,12 @@ def _line(number: int, view: View, now: float, reader: str) -> str:
     if view.state != "queued":
         return f"{who} · ▶️ {sentences.percent(view.step, view.of)} %{done}"
     why = "" if hidden else quoted(view.why, 120)
-    return f"{who} · ⏳ {why or _waiting(view.ahead or 0, None, view.worker, now)}{done}"
+    return f"{who} · ⏳ {why or _waiting(view.ahead or 0, None, view, now)}{done}"
 
 
-def _waiting(ahead: int, eta: float | None, worker: bool, now: float) -> str:
-    text = sentences.waiting(ahead, None, worker=worker)
-    return text if eta is None or not worker else f"{text[:-1]}, done {_moment(now + eta)}."
+def _waiting(ahead: int, eta: float | None, job: Ticket | View, now: float) -> str:
+    text = sentences.waiting(ahead, None, worker=job.worker, starting=quoted(job.starting, 120))
+    return text if eta is None or not job.worker else f"{text[:-1]}, done {_moment(now + eta)}."
 
 
 def _moment(at: float) -> str:

@@ -38,6 +38,7 @@ from bot.refused import Refused
 from bot.store import Record, Store
 from bot.views import Member
 from engine.job import Frame, Job, Recipe, Share, Warm, cost
+from engine.sizes import loading
 
 if TYPE_CHECKING:
     from bot.config import Settings
@@ -128,16 +129,37 @@ def _warm(model: str, data: Path, screen: Screen) -> tuple[Family, Warm]:
         screen.say(f"{model} is loaded here. `darkroom up --model {model}` keeps it warm.")
     else:
         screen.say(f"No Darkroom is running: {model} is loaded here. `darkroom up` keeps it warm.")
-    screen.load(f"loading {Path(model).name}", None)
+    name = Path(model).name
+    screen.load(f"loading {name}", None)
     device = best()
     resolver = SuperResolver.find(upscaler(), device)
-    told = _told(f"loading {Path(model).name}", screen)
-    family = families.load(model, data, device=device, resolver=resolver, told=told)
+    family = families.load(model, data, device=device, resolver=resolver, told=_told(name, model, data, screen))
+    screen.load(f"measuring {name}", None)
     return family, calibrate(family, data / "calibration.json").warm(family)
 
 
-def _told(sentence: str, screen: Screen) -> Callable[[float], None]:
-    return lambda done: screen.load(sentence, round(100 * done))
+def _told(name: str, model: str, data: Path, screen: Screen) -> Callable[[float], None]:
+    """How far the model is, in bytes where its files say them, beside the bar."""
+    size: list[int] = []  # looked for at the first word: by then whatever lies on the hub is here
+
+    def told(done: float) -> None:
+        if not size:
+            size.append(_size(model, data))
+        screen.load(loading(name, done, size[0]), round(100 * done))
+
+    return told
+
+
+def _size(model: str, data: Path) -> int:
+    from engine.device import best
+    from engine.families.formats import Choice
+    from engine.families.source import find
+    from engine.families.weighing import weigh
+
+    own = data / "models"
+    if not any(path.exists() for path in (Path(model), own / model, own / f"{model}.safetensors")):
+        return 0  # on the hub, which is not asked again for that
+    return weigh(find(model, data), Choice(best()))
 
 
 def _origin(bringing: Bringing, screen: Screen) -> Origin | None:

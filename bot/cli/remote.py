@@ -65,7 +65,7 @@ async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Scree
         for note in ticket["notes"]:
             screen.say(note)
         if not ticket["worker"]:
-            screen.say("No worker is online: the job waits until one comes.")
+            screen.say(ticket.get("starting") or "No worker is online: the job waits until one comes.")
         ends = await _ended(session, [str(job) for job in ticket["ids"]], screen)
         for shot in (shot for end in ends for shot in end.get("pictures", ())):
             if shot["held"]:

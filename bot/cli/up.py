@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import webbrowser
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from bot.store import Unavailable
 from bot.turns import Loop
 from bot.web.app import address, open_chatroom, opened
 from engine.bus import Unreachable
+from engine.progress_lines import ProgressLines
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from bot.desk.studio import Studio
     from bot.leader import Leader
     from engine.bus import Bus
+    from engine.job import ModelProgress
 
 HERE = "here"  # the name of the worker that we start
 GLANCE = 0.25  # seconds between two looks for the engine, until it is warm
@@ -118,6 +120,7 @@ async def _open(
     page = address(settings, app, port)
     _say(_welcome(settings, models, page))
     if workshop is not None:
+        await parts.enter_async_context(_beside(say_loads(bus.progress.of), "loads"))
         await parts.enter_async_context(_beside(say_when_warm(house.studio, workshop, warming), "warm"))
     if show and _has_display():
         await asyncio.to_thread(webbrowser.open, page)
@@ -207,6 +210,15 @@ def _welcome(settings: Settings, models: Sequence[str], page: str) -> str:
     stop      Ctrl-C
 
 """
+
+
+async def say_loads(progress: Callable[[str], ModelProgress | None], say: Callable[[str], None] | None = None) -> None:
+    """What our own engine brings into memory, line by line, for as long as we are open."""
+    lines, loop = ProgressLines(say or _say_line), asyncio.get_running_loop()
+    while True:
+        if (now := progress(HERE)) is not None:
+            lines.hear(now, loop.time())
+        await asyncio.sleep(GLANCE)
 
 
 async def say_when_warm(studio: Studio, workshop: Workshop, warming: asyncio.Event) -> None:

@@ -33,10 +33,10 @@ from bot.prompt.suffix import suffixed, walk_suffixed
 from bot.queue.cancelling import Cancelling
 from bot.queue.steering import Steering
 from bot.refused import Refused
-from bot.sentences import shortened
+from bot.sentences import shortened, starting
 from bot.store import Record, Store, members
 from bot.views import Action, Member, Place, Shot, Ticket, View
-from engine.job import MAX_COUNT, Presence, Warm, cost
+from engine.job import MAX_COUNT, ModelProgress, Presence, Warm, cost
 
 __all__ = ["Action", "Member", "Place", "Shot", "Studio", "Ticket", "View"]
 
@@ -51,13 +51,14 @@ class Studio(Onward):
         self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
         starting: Starting, options: Options, cancelling: Cancelling, steering: Steering,
         workers: Callable[[], Mapping[str, Presence]], *,
+        on_its_way: Callable[[], ModelProgress | None] = lambda: None,
         clock: Callable[[], float] = time.time, fresh: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     ) -> None:  # fmt: skip
         super().__init__(models, register, gallery, admission, starting, options, fresh)
         self.feed = feed
         self.addresses: tuple[str, ...] = ()  # of the room, which sets them once it knows
         self._store, self._cancelling, self._steering = store, cancelling, steering
-        self._workers, self._clock = workers, clock
+        self._workers, self._on_its_way, self._clock = workers, on_its_way, clock
 
     # Making
 
@@ -205,6 +206,10 @@ class Studio(Onward):
     def workers(self) -> Mapping[str, Presence]:
         """The live workers by name."""
         return self._workers()
+
+    def starting(self) -> str:
+        """The sentence on a worker that is on its way; empty where none is."""
+        return starting(self._on_its_way())
 
     def models(self) -> list[Warm]:
         """The models that can be asked for, those of live workers first."""

@@ -22,7 +22,7 @@ from bot.orders import renewed
 from bot.passing import Passing
 from bot.queue.board import Board
 from bot.queue.closing import Closing
-from bot.queue.forecast import Forecast
+from bot.queue.forecast import Forecast, Spot
 from bot.rules.together import Together
 from bot.sentences import GONE
 from bot.store import Moved, Record, Store, Unavailable, Wish, rules
@@ -59,7 +59,7 @@ class Dispatcher:
         self._passing = Passing()
         self._poked = asyncio.Event()
         self._lost = True  # the broker may lack what SQL says it has
-        self._told: dict[str, tuple[int, float | None]] = {}
+        self._told: dict[str, Queued] = {}
         self._told_at = 0.0
 
     def poke(self) -> None:
@@ -181,16 +181,19 @@ class Dispatcher:
             return
         self._told_at = now
         outlook = await self._forecast.outlook()
-        told = {job: (spot.ahead, self._forecast.wait(spot)) for job, spot in outlook.spots.items()}
-        for job, (ahead, eta) in told.items():
-            if not _alike(self._told.get(job), (ahead, eta)):
-                self._feed.publish(Queued(job, ahead, eta))
+        told = {job: self._queued(job, spot) for job, spot in outlook.spots.items()}
+        for job, queued in told.items():
+            if not _alike(self._told.get(job), queued):
+                self._feed.publish(queued)
         self._told = told
 
+    def _queued(self, job: str, spot: Spot) -> Queued:
+        return Queued(job, spot.ahead, self._forecast.wait(spot), self._forecast.starting(spot.pool, spot.model))
 
-def _alike(old: tuple[int, float | None] | None, new: tuple[int, float | None]) -> bool:
+
+def _alike(old: Queued | None, new: Queued) -> bool:
     """True if a member would see no difference: the same place, and the end within a tenth of what was said."""
-    if old is None or old[0] != new[0]:
+    if old is None or (old.place, old.starting) != (new.place, new.starting):
         return False
-    before, after = old[1], new[1]
+    before, after = old.eta, new.eta
     return before == after or (before is not None and after is not None and abs(before - after) <= 0.1 * before)

@@ -19,9 +19,10 @@ from bot.fair import Account, Waiting, order
 from bot.models import Crew, crews
 from bot.queue.board import Board
 from bot.rules.together import Together
+from bot.sentences import starting
 from bot.store import Record, Store, reads
 from bot.waiting import Facts, why
-from engine.job import Presence
+from engine.job import ModelProgress, Presence
 
 MOST = 1000  # a longer queue is not laid out: a place in it is an estimate
 CHEAP = 0.005  # seconds: what took less is done whenever somebody asks
@@ -58,8 +59,10 @@ class Forecast:
 
     def __init__(
         self, store: Store, board: Board, workers: Callable[[], Mapping[str, Presence]], *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.time, starting: Callable[[str], ModelProgress | None] = lambda pool: None,
+        size: Callable[[str], int] = lambda model: 0,
     ) -> None:  # fmt: skip
+        self._starting, self._size = starting, size
         self._store, self._board, self._workers, self._clock = store, board, workers, clock
         self.together = Together()  # as the dispatcher last read it
         self._version, self._rested = -1, 0.0
@@ -103,6 +106,14 @@ class Forecast:
         crew = crews(self._workers()).get(pool)
         return crew is not None and (not model or model in crew.models)
 
+    def starting(self, pool: str, model: str) -> str:
+        """The sentence on a worker of the pool that is on its way, where none is there yet that has the model."""
+        if self.worker(pool, model):
+            return ""
+        progress = self._starting(pool)
+        theirs = progress is not None and (not self._workers() or progress.model == model)
+        return starting(progress) if theirs else ""
+
     def wait(self, spot: Spot) -> float | None:
         """Seconds until a waiting job is done; None if nobody can run it."""
         if not self.worker(spot.pool, spot.model):
@@ -133,10 +144,12 @@ class Forecast:
         theirs = [one for one in runs if one.guild == record.guild]
         return Facts(
             model=model,
+            starting=self.starting(record.pool, model),
             anyone=bool(workers),
             offered=self.worker(record.pool, model),
             loaded=crew is None or _loaded(crew, model),
             fetched=self._board.loads.done(model, now),
+            size=self._size(model),
             fetching=self._board.loads.seconds(model, now),
             mine=sum(one.member == record.member for one in runs),
             mine_most=running,

@@ -62,7 +62,8 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 def at_work(app: web.Application) -> dict[str, Any]:
     """Who is at work, or that the house's own engine is on its way."""
-    return shown.room(app[STUDIO].workers(), warming=app[WARMING].is_set())
+    studio = app[STUDIO]
+    return shown.room(studio.workers(), warming=app[WARMING].is_set(), starting=studio.starting())
 
 
 class Page:
@@ -143,7 +144,7 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, moments
     view = await visible(request)
     if over(view.state):
         return await _tell_end(request, stream)
-    place = {"id": view.id, "state": view.state, "place": view.ahead or 0, "eta": view.eta}
+    place = {"id": view.id, "state": view.state, "place": view.ahead or 0, "eta": view.eta, "starting": view.starting}
     await stream.send(json.dumps(place), event="queued")
     async for moment in moments:
         if isinstance(moment, Settled):

@@ -38,6 +38,7 @@ def ticket(one: Ticket) -> dict[str, Any]:
         "place": one.ahead,
         "eta": one.eta,
         "worker": one.worker,
+        "starting": one.starting,
         "notes": list(one.notes),
         "steps": one.steps,
         "sampler": one.sampler,
@@ -79,6 +80,7 @@ def job(view: View, reader: Member) -> dict[str, Any]:
         "percent": 100 if view.state == "finished" else sentences.percent(view.step, view.of),
         "cost": view.cost,
         "worker": view.worker,
+        "starting": view.starting,
         "cancelling": view.cancelling,
         "reason": _reason(view),
         "why": view.why,
@@ -203,7 +205,7 @@ def frame(moment: Developing) -> dict[str, Any]:
 def loading(moment: Readying) -> dict[str, Any]:
     """A model on its way into memory: percent of it, and the sentence for who waits."""
     percent = sentences.percent(round(moment.done * 1000), 1000)
-    said = sentences.loading(moment.model, moment.done)
+    said = sentences.loading(moment.model, moment.done, moment.size)
     return {"id": moment.job, "model": moment.model, "percent": percent, "sentence": said}
 
 
@@ -219,8 +221,11 @@ def _model(warm: Warm) -> dict[str, Any]:
     }
 
 
-def room(workers: Mapping[str, Presence], *, warming: bool = False) -> dict[str, Any]:
-    """Who is at work: every live worker with its device and its models. `warming`: one is sure to come soon."""
+def room(workers: Mapping[str, Presence], *, warming: bool = False, starting: str = "") -> dict[str, Any]:
+    """Who is at work: every live worker with its device and its models. `warming`: one is sure to come soon.
+
+    `starting`: the sentence on one that is on its way.
+    """
     shown = [
         {
             "name": one.worker,
@@ -232,10 +237,10 @@ def room(workers: Mapping[str, Presence], *, warming: bool = False) -> dict[str,
         for one in sorted(workers.values(), key=lambda one: one.worker)
     ]
     models = sorted({model["name"] for one in shown for model in one["models"]})
-    absent = WARMING if warming else sentences.NO_WORKER
+    absent = starting or (WARMING if warming else sentences.NO_WORKER)
     return {
         "online": bool(shown),
-        "warming": warming and not shown,
+        "warming": (warming or bool(starting)) and not shown,
         "workers": shown,
         "models": models,
         "loaded": sorted({model["name"] for one in shown for model in one["models"] if model["loaded"]}),

@@ -40,4 +40,5 @@ def spoken(moment: Told) -> tuple[str, dict[str, Any]]:
         return "frame", shown.frame(moment)
     if isinstance(moment, Readying):
         return "loading", shown.loading(moment)
-    return "queued", {"id": moment.job, "state": "queued", "place": moment.place, "eta": moment.eta}
+    place = {"place": moment.place, "eta": moment.eta, "starting": moment.starting}
+    return "queued", {"id": moment.job, "state": "queued", **place}

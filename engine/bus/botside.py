@@ -22,6 +22,7 @@ from engine.bus.deliveries import Delivered, Pull
 from engine.bus.hearing import answered
 from engine.bus.link import Unreachable, reaching
 from engine.bus.presences import Presences
+from engine.bus.progress import ProgressBoard
 from engine.bus.station import Act, Station
 from engine.bus.streams import Kept, ensure_consumer, pool_consumer, settle_consumer
 from engine.job import (
@@ -35,6 +36,7 @@ from engine.job import (
     Job,
     Loading,
     Malformed,
+    ModelProgress,
     Presence,
     Result,
     Steer,
@@ -66,6 +68,7 @@ class BotSide(Station):
         self._tombstones = self._bucket(subjects.CANCELLED)
         self._pools: set[str] = set()  # whose consumers are there
         self._presences = Presences(kept.lease, self.refused)
+        self.progress = ProgressBoard(self.refused)
 
     async def dispatch(self, job: Job) -> bool:
         """Hands a job to the workers of its pool, so that the oldest of them can read it.
@@ -152,6 +155,7 @@ class BotSide(Station):
         self._presences.on_change = on_change
         with reaching("watch the workers"):
             await self.client.subscribe(subjects.kv_subject(subjects.WORKERS, ">"), cb=self._presences.on_message)
+            await self.client.subscribe(subjects.PROGRESS_ALL, cb=self.progress.on_message)
             stream = subjects.kv_stream(subjects.WORKERS)
             info = await self.js.stream_info(stream, subjects_filter=subjects.kv_subject(subjects.WORKERS, ">"))
             for subject in info.state.subjects or {}:
@@ -171,6 +175,10 @@ class BotSide(Station):
     def workers(self) -> dict[str, Presence]:
         """The live workers, by name; empty before `watch_workers`."""
         return self._presences.alive()
+
+    def starting(self, pool: str | None = None) -> ModelProgress | None:
+        """What a worker does that is not there yet, in one pool or in any; None where none is on its way."""
+        return self.progress.newest(pool, but=self.workers)
 
     def presences(self) -> dict[str, Presence]:
         return self.workers

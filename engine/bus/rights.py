@@ -25,15 +25,17 @@ INFO = f"{API}.INFO"
 
 
 def may_publish(name: str, pools: Sequence[str]) -> list[str]:
-    """Its own results and frames; its presence in its pools, and their consumers; what it keeps for its jobs."""
+    """Its results and frames; presence and progress in its pools, and their consumers; what it keeps for its jobs."""
     mine = subjects.token(name)
     claims = subjects.kv_subject(subjects.CLAIMS, "*")
     workers = (subjects.kv_subject(subjects.WORKERS, subjects.presence_key(name, pool)) for pool in pools)
+    progress = (subjects.progress(name, pool) for pool in pools)
     snapshots = subjects.kv_subject(subjects.SNAPSHOTS, "*.*")
     parts, names = subjects.blob_part("*", "*"), f"$O.{subjects.BLOBS}.M.*"
     return [
-        f"{subjects.RESULTS}.{mine}.*", subjects.FRAMES_ALL, subjects.LOADING_ALL, *workers, claims, snapshots, parts,
-        names, *_read(subjects.CLAIMS, "*"), *_read(subjects.SNAPSHOTS, "*.*"), *_read(subjects.CANCELLED, "*"),
+        f"{subjects.RESULTS}.{mine}.*", subjects.FRAMES_ALL, subjects.LOADING_ALL, *workers, *progress, claims,
+        snapshots, parts, names, *_read(subjects.CLAIMS, "*"), *_read(subjects.SNAPSHOTS, "*.*"),
+        *_read(subjects.CANCELLED, "*"),
         f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}", f"{API}.DIRECT.GET.{subjects.BLOBS_STREAM}.{names}",
         *(subject for pool in pools for subject in _pulls(pool)),
     ]  # fmt: skip

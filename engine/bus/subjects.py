@@ -27,6 +27,7 @@ FRAMES_ALL = "frames.*"
 LOADING_ALL = "loading.*"
 WANT_ALL = "want.*"
 STEER_ALL = "steer.*"
+PROGRESS_ALL = "progress.*.*"
 VECTORS_ALL = "vectors.*"
 DESCRIBE_ALL = "describe.*"
 DESCRIBERS = "describe"  # the group of workers that share such requests
@@ -103,6 +104,17 @@ def describe(model: str) -> str:
 def decode(pool: str, model: str) -> str:
     """Requests to decode latents, for whoever has this model in the pool that drew the picture."""
     return f"decode.{token(pool)}.{token(model)}"
+
+
+def progress(worker: str, pool: str) -> str:
+    """What a worker does before it can draw: like a presence for each of its pools, and like a frame kept nowhere."""
+    return f"progress.{presence_key(worker, pool)}"
+
+
+def progressing(subject: str) -> tuple[str, str]:
+    """Worker and pool that such a subject names."""
+    _, worker, pool = subject.split(".")
+    return worker.replace("=", "."), pool.replace("=", ".")
 
 
 def dead(subject: str) -> str:

@@ -29,6 +29,7 @@ from engine.job import (
     Frame,
     Job,
     Loading,
+    ModelProgress,
     Presence,
     Result,
     Snapshot,
@@ -109,6 +110,13 @@ class WorkerSide(Station):
         """How far the job's model is in memory; as with a preview, nobody need hear it."""
         with reaching("say how far a model is"):
             await self.client.publish(subjects.loading(loading.job), encode(loading))
+
+    async def publish_progress(self, worker: str, pools: Sequence[str], progress: ModelProgress) -> None:
+        """What this worker does before it can draw; as with a preview, nobody need hear it."""
+        payload = encode(progress)
+        with reaching("say how far this worker is"):
+            for pool in pools:
+                await self.client.publish(subjects.progress(worker, pool), payload)
 
     async def publish_result(self, worker: str, result: Result) -> None:
         """Returns when the broker has it on disk; said twice (the answer got lost), it is still one message."""

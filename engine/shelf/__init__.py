@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from engine.budget import said
 from engine.calibration import Calibration
 from engine.families.family import Family, HeldOnce
-from engine.job import Dtype, Warm
+from engine.job import Dtype, ModelProgress, Warm
+from engine.progress_lines import ProgressLines
 from engine.shelf.loader import GivenUp, Loader
 from engine.shelf.stock import Stock
+from engine.sizes import said
 from engine.unfit import Unfit
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Shelf:
         self._stock, self.loader = stock, loader or Loader()
         self.families = stock.families
         self.on_change: Callable[[], None] = lambda: None
+        self.progress: ModelProgress | None = None  # of the model that is loaded, or was loaded last
+        self._lines = ProgressLines(log.info)
         self._one_at_a_time = asyncio.Lock()
         self._change = asyncio.Event()
         self._waiting: dict[object, float] = {}  # since when (monotonic) somebody waits until others have left
@@ -156,14 +159,17 @@ class Shelf:
             self._changed()
 
     async def _reopen(self, model: Model, known: HeldOnce, dtype: Dtype) -> None:
-        await self._room(model, model.sizes.get(dtype, model.size))
-        await self.loader.run(model.name, lambda _: known.net(dtype))
+        size = model.sizes.get(dtype, model.size)
+        await self._room(model, size)
+        with self._telling(model, size):
+            await self.loader.run(model.name, lambda _: known.net(dtype))
         model.fresh = model.wanted > 0
 
     async def _load(self, model: Model) -> None:
         await self._room(model, model.size)
         try:
-            family, model.warm = await self.loader.run(model.name, lambda beat: self._opened(model, beat))
+            with self._telling(model, model.size):
+                family, model.warm = await self.loader.run(model.name, lambda beat: self._opened(model, beat))
             self._stock.put(model.name, family)
         except BaseException:
             self._stock.give_up(model.name)
@@ -178,10 +184,27 @@ class Shelf:
             if not model.wanted:
                 raise GivenUp
             model.done = done
+            self._tell(ModelProgress(model=model.name, phase="load", done=min(1.0, done), size=model.size))
             beat()
 
         family = model.open(told)
         return family, model.renew(family)
+
+    @contextmanager
+    def _telling(self, model: Model, size: int) -> Iterator[None]:
+        """That it is loaded; then that it is ready, or nothing where it could not be."""
+        loading = ModelProgress(model=model.name, phase="load", size=size)
+        self._tell(loading)
+        try:
+            yield
+        except BaseException:
+            self.progress = None
+            raise
+        self._tell(replace(loading, phase="ready", done=1.0))
+
+    def _tell(self, progress: ModelProgress) -> None:
+        self.progress = progress
+        self._lines.hear(progress, time.monotonic())
 
     async def _room(self, model: Model, size: int) -> None:
         if size > self._stock.budget:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from engine import families
 from engine.calibration import Calibration, calibrate, keep
@@ -24,7 +25,7 @@ from engine.families.pipelined import Pipelined
 from engine.families.revision import fingerprint, together
 from engine.families.source import Source, find
 from engine.families.weighing import weigh, weigh_embedded, weigh_in
-from engine.job import Dtype, Warm
+from engine.job import Dtype, ModelProgress, Warm
 from engine.shelf import Model, offered, too_large
 from engine.shelf.loader import free
 from engine.shelf.offered import Offered
@@ -34,6 +35,7 @@ from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
 
+Tell = Callable[[ModelProgress], None]
 CALIBRATIONS = "calibration.json"
 LORAS = "loras"  # a folder in the data folder
 
@@ -73,12 +75,17 @@ def find_all(names: Sequence[str], place: Place) -> list[Found]:
     return found
 
 
-def stocked(found: Sequence[Found], place: Place, stock: Stock) -> list[tuple[Model, Calibration]]:
-    """Loads the first, which most jobs ask for, and before it every one that nothing is known of. Raises `Unfit`."""
+def stocked(
+    found: Sequence[Found], place: Place, stock: Stock, tell: Tell = lambda _: None
+) -> list[tuple[Model, Calibration]]:  # fmt: skip
+    """Loads the first, which most jobs ask for, and before it every one that nothing is known of. Raises `Unfit`.
+
+    `tell` hears of each stage, in this thread.
+    """
     for one in found:
         if one.size > stock.budget:
             raise too_large(one.name, one.size, stock.budget)
-    learnt = {one.name: _learnt(one, place, stock, wanted=one is found[0]) for one in (*found[1:], found[0])}
+    learnt = {one.name: _learnt(one, place, stock, tell, wanted=one is found[0]) for one in (*found[1:], found[0])}
     _keep(found, learnt, place.data)
     return [(_model(one, learnt[one.name], place), learnt[one.name].found) for one in found]
 
@@ -137,17 +144,21 @@ def _embedded() -> tuple[str, int, str]:
     return NAME, weigh_embedded(), fingerprint(WEIGHTS)
 
 
-def _learnt(one: Found, place: Place, stock: Stock, *, wanted: bool) -> Offered:
+def _learnt(one: Found, place: Place, stock: Stock, tell: Tell, *, wanted: bool) -> Offered:
     """What is known of it; loads it where that is nothing, or where it is `wanted` in memory."""
     if one.known is not None and not wanted:
         log.info("%s is loaded when it is asked for", one.name)
         return one.known
     stock.reserve(one.name, one.size)
     free()
-    family = one.open(None)
+    loading = ModelProgress(model=one.name, phase="load", size=one.size)
+    tell(loading)
+    family = one.open(lambda done: tell(replace(loading, done=min(1.0, done))))
     stock.put(one.name, family)
+    if one.known is None:
+        tell(replace(loading, phase="measure", done=1.0))
     found = calibrate(family, place.data / CALIBRATIONS)
-    log.info("%s is ready on %s", one.name, place.device)
+    tell(replace(loading, phase="ready", done=1.0))
     return Offered(found.warm(family), found, one.size)
 
 

@@ -88,7 +88,7 @@ class Worker:
         self._thread.on_ran, lane.on_picture = self._refining.stepped, self._refining.decoded
         self._shelf.loader.busy = lambda: pulse.busy("the loader", "load")
         self._shelf.loader.rest = lambda: pulse.rest("the loader")
-        self._fetching = Fetching(bus, self._shelf, self.roster)
+        self._fetching = Fetching(bus, self._shelf, self.roster, offer.name, offer.pools)
         self._outcome = Outcome(bus, offer.name, self.roster)
         self._upscaler = upscaler or Upscaler()
         self._output = Output(bus, lane, self._upscaler, self._outcome, pulse)
@@ -119,7 +119,7 @@ class Worker:
         duties: list[Coroutine[object, object, None]] = [
             self._pull(), self._announce(), self._lease.beat(), self._lease.watch(), self._attention.listen(),
             self._steering.listen(), self._keeping.keep(), self._output.show(), self._bus.hold(),
-            self._answer(), self._refining.refine(),
+            self._answer(), self._refining.refine(), self._fetching.tell(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(duty) for duty in duties]
         try:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from engine.admit import elsewhere, prepare
 from engine.bus import Bus, Unreachable
-from engine.job import Job, Loading, Recipe
+from engine.job import Job, Loading, ModelProgress, Recipe
 from engine.shelf import Shelf
 from engine.worker.roster import Roster
 from engine.worker.run import Run
@@ -23,8 +24,9 @@ EVERY_SECONDS = 0.5
 class Fetching:
     """What a run holds of the shelf is let go once it has left the worker, and the engine with it."""
 
-    def __init__(self, bus: Bus, shelf: Shelf, roster: Roster) -> None:
+    def __init__(self, bus: Bus, shelf: Shelf, roster: Roster, name: str, pools: Sequence[str]) -> None:
         self._bus, self._shelf, self._roster = bus, shelf, roster
+        self._name, self._pools = name, pools
         shelf.on_change = roster.changed.set
         roster.on_leave = self._left
 
@@ -46,6 +48,19 @@ class Fetching:
             await asyncio.to_thread(prepare, run.job, self._shelf.families)
         elif taken:
             self._shelf.let_go(recipe.model)
+
+    async def tell(self) -> None:
+        """Says in this worker's pools what it loads, and once that it is ready."""
+        last: ModelProgress | None = None
+        while True:
+            now = self._shelf.progress
+            if now is not None and (now is not last or now.phase == "load"):
+                last = now
+                try:
+                    await self._bus.publish_progress(self._name, self._pools, now)
+                except Unreachable as error:
+                    log.debug("%s", error)
+            await asyncio.sleep(EVERY_SECONDS)
 
     async def _tell(self, run: Run, model: str) -> None:
         await run.announced.wait()

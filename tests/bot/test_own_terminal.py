@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from PIL import Image
 from rich.console import Console
 
 from bot.cli.bringing import Bringing, Rung
-from bot.cli.own import _branching, _origin
+from bot.cli.own import _branching, _origin, _warm
 from bot.cli.screen import Screen
 from bot.config import load
 from bot.images.pictures import Pictures
 from bot.refused import Refused
 from bot.store import Store, Stored
+from engine.bench.small_models import build
 from kept import asked, draft
 
 
@@ -44,3 +46,25 @@ async def test_the_ladder_is_looked_for_as_in_the_house(local: Store, tmp_path: 
     for rung, why in ((Rung(job, 1, 4), "no ladder to branch from"), (Rung("0" * 26, 0, 4), "There is no job")):
         with pytest.raises(Refused, match=why):
             await _branching(local, settings, rung)
+
+
+class Heard(Screen):
+    """Remembers what its progress line said of a model."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO()), 1)
+        self.loads: list[tuple[str, int | None]] = []
+
+    def load(self, sentence: str, percent: int | None) -> None:
+        self.loads.append((sentence, percent))
+
+
+def test_a_model_of_its_own_is_loaded_in_bytes_and_measured(tmp_path: Path) -> None:
+    build("sd", tmp_path / "models" / "tiny")
+    screen = Heard()
+    _warm("tiny", tmp_path, screen)
+    said = [sentence for sentence, _ in screen.loads]
+    assert (said[0], said[-1]) == ("loading tiny", "measuring tiny")
+    assert len(said) > 4
+    assert all(re.fullmatch(r"loading tiny, [\d.]+ of [\d.]+ [kMG]B", one) for one in said[1:-1])
+    assert screen.loads[-2][1] == 100

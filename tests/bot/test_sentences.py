@@ -9,6 +9,7 @@ import discord
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bot.sentences import (
     bar,
@@ -22,9 +23,10 @@ from bot.sentences import (
     progress,
     quoted,
     shortened,
+    starting,
     waiting,
 )
-from engine.job import Concept, Recipe
+from engine.job import Concept, ModelProgress, Recipe
 
 quick = settings(deadline=None, max_examples=300)
 SIGNS = ["**", "_", "~~", "||", "`", "[a](b)", "# ", "- ", "1. ", "> ", "\n", "\\", "\u200b", "\u202e", " fox ", "é"]
@@ -72,6 +74,8 @@ def test_places_and_progress() -> None:
     assert waiting(0, None) == "Next in line."
     assert waiting(1, 80) == "1 job ahead of it, done in about 1 min 20 s."
     assert waiting(3, None) == "3 jobs ahead of it."
+    assert waiting(3, 10, worker=False, starting="A worker is starting.") == "A worker is starting."
+    assert waiting(3, 10, starting="A worker is starting.") == "3 jobs ahead of it, done in about 10 s."
     assert waiting(3, 10, worker=False) == "No worker is online. The job waits, and starts when one comes."
     assert priced(4, 119.2) == "4 jobs, about 2 min of device time in all."
     assert priced(1, 30.0) == "1 job, about 30 s of device time."
@@ -150,3 +154,13 @@ def test_a_cut_falls_between_escapes(text: str, limit: int) -> None:
 def test_discords_own_patterns_find_no_mention(text: str) -> None:
     safe = quoted(text)
     assert discord.utils.escape_mentions(safe) == safe
+
+
+def test_a_worker_on_its_way_says_what_it_does():
+    assert starting(None) == ""
+    assert starting(ModelProgress()) == "A worker is starting."
+    load = ModelProgress(model="sd15", phase="load", done=0.6, size=2 * 10**9)
+    assert starting(load) == "A worker is starting: loading sd15, 1.2 of 2.0 GB."
+    assert starting(replace(load, size=0)) == "A worker is starting: loading sd15, 60 %."
+    assert starting(replace(load, phase="measure")) == "A worker is starting: measuring sd15."
+    assert starting(replace(load, phase="ready")) == "A worker is starting."

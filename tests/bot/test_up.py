@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
-from bot.cli.up import HERE, check_size, check_there, is_shared, say_when_warm
+from bot.cli.up import HERE, check_size, check_there, is_shared, say_loads, say_when_warm
 from bot.cli.workshop import Workshop
 from bot.config import load
 from bot.refused import Refused
-from engine.job import Presence, Warm
+from engine.job import ModelProgress, Presence, Warm
 
 pytestmark = pytest.mark.asyncio
 WARM = Warm(
@@ -55,6 +55,26 @@ async def _warming(
 async def test_until_it_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = Presence(worker=HERE, pools=("default",), models=(WARM,), device="paper", rows=1, free=1, build="test")
     assert "embedded is warm: paper" in await _warming(LIVES, tmp_path / "engine.log", Watched(), capsys, here)
+
+
+async def test_what_the_engine_loads_is_said_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.cli.up.GLANCE", 0.0)
+    load = ModelProgress(model="sd15", phase="load", size=2 * 10**9)
+    said, stages = list[str](), iter([None, load, replace(load, phase="measure"), replace(load, phase="ready")])
+    ended = asyncio.Event()
+
+    def progress(name: str) -> ModelProgress | None:
+        assert name == HERE
+        try:
+            return next(stages)
+        except StopIteration:
+            ended.set()
+            return None
+
+    task = asyncio.create_task(say_loads(progress, said.append))
+    await asyncio.wait_for(ended.wait(), 10)
+    task.cancel()
+    assert said == ["loading sd15, 2 GB", "measuring sd15", "sd15 is ready after 1 s"]
 
 
 async def test_until_it_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,10 @@ COLD = {"model": "sd-1.5", "loaded": False}
         (COLD, f"{FIRST}. Next in line: it starts when there is room."),
         (COLD | {"fetching": 14.0, "ahead": 2}, f"{FIRST}, which takes about 14 s. 2 ahead of it."),
         (COLD | {"fetched": 0.4, "ahead": 2, "fetching": 9.0}, "sd-1.5 is being loaded, 40 %. 2 ahead of it."),
+        (COLD | {"fetched": 0.4, "size": 5 * 10**6, "ahead": 9}, "sd-1.5 is being loaded, 2 of 5 MB. 9 ahead of it."),
+        ({"anyone": False, "offered": False, "starting": "A worker is starting."}, "A worker is starting."),
+        ({"offered": False, "model": "x", "starting": "A worker is starting."}, "A worker is starting."),
+        ({"starting": "A worker is starting."}, "Next in line: it starts when there is room."),
     ],
 )  # fmt: skip
 def test_what_is_said(facts: dict[str, object], said: str) -> None:

@@ -156,4 +156,9 @@ def test_a_refusal_quotes_the_member_without_harm() -> None:
 def test_whoever_waits_for_a_model_reads_which_and_how_far_it_is() -> None:
     card = presenter.loading(a_view(), "sd-1.5", 0.404)
     assert card.content.splitlines()[1] == "⏳ loading sd-1.5, 40 %"
+    card = presenter.loading(a_view(), "sd15", 0.6, 2 * 10**9)
+    assert card.content.splitlines()[1] == "⏳ loading sd15, 1.2 of 2.0 GB"
+    said = "A worker is starting: loading sd15, 1.2 of 2.0 GB."
+    card = presenter.waiting(replace(a_view(), worker=False, starting=said), 0, None, 0.0)
+    assert card.content.splitlines()[1] == f"⏳ {said}"
     assert [button.press for row in card.rows for button in row] == ["cancel"]

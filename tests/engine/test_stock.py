@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.budget import said, share
+from engine.budget import share
 from engine.config import BadSetting, load, parse_size
 from engine.shelf.stock import Stock
+from engine.sizes import said
 
 
 def stocked(budget: int, *names: str, size: int = 4) -> Stock:

@@ -37,6 +37,7 @@ from engine.job import (
     Frame,
     Job,
     Loading,
+    ModelProgress,
     Presence,
     Recipe,
     Share,
@@ -189,6 +190,9 @@ async def _hears(worker: Bus, bot: Bus) -> None:
     assert await heard(bot.frames(), lambda: worker.publish_frame(frame)) == frame
     loading = Loading(job=JOB, epoch=1, model="embedded", done=0.5)
     assert await heard(bot.loadings(), lambda: worker.publish_loading(loading)) == loading
+    await bot.watch_workers()
+    await worker.publish_progress("far", ("default",), ModelProgress())
+    await until(lambda: bot.progress.of("far") == ModelProgress())
 
 
 FORBIDDEN = [
@@ -212,7 +216,7 @@ FORBIDDEN = [
 ]  # fmt: skip
 DEAF = [
     ">", "results.>", "work.>", "$KV.>", "$KV.claims.>", "$KV.workers.*", "$KV.workers.far.*", "_INBOX.>", "_INBOX.*.*",
-    "_INBOX.other.>", "frames.*", "loading.*", "embed", "describe.*", "describe.embedded",
+    "_INBOX.other.>", "frames.*", "loading.*", "progress.*.*", "embed", "describe.*", "describe.embedded",
     "decode.default.*", "decode.*.*", "decode.big.*", "decode.big.embedded",
     "$JS.>", "$SYS.>", "dead.>",
 ]  # fmt: skip
@@ -408,7 +412,7 @@ async def test_a_worker_purges_nothing_by_a_header(site: Site, scope: str) -> No
     await bot.announce(a_presence("other"))
     refused = set[str]()
     for subject in rights.may_publish("far", ["default"]):
-        if not subject.startswith(("$JS.", "frames.", "loading.")):
+        if not subject.startswith(("$JS.", "frames.", "loading.", "progress.")):
             said = subject.replace("*", "one").replace(">", "one")
             with pytest.raises(APIError, match="rollup not permitted"):
                 await worker.js.publish(said, b"", headers={"Nats-Rollup": scope})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,8 +15,11 @@ from bot.cli import remote
 from bot.cli.bringing import Asked
 from bot.cli.screen import Screen
 from bot.web.live import WARMING
+from engine.bus import Bus
+from engine.job import ModelProgress
 
 if TYPE_CHECKING:
+    from engine.bus.broker import Broker
     from tests.web.conftest import OpenRoom, Room
 
 
@@ -42,6 +46,27 @@ async def test_an_engine_that_is_on_its_way_is_said(open_room: OpenRoom) -> None
         assert not said["online"]
         assert said["warming"]
         assert said["sentence"].startswith("The engine is warming up.")
+
+
+async def test_who_waits_hears_what_a_starting_worker_loads(open_room: OpenRoom, broker: Broker) -> None:
+    said = "A worker is starting: loading embedded, 1.2 of 2.0 GB."
+    progress = ModelProgress(model="embedded", phase="load", done=0.6, size=2 * 10**9)
+    async with open_room(workers=0) as room, AsyncExitStack() as parts:
+        job = await room.imagine("terrier")
+        worker = await Bus.connect(broker.url, broker.token)
+        parts.push_async_callback(worker.close)
+        async with asyncio.timeout(20):
+            async for name, value in room.events(f"/api/jobs/{job}/events"):
+                if name == "queued" and value["starting"] == said:
+                    break
+                await worker.publish_progress("far", ("default",), progress)
+        _, shown = await room.ask("GET", f"/api/jobs/{job}")
+        assert (shown["worker"], shown["starting"], shown["why"]) == (False, said, said)
+        _, shown = await room.ask("GET", "/api/room")
+        assert (shown["online"], shown["warming"], shown["sentence"]) == (False, True, said)
+        assert (await room.ask("GET", "/healthz"))[1]["workers"] == 0
+        status, ticket = await room.ask("POST", "/api/jobs", {"prompt": "terrier"})
+        assert (status, ticket["worker"], ticket["starting"]) == (201, False, said)
 
 
 async def test_a_prompt_becomes_a_job_with_a_place_and_an_address(room: Room) -> None:

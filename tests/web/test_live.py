@@ -14,6 +14,7 @@ from PIL import Image
 from bot.desk.studio import Member, Place
 from bot.feed import Queued
 from bot.web.live import STREAMS
+from engine.job import ModelProgress
 
 if TYPE_CHECKING:
     from tests.web.conftest import OpenRoom, Room
@@ -47,6 +48,20 @@ async def test_a_frame_is_a_picture_of_each_image_on_its_way(room: Room) -> None
                 seen.setdefault(number, set()).add(jpeg)
     assert set(seen) == {"1", "2"}
     assert all(len(frames) > 3 for frames in seen.values())
+
+
+async def test_a_model_on_its_way_is_told_in_bytes_where_its_worker_says_its_size(room: Room) -> None:
+    drawer = room.drawers[0]
+    size = ModelProgress(model="embedded", phase="load", done=0.4, size=2 * 10**9)
+    await drawer.bus.publish_progress(drawer.name, ("default",), size)
+    drawer.loading, drawer.stand_at = (0.0, 0.404), 0
+    job = await room.imagine("terrier", count=1)
+    async with asyncio.timeout(20):
+        async for name, value in room.events(f"/api/jobs/{job}/events"):
+            if name == "loading" and value["percent"] == 40:
+                assert value["sentence"] == "loading embedded, 0.8 of 2.0 GB"
+                break
+    drawer.going.set()
 
 
 async def test_a_model_on_its_way_is_told_and_ends_with_the_first_frame(room: Room) -> None:

@@ -97,7 +97,7 @@ def _workers(studio: Studio) -> list[str]:
     """Who works, on what, and the models, as short lines."""
     workers = studio.workers()
     if not workers:
-        return [f"**Workers**\n• {sentences.NO_WORKER}"]
+        return [f"**Workers**\n• {studio.starting() or sentences.NO_WORKER}"]
     devices = _listed(one.device for one in workers.values())
     known = [warm for one in workers.values() for warm in one.models]
     ready = dict.fromkeys(warm.name for warm in known if warm.loaded)

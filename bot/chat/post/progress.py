@@ -81,7 +81,7 @@ class Progress:
             case.view = await self._studio.view(moment.job)
             return presenter.waiting(case.view, moment.place, moment.eta, now), None
         if isinstance(moment, Readying):
-            return presenter.loading(case.view, moment.model, moment.done), None
+            return presenter.loading(case.view, moment.model, moment.done, moment.size), None
         card = presenter.developing(case.view, moment.step, moment.of, moment.seconds_left, now)
         if not case.fresh or not case.pictured:
             return card, None

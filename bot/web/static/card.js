@@ -68,12 +68,12 @@ export class Card {
     this.pause.offer(job.state === "running");
   }
 
-  queued({ place, eta, worker = true, why = "" }) {
+  queued({ place, eta, worker = true, why = "", starting = "" }) {
     if (this.over) return;
     this.part("tray").classList.toggle("aside", place > 0 || !worker); // small until its turn comes
     this.part("percent").textContent = "";
-    const text = place == null ? "Being handed to a worker" : waiting(place, eta, worker, this.job.author.you);
-    this.part("left").textContent = [text, why].filter(Boolean).join(" · ");
+    const text = place == null ? "Being handed to a worker" : waiting(place, eta, worker, this.job.author.you, starting);
+    this.part("left").textContent = [...new Set([text, why])].filter(Boolean).join(" · ");
     this.element.querySelector("progress").removeAttribute("value");
     this.label(text);
   }

@@ -8,7 +8,8 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} min` : ""}`;
 }
 
-export function waiting(place, eta, worker, yours) {
+export function waiting(place, eta, worker, yours, starting = "") {
+  if (starting) return starting;
   if (!worker) return "No worker is online yet: it starts when one comes.";
   const ahead = place > 0 ? `${place} ahead of ${yours ? "you" : "it"}` : "Next in line";
   return eta == null ? ahead : `${ahead}, about ${duration(eta)}`;
