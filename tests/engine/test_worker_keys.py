@@ -190,15 +190,15 @@ async def _hears(worker: Bus, bot: Bus) -> None:
     assert await heard(bot.frames(), lambda: worker.publish_frame(frame)) == frame
     loading = Loading(job=JOB, epoch=1, model="embedded", done=0.5)
     assert await heard(bot.loadings(), lambda: worker.publish_loading(loading)) == loading
-    await bot.watch_workers()
-    await worker.publish_progress("far", ("default",), ModelProgress())
-    await until(lambda: bot.progress.of("far") == ModelProgress())
+    await worker.publish_progress("far.away", ("default",), ModelProgress())
+    await until(lambda: bot.progress.of("far.away") == ModelProgress())
 
 
 FORBIDDEN = [
     f"results.other.{JOB}", "results.far", f"results.far.{JOB}.more", f"work.default.{JOB}.1", f"work.big.{JOB}.1",
     f"$KV.cancelled.{JOB}", "$KV.workers.other.default", "$KV.workers.far", "$KV.workers.far.big",
     "$KV.workers.far.default.x", "$O.blobs.C.abc", "$KV.leaders.bot", f"want.{JOB}", f"steer.{JOB}", "embed",
+    "progress.other.default", "progress.far.big",
     "describe.embedded", "decode.default.embedded", "dead.results.far", f"dead.work.big.{JOB}.1", "_INBOX.other.1",
     "$JS.ACK.work.pool-big.1.1.1.1.0", "$JS.ACK.results.settle.1.1.1.1.0", "$JS.API.INFO",
     "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST",
