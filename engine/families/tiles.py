@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from engine.budget import room_for_pictures, said
+from engine.budget import room_for_pictures
 from engine.memory import is_out_of_memory
+from engine.sizes import said
 
 log = logging.getLogger(__name__)
 
