@@ -58,8 +58,9 @@ class Pipelined(Wholly, ABC):
         self.name, self.revision, self.device, self.guidance = name, revision, torch.device(device), guidance
         self.pipeline, self.alone = pipeline, RLock()
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
-        able = (name for name in samplers_for(self.scheduler_config) if name not in self.unable)
-        self.samplers: tuple[Sampler, ...] = tuple(able)
+        self.samplers: tuple[Sampler, ...] = tuple(
+            name for name in samplers_for(self.scheduler_config) if name not in self.unable
+        )
         self.usual = few_steps(self.name, self.scheduler_config, self.samplers)
         self.enlargement, self.upscaler = 1, ""
         self.channels = int(pipeline.vae.config.latent_channels)  # of the latents
@@ -225,7 +226,8 @@ class Pipelined(Wholly, ABC):
         return self.forwards.run(net, dtype, inputs, self._predicted).float()
 
     def _predicted(self, net: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self._predict(net, inputs[0], inputs[1], inputs[2:])
+        x, t, *texts = inputs
+        return self._predict(net, x, t, tuple(texts))
 
     @abstractmethod
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
@@ -245,5 +247,6 @@ class Pipelined(Wholly, ABC):
 
     def net(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
         """The network in this number format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
-        own = self._nets.of(dtype)
-        return getattr(self._loras.added(loras, dtype, own), self.network) if loras else own
+        if loras:
+            return getattr(self._loras.added(loras, dtype, self.net(dtype)), self.network)
+        return self._nets.of(dtype)
