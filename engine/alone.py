@@ -73,6 +73,8 @@ class _Alone:
         self._engine.watch(self._job.id, self._on_frame is not None)
         began = time.monotonic()
         while not self._engine.idle:
+            if not self._engine.wait_for_work():
+                continue
             with self._lane.cores.held(Kind.STEP):
                 events = self._engine.step()
             self._steps += 1

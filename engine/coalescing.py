@@ -18,7 +18,7 @@ from engine.strands.gather import Gathering
 from engine.whole import Whole
 
 MOST_STRANDS = 64  # threads at once: whoever comes later begins when another has ended
-GLANCE = 0.05  # seconds that a step lasts in which there is nothing to do but to wait for who is away
+GLANCE = 0.05  # seconds to wait for who is away, where there is nothing else to do
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,20 @@ class Coalescing:
         """Who was away and is ready, or has ended. With `wait`, it gives them a moment where none is."""
         if not self._away:
             return []
+        if wait:
+            self.wait()
+        else:
+            self._begin()
+        back = self._rested()
+        self._away = [image for image in self._away if image not in back]
+        return back
+
+    def wait(self) -> bool:
+        """Gives those who are away a moment where none is ready; whether one is. It takes nobody back."""
         self._begin()
-        back = self._rested(0)
-        return back if back or not wait else self._rested(GLANCE)
+        if not self._rested():
+            self._pass_time()
+        return bool(self._rested())
 
     def forward(self, batch: Sequence[Whole], most: int) -> Answers:
         """The forwards that a batch of ready images waits for; nothing changes yet."""
@@ -93,12 +104,12 @@ class Coalescing:
         for image in [image for image in self._away if not image.strand.started][: max(0, free)]:
             image.strand.rest(0)
 
-    def _rested(self, seconds: float) -> list[Whole]:
-        begun = [image for image in self._away if image.strand.started]
-        if seconds and begun:
-            begun[0].strand.rest(seconds)
-        elif seconds:  # too many others are here, and none of them goes on: all are paused
-            time.sleep(seconds)
-        back = [image for image in begun if image.strand.rest(0) is not None]
-        self._away = [image for image in self._away if image not in back]
-        return back
+    def _rested(self) -> list[Whole]:
+        return [image for image in self._away if image.strand.started and image.strand.rest(0) is not None]
+
+    def _pass_time(self) -> None:
+        begun = next((image for image in self._away if image.strand.started), None)
+        if begun is not None:
+            begun.strand.rest(GLANCE)
+        elif self._away:  # too many others are here, and none of them goes on: all are paused
+            time.sleep(GLANCE)

@@ -3,8 +3,7 @@
 Two teams of threads on the same cores wait for each other at every barrier, and other numbers of threads give other
 last bits. So steps, and all that the decode lane computes at length, have torch's own number of threads, whatever the
 load. Between two steps other work goes on for `SHARE` of a step, or is one piece; finished pictures go first. What has
-one core of its own takes no turns (`engine.one_core`), nor do texts, which the engine's thread encodes between steps.
-Knows threads and a clock; no work.
+one core of its own takes no turns (`engine.one_core`). Knows threads and a clock; no work.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Kind(IntEnum):
     """What is computed, in the order in which it goes. Steps alternate with all else."""
 
     STEP = 0
-    PICTURE = 1  # somebody waits for it
+    PICTURE = 1  # somebody waits for it; also what the engine's thread does between steps, which wait as long
     OTHER = 2
 
 

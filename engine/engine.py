@@ -128,6 +128,10 @@ class Engine:
             self._limits.of(image)  # an unknown key would have the rows of the whole worker for a step
         self.rows = max(self.rows, cap)
 
+    def wait_for_work(self) -> bool:
+        """Whether a step has anything to do now; where all images are away, it waits a moment for them."""
+        return not self._scheduler.idle or bool(self._events) or self._coalescing.wait()
+
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Choose a batch, predict it in one forward, advance it; nothing changes before it succeeded. [] when idle."""

@@ -52,7 +52,7 @@ class Lane:
     ) -> None:  # fmt: skip
         self._families, self._maps, self.cores = families, maps, cores or Cores()
         self.checks = check is not None
-        self._verdicts = Verdicts(check)  # the lane's thread's
+        self._verdicts = Verdicts(check, self.cores)  # the lane's thread's
         self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # a model may be dropped
         self.on_picture: Callable[[Recipe, float], None] = lambda recipe, ms: None  # in the lane's thread
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
@@ -93,7 +93,7 @@ class Lane:
 
     def verdict(self, content: bytes, job: Job) -> Future[Verdict]:
         """What the picture check says of a finished picture; "unchecked" where the job does not ask, or it failed."""
-        return self._submit(PICTURE, lambda: self._verdict(job, content))
+        return self._submit(PICTURE, lambda: self._verdicts.final(job, content))
 
     def ladder(self, event: Developed, job: Job, *, closely: bool = False) -> Future[bytes]:
         """The encoded `Ladder`. `closely`: its film is asked for, so a small model's rungs are decoded."""
@@ -150,10 +150,6 @@ class Lane:
             raise
         except Exception as error:
             raise unforeseen(error, family.device) from error
-
-    def _verdict(self, job: Job, content: bytes) -> Verdict:
-        with self.cores.held(Kind.PICTURE):
-            return self._verdicts.final(job, content)
 
     def _frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Frame:
         x0, recipe = event.x0, _recipe(job)

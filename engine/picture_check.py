@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from engine.cores import Cores, Kind
 from engine.job import Job, Verdict
 from engine.unfit import Unfit
 
@@ -83,8 +84,8 @@ class Verdicts:
     An image's estimate is looked at once, as soon as it shows anything; what is finished is always looked at anew.
     """
 
-    def __init__(self, check: PictureCheck | None) -> None:
-        self._check = check
+    def __init__(self, check: PictureCheck | None, cores: Cores | None = None) -> None:
+        self._check, self._cores = check, cores or Cores()
         self._early: dict[str, dict[int, Verdict]] = {}
 
     def early(self, job: Job, image: int, done: float, estimate: Callable[[], Image.Image]) -> Verdict:
@@ -93,21 +94,24 @@ class Verdicts:
             return "unchecked"
         known = self._early.setdefault(job.id, {})
         if image not in known:
-            known[image] = self._said(job, estimate)
+            known[image] = self._said(job, estimate, Kind.OTHER)
         return known[image]
 
     def final(self, job: Job, content: bytes) -> Verdict:
         """Of a finished picture's bytes."""
-        return self._said(job, lambda: Image.open(BytesIO(content), formats=("PNG",))) if job.check else "unchecked"
+        if not job.check:
+            return "unchecked"
+        return self._said(job, lambda: Image.open(BytesIO(content), formats=("PNG",)), Kind.PICTURE)
 
     def forget(self, job: str) -> None:
         self._early.pop(job, None)
 
-    def _said(self, job: Job, picture: Callable[[], Image.Image]) -> Verdict:
+    def _said(self, job: Job, picture: Callable[[], Image.Image], kind: Kind) -> Verdict:
+        """`picture` may take the cores itself, so the check takes them only after it."""
         if self._check is None:
             return "unchecked"
         try:
-            with picture() as opened:
+            with picture() as opened, self._cores.held(kind):
                 return self._check(opened)
         except Exception:  # the picture is there all the same, and a moderator can look at it
             log.exception("job %s: the picture check failed", job.id)

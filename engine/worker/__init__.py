@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from engine.bus import Bus, Unreachable
 from engine.calibration import Calibration
+from engine.cores import Kind
 from engine.engine import Developed, Engine, Event, Failed, Stepped
 from engine.job import Presence, Snapshot, Warm
 from engine.lane import Lane
@@ -210,7 +211,7 @@ class Worker:
         beginning = await self._output.begin(run)
         run.watched = self._attention.wanted(run.job.id)
         run.stepped = time.monotonic()
-        await self._thread.call(add)
+        await self._thread.call(add, Kind.PICTURE)  # it reads words
 
     def _on_events(self, events: list[Event], moment: float) -> None:
         for job, group in groupby(events, key=lambda event: event.job):

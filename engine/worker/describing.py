@@ -14,6 +14,7 @@ from functools import partial
 
 from engine import describing
 from engine.blame import DeviceLost, check_device
+from engine.cores import Kind
 from engine.describing import Draw, Row
 from engine.families.family import Family
 from engine.job import DescribeReply, DescribeRequest, Dtype, Warm
@@ -94,7 +95,7 @@ class Describing:
         """One forward, in the engine's thread; halves where memory runs out. Raises `Unfit`."""
         try:
             work = partial(describing.errors, family, texts, drawn, asked, rows, dtype)
-            return await self._thread.call(lambda _: _blamed(family, work))
+            return await self._thread.call(lambda _: _blamed(family, work), Kind.PICTURE)
         except _TooLarge:
             if rows == 1:
                 raise Unfit("This worker has not enough memory to describe a picture.", "worker") from None

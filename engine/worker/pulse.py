@@ -59,6 +59,8 @@ class Pulse:
     def deadline(self, phase: Phase) -> float:
         if phase == "step":
             return max(STEP_LEAST, STEP_FACTOR * max(self.step_seconds(), self._slowest))
+        if phase == "decode":  # a step may have to end first (`engine.cores`)
+            return DEADLINES[phase] + self.deadline("step")
         return DEADLINES[phase]
 
     def late(self) -> str | None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -48,23 +49,30 @@ class EngineThread:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def call(self, act: Callable[[Engine], T]) -> T:
-        """Runs `act` between two steps and returns, or raises, what it does."""
+    async def call(self, act: Callable[[Engine], T], kind: Kind | None = None) -> T:
+        """Runs `act` between two steps and returns, or raises, what it does.
+
+        What computes says of which `kind` it is, and waits for its turn on the cores; all else waits for nobody.
+        """
         future: Future[T] = Future()
 
         def command() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                with self._pulse.phase("the engine", "encode"):
-                    future.set_result(act(self._engine))
-            except BaseException as error:
-                future.set_exception(error)
-                if isinstance(error, DeviceLost):
-                    raise
+            with nullcontext() if kind is None else self._cores.held(kind):
+                self._fulfil(future, act)
 
         self._inbox.put(command)
         return await asyncio.wrap_future(future)
+
+    def _fulfil(self, future: Future[T], act: Callable[[Engine], T]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            with self._pulse.phase("the engine", "encode"):
+                future.set_result(act(self._engine))
+        except BaseException as error:
+            future.set_exception(error)
+            if isinstance(error, DeviceLost):
+                raise
 
     async def stop(self, patience: float = 1.0) -> None:
         """Asks the thread to end and waits a little; it is a daemon, so a stuck one does not keep the process."""
@@ -96,6 +104,8 @@ class EngineThread:
             wait = False
 
     def _step(self) -> None:
+        if not self._engine.wait_for_work():  # without the cores: whoever is away computes with one of its own
+            return
         with self._cores.held(Kind.STEP), self._pulse.phase("the engine", "step"):
             watch = Watch()
             events = self._engine.step()
@@ -103,7 +113,7 @@ class EngineThread:
         if events:
             self._tell(self._on_events, events, time.monotonic())
         else:
-            time.sleep(0.001)  # nothing was due: whoever is away has not come back yet
+            time.sleep(0.001)  # nothing came of it: whoever goes on by itself gets a moment
 
     def _tell(self, what: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None

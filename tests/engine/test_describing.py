@@ -18,6 +18,7 @@ from engine import families
 from engine.beginning import whole
 from engine.bench.small_models import build
 from engine.bus import Bus, NobodyAnswers
+from engine.cores import Kind
 from engine.describing import Row, chunks, draws, errors
 from engine.engine import Engine
 from engine.families.family import Family
@@ -163,7 +164,7 @@ class Crowd:
         self.shelf = shelf
         self.describing = Describing(self, self.lane, shelf, 8)  # type: ignore[arg-type]
 
-    async def call(self, act: Callable[[Any], Any]) -> Any:
+    async def call(self, act: Callable[[Any], Any], kind: Kind) -> Any:
         self.calls += 1
         await self.go.wait()
         return await asyncio.to_thread(act, None)
