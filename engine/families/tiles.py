@@ -30,6 +30,9 @@ def decode_within_memory(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     def decode(part: torch.Tensor) -> torch.Tensor:
         return vae.decode(part, return_dict=False)[0].float()
 
+    factor = pixels_a_latent(vae)
+    if factor * max(latents.shape[-2:]) <= TILE:
+        return decode(latents)  # tiles would take as much
     size, room = activation_bytes(vae, latents), room_for_pictures(latents.device)
     if size <= room:
         try:
@@ -38,7 +41,7 @@ def decode_within_memory(vae: Any, latents: torch.Tensor) -> torch.Tensor:
             if not is_out_of_memory(error):
                 raise
     log.warning("a decode takes about %s, and there is %s: it is decoded in tiles", said(size), said(room))
-    return decode_tiles(decode, latents, pixels_a_latent(vae))
+    return decode_tiles(decode, latents, factor)
 
 
 def activation_bytes(vae: Any, latents: torch.Tensor) -> int:
