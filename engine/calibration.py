@@ -8,9 +8,7 @@ batch gains under 5 % and only makes each step slower. What a short measurement 
 from __future__ import annotations
 
 import logging
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +23,7 @@ from engine.engine import BUCKETS
 from engine.families.family import Accustomed, Family, TakesLoras
 from engine.job import Dtype, Sampler, Warm
 from engine.measurement import Clock, candidates, measure_times
+from engine.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -189,14 +188,9 @@ def read(path: Path) -> dict[str, Calibration]:
 
 
 def write(path: Path, known: dict[str, Calibration]) -> None:
-    """The newest, whole or not at all: a reader never sees half a file."""
+    """The newest, whole or not at all."""
     kept = dict([*known.items()][-MOST_KEPT:])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(kept)))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(path)
+        write_whole(path, msgspec.json.format(msgspec.json.encode(kept)))
     except OSError as error:
         log.warning("the calibration cannot be stored in %s, the next start measures again: %s", path, error)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from engine.latent_map import LatentMap
+from engine.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +48,7 @@ class MapFiles:
         """Whole or not at all."""
         path = self._path(revision)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            content = save({"weights": found.weights}, {"form": _form(found.reach, found.patch)})
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=path.name, delete=False) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(file.name).replace(path)
+            write_whole(path, save({"weights": found.weights}, {"form": _form(found.reach, found.patch)}))
         except OSError as error:
             log.warning("a preview map cannot be stored in %s, the next start fits it again: %s", path, error)
 

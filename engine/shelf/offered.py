@@ -6,7 +6,6 @@ Bound to weights, device and program as a calibration is; what does not fit any 
 from __future__ import annotations
 
 import logging
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +16,12 @@ from msgspec import Meta, Struct
 
 from engine.calibration import Calibration, device_name
 from engine.job import VERSION, Warm
+from engine.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
 FILE = "offered.json"
+MOST_KEPT = 1024  # models in the file, also of other devices or versions
 FORM = 2  # raise it where what is kept would be found otherwise now, as the number format of a large model
 
 
@@ -53,12 +54,11 @@ def read(data: Path) -> dict[str, Offered]:
         return {}
 
 
-def write(data: Path, known: dict[str, Offered]) -> None:
-    """Whole or not at all: a reader never sees half a file."""
+def keep(data: Path, found: dict[str, Offered]) -> None:
+    """These, and the newest of what was kept before."""
+    older = {key: one for key, one in read(data).items() if key not in found}
+    kept = dict([*(older | found).items()][-MOST_KEPT:])
     try:
-        data.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=data, prefix=FILE, delete=False) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(known)))
-        Path(file.name).replace(data / FILE)
+        write_whole(data / FILE, msgspec.json.format(msgspec.json.encode(kept)))
     except OSError as error:
         log.warning("%s cannot be written, so the next start loads every model: %s", FILE, error)

@@ -171,11 +171,10 @@ def _model(one: Found, learnt: Offered, place: Place) -> Model:
     def refine(found: Calibration, family: Family) -> None:
         kept[:] = [Offered(found.repriced(kept[-1].warm), found, one.size)]
         keep(place.data / CALIBRATIONS, family, found)
-        offered.write(place.data, offered.read(place.data) | {one.identity: kept[-1]})
+        offered.keep(place.data, {one.identity: kept[-1]})
 
     return Model(one.name, one.size, learnt.warm, one.open, renew, refine, one.sizes)
 
 
 def _keep(found: Sequence[Found], learnt: dict[str, Offered], data: Path) -> None:
-    kept = offered.read(data) | {one.identity: learnt[one.name] for one in found}
-    offered.write(data, kept)
+    offered.keep(data, {one.identity: learnt[one.name] for one in found})
