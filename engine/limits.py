@@ -40,14 +40,14 @@ class Limits:
         key = image.key
         if key not in self.known and len(self.known) >= MOST_KNOWN:
             self._forget()
-        return self.known.setdefault(key, max(self._caps.get(image.model, self.rows), image.bucket or 0))
+        most = max(self._caps.get(image.model, self.rows), image.bucket or 0)
+        return self.known.setdefault(key, min(most, self._halved.get(key, most)))
 
     def adjust(self, model: str, rows: int) -> None:
-        """From now on a model has this cap; where memory ran out, it stays at what fitted."""
+        """From now on a model has this cap; where memory ran out, it stays at what fitted, or less."""
         if self._caps.get(model) != rows:
             self._caps[model] = rows
             self.known.clear()
-            self.known.update(self._halved)
 
     def _forget(self) -> None:
         self.known.clear()

@@ -132,3 +132,18 @@ def test_where_memory_ran_out_a_higher_cap_changes_nothing(
         engine.step()
     assert max(affine.shapes) == 2
     engine.close()
+
+
+def test_where_memory_ran_out_a_lower_cap_holds(
+    affine: Any, recipe: Callable[..., Any], job: Callable[..., Any]
+) -> None:
+    affine.memory = 4
+    engine = Engine({"affine": affine}, rows=16, caps={"affine": 16})
+    engine.add(job(recipe(count=4, sampler="ddim")))
+    engine.step()
+    engine.adjust("affine", 5.0, 2, {2: 10.0})
+    affine.shapes.clear()
+    for _ in range(3):
+        engine.step()
+    assert max(affine.shapes) == 2
+    engine.close()
