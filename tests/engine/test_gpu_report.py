@@ -72,7 +72,7 @@ def test_ways_are_measured_here_or_said_to_be_a_card_s(load: gains.Load) -> None
     assert all(figure > 0 for figure in measured.values())
     assert sorted(measured) == sorted(gains._batch_name(count) for count in gains.BATCHES)
     assert {row.note for row in rows if row.figure is None} == {gains.NO_CARD}
-    assert len(rows) == len(gains.BATCHES) + 4
+    assert len(rows) == len(gains.BATCHES) + 5
 
 
 def test_a_way_that_fails_leaves_the_others(load: gains.Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_way_that_fails_leaves_the_others(load: gains.Load, monkeypatch: pytes
 
     monkeypatch.setattr(gains, "_milliseconds", fail)
     rows = gains.gain_rows(load, _quiet)
-    assert len(rows) == len(gains.BATCHES) + 4
+    assert len(rows) == len(gains.BATCHES) + 5
     assert all("out of memory" in row.note for row in rows[: len(gains.BATCHES)])
     assert {row.note for row in rows[len(gains.BATCHES) :]} == {gains.NO_CARD}
 
