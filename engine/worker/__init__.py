@@ -140,12 +140,17 @@ class Worker:
 
     async def _end(self) -> None:
         """In this order: what is given back must not come straight back to us."""
-        for goodbye in (self._bus.stop_pulling, self._keeping.hand_over, self._depart):
+        for goodbye in (self._stop_answering, self._bus.stop_pulling, self._keeping.hand_over, self._depart):
             try:
                 await goodbye()
             except Unreachable as error:
                 log.warning("%s", error)
         await self._thread.stop()
+
+    async def _stop_answering(self) -> None:
+        """A request that comes from now on goes to another worker."""
+        await self._bus.serve_describe((), self.describing.answer)
+        await self._bus.serve_decode((), (), self._decoding.answer)
 
     async def _depart(self) -> None:
         await self._bus.depart(self._offer.name)
