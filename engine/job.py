@@ -427,7 +427,7 @@ class Returned(_Value, frozen=True, kw_only=True):
 Result = Started | Picture | Finished | Failed | Cancelled | Returned
 
 
-class Rung(Struct, frozen=True, forbid_unknown_fields=True):
+class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One x0 thumbnail of the ladder (JPEG, WebP) and, at every fourth rung, the latent to go on from (fp32, C-order).
 
     A picture that was stopped keeps them at its last rung, too. `history` is the estimate x0 as latents; workers before
@@ -444,14 +444,21 @@ class Rung(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ladder(_Value, frozen=True, kw_only=True):
-    """How one image came to be: at most 48 rungs, evenly spaced in log-SNR; deterministic, part of the result."""
+    """How one image came to be: at most 48 rungs, evenly spaced in log-SNR; deterministic, part of the result.
 
-    v: Version = ESTIMATES
+    One whose rungs have no estimate is readable to bots of version 5.
+    """
+
+    v: Version = STARTS
     job: Id
     image: Index
     of: Step
     shape: Annotated[tuple[Extent, ...], Meta(max_length=4)]
     rungs: Annotated[tuple[Rung, ...], Meta(max_length=MAX_RUNGS)]
+
+    def __post_init__(self) -> None:
+        if any(rung.estimate is not None for rung in self.rungs):
+            msgspec.structs.force_setattr(self, "v", max(self.v, ESTIMATES))
 
 
 class Snapshot(_Value, frozen=True, kw_only=True):
