@@ -142,9 +142,8 @@ def build(
     desk = _desk(
         settings, studio, options, register, gallery, cancelling, store, pictures, feed, bus, clock, starting, models
     )  # fmt: skip
-    retention = Retention(
-        store, desk.moderation.empty, Keep(settings.keep_seconds, settings.keep_bytes), clock=clock
-    )  # fmt: skip
+    keep = Keep(settings.keep_seconds, settings.keep_bytes)
+    retention = Retention(store, desk.moderation.empty, keep, clock=clock)
     settle = Settle(store, bus, board, feed, closing, Arrivals(store, bus, board, pictures, clock=clock), clock=clock)
     patrol = Patrol(store, bus, board, closing, dispatcher.submit, lease=bus.kept.lease, clock=clock)
     previews, shutting = Previews(bus, board, feed, clock=clock), Shutting(store, cancelling.cancel)

@@ -141,10 +141,10 @@ EDGES = {
 
 
 def test_what_the_bot_knows_of_the_engine() -> None:
-    """The wire contract, the bus, lines of the log; more only at the edges that start an engine, inside a function."""
-    allowed = {"engine.job", "engine.bus", "engine.logline"}
+    """The wire contract, the bus, lines of the log, sizes in words; more only at the edges that start an engine."""
+    allowed = {"engine.job", "engine.bus", "engine.logline", "engine.sizes"}
     starters = {
-        "bot.cli.up": {"engine.bus.broker", "engine.config"},
+        "bot.cli.up": {"engine.bus.broker", "engine.config", "engine.progress_lines"},
         "bot.cli.doctor": {"engine.bus.broker", "engine.check"},
         "bot.bench.figures": {"engine.bench.row"},
         **{edge: {"engine"} for edge in EDGES},
