@@ -162,7 +162,7 @@ async def _keeps(worker: Bus, bot: Bus, epoch: int) -> None:
     await bot.drop_snapshots(JOB)
 
 
-async def _hears(worker: Bus, bot: Bus) -> None:
+async def _hears(worker: Bus, bot: Bus, name: str = "far.away") -> None:
     async def embed(texts: Any) -> Any:
         return [[1.0]] * len(texts)
 
@@ -190,8 +190,8 @@ async def _hears(worker: Bus, bot: Bus) -> None:
     assert await heard(bot.frames(), lambda: worker.publish_frame(frame)) == frame
     loading = Loading(job=JOB, epoch=1, model="embedded", done=0.5)
     assert await heard(bot.loadings(), lambda: worker.publish_loading(loading)) == loading
-    await worker.publish_progress("far.away", ("default",), ModelProgress())
-    await until(lambda: bot.progress.of("far.away") == ModelProgress())
+    await worker.publish_progress(name, ("default",), ModelProgress())
+    await until(lambda: bot.progress.of(name) == ModelProgress())
 
 
 FORBIDDEN = [
@@ -767,6 +767,7 @@ async def test_in_a_broker_of_ones_own_the_printed_accounts_are_all_that_a_worke
     try:
         bot = await Bus.connect(f"nats://127.0.0.1:{port}", "darkroom:secret")
         await bot.declare()
+        await bot.watch_workers()
         config.write_text(f"{text}  {json.dumps(name)} {json.dumps(account)}\n}}\n")
         for _ in range(2):
             server.send_signal(signal.SIGHUP)
@@ -779,7 +780,7 @@ async def test_in_a_broker_of_ones_own_the_printed_accounts_are_all_that_a_worke
         await delivered.ack()
         assert await worker.claim(JOB, "far")
         await _keeps(worker, bot, 1)
-        await _hears(worker, bot)
+        await _hears(worker, bot, "far")
         assert (await bot.js.stream_info("work")).state.messages == 0
         for bus in (worker, bot):
             await bus.close()
