@@ -61,8 +61,10 @@ def _member(world: Any, guild: Any, user: Any) -> Any:
 
 
 def text(result: Any) -> str:
-    """All that a card or an answer says."""
+    """All that a card or an answer says; an answer that comes late is a message of its own."""
     shown = result.response if hasattr(result, "response") else result
+    if shown is None and result.followups:
+        return said(result)
     assert shown is not None, "there was an answer"
     said = [shown.content or ""]
     said += [each["content"] for each in walk_components(shown.components) if each["type"] == 10]
