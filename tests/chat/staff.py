@@ -66,9 +66,9 @@ def text(result: Any) -> str:
     if shown is None and result.followups:
         return said(result)
     assert shown is not None, "there was an answer"
-    said = [shown.content or ""]
-    said += [each["content"] for each in walk_components(shown.components) if each["type"] == 10]
-    return "\n".join(said)
+    parts = [shown.content or ""]
+    parts += [each["content"] for each in walk_components(shown.components) if each["type"] == 10]
+    return "\n".join(parts)
 
 
 def said(result: Any) -> str:
