@@ -18,7 +18,7 @@ from engine.job import DecodeReply, DecodeRequest, Warm, decode_ms
 from engine.lane import Lane
 from engine.shelf import Shelf
 from engine.unfit import Unfit
-from engine.worker.model_use import hold_model
+from engine.worker.model_use import Turn, hold_model
 
 log = logging.getLogger(__name__)
 
@@ -34,26 +34,20 @@ class Decoding:
 
     def __init__(self, lane: Lane, shelf: Shelf) -> None:
         self._lane, self._shelf = lane, shelf
-        self._turn, self._ending = asyncio.Lock(), False
-        self._left: asyncio.Timeout | None = None  # of the request that is being answered
+        self._turn = Turn()
 
     async def answer(self, asked: DecodeRequest) -> DecodeReply:
         """The thumbnails, or why there are none. Raises nothing but cancellation."""
-        if self._turn.locked() or self._ending:
-            return DecodeReply(error=BUSY)
-        async with self._turn:
-            return await self._answer(asked)
+        return await self._answer(asked) if self._turn.is_free else DecodeReply(error=BUSY)
 
     def close(self) -> None:
         """Whoever waits is told at once: the lane will not answer any more."""
-        self._ending = True
-        if self._left is not None and not self._left.expired():
-            self._left.reschedule(0.0)
+        self._turn.close()
 
     async def _answer(self, asked: DecodeRequest) -> DecodeReply:
         try:
             held = hold_model(self._shelf, asked.model, asked.revision)
-            async with asyncio.timeout(SECONDS) as self._left, held as (family, warm):
+            async with self._turn.take(SECONDS), held as (family, warm):
                 _check_time(asked, warm)
                 return DecodeReply(thumbnails=await self._thumbnails(asked, family))
         except Unfit as error:
@@ -65,8 +59,6 @@ class Decoding:
         except Exception:
             log.exception("a ladder could not be decoded")
             return DecodeReply(error="This worker failed to decode the ladder.")
-        finally:
-            self._left = None
 
     async def _thumbnails(self, asked: DecodeRequest, family: Family) -> tuple[bytes, ...]:
         """The next is given to the lane when the last is done: a finished job's ladder never waits for all of them."""

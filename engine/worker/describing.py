@@ -22,7 +22,7 @@ from engine.lane import Lane
 from engine.memory import is_out_of_memory
 from engine.shelf import Shelf
 from engine.unfit import Unfit
-from engine.worker.model_use import hold_model
+from engine.worker.model_use import Turn, hold_model
 from engine.worker.thread import EngineThread
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,7 @@ class Describing:
 
     def __init__(self, thread: EngineThread, lane: Lane, shelf: Shelf, rows: int) -> None:
         self._thread, self._lane, self._shelf, self._rows = thread, lane, shelf, rows
-        self._turn, self._ending = asyncio.Lock(), False
-        self._left: asyncio.Timeout | None = None  # of the request that is being answered
+        self._turn = Turn()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -50,35 +49,30 @@ class Describing:
 
     async def answer(self, asked: DescribeRequest) -> DescribeReply:
         """The errors, or why there are none. Raises nothing but cancellation."""
-        if self._turn.locked() or self._ending:
-            return DescribeReply(error=ENDING if self._ending else BUSY, elsewhere=True)
-        async with self._turn:
-            return await self._answer(asked)
+        if not self._turn.is_free:
+            return DescribeReply(error=ENDING if self._turn.is_closed else BUSY, elsewhere=True)
+        return await self._answer(asked)
 
     def close(self) -> None:
         """Whoever waits is told at once: the engine's thread will not answer any more."""
-        self._ending = True
-        if self._left is not None and not self._left.expired():
-            self._left.reschedule(0.0)
+        self._turn.close()
 
     async def _answer(self, asked: DescribeRequest) -> DescribeReply:
         try:
             async with (
-                asyncio.timeout(SECONDS) as self._left,
+                self._turn.take(SECONDS),
                 hold_model(self._shelf, asked.model, asked.revision) as (family, warm),
             ):
                 return DescribeReply(errors=await self._errors(asked, family, warm))
         except Unfit as error:
             return DescribeReply(error=error.sentence[:500], elsewhere=error.blame == "worker")
         except TimeoutError:
-            return DescribeReply(error=ENDING if self._ending else SLOW, elsewhere=True)
+            return DescribeReply(error=ENDING if self._turn.is_closed else SLOW, elsewhere=True)
         except DeviceLost:  # the engine's thread says so, too, and the worker ends
             return DescribeReply(error="This worker has lost its device.", elsewhere=True)
         except Exception:
             log.exception("a picture could not be described")
             return DescribeReply(error="This worker failed to describe the picture.")
-        finally:
-            self._left = None
 
     async def _errors(self, asked: DescribeRequest, family: Family, warm: Warm) -> tuple[tuple[float, ...], ...]:
         latents = await asyncio.wrap_future(self._lane.latents(asked.model, asked.picture))

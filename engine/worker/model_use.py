@@ -1,4 +1,4 @@
-"""Uses a model that is in memory, and keeps it there meanwhile. Loads nothing."""
+"""Requests that use a model which is in memory: one at a time, within their time. Loads nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,35 @@ from engine.shelf import Shelf
 from engine.unfit import Unfit
 
 SECONDS = 2.0  # until the model, which is in memory, is ours to use
+
+
+class Turn:
+    """One request at a time. Belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self.is_closed = False
+        self._left: asyncio.Timeout | None = None  # of the request that is being answered
+
+    @property
+    def is_free(self) -> bool:
+        return not self._lock.locked() and not self.is_closed
+
+    @asynccontextmanager
+    async def take(self, seconds: float) -> AsyncIterator[None]:
+        """Raises `TimeoutError` where the body takes longer, or the worker ends meanwhile."""
+        async with self._lock:
+            try:
+                async with asyncio.timeout(seconds) as self._left:
+                    yield
+            finally:
+                self._left = None
+
+    def close(self) -> None:
+        """Ends the request that is being answered: engine and lane will not answer any more."""
+        self.is_closed = True
+        if self._left is not None and not self._left.expired():
+            self._left.reschedule(0.0)
 
 
 @asynccontextmanager

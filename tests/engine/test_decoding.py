@@ -149,7 +149,7 @@ async def test_one_request_at_a_time_and_whoever_waits_at_the_end_is_told(
     latents = (torch.zeros(4, 4, 4).half().numpy().tobytes(),)
     request = DecodeRequest(model="affine", revision="r1", width=32, height=32, latents=latents)
     first = asyncio.create_task(decoding.answer(request))
-    await until(lambda: decoding._turn.locked())
+    await until(lambda: not decoding._turn.is_free)
     assert (await decoding.answer(request)).error == BUSY
     go.set()
     assert len((await first).thumbnails) == 1
@@ -163,7 +163,7 @@ async def test_one_request_at_a_time_and_whoever_waits_at_the_end_is_told(
     go.clear()
     monkeypatch.setattr(affine, "decode", slow)
     last = asyncio.create_task(decoding.answer(request))
-    await until(lambda: decoding._left is not None)
+    await until(lambda: decoding._turn._left is not None)
     decoding.close()
     assert (await last).error == SLOW
     assert (await decoding.answer(request)).error == BUSY
