@@ -1,6 +1,11 @@
-"""Whether an error says that the device's memory is full. Knows errors; not what to do then."""
+"""Memory: whether an error says that the device's is full, and how what was freed goes back to the system.
+
+Knows errors and the C library; not what to do then.
+"""
 
 from __future__ import annotations
+
+import ctypes
 
 import torch
 
@@ -15,3 +20,12 @@ OUT_OF_MEMORY = (
 def is_out_of_memory(error: Exception) -> bool:
     """Libraries that allocate for themselves say so in the text alone."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in str(error) for mark in OUT_OF_MEMORY)
+
+
+def give_back_freed() -> None:
+    """Hands the heap's free pages to the system. glibc keeps those of a decode, some 200 MB, for the next one.
+
+    Takes about 15 ms and stops nobody. Another C library is left to itself.
+    """
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

@@ -24,6 +24,7 @@ from engine.engine import Developed, Engine, Event, Failed, Stepped
 from engine.job import Presence, Snapshot, Warm
 from engine.lane import Lane
 from engine.logline import about
+from engine.memory import give_back_freed
 from engine.shelf import Shelf
 from engine.shelf.stock import Stock
 from engine.upscale import Upscaler
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 PAUSE = 0.25
 POLL = 0.05
 FULL_PAUSE = 0.15  # at most, between two looks of a full worker for what no other takes: a newcomer's way in
+IDLE_SECONDS = 1.0  # between two looks whether jobs are here, or are gone
 PULL_SECONDS = 0.3  # short, since a worker that stops waits for its last request to end
 MOST_RUNS = 64
 
@@ -120,7 +122,7 @@ class Worker:
         duties: list[Coroutine[object, object, None]] = [
             self._pull(), self._announce(), self._lease.beat(), self._lease.watch(), self._attention.listen(),
             self._steering.listen(), self._keeping.keep(), self._output.show(), self._bus.hold(),
-            self._answer(), self._refining.refine(), self._fetching.tell(),
+            self._answer(), self._refining.refine(), self._fetching.tell(), self._give_back_memory(),
         ]  # fmt: skip
         tasks = [asyncio.create_task(duty) for duty in duties]
         try:
@@ -195,6 +197,15 @@ class Worker:
             except Unreachable as error:
                 log.warning("%s", error)
             await asyncio.sleep(PAUSE)
+
+    async def _give_back_memory(self) -> None:
+        """What loading and finished jobs have freed, as soon as there is nothing to do."""
+        while True:
+            await asyncio.to_thread(give_back_freed)
+            while len(self.roster) == 0:
+                await asyncio.sleep(IDLE_SECONDS)
+            while len(self.roster) > 0:
+                await asyncio.sleep(IDLE_SECONDS)
 
     def _take_more(self, rows: int) -> None:
         """A model turns out to gain by batches as large as that."""

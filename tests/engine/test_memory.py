@@ -1,0 +1,35 @@
+"""What was freed goes back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.memory import give_back_freed
+
+BLOCK, COUNT = 64 * 1024, 1600  # 100 MB in blocks that the heap keeps
+
+
+def resident() -> float:
+    """MB of this process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc are Linux's")
+def test_the_heap_gives_back_what_was_freed() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(BLOCK) for _ in range(COUNT)]
+    for block in blocks:
+        ctypes.memset(block, 1, BLOCK)
+    for block in blocks[:-1]:  # the last one keeps the heap from shrinking at its end
+        libc.free(block)
+    before = resident()
+    give_back_freed()
+    assert resident() < before - 80
+    libc.free(blocks[-1])
