@@ -1,1 +1,1 @@
-"""The bot: everything a member meets. Never imports torch or diffusers; of `engine` only `job` and `bus`."""
+"""The bot package: everything but the engine. Imports no torch or diffusers, and of `engine` only light modules."""

@@ -1,6 +1,6 @@
-"""The `darkroom` command. Reads the command line and the environment, and opens what a command needs; nothing more.
+"""The `darkroom` command line.
 
-Every import that costs time stands inside its command: `darkroom --help` is quick, `darkroom bot` never loads torch.
+Each command imports what it needs in its body: `darkroom --help` is quick, and `darkroom bot` never loads torch.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Port of the chatroom (DARKROOM_PORT, else 8189; 0: a free one).")
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on (DARKROOM_HOST, else 127.0.0.1).")]
-Nats = Annotated[str | None, typer.Option(metavar="URL", help="A broker of your own (DARKROOM_NATS).")]
-Model = Annotated[list[str] | None, typer.Option(help="Model folder, file or name; may be given more than once.")]
+Nats = Annotated[str | None, typer.Option(metavar="URL", help="URL of an external NATS broker (DARKROOM_NATS).")]
+Model = Annotated[list[str] | None, typer.Option(help="Model folder, file or name; repeatable.")]
 Memory = Annotated[
-    str, typer.Option(metavar="SIZE", help="What models may take, as 12GB (DARKROOM_MEMORY, else a share).")
+    str, typer.Option(metavar="SIZE", help="Memory for models, such as 12GB (DARKROOM_MEMORY, else a share).")
 ]
 Standby = Annotated[
-    bool, typer.Option("--standby", help="Where another one has the data folder, wait until it ends and go on.")
+    bool, typer.Option("--standby", help="If another bot uses the data folder, wait until it ends, then start.")
 ]
 SPINS = "20000"  # as in `engine.__main__`, for the commands that load torch in this process
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -62,7 +62,7 @@ def up(
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     standby: Standby = False,
 ) -> None:
-    """Everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
+    """Run everything on this machine: broker, engine, chatroom, and Discord when DISCORD_TOKEN is set."""
     from bot.cli.up import run
 
     settings = _settings(port=port, host=host, data=data, nats=nats, check=check)
@@ -73,12 +73,12 @@ def up(
 def bot(
     port: Port = None, host: Host = None, data: Data = None, nats: Nats = None, standby: Standby = False
 ) -> None:  # fmt: skip
-    """The bot alone: chatroom and Discord, beside a broker and engines that run elsewhere."""
+    """Run the bot without an engine: chatroom and Discord, beside a broker and engines that run elsewhere."""
     from bot.cli.up import run
 
     settings = _settings(port=port, host=host, data=data, nats=nats)
     if not settings.nats:
-        raise Refused("Name the broker with --nats or DARKROOM_NATS; `darkroom up` brings one of its own.")
+        raise Refused("Name the broker with --nats or DARKROOM_NATS; `darkroom up` starts its own.")
     run(settings, models=(), show=False, standby=standby)
 
 
@@ -95,7 +95,7 @@ def doctor(
     again: Annotated[bool, typer.Option("--again", help="Measure the device anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What works on this machine and what doesn't, one line each, with the mend."""
+    """Check what works on this machine, one line each, with the fix for what does not."""
     from bot.cli.doctor import examine, report
 
     findings = []
@@ -110,7 +110,7 @@ def doctor(
 
 @app.command()
 def commands(as_json: AsJson = False) -> None:
-    """The Discord commands as they are registered, counted against Discord's limits. Needs no token."""
+    """List the Discord commands as they are registered, counted against Discord's limits. Needs no token."""
     from bot.cli.commands import report
 
     said, passed = report(as_json=as_json)
@@ -120,14 +120,15 @@ def commands(as_json: AsJson = False) -> None:
 
 @app.command(context_settings=PASSED_ON)
 def engine(context: typer.Context) -> None:
-    """One worker: takes jobs from a broker (--nats URL), develops pictures on this machine's device."""
+    """Run one worker: it takes jobs from a broker (--nats URL) and makes pictures on this machine's device."""
     _of_the_engine("engine.__main__", ["serve", *context.args])
 
 
 @app.command(context_settings=PASSED_ON)
 def bench(context: typer.Context) -> None:
-    """Measures this machine against diffusers as it runs by default; `bench models` models of real sizes, `bench
-    discord` a busy evening in Discord, `bench queue` the queue on either database, `bench scale` one to eight workers.
+    """Measure this machine against diffusers with its default settings. `bench models`: models of real sizes; `bench
+    discord`: a busy evening in Discord; `bench queue`: the queue on either database; `bench scale`: one to eight
+    workers.
     """
     if context.args[:1] == ["models"]:
         _of_the_engine("engine.bench.models.__main__", context.args[1:])
@@ -141,30 +142,30 @@ def bench(context: typer.Context) -> None:
 
 @app.command("gpu-report", context_settings=PASSED_ON)
 def gpu_report(context: typer.Context) -> None:
-    """Measures this machine's card, or its processor, with our engine: two files to attach to an issue."""
+    """Measure this machine's GPU, or its processor, with our engine; writes two files to attach to an issue."""
     _of_the_engine("engine.bench.report.__main__", context.args)
 
 
 @app.command(context_settings=PASSED_ON)
 def train(context: typer.Context) -> None:
-    """Trains the embedded model's network further, from openly licensed artwork; `darkroom train --help` says how."""
+    """Train the embedded model's network further, on openly licensed artwork; see `darkroom train --help`."""
     _of_the_engine("engine.training.__main__", context.args)
 
 
 @app.command(context_settings=PASSED_ON)
 def lab(context: typer.Context) -> None:
-    """Experiments with words, noise and the latent space, with pictures; `darkroom lab --help` lists them."""
+    """Experiment with prompts, noise and the latent space, with pictures; see `darkroom lab --help`."""
     _of_the_engine("engine.lab.__main__", context.args)
 
 
-app.command(context_settings={"ignore_unknown_options": True})(own_options.option)  # a value begins with dashes
+app.command(context_settings={"ignore_unknown_options": True})(own_options.option)  # values may begin with dashes
 app.command("worker-key")(worker_key.worker_key)
 for keeping in (backup.backup, restore.restore, members.forget, members.export):
     app.command()(keeping)
 
 
 def _of_the_engine(module: str, args: list[str]) -> None:
-    """Runs the engine's own command line in this process; without torch it says so in one sentence."""
+    """Run `module`'s command line in this process. Raises `Refused` if a package of the engine is not installed."""
     from importlib import import_module
 
     try:
@@ -177,14 +178,14 @@ def _of_the_engine(module: str, args: list[str]) -> None:
 
 
 def _settings(**given: Any) -> Settings:
-    """The environment's settings, and above them what the command line gave."""
+    """Load the environment's settings; values from the command line override them."""
     from bot.config import load
 
     return load(**{name: value for name, value in given.items() if value is not None})
 
 
 def main() -> None:
-    """The entry point. What is the caller's business ends in one sentence and exit code 2, never in a traceback."""
+    """Run the command line. A user's mistake ends in one sentence and exit code 2, never in a traceback."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
@@ -195,7 +196,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _leave("Stopped.", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports a broken pipe at exit
         sys.exit(1)
 
 

@@ -1,7 +1,6 @@
-"""Who may do what: one table of standings, for every command and button, by whose job it is and where. Pure.
+"""The permission table: which role may do what, by whose job it is and where. Pure.
 
-The front ends ask `forbidden` before they act, and the tests press every cell of the same table. It knows nothing of
-limits (how much one may spend: `bot.rules`) and nothing of how a front end learns what somebody's standing is.
+Front ends ask `forbidden` before they act, and the tests check every cell. Quotas are elsewhere (`bot.rules`).
 """
 
 from __future__ import annotations
@@ -29,10 +28,12 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 
 @dataclass(frozen=True)
 class Permit:
-    """The least standing that may act: on nothing in particular or an own job (`own`), on another's public one in the
-    same server (`others`), on another's private one (`private`). None: nobody. `direct`: also in a conversation with
-    the bot. Jobs of another server are their author's, and the house's where `house` says so. `deed`: what they do, as
-    it stands after "may". `jobs`: whether there is a job to act on at all.
+    """One row of the table. Each role is the least that may act; None: nobody.
+
+    `own`: on an own job, or on no job. `others`: on another member's public job in the same server. `private`: on
+    another member's private job. `house`: the operator may act on jobs of other servers; other members never may,
+    except authors on their own jobs. `direct`: also in a direct message with the bot. `deed`: the action as it stands
+    after "may". `jobs`: the action can have a job.
     """
 
     deed: str
@@ -45,27 +46,27 @@ class Permit:
 
 
 def _simply(deed: str) -> Permit:
-    """Everyone's business, and about no job."""
+    """Return a row for everyone, about no job."""
     return Permit(deed, jobs=False)
 
 
 def _anybody(deed: str) -> Permit:
-    """Whoever sees a picture may go on from it, at their own expense; a private one is its author's alone."""
+    """Return a row for every member who sees the picture, at their own expense; a private picture: its author only."""
     return Permit(deed, others="member")
 
 
 def _moderated(deed: str) -> Permit:
-    """Their author's and the moderators' business."""
+    """Return a row for a job's author and the moderators."""
     return Permit(deed, others="moderator", private="moderator", house=True)
 
 
 def _moderators(deed: str) -> Permit:
-    """The moderators' business, also where the job is their own."""
+    """Return a row for moderators only, on their own jobs too."""
     return Permit(deed, own="moderator", others="moderator", private="moderator", house=True)
 
 
 def _governed(deed: str, least: Standing) -> Permit:
-    """About the rules of a server."""
+    """Return a row about the rules of a server."""
     return Permit(deed, own=least, direct=False, jobs=False)
 
 
@@ -78,28 +79,28 @@ TABLE: Mapping[Action, Permit] = MappingProxyType(
         "mine": _simply("look through their own jobs"),
         "info": _simply("look at their limits"),
         "prefer": _simply("set what they prefer"),
-        "export": _simply("have a copy of what is kept of them"),
-        "forget": _simply("have everything of theirs removed"),
+        "export": _simply("export their data"),
+        "forget": _simply("have all their data deleted"),
         "help": _simply("read the help"),
         "cancel": _moderated("cancel this job"),
         "pause": _moderated("pause this job"),
-        "upscale": _anybody("enlarge this picture"),
+        "upscale": _anybody("upscale this picture"),
         "vary": _anybody("vary this picture"),
-        "reroll": _anybody("roll this again"),
+        "reroll": _anybody("reroll this"),
         "remix": _anybody("remix this"),
-        "reproduce": _anybody("make this once more"),
+        "reproduce": _anybody("reproduce this"),
         "edit": _anybody("change a part of this picture"),
         "zoom": _anybody("zoom out of this picture"),
-        "pan": _anybody("continue this picture beyond its edge"),
+        "pan": _anybody("pan this picture"),
         "branch": _anybody("branch off from this picture"),
         "walk": _anybody("walk between these pictures"),
-        "prompt": _anybody("use these words"),
+        "prompt": _anybody("use this prompt"),
         "film": _anybody("see this film"),
         "details": _anybody("see the details of this job"),
         "favourite": _anybody("keep this picture as a favourite"),
         "envelope": _anybody("have these pictures sent to them"),
         "delete": _moderated("delete these pictures"),
-        "report": Permit("report this", own=None, others="member"),  # one's own is deleted, not reported
+        "report": Permit("report this", own=None, others="member"),  # authors delete their own pictures instead
         "approve": _moderators("look at and show held pictures"),
         "deny": _moderators("keep held pictures hidden"),
         "dismiss": _moderators("dismiss a report"),
@@ -110,10 +111,10 @@ TABLE: Mapping[Action, Permit] = MappingProxyType(
         "budget": Permit("set what a whole server may spend", own="house", jobs=False),
     }
 )
-PRIVATE = "That job is private: it is its author's alone."
-YOURS = "This one is yours: delete it instead."  # of a report, the one thing that may not be done to one's own
+PRIVATE = "That job is private: only its author may use it."
+YOURS = "This one is yours: delete it instead."  # for `report`, the only action that authors may not do
 ELSEWHERE = "That job belongs to another server."
-INDIRECT = "That belongs to a server: ask for it there."
+INDIRECT = "That works only in a server: use it there."
 SAID: Mapping[Standing, str] = MappingProxyType(
     {
         "member": "members",
@@ -127,7 +128,7 @@ SAID: Mapping[Standing, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Subject:
-    """The job that is acted on: its author, that author's name, its server, and whether it is private."""
+    """The job that an action concerns: its author, that author's name, its server, and whether it is private."""
 
     author: str
     author_name: str
@@ -136,12 +137,11 @@ class Subject:
 
 
 def subject_of(view: View) -> Subject:
-    """What an action on a job acts on."""
     return Subject(view.member_id, view.member_name, view.guild, view.private)
 
 
 def standing(member: Member) -> Standing:
-    """The highest standing of a member where they are."""
+    """Return a member's highest role where they are."""
     if member.house:
         return "house"
     if member.owner:
@@ -152,7 +152,7 @@ def standing(member: Member) -> Standing:
 
 
 def whose(member: Member, subject: Subject | None) -> Whose:
-    """How a member relates to what they act on."""
+    """Return how a member relates to the subject."""
     if subject is None:
         return "none"
     if subject.author == member.id:
@@ -163,7 +163,7 @@ def whose(member: Member, subject: Subject | None) -> Whose:
 
 
 def least(action: Action, relation: Whose) -> Standing | None:
-    """The least standing that may; None if nobody may."""
+    """Return the least role that may act; None if nobody may."""
     permit = TABLE[action]
     if relation == "elsewhere":
         return "house" if permit.house else None
@@ -173,9 +173,10 @@ def least(action: Action, relation: Whose) -> Standing | None:
 
 
 def forbidden(action: Action, member: Member, subject: Subject | None = None, *, direct: bool = False) -> str | None:
-    """Why `member` may not, as a sentence for them; None if they may. `direct`: in a conversation with the bot.
+    """Return why `member` may not act, as a sentence for them; None if they may. `direct`: in a direct message with the
+    bot.
 
-    Raises ValueError for a subject of what is about no job: that would be answered by chance.
+    Raises ValueError for a subject with an action that is about no job: the answer would be arbitrary.
     """
     permit, relation = TABLE[action], whose(member, subject)
     if subject is not None and not permit.jobs:

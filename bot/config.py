@@ -1,6 +1,6 @@
-"""Settings from the environment, read once, checked, frozen, passed down. A bad value stops the start with one line.
+"""Settings from the environment: read once, validated, frozen. A bad value stops the start with one line.
 
-Secrets are `SecretStr`, so that no log and no error text shows them. Opens nothing.
+Secrets are `SecretStr`, so no log and no error shows them. Opens nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ DATABASES = ("sqlite://", "sqlite+aiosqlite://", "postgresql://", "postgresql+as
 
 
 def default_data() -> Path:
-    """`$XDG_DATA_HOME/darkroom`, else `~/.local/share/darkroom`."""
+    """Return `$XDG_DATA_HOME/darkroom`, else `~/.local/share/darkroom`."""
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if base else Path.home() / ".local" / "share") / "darkroom"
 
 
 class Settings(BaseSettings):
-    """Every setting, with the name that it has in the environment. Make it by `load`."""
+    """Every setting with its name in the environment. Create it by `load`."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, populate_by_name=True, extra="forbid")
 
@@ -100,14 +100,14 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The URL of the store, SQLite's or PostgreSQL's; a file in the data folder by default."""
+        """URL of the database, SQLite or PostgreSQL; by default a file in the data folder."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.data / 'darkroom.sqlite'}"
 
     @property
     def pictures(self) -> str:
-        """Where finished pictures go: a folder or an obstore URL; in the data folder by default."""
+        """Where finished pictures are stored: a folder or an obstore URL; by default in the data folder."""
         return str(self.data / "pictures") if self.pictures_url is None else self.pictures_url.get_secret_value()
 
     @property
@@ -117,17 +117,17 @@ class Settings(BaseSettings):
 
     @property
     def keep_bytes(self) -> int | None:
-        """How much room pictures may take; None: as much as there is."""
+        """The most bytes that pictures may take; None: no limit."""
         return None if self.keep_gb is None else int(self.keep_gb * 1e9)
 
     @property
     def limits(self) -> Limits:
-        """What one member may ask for."""
+        """The defaults for one member."""
         return Limits(running=self.running, queued=self.queued, cost_day=self.cost_day)
 
 
 def load(**given: Any) -> Settings:
-    """The environment's settings, and above them what the command line gave (by field). Raises `Refused` (400)."""
+    """Load the environment's settings; `given` (by field) overrides them. Raises `Refused` (400)."""
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -135,7 +135,7 @@ def load(**given: Any) -> Settings:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, by its name in the environment."""
+    """Return the first error as a sentence, with the setting's name in the environment."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "the settings"
     field = Settings.model_fields.get(name)

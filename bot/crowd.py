@@ -1,4 +1,4 @@
-"""A place in a queue that was not laid out: an estimate, as if the users of a pool were served in turn. Pure."""
+"""Estimate of a place in a long queue: assumes that the users of a pool are served in turn. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 
 
 class Crowd:
-    """Those who wait in one pool: of each user, how many jobs, and what one costs on average (device-seconds)."""
+    """The users who wait in one pool: for each, the number of jobs and their average cost (device-seconds)."""
 
     def __init__(self, users: Iterable[tuple[int, float]] = ()) -> None:
         ordered = sorted(users)
@@ -18,9 +18,10 @@ class Crowd:
         self._costs = [0.0, *accumulate(cost for _, cost in ordered)]
 
     def before(self, turn: int) -> tuple[int, float]:
-        """Jobs that start before one which `turn` others of its own user precede, and the cost of them and of itself.
+        """Return how many jobs start before a job, and the cost of those jobs and itself.
 
-        Everybody has at most `turn` + 1 turns until then. O(log users).
+        `turn`: how many jobs of the same user precede it. Until it starts, each user gets at most `turn` + 1 turns.
+        O(log users).
         """
         few = bisect_right(self._counts, turn + 1)
         jobs = self._jobs[few] + (turn + 1) * (len(self._counts) - few)

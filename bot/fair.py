@@ -1,9 +1,9 @@
 """The fair order: pool → tier → guild → user by virtual time (start-time fair queueing, Goyal et al. 1996). Pure.
 
-Each account has a virtual time: the cost it has had, divided by its weight. The next job comes from the account with
-the lowest one, level by level, and within a user in order of arrival. An account that was idle starts at the virtual
-time served now (its parent's `floor`), so idling saves up nothing, and a flood only queues behind itself. The store
-does the same in SQL; `order` here says what it will do, for places in the queue, and the tests hold the two together.
+Each account has a virtual time: its total cost divided by its weight. At each level the account with the lowest one
+goes next; a user's own jobs go in order of arrival. An account that was idle starts at its parent's current virtual
+time (`floor`): being idle saves up nothing, and a flood of jobs delays only itself. The store does the same in SQL;
+`order` predicts it for places in the queue, and the tests compare the two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.job import Share
 
 @dataclass(frozen=True)
 class Account:
-    """One node of the tree. `weight` says how much of its parent's time it gets beside its siblings."""
+    """One node of the tree. `weight`: its share of the parent's time, relative to its siblings."""
 
     path: str
     parent: str
@@ -26,12 +26,12 @@ class Account:
     weight: float
     queued: int
     active: int
-    since: float | None = None  # of a user: since when it waits for a turn
+    since: float | None = None  # for a user: since when it waits for a turn
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job that waits, as far as the order is concerned. `account` is the user's path."""
+    """A waiting job, as the fair order sees it. `account`: the user's path."""
 
     job: str
     account: str
@@ -39,34 +39,34 @@ class Waiting:
 
 
 def paths(pool: str, share: Share) -> tuple[str, str, str, str]:
-    """The accounts that a job is charged to, from its pool down to its user."""
+    """Return the accounts that a job is charged to, from its pool down to its user."""
     parts = [part.replace("%", "%25").replace("/", "%2F") for part in (pool, share.tier, share.guild, share.user)]
     return (parts[0], "/".join(parts[:2]), "/".join(parts[:3]), "/".join(parts))
 
 
 def ancestry(path: str) -> tuple[str, ...]:
-    """A path's accounts from the pool down to itself."""
+    """Return the accounts on a path, from the pool down to the path itself."""
     parts = path.split("/")
     return tuple("/".join(parts[: depth + 1]) for depth in range(len(parts)))
 
 
 def parent(path: str) -> str:
-    """The account above, or an empty string above a pool."""
+    """Return the account above; empty above a pool."""
     return path.rpartition("/")[0]
 
 
 def user(path: str) -> str:
-    """The user's id at the end of a path."""
+    """Return the user's id at the end of a path."""
     return path.rpartition("/")[2].replace("%2F", "/").replace("%25", "%")
 
 
 def entry(virtual: float, floor: float) -> float:
-    """Where an account with nothing queued comes in."""
+    """Return the virtual time at which an account with nothing queued joins."""
     return max(virtual, floor)
 
 
 def charge(virtual: float, cost: float, weight: float) -> float:
-    """An account's virtual time after `cost` device-seconds (negative: given back)."""
+    """Return an account's virtual time after `cost` device-seconds (negative: a refund)."""
     return virtual + cost / weight
 
 
@@ -92,7 +92,7 @@ def _tree(accounts: Mapping[str, Account], waiting: Iterable[Waiting]) -> dict[s
 
 
 def _take(nodes: dict[str, _Node], node: _Node) -> tuple[str, float]:
-    """Remove and return the next job below `node`; charges every account on the way."""
+    """Remove and return the next job below `node`; charge every account on the way."""
     if node.jobs:
         return node.jobs.pop()
     virtual, path = node.children[0]
@@ -106,9 +106,9 @@ def _take(nodes: dict[str, _Node], node: _Node) -> tuple[str, float]:
 
 
 def order(accounts: Mapping[str, Account], waiting: Iterable[Waiting]) -> Iterator[str]:
-    """Job ids in the order in which they will be sent if nothing else comes. O(log n) a job.
+    """Yield job ids in the order of dispatch if no other job comes. O(log n) a job.
 
-    Pools are served side by side, not one after another: give it the jobs of one pool.
+    Takes the jobs of one pool: pools are served in parallel.
     """
     nodes = _tree(accounts, waiting)
     root = nodes[""]

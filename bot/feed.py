@@ -1,8 +1,8 @@
-"""In-process fan-out of what happens to jobs: queue places, models on their way, live frames, ends.
+"""In-process fan-out of job events: places in the queue, model loading, previews, ends.
 
-Newest only; never blocks a publisher. A subscriber that is slow loses old values, never the newest one and never an
-end: values coalesce per job (frames per image), an end replaces everything of its job. It reads ends first, then
-previews, then places in the queue and models on their way. Knows nothing of NATS, SQL or front ends.
+Publishing never blocks. A slow subscriber loses old values, but never the newest one and never an end: values coalesce
+per job (frames per image), and an end replaces all earlier events of its job. A subscriber reads ends first, then
+previews, then places and model loading.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Self
 from bot.states import State
 
 PREVIEWS_IN_ROW = 8
-REMEMBERED = 4096  # ended jobs of which nothing is told any more
+REMEMBERED = 4096  # ended jobs whose late events are dropped
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A waiting job's place: `place` jobs start before it; `eta` seconds until it is done, None if nobody can say.
+    """A waiting job's place: `place` jobs start before it; `eta`: seconds until it is done, None if unknown.
 
-    `starting`: the sentence on a worker that is on its way, where none can take it yet.
+    `starting`: a sentence about a worker that is starting up, while no worker can run the job.
     """
 
     job: str
@@ -35,9 +35,9 @@ class Queued:
 
 @dataclass(frozen=True)
 class Readying:
-    """A job that has a worker, which fetches `model` into memory; `done` of it is there, from 0 to 1.
+    """A job whose worker loads `model` into memory. `done`: the loaded share, from 0 to 1.
 
-    `size`: bytes that it takes; 0: unknown.
+    `size`: bytes of the model in memory; 0: unknown.
     """
 
     job: str
@@ -48,7 +48,7 @@ class Readying:
 
 @dataclass(frozen=True)
 class Developing:
-    """A running job at `step` of `of`. `frames`: image index → newest JPEG that this subscriber had not yet."""
+    """A running job at `step` of `of`. `frames`: image index → newest JPEG that this subscriber has not read."""
 
     job: str
     step: int
@@ -59,7 +59,7 @@ class Developing:
 
 @dataclass(frozen=True)
 class Settled:
-    """The end of a job, published after it was stored. `reason` is a sentence for the member, or empty."""
+    """The end of a job, published after it was stored. `reason`: a sentence for the member, or empty."""
 
     job: str
     state: State
@@ -70,7 +70,7 @@ Moment = Queued | Readying | Developing | Settled
 
 
 def merge(old: Moment | None, new: Moment) -> Moment:
-    """What a subscriber that has not yet read `old` should read once `new` has come."""
+    """Combine an unread event with a newer one of the same job."""
     if isinstance(old, Developing) and isinstance(new, Developing):
         return replace(new, step=max(old.step, new.step), frames=old.frames | new.frames)
     return new
@@ -91,7 +91,7 @@ class Subscription:
         self._closed = False
 
     def offer(self, moment: Moment) -> None:
-        """Take a moment if it is of interest; replaces what was not yet read of the same job."""
+        """Queue an event if the subscription wants it; it replaces unread events of the same job."""
         if self._closed or (self.job is not None and self.job != moment.job):
             return
         if isinstance(moment, Settled):
@@ -107,7 +107,7 @@ class Subscription:
         self._woken.set()
 
     def close(self) -> None:
-        """End the iteration after what is pending; idempotent."""
+        """End the iteration after the pending events; idempotent."""
         self._closed = True
         self._woken.set()
         self._feed.leave(self)
@@ -127,7 +127,7 @@ class Subscription:
         return source.pop(next(iter(source)))
 
     def _next_source(self) -> dict[str, Moment]:
-        """A thousand places do not hold up a frame, nor many frames a place for ever."""
+        """Alternate: a thousand places do not delay a preview, and many previews do not delay a place for ever."""
         places = not self._live or (self._in_row >= PREVIEWS_IN_ROW and bool(self._places))
         self._in_row = 0 if places else self._in_row + 1
         return self._places if places else self._live
@@ -142,21 +142,21 @@ class Subscription:
 
 
 class Feed:
-    """The fan-out. All calls on the event loop's thread; `publish` and `subscribe` never wait."""
+    """Publishes job events to subscribers. Call it on the event loop's thread; no method waits."""
 
     def __init__(self) -> None:
-        self._subscriptions: dict[str | None, set[Subscription]] = {}  # by the job that they ask for; None: all
-        self._newest: dict[str, Moment] = {}  # of jobs that are not over
+        self._subscriptions: dict[str | None, set[Subscription]] = {}  # by job; None: all jobs
+        self._newest: dict[str, Moment] = {}  # of jobs that have not ended
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._watching: Counter[str] = Counter()
-        self._joined: set[str] | None = set()  # jobs that somebody began to look at; None: perhaps any
-        self.joined = asyncio.Event()  # set when somebody begins to look; whoever renews `want` clears it
+        self._joined: set[str] | None = set()  # jobs that gained a viewer; None: perhaps any
+        self.joined = asyncio.Event()  # set when a viewer joins; `take_joined` clears it
 
     def publish(self, moment: Moment) -> None:
-        """Give a moment to everyone who listens, and keep it for who comes later, until the job is over.
+        """Give an event to all subscribers; keep it for later subscribers until the job ends.
 
-        What comes after its end, out of a thread that took its time, is dropped. That a job began, which is heard by
-        another way, may come after its model was said to be on its way: that is the newer of the two.
+        Drops events that a slow thread publishes after the job's end. The start of a job arrives by another way and may
+        come after the first event of its model loading; then the loading event counts as the newer one.
         """
         if isinstance(moment, Settled):
             self._newest.pop(moment.job, None)
@@ -182,10 +182,10 @@ class Feed:
         return [*self._subscriptions.get(None, ()), *self._subscriptions.get(job, ())]
 
     def subscribe(self, job: str | None = None, *, previews: bool = True) -> Subscription:
-        """Listen to one job or to all. Starts with the newest moment of each job that is not over.
+        """Subscribe to one job or to all. Begins with the newest event of each job that has not ended.
 
-        A job that is already over says nothing more: subscribe first, then read its view. With `previews` False the
-        subscription does not ask the workers for live frames.
+        A job that has ended yields nothing: subscribe first, then read its view. With `previews` False the subscription
+        does not ask the workers for live frames.
         """
         subscription = Subscription(self, job, previews)
         self._subscriptions.setdefault(job, set()).add(subscription)
@@ -196,12 +196,12 @@ class Feed:
         return subscription
 
     def watch(self, job: str) -> None:
-        """Ask for a job's live frames without a subscription of its own, until `unwatch`."""
+        """Ask for a job's live frames without a subscription, until `unwatch`."""
         self._watching[job] += 1
         self._note_joined(job)
 
     def unwatch(self, job: str) -> None:
-        """One `watch` less."""
+        """Undo one `watch`."""
         self._watching[job] -= 1
         if self._watching[job] <= 0:
             del self._watching[job]
@@ -214,13 +214,13 @@ class Feed:
         self.joined.set()
 
     def take_joined(self) -> set[str] | None:
-        """The jobs that somebody began to look at since the last call; None: it may be any of them."""
+        """Return and reset the jobs that gained a viewer since the last call; None: it may be any job."""
         joined, self._joined = self._joined, set()
         self.joined.clear()
         return joined
 
     def leave(self, subscription: Subscription) -> None:
-        """Stop giving to this subscription; idempotent."""
+        """Remove a subscription; idempotent."""
         listeners = self._subscriptions.get(subscription.job, set())
         listeners.discard(subscription)
         if not listeners:
@@ -228,11 +228,11 @@ class Feed:
 
     @property
     def heard(self) -> bool:
-        """True while anybody listens."""
+        """True while there is a subscription."""
         return bool(self._subscriptions)
 
     def watched(self, job: str) -> bool:
-        """True while somebody wants to see this job's live frames."""
+        """Return whether somebody wants this job's live frames."""
         return job in self._watching or any(one.previews for one in self._listeners(job))
 
     def close(self) -> None:

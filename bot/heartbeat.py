@@ -1,6 +1,6 @@
-"""Whether the bot that began the newest term lives: it counts in SQL, and whoever would be next watches the count.
+"""Leader heartbeats in SQL: the leader counts up, and a standby watches the count to see whether it lives.
 
-No clock of one machine is held against another's. Knows the store; nothing of leases.
+Never compares the clocks of two machines. Uses the store, not the lease.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from bot.store import Store, terms
 from bot.turns import now
 
 BEAT_SECONDS = 1.0
-HEARD_SECONDS = 2.5  # more than that: without a beat for so long it is dead, or leads no more
+HEARD_SECONDS = 2.5  # a leader without a heartbeat for so long is dead, or leads no more
 GLANCE_SECONDS = 0.25
-BEATS = 3  # of one that lives; one that has just lost its lease may still be in the middle of its last
+BEATS = 3  # that prove a leader alive; one that just lost its lease may still write its last
 
 
 def here() -> str:
-    """This process among bots: its machine and its number, and a word, for in containers all have the same number.
+    """Return this process's name among bots: machine, process id and a random word, since containers share process ids.
 
-    With the store's id behind it, it is no longer than a lease's holder may be.
+    With the store's id appended it still fits into a lease's holder name.
     """
     machine = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname()[:20])
     return f"bot-{machine}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
 async def heard(store: Store) -> bool:
-    """Whether some bot leads now. Raises `Unavailable`."""
+    """Return whether a bot leads now. Raises `Unavailable`."""
     seen, beats = await store.ask(terms.newest), 0
     until = now() + HEARD_SECONDS
     while not seen.over and now() < until:

@@ -1,6 +1,5 @@
-"""The house: opens the store, the pictures and everything that works between them, and runs its tasks until it closes.
-
-Knows which parts there are and in what order they open; knows nothing of what they do, nor of front ends.
+"""Wires the application: builds the store, the queue, the services and the metrics, and runs their tasks until it
+closes.
 """
 
 from __future__ import annotations
@@ -63,12 +62,12 @@ from bot.store import Store
 from engine.bus import Bus
 from engine.job import Presence
 
-STOP_SECONDS = 5.0  # the broker's client hands back what was on its way to us, which takes a moment
+STOP_SECONDS = 5.0  # the broker's client needs a moment to hand back messages in flight
 
 
 @dataclass(frozen=True)
 class House:
-    """What front ends get, and the parts that tests look into."""
+    """The built application: what front ends use, and the parts that tests inspect."""
 
     desk: Desk
     feed: Feed
@@ -90,11 +89,10 @@ class House:
 
     @property
     def studio(self) -> Studio:
-        """The first of the desk's use cases."""
         return self.desk.studio
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What must run while the house is open; where one of them raises, the house closes."""
+        """Return the tasks that run while the application is open; if one of them raises, the application closes."""
         return {
             "bus": self.bus.hold(),
             "settle": self.settle.run(),
@@ -117,7 +115,7 @@ def build(
     settings: Settings, bus: Bus, store: Store, pictures: Pictures, reader: Executor, intake: Intake, outside: Fetch, *,
     clock: Callable[[], float] = time.time,
 ) -> House:  # fmt: skip
-    """The parts, put together; nothing runs yet. `reader` is `Screening`'s thread, `outside` fetches from Discord."""
+    """Build all parts; starts nothing. `reader`: the word filter's thread. `outside`: fetches uploads from Discord."""
     board, feed, limits = Board(), Feed(), settings.limits
 
     def workers() -> dict[str, Presence]:
@@ -156,7 +154,7 @@ def build(
 
 
 def _counted(board: Board, closing: Closing, settle: Settle, clock: Callable[[], float]) -> Metrics:
-    """Counts what these bring about."""
+    """Create the metrics and connect them to the parts that they count."""
     metrics = Metrics(clock)
     board.first, closing.ended, closing.returned = metrics.previewed, metrics.ended, metrics.returned
     settle.regained = metrics.regained
@@ -168,7 +166,7 @@ def _desk(
     cancelling: Cancelling, store: Store, pictures: Pictures, feed: Feed, bus: Bus, clock: Callable[[], float],
     starting: Starting, models: Models,
 ) -> Desk:  # fmt: skip
-    """The use cases."""
+    """Build the services."""
     administration = Administration(store, cancelling.cancel, limits=settings.limits, clock=clock)
     moderation = Moderation(store, pictures, cancelling, feed, administration.terms, clock=clock)
     waits = settings.discord_token is not None
@@ -193,10 +191,10 @@ async def open_house(
     settings: Settings, bus: Bus, *, leader: Leader | None = None, outside: Fetch | None = None,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[House]:  # fmt: skip
-    """The open house. Its tasks run beside the body; what one of them raises ends the body too.
+    """Open the application and run its tasks beside the body; an error of a task ends the body too.
 
-    `leader`: where other bots stand by, what makes sure that we are the one at work. `outside`: fetches what members
-    uploaded to Discord; None: over HTTPS, from Discord.
+    `leader`: proves that this bot leads, where others stand by. `outside`: fetches uploads from Discord; None: over
+    HTTPS.
     """
     await asyncio.to_thread(settings.data.mkdir, mode=0o700, parents=True, exist_ok=True)
     pictures = await asyncio.to_thread(Pictures, settings.pictures)
@@ -222,7 +220,7 @@ async def open_house(
 
 @asynccontextmanager
 async def _at_work(house: House) -> AsyncIterator[None]:
-    """The tasks beside the body. What the body raises comes out as itself, not as a group."""
+    """Run the tasks beside the body. An error of the body is raised as itself, not as a group."""
     raised: Exception | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(task, name=name) for name, task in house.tasks().items()]
@@ -238,8 +236,10 @@ async def _at_work(house: House) -> AsyncIterator[None]:
 
 
 async def _stop(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancelled until they end: before Python 3.12 `asyncio.wait_for`, which the broker's client uses, may swallow one
-    cancellation (python/cpython#86296), and its task would go on for ever.
+    """Cancel tasks repeatedly until they end.
+
+    Before Python 3.12 `asyncio.wait_for`, which the broker's client uses, may swallow one cancellation
+    (python/cpython#86296); its task would then go on for ever.
     """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:

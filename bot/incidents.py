@@ -1,7 +1,7 @@
-"""What moderators are told of: one kind for each thing that happens, and a sentence for each incident. Pure.
+"""Incidents for moderators: their kinds, and one sentence for each. Pure.
 
-`bot.store.incidents` keeps them, the changes of rules (blocks among them) are kept apart (`desk.administration`). What
-waits for somebody is open; all else is a note, closed as it is made.
+An incident that needs a decision stays open; any other is a note, closed when it is written. Changes of rules, blocks
+included, are logged separately (`desk.administration`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Kind = Literal["word", "blocked", "report", "held", "approved", "denied", "delet
 
 KINDS: Mapping[Kind, str] = MappingProxyType(
     {
-        "word": "{actor} asked for what a list of words or patterns does not allow",
+        "word": "{actor} used a forbidden word or pattern",
         "blocked": "{actor}, who is blocked, asked for a picture",
         "report": "{actor} reported a picture",
         "held": "A picture for {actor} is held back",
@@ -28,14 +28,14 @@ KINDS: Mapping[Kind, str] = MappingProxyType(
         "barred": "{actor} blocked a member",
     }
 )
-WAITING: tuple[Kind, ...] = ("report", "held")  # for a moderator; the others are only noted
-REPEATED: tuple[Kind, ...] = ("word", "blocked")  # which a member can make as often as they like
+WAITING: tuple[Kind, ...] = ("report", "held")  # need a moderator's decision
+REPEATED: tuple[Kind, ...] = ("word", "blocked")  # a member can cause these as often as they like
 SAID = 500  # characters
 
 
 @dataclass(frozen=True)
 class Incident:
-    """One of them. `at` and `closed` in seconds since 1970; `job` may be empty; `said` is what there is to add."""
+    """One incident. `at` and `closed`: seconds since 1970; `job` may be empty; `said`: further text."""
 
     number: int
     guild: str
@@ -49,12 +49,12 @@ class Incident:
 
     @property
     def waits(self) -> bool:
-        """True while it is somebody's to decide."""
+        """True while it needs a decision."""
         return self.closed is None and self.kind in WAITING
 
 
 def told(incident: Incident, limit: int = 300) -> str:
-    """An incident in one sentence; front ends escape it, for it quotes members."""
+    """Return an incident as one sentence. It quotes members, so front ends must escape it."""
     told = KINDS[incident.kind].format(actor=shortened(incident.actor_name, 40) or "Somebody")
     said = shortened(incident.said, limit)
     return f"{told}: {said}" if said else f"{told}."

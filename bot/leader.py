@@ -1,15 +1,13 @@
-"""One bot is at work, the others stand by: a lease on the broker elects, a term in SQL fences off the one before.
+"""Leader election: a lease on the broker elects one bot, and a growing term in SQL rejects writes of an old leader.
 
-The lease alone would not do: a bot that was stopped, or that the broker cannot reach, does not see it end. So the one
-that is elected begins a term in SQL, waits until the one before must have noticed, and only then opens. Whoever leads
-proves it several times a second, by renewing the lease or by reading its term; where neither was possible for a while,
-not even one turn of the event loop is run before the term was read once more. Whoever lost the lead ends as if killed,
-which costs nothing that is not found again.
+The lease alone is not enough: a bot that was suspended, or cut off from the broker, does not see its lease end. So a
+new leader begins a term in SQL, waits until the old one must have noticed, and only then opens. A leader proves that it
+leads several times a second: it renews the lease or reads its term. If neither was possible for a while, the event loop
+runs nothing until the term was read again. A bot that lost the lead exits as if killed; nothing is lost by that, since
+a crash at any moment is recoverable.
 
-A bot with a broker of its own has no lease, and there may be bots on other brokers: so nobody begins a term while the
-one before still counts in SQL (`bot.heartbeat`), which it does as long as it has its lease. Who lost it is not heard.
-
-Knows the lease and the term; nothing of what a leader does.
+A bot with its own broker has no lease, and other bots may use other brokers. So a bot begins no term while the old
+leader still counts in SQL (`bot.heartbeat`). A leader counts as long as it has its lease.
 """
 
 from __future__ import annotations
@@ -37,10 +35,10 @@ log = logging.getLogger(__name__)
 GLANCE_SECONDS = 0.25  # between two tries to get the lease
 RENEW_SECONDS = 1.0
 READ_SECONDS = 0.5
-TRUST_SECONDS = 1.5  # a term that was read is believed for so long
-NOTICE_SECONDS = 2.0  # more than that: what a bot before us has to find out that it is over
-PATIENCE_SECONDS = 3.0  # for one look at the database while everything stands still
-DEPOSED = 75  # EX_TEMPFAIL: started anew, it stands by, or is refused while the other lives
+TRUST_SECONDS = 1.5  # how long a term counts as proof after it was read
+NOTICE_SECONDS = 2.0  # above TRUST_SECONDS: how long an old leader has to notice that it lost the lead
+PATIENCE_SECONDS = 3.0  # for one read of the term while the event loop is blocked
+DEPOSED = 75  # EX_TEMPFAIL: after a restart it stands by, or is refused while the other bot lives
 ELSEWHERE = (
     "The bot at work on this broker ({name}) has another database: set DATABASE_URL to that one's, and PICTURES_URL to "
     "storage that both reach."
@@ -48,33 +46,39 @@ ELSEWHERE = (
 
 
 def leave(why: str) -> None:
-    """At once, and nothing is tidied up: what is half done belongs to somebody else."""
-    log.critical("%s This process ends, and opens no more while the other one lives.", why)
+    """Exit at once without cleanup: another bot owns the unfinished work now."""
+    log.critical("%s This process exits; it cannot lead again while the other bot runs.", why)
     logging.shutdown()
     os._exit(DEPOSED)
 
 
 class Leader:
-    """Made by `leading`; `begin` it with the store before anything works. `lost` ends the process."""
+    """Leads while the lease and the term last. Created by `leading`; call `begin` with the store before anything works.
+
+    `lost` ends the process.
+    """
 
     def __init__(self, lead: Leases | None, name: str, url: str, lost: Callable[[str], None]) -> None:
         self._lead, self._name, self._url, self._lost = lead, name, url, lost
         self._claim: Claim | None = None
         self._store: Store | None = None
-        self._leased = 0.0  # so long nobody else can have the lease
-        self._until = 0.0  # so long nobody else can have begun
+        self._leased = 0.0  # until then no other bot can have the lease
+        self._until = 0.0  # until then no other bot can have begun a term
         self._turned = now()
-        self._looks = ThreadPoolExecutor(1, "lead")  # reads the term while the event loop stands still
-        self._before: set[str] = set()  # who had the lease before us
-        self._same = ""  # the id of the store that they and we share
+        self._looks = ThreadPoolExecutor(1, "lead")  # reads the term while the event loop is blocked
+        self._before: set[str] = set()  # earlier holders of the lease
+        self._same = ""  # the id of the store that the leader and this bot share
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What must run while we lead."""
+        """Return the tasks that must run while this bot leads."""
         lease = {} if self._lead is None else {"lead": self.renew(self._lead)}
         return {**lease, "term": self.read(), "beat": self.beat()}
 
     async def elected(self, say: Callable[[str], None]) -> None:
-        """Returns when the lease is ours. `say` hears whom we wait for. Raises `Refused` if its store is another."""
+        """Wait until the lease is ours. `say` receives a sentence about the current leader.
+
+        Raises `Refused` if the leader uses another database.
+        """
         while self._lead is not None:
             try:
                 if await self._take(self._lead):
@@ -95,7 +99,7 @@ class Leader:
         self._leased, self._until = until, max(self._until, until)
 
     async def _stand_by(self, holder: Holder | None, say: Callable[[str], None]) -> None:
-        """A holder's name has the id of its store behind it, once it has opened that."""
+        """Check and announce the lease's holder. Its name ends with its store's id once it has opened the store."""
         name, _, theirs = holder.worker.partition(".") if holder else ("", "", "")
         if theirs and self._url and theirs != self._same:
             if theirs != await identity(self._url):
@@ -106,22 +110,26 @@ class Leader:
         self._before.add(name)
 
     async def begin(self, store: Store) -> None:
-        """From now on the store refuses whoever led before, who has had time to notice. Raises as `_free` does."""
+        """Begin a term: from now on the store rejects the old leader's writes. Waits until the old leader must have
+        noticed.
+
+        Raises as `_free` does.
+        """
         before = await self._free(store)
         asked = now()
-        if (ours := await store.begin(self._name, after=before.term)) is None:  # another one was faster: it is heard
+        if (ours := await store.begin(self._name, after=before.term)) is None:  # another bot was faster: listen for it
             return await self.begin(store)
         self._store, self._until = store, max(self._until, asked + TRUST_SECONDS)
         self._name = f"{self._name}.{ours.store}"
         if self._claim is not None:
             self._claim.worker = self._name  # the next renewal says it
         if not before.over:
-            log.info("took over: the one before has %.1f s to notice", NOTICE_SECONDS)
+            log.info("took over: the old leader has %.1f s to notice", NOTICE_SECONDS)
             await asyncio.sleep(NOTICE_SECONDS)
-        store.resigns = True  # not before: whoever came at once then would know nothing of the one before
+        store.resigns = True  # not earlier: a bot that follows at once would not know of the old leader
 
     async def _free(self, store: Store) -> Term:
-        """The newest term, whose holder does not lead any more. Raises `Unavailable`, and `Refused` where it does."""
+        """Return the newest term if its holder leads no more. Raises `Unavailable`, and `Refused` if it still leads."""
         before = await store.ask(terms.newest)
         if not (before.over or before.holder in self._before) and await heard(store):
             name = f" ({before.holder})" if before.holder else ""
@@ -129,11 +137,11 @@ class Leader:
         return before
 
     def end(self) -> None:
-        """Its store closes: nothing works any more."""
+        """Note that the store closes and nothing works any more."""
         self._store = None
 
     async def renew(self, lead: Leases) -> None:
-        """Keeps the lease for ever; while the broker is away, the term alone says whether we lead."""
+        """Renew the lease for ever. While the broker is unreachable, the term alone decides whether this bot leads."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             asked = now()
@@ -142,20 +150,20 @@ class Leader:
                     await self._again(lead)
                     continue
             except (Unreachable, Unavailable) as error:
-                log.warning("the lead cannot be kept now: %s", error)
+                log.warning("cannot renew the lease now: %s", error)
                 continue
             self._held(asked + lead.seconds)
 
     async def _again(self, lead: Leases) -> None:
-        """The lease is gone: ours once more if nobody began meanwhile: the broker lost it, or a worker hides it."""
+        """Take a lost lease again, if no other bot began meanwhile: the broker lost it, or a worker hides it."""
         if not await self._take(lead):
-            if await lead.holder() is not None:  # else what hides it comes faster than we write: the term alone says
+            if await lead.holder() is not None:  # else a worker hides it faster than we write it: the term decides
                 self._lost("Another bot has taken the lead.")
         elif self._store is not None and not await self._store.leads():
             self._lost("Another bot has led meanwhile.")
 
     async def beat(self) -> None:
-        """Counts for ever, while nobody else can have the lease."""
+        """Write a heartbeat to SQL for ever, while no other bot can have the lease."""
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             if self._store is None or (self._lead is not None and now() > self._leased):
@@ -163,21 +171,23 @@ class Leader:
             try:
                 await self._store.live()
             except Unavailable as error:
-                log.debug("no beat: %s", error)
+                log.debug("no heartbeat: %s", error)
 
     async def read(self) -> None:
-        """Looks at the term for ever, so that the look before a turn need not."""
+        """Read the term for ever, so that `look` rarely has to."""
         while True:
             await asyncio.sleep(READ_SECONDS)
             try:
                 await self._confirm()
             except Unavailable as error:
-                log.warning("the lead cannot be looked up now: %s", error)
+                log.warning("cannot read the leader term now: %s", error)
 
     def look(self) -> None:
-        """Before each turn of the event loop: where nothing has shown for a while that we lead, everything stands still
-        until the term was read. Without a lease only after the process itself stood still: while the database is away
-        nobody else begins, and nothing is written.
+        """Check the lead before each iteration of the event loop: if it was not proven lately, block until the term was
+        read.
+
+        Without a lease it checks only after the process itself was suspended: while the database is unreachable, no
+        other bot begins, and nothing is written.
         """
         before, self._turned = self._turned, now()
         if self._store is None or now() <= self._until:
@@ -188,10 +198,10 @@ class Leader:
             self._looks.submit(asyncio.run, self._confirm()).result(PATIENCE_SECONDS)
         except (TimeoutError, Unavailable):
             if self._lead is not None:
-                self._lost("Neither the broker nor the database says that this bot still leads.")
+                self._lost("Neither the broker nor the database confirms that this bot still leads.")
 
     async def _confirm(self) -> None:
-        """Raises `Unavailable`."""
+        """Read the term and note that this bot leads. Raises `Unavailable`."""
         asked, store = now(), self._store
         if store is None:
             return
@@ -201,7 +211,7 @@ class Leader:
             self._lost("Another bot has begun to write to this database.")
 
     async def resign(self) -> None:
-        """Whoever stands by goes on at once."""
+        """Release the lease, so that a standby takes over at once."""
         self._looks.shutdown(wait=False)
         if self._lead is not None and self._claim is not None:
             try:
@@ -214,9 +224,9 @@ class Leader:
 async def leading(
     bus: Bus | None, say: Callable[[str], None], *, url: str = "", lost: Callable[[str], None] = leave
 ) -> AsyncIterator[Leader]:
-    """Waits until we lead; then keeps the lead beside the body. What the body raises comes out as itself.
+    """Wait until this bot leads, then keep the lead beside the body. An error of the body is raised as itself.
 
-    `bus`: where the lease is; None: the term alone decides. `url`: of the database, which all that stand by must share.
+    `bus`: where the lease is; None: the term alone decides. `url`: the database, which all standbys must share.
     """
     leader, raised = Leader(None if bus is None else leases(bus.js, bus.kept.leading), here(), url, lost), None
     async with asyncio.TaskGroup() as group:
@@ -240,7 +250,7 @@ async def leading(
 
 @contextmanager
 def _watched(look: Callable[[], None]) -> Iterator[None]:
-    """`look` runs before each turn of this event loop, where it is one of ours."""
+    """Run `look` before each iteration of this event loop, if it is a `Loop`."""
     loop = asyncio.get_running_loop()
     turns = loop.turns if isinstance(loop, Loop) else Turns()
     turns.look = look

@@ -1,12 +1,10 @@
-"""How much may be used: the house's defaults, what was used, and the sentence when that would be too much.
+"""Limit checks: the defaults, usage and charges, and the sentence for a member who reaches a limit.
 
-Knows numbers and an injected `now`; knows nothing of who set a limit, of where usage is counted, of SQL or a front end.
-
-Shipped defaults: 3 jobs of a member run at once and 7 more wait (the eleventh is refused), as Midjourney has it; and
+Shipped defaults: of each member 3 jobs run at once and 7 more wait (the eleventh is refused), as at Midjourney; and
 1800 calibrated device-seconds in any 24 hours: half an hour of the machine, some tens of the embedded model's grids at
-full length. The windows roll: a charge counts until 24 hours (or 30 days) after it was made, so there is no rush at
-midnight and no time zone. A job is charged its estimated cost when it is taken and the true cost when it ends
-(`engine.job.cost`). Every moment is in seconds since 1970, every cost in device-seconds.
+all steps. The windows roll: a charge counts for 24 hours (or 30 days) after it was made, so there is no rush at
+midnight and no time zone. A job is charged its estimated cost when it is admitted and its true cost when it ends
+(`engine.job.cost`). Times are in seconds since 1970, costs in device-seconds.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ from bot.sentences import duration, jobs
 DAY = 24 * 3600.0  # seconds
 MONTH = 30 * DAY
 WINDOWS = {DAY: "24 hours", MONTH: "30 days"}
-ROUNDING = 1e-6  # device-seconds that sums of charges may be off
+ROUNDING = 1e-6  # device-seconds: tolerance for sums of charges
 PERIODS = {DAY: "day", MONTH: "month"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The house's defaults for a member. `cost_day` in device-seconds a rolling 24 hours."""
+    """The defaults for a member. `cost_day`: device-seconds in a rolling 24 hours."""
 
     running: int = 3
     queued: int = 7
@@ -35,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Charge:
-    """`cost` device-seconds charged at the moment `at` (seconds since 1970)."""
+    """`cost` device-seconds charged at `at` (seconds since 1970)."""
 
     at: float
     cost: float
@@ -43,9 +41,10 @@ class Charge:
 
 @dataclass(frozen=True)
 class Usage:
-    """What is running and waiting. `running` counts jobs that left the queue; `next_free`: when the first of them ends.
+    """Counts of running and waiting jobs. `running` counts jobs that left the queue; `next_free`: when the first one
+    ends.
 
-    `workers`: whether anybody is there to run anything.
+    `workers`: whether any worker is online.
     """
 
     running: int = 0
@@ -54,7 +53,7 @@ class Usage:
     workers: bool = True
 
     def soon(self, now: float) -> str:
-        """When a place frees, in words."""
+        """Say when a place frees."""
         if self.next_free is not None:
             return f"in about {duration(self.next_free - now)}"
         return "when a job before it is done" if self.workers else "when a worker comes"
@@ -62,8 +61,9 @@ class Usage:
 
 @dataclass(frozen=True)
 class Spending:
-    """What was charged in the `window` seconds before now. `leaves(excess)`: when the oldest charges that sum to at
-    least `excess` will have left the window.
+    """The cost charged in the `window` seconds before now.
+
+    `leaves(excess)`: when the oldest charges that sum to at least `excess` will have left the window.
     """
 
     spent: float
@@ -72,7 +72,7 @@ class Spending:
 
 
 def spending(charges: Iterable[Charge], now: float, window: float = DAY) -> Spending:
-    """Of these charges, those that count."""
+    """Sum the charges within the window."""
     recent = sorted((charge for charge in charges if charge.at > now - window), key=lambda charge: charge.at)
 
     def leaves(excess: float) -> float:
@@ -87,7 +87,7 @@ def spending(charges: Iterable[Charge], now: float, window: float = DAY) -> Spen
 
 
 def check_places(running: int, queued: int, usage: Usage, now: float, *, count: int = 1, by: str = "") -> None:
-    """Returns if a member may have `count` more jobs. `by`: who set that, as a sentence. Raises `Refused` (429)."""
+    """Check that a member may have `count` more jobs. `by`: a sentence on who set the limit. Raises `Refused` (429)."""
     used = usage.running + usage.queued
     if used + count <= running + queued:
         return
@@ -109,9 +109,10 @@ def _joined(*sentences: str) -> str:
 
 
 def check_waiting(most: int, usage: Usage, now: float, *, whose: str, count: int = 1, by: str = "") -> None:
-    """Returns if `count` more may wait where all members count together. `whose`: "This server's". Raises `Refused`.
+    """Check that `count` more jobs may wait where all members count together. `whose`: "This server's". Raises
+    `Refused`.
 
-    Whose job starts next is the fair order's: `next_free` is only the first moment at which any may start.
+    The fair order decides whose job starts next, so `next_free` is only the earliest time at which any job may start.
     """
     if usage.queued + count <= most:
         return
@@ -122,7 +123,7 @@ def check_waiting(most: int, usage: Usage, now: float, *, whose: str, count: int
 
 
 def check_cost(limit: float, used: Spending, cost: float, now: float, *, whose: str = "Your", by: str = "") -> None:
-    """Returns if `cost` more may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
+    """Check that `cost` more may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
     if used.spent + cost <= limit + ROUNDING:
         return
     needs, window = f"this needs {duration(cost)} of device time", WINDOWS[used.window]
@@ -138,7 +139,7 @@ def check_cost(limit: float, used: Spending, cost: float, now: float, *, whose: 
 
 
 def check_left(limit: float, used: Spending, now: float, *, whose: str = "Your", by: str = "") -> None:
-    """Returns if anything may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
+    """Check that anything may be spent. `whose`: "Your", "This server's", … Raises `Refused` (429)."""
     if used.spent < limit:
         return
     window, frees = WINDOWS[used.window], used.leaves(used.spent - limit + ROUNDING) if limit > 0 else None

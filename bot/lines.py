@@ -1,7 +1,4 @@
-"""One at a time for each of many: what takes long of one member's waits for their own, and for nobody else's.
-
-Knows names and locks; knows nothing of what is done meanwhile.
-"""
+"""Per-member serialisation: a member's slow requests run one at a time and delay nobody else's."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from dataclasses import dataclass, field
 
 from bot.refused import Refused
 
-MOST = 4  # of one member, of which one has its turn
+MOST = 4  # requests of one member: one that runs, the others wait
 BUSY = f"{MOST} of your requests with pictures are under way already, the most at once. Try again when one is done."
 
 
@@ -23,7 +20,7 @@ class _Line:
 
 
 class Lines:
-    """A line for each name, as long as somebody stands in it."""
+    """One line for each name, while a request stands in it."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
@@ -31,7 +28,7 @@ class Lines:
 
     @asynccontextmanager
     async def turn(self, name: str) -> AsyncIterator[None]:
-        """The body runs when all that came earlier under that name is done. Raises `Refused` (429) in a full line."""
+        """Run the body after all earlier ones of that name. Raises `Refused` (429) if the line is full."""
         line = self._lines.setdefault(name, _Line())
         if line.length >= self._most:
             raise Refused(BUSY, 429)

@@ -1,8 +1,6 @@
-"""Which models there are and what each needs: from live workers, else as last seen, else as shipped.
+"""The model catalogue: which models exist and what each needs, from live workers, else the last known, else as shipped.
 
-One that is not `loaded` can be asked for like any other: a worker fetches it into memory then.
-
-Knows presences and the store; knows nothing of prompts or jobs.
+A model that is not `loaded` can be requested like any other: a worker then loads it into memory.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from bot.store import Store, reads
 from engine.job import RESOLVING, Presence, Warm
 
 DEFAULT_POOL = "default"
-ALIKE = 1.25  # costs that differ by less are the same to whoever waits
+ALIKE = 1.25  # pools whose costs differ by less count as equal
 
-# What the embedded model is taken for until a worker has said better: its full course, as measured on two slow cores.
+# The embedded model until a worker announces it: all its steps, as measured on two slow cores.
 SHIPPED = Warm(
     name="embedded",
     revision="",
@@ -42,7 +40,7 @@ SHIPPED = Warm(
 
 @dataclass(frozen=True)
 class Profile:
-    """A model, the pool whose workers run it, and whether one of them is alive."""
+    """A model, the pool whose workers run it, and whether one of them is live."""
 
     warm: Warm
     pool: str
@@ -50,52 +48,52 @@ class Profile:
 
 
 class Models:
-    """Call `refresh` when workers come or go; it keeps new profiles in the store."""
+    """The catalogue. Call `refresh` when workers come or go; it stores new profiles."""
 
     def __init__(self, store: Store, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float]) -> None:
         self._store, self._workers, self._clock = store, workers, clock
         self._known: dict[str, tuple[Warm, str]] = {}
 
     async def load(self) -> None:
-        """Read what earlier workers had."""
+        """Read the models of earlier workers from the store."""
         self._known = {warm.name: (warm, pool) for warm, pool in await self._store.ask(reads.known_models)}
 
     async def refresh(self) -> None:
-        """Remember every profile that is new or has changed; not whether it is in memory, which comes and goes."""
+        """Store every profile that is new or changed, except whether it is in memory, which changes often."""
         there = crews(self._workers())
         for name, profile in self._live().items():
             warm = msgspec.structs.replace(profile.warm, loaded=True)
             known, pool = self._known.get(name, (None, ""))
-            if known != warm or pool not in there:  # which of several pools is better now comes and goes too
+            if known != warm or pool not in there:  # the better pool of several changes often too
                 self._known[name] = (warm, profile.pool)
                 await self._store.remember(warm, profile.pool, self._clock())
 
     def profiles(self) -> list[Profile]:
-        """Every model once, live ones first; never empty: where none was ever seen, the shipped one."""
+        """Return every model once, live ones first. Never empty: with none known, the shipped one."""
         live = self._live()
         known = [Profile(warm, pool, False) for name, (warm, pool) in self._known.items() if name not in live]
         return [*live.values(), *known] or [Profile(SHIPPED, DEFAULT_POOL, False)]
 
     def names(self) -> list[str]:
-        """What `--model` may be."""
+        """Return the names that `--model` accepts."""
         return [profile.warm.name for profile in self.profiles()]
 
     def profile(self, name: str | None) -> Profile:
-        """This model; for None the embedded one, or another if only that is live. Raises KeyError."""
+        """Return this model; for None the embedded one, or another if only that is live. Raises KeyError."""
         profiles = self.profiles()
         if name is None:
             return min(profiles, key=lambda one: (not one.live, one.warm.name != SHIPPED.name))
         return {one.warm.name: one for one in profiles}[name]
 
     def any_pool(self, liked: str) -> str:
-        """A pool that somebody serves now, `liked` if it is one; else `liked`, to wait in."""
+        """Return a pool with live workers, `liked` if it has some; without any, `liked`."""
         live = crews(self._workers())
         return liked if liked in live or not live else min(live)
 
     def resolving(self, pool: str) -> float | None:
-        """Milliseconds a megapixel that the slowest super-resolver of a pool's live workers takes.
+        """Return the milliseconds a megapixel of the slowest super-resolver among a pool's live workers.
 
-        0 where none of them has one, or one is too old to be asked for it; None while nobody serves the pool.
+        0 if none of them has one, or one is too old to run it; None while the pool has no worker.
         """
         there = [one for one in self._workers().values() if pool in one.pools]
         if any(one.v < RESOLVING for one in there):
@@ -103,9 +101,10 @@ class Models:
         return max((one.enlarge_ms for one in there), default=None)
 
     def _live(self) -> dict[str, Profile]:
-        """Of two workers with the same model, the one whose name is first speaks for it: recipes shall not flutter.
+        """Return the models of live workers. Of several workers with one model, the first by name defines it: recipes
+        stay stable.
 
-        It is loaded where any of them has it in memory; its pool is the best of those that have the same weights.
+        A model is loaded if any worker has it in memory; its pool is the best one with the same weights.
         """
         spoken: dict[str, Warm] = {}
         workers = sorted(self._workers().items())
@@ -116,8 +115,10 @@ class Models:
         return {name: Profile(warm, self.pool_of(name, warm.revision) or "", True) for name, warm in spoken.items()}
 
     def pool_of(self, model: str, revision: str = "") -> str | None:
-        """The pool that a job for a model goes to, of the pools whose live workers offer it with these weights (empty:
-        any): the one where it costs least, or the least busy of those where it costs about the same. None: nobody does.
+        """Return the pool for a job of a model, among the pools whose live workers offer it with these weights (empty:
+        any).
+
+        The cheapest pool wins; among pools of similar cost, the least busy. None: no pool offers it.
         """
         there, offers = crews(self._workers()), dict[str, float]()
         for presence in self._workers().values():
@@ -131,10 +132,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Crew:
-    """The live workers of one pool together: the rows that they take at once, and the models that they have ready.
+    """The live workers of one pool together: the rows that they take at once, and the models that they offer.
 
-    `loaded`: the models that are in memory, as far as that matters: where rows are free, or anywhere if none are.
-    `roomy`: the models of those who have free rows.
+    `loaded`: the models in memory of workers with free rows, or of all workers if none has any. `roomy`: the models of
+    workers with free rows.
     """
 
     pool: str
@@ -147,16 +148,16 @@ class Crew:
 
     @property
     def busy(self) -> float:
-        """The share of its rows that are taken."""
+        """The share of rows in use."""
         return 1.0 - self.free / self.rows if self.rows else 1.0
 
     def full(self, model: str) -> bool:
-        """Whether all who could run a job for `model` (empty: any) have their rows taken; not where nobody could."""
+        """Return whether no worker that could run `model` (empty: any) has a free row; False if none could."""
         return self.free <= 0 or (model in self.models and model not in self.roomy)
 
 
 def crews(workers: Mapping[str, Presence]) -> dict[str, Crew]:
-    """The pools that live workers serve. A worker of two pools counts fully in each."""
+    """Group the live workers by pool. A worker of two pools counts fully in each."""
     teams: dict[str, list[Presence]] = {}
     for presence in workers.values():
         for pool in presence.pools:

@@ -1,4 +1,4 @@
-"""What somebody asks for, before it has an id: its task, its price, and what a member is told of it. Does no I/O."""
+"""Job requests: what a member asks for, before it has an id. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.job import Job, Malformed, Recipe, Task, decode, encode
 
 @dataclass(frozen=True)
 class Order:
-    """One job that somebody asks for. `cost` in device-seconds. `relaxed`: they asked for that speed by its flag."""
+    """One requested job. `cost` in device-seconds. `relaxed`: the member asked for that speed by its flag."""
 
     action: Action
     prompt: str
@@ -34,12 +34,12 @@ class Order:
 
     @property
     def model(self) -> str:
-        """The model that its worker must have ready; any worker enlarges."""
+        """The model that its worker must offer; empty for an upscale, which any worker runs."""
         return self.task.model if isinstance(self.task, Recipe) else ""
 
 
 def totalled(orders: Sequence[Order]) -> list[Order]:
-    """Several at once: the first one's notes begin with what they cost together."""
+    """Put the total cost of several requests first in the first one's notes."""
     if len(orders) < 2:
         return list(orders)
     said = priced(len(orders), sum(order.cost for order in orders))
@@ -47,9 +47,9 @@ def totalled(orders: Sequence[Order]) -> list[Order]:
 
 
 def renewed(made: Recipe, profile: Profile) -> tuple[Recipe, tuple[str, ...]]:
-    """An old recipe for the weights that its model and its LoRAs have now, and notes if they are other ones.
+    """Update an old recipe to the current weights of its model and LoRAs; with notes if they changed.
 
-    Raises `Refused` for what the model takes no longer.
+    Raises `Refused` if the model no longer accepts the recipe.
     """
     warm = profile.warm
     loras = matched((Addition(one.name, one.weight) for one in made.loras), warm)
@@ -70,22 +70,22 @@ def _newer(made: Recipe, now: Recipe) -> Iterator[str]:
 
 
 def assumed(profile: Profile, anyone: bool) -> str:
-    """For a model that no live worker has ready. `anyone`: whether a worker is online at all."""
+    """Return the note on a model that no live worker offers. `anyone`: whether a worker is online at all."""
     why = "No worker has this model ready" if anyone else "No worker is online"
     return (
-        f"{why}: {profile.warm.name} is taken as it was last known, in {profile.warm.dtype}, "
-        f"and with {profile.warm.steps} steps where you say none."
+        f"{why}: this uses the last known settings of {profile.warm.name}: {profile.warm.dtype}, "
+        f"and {profile.warm.steps} steps unless you say otherwise."
     )
 
 
 def check_fits(draft: Draft) -> None:
-    """Raises `Refused` (400) for what no worker would accept: better said now than found in the dead letters."""
+    """Check that workers would accept the job. Raises `Refused` (400) now, instead of a dead letter later."""
     try:
         decode(encode(draft.job()), Job)
     except Malformed as error:
-        raise Refused(f"This cannot be handed to a worker: {error}.", 400) from error
+        raise Refused(f"No worker would accept this job: {error}.", 400) from error
 
 
 def scoped(key: str | None, member: Member) -> str | None:
-    """A front end's key belongs to its member: nobody gets another's ticket by guessing. Any length fits."""
+    """Bind an idempotency key of any length to its member, so that nobody gets another's job by guessing."""
     return None if key is None else hashlib.sha256(f"{member.id}\0{key}".encode()).hexdigest()

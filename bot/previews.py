@@ -1,9 +1,9 @@
-"""Live previews: frames from the workers to the feed, and the wish for them to the workers. No SQL a frame.
+"""Live previews: frames from the workers to the feed, and requests for them to the workers. No SQL per frame.
 
-How far a worker is with a model that it fetches into memory goes the same way, watched or not: it is a few bytes.
+Progress of model loading takes the same way, whether watched or not: it is a few bytes.
 
-Frames of unknown jobs, of older epochs, or that are not a JPEG are dropped: a moment later they are worth nothing.
-Where a job is checked they are blurred here, before any front end has them, until the check has passed their image.
+Frames of unknown jobs, of older epochs, or that are no JPEG are dropped: they would be stale in a moment anyway. Frames
+of jobs with the picture check are blurred here, before any front end has them, until their image has passed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.job import Frame
 
 log = logging.getLogger(__name__)
 
-WANT_SECONDS = 5.0  # a worker believes a wish for ten
+WANT_SECONDS = 5.0  # a worker keeps a request for ten
 JPEG = b"\xff\xd8\xff"
 
 
@@ -34,7 +34,7 @@ class Previews:
         self._bus, self._board, self._feed, self._clock = bus, board, feed, clock
 
     async def show(self) -> None:
-        """Every frame that is still of use goes into the feed."""
+        """Publish every useful frame to the feed."""
         while True:
             try:
                 async for frame in self._bus.frames():
@@ -43,7 +43,7 @@ class Previews:
                     run = self._board.frame(frame, self._clock())
                     if run is None or (picture := await _for_all(frame, run)) is None:
                         continue
-                    if frame.job in self._board.runs:  # else it ended meanwhile
+                    if frame.job in self._board.runs:  # it may have ended meanwhile
                         pictures = {frame.image: picture}
                         step = max(run.step, frame.step)
                         self._feed.publish(Developing(frame.job, step, frame.of, frame.seconds_left, pictures))
@@ -52,7 +52,7 @@ class Previews:
                 await asyncio.sleep(1.0)
 
     async def tell(self) -> None:
-        """How far each model is that a job waits for goes into the feed."""
+        """Publish the loading progress of models that jobs wait for."""
         while True:
             try:
                 async for loading in self._bus.loadings():
@@ -64,7 +64,7 @@ class Previews:
                 await asyncio.sleep(1.0)
 
     async def want(self) -> None:
-        """Say which jobs are watched: at once when somebody joins, and again and again while they stay."""
+        """Tell the workers which jobs are watched: at once when a viewer joins, then repeatedly while one stays."""
         joined, renewed = None, -math.inf
         while True:
             now = time.monotonic()
@@ -78,7 +78,7 @@ class Previews:
             joined = await self._next_joined(renewed + WANT_SECONDS - time.monotonic())
 
     async def _next_joined(self, seconds: float) -> set[str] | None:
-        """Whose jobs somebody begins to look at within so many seconds."""
+        """Wait up to `seconds` for viewers; return the jobs that they joined."""
         try:
             async with asyncio.timeout(max(0.0, seconds)):
                 await self._feed.joined.wait()
@@ -88,7 +88,7 @@ class Previews:
 
 
 async def _for_all(frame: Frame, run: Run) -> bytes | None:
-    """The frame as everybody may see it; None where it must not be shown and cannot be read."""
+    """Return the frame as everybody may see it; None if it must be blurred and cannot be read."""
     if not run.record.check or frame.verdict == "passed":
         return frame.picture
     try:

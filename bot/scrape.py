@@ -1,7 +1,6 @@
-"""A page of metrics, made when somebody asks: what the house has counted, and what waits, runs and works just now.
+"""The metrics page: the counters of `bot.metrics`, and gauges of the queue and the workers read at scrape time.
 
-One look at the store and one at the live workers; nothing is counted while nobody asks. Where the database is away the
-page still comes, and says so.
+Each scrape reads the store and the live workers once. If the database is unreachable the page still comes, and says so.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bot.store import Store, Unavailable, present
 from bot.store.present import Group
 from engine.bus import Bus
 
-TIERS = ("standard", "relaxed")  # always told, empty or not
+TIERS = ("standard", "relaxed")  # always listed, empty or not
 SENT = ("sent", "running")
 
 Encode = Callable[[CollectorRegistry], bytes]
@@ -29,7 +28,7 @@ Encode = Callable[[CollectorRegistry], bytes]
 
 @dataclass(frozen=True)
 class Moment:
-    """What is so at one moment. `groups` is None while the database cannot be asked."""
+    """The state at one scrape. `groups` is None while the database is unreachable."""
 
     now: float
     groups: Sequence[Group] | None
@@ -39,18 +38,16 @@ class Moment:
 
 
 class Scrape:
-    """Made by `bot.house`."""
-
     def __init__(self, metrics: Metrics, store: Store, bus: Bus, *, clock: Callable[[], float] = time.time) -> None:
         self._metrics, self._store, self._bus, self._clock = metrics, store, bus, clock
 
     async def page(self, encode: Encode) -> bytes:
-        """The whole page, in the form that `encode` writes."""
+        """Return the whole page in the format that `encode` writes."""
         both = _Both(self._metrics.registry, _Present(await self._moment()))
         return await asyncio.to_thread(encode, both)
 
     def refused(self) -> list[dict[str, object]]:
-        """What others said within the last minute that this process did not take: who what, why and how often."""
+        """Return the messages that this process refused within the last minute: from whom, why and how often."""
         return [{"who": one.who, "why": one.why, "count": one.count} for one in self._bus.refused.recent()]
 
     async def _moment(self) -> Moment:
@@ -64,7 +61,7 @@ class Scrape:
 
 
 class _Present(Collector):
-    """Gauges of one moment."""
+    """Gauges of one scrape."""
 
     def __init__(self, moment: Moment) -> None:
         self._moment = moment
@@ -73,7 +70,7 @@ class _Present(Collector):
         one = self._moment
         yield GaugeMetricFamily("darkroom_store_up", "Whether the database answers.", float(one.groups is not None))
         yield GaugeMetricFamily("darkroom_broker_up", "Whether the broker is connected.", float(one.broker))
-        letters = CounterMetricFamily("darkroom_dead_letters", "Messages that nobody could use.", labels=["subject"])
+        letters = CounterMetricFamily("darkroom_dead_letters", "Messages that became dead letters.", labels=["subject"])
         for subject, count in sorted(one.dead.items()):
             letters.add_metric([subject], count)
         yield letters
@@ -84,7 +81,7 @@ class _Present(Collector):
 
 
 class _Both(CollectorRegistry):
-    """The registry of events, and behind it a moment's gauges; for one page."""
+    """The counters' registry combined with one scrape's gauges; for one page."""
 
     def __init__(self, events: CollectorRegistry, moment: Collector) -> None:
         super().__init__(auto_describe=False)
@@ -92,16 +89,16 @@ class _Both(CollectorRegistry):
         self.register(moment)
 
     def collect(self) -> Iterable[Metric]:
-        for one in self._events.collect():  # each is new, and the moment of its first event is of no use
+        for one in self._events.collect():  # each is new, and the time of its first event is of no use
             one.samples = [sample for sample in one.samples if not sample.name.endswith("_created")]
             yield one
         yield from super().collect()
 
 
 def _queue(groups: Sequence[Group], now: float) -> Iterable[Metric]:
-    """By tier, over all pools."""
-    length = GaugeMetricFamily("darkroom_queue_jobs", "Jobs that wait.", labels=["tier"])
-    age = GaugeMetricFamily("darkroom_queue_oldest_seconds", "For how long the oldest has waited.", labels=["tier"])
+    """Return gauges of waiting jobs by tier, over all pools."""
+    length = GaugeMetricFamily("darkroom_queue_jobs", "Waiting jobs.", labels=["tier"])
+    age = GaugeMetricFamily("darkroom_queue_oldest_seconds", "How long the oldest job has waited.", labels=["tier"])
     for tier in sorted({*TIERS, *(one.tier for one in groups)}):
         mine = [one for one in groups if one.tier == tier]
         length.add_metric([tier], sum(one.jobs for one in mine))
@@ -110,9 +107,9 @@ def _queue(groups: Sequence[Group], now: float) -> Iterable[Metric]:
 
 
 def _active(groups: Sequence[Group], pools: Sequence[str]) -> Iterable[Metric]:
-    """By pool: what the broker or a worker has."""
+    """Return gauges of jobs that the broker or a worker has, by pool."""
     count = GaugeMetricFamily("darkroom_active_jobs", "Jobs that were sent or run.", labels=["pool", "state"])
-    rows = GaugeMetricFamily("darkroom_active_rows", "Their rows of a batch.", labels=["pool", "state"])
+    rows = GaugeMetricFamily("darkroom_active_rows", "Batch rows of sent and running jobs.", labels=["pool", "state"])
     for pool in sorted({*pools, *(one.pool for one in groups)}):
         for state in SENT:
             mine = [one for one in groups if (one.pool, one.state) == (pool, state)]
@@ -122,11 +119,11 @@ def _active(groups: Sequence[Group], pools: Sequence[str]) -> Iterable[Metric]:
 
 
 def _work(found: Mapping[str, Crew]) -> Iterable[Metric]:
-    """By pool: the live workers, as they say of themselves."""
+    """Return gauges of the live workers by pool, from their presences."""
     workers = GaugeMetricFamily("darkroom_workers", "Live workers.", labels=["pool"])
-    rows = GaugeMetricFamily("darkroom_worker_rows", "Rows that they take at once.", labels=["pool"])
-    free = GaugeMetricFamily("darkroom_worker_rows_free", "Of these, free.", labels=["pool"])
-    fill = GaugeMetricFamily("darkroom_batch_fill_ratio", "Share of these rows in use.", labels=["pool"])
+    rows = GaugeMetricFamily("darkroom_worker_rows", "Rows that live workers take at once.", labels=["pool"])
+    free = GaugeMetricFamily("darkroom_worker_rows_free", "Free rows of live workers.", labels=["pool"])
+    fill = GaugeMetricFamily("darkroom_batch_fill_ratio", "Share of the workers' rows in use.", labels=["pool"])
     for pool, crew in sorted(found.items()):
         workers.add_metric([pool], crew.workers)
         rows.add_metric([pool], crew.rows)

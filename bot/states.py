@@ -1,7 +1,7 @@
-"""The states of a job and the one table of allowed transitions. Pure; the store enforces it in SQL.
+"""The states of a job and the table of allowed transitions. Pure; the store enforces it in SQL.
 
 A job is `queued` (only SQL knows it), `sent` (the broker has it), `running` (a worker claimed it) and ends in exactly
-one of `finished`, `failed`, `cancelled`. Nothing leaves an end state.
+one of `finished`, `failed`, `cancelled`. An end state is final.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ENDS: tuple[State, ...] = ("finished", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class Rule:
-    """From which states a move may start and where it leads."""
+    """The states from which a move may start, and the state it leads to."""
 
     sources: tuple[State, ...]
     target: State
 
 
-# A worker may still hold a job that was queued again when its lease seemed lost: what it reports is welcome, so `start`
-# and `finish` also leave `queued`. Epochs (not states) keep a stale worker out.
+# A job may be queued again because its lease seemed lost, while a worker still runs it. Its results are welcome, so
+# `start` and `finish` also leave `queued`. Epochs (not states) keep a stale worker out.
 TRANSITIONS: Mapping[Move, Rule] = MappingProxyType(
     {
         "send": Rule(("queued",), "sent"),
@@ -43,10 +43,10 @@ TRANSITIONS: Mapping[Move, Rule] = MappingProxyType(
 
 
 def allowed(move: Move, state: State) -> bool:
-    """True if a job in `state` may make this `move`."""
+    """Return whether a job in `state` may make this `move`."""
     return state in TRANSITIONS[move].sources
 
 
 def over(state: State) -> bool:
-    """True for an end state."""
+    """Return whether a state is an end state."""
     return state in ENDS

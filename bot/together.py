@@ -1,4 +1,4 @@
-"""Tasks that live and end together. Knows asyncio; nothing of what runs."""
+"""Runs coroutines together until the first one ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 async def first_of(*routines: Coroutine[Any, Any, None]) -> None:
-    """Runs all until one ends, then ends the others; raises what that one raised."""
+    """Run all until one ends, then cancel the others; raises the error of that one."""
     tasks = [asyncio.ensure_future(routine) for routine in routines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,4 @@
-"""An event loop that looks at the clock before anything runs that has waited, however long the process was stopped.
-
-Knows nothing of what is looked at.
-"""
+"""An event loop that calls a hook before each iteration, however long the process was suspended."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from collections.abc import Callable
 
 
 class Turns(selectors.DefaultSelector):
-    """An event loop's selector that looks at the clock before anything runs that has waited."""
+    """A selector that calls `look` after each wait, before the event loop runs anything."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,5 +31,5 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 def now() -> float:
-    """Seconds that also pass while the machine sleeps, where the system counts them."""
+    """Return seconds of a clock that also runs while the machine sleeps, if the system has one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -1,7 +1,4 @@
-"""What a front end gives to the studio and gets from it: members, places, tickets, views.
-
-Frozen values only. Knows the wire contract; knows nothing of SQL, NATS, Discord or HTTP.
-"""
+"""Values that services and front ends exchange: members, destinations, accepted jobs, job views. Frozen, no logic."""
 
 from __future__ import annotations
 
@@ -20,18 +17,18 @@ Role = Literal["answer", "notice", "direct", "film"]
 
 
 def everywhere(channel: str) -> bool:
-    """Whether a member may look into a channel, where there are none that could be closed to them."""
+    """Allow every channel: for front ends whose channels cannot be closed to a member."""
     return True
 
 
 @dataclass(frozen=True)
 class Member:
-    """Who asks, and where. `id` is unique over all front ends; `tier` decides the weight in the fair order.
+    """The member who acts, and where. `id` is unique over all front ends; `tier` sets the weight in the fair order.
 
-    `moderator`, `admin` (may manage the server), `owner` (of the server) and `house` (runs the bot) are standings as
-    `bot.access` reads them. `roles` are the member's roles there; `channel` is where they ask (a thread counts as its
-    parent), `age_restricted` whether it is for adults: no picture is checked there, while lists of words hold. `sees`:
-    whether they may look into a channel of their guild, by its id.
+    `moderator`, `admin` (may manage the server), `owner` (of the server) and `house` (operator) decide the role
+    (`bot.access`). `roles`: the member's Discord roles there. `channel`: where they act (a thread counts as its
+    parent). `age_restricted`: the channel is for adults; there no picture is checked, while the word filter still
+    holds. `sees`: whether they can see a channel of their guild, by its id.
     """
 
     id: str
@@ -50,7 +47,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is shown; `where` belongs to the front end (for Discord: guild, channel, message, token, …)."""
+    """Where a job is shown; the front end defines `where` (Discord: guild, channel, message, token, …)."""
 
     kind: PlaceKind
     where: dict[str, str] = field(default_factory=dict)
@@ -58,9 +55,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Material:
-    """What a job begins with, by its content: kept, exported and deleted with what it makes.
+    """A file that a job begins with, by content: kept, exported and deleted with the job's pictures.
 
-    `weight` is a picture's beside others. A ladder has the size of its picture.
+    `weight`: a picture's share of a blend. A ladder has the size of its picture.
     """
 
     kind: Literal["input", "mask", "branch"]
@@ -73,11 +70,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One place of a job: the `answer` to its request, a `notice` of its end, a `direct` message to its author, or a
-    message with its `film`, of which there may be many.
+    """One destination of a job.
 
-    `delivered`: when the last word was shown there, or was given up for `reason`, a sentence for the member. With a
-    reason and no `delivered` the place is gone while the job goes on. `message` is empty until it is known.
+    `role`: the `answer` to its request, a `notice` of its end, a `direct` message to its author, or a message with its
+    `film` (there may be many). `delivered`: when the final state was shown there, or given up for `reason`, a sentence
+    for the member. With a reason and no `delivered`, the destination is gone while the job goes on. `message`: empty
+    until known.
     """
 
     role: Role
@@ -89,10 +87,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Ticket:
-    """An accepted job. `ahead`: jobs that start before it; `eta`: seconds until it is done, None if nobody can say.
+    """An accepted job. `ahead`: jobs that start before it; `eta`: seconds until it is done, None if unknown.
 
-    `worker` is False while no live worker can run it: say so at once, or the sentence on one that is `starting`.
-    `cost` is in calibrated device-seconds.
+    `worker`: False while no live worker can run it; then say so, or say the sentence `starting` about a worker that is
+    starting up. `cost` in calibrated device-seconds.
     """
 
     job: str
@@ -106,7 +104,7 @@ class Ticket:
     seed: int
     count: int
     cost: float
-    private: bool = False  # for its author alone
+    private: bool = False  # only its author may see it
     starting: str = ""
 
 
@@ -114,7 +112,7 @@ class Ticket:
 class Shot:
     """One finished image of a job; its PNG is `Studio.picture(job, index)`.
 
-    `verdict` is the picture check's, `reviewed` a moderator's: "shown", "hidden" or empty.
+    `verdict`: the picture check's; `reviewed`: a moderator's decision: "shown", "hidden" or empty.
     """
 
     index: int
@@ -129,13 +127,13 @@ class Shot:
 class View:
     """A job as a member may see it.
 
-    Times are seconds since 1970. `ahead` is None unless it waits; `eta` is the seconds until it is done, None if
-    over or unknown. `starting`: the sentence on a worker that is on its way, while no `worker` can run it. `step` of
-    `of` is the newest step seen (live frames only come while somebody watches). `ladders`
-    are the images that have a ladder (film and slider). `parent` is the job and the image index it was made from.
-    `private` ones are their author's alone; `check`: its pictures pass the picture check before they are shown;
-    `deleted`: when its pictures were taken away; `channel`: where it was asked for; `walk`: the last of a walk to be
-    finished, so that its film is shown with it.
+    Times are seconds since 1970. `ahead`: None unless it waits; `eta`: seconds until it is done, None if over or
+    unknown. `starting`: a sentence about a worker that is starting up, while no `worker` can run the job. `step` of
+    `of`: the newest step known (frames only come while somebody watches). `ladders`: the images that have a ladder
+    (film and slider). `parent`: the job and image index it was made from. `private`: only its author may see it.
+    `check`: its pictures must pass the picture check before they are shown. `deleted`: when its pictures were deleted.
+    `channel`: where it was requested. `walk`: it was the last job of an interpolation to finish, so the film is shown
+    with it.
     """
 
     id: str
@@ -173,11 +171,11 @@ class View:
 
     @property
     def enlargement(self) -> int:
-        """How many times as wide and high as their recipe its pictures are; 1 while none is there."""
+        """How many times wider and higher its pictures are than the recipe says; 1 while there are none."""
         if not isinstance(self.recipe, Recipe) or not self.pictures:
             return 1
         return max(1, self.pictures[0].width // self.recipe.width)
 
     def hidden_from(self, member: str) -> bool:
-        """True if it is private, and another member's."""
+        """Return whether it is private and another member's."""
         return self.private and self.member_id != member

@@ -1,6 +1,6 @@
-"""Why a job waits: from facts to one sentence. Pure; every front end says the same.
+"""Why a job waits, as one sentence. Pure; the same for every front end.
 
-What keeps it from starting whatever comes before it is said first; only then whose turn it is.
+Reasons that keep it from starting at all come first, then its place in the queue.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from engine.sizes import part_of, percent
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a waiting job.
+    """What is known about a waiting job.
 
-    `starting`: the sentence on a worker that is on its way, where none can take it yet. `anyone`: a worker is online;
-    `offered`: one in its pool has its model (empty: it needs none). `loaded`: the model is in memory, else `fetched`
-    says how much of it (None: nobody fetches it), of `size` bytes (0: unknown), and `fetching` for how many seconds.
-    `mine`, `guild` and `channel` are how many run now of its member, its server and its channel, with the limit of each
-    (None: none); a server's limit of 0: it is closed. `ahead`: jobs before it, of so many `others` (0: not counted).
-    When it will be done is said beside it.
+    `starting`: a sentence about a worker that is starting up, while none can run the job. `anyone`: a worker is online;
+    `offered`: one in its pool has its model (empty: it needs none). `loaded`: the model is in memory. Else `fetched`:
+    the loaded share (None: no worker loads it) of `size` bytes (0: unknown), and `fetching`: the seconds that loading
+    takes. `mine`, `guild`, `channel`: running jobs of its member, server and channel, with their limits (None: none); a
+    server limit of 0 means closed. `ahead`: jobs before it, of `others` members (0: not counted). Front ends show the
+    ETA beside it.
     """
 
     model: str = ""
@@ -42,7 +42,7 @@ class Facts:
 
 
 def why(facts: Facts) -> str:
-    """One sentence, two at most."""
+    """Return one sentence, two at most."""
     return _unserved(facts) or _limited(facts) or _in_line(facts)
 
 
@@ -57,7 +57,7 @@ def _unserved(facts: Facts) -> str:
 
 def _limited(facts: Facts) -> str:
     if facts.guild_most == 0:
-        return "Nothing is begun on this server at present."
+        return "This server starts no jobs at present."
     limits = (
         (facts.mine, facts.mine_most, "member"), (facts.guild, facts.guild_most, "server"),
         (facts.channel, facts.channel_most, "channel"),

@@ -1,1 +1,1 @@
-"""The engine: claims jobs from the queue and develops pictures on one device. Never imports `bot` or `discord`."""
+"""The engine: claims jobs from the queue and makes their pictures on one device. Never imports `bot` or `discord`."""

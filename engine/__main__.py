@@ -1,7 +1,7 @@
-"""`python -m engine serve`: one worker. The command line, the logs and the exit codes; everything else is handed down.
+"""The command line `python -m engine serve`, which runs one worker: options, logging and exit codes.
 
-Exit codes: 0 after an orderly hand-over, 2 where a setting, a model or the broker's address is wrong, 70 where the
-engine is stuck or has crashed and a supervisor should start it anew.
+Exit codes: 0 after an orderly shutdown, 2 if a setting, a model or the broker's address is wrong, 70 if the engine is
+stuck or crashed and a supervisor should restart it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
     from engine.config import Settings
 
 WRONG, STUCK = 2, 70
-# How long an idle OpenMP thread spins before it sleeps. The library's default makes a step on a busy machine five times
-# slower; no spinning at all makes it half as slow again on a quiet one.
+# How long an idle OpenMP thread spins before it sleeps. The library's default makes a step five times slower on a busy
+# machine; no spinning makes it 1.5 times slower on a quiet one.
 SPINS = "20000"
 
 Offload = Annotated[
-    bool, typer.Option("--offload", help="On a card: text encoders lie in the host's memory, and visit the card.")
+    bool,
+    typer.Option("--offload", help="On a GPU: keep text encoders in host memory, and on the GPU only while they run."),
 ]
 KeyFile = Annotated[
     Path | None, typer.Option(help="A file with this worker's own key, in place of a token; else DARKROOM_NATS_KEY.")
 ]
 Simulated = Annotated[
-    bool, typer.Option("--simulated", help="No device and no models: one that only takes its time, for trials.")
+    bool, typer.Option("--simulated", help="For tests: simulate a device that only waits, without models.")
 ]
-RowMs = Annotated[float | None, typer.Option(help="Simulated milliseconds of a row in a forward; else 0.5.")]
-Rows = Annotated[int | None, typer.Option(help="Rows of a simulated forward, at most; else 32.")]
+RowMs = Annotated[float | None, typer.Option(help="Simulated milliseconds per row of a forward; else 0.5.")]
+Rows = Annotated[int | None, typer.Option(help="Most rows of a simulated forward; else 32.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -51,29 +52,30 @@ def serve(
         Path | None, typer.Option(help="A file with the broker's token; else DARKROOM_NATS_TOKEN.")
     ] = None,
     key_file: KeyFile = None,
-    name: Annotated[str, typer.Option(help="This worker's name, unlike any other's; else the host's.")] = "",
+    name: Annotated[str, typer.Option(help="This worker's unique name; else the host's name.")] = "",
     model: Annotated[
         list[str] | None, typer.Option(help="A model's name, folder or file of safetensors; may be repeated.")
     ] = None,
     memory: Annotated[
-        str, typer.Option(help="What models may take, as 12GB; else DARKROOM_MEMORY, or a share of the device's.")
+        str, typer.Option(help="Memory for models, such as 12GB; else DARKROOM_MEMORY, or a share of the device's.")
     ] = "",
     pool: Annotated[list[str] | None, typer.Option(help="A pool to serve; may be repeated.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Where calibrations are kept; else DARKROOM_DATA.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for calibrations; else DARKROOM_DATA.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "",
     check: Annotated[
         Path | None, typer.Option(help="A folder with an image classifier, as picture check; else DARKROOM_CHECK.")
     ] = None,
     upscaler: Annotated[
-        Path | None, typer.Option(help="A super-resolver in safetensors, instead of ours; else DARKROOM_UPSCALER.")
+        Path | None,
+        typer.Option(help="A super-resolver in safetensors, in place of the built-in one; else DARKROOM_UPSCALER."),
     ] = None,
-    graphs: Annotated[bool, typer.Option("--graphs", help="On a card: record forwards as CUDA graphs.")] = False,
+    graphs: Annotated[bool, typer.Option("--graphs", help="On a GPU: record forwards as CUDA graphs.")] = False,
     offload: Offload = False,
     simulated: Simulated = False,
     row_ms: RowMs = None,
     rows: Rows = None,
 ) -> None:
-    """Takes jobs from a broker and develops their pictures on this machine, until SIGTERM."""
+    """Take jobs from a broker and make their pictures on this machine, until SIGTERM."""
     from engine.config import load, read_token, simulation
     from engine.logline import to_stderr
 
@@ -88,8 +90,8 @@ def serve(
 
 
 async def _serve(settings: Settings) -> None:
-    """Ends the process at once where a thread is stuck: an ordinary end would wait for that thread for ever."""
-    from engine import serving  # torch takes seconds to load, so a bad setting is said before
+    """Run the worker. If a thread is stuck, end the process at once: a normal exit would wait for it for ever."""
+    from engine import serving  # torch takes seconds to load: report bad settings first
     from engine.bus import Ended
 
     try:
@@ -99,8 +101,8 @@ async def _serve(settings: Settings) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command line; what is the caller's business ends in one sentence, never in a traceback."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded, which is later
+    """Run a command line. An error that the caller can mend ends in one sentence, never in a traceback."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # torch reads it when it loads, later
     from engine.bus.link import Unreachable
     from engine.config import BadSetting
     from engine.unfit import Unfit
@@ -109,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> int:
         app(list(args) if args is not None else None)
     except (BadSetting, Unreachable, Unfit) as error:
         return _say(str(error), WRONG)
-    except SystemExit as ended:  # how typer ends, with a usage error's text already said
+    except SystemExit as ended:  # how typer ends; it has already printed a usage error
         return ended.code if isinstance(ended.code, int) else WRONG
     return 0
 
@@ -120,7 +122,7 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _leave(code: int) -> None:
-    """Ends the process now. Taking torch apart takes seconds, in which a supervisor may lose its patience."""
+    """End the process now. A normal exit with torch takes seconds, and a supervisor may time out before."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

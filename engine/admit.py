@@ -1,4 +1,4 @@
-"""What the engine agrees to run: a job becomes its trajectories, or `Unfit` says in one sentence why not."""
+"""Turns a job into its images (`Trajectory` or `Whole`), or raises `Unfit` with one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def admit(
     prices: Mapping[str, float] = MappingProxyType({}), beginning: Beginning | None = None,
     times: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
 ) -> Sequence[Trajectory] | Sequence[Whole]:  # fmt: skip
-    """One trajectory an image, its text encoded, at its first step or where its snapshot stands. Raises `Unfit`,
-    and `DeviceLost` where nothing can be computed any more.
+    """Return one image per picture of the job, text encoded, at its first step or restored from its snapshot.
 
-    Where there is no table for the sampler, images go whole through the model's own pipeline, from the start.
-    `prices`: milliseconds a row-step at the native size, by the model's name; of others it is 1. `beginning`: what the
-    recipe begins with in place of noise (`beginning.read`). `times`: milliseconds of a forward by rows, by the model.
+    If the sampler has no table, the images run whole through the model's own pipeline, from the start. `prices`:
+    milliseconds a row-step at the native size, by model name; 1 for unknown models. `beginning`: what replaces the
+    initial noise (`beginning.read`). `times`: milliseconds of a forward by rows, by model name. Raises `Unfit`; raises
+    `DeviceLost` if the device no longer computes.
     """
     recipe, family = _checked(job, families)
     price = prices.get(recipe.model, 1.0) * recipe.width * recipe.height / family.size**2
@@ -42,7 +42,7 @@ def admit(
         raise unforeseen(error, family.device) from error
     for image in images:
         image.price = price
-        if image.bucket is None:  # a pinned forward costs its whole bucket, however few rows are in it
+        if image.bucket is None:  # a pinned forward costs its whole bucket, padding included
             image.times = times.get(recipe.model, {})
         if isinstance(image, Trajectory):
             _restore(image, snapshots)
@@ -52,7 +52,7 @@ def admit(
 def _images(
     job: Job, recipe: Recipe, family: Family, beginning: Beginning | None
 ) -> Sequence[Trajectory] | Sequence[Whole]:
-    """Their words are read, and their networks are there."""
+    """Return the images with their conditioning; this loads the recipe's LoRAs."""
     if recipe.loras:
         recipe = _with_loras(recipe, family)
     table = _plan(recipe, family)
@@ -63,34 +63,33 @@ def _images(
 
 
 def _begun(table: Plan, recipe: Recipe, beginning: Beginning | None) -> Plan:
-    """The plan from the step on that the recipe begins with.
+    """Return the plan from the recipe's first step on.
 
-    A branch goes on in its course: the noise where it stood, and with what came before, unless that was a step of
-    another size.
+    A branch continues the noise count and the history of its keyframe, unless the number of steps changed.
     """
     start = recipe.start
     if start is not None and beginning is None:
-        raise Unfit("What the picture begins with was not brought to the engine.", "us")
+        raise Unfit("The init image or keyframe of this picture did not reach the engine.", "us")
     if beginning is None or not isinstance(start, Branch):
         return table.begun(recipe.first)
     needed = start.fresh or start.rung is not None or table.keeps_history
     if needed and beginning.estimate is None:
-        raise Unfit("An earlier version made this ladder, and kept too little for such a branch.", "member")
+        raise Unfit("An earlier version stored these keyframes, and kept too little for such a branch.", "member")
     table = table if start.rung is None else table.alone(start.step)
     return table if beginning.drawn is None else table.drawn(start.step, beginning.drawn)
 
 
 def check(job: Job, families: Mapping[str, Family]) -> None:
-    """Raises `Unfit` where `admit` would, as far as that shows before pictures and words are read. On any thread."""
+    """Raise `Unfit` where `admit` would, as far as that shows before images and text are encoded. On any thread."""
     recipe, family = _checked(job, families)
     if _plan(recipe, family) is None:
         refuse_what_no_pipeline_does(recipe)
 
 
 def elsewhere(task: Task, offered: Sequence[Warm]) -> str:
-    """Why a task is for another worker than one that offers these models, in one sentence; empty: it may be tried here.
+    """Return why a worker that offers these models cannot take the task, as one sentence; empty if it may.
 
-    A worker enlarges whatever its models are. Where nothing is known of them, `admit` finds out.
+    Every worker can upscale, whatever its models. If no models are known, `admit` finds out.
     """
     if not isinstance(task, Recipe) or not offered:
         return ""
@@ -98,13 +97,13 @@ def elsewhere(task: Task, offered: Sequence[Warm]) -> str:
 
 
 def prepare(job: Job, families: Mapping[str, Family]) -> None:
-    """Finds the sampler's table, up to a second's work, so that `admit` need not while others wait. On any thread.
+    """Find the sampler's table, which takes up to a second, so that `admit` does not delay other jobs. On any thread.
 
-    A large model is opened in the recipe's dtype, where it is in another one.
+    A large model that is in memory in another number format is loaded again in the recipe's.
     """
     recipe = job.task
     if isinstance(recipe, Recipe) and (family := families.get(recipe.model)) is not None:
-        with suppress(ValueError, Unfit):  # `admit` will say so
+        with suppress(ValueError, Unfit):  # `admit` reports it
             if isinstance(family, HeldOnce) and family.held_once:
                 family.net(recipe.dtype)
             family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
@@ -112,7 +111,7 @@ def prepare(job: Job, families: Mapping[str, Family]) -> None:
 
 def _checked(job: Job, families: Mapping[str, Family]) -> tuple[Recipe, Family]:
     if not isinstance(job.task, Recipe):
-        raise Unfit("This job is not a picture to be developed.", "us")
+        raise Unfit("This job has no recipe for a picture.", "us")
     family = _family(job.task, families)
     _check_size(job.task, family)
     _check_course(job.task)
@@ -124,7 +123,7 @@ def _check_course(recipe: Recipe) -> None:
     if first >= last:
         raise Unfit(f"The picture would end after step {last}, but begin after step {first}.", "member")
     if recipe.mixed and any(concept.weight <= 0 for concept in recipe.concepts):
-        raise Unfit("Of texts that are mixed into one, each must weigh more than 0.", "member")
+        raise Unfit("Every concept of a mixed prompt needs a weight above 0.", "member")
     walk = recipe.walk
     if walk is None:
         return
@@ -149,7 +148,7 @@ def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
     if family is None or why:
         raise Unfit(why, "worker")
     if recipe.guides != family.guides:
-        raise Unfit(f"{family.name} takes its guidance in another way than the picture was asked for with.", "us")
+        raise Unfit(f"{family.name} takes guidance in another way than this recipe says.", "us")
     if recipe.guidance_start > recipe.guidance_stop:
         raise Unfit("Guidance cannot stop before it starts.", "member")
     if recipe.guides == "network" and recipe.interval != ALL_ALONG:
@@ -158,11 +157,11 @@ def _family(recipe: Recipe, families: Mapping[str, Family]) -> Family:
 
 
 def _not_here(recipe: Recipe, revision: str | None) -> str:
-    """`revision` is that of its model on this worker; None where there is no such model."""
+    """Return why this worker cannot run the recipe's model. `revision` is the worker's; None if it lacks the model."""
     if revision is None:
         return f"This worker has no model called {recipe.model}."
     if recipe.revision and recipe.revision != revision:
-        return f"This worker has another version of {recipe.model} than the picture asks for."
+        return f"This worker has another version of {recipe.model} than the recipe names."
     return ""
 
 
@@ -183,7 +182,7 @@ def _check_size(recipe: Recipe, family: Family) -> None:
 
 
 def _plan(recipe: Recipe, family: Family) -> Plan | None:
-    """None where the sampler is no table, and the model's own pipeline can run it."""
+    """Return the plan; None if the sampler has no table but the model's own pipeline can run it."""
     try:
         return family.plan(recipe.sampler, recipe.steps, recipe.eta, recipe.width, recipe.height)
     except NotTabled as why:

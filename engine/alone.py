@@ -1,4 +1,4 @@
-"""One job, developed in this process: what `darkroom imagine` does where no `darkroom up` is running. Knows no NATS."""
+"""Runs one job to its end in this process, without a broker: `darkroom imagine` uses it if no `darkroom up` runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.unfit import Unfit
 
 @dataclass(frozen=True)
 class Developed:
-    """PNGs and encoded ladders in the order of the images; how many frames were shown; seconds, milliseconds a step."""
+    """PNGs and encoded ladders in the order of the images, the number of shown frames, and timings."""
 
     pictures: list[bytes]
     ladders: list[bytes]
@@ -30,16 +30,16 @@ class Developed:
     ms_per_step: float
 
 
-PACE = 0.5  # seconds between two frames of an image: a frame at each step took longer than the step
+PACE = 0.5  # seconds between two frames of an image: one at each step took longer than the step
 
 
 def develop(
     job: Job, families: Mapping[str, Family], blobs: Mapping[str, bytes] = MappingProxyType({}), *,
     on_frame: Callable[[Frame], None] | None = None, rows: int = 32, maps: MapFiles | None = None,
 ) -> Developed:  # fmt: skip
-    """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` where it cannot be done.
+    """Run the job to its end; `on_frame` gets live previews in this thread. Raises `Unfit` if it cannot be done.
 
-    `blobs`: what its recipe begins with, by SHA-256. `maps`: where maps for previews are kept.
+    `blobs`: the recipe's init images or ladder, by SHA-256. `maps`: where fitted preview maps are stored.
     """
     shared = all(family.device.type == "cpu" for family in families.values())
     engine, lane = Engine(families, rows=rows), Lane(families, maps=maps, cores=Cores(shared))
@@ -59,14 +59,14 @@ class _Alone:
         self._frames: dict[int, Future[Frame]] = {}
         self._pictures: dict[int, Future[bytes]] = {}
         self._ladders: dict[int, Future[bytes]] = {}
-        self._due: dict[int, float] = {}  # image → when its next frame may be made
+        self._due: dict[int, float] = {}  # image → when its next frame is due
         self._shown = 0
         self._started = time.monotonic()
         self._steps = 0
         self._first, self._last = (job.task.first, job.task.last) if isinstance(job.task, Recipe) else (0, 0)
 
     def run(self, blobs: Mapping[str, bytes]) -> Developed:
-        prepare(self._job, self._families)  # before anything is read by it: it may be opened anew
+        prepare(self._job, self._families)  # before anything is encoded: it may load the model again
         if isinstance(self._job.task, Recipe) and (self._job.ladder or self._on_frame is not None):
             self._lane.prepare(self._job.task.model)
         self._engine.add(self._job, (), self._lane.begin(self._job, blobs).result())
@@ -112,6 +112,6 @@ class _Alone:
         for image, future in list(self._frames.items()):
             if self._on_frame is not None and future.done():
                 del self._frames[image]
-                if future.exception() is None:  # else the lane has logged it, and the picture goes on without
+                if future.exception() is None:  # else the decode worker has logged it; the job goes on
                     self._on_frame(future.result())
                     self._shown += 1

@@ -1,7 +1,4 @@
-"""Whose fault a failed forward is: single jobs', or the device's or the model's, which is the worker's end.
-
-Knows how forwards are tried once more; nothing of what becomes of the guilty.
-"""
+"""Fault isolation: finds out whether a failed forward is the fault of single jobs, of the model or of the device."""
 
 from __future__ import annotations
 
@@ -26,11 +23,11 @@ T = TypeVar("T")
 
 
 class DeviceLost(RuntimeError):
-    """Not even the smallest thing can be computed any more: this process has to end."""
+    """The device computes nothing any more, not even the smallest operation: this process has to end."""
 
 
 def check_device(device: torch.device) -> None:
-    """Raises `DeviceLost`."""
+    """Raise `DeviceLost` if the device no longer computes."""
     try:
         torch.zeros(1, device=device).add_(1).item()  # waits for the device
     except Exception as error:
@@ -38,24 +35,24 @@ def check_device(device: torch.device) -> None:
 
 
 def unforeseen(error: Exception, device: torch.device) -> Unfit:
-    """What is said of a job that could not even be begun: its words could not be read, or its networks not be had.
+    """Return the error of a job that failed before its first step: in text encoding or in loading its networks.
 
-    Raises `DeviceLost` where that is the device's end, and so the worker's.
+    Raises `DeviceLost` if the device caused it.
     """
     check_device(device)
     if is_out_of_memory(error):
-        return Unfit("This worker has not enough memory to begin this picture.", "worker")
-    log.error("a picture could not be begun", exc_info=error)
+        return Unfit("This worker has not enough memory to start this picture.", "worker")
+    log.error("a picture failed before its first step", exc_info=error)
     return Unfit("The model failed at this picture before its first step.", "model")
 
 
 def guilty(
     jobs: Mapping[str, T], error: Exception, forward: Callable[[T], object], harmless: Callable[[], object]
 ) -> list[str]:
-    """The jobs that fail by themselves too, after all together failed with `error`.
+    """Return the jobs that also fail by themselves, after they failed together with `error`.
 
-    Raises `error` where none of them does, or all do and what is `harmless` fails on the same model as well: so it is
-    where a device is lost, for then every later call fails, whoever's it is.
+    Raises `error` if none of them fails alone. Also raises it if all fail and the `harmless` forward on the same model
+    fails too: after the device is lost, every later call fails.
     """
     found = [job for job, images in jobs.items() if len(jobs) == 1 or _fails(f"job {job}", partial(forward, images))]
     if not found or (len(found) == len(jobs) and _fails("a harmless picture", harmless)):
@@ -65,7 +62,7 @@ def guilty(
 
 
 def _fails(what: str, forward: Callable[[], object]) -> bool:
-    """Want of memory is another matter: whoever runs short of it alone is found out at its own step."""
+    """Return whether the forward fails. Out of memory does not count: the step of that job alone will show it."""
     try:
         forward()
     except Exception as error:
@@ -75,7 +72,7 @@ def _fails(what: str, forward: Callable[[], object]) -> bool:
 
 
 def run_harmless(image: Trajectory | Whole, families: Mapping[str, Family], layouts: Layouts) -> None:
-    """The network of an image once, at numbers that no job has chosen, in the shapes of the image's own forward."""
+    """Run the image's network once on neutral input, in the shapes of the image's own forward."""
     if isinstance(image, Trajectory):
         _run_empty(image, families[image.model], layouts.size([image]))
     elif image.call is not None:
@@ -84,7 +81,7 @@ def run_harmless(image: Trajectory | Whole, families: Mapping[str, Family], layo
 
 
 def _run_empty(image: Trajectory, family: Family, size: int) -> None:
-    """Zeros and the empty text, without LoRAs."""
+    """Run it with zeros and the empty text, without LoRAs."""
     recipe = msgspec.structs.replace(image.recipe, loras=())
     texts = tuple(torch.stack([part] * size) for part in family.condition("", recipe))
     x = torch.zeros(size, *image.x.shape, device=image.x.device)

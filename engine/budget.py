@@ -1,4 +1,4 @@
-"""How much memory models may take where nobody says, and how much is left for pictures. Loads nothing."""
+"""The default memory budget for models, and how much memory is free for pictures. Allocates nothing."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 
 import torch
 
-OF_A_CARD, OF_THE_HOST = 0.85, 0.7  # the rest is for pictures on their way, and for other programs
+OF_A_CARD, OF_THE_HOST = 0.85, 0.7  # the rest is for running images and other programs
 MEMORY = Path("/proc/meminfo")
-GROUPS = (  # a container's limit, what it takes, and what of that are files' pages, which make way
+GROUPS = (  # a container's limit, its usage, and the file cache in it, which can be reclaimed
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
 )
 
 
 def share(device: torch.device) -> int:
-    """Bytes that models may take on this device where nobody says otherwise."""
+    """Return the default budget for models on this device, in bytes."""
     return int((OF_A_CARD if device.type == "cuda" else OF_THE_HOST) * _whole(device))
 
 
 def room_for_pictures(device: torch.device) -> int:
-    """Bytes that models leave on this device, always the same; fewer only where other programs have taken them."""
+    """Return the bytes that models leave on this device: constant, unless other programs have taken them."""
     return min(_whole(device) - share(device), free(device))
 
 
 def free(device: torch.device) -> int:
-    """Bytes that could be had just now."""
+    """Return the bytes that can be allocated now."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -37,7 +37,7 @@ def free(device: torch.device) -> int:
 
 
 def _whole(device: torch.device) -> int:
-    """Of a card; of the machine, or of the container where that has less."""
+    """Return the memory of the GPU or of the machine; of the container if its limit is lower."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -56,7 +56,7 @@ def _free_in_groups() -> list[int]:
 
 
 def _number(text: str) -> int | None:
-    """None where it is none, as "max"."""
+    """Return the number; None if the text is none, such as "max"."""
     try:
         return int(text)
     except ValueError:
@@ -64,7 +64,7 @@ def _number(text: str) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """Of a file; empty where there is none."""
+    """Return the file's text; empty if there is no file."""
     try:
         return path.read_text(encoding="ascii")
     except OSError:

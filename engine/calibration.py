@@ -1,8 +1,8 @@
-"""What timing decides, measured once for a device, build and model, and stored: dtype, row cap, default steps, costs.
+"""Calibration: a model's number format, batch limit, default steps and costs, measured once and stored.
 
-A recipe freezes what it took from here, so load never changes pixels. The row cap is the knee, beyond which a larger
-batch gains under 5 % and only makes each step slower. What a short measurement estimates, real work corrects
-(`refinement`).
+It holds for one device, build and model. A recipe freezes what it takes from here, so load never changes pixels. The
+batch limit is the knee of the throughput curve: beyond it a larger batch gains under 5 % and only slows each step. Real
+work refines the measured times (`refinement`).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from engine.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
-GAIN = 1.05  # a doubling of the rows that gains less throughput than this is not worth its longer step
-SLOW = 500.0  # milliseconds of a forward of two rows after which a larger one is not worth the wait
+GAIN = 1.05  # twice the rows must gain at least this much throughput to be worth the longer step
+SLOW = 500.0  # milliseconds; if a forward of two rows takes longer, a larger one is not worth the wait
 PATIENCE = 60.0  # seconds that a grid of four with the default steps may take
 GRID_ROWS = 8  # four pictures with guidance
 DEFAULTS: tuple[tuple[int, Sampler], ...] = (
     (1000, "ddpm"), (999, "ddpm"), (500, "ddpm"), (250, "ddpm"), (50, "dpmpp_2m"), (30, "dpmpp_2m"), (20, "dpmpp_2m"),
 )  # fmt: skip
-OTHERWISE = 25  # steps of a model that takes none of these samplers
-MOST_KEPT = 256  # calibrations in the file: of other models, devices or versions
-STEADY = 1.25  # by how much a row's price may change before other default steps are chosen
+OTHERWISE = 25  # steps of a model that supports none of these samplers
+MOST_KEPT = 256  # calibrations in the file, other models, devices and versions included
+STEADY = 1.25  # a row's cost may change by this factor before the default steps change
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
-    """Milliseconds at the model's native size. `bucket_ms` is of one forward with so many rows."""
+    """Milliseconds at the model's native size. `bucket_ms`: of one forward with that many rows."""
 
     dtype: Dtype
     rows: Annotated[int, Meta(ge=1, le=256)]
@@ -54,7 +54,7 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
     dtype_ms: dict[Dtype, Milliseconds]
 
     def warm(self, family: Family) -> Warm:
-        """What a worker announces of this model."""
+        """Return what a worker announces of this model."""
         return Warm(
             name=family.name, revision=family.revision, dtype=self.dtype, size=family.size, multiple=family.multiple,
             max_pixels=family.max_pixels, tokens=family.tokens, steps=self.steps, sampler=self.sampler,
@@ -65,17 +65,17 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
         )  # fmt: skip
 
     def repriced(self, warm: Warm) -> Warm:
-        """The same announcement with these prices: nothing that a recipe freezes."""
+        """Return the announcement with these costs; it changes nothing that a recipe freezes."""
         return replace(warm, row_ms=self.row_ms, decode_ms=self.decode_ms)
 
 
 def keep(path: Path, family: Family, found: Calibration) -> None:
-    """For the next start."""
+    """Store a calibration for the next start."""
     write(path, read(path) | {identity(family): found})
 
 
 def calibrate(family: Family, path: Path, *, again: bool = False, clock: Clock = Clock()) -> Calibration:
-    """The stored calibration, or a fresh one (a few seconds), which is then stored. A spoilt file is measured anew."""
+    """Return the stored calibration, or measure (a few seconds) and store it. A damaged file is measured again."""
     key, known = identity(family), read(path)
     found = known.get(key)
     if found is None or again or found.dtype not in candidates(family):
@@ -88,7 +88,7 @@ def calibrate(family: Family, path: Path, *, again: bool = False, clock: Clock =
 
 
 def with_steady_steps(found: Calibration, family: Family) -> Calibration:
-    """With other default steps where real work has shown that the model is much faster, or slower, than it seemed."""
+    """Return it with other default steps if real work has shown a clearly different speed."""
     least, most = (_in_time(family, found.row_ms * factor)[0][0] for factor in (STEADY, 1 / STEADY))
     if least <= found.steps <= most:
         return found
@@ -97,7 +97,7 @@ def with_steady_steps(found: Calibration, family: Family) -> Calibration:
 
 
 def identity(family: Family) -> str:
-    """What a calibration is bound to: any of these changes the timing, or the bits."""
+    """Return the key of a calibration; anything in it changes the timing, or the bits."""
     device = f"{device_name(family.device)}, {torch.get_num_threads()} threads"
     return f"{device} | torch {torch.__version__}, diffusers {diffusers.__version__} | {family.name} {family.revision}"
 
@@ -114,7 +114,7 @@ def device_name(device: torch.device) -> str:
 
 
 def measure(family: Family, clock: Clock = Clock()) -> Calibration:
-    """Time it on its device, for two or three seconds."""
+    """Time the model on its device, for two or three seconds."""
     times = measure_times(family, clock)
     dtype = min(times.dtype_ms, key=lambda each: times.dtype_ms[each])
     rows, row_ms = row_cap(times.bucket_ms), row_price(times.bucket_ms)
@@ -125,9 +125,9 @@ def measure(family: Family, clock: Clock = Clock()) -> Calibration:
 
 
 def row_cap(bucket_ms: Mapping[int, float]) -> int:
-    """The knee, or the next bucket where that was never tried and the largest known one is quick.
+    """Return the batch limit: the knee, or the next bucket if only smaller ones were tried and the largest is quick.
 
-    The two rows of a guided picture stay one forward where that is not slower than two.
+    The two rows of a guided image stay in one forward if that is not slower than two forwards.
     """
     found = knee(_worthwhile(bucket_ms))
     most = max(bucket_ms)
@@ -137,32 +137,32 @@ def row_cap(bucket_ms: Mapping[int, float]) -> int:
 
 
 def row_price(bucket_ms: Mapping[int, float]) -> float:
-    """Milliseconds of a row in a forward at the knee."""
+    """Return the milliseconds of a row in a forward at the knee."""
     rows = knee(_worthwhile(bucket_ms))
     return bucket_ms[rows] / rows
 
 
 def knee(bucket_ms: Mapping[int, float]) -> int:
-    """The smallest bucket that no larger one beats by 5 % in rows a second."""
+    """Return the smallest bucket whose rows a second no larger one beats by 5 %."""
     throughput = {rows: rows / max(ms, 1e-9) for rows, ms in bucket_ms.items()}
     return min(rows for rows, each in throughput.items() if each * GAIN >= max(throughput.values()))
 
 
 def _worthwhile(bucket_ms: Mapping[int, float]) -> Mapping[int, float]:
-    """Where two rows take long, nobody waits for more."""
+    """Ignore buckets above two rows if two rows already take too long."""
     if bucket_ms.get(2, 0.0) <= SLOW:
         return bucket_ms
     return {rows: ms for rows, ms in bucket_ms.items() if rows <= 2}
 
 
 def _default_steps(family: Family, row_ms: float) -> tuple[int, Sampler]:
-    """The model's own, if it has any; else the first that is done in time, and that its schedule allows."""
+    """Return the model's own default, if any; else the first that is fast enough and fits its schedule."""
     *choices, last = _in_time(family, row_ms)
     return next((each for each in choices if _works(family, each[1], each[0])), last)
 
 
 def _in_time(family: Family, row_ms: float) -> list[tuple[int, Sampler]]:
-    """1000 of DDPM where a grid of four is done in a minute, then fewer that are; twenty in any case."""
+    """Return the defaults, most steps first, with which a grid of four takes at most a minute; always the last one."""
     if isinstance(family, Accustomed) and family.usual is not None:
         return [family.usual]
     *choices, last = [each for each in DEFAULTS if each[1] in family.samplers] or [(OTHERWISE, family.samplers[0])]
@@ -188,7 +188,7 @@ def read(path: Path) -> dict[str, Calibration]:
 
 
 def write(path: Path, known: dict[str, Calibration]) -> None:
-    """The newest, whole or not at all."""
+    """Store the newest calibrations atomically."""
     kept = dict([*known.items()][-MOST_KEPT:])
     try:
         write_whole(path, msgspec.json.format(msgspec.json.encode(kept)))

@@ -1,4 +1,4 @@
-"""What the doctor asks of an engine: does each model load here, on which device, how fast. One line each."""
+"""The engine's part of `darkroom doctor`: does each model load, on which device, how fast. One line each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.picture_check import PictureCheck
 from engine.super_resolver import SuperResolver
 from engine.unfit import Unfit
 
-AGAIN = "If the machine was busy when this was measured: darkroom doctor --again, then start anew."
-Line = tuple[str, bool, str, str]  # name, whether it is well, what is so, the mend
+AGAIN = "If the machine was busy during this measurement: run darkroom doctor --again, then restart."
+Line = tuple[str, bool, str, str]  # name, whether it is fine, the finding, the fix
 
 
 def measured(data: Path, model: str = "embedded", *, again: bool = False) -> Iterator[Line]:
-    """Device, dtype, speed of one model; from the stored calibration, else or `again` measured now (some seconds)."""
+    """Yield device, number format and speed of one model, from its calibration (measured now if missing or `again`)."""
     device = best()
     yield "device", True, f"{device.type}: {device_name(device)}", ""
     try:
@@ -37,7 +37,7 @@ def measured(data: Path, model: str = "embedded", *, again: bool = False) -> Ite
 
 
 def looked(folder: Path) -> Iterator[Line]:
-    """The picture check of this folder, loaded and tried once; its labels and threshold from the environment."""
+    """Load the picture check in this folder and try it once; labels and threshold come from the environment."""
     try:
         wanted = checking(folder)
         assert wanted is not None, "a folder is named"
@@ -50,7 +50,7 @@ def looked(folder: Path) -> Iterator[Line]:
 
 def _upscaling(resolver: SuperResolver | None) -> str:
     if resolver is None:
-        return "none is installed: pictures are enlarged by Lanczos, which adds no detail"
+        return "none is installed: pictures are upscaled by Lanczos, which adds no detail"
     ms = resolver.measure() * 0.256**2
     return f"{resolver.name} ×{resolver.scale}, {ms:.0f} ms for a picture of 256 × 256 pixels"
 

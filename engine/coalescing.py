@@ -1,7 +1,7 @@
-"""Coalescing: where the images are that go whole, and the forwards that they share.
+"""Batches the forwards of images that run through whole pipelines, and tracks which of them wait for one.
 
-An image is *ready* where it waits for a forward, and *away* while its strand works by itself: it reads its words, or
-decodes. Nobody waits for those who are away, unless there is nothing else to do. Knows strands; not when who is served.
+An image is *ready* while it waits for a forward. It is *away* while its thread works by itself: it encodes text or
+decodes. The engine waits for away images only if it has nothing else to do. Scheduling happens elsewhere.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ import torch
 from engine.strands.gather import Gathering
 from engine.whole import Whole
 
-MOST_STRANDS = 64  # threads at once: whoever comes later begins when another has ended
-GLANCE = 0.05  # seconds to wait for who is away, where there is nothing else to do
+MOST_STRANDS = 64  # threads at once; later images start as earlier ones end
+GLANCE = 0.05  # seconds to wait for away images if there is nothing else to do
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the forwards gave to each image of a batch."""
+    """The outputs of the forwards, one for each image of a batch."""
 
     images: list[Whole]
     outputs: list[Any]
 
 
 class Coalescing:
-    """Belongs to one engine's thread."""
+    """Used only by its engine's thread."""
 
     def __init__(self) -> None:
         self.gathering = Gathering()
         self._here: list[Whole] = []
         self._away: list[Whole] = []
-        self._leaving: list[Thread] = []  # of closed ones, still on the way to their next question
+        self._leaving: list[Thread] = []  # of removed images, until they reach their next forward
 
     @property
     def away(self) -> bool:
-        """Whether anybody is away, and so will come back by itself."""
+        """Whether some image is away, and so will come back by itself."""
         return bool(self._away)
 
     def add(self, image: Whole) -> None:
@@ -48,7 +48,7 @@ class Coalescing:
         self._away.append(image)
 
     def back(self, wait: bool) -> list[Whole]:
-        """Who was away and is ready, or has ended. With `wait`, it gives them a moment where none is."""
+        """Return images that were away and are now ready or finished. `wait`: if there are none, wait a moment."""
         if not self._away:
             return []
         if wait:
@@ -60,21 +60,21 @@ class Coalescing:
         return back
 
     def wait(self) -> bool:
-        """Gives those who are away a moment where none is ready; whether one is. It takes nobody back."""
+        """Wait a moment if no away image is ready; return whether one is. Leaves them all in `away`."""
         self._begin()
         if not self._rested():
             self._pass_time()
         return bool(self._rested())
 
     def forward(self, batch: Sequence[Whole], most: int) -> Answers:
-        """The forwards that a batch of ready images waits for; nothing changes yet."""
+        """Run the forwards that a batch of ready images waits for; changes no image."""
         calls = [(image, call) for image in batch if (call := image.call) is not None]
-        with torch.inference_mode(False), torch.no_grad():  # pipelines may write into what they are given
+        with torch.inference_mode(False), torch.no_grad():  # pipelines may write into their inputs
             outputs = self.gathering.run([call for _, call in calls], most, batch[0].bucket)
         return Answers([image for image, _ in calls], outputs)
 
     def answer(self, answers: Answers) -> list[Whole]:
-        """Each goes on, to its next question or its end. Returns whoever is away now."""
+        """Let each image continue to its next forward or its end. Return the images that are away now."""
         for image, output in zip(answers.images, answers.outputs, strict=True):
             image.strand.answer(output)
         left = [image for image in answers.images if image.strand.rest() is None or image.end is not None]
@@ -82,7 +82,7 @@ class Coalescing:
         return left
 
     def remove(self, image: Whole) -> None:
-        """Out it goes, wherever it is; its thread ends by itself, at its next question at the latest."""
+        """Remove an image in any state. Its thread ends by itself, at its next forward at the latest."""
         image.strand.close()
         self._here.remove(image)
         if image in self._away:
@@ -91,7 +91,7 @@ class Coalescing:
         self._leaving = [thread for thread in (*self._leaving, mine) if thread is not None and thread.is_alive()]
 
     def close(self) -> None:
-        """No thread is left when it returns."""
+        """Remove all images and wait until their threads have ended."""
         for image in list(self._here):
             self.remove(image)
         for thread in self._leaving:
@@ -111,5 +111,5 @@ class Coalescing:
         begun = next((image for image in self._away if image.strand.started), None)
         if begun is not None:
             begun.strand.rest(GLANCE)
-        elif self._away:  # too many others are here, and none of them goes on: all are paused
+        elif self._away:  # the thread limit is reached by paused images
             time.sleep(GLANCE)

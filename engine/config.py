@@ -1,4 +1,4 @@
-"""A worker's settings, from its command line and the environment, read once, checked, frozen. Opens nothing."""
+"""A worker's settings from its command line and the environment: read once, checked, frozen. Imports no torch."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ OF_THE_CHECK = {"folder": "DARKROOM_CHECK", "labels": "DARKROOM_CHECK_LABELS", "
 
 
 class BadSetting(ValueError):
-    """One setting is wrong; the text names it and says what is wrong with it."""
+    """A setting is wrong; the text names it and says what is wrong with it."""
 
 
 class Checking(BaseModel):
-    """The picture check: a classifier's folder, its labels that count as unsafe (none: by their names), from where."""
+    """The picture check: a classifier's folder, its unsafe labels (none: by their names) and the threshold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,7 +59,7 @@ class Checking(BaseModel):
 
 
 class Simulation(BaseModel):
-    """A device that is only simulated: milliseconds of a row in a forward, and the most rows of one."""
+    """A simulated device: milliseconds per row of a forward, and the most rows of one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,15 +68,19 @@ class Simulation(BaseModel):
 
 
 class Settings(BaseModel):
-    """`nats_key`: a worker's own key in place of the token; `nats_ca`: the certificates to trust behind `tls://`.
+    """A worker's settings.
 
-    `device` is auto, cpu or cuda (`cuda:1` for the second). `models` are names or folders, the first the default.
-
-    `memory`: bytes that models may take, given as 12GB; None: a share of the device's. `parent` is the process that
-    started this one and without which it shall not go on; 0: none. `upscaler` is a file; None: the built-in one.
-    `graphs`: on a card, forwards are recorded as CUDA graphs. `offload`: text encoders lie in the host's memory, and
-    visit the card. `simulated`: no device and no models, but one that only takes its time. `log`: how lines of
-    the log are written.
+    - `nats_key`: the worker's own key in place of the token.
+    - `nats_ca`: certificates to trust behind `tls://`.
+    - `device`: auto, cpu or cuda (`cuda:1` for the second).
+    - `models`: names or folders, the first the default.
+    - `memory`: bytes for models, given as 12GB; None: a share of the device's.
+    - `parent`: the process that started this one; the worker ends with it; 0: none.
+    - `upscaler`: a file; None: the built-in super-resolver.
+    - `graphs`: on a GPU, record forwards as CUDA graphs.
+    - `offload`: keep text encoders in host memory, and on the GPU only while they run.
+    - `simulated`: a device that only waits, without models.
+    - `log`: the format of log lines.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -133,7 +137,7 @@ class Settings(BaseModel):
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `12GB`, `11.5 GiB` or `800M`. Raises ValueError with what is needed instead."""
+    """Return the bytes of `12GB`, `11.5 GiB` or `800M`. Raises ValueError that says which form is needed."""
     found = SIZE.fullmatch(text.strip())
     size = 0.0
     if found is not None:
@@ -145,7 +149,7 @@ def parse_size(text: str) -> int:
 
 
 def load(**given: Any) -> Settings:
-    """What was given (`check`: a folder), then the environment, then the defaults. Raises `BadSetting`."""
+    """Return the settings from arguments (`check`: a folder), then environment, then defaults. Raises `BadSetting`."""
     values = {"name": default_name(), "data": default_data()}
     values |= {field: os.environ[variable] for field, variable in ENVIRONMENT.items() if os.environ.get(variable)}
     values |= {field: value for field, value in given.items() if value}
@@ -159,7 +163,7 @@ def load(**given: Any) -> Settings:
 
 
 def checking(folder: Path | None = None) -> Checking | None:
-    """The picture check of `folder`, else of the environment; None where neither names one. Raises `BadSetting`."""
+    """Return the picture check of `folder`, else of the environment; None if neither names one. Raises `BadSetting`."""
     values: dict[str, Any] = {
         field: os.environ[variable] for field, variable in OF_THE_CHECK.items() if os.environ.get(variable)
     }
@@ -174,10 +178,10 @@ def checking(folder: Path | None = None) -> Checking | None:
 
 
 def simulation(on: bool, **given: float | None) -> Simulation | None:
-    """`given`: what the command line says of the simulated device, None where nothing. Raises `BadSetting`."""
+    """Return the simulated device. `given`: command-line values, None where absent. Raises `BadSetting`."""
     values = {field: value for field, value in given.items() if value is not None}
     if values and not on:
-        raise BadSetting("--row-ms and --rows are a simulated device's: add --simulated.")
+        raise BadSetting("--row-ms and --rows need --simulated.")
     try:
         return Simulation.model_validate(values) if on else None
     except ValidationError as error:
@@ -185,7 +189,7 @@ def simulation(on: bool, **given: float | None) -> Simulation | None:
 
 
 def upscaler() -> Path | None:
-    """The file that the environment names in place of the built-in super-resolver."""
+    """Return the file that the environment names in place of the built-in super-resolver."""
     named = os.environ.get(ENVIRONMENT["upscaler"])
     return Path(named).expanduser().absolute() if named else None
 
@@ -197,7 +201,7 @@ def _bad(error: ValidationError, names: Mapping[str, str]) -> BadSetting:
 
 
 def read_token(path: Path) -> str:
-    """A token or a key from a file, so that it stands in no process list. Raises `BadSetting`."""
+    """Return a token or key from a file, which keeps it out of process lists. Raises `BadSetting`."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -205,12 +209,12 @@ def read_token(path: Path) -> str:
 
 
 def default_name() -> str:
-    """The host's name, as far as the contract allows it."""
+    """Return the host's name, reduced to the characters that the contract allows."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:64]
     return name or "worker"
 
 
 def default_data() -> Path:
-    """`$XDG_DATA_HOME/darkroom`, else `~/.local/share/darkroom`."""
+    """Return `$XDG_DATA_HOME/darkroom`, else `~/.local/share/darkroom`."""
     base = os.environ.get("XDG_DATA_HOME", "")
     return (Path(base) if base else Path.home() / ".local" / "share") / "darkroom"

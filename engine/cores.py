@@ -1,9 +1,9 @@
-"""Who computes on the processor has all of its cores: one at a time, steps and other work by turns.
+"""Core turns: one computation at a time uses all processor cores; steps and decodes alternate.
 
-Two teams of threads on the same cores wait for each other at every barrier, and other numbers of threads give other
-last bits. So steps, and all that the decode lane computes at length, have torch's own number of threads, whatever the
-load. Between two steps other work goes on for `SHARE` of a step, or is one piece; finished pictures go first. What has
-one core of its own takes no turns (`engine.one_core`). Knows threads and a clock; no work.
+Two teams of threads on the same cores wait for each other at every barrier, and another number of threads gives other
+last bits. So steps and long decode work always use torch's own number of threads, under any load. Between two steps
+other work may take `SHARE` of a step's time, or run one piece; finished pictures go first. Work on a single core takes
+no turns (`engine.one_core`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-SHARE = 0.5  # of the last step's time: what other work may take before the next step
+SHARE = 0.5  # of the last step's time, for other work before the next step
 
 
 class Kind(IntEnum):
-    """What is computed, in the order in which it goes. Steps alternate with all else."""
+    """The kind of a computation, by priority. Steps alternate with all others."""
 
     STEP = 0
-    PICTURE = 1  # somebody waits for it; also what the engine's thread does between steps, which wait as long
+    PICTURE = 1  # a finished picture, or the engine thread's work between steps
     OTHER = 2
 
 
 class Cores:
-    """May be used by any thread; whoever holds the cores must not ask for them again.
+    """The lock on the cores; usable by any thread, not reentrant.
 
-    Not `shared`: a card computes, and nobody waits.
+    If not `shared` (the GPU computes), nobody waits.
     """
 
     def __init__(self, shared: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,12 +40,12 @@ class Cores:
 
     @property
     def waiting(self) -> int:
-        """Threads that wait for their turn."""
+        """The number of threads that wait for their turn."""
         return len(self._waiting)
 
     @contextmanager
     def held(self, kind: Kind) -> Iterator[None]:
-        """Waits for its turn, and has the cores until it leaves."""
+        """Wait for a turn and hold the cores until the block ends."""
         if not self._shared:
             yield
             return
@@ -63,7 +63,7 @@ class Cores:
             self._waiting.append(mine)
             try:
                 self._changed.wait_for(lambda: not self._busy and self._next() == mine)
-            except BaseException:  # an interrupt from the keyboard: nobody shall wait for a turn that is never taken
+            except BaseException:  # a keyboard interrupt: leave the line, so that nobody waits for this turn
                 self._waiting.remove(mine)
                 self._changed.notify_all()
                 raise
@@ -80,7 +80,7 @@ class Cores:
             self._changed.notify_all()
 
     def _next(self) -> tuple[Kind, int]:
-        """Other work while it has had less than its share since the last step, else the step."""
+        """Return the next in line: other work while it had less than its share since the last step, else the step."""
         other = min((each for each in self._waiting if each[0] is not Kind.STEP), default=None)
         step = min((each for each in self._waiting if each[0] is Kind.STEP), default=None)
         if other is None or (step is not None and self._since > 0.0 and self._since >= SHARE * self._step):

@@ -1,9 +1,7 @@
-"""How well texts predict the noise in a picture: a diffusion classifier (Li et al. 2023, arXiv 2303.16203).
+"""A diffusion classifier: scores how well texts fit an image (Li et al. 2023, arXiv 2303.16203).
 
-The picture's latents are noised a few times, each time by its own noise to its own level; the network is told a text
-and asked for what was added. The text under which it errs least describes the picture best, of those that were tried.
-Every text is asked with the same noises: what differs between two errors is the texts' doing alone. Knows a family and
-a plan's columns; nothing of which thread it runs in, nor of where texts come from.
+It noises the image's latents a few times, with different noise and levels. The network then predicts that noise under
+each text; the text with the least error fits best. All texts get the same noises, so only the text makes errors differ.
 """
 
 from __future__ import annotations
@@ -20,18 +18,19 @@ from engine.job import Concept, Dtype, Recipe, Sampler
 from engine.plan import COLUMNS, Plan
 from engine.unfit import Unfit
 
-STEPS = 100  # of the table whose noise levels are drawn from
-# The part of the model's own course in which the levels lie, 0 where it begins, in pure noise: before it no text is
-# told from another, after it hardly any text is needed.
+STEPS = 100  # of the table that the noise levels come from
+# The levels lie in this part of the steps, with 0 at pure noise. Before it the texts all score alike; after it the
+# network hardly needs a text.
 FROM, TO = 0.15, 0.6
-GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples are spread evenly, however many are taken
-TABLES: tuple[Sampler, ...] = ("ddim", "euler")  # by noise, or by flow matching
+GOLDEN = (math.sqrt(5) - 1) / 2  # any number of its multiples, modulo 1, spread evenly
+TABLES: tuple[Sampler, ...] = ("ddim", "euler")  # for noise prediction, for flow matching
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One noising of a picture: the network's input `[channels, height, width]`, its timestep, what it should answer,
-    and what its squared error is multiplied by to be that of the noise.
+    """One noising of an image: the network's input, its timestep, and the output that would be exact.
+
+    `x` is `[channels, height, width]`. `weight` turns the squared error of the output into that of the noise.
     """
 
     x: torch.Tensor
@@ -41,27 +40,27 @@ class Draw:
 
 
 def draws(family: Family, latents: torch.Tensor, first: int, count: int) -> list[Draw]:
-    """Of one fixed sequence those from `first` on; `latents` are a picture's, at the native size. Raises `Unfit`.
+    """Return `count` draws from number `first` on of one fixed sequence. `latents`: an image's, at the native size.
 
-    To find the table takes up to a second, once for a model.
+    Finding the table takes up to a second, once per model. Raises `Unfit`.
     """
     plan = _plan(family)
     return [_draw(plan, latents, number) for number in range(first, first + count)]
 
 
 def _plan(family: Family) -> Plan:
-    """A table that keeps nothing from step to step: any of its rows can be asked by itself."""
+    """Return the plan of a sampler without history, so that each row can be used by itself."""
     for sampler in TABLES:
         if sampler in family.samplers:
             try:
                 return family.plan(sampler, STEPS, 0.0, family.size, family.size)
-            except ValueError:  # this one cannot be tabled for this model
+            except ValueError:  # it has no table for this model
                 continue
-    raise Unfit(f"{family.name} cannot be asked how noisy a picture is, so it cannot describe one.", "model")
+    raise Unfit(f"{family.name} cannot score how well a prompt fits an image, so it cannot describe one.", "model")
 
 
 def _draw(plan: Plan, latents: torch.Tensor, number: int) -> Draw:
-    """x = alpha·z + sigma·noise; the network's answer `out` means x0 = P·x + Q·out, so this one would be exact."""
+    """Return x = alpha·z + sigma·noise. The output `out` means x0 = P·x + Q·out, which gives the exact output."""
     share = FROM + (TO - FROM) * ((0.5 + number * GOLDEN) % 1.0)
     at = dict(zip(COLUMNS, plan.table[round(share * plan.steps)].tolist(), strict=True))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number)).to(latents.device)
@@ -72,21 +71,21 @@ def _draw(plan: Plan, latents: torch.Tensor, number: int) -> Draw:
 
 @dataclass(frozen=True)
 class Row:
-    """One forward's row: which text, which draw."""
+    """One row of a forward: the index of its text and of its draw."""
 
     text: int
     draw: int
 
 
 def chunks(texts: int, draws: int, rows: int) -> Iterator[list[Row]]:
-    """All texts with all draws, at most `rows` together; the draws of a text lie beside each other."""
+    """Yield all pairs of text and draw, at most `rows` together; the draws of a text are neighbours."""
     every = [Row(text, draw) for text, draw in product(range(texts), range(draws))]
     for at in range(0, len(every), rows):
         yield every[at : at + rows]
 
 
 def told(family: Family, texts: Sequence[str], dtype: Dtype) -> dict[str, Conditions]:
-    """What the network reads of each text, at the native size; in one shape, which is that of the longest."""
+    """Return the conditioning of each text at the native size, all in the shape of the longest."""
     read = {text: family.condition(text, _recipe(family, (text,), dtype)) for text in dict.fromkeys(texts)}
     longest = max(read, key=lambda text: read[text][0].numel())
     if len({tuple(part.shape for part in parts) for parts in read.values()}) == 1:
@@ -95,7 +94,7 @@ def told(family: Family, texts: Sequence[str], dtype: Dtype) -> dict[str, Condit
 
 
 def _recipe(family: Family, texts: Sequence[str], dtype: Dtype) -> Recipe:
-    """One that asks for nothing but these words: families read a text for a recipe, as long as its longest."""
+    """Return a minimal recipe: families encode a text for a recipe, padded to its longest text."""
     return Recipe(
         concepts=tuple(map(Concept, texts)), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
         guidance=max(1.0, family.guidance), guides=family.guides, width=family.size, height=family.size, count=1,
@@ -107,8 +106,10 @@ def _recipe(family: Family, texts: Sequence[str], dtype: Dtype) -> Recipe:
 def errors(
     family: Family, texts: Sequence[str], drawn: Sequence[Draw], asked: Sequence[Row], rows: int, dtype: Dtype
 ) -> list[float]:
-    """The mean squared error of each row's noise, in one forward of `rows` rows: the rest repeats the first, so that
-    there is one shape. Waits for the device. Raises `Unfit` for numbers that are not finite.
+    """Return the mean squared error of the noise for each row, in one forward of `rows` rows.
+
+    Copies of the first row pad the forward, so that there is one shape. Waits for the device. Raises `Unfit` for
+    numbers that are not finite.
     """
     padded = [*asked, *[asked[0]] * (rows - len(asked))]
     known = told(family, [texts[row.text] for row in asked], dtype)

@@ -1,4 +1,4 @@
-"""Which device an engine of this machine runs on. Knows torch's devices; no model."""
+"""Chooses the device that an engine on this machine runs on."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def best() -> torch.device:
-    """An NVIDIA or AMD card where there is one, else the processor."""
+    """Return an NVIDIA or AMD GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

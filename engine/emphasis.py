@@ -1,8 +1,8 @@
-"""Words that weigh more or less: `(word)`, `((word))`, `(word:1.2)`, `[word]`, `\\(` for a bracket that is meant.
+"""Prompt emphasis: `(word)`, `((word))`, `(word:1.2)`, `[word]`; `\\(` is a literal bracket. Pure.
 
-The syntax and its factors are those of AUTOMATIC1111's web UI (its wiki, "Attention/emphasis"). Unlike there, brackets
-that are never closed, closed without being open, or empty are ordinary characters, and so is a number that cannot be a
-weight: a smiley, a time or a ratio of sides does nothing to a picture that its author did not ask for. Pure.
+Syntax and factors follow AUTOMATIC1111's web UI (its wiki, "Attention/emphasis"). Unlike there, unbalanced or empty
+brackets are ordinary characters, and so is a number that cannot be a weight. So a smiley, a time or a ratio of sides
+does not change a picture by accident.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
-STEP = 1.1  # what a pair of brackets multiplies or divides by
-STRONGEST = 10.0  # as `engine.job.Concept.weight`; a larger number is none that anybody means
-OVERFLOWING = 1e100  # of a product of factors: beyond any that still tells weights apart
+STEP = 1.1  # factor of a pair of brackets
+STRONGEST = 10.0  # the bound of `engine.job.Concept.weight`
+OVERFLOWING = 1e100  # bound on a product of factors, beyond every useful one
 
-# `bot.prompt.emphasis` has the same, or its words would not be ours.
+# `bot.prompt.emphasis` has the same pattern, so that both parse a prompt alike.
 NUMBER = r"[+-]?(?:10(?:\.0{0,6})?|[0-9](?:\.[0-9]{0,6})?|\.[0-9]{1,6})"
 _TOKEN = re.compile(rf"\\[()\[\]\\]|[()\[\]]|:\s*({NUMBER})\s*\)|[^\\()\[\]:]+|.", re.DOTALL)
 _WORDLESS = re.compile(r"[\d\s.,:]*")  # "(4:3)" is a ratio of sides, "(12:30)" a time
 
 
 class Piece(NamedTuple):
-    """A part of a text, brackets taken out, and how much its tokens weigh."""
+    """A part of a text without its brackets, and the weight of its tokens."""
 
     text: str
     weight: float
@@ -33,9 +33,9 @@ class Piece(NamedTuple):
 
 @lru_cache(maxsize=512)
 def pieces(text: str) -> Sequence[Piece]:
-    """The text in order, neighbours of different weights; a single piece of weight 1 where nothing is emphasised.
+    """Return the text in order, split where the weight changes; one piece of weight 1 if nothing is emphasised.
 
-    Any text can be read. A factor multiplies those around it; every weight stays within ±10.
+    Every text is valid. Nested factors multiply; every weight stays within ±10.
     """
     reading = _Reading()
     for match in _TOKEN.finditer(text):
@@ -46,21 +46,21 @@ def pieces(text: str) -> Sequence[Piece]:
 
 
 def plain(text: str) -> str:
-    """The words alone, for models that weigh none."""
+    """Return the text without emphasis, for models that do not weight tokens."""
     return "".join(piece.text for piece in pieces(text))
 
 
 @dataclass
 class _Reading:
-    """What has been read so far. An open bracket is an entry of its own, which its closing makes empty.
+    """The parser's state. An open bracket is an entry of its own, which closing makes empty.
 
-    Each character costs the same however deep it stands: factors are noted by span, and multiplied once at the end.
+    A character costs the same at any depth: factors are noted by span and multiplied once at the end.
     """
 
     texts: list[str] = field(default_factory=list)
-    open: dict[str, list[int]] = field(default_factory=lambda: {"(": [], "[": []})  # entries, not closed yet
-    spans: dict[int, tuple[int, float]] = field(default_factory=dict)  # from the entry: up to which, and the factor
-    word: int = -1  # the last entry with a word in it, or with a bracket that has become a character
+    open: dict[str, list[int]] = field(default_factory=lambda: {"(": [], "[": []})  # entries that are not closed yet
+    spans: dict[int, tuple[int, float]] = field(default_factory=dict)  # first entry → end entry, factor
+    word: int = -1  # the last entry with a word or a literal bracket in it
 
     def take(self, mark: str, number: str | None) -> None:
         if number is not None:
@@ -74,7 +74,7 @@ class _Reading:
             self._add(mark[1:] if mark[0] == "\\" and len(mark) > 1 else mark)
 
     def weights(self) -> list[float]:
-        """Of each entry. From the outside in: what is around multiplies, and `most` is what it leaves of ±10."""
+        """Return the weight of each entry, from the outside in. `most` is what outer spans leave of ±10."""
         found: list[float] = []
         around = [(len(self.texts), 1.0, STRONGEST)]
         for entry in range(len(self.texts)):
@@ -92,7 +92,7 @@ class _Reading:
         self.texts.append(text)
 
     def _close_with(self, mark: str, number: str) -> None:
-        """`:1.2)`, which is a weight only where a word is before it."""
+        """Handle `:1.2)`, which is a weight only after a word."""
         at = self._opening("(")
         if at < 0 or max(self.word, self._opening("[")) <= at:
             self._add(mark[:-1])
@@ -101,23 +101,26 @@ class _Reading:
             self._close(")", float(number))
 
     def _close(self, bracket: str, factor: float) -> None:
-        """Multiplies what the bracket encloses; brackets within that nobody has closed are characters."""
+        """Multiply what the bracket encloses; unclosed brackets inside become characters."""
         at = self._opening("(" if bracket == ")" else "[")
         for same in self.open.values() if at >= 0 else ():
             while same and same[-1] >= at:
                 self.word = max(self.word, same.pop())
-        if at < 0 or at + 1 == len(self.texts):  # an entry is only ever emptied by what follows it
+        if at < 0 or at + 1 == len(self.texts):  # nothing inside: only later marks empty an entry
             self._add(bracket)
         else:
             self.texts[at] = ""
             self.spans[at] = (len(self.texts), factor)
 
     def _opening(self, kind: str) -> int:
-        """The nearest open bracket of this kind; -1 where there is none."""
+        """Return the nearest open bracket of this kind; -1 if there is none."""
         return self.open[kind][-1] if self.open[kind] else -1
 
 
 def _within(factor: float, most: float, end: int, own: float) -> tuple[int, float, float]:
-    """Up to `end`: w ↦ ±most of factor·w, after ±10 of own·w, is again ±another of another factor times w."""
+    """Return the factor and bound inside a span that ends at `end`.
+
+    Clamping own·w to ±10, multiplying by `factor` and clamping to ±`most` equals one factor and one bound.
+    """
     product = max(-OVERFLOWING, min(OVERFLOWING, factor * own))
     return end, product, min(most, abs(factor) * STRONGEST)

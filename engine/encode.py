@@ -1,4 +1,4 @@
-"""Pictures as bytes: PNG with its recipe, JPEG frames and thumbnails. Deterministic; knows no engine, no threads."""
+"""Images as bytes: PNG with its recipe, JPEG previews and thumbnails. Deterministic."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from engine.job import ALL_ALONG, MAX_ESTIMATE_BYTES, SAMPLER_TITLES, Branch, Forward, Recipe, of_image, stream
 
-THUMBNAIL = 128  # a rung's longest side
+THUMBNAIL = 128  # pixels of a keyframe's longest side
 
 
 def png(picture: Image.Image, text: str) -> bytes:
-    """A PNG with `text` under `parameters`, where A1111 and every gallery that reads it look."""
+    """Return a PNG with `text` under the key `parameters`, as A1111 and gallery software expect."""
     chunks = PngInfo()
     chunks.add_text("parameters", text)
     return _saved(picture, format="PNG", pnginfo=chunks, compress_level=6)
@@ -26,16 +26,16 @@ def jpeg(picture: Image.Image) -> bytes:
 
 
 def thumbnail(picture: Image.Image) -> bytes:
-    """At most `THUMBNAIL` pixels a side, as JPEG: a ladder has dozens, and WebP takes six times as long."""
+    """Return a JPEG of at most `THUMBNAIL` pixels a side: a ladder has dozens, and WebP takes six times as long."""
     small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return _saved(small, format="JPEG", quality=85, subsampling=0)
 
 
 def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upscaler: str = "") -> str:
-    """The recipe of one image as A1111 writes it. With that seed diffusers draws the same picture.
+    """Return the recipe of one image in A1111's format. With that seed diffusers draws the same picture.
 
-    `Size` is what diffusers would be asked for; what enlarged it since stands in A1111's fields for that.
+    `Size` is the size for diffusers; upscaling since then is in A1111's own fields for it.
     """
     recipe = of_image(recipe, image)
     loras = (f"<lora:{each.name}:{each.weight:g}>" for each in recipe.loras)
@@ -68,7 +68,7 @@ def parameters(recipe: Recipe, image: int, revision: str, factor: int = 1, upsca
 
 
 def _begun(recipe: Recipe) -> dict[str, str]:
-    """What it began with and where it ended; A1111's fields where it has them. Pictures are named by their SHA-256."""
+    """Return how it started and ended, in A1111's fields if it has them. Images are named by their SHA-256."""
     fields: dict[str, str] = {}
     if isinstance(recipe.start, Forward):
         fields["Denoising strength"] = f"{recipe.start.strength:g}"
@@ -83,19 +83,19 @@ def _begun(recipe: Recipe) -> dict[str, str]:
 
 
 def latent_bytes(latents: torch.Tensor | None) -> bytes | None:
-    """Float32, C-order."""
+    """Return the latents as float32, C-order."""
     return None if latents is None else latents.to("cpu", torch.float32).contiguous().numpy().tobytes()
 
 
 def half_bytes(latents: torch.Tensor) -> bytes | None:
-    """Float16, C-order; None where they are more than a rung may carry."""
+    """Return the latents as float16, C-order; None if they are larger than a keyframe may carry."""
     if 2 * latents.numel() > MAX_ESTIMATE_BYTES:
         return None
     return latents.to("cpu", torch.float16).contiguous().numpy().tobytes()
 
 
 def _words(text: str) -> str:
-    """Readers split at this mark, wherever it stands."""
+    """Break this marker inside the text: readers split at it anywhere."""
     return re.sub(r"(negative prompt):", r"\1 :", text, flags=re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""What a step of the engine brings: values that its owner reads. Knows tensors and jobs' ids."""
+"""The events of an engine step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.trajectory import LatentRung
 
 @dataclass(frozen=True)
 class Stepped:
-    """Image `image` has done `k` of `of` steps. `x0` is there where the job is watched."""
+    """Image `image` has done `k` of `of` steps. `x0` is set if the job is watched."""
 
     job: str
     image: int
@@ -23,7 +23,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Developed:
-    """The image's latents are finished; what remains is to decode them."""
+    """The image's latents are finished and need to be decoded."""
 
     job: str
     image: int
@@ -33,7 +33,7 @@ class Developed:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job is out of the engine, with all of its images."""
+    """The job failed and left the engine with all of its images."""
 
     job: str
     reason: str
@@ -45,7 +45,7 @@ Event = Stepped | Developed | Failed
 
 @dataclass(frozen=True)
 class Ran:
-    """The batch of a step: forwards of `rows` rows each. `waited`: for the device, so that all of it is done."""
+    """The batch of a step: `forwards` forwards of `rows` rows each. `waited`: the device has finished them."""
 
     model: str
     dtype: Dtype
@@ -57,5 +57,5 @@ class Ran:
 
     @property
     def alike(self) -> tuple[object, ...]:
-        """Equal for batches whose forwards take equally long."""
+        """A key that is equal for batches whose forwards take equally long."""
         return self.model, self.dtype, self.rows, self.shape, self.loras

@@ -1,7 +1,4 @@
-"""The last of a picture: decoded so that a tile's edges fit, and laid over what was not painted.
-
-Knows latents and pixels; knows nothing of models, jobs or threads.
-"""
+"""Postprocessing: decodes tiles without a seam, and composites masked edits over the init image."""
 
 from __future__ import annotations
 
@@ -12,13 +9,15 @@ from PIL import Image, ImageFilter, ImageOps
 
 from engine.beginning import HALF, Beginning
 
-AROUND = 4  # latents of the opposite edge that a tile is decoded with
+AROUND = 4  # latents of the opposite edge around a tile
 FEATHER = 1 / 256  # of the shorter side: four pixels of 1024, as A1111's mask blur
 
 
 def developed(make: Callable[[torch.Tensor], Image.Image], latents: torch.Tensor, tile: bool) -> Image.Image:
-    """What `make` makes of latents `[channels, height, width]`. A tile is made with its own opposite edges around it,
-    and cut out."""
+    """Return `make(latents)` for latents `[channels, height, width]`.
+
+    A tile is decoded with its own opposite edges around it, which are then cut off.
+    """
     if not tile:
         return make(latents)
     height, width = latents.shape[-2:]
@@ -29,7 +28,7 @@ def developed(make: Callable[[torch.Tensor], Image.Image], latents: torch.Tensor
 
 
 def laid_over(picture: Image.Image, beginning: Beginning | None) -> Image.Image:
-    """What is painted comes from `picture`, all else from what it began with, pixel for pixel, with a soft edge."""
+    """Composite `picture` inside the mask over the init image outside it, pixel for pixel, with a soft edge."""
     if beginning is None or beginning.picture is None or beginning.painted is None:
         return picture
     under = ImageOps.fit(beginning.picture, picture.size, Image.Resampling.LANCZOS)

@@ -1,8 +1,8 @@
 """The wire contract: every value that crosses a process boundary.
 
-Knows how a value looks and how large it may be; knows nothing of NATS, torch, SQL or Discord. Everything here is
-frozen, tagged (`type`), versioned (`v`), strict (unknown fields are refused), and every string, list and number is
-bounded: what comes from another process is untrusted until it has passed `decode`.
+It defines how a value looks and how large it may be, and imports neither NATS, torch, SQL nor Discord. Every value is
+frozen, tagged (`type`), versioned (`v`) and strict: unknown fields are refused. Every string, list and number is
+bounded: bytes from another process are untrusted until `decode` has accepted them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-# The versions that brought the picture check, the super-resolver, other models, pictures to begin with, and
-# estimates in every rung.
+# The versions that introduced the picture check, the super-resolver, other models, init images, and x0 estimates in
+# every keyframe.
 CHECKING, RESOLVING, MODELS, STARTS, ESTIMATES = 2, 3, 4, 5, 6
 VERSION = ESTIMATES
 MAX_STEPS = 1000
@@ -23,16 +23,16 @@ MAX_COUNT = 4
 MAX_CONCEPTS = 8
 MAX_FRAME_BYTES = 256 * 1024
 MAX_RUNGS = 48
-MAX_ESTIMATE_BYTES = 128 * 1024  # of a rung: 4 × 128 × 128 half floats, SDXL's at 1024 × 1024
-MAX_THUMBNAIL_BYTES = 64 * 1024  # of a rung that is decoded on request
+MAX_ESTIMATE_BYTES = 128 * 1024  # a keyframe: 4 × 128 × 128 half floats, SDXL's at 1024 × 1024
+MAX_THUMBNAIL_BYTES = 64 * 1024  # a keyframe that is decoded on request
 MAX_LORAS = 4
 MAX_SOURCES = 5
-MAX_FRAMES = 16  # of a walk, which is as many jobs as it takes
-MAX_ROWS = 1024  # of a worker at once: four times the most that calibration tries
-MAX_CANDIDATES = 64  # texts that a picture is held against in one request
-MAX_DRAWS = 16  # noisings of it that each of them is tried with there
+MAX_FRAMES = 16  # an interpolation, over as many jobs as it needs
+MAX_ROWS = 1024  # a worker at once: four times the most that calibration tries
+MAX_CANDIDATES = 64  # texts that one request scores against an image
+MAX_DRAWS = 16  # noisings of the image that each text is tried with
 
-# \Z, not $: that would let a trailing newline through, into a subject or a file name.
+# \Z, not $, which would allow a trailing newline in a subject or a file name.
 Id = Annotated[str, Meta(pattern=r"^[0-9A-HJKMNP-TV-Z]{26}\Z")]  # a ULID (github.com/ulid/spec)
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # safe as a file name; `subjects.token`
@@ -41,7 +41,7 @@ Sentence = Annotated[str, Meta(max_length=500)]
 Index = Annotated[int, Meta(ge=0, lt=MAX_COUNT)]
 Step = Annotated[int, Meta(ge=0, le=MAX_STEPS)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
-# A lower bound refuses NaN, an upper one infinity: so every float here has both.
+# A lower bound refuses NaN, an upper bound infinity: so every float here has both.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Milliseconds = Annotated[float, Meta(ge=0, le=1e9)]
 Moment = Annotated[float, Meta(ge=0, le=1e12)]  # seconds since 1970
@@ -62,11 +62,11 @@ Sampler = Literal[
     "ddpm", "ddim", "euler", "euler_karras", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "lcm",
     "heun", "unipc", "kdpm2", "dpmpp_3m", "native",
 ]  # fmt: skip
-FIRST_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")  # what workers before version 4 have
-# More than one linear evaluation a step, or the model's own scheduler as it comes: the whole picture goes through the
-# unmodified pipeline. It shares forwards, and cannot go on elsewhere midway.
+FIRST_SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim", "euler", "dpmpp_2m")  # all that workers before version 4 have
+# These take more than one linear evaluation a step, or use the model's own scheduler. The image runs through the
+# unmodified pipeline; it shares forwards but cannot move to another worker midway.
 WHOLE_SAMPLERS: tuple[Sampler, ...] = ("heun", "unipc", "kdpm2", "dpmpp_3m", "native")
-# As AUTOMATIC1111's web UI writes them, where it has them: pictures carry their recipe in its form.
+# As AUTOMATIC1111's web UI writes them, where it has them: pictures carry their recipe in that format.
 SAMPLER_TITLES: Mapping[Sampler, str] = MappingProxyType(
     {
         "ddpm": "DDPM",
@@ -85,32 +85,33 @@ SAMPLER_TITLES: Mapping[Sampler, str] = MappingProxyType(
         "native": "the model's own scheduler",
     }
 )
-ALL_ALONG = (0.0, 1.0)  # an interval: guidance holds at every step
-Guides = Literal["rows", "network"]  # guidance by a row without the words, or as a number that the network takes
+ALL_ALONG = (0.0, 1.0)  # interval in which guidance holds at every step
+Guides = Literal["rows", "network"]  # guidance by an extra unconditional row, or as an input of the network
 Blame = Literal["member", "model", "worker", "us"]
-Method = Literal["gan", "lanczos"]  # how a picture is enlarged: by the super-resolver, or without new detail
-Verdict = Literal["unchecked", "passed", "flagged"]  # of a picture check; unchecked also where the check failed
+Method = Literal["gan", "lanczos"]  # upscaling by the super-resolver, or without new detail
+Verdict = Literal["unchecked", "passed", "flagged"]  # of the picture check; also unchecked where the check failed
 
 
 class _Value(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """A reader takes every version up to its own: a field that came later has a default, and raised `VERSION`.
+    """A versioned value. A reader accepts every version up to its own: a later field has a default and raised
+    `VERSION`.
 
-    `v` is the version in which the kind last changed, not the writer's: so a reader of an older version still takes
-    what it can understand. Only `Presence` says `VERSION` always: it tells the bot what its worker can read.
+    `v` is the version in which this kind last changed, not the writer's. So an older reader still accepts what it
+    understands. Only `Presence` always carries `VERSION`: it tells the bot what its worker can read.
     """
 
     v: Version = 1
 
 
 class Concept(Struct, frozen=True, forbid_unknown_fields=True):
-    """One weighted part of a prompt; a negative weight steers away (Liu et al. 2022, composable diffusion)."""
+    """One weighted part of a prompt. A negative weight steers away (Liu et al. 2022, composable diffusion)."""
 
     text: Text
     weight: Annotated[float, Meta(ge=-10, le=10)] = 1.0
 
 
 class Ancestor(Struct, frozen=True, forbid_unknown_fields=True):
-    """A noise stream that a variation started from; `strength` is how far the next generation moved away from it."""
+    """A noise stream that a variation started from; `strength` is how far the next generation moves away from it."""
 
     seed: Seed
     index: Index
@@ -118,9 +119,9 @@ class Ancestor(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Lora(Struct, frozen=True, forbid_unknown_fields=True):
-    """A small addition to a model's weights (Hu et al. 2021), by its name on the workers, and how strongly.
+    """A low-rank addition to a model's weights (Hu et al. 2021): its name on the workers and its strength.
 
-    `revision` changes with its weights; empty: whichever the worker has.
+    `revision` changes with its weights. Empty: the one that the worker has.
     """
 
     name: Name
@@ -129,18 +130,18 @@ class Lora(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Source(Struct, frozen=True, forbid_unknown_fields=True):
-    """A picture to begin with, by its SHA-256 in the blob bucket, and how much it weighs beside others."""
+    """An init image: its SHA-256 in the blob bucket, and its weight among several."""
 
     sha256: Sha256
     weight: Annotated[float, Meta(gt=0, le=100)] = 1.0
 
 
 class Forward(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Begin with pictures, part of the way into noise: x = alpha·z + sigma·noise (Ho et al. 2020, equation 4).
+    """Start from init images, noised part of the way: x = alpha·z + sigma·noise (Ho et al. 2020, equation 4).
 
-    z is the autoencoder's mean of a picture; of several, their spherical interpolation by weight. `strength` is the
-    fraction of the steps that are left to run, as in diffusers' image-to-image pipelines: 1 keeps nothing. `mask`: a
-    grey PNG of any size; what is white is drawn anew, what is black stays, after every step (Lugmayr et al. 2022).
+    z is the autoencoder's mean of the image; for several images, their spherical interpolation by weight. `strength` is
+    the fraction of the steps still to run, as in diffusers' image-to-image pipelines: 1 keeps nothing. `mask` is a grey
+    PNG of any size: white is painted anew, black is restored after every step (Lugmayr et al. 2022).
     """
 
     pictures: Annotated[tuple[Source, ...], Meta(min_length=1, max_length=MAX_SOURCES)]
@@ -149,10 +150,10 @@ class Forward(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Go on from a rung of another image's ladder, which keeps its latents (`Ladder`, by its SHA-256).
+    """Continue from a keyframe of another image, whose latents are in a `Ladder` (named by its SHA-256).
 
-    `step` counts the recipe's steps; `rung` the ladder's, where these are another number (`onto`). The noise of the
-    steps to come is the recipe's own. `fresh`: the noise within the latents is drawn anew as well, x = alpha·x0 +
+    `step` counts the recipe's steps. `rung` counts the ladder's steps where their number differs (`onto`). The noise of
+    the following steps is the recipe's own. `fresh` also draws the noise within the latents anew, x = alpha·x0 +
     sigma·noise, since many samplers draw none in their steps.
     """
 
@@ -163,15 +164,15 @@ class Branch(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
     @property
     def left(self) -> int:
-        """The step at which it leaves the picture that it branches from, counted there."""
+        """The keyframe's step, counted in the steps of the image that the branch leaves."""
         return self.step if self.rung is None else self.rung
 
 
 class Walk(Struct, frozen=True, forbid_unknown_fields=True):
-    """The images are stations of a way: image `i` is station `first + i` of `of`, evenly spaced (`of_image`).
+    """Interpolation: image `i` is frame `first + i` of `of` evenly spaced frames (`of_image`).
 
-    `to`: the way goes through what the text encoder makes of words, from the recipe's to these. `noises`: it goes from
-    seed to seed, on an arc from each to the next; without them all stations share the recipe's noise.
+    With `to`, the frames go from the recipe's prompt to this one, between their embeddings. With `noises`, they go from
+    seed to seed, along an arc between neighbours. Without `noises`, all frames share the recipe's noise.
     """
 
     to: Text | None
@@ -181,18 +182,26 @@ class Walk(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything that decides pixels, and nothing else. One that uses nothing new is readable to workers of version 1.
+    """Everything that decides pixels, and nothing else. A recipe without newer features is readable to version 1.
 
-    What warm-up measured (`dtype`, default `steps`) is frozen here when the recipe is made: load never changes pixels.
-    Image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would, but for a walk
-    (`stream`). `lineage` lists the noise streams of a variation's ancestors, oldest first: every draw (initial and per
-    step) is the spherical interpolation along that chain, ending in the recipe's own stream. `bucket` pins the batch
-    shape (`exact` mode). Guidance holds from `guidance_start` to `guidance_stop`, as fractions of the steps; outside,
-    the words speak alone, which takes fewer rows (Kynkäänniemi et al. 2024; the fractions are those of diffusers'
-    guiders). `guides` is the model's. `start`: what it begins with in place of noise. `until`: the fraction of the
-    steps after which it ends, with the estimate of that moment. `tile`: its edges fit each other. `mixed`: the concepts
-    are one text, as a weighted mean of their embeddings, in place of a composition of predictions; all weigh more than
-    0. `chaos`: how far apart the images' guidance lies, `walk`: from what to what they lead (`of_image`).
+    What calibration measured (`dtype`, default `steps`) is frozen here when the recipe is made, so load never changes
+    pixels.
+
+    - `seed`: image `i` draws its noise from `torch.Generator().manual_seed(seed + i)`, as a diffusers user would; an
+      interpolation differs (`stream`).
+    - `lineage`: the noise streams of a variation's ancestors, oldest first. Every draw (initial and per step) is the
+      spherical interpolation along that chain, which ends in the recipe's own stream.
+    - `bucket`: pins the batch shape (`exact` mode).
+    - `guidance_start`, `guidance_stop`: guidance holds between them, as fractions of the steps. Outside, the prompt
+      alone is predicted, which takes fewer rows (Kynkäänniemi et al. 2024; fractions as in diffusers' guiders).
+    - `guides`: how the model takes guidance.
+    - `start`: what replaces the initial noise.
+    - `until`: the fraction of the steps after which it stops and returns the x0 of that step.
+    - `tile`: opposite edges match.
+    - `mixed`: the concepts become one text, the weighted mean of their embeddings, in place of a composition of
+      predictions; all weights are above 0.
+    - `chaos`: how far apart the images' guidance scales lie (`of_image`).
+    - `walk`: the interpolation that the images belong to (`of_image`).
     """
 
     concepts: Annotated[tuple[Concept, ...], Meta(min_length=1, max_length=MAX_CONCEPTS)]
@@ -234,7 +243,7 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def first(self) -> int:
-        """The step that it begins with."""
+        """The first step that runs."""
         if isinstance(self.start, Branch):
             return self.start.step
         if isinstance(self.start, Forward):
@@ -243,12 +252,12 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def last(self) -> int:
-        """The step that it ends before: `steps`, unless it is stopped."""
+        """The step before which it ends: `steps`, unless `until` stops it earlier."""
         return max(1, round(self.steps * self.until))
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The blobs that it needs, by their SHA-256."""
+        """The SHA-256 of each blob that the recipe needs."""
         if isinstance(self.start, Branch):
             return (self.start.ladder,)
         if isinstance(self.start, Forward):
@@ -257,10 +266,10 @@ class Recipe(_Value, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Enlarge(_Value, frozen=True, kw_only=True):
-    """Enlarge one finished picture, named by its SHA-256 in the blob bucket.
+    """Upscale one finished picture, named by its SHA-256 in the blob bucket.
 
-    A worker without a super-resolver takes Lanczos where "gan" is asked for; its `Picture` says what it was. One of
-    version 2 cannot read "gan": see `readable`.
+    A worker without a super-resolver uses Lanczos where "gan" is requested; its `Picture` says which method it used. A
+    worker of version 2 cannot read "gan": see `readable`.
     """
 
     source: Sha256
@@ -276,12 +285,12 @@ Task = Recipe | Enlarge
 
 
 def sources(task: Task) -> tuple[str, ...]:
-    """The blobs that a worker needs for it, by their SHA-256."""
+    """Return the SHA-256 of each blob that a worker needs for the task."""
     return (task.source,) if isinstance(task, Enlarge) else task.sources
 
 
 class Share(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who a job's cost is charged to; the same four fields decide the fair order in the queue and in the batch."""
+    """Who a job's cost is charged to. The same four fields decide the fair order in the queue and in the batch."""
 
     tier: Account
     guild: Account
@@ -290,9 +299,9 @@ class Share(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Job(_Value, frozen=True, kw_only=True):
-    """A task with an id and an owner. `cost` is in calibrated device-seconds; `deadline` in seconds since 1970.
+    """A task with an id and an owner. `cost` is in calibrated device-seconds, `deadline` in seconds since 1970.
 
-    `check`: a worker with a picture check shall look at what comes out, and at the previews once it can tell.
+    `check`: a worker with a picture check classifies the finished pictures, and previews once they show enough.
     """
 
     v: Version = CHECKING
@@ -308,7 +317,7 @@ class Job(_Value, frozen=True, kw_only=True):
 
 
 class Frame(_Value, frozen=True, kw_only=True):
-    """A live preview of one image: the model's estimate of the finished picture (x0) at step `step` of `of`."""
+    """A live preview of one image: the model's x0 at step `step` of `of`."""
 
     v: Version = CHECKING
     job: Id
@@ -318,15 +327,15 @@ class Frame(_Value, frozen=True, kw_only=True):
     of: Step
     picture: Annotated[bytes, Meta(max_length=MAX_FRAME_BYTES)]  # JPEG
     seconds_left: Seconds
-    verdict: Verdict = "unchecked"  # of the image's one early look, not of this frame alone
+    verdict: Verdict = "unchecked"  # of the image's single early check, not of this frame
 
 
 class Picture(_Value, frozen=True, kw_only=True):
-    """One finished output, one message each; its bytes lie in the blob bucket under `sha256`.
+    """One finished output, one message each. Its bytes lie in the blob bucket under `sha256`.
 
-    `width` and `height` are the picture's own, `Warm.enlargement` times its recipe's; of a ladder, the recipe's.
-    `verdict` is of the finished picture itself; a ladder has none of its own. `method` is how an `Enlarge` job was
-    really done.
+    `width` and `height` are the picture's own: `Warm.enlargement` times its recipe's. For a ladder they are the
+    recipe's. `verdict` is about the finished picture; a ladder has none. `method` is the method that an `Enlarge` job
+    really used.
     """
 
     v: Version = RESOLVING
@@ -343,7 +352,7 @@ class Picture(_Value, frozen=True, kw_only=True):
 
 
 class Started(_Value, frozen=True, kw_only=True):
-    """A worker claimed the job and begins (or goes on) at `step`. The epoch is the claim's revision."""
+    """A worker claimed the job and begins, or continues, at `step`. The epoch is the claim's revision."""
 
     job: Id
     epoch: Epoch
@@ -352,7 +361,7 @@ class Started(_Value, frozen=True, kw_only=True):
 
 
 class Loading(_Value, frozen=True, kw_only=True):
-    """A worker fetches the job's model into memory, and how far it is; said now and then, and only while it lasts."""
+    """A worker loads the job's model into memory: how far it is. Published now and then while loading lasts."""
 
     v: Version = MODELS
     job: Id
@@ -362,9 +371,9 @@ class Loading(_Value, frozen=True, kw_only=True):
 
 
 class ModelProgress(_Value, frozen=True, kw_only=True):
-    """What a worker does before it can draw with a model. Its subject names worker and pool.
+    """What a worker does before it can use a model. The message's subject names worker and pool.
 
-    `model` is None while it looks for its files. `size`: bytes that the model takes; 0: unknown.
+    `model` is None while the worker looks for the model's files. `size` is the model's size in bytes; 0: unknown.
     """
 
     v: Version = STARTS
@@ -375,10 +384,10 @@ class ModelProgress(_Value, frozen=True, kw_only=True):
 
 
 class Steer(_Value, frozen=True, kw_only=True):
-    """What the worker that runs a job shall do with it, if it hears of it: nothing is kept, and a lost one is no harm.
+    """A control message to the worker that runs a job. It is not stored, and losing one does no harm.
 
-    A job that is paused ends its pause by itself, and one that goes on elsewhere is neither paused nor weighed there.
-    `weight`: of its user's rows it gets so many times those of a job of weight 1.
+    A paused job resumes by itself after a while. A job that moves to another worker is neither paused nor weighted
+    there. `weight`: the job gets so many times the rows of its user's other jobs of weight 1.
     """
 
     v: Version = MODELS
@@ -388,7 +397,7 @@ class Steer(_Value, frozen=True, kw_only=True):
 
 
 class Finished(_Value, frozen=True, kw_only=True):
-    """Every picture of the job was published before this. `cost` is the price it was accepted at, in device-seconds."""
+    """The job is done; all of its pictures were published before. `cost` is its admission cost in device-seconds."""
 
     job: Id
     epoch: Epoch
@@ -398,17 +407,17 @@ class Finished(_Value, frozen=True, kw_only=True):
 
 
 class Failed(_Value, frozen=True, kw_only=True):
-    """`blame` decides the refund and the sentence: only a member's fault is charged."""
+    """The job failed. `blame` decides the refund and the sentence: only a member's fault is charged."""
 
     job: Id
     epoch: Epoch
     reason: Sentence
     blame: Blame
-    retry: bool = False  # True: the worker could not, another may
+    retry: bool = False  # True: this worker could not, another may
 
 
 class Cancelled(_Value, frozen=True, kw_only=True):
-    """The rows are free; `steps` were run and are charged."""
+    """The job was cancelled and its rows are free. `steps` ran and are charged."""
 
     job: Id
     epoch: Epoch
@@ -417,7 +426,7 @@ class Cancelled(_Value, frozen=True, kw_only=True):
 
 
 class Returned(_Value, frozen=True, kw_only=True):
-    """Its worker ends in order and lets the job go, for another to go on with: no attempt that failed."""
+    """The worker shuts down in order and hands the job back, for another to continue. No attempt is counted."""
 
     v: Version = MODELS
     job: Id
@@ -428,11 +437,11 @@ Result = Started | Picture | Finished | Failed | Cancelled | Returned
 
 
 class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One x0 thumbnail of the ladder (JPEG, WebP) and, at every fourth rung, the latent to go on from (fp32, C-order).
+    """One keyframe: an x0 thumbnail (JPEG, WebP); at every fourth also the latents to continue from (fp32, C-order).
 
-    A picture that was stopped keeps them at its last rung, too. `history` is the estimate x0 as latents; workers before
-    version 5 kept it only where the sampler looks back. `drawn`: how many draws of noise came before, since version 5.
-    `estimate`: x0 in float16, since version 6, where the thumbnail is a linear map's: to decode it on request.
+    A stopped picture also keeps latents at its last keyframe. `history` is x0 as latents; before version 5 workers kept
+    it only for multistep samplers. `drawn`, since version 5: how many noise draws came before. `estimate`, since
+    version 6: x0 in float16 where a linear map made the thumbnail, to decode it on request.
     """
 
     step: Step
@@ -444,9 +453,9 @@ class Rung(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Ladder(_Value, frozen=True, kw_only=True):
-    """How one image came to be: at most 48 rungs, evenly spaced in log-SNR; deterministic, part of the result.
+    """All keyframes of one image: at most 48, evenly spaced in log-SNR; deterministic, part of the result.
 
-    One whose rungs have no estimate is readable to bots of version 5.
+    A ladder whose keyframes have no `estimate` is readable to bots of version 5.
     """
 
     v: Version = STARTS
@@ -462,10 +471,10 @@ class Ladder(_Value, frozen=True, kw_only=True):
 
 
 class Snapshot(_Value, frozen=True, kw_only=True):
-    """One image midway, enough to go on elsewhere: the next step `k`, latents `x`, history `h` (fp32, C-order).
+    """An unfinished image, enough to continue elsewhere: next step `k`, latents `x`, history `h` (fp32, C-order).
 
-    Noise needs no state here: it is a function of the recipe and the step. `rungs` holds the x0 latents (fp32) that the
-    ladder has gathered so far, each with its step.
+    It holds no noise: that is a function of the recipe and the step. `rungs` holds the x0 latents (fp32) of the
+    keyframes so far, each with its step.
     """
 
     job: Id
@@ -479,7 +488,7 @@ class Snapshot(_Value, frozen=True, kw_only=True):
 
 
 class Warm(Struct, frozen=True, forbid_unknown_fields=True):
-    """One model a worker has ready, with what calibration measured of it on that device."""
+    """One model that a worker offers, with its calibration on that device."""
 
     name: Name
     revision: Annotated[str, Meta(max_length=64)]
@@ -487,35 +496,35 @@ class Warm(Struct, frozen=True, forbid_unknown_fields=True):
     size: Side  # native width and height in pixels
     multiple: Annotated[int, Meta(ge=1, le=256)]  # sides must be multiples of this
     max_pixels: Annotated[int, Meta(ge=256, le=4096 * 4096)]
-    tokens: Annotated[int, Meta(ge=1, le=4096)]  # the text encoder reads this many
+    tokens: Annotated[int, Meta(ge=1, le=4096)]  # how many the text encoder reads
     steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)]  # default, by calibration
     sampler: Sampler  # default
     guidance: Annotated[float, Meta(ge=1, le=30)]  # default
-    row_ms: Milliseconds  # milliseconds a row-step at native size, at the calibrated row cap
+    row_ms: Milliseconds  # milliseconds a row-step at native size, at the calibrated batch limit
     encode_ms: Milliseconds
-    decode_ms: Milliseconds  # of a finished picture, its enlargement included
-    enlargement: Annotated[int, Meta(ge=1, le=8)] = 1  # finals are so many times as wide and high as their recipe
+    decode_ms: Milliseconds  # a finished picture, upscaling included
+    enlargement: Annotated[int, Meta(ge=1, le=8)] = 1  # upscaling factor of finished pictures
     samplers: Annotated[tuple[Sampler, ...], Meta(max_length=32)] = FIRST_SAMPLERS
     guides: Guides = "rows"
     guidance_start: Fraction = 0.0  # defaults
     guidance_stop: Fraction = 1.0
-    loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # what may be added to it, each at its usual weight
-    loaded: bool = True  # False: the worker fetches it into memory when a job asks for it
+    loras: Annotated[tuple[Lora, ...], Meta(max_length=256)] = ()  # LoRAs that fit it, each with its usual weight
+    loaded: bool = True  # False: the worker loads it when a job needs it
 
 
 class Presence(_Value, frozen=True, kw_only=True):
-    """What a live worker says of itself every few seconds."""
+    """What a live worker announces every few seconds."""
 
     v: Version = VERSION
     worker: Name
     pools: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]
     models: Annotated[tuple[Warm, ...], Meta(max_length=64)]
     device: Annotated[str, Meta(max_length=128)]
-    rows: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # rows it takes at once
+    rows: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # rows it runs at once
     free: Annotated[int, Meta(ge=0, le=MAX_ROWS)]  # of these, still free
     build: Annotated[str, Meta(max_length=128)]
-    checks: bool = False  # it has a picture check
-    enlarge_ms: Milliseconds = 0.0  # a megapixel of a picture that its super-resolver enlarges; 0: it has none
+    checks: bool = False  # whether it has a picture check
+    enlarge_ms: Milliseconds = 0.0  # per megapixel of a picture for its super-resolver; 0: it has none
 
 
 class EmbedRequest(_Value, frozen=True, kw_only=True):
@@ -523,18 +532,18 @@ class EmbedRequest(_Value, frozen=True, kw_only=True):
 
 
 class EmbedReply(_Value, frozen=True, kw_only=True):
-    """Unit vectors, one a text (mean-pooled, L2-normalised), or the reason why there are none."""
+    """Unit vectors, one per text (mean-pooled, L2-normalised), or the reason why there are none."""
 
     vectors: Annotated[tuple[Annotated[tuple[Coordinate, ...], Meta(max_length=4096)], ...], Meta(max_length=64)] = ()
     error: Sentence = ""
 
 
 class DescribeRequest(_Value, frozen=True, kw_only=True):
-    """Under which of these texts does a model best predict the noise in a picture? (Li et al. 2023, arXiv 2303.16203)
+    """Ask how well a model predicts an image's noise under each text (Li et al. 2023, arXiv 2303.16203).
 
-    `revision`: of the model; empty: whichever the worker has, as in a recipe.
-    `picture`: a PNG; its middle square is looked at, at the model's native size. Each text is tried with the same
-    `draws` noisings of it, of one fixed sequence those from `first` on.
+    `revision`: the model's; empty: the one that the worker has, as in a recipe. `picture`: a PNG; the model sees its
+    middle square at the native size. Each text is tried with the same `draws` noisings, from number `first` on of one
+    fixed sequence.
     """
 
     v: Version = STARTS
@@ -549,7 +558,7 @@ class DescribeRequest(_Value, frozen=True, kw_only=True):
 class DescribeReply(_Value, frozen=True, kw_only=True):
     """For each text the mean squared error of the noise at each draw, or the reason why there is none.
 
-    `elsewhere`: this worker cannot say just now, another may.
+    `elsewhere`: this worker cannot answer now, another may.
     """
 
     v: Version = STARTS
@@ -561,9 +570,10 @@ class DescribeReply(_Value, frozen=True, kw_only=True):
 
 
 class DecodeRequest(_Value, frozen=True, kw_only=True):
-    """Decode the estimates of a ladder's rungs into thumbnails, with the model at the revision that drew them.
+    """Decode the x0 of a ladder's keyframes into thumbnails, with the model revision that made them.
 
-    `width`, `height`, `tile`: of their recipe. Each of `latents` is float16, C-order, of the shape that follows.
+    `width`, `height` and `tile` are the recipe's. Each of `latents` is float16, C-order, in the shape that follows from
+    them.
     """
 
     v: Version = ESTIMATES
@@ -579,7 +589,7 @@ class DecodeRequest(_Value, frozen=True, kw_only=True):
 
 
 class DecodeReply(_Value, frozen=True, kw_only=True):
-    """A JPEG for each of the latents, or the reason why there are none."""
+    """One JPEG for each of the latents, or the reason why there are none."""
 
     v: Version = ESTIMATES
     thumbnails: Annotated[
@@ -589,15 +599,15 @@ class DecodeReply(_Value, frozen=True, kw_only=True):
 
 
 class Malformed(ValueError):
-    """Bytes from outside that are not what the contract says; the text names the first thing that is wrong."""
+    """Bytes from outside break the contract; the text names the first violation."""
 
 
 class Newer(Malformed):
-    """They are of a later version of the contract: whoever has been updated can read them."""
+    """The bytes are of a later contract version: this process needs an update to read them."""
 
 
 class _Said(Struct):
-    """What is looked at of bytes that nobody here can read."""
+    """The fields that are read from bytes that this process cannot decode."""
 
     v: int = 0
     worker: str = ""
@@ -608,12 +618,12 @@ T = TypeVar("T")
 
 
 def encode(value: object) -> bytes:
-    """A contract value as MessagePack."""
+    """Return a contract value as MessagePack."""
     return msgspec.msgpack.encode(value)
 
 
 def decode(payload: bytes, kind: type[T]) -> T:
-    """Bytes as a value of `kind` (a struct or a union of them). Raises `Malformed` or `Newer`, never anything else."""
+    """Return bytes as a value of `kind` (a struct or a union of structs). Raises only `Malformed` or `Newer`."""
     try:
         return msgspec.msgpack.decode(payload, type=kind, strict=True)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -633,18 +643,19 @@ def _unread(payload: bytes, why: str) -> Malformed:
 
 
 def readable(job: Job, version: int) -> Job:
-    """The job as a worker of this version can read it: before the super-resolver, every enlargement was by Lanczos."""
+    """Return the job as a worker of this version can read it: before the super-resolver, all upscaling was Lanczos."""
     if version < RESOLVING and isinstance(job.task, Enlarge) and job.task.method == "gan":
         return msgspec.structs.replace(job, task=Enlarge(source=job.task.source, factor=job.task.factor))
     return job
 
 
 def of_image(recipe: Recipe, image: int) -> Recipe:
-    """The recipe of one of its images.
+    """Return the recipe of one of its images.
 
-    With chaos, each has a guidance of its own, evenly spaced in octaves: at a chaos of 1 from half the recipe's (its
-    distance from 1, where guidance begins) to twice that. On a walk each has a text of its own, of both ends by its
-    share of the way, or a noise of its own; the ends, and where the noise is one of those given, have that alone.
+    With chaos, each image has its own guidance scale, evenly spaced in octaves. At a chaos of 1 they go from half the
+    recipe's (measured from 1, where guidance begins) to twice that. In an interpolation, each image has its own mix of
+    both prompts, or its own noise between two seeds. The first and last frame, and a frame that falls on a given seed,
+    have that prompt or seed alone.
     """
     if recipe.walk is not None:
         return _station(recipe, recipe.walk, image)
@@ -674,32 +685,31 @@ def _station(recipe: Recipe, walk: Walk, image: int) -> Recipe:
 
 
 def stream(recipe: Recipe, image: int) -> int:
-    """The seed that an image's noise is drawn from, by its own recipe (`of_image`)."""
+    """Return the seed of an image's noise, from its own recipe (`of_image`)."""
     return recipe.seed if recipe.walk is not None else recipe.seed + image
 
 
 def onto(rung: int, of: int, steps: int) -> int:
-    """The step of `steps` that comes where step `rung` of `of` came, or the first after it: `steps` where none does.
+    """Map keyframe step `rung` of `of` to the same share of `steps`, rounded up; `steps` where none is left.
 
-    Schedules spread their noise levels by the share of the steps; what is left of a difference, `Beginning.at` makes
-    up for.
+    Schedules spread their noise levels by the share of the steps. `Beginning.at` makes up for the remaining difference.
     """
     return -(-rung * steps // of)
 
 
 def guided(recipe: Recipe, k: int) -> bool:
-    """Whether guidance holds at step `k`."""
+    """Return whether guidance holds at step `k`."""
     return within(recipe.interval, k, recipe.steps)
 
 
 def guided_steps(recipe: Recipe) -> int:
-    """At how many of the steps that are run it holds."""
+    """Return at how many of the executed steps guidance holds."""
     first, end = _span(recipe.interval, recipe.steps)
     return max(0, min(end, recipe.last) - max(first, recipe.first))
 
 
 def within(interval: tuple[float, float], k: int, steps: int) -> bool:
-    """Whether step `k` of `steps` lies in these fractions of them, counted as diffusers' guiders do."""
+    """Return whether step `k` of `steps` lies between these fractions, counted as diffusers' guiders do."""
     first, end = _span(interval, steps)
     return first <= k < end
 
@@ -709,10 +719,11 @@ def _span(interval: tuple[float, float], steps: int) -> tuple[int, int]:
 
 
 def unconditional(recipe: Recipe, held: bool = True) -> bool:
-    """Whether the empty or negative text u needs a row: u + guidance·Σ wᵢ(cᵢ - u) lacks it where guidance·Σ wᵢ = 1.
+    """Return whether the empty or negative text u needs a row.
 
-    Where guidance is not `held`, it is 1/Σ wᵢ, so that u cancels; or 1, with u, where a concept is steered away from:
-    a sum near 0 would blow everything up.
+    The prediction u + guidance·Σ wᵢ(cᵢ - u) lacks u where guidance·Σ wᵢ = 1. Where guidance is not `held`, its scale is
+    1/Σ wᵢ, so that u cancels. If a concept has a weight of 0 or less, the scale is 1 and u stays: a sum near 0 would
+    blow everything up.
     """
     if recipe.guides == "network":
         return False
@@ -726,17 +737,17 @@ def steers_away(recipe: Recipe) -> bool:
 
 
 def rows(recipe: Recipe, held: bool = True) -> int:
-    """Network rows a step: per image one for each concept, and one for the empty or negative text unless it cancels."""
+    """Return network rows a step: per image one for each concept, plus the empty or negative text unless it cancels."""
     return recipe.count * ((1 if recipe.mixed else len(recipe.concepts)) + unconditional(recipe, held))
 
 
 def pinned(recipe: Recipe, held: bool = True) -> int | None:
-    """The pinned batch shape: where an image takes fewer rows than with guidance, so does the batch."""
+    """Return the pinned batch shape; without guidance it shrinks with the rows of an image."""
     return recipe.bucket and max(1, recipe.bucket * rows(recipe, held) // rows(recipe))
 
 
 def row_steps(recipe: Recipe) -> int:
-    """Rows of all steps that are paid for: a pinned batch shape runs as a whole, whatever fills it."""
+    """Return the rows of all steps that are paid for: a pinned batch shape is paid in full, padding included."""
     held, run = guided_steps(recipe), max(0, recipe.last - recipe.first)
     return held * _padded(recipe, True) + (run - held) * _padded(recipe, False)
 
@@ -747,9 +758,9 @@ def _padded(recipe: Recipe, held: bool) -> int:
 
 
 def cost(recipe: Recipe, warm: Warm) -> float:
-    """Calibrated device-seconds: row-steps × time a row-step at this size + encode + decode (`Recipe`, `Warm`).
+    """Return calibrated device-seconds: row-steps × time a row-step at this size + encode + decode.
 
-    To read a picture into latents takes about as long as to decode one.
+    Encoding an init image takes about as long as decoding one.
     """
     area = recipe.width * recipe.height / (warm.size * warm.size)
     steps = row_steps(recipe) * warm.row_ms * area
@@ -759,5 +770,5 @@ def cost(recipe: Recipe, warm: Warm) -> float:
 
 
 def decode_ms(warm: Warm, width: int, height: int, count: int) -> float:
-    """Calibrated milliseconds of so many decodes at this size; the calibrated one includes the enlargement."""
+    """Return calibrated milliseconds of `count` decodes at this size; the calibrated time includes upscaling."""
     return count * warm.decode_ms * width * height / (warm.size * warm.size)

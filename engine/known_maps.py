@@ -1,7 +1,6 @@
-"""The first rough map of a model, before one is fitted to it: published constants, else a fixed projection.
+"""The first, rough preview map of a model: published constants for common autoencoders, else a fixed projection.
 
-The constants are those of the autoencoders that most models share, by their configuration. They are what is seen for
-some seconds, once; then the model's own map has been fitted. Knows no model.
+It is used for the first seconds only, until the model's own map is fitted.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ Rows = tuple[tuple[float, float, float], ...]
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """What an autoencoder's configuration says of its latents."""
+    """The latents that an autoencoder's configuration describes."""
 
     channels: int
     scaling: float = 1.0
     shift: float = 0.0
-    factor: int = field(default=8, compare=False)  # pixels a latent, along a side
+    factor: int = field(default=8, compare=False)  # pixels per latent, along a side
 
 
 # Red, green and blue from -1 to 1 for one unit of each channel. From InvokeAI (Apache-2.0), rounded: in its
@@ -54,11 +53,11 @@ KNOWN: dict[LatentSpace, Rows] = {
     LatentSpace(16, 1.5305, 0.0609): _SD3,
     LatentSpace(16, 0.3611, 0.1159): _FLUX,  # Z-Image's, too
 }
-_CONTRAST = 0.25  # of full brightness, for one unit of an unknown latent
+_CONTRAST = 0.25  # share of full brightness per unit of an unknown latent
 
 
 def rough(space: LatentSpace) -> LatentMap:
-    """The published constants, or a projection that tells at least what differs from what."""
+    """Return the published constants, or a projection that at least shows where latents differ."""
     rows = KNOWN.get(space)
     if rows is None:
         return _unknown(space.channels)
@@ -66,7 +65,7 @@ def rough(space: LatentSpace) -> LatentMap:
 
 
 def _unknown(channels: int) -> LatentMap:
-    """Each channel turns brightness and hue in a direction of its own."""
+    """Return a map in which each channel shifts brightness and hue in its own direction."""
     angles = 2 * np.pi * (np.arange(channels)[:, None] / channels + np.arange(3) / 3)
     weights = _CONTRAST * (np.cos(angles) + 0.5) / np.sqrt(channels)
     return LatentMap(np.vstack([weights, np.full((1, 3), 0.5)]).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Which steps of a plan become rungs of the ladder: evenly spaced in the change they show. Pure; knows no tensors."""
+"""Chooses the steps of a plan that become keyframes, evenly spaced in visible change. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import numpy as np
 from engine.job import MAX_RUNGS
 from engine.plan import COLUMNS, Plan
 
-LATENT_EVERY = 4  # every fourth rung keeps the latents, to branch or replay from
-_SEEN = 8.0  # beyond |log-SNR| 8 nothing changes to the eye; at zero terminal SNR it would be infinite
+LATENT_EVERY = 4  # every fourth keyframe keeps its latents, to branch or replay from
+_SEEN = 8.0  # beyond |log-SNR| 8 nothing visible changes; it is infinite at zero terminal SNR
 
 
 def rungs(plan: Plan, first: int = 0, last: int | None = None) -> tuple[int, ...]:
-    """Steps done (`first` + 1…`last`) at the rungs, at most `MAX_RUNGS`, evenly in log-SNR; the last is one always."""
+    """Return the keyframes as steps done (`first` + 1…`last`): at most `MAX_RUNGS`, evenly in log-SNR, the last
+    included.
+    """
     levels = plan.table[first:last, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
     return tuple(first + step for step in _rungs(levels.tobytes()))
 
@@ -32,5 +34,5 @@ def _rungs(levels: bytes) -> tuple[int, ...]:
 
 
 def keeps_latent(rung: int) -> bool:
-    """Whether rung number `rung` (from 0) keeps latents and history besides its thumbnail."""
+    """Return whether keyframe number `rung` (from 0) stores latents and history besides its thumbnail."""
     return rung % LATENT_EVERY == LATENT_EVERY - 1

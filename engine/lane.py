@@ -1,8 +1,8 @@
-"""The decode lane: turns the engine's events into frames, pictures and ladders, in a thread of its own.
+"""The decode worker: a thread that turns the engine's events into previews, pictures and ladders.
 
-On a processor decodes and steps take turns, each with all cores (`engine.cores`); on a card they run side by side. One
-thing is decoded at a time: finished pictures first, then frames, then ladders; last, while nothing else waits, a bit of
-a map for previews. Pictures are a function of recipe and latents alone.
+On a CPU decodes and steps take turns, each with all cores (`engine.cores`); on a GPU they run side by side. It decodes
+one thing at a time: finished pictures first, then previews, then ladders. If nothing waits, it fits preview maps bit by
+bit. A picture depends on its recipe and latents alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class Lane:
-    """Every method returns at once; what it promises comes in a `concurrent.futures.Future` (`asyncio.wrap_future`)."""
+    """Every method returns at once, with a `concurrent.futures.Future` for its result (`asyncio.wrap_future`)."""
 
     def __init__(
         self, families: Mapping[str, Family], check: PictureCheck | None = None, maps: MapFiles | None = None,
@@ -52,34 +52,34 @@ class Lane:
     ) -> None:  # fmt: skip
         self._families, self._maps, self.cores = families, maps, cores or Cores()
         self.checks = check is not None
-        self._verdicts = Verdicts(check, self.cores)  # the lane's thread's
-        self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # a model may be dropped
-        self.on_picture: Callable[[Recipe, float], None] = lambda recipe, ms: None  # in the lane's thread
+        self._verdicts = Verdicts(check, self.cores)  # used only in the thread
+        self._previewers: WeakKeyDictionary[Family, Previewer] = WeakKeyDictionary()  # weak: a model may be evicted
+        self.on_picture: Callable[[Recipe, float], None] = lambda recipe, ms: None  # called in the thread
         self._queue: PriorityQueue[tuple[int, int, Callable[[], None]]] = PriorityQueue()
         self._order = itertools.count()
-        self._under: dict[str, Beginning] = {}  # of the job; the lane's thread's
-        self._prepared: WeakSet[Family] = WeakSet()  # the lane's thread's; the rest is the caller's
+        self._under: dict[str, Beginning] = {}  # by job; used only in the thread
+        self._prepared: WeakSet[Family] = WeakSet()  # used only in the thread; what follows, only by the caller
         self._frames: dict[tuple[str, int], Future[Frame]] = {}
         self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), name="lane", daemon=True)
         self._thread.start()
 
     def prepare(self, model: str) -> None:
-        """A model is in memory: its previews get a map of their own, a bit at a time, whenever nothing else waits."""
+        """Fit a preview map for a model that is now in memory, bit by bit while nothing else waits."""
         self._submit(FIT, lambda: self._prepare(model))
 
     def begin(self, job: Job, blobs: Mapping[str, bytes]) -> Future[Beginning | None]:
-        """What a job begins with, from its blobs (by SHA-256); None: noise. Its future may raise `Unfit`.
+        """Encode a job's init images from its blobs (by SHA-256); None: pure noise. The future may raise `Unfit`.
 
-        Where it has a mask, it is kept until the job is forgotten, to be laid under what is painted.
+        With a mask, the init image is kept until the job is forgotten, for compositing.
         """
         return self._submit(PICTURE, lambda: self._begin(job, blobs))
 
     def latents(self, model: str, picture: bytes) -> Future[torch.Tensor]:
-        """A picture that is only looked at, as a model's latents at its native size. Its future may raise `Unfit`."""
+        """Encode an image for `/describe` at the model's native size. The future may raise `Unfit`."""
         return self._submit(FRAME, lambda: self._foreseen(model, partial(whole, picture)))
 
     def frame(self, event: Stepped, job: Job, epoch: int, seconds_left: float) -> Future[Frame]:
-        """A live preview; one still waiting for the same image is cancelled, since only the newest counts."""
+        """Render a live preview. It replaces one that still waits for the same image: only the newest counts."""
         waiting = self._frames.get((event.job, event.image))
         if waiting is not None:
             waiting.cancel()
@@ -88,30 +88,30 @@ class Lane:
         return future
 
     def picture(self, event: Developed, job: Job) -> Future[bytes]:
-        """The finished PNG: the same bytes for the same recipe and latents."""
+        """Return the finished PNG: the same bytes for the same recipe and latents."""
         return self._submit(PICTURE, lambda: self._picture(event, job))
 
     def verdict(self, content: bytes, job: Job) -> Future[Verdict]:
-        """What the picture check says of a finished picture; "unchecked" where the job does not ask, or it failed."""
+        """Check a finished picture; "unchecked" if the job does not ask for it, or if the check failed."""
         return self._submit(PICTURE, lambda: self._verdicts.final(job, content))
 
     def ladder(self, event: Developed, job: Job, *, closely: bool = False) -> Future[bytes]:
-        """The encoded `Ladder`. `closely`: its film is asked for, so a small model's rungs are decoded."""
+        """Return the encoded `Ladder`. `closely`: it is for a film, so decode the keyframes of a small model."""
         return self._submit(RUNG, lambda: self._ladder(event, job, closely))
 
     def decode_thumbnail(self, model: str, x0: torch.Tensor, tile: bool) -> Future[bytes]:
-        """A rung that somebody looks at closely, decoded. Its future may raise `Unfit`."""
+        """Decode one keyframe for a close look. The future may raise `Unfit`."""
         return self._submit(RUNG, lambda: self._foreseen(model, partial(_decoded_thumbnail, x0, tile)))
 
     def forget(self, job: str) -> None:
-        """The job has left: whatever still waits for it is cancelled."""
+        """Cancel everything that waits for a job that has left."""
         for key in [key for key in self._frames if key[0] == job]:
             self._frames.pop(key).cancel()
-        self._submit(PICTURE, lambda: self._under.pop(job, None))  # in turn, should it come once more
+        self._submit(PICTURE, lambda: self._under.pop(job, None))  # queued, in case the job comes once more
         self._submit(RUNG, lambda: self._verdicts.forget(job))
 
     def close(self) -> None:
-        """Finish what is waiting, then end the thread."""
+        """Finish the waiting work, then end the thread."""
         self._submit(CLOSE, self._end)
         self._thread.join()
 
@@ -121,7 +121,7 @@ class Lane:
         return future
 
     def _run(self, cores: int) -> None:
-        torch.set_num_threads(cores)  # not what another thread has just then: other numbers give other last bits
+        torch.set_num_threads(cores)  # a fixed number: another one gives other last bits
         self._open = True
         while self._open:
             _, _, work = self._queue.get()
@@ -141,7 +141,7 @@ class Lane:
         return found
 
     def _foreseen(self, model: str, work: Callable[[Family], T]) -> T:
-        """What becomes of a picture that was brought. Raises `Unfit` for whatever goes wrong, or `DeviceLost`."""
+        """Run work on an uploaded image. Raises `Unfit` for anything that goes wrong, or `DeviceLost`."""
         family = self._families[model]
         try:
             with self.cores.held(Kind.OTHER):
@@ -162,7 +162,7 @@ class Lane:
         )  # fmt: skip
 
     def _preview(self, recipe: Recipe, x0: torch.Tensor) -> Image:
-        """By the map, which costs too little to wait for the cores; latents that no map reads are decoded."""
+        """Render with the map, which is too cheap to wait for the cores; decode latents that the map does not fit."""
         previewer = self._previewer(recipe.model)
         if previewer.reads(x0):
             return developed(previewer.picture, x0, recipe.tile)
@@ -176,7 +176,7 @@ class Lane:
             return self._families[recipe.model].decode(x0)
 
     def _previewer(self, model: str) -> Previewer:
-        """That of the model as it is in memory now."""
+        """Return the previewer of the model that is in memory now."""
         family = self._families[model]
         if family not in self._previewers:
             self._previewers[family] = Previewer(family, self._maps)
@@ -189,9 +189,9 @@ class Lane:
             self._fit(model)
 
     def _fit(self, model: str) -> None:
-        """One picture of the fit; the next comes after whatever has come meanwhile.
+        """Encode one picture of the fit, then requeue the rest behind newer work.
 
-        A model that is just opened in another number format has no encoder: its next job goes on with the fit.
+        While a model is being loaded in another number format it has no encoder; its next job resumes the fit.
         """
         family = self._families.get(model)
         if family is None or self._previewer(model).is_fitted:
@@ -229,15 +229,15 @@ def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
         return
     try:
         future.set_result(work())
-    except Unfit as error:  # what somebody brought, and no trouble of ours
+    except Unfit as error:  # the input is at fault, so no log entry
         future.set_exception(error)
-    except Exception as error:  # the lane serves many jobs: one job's error is that job's, and its future carries it
-        log.exception("the lane could not encode")
+    except Exception as error:  # other jobs go on; the future carries this job's error
+        log.exception("the decode worker failed at one item")
         future.set_exception(error)
 
 
 def _wired(rung: LatentRung, seen: bytes, mapped: bool) -> wire.Rung:
-    """`mapped`: what is seen of it comes from a linear map, so that it may be decoded some day."""
+    """Return the wire form. `mapped`: a linear map made the thumbnail, so keep x0 to decode it on request."""
     history = None if rung.x is None else latent_bytes(rung.x0)
     estimate = half_bytes(rung.x0) if mapped else None
     return wire.Rung(rung.step, seen, latent_bytes(rung.x), history, rung.drawn, estimate)

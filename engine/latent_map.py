@@ -1,6 +1,6 @@
-"""Linear maps from latents to pixels: for previews and thumbnails, in place of an autoencoder's decoder. Pure numpy.
+"""Linear maps from latents to pixels: cheap previews and thumbnails without the autoencoder. Pure numpy.
 
-A map reads each latent, or each with its eight neighbours, and gives a patch of pixels. Knows no torch and no model.
+A map reads each latent, or each with its eight neighbours, and returns a patch of pixels.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Product = Callable[[Floats, Floats], Floats]  # of two matrices
 
-RIDGE = 1e-3  # for channels that say the same
+RIDGE = 1e-3  # for linearly dependent channels
 
 
 @dataclass(frozen=True)
 class LatentMap:
-    """`weights` `[channels·reach² + 1, 3·patch²]`; `reach` 1 or 3: the side of the square of latents that is read."""
+    """`weights`: `[channels·reach² + 1, 3·patch²]`. `reach`: side of the square of latents that it reads, 1 or 3."""
 
     weights: Floats
     reach: int = 1
@@ -27,20 +27,20 @@ class LatentMap:
 
     @property
     def channels(self) -> int:
-        """Of the latents that it reads."""
+        """The number of channels of its latents."""
         return (len(self.weights) - 1) // self.reach**2
 
     def pixels(self, latents: Floats, product: Product = np.matmul) -> npt.NDArray[np.uint8]:
-        """RGB `[height·patch, width·patch, 3]` of latents `[channels, height, width]`."""
+        """Return RGB `[height·patch, width·patch, 3]` of latents `[channels, height, width]`."""
         _, height, width = latents.shape
         colours = product(columns(latents, self.reach), self.weights)
         patches = colours.reshape(height, width, self.patch, self.patch, 3)
         whole = patches.transpose(0, 2, 1, 3, 4).reshape(height * self.patch, width * self.patch, 3)
-        return (np.fmin(np.fmax(whole, 0.0), 1.0) * 255.0 + 0.5).astype(np.uint8)  # what is no number is black
+        return (np.fmin(np.fmax(whole, 0.0), 1.0) * 255.0 + 0.5).astype(np.uint8)  # NaN becomes black
 
 
 class Fitting:
-    """Gathers pictures with their latents, then gives the least-squares map: a picture at a time, so that it yields."""
+    """A least-squares fit of a map. It takes one picture at a time, so that other work can run in between."""
 
     def __init__(self, channels: int, reach: int, patch: int) -> None:
         self._reach, self._patch = reach, patch
@@ -50,7 +50,7 @@ class Fitting:
         self._count = 0
 
     def add(self, latents: Floats, pixels: npt.NDArray[np.uint8]) -> None:
-        """`pixels` `[height·patch, width·patch, 3]` are what the latents stand for."""
+        """Add a picture: `pixels` `[height·patch, width·patch, 3]` of these latents."""
         height, width, patch = *latents.shape[1:], self._patch
         patches = pixels.reshape(height, patch, width, patch, 3).transpose(0, 2, 1, 3, 4)
         colours = patches.reshape(height * width, -1) / 255.0
@@ -60,7 +60,7 @@ class Fitting:
         self._count += len(read)
 
     def solve(self) -> LatentMap:
-        """Raises `numpy.linalg.LinAlgError` where the latents are no numbers to fit."""
+        """Return the map. Raises `numpy.linalg.LinAlgError` if the latents are not finite."""
         ridge = RIDGE * self._count * np.eye(len(self._inputs))
         weights = np.linalg.solve(self._inputs + ridge, self._targets)
         if not np.isfinite(weights).all():
@@ -69,11 +69,11 @@ class Fitting:
 
 
 def columns(latents: Floats, reach: int) -> Floats:
-    """`[height·width, channels·reach² + 1]`: each latent with its neighbours, and a one for the constant."""
+    """Return `[height·width, channels·reach² + 1]`: each latent with its neighbours, and a one for the constant."""
     channels, height, width = latents.shape
     edge = reach // 2
     down, right = (np.arange(-edge, side + edge).clip(0, side - 1) for side in (height, width))
-    padded = latents[:, down[:, None], right]  # what numpy's own padding does, in a fifth of its time
+    padded = latents[:, down[:, None], right]  # like numpy's own padding, in a fifth of its time
     around = np.lib.stride_tricks.sliding_window_view(padded, (reach, reach), axis=(1, 2))
     found = np.ones((height * width, channels * reach * reach + 1), dtype=np.float32)
     found[:, :-1] = around.transpose(1, 2, 0, 3, 4).reshape(height * width, -1)

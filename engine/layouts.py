@@ -1,7 +1,4 @@
-"""The shapes of forwards: how many rows one has, and the layout of a batch, kept while the batch asks for the same.
-
-Knows limits and buckets; nothing of networks, nor of who is in a batch.
-"""
+"""Batch layouts: how many rows each forward has, and the row layout of a batch, cached while the batch is unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from engine.trajectory import Asked, Trajectory
 
 
 class Layouts:
-    """`buckets`: the batch shapes to choose from, so that compiled ones stay few."""
+    """`buckets`: the allowed batch shapes; few of them, so that few get compiled."""
 
     def __init__(self, buckets: Sequence[int], limits: Limits) -> None:
         self._buckets, self._limits = tuple(sorted(buckets)), limits
@@ -21,17 +18,17 @@ class Layouts:
 
     @property
     def rows(self) -> int:
-        """Of the last layout, padding included."""
+        """Rows of the last layout, padding included."""
         return 0 if self._last is None else len(self._last[1].owner)
 
     @property
     def last(self) -> tuple[int, int]:
-        """Rows of a forward of the last layout, and how many forwards."""
+        """Rows per forward of the last layout, and its number of forwards."""
         size = 1 if self._last is None else self._last[1].size
         return size, max(1, -(-self.rows // size))
 
     def of(self, batch: Sequence[Trajectory]) -> Layout:
-        """The batch's layout, the last one's where nobody joined, left or changed what it asks for."""
+        """Return the batch's layout; the cached one if no image joined, left or changed its inputs."""
         size, asked = self.size(batch), [image.asked for image in batch]
         known = self._last
         if known is None or known[1].size != size or not _same(known[0], asked):
@@ -39,7 +36,7 @@ class Layouts:
         return known[1]
 
     def size(self, batch: Sequence[Trajectory]) -> int:
-        """Rows of a forward: what the recipe pins, or the next bucket."""
+        """Return the rows of a forward: the recipe's pinned shape, or the next bucket."""
         rows = min(sum(image.rows for image in batch), self._limits.of(batch[0]))
         return batch[0].bucket or next((size for size in self._buckets if size >= rows), rows)
 

@@ -1,7 +1,4 @@
-"""How many rows a batch may have: the worker's cap, less where memory has run out, more where a shape is pinned.
-
-Knows keys and rows; nothing of networks, nor of who is in a batch.
-"""
+"""Batch limits: the worker's or model's limit, lower where memory ran out, higher where a batch shape is pinned."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ MOST_KNOWN = 1000
 
 
 class Image(Protocol):
-    """What is asked of an image: only those of equal `key` share a batch, and `bucket` is its pinned shape."""
+    """An image that is scheduled: only those of equal `key` share a batch; `bucket` is its pinned batch shape."""
 
     model: str
 
@@ -28,7 +25,7 @@ class Image(Protocol):
 
 
 class Limits:
-    """`known` holds the limit of every key that was asked for; of others it is `rows`, or its model's own cap."""
+    """`known` holds the limit of every key that was looked up. The default is `rows`, or the model's own limit."""
 
     def __init__(self, rows: int, caps: Mapping[str, int] = MappingProxyType({})) -> None:
         self.rows, self._caps = rows, dict(caps)
@@ -36,7 +33,7 @@ class Limits:
         self.known: dict[Hashable, int] = {}
 
     def of(self, image: Image) -> int:
-        """Rows of a batch of its like. A pinned forward costs its whole bucket, so a batch may fill that."""
+        """Return the batch limit of an image's key. A pinned forward costs its whole bucket, so a batch may fill it."""
         key = image.key
         if key not in self.known and len(self.known) >= MOST_KNOWN:
             self._forget()
@@ -44,7 +41,7 @@ class Limits:
         return self.known.setdefault(key, min(most, self._halved.get(key, most)))
 
     def adjust(self, model: str, rows: int) -> None:
-        """From now on a model has this cap; where memory ran out, it stays at what fitted, or less."""
+        """Set a model's limit from now on; where memory ran out, it stays at what fitted, or less."""
         if self._caps.get(model) != rows:
             self._caps[model] = rows
             self.known.clear()
@@ -54,7 +51,7 @@ class Limits:
         self._halved.clear()
 
     def halve(self, batch: Sequence[Image]) -> int | None:
-        """The limit of their like after a forward of this batch found no room; None where it cannot be smaller."""
+        """Return the halved limit after a batch ran out of memory; None if it cannot be smaller."""
         limit = self.of(batch[0])
         if batch[0].bucket is not None or limit == 1:
             return None

@@ -1,8 +1,7 @@
-"""How a line of the log is written, by engine and bot alike: as text, or as one JSON object for a machine to read.
+"""The log format of engine and bot: text lines, or one JSON object a line.
 
-Each line says which job it is about, so that a search for a job's id finds all that was said of it in every process.
-What came from outside stands escaped: a line break in a prompt begins no line of its own. Knows records of the standard
-library alone.
+Each line names its job, so that a search for a job's id finds its lines from every process. Text from outside is
+escaped: a line break in a prompt starts no new line. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from typing import Literal
 
 Form = Literal["text", "json"]
 FORMS: tuple[Form, ...] = ("text", "json")
-INDENT = "    "  # of every line behind the first one: no traceback can look like a record
+INDENT = "    "  # of every line after the first: no traceback can look like a record
 LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-NAMED = "job %s"  # how a message of ours begins that names its job first
+NAMED = "job %s"  # how our messages start if they name their job first
 
 _job: ContextVar[str] = ContextVar("job", default="")
 _worker: ContextVar[str] = ContextVar("worker", default="")
@@ -30,7 +29,7 @@ _worker: ContextVar[str] = ContextVar("worker", default="")
 
 @contextmanager
 def about(job: str, worker: str = "") -> Iterator[None]:
-    """What is logged inside concerns this job, and this worker where one is named. Tasks made inside inherit it."""
+    """Attach a job, and a worker if one is named, to everything logged inside. Tasks created inside inherit both."""
     jobs, workers = _job.set(job), _worker.set(worker or _worker.get())
     try:
         yield
@@ -40,7 +39,7 @@ def about(job: str, worker: str = "") -> Iterator[None]:
 
 
 def job_of(record: logging.LogRecord) -> str:
-    """The job that a record concerns: given as `extra`, named first in its message, or what it was logged inside."""
+    """Return the record's job: from `extra`, from the start of its message, or from the enclosing `about`."""
     given = getattr(record, "job", None)
     if isinstance(given, str):
         return given
@@ -50,14 +49,14 @@ def job_of(record: logging.LogRecord) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` on one line: whatever is not printable as `\\n`, `\\x1b` or `\\u2028`."""
+    """Return `text` on one line: unprintable characters become `\\n`, `\\x1b` or `\\u2028`."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class TextLine(logging.Formatter):
-    """For people. `line` as `logging.Formatter` takes it; a traceback follows, indented."""
+    """Lines for people. `line` is a `logging.Formatter` format; a traceback follows, indented."""
 
     def __init__(self, line: str) -> None:
         super().__init__(line)
@@ -72,7 +71,7 @@ class TextLine(logging.Formatter):
 
 
 class JsonLine(logging.Formatter):
-    """For machines: one object a line. `worker` is the name of the process, where it is one."""
+    """Lines for machines: one object each. `worker` is the name of this process, if it is a worker."""
 
     def __init__(self, worker: str = "") -> None:
         super().__init__()
@@ -94,18 +93,18 @@ class JsonLine(logging.Formatter):
 
 
 def formatter(form: Form, line: str, worker: str = "") -> logging.Formatter:
-    """The one for `form`; `line` is how the text is laid out."""
+    """Return the formatter for `form`; `line` is the format of text lines."""
     return JsonLine(worker) if form == "json" else TextLine(line)
 
 
 def _fault(by: logging.Formatter, record: logging.LogRecord) -> str:
-    """The traceback and the stack that go with a record, as text."""
+    """Return the record's traceback and stack as text."""
     parts = [by.formatException(record.exc_info) if record.exc_info else "", record.stack_info or ""]
     return "\n".join(part for part in parts if part)
 
 
 def to_stderr(form: Form, worker: str) -> None:
-    """The set-up of a process that is a worker: everything goes to the error output, Python's own warnings too."""
+    """Configure logging of a worker process: everything, Python's warnings included, goes to stderr."""
     stream = logging.StreamHandler()
     stream.setFormatter(formatter(form, LINE, worker))
     logging.basicConfig(level=logging.INFO, handlers=[stream])
@@ -115,4 +114,4 @@ def to_stderr(form: Form, worker: str) -> None:
 
 
 def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    logging.getLogger(__name__).critical("The process ends by an error.", exc_info=(kind, error, trace))
+    logging.getLogger(__name__).critical("An unhandled error ends the process.", exc_info=(kind, error, trace))

@@ -1,4 +1,4 @@
-"""Fitted maps in the data folder, one file for each revision of a model. Knows files; fits nothing."""
+"""Stores fitted preview maps in the data folder, one file per model revision."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from engine.whole_file import write_whole
 log = logging.getLogger(__name__)
 
 FOLDER = "previews"  # in the data folder
-FORM = 1  # raise it where a map of an earlier version would be fitted otherwise now
+FORM = 1  # raise it when the fit changes, to discard older maps
 LARGEST = 4 * 1024 * 1024  # bytes of a file
 
 
 class MapFiles:
-    """What cannot be read is as good as missing; what cannot be written is fitted again at the next start."""
+    """An unreadable file counts as missing; a map that cannot be written is fitted again at the next start."""
 
     def __init__(self, data: Path) -> None:
         self._folder = data / FOLDER
 
     def read(self, revision: str, channels: int, reach: int, patch: int) -> LatentMap | None:
-        """The map of this revision and shape."""
+        """Return the map of this revision and shape, if there is one."""
         path = self._path(revision)
         try:
             if path.stat().st_size > LARGEST:
@@ -45,7 +45,7 @@ class MapFiles:
         return LatentMap(weights.astype(np.float32), reach, patch)
 
     def write(self, revision: str, found: LatentMap) -> None:
-        """Whole or not at all."""
+        """Store the map atomically."""
         path = self._path(revision)
         try:
             write_whole(path, save({"weights": found.weights}, {"form": _form(found.reach, found.patch)}))

@@ -1,7 +1,4 @@
-"""How fast a model is on its device, found within a budget of seconds; of a slow one by small pictures.
-
-Knows a family's methods and a clock; nothing of files, nor of what is decided by the times.
-"""
+"""Measures a model's speed on its device within a budget of seconds; a slow model is timed at small sizes."""
 
 from __future__ import annotations
 
@@ -15,25 +12,25 @@ from engine.engine import BUCKETS
 from engine.families.family import SMALL, Conditions, Family, Formatted, HasNetwork, Rehearsed
 from engine.job import Concept, Dtype, Recipe
 
-BUDGET = 2.5  # seconds; what is not begun by then is estimated, or left to the first job
-BUCKETS_BUDGET = 1.5  # seconds more for the row buckets of a model that is quick
+BUDGET = 2.5  # seconds; later parts are estimated, or left to the first job
+BUCKETS_BUDGET = 1.5  # more seconds for the buckets of a quick model
 ROUNDS = 3
-FORWARDS_NEEDED = 6  # of two rows, for each number format: fewer would time nothing but the building of kernels
-FORWARD_SHRINK, DECODE_SHRINK = 4, 8  # a first forward, a first decode has so many times shorter sides
+FORWARDS_NEEDED = 6  # of two rows, per number format: fewer would time only kernel building
+FORWARD_SHRINK, DECODE_SHRINK = 4, 8  # the first forward and decode have sides shorter by these factors
 PROBE = "a small red house beside a lake, flat design"
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds: of the wall, and those that this process computed, all of its threads together."""
+    """Seconds: of wall time, and of CPU time of all threads of this process."""
 
     wall: Callable[[], float] = time.perf_counter
     ran: Callable[[], float] = time.process_time
 
     def once(self, work: Callable[[], object], device: torch.device) -> float:
-        """Milliseconds of one run, the device's work included.
+        """Return the milliseconds of one run, the device's work included.
 
-        On a CPU, what other programs take is not ours: the time that our threads ran, shared among them, if less.
+        On a CPU, other programs' time does not count: it returns the CPU time per thread if that is less.
         """
         began, worked = self.wall(), self.ran()
         work()
@@ -45,7 +42,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds at the model's native size. `bucket_ms` is of one forward with so many rows."""
+    """Milliseconds at the model's native size. `bucket_ms`: of one forward with that many rows."""
 
     encode_ms: float
     decode_ms: float
@@ -54,17 +51,17 @@ class Timings:
 
 
 def measure_times(family: Family, clock: Clock = Clock()) -> Timings:
-    """Everything once at a small size, and at the native one what the budget allows."""
+    """Time everything once at a small size, and at the native size what the budget allows."""
     return _Measurement(family, clock).run()
 
 
 def candidates(family: Family) -> tuple[Dtype, ...]:
-    """The number formats that are worth timing."""
+    """Return the number formats that are worth timing."""
     return family.dtypes if isinstance(family, Formatted) else ("float32", "bfloat16")
 
 
 def probe(family: Family) -> Recipe:
-    """A recipe of the model's native size: some models also read sizes and guidance."""
+    """Return a recipe of the model's native size: some models also condition on size and guidance."""
     return Recipe(
         concepts=(Concept(PROBE),), model=family.name, sampler=family.samplers[0], steps=1, seed=0,
         guidance=family.guidance, width=family.size, height=family.size, dtype=candidates(family)[0],
@@ -93,7 +90,7 @@ class _Measurement:
         return Timings(encode_ms, 2 * row_ms if decode_ms is None else decode_ms, dtype_ms, bucket_ms)
 
     def _time_encode(self) -> float:
-        """The empty text, which most jobs need too; then another, where the first was quick."""
+        """Time the empty text, which most jobs need too; then another text if the first was quick."""
 
         def read(text: str, *, negative: bool) -> None:
             self._texts = self._family.condition(text, self._recipe, negative=negative)
@@ -102,16 +99,16 @@ class _Measurement:
         return self._once(lambda: read(PROBE, negative=False)) if 10 * first <= self._left else first
 
     def _estimate_row(self, dtype: Dtype) -> float:
-        """Of a small forward, by the pixels. Attention grows faster with them, and reading weights does not grow."""
+        """Scale a small forward's time by pixels. Attention grows faster than that; reading weights does not grow."""
         side, whole = self._side(FORWARD_SHRINK), self._family.size
         found = self._forward(1, dtype, side)
-        if self._left > 0:  # the first pass builds the kernels
+        if self._left > 0:  # the first forward builds the kernels
             found = min(found, self._forward(1, dtype, side))
         found *= (whole / side) ** 2
         return self._forward(1, dtype, whole) if found <= self._left / 2 else found
 
     def _time_decode(self) -> float | None:
-        """None where the budget is spent before."""
+        """Return None if the budget is already spent."""
         if self._left <= 0:
             return None
         side, whole = self._side(DECODE_SHRINK), self._family.size
@@ -130,26 +127,26 @@ class _Measurement:
         return found
 
     def _time_dtypes(self) -> dict[Dtype, float]:
-        """In turn, so that a busy moment hits all of them."""
+        """Time the formats alternately, so that a busy moment affects all of them."""
         best: dict[Dtype, float] = {}
         for dtype in self._dtypes:
-            self._forward(2, dtype, self._family.size)  # the first pass builds the kernels
+            self._forward(2, dtype, self._family.size)  # the first forward builds the kernels
         for _ in range(ROUNDS):
             for dtype in self._dtypes:
                 best[dtype] = min(best.get(dtype, float("inf")), self._forward(2, dtype, self._family.size))
         return best
 
     def _time_buckets(self, dtype: Dtype) -> dict[int, float]:
-        """The best of a few rounds over all sizes that still fit into the budget; one row and two in any case."""
+        """Return the best of a few rounds over all buckets that fit the budget; always time one row and two."""
         best: dict[int, float] = {}
         self._left = 1000 * BUCKETS_BUDGET
-        for _ in range(1 + ROUNDS):  # in the first round the kernels are built
+        for _ in range(1 + ROUNDS):  # the first round builds the kernels
             for rows in BUCKETS:
                 expected = best.get(rows, 2 * best.get(rows // 2, 0.0))
                 if expected > self._left and (rows > 2 or rows in best):
                     break
                 best[rows] = min(best.get(rows, float("inf")), self._forward(rows, dtype, self._family.size))
-        for rows in sorted(best, reverse=True)[1:]:  # fewer rows never take longer: else something else was running
+        for rows in sorted(best, reverse=True)[1:]:  # fewer rows never take longer; if they did, another program ran
             best[rows] = min(best[rows], best[2 * rows])
         return best
 
@@ -165,7 +162,7 @@ class _Measurement:
         t = torch.full((rows,), 500.0, device=family.device)
         texts = tuple(part.expand(rows, *part.shape) for part in self._texts)
         if isinstance(family, HasNetwork):
-            family.net(dtype)  # to bring it there is no forward
+            family.net(dtype)  # loading it is not part of the forward
         return self._once(lambda: family.denoise(x, t, texts, dtype))
 
     def _decode(self, side: int) -> float:

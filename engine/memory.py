@@ -1,7 +1,4 @@
-"""Memory: whether an error says that the device's is full, and how what was freed goes back to the system.
-
-Knows errors and the C library; not what to do then.
-"""
+"""Memory: recognises out-of-memory errors, and returns freed heap pages to the system."""
 
 from __future__ import annotations
 
@@ -18,14 +15,14 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Libraries that allocate for themselves say so in the text alone."""
+    """Return whether memory ran out. Libraries with their own allocators say so only in the text."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(mark in str(error) for mark in OUT_OF_MEMORY)
 
 
 def give_back_freed() -> None:
-    """Hands the heap's free pages to the system. glibc keeps those of a decode, some 200 MB, for the next one.
+    """Return the heap's free pages to the system. glibc keeps those of a decode, some 200 MB, for the next one.
 
-    Takes about 15 ms and stops nobody. Another C library is left to itself.
+    Takes about 15 ms and blocks no other thread. Does nothing with another C library.
     """
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

@@ -1,9 +1,9 @@
-"""The noise of one image: a function of the recipe and the position in the stream, and of nothing else.
+"""The noise of one image: a function of the recipe and the position in the stream alone.
 
-Draws are float32 on the CPU from one sequential generator an image, so diffusers with
-`generator=[torch.Generator().manual_seed(seed + i)]` gives the same picture, whatever the device. A variation's lineage
-interpolates every draw, not the first alone, so it also holds for samplers that draw at each step. Knows nothing of
-engines: a restored image redraws up to its position, so no generator state is kept anywhere.
+Draws are float32 on the CPU, from one sequential generator per image. So diffusers with
+`generator=[torch.Generator().manual_seed(seed + i)]` gives the same picture, on any device. A variation's lineage
+interpolates every draw, not only the first, so it also works with samplers that draw at each step. A restored image
+redraws up to its position, so no generator state is stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.plan import Plan
 
 
 class Noise:
-    """Unit normal draws of shape `shape` for image `image` of `recipe`: draw 0 is the initial latents."""
+    """Standard normal draws of shape `shape` for image `image` of `recipe`; draw 0 is the initial noise."""
 
     def __init__(self, recipe: Recipe, image: int, shape: tuple[int, ...]) -> None:
         ancestors = [_Stream(ancestor.seed + ancestor.index, shape) for ancestor in recipe.lineage]
@@ -26,11 +26,11 @@ class Noise:
         return self._draw(0)
 
     def at(self, k: int, plan: Plan) -> torch.Tensor:
-        """The noise that step `k` adds; only where `plan.draws_noise(k)`."""
+        """Return the noise that step `k` adds; call it only if `plan.draws_noise(k)`."""
         return self._draw(plan.draws[k])
 
     def _draw(self, position: int) -> torch.Tensor:
-        """Along the chain of generations: each strength says how far the next one moved away from what came before."""
+        """Interpolate along the generations; each strength says how far the next one moves from its predecessor."""
         drawn = self._streams[0].at(position)
         for strength, later in zip(self._strengths, self._streams[1:], strict=True):
             drawn = slerp(drawn, later.at(position), strength)
@@ -38,7 +38,7 @@ class Noise:
 
 
 class _Stream:
-    """One seed's draws in order; going back starts over."""
+    """One seed's draws in order; going back restarts the generator."""
 
     def __init__(self, seed: int, shape: tuple[int, ...]) -> None:
         self._seed, self._shape = seed, shape
@@ -56,11 +56,13 @@ class _Stream:
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, strength: float) -> torch.Tensor:
-    """Spherical interpolation from `a` (strength 0) to `b` (1), which keeps the norm of the noise (Shoemake 1985)."""
+    """Return the spherical interpolation from `a` (strength 0) to `b` (1), which keeps the noise's norm (Shoemake
+    1985).
+    """
     x, y = a.double().flatten(), b.double().flatten()
     cosine = torch.dot(x, y) / (x.norm() * y.norm())
     angle = torch.arccos(cosine.clamp(-1.0, 1.0))
-    if angle < 1e-4:  # the same stream: the sines vanish, and there is nothing to interpolate
+    if angle < 1e-4:  # equal streams: the sines vanish
         return a
     mixed = (torch.sin((1 - strength) * angle) * x + torch.sin(strength * angle) * y) / torch.sin(angle)
     return mixed.float().view(a.shape)

@@ -1,4 +1,4 @@
-"""A thread that computes beside the engine and takes one core for it. Knows torch's threads; no work."""
+"""Limits a thread that computes beside the engine to one core."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 
 def take_one_core(cores: int) -> None:
-    """This thread computes alone: a second team of threads would fight the engine's for the same cores.
+    """Make torch compute on one core in this thread: a second team of threads would fight the engine's for the cores.
 
-    torch also hands the number to every thread that starts later, and other numbers of threads give other last bits; so
-    a thread of a moment sets it back for them to `cores`.
+    torch also gives the number to every thread that starts later, and another number gives other last bits. So a
+    short-lived thread resets it for them to `cores`.
     """
-    torch.get_num_threads()  # a thread takes the common number when it first asks: now, not after the next line
+    torch.get_num_threads()  # a thread adopts the global number at its first call: make that call now
     torch.set_num_threads(1)
     back = threading.Thread(target=torch.set_num_threads, args=(cores,))
     back.start()

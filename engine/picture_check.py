@@ -1,7 +1,7 @@
-"""The picture check: an image classifier that says of a picture whether it may be shown. Knows no queue and no bus.
+"""The picture check: an image classifier that decides whether a picture may be shown.
 
-Any image classifier in a folder of transformers will do. Weights are safetensors or nothing, and the folder's own code
-is never run. A check that fails says nothing of the picture: it stays "unchecked", and whoever asked holds it.
+It accepts any image classifier in transformers' folder format. Weights must be safetensors, and the folder's own code
+never runs. After a failed check the picture stays "unchecked", and the caller holds it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
 
-EARLY = 0.4  # the share of its steps after which an image's estimate shows what it will be
+EARLY = 0.4  # share of an image's steps after which x0 shows what it will be
 _UNSAFE = r"(?:nsfw|porn|hentai|sexy|unsafe|explicit)"
 _MEANT = re.compile(_UNSAFE, re.IGNORECASE)
 _DENIED = re.compile(rf"(?<![a-z])(?:not?|non)[\W_]*{_UNSAFE}", re.IGNORECASE)  # "not_nsfw", "non-explicit"
 
 
 class PictureCheck:
-    """One loaded classifier. A call takes a forward of it on the caller's thread; it may raise whatever that raises."""
+    """One loaded classifier. A call runs a forward in the caller's thread and may raise any error of it."""
 
     def __init__(self, model: Any, processor: Any, unsafe: Sequence[int], threshold: float, name: str) -> None:
         self._model, self._processor = model.eval().requires_grad_(False), processor
@@ -43,11 +43,13 @@ class PictureCheck:
     def load(
         cls, folder: Path, labels: Sequence[str] = (), threshold: float = 0.5, device: torch.device | str = "cpu"
     ) -> PictureCheck:
-        """`labels` count as unsafe, from `threshold` on; none: those whose name says so. Tried once. Raises `Unfit`."""
+        """Load it and try it once. `labels` are unsafe from `threshold` on; none: those with unsafe names. Raises
+        `Unfit`.
+        """
         _refuse_pickles(folder)
         try:
             model, processor = _parts(folder)
-        except Exception as error:  # whatever a stranger's folder makes the libraries raise
+        except Exception as error:  # an unknown folder can make the libraries raise anything
             raise _unfit(f"{folder.name} holds no image classifier that can be loaded.") from error
         check = cls(model.to(device), processor, _unsafe(model.config.id2label, labels), threshold, folder.name)
         try:
@@ -62,7 +64,7 @@ class PictureCheck:
         return [str(self._model.config.id2label[index]) for index in self._unsafe]
 
     def __call__(self, picture: Image.Image) -> Verdict:
-        """Flagged where the unsafe labels together reach the threshold, or one of several that go together does."""
+        """Flag a picture if the unsafe labels together reach the threshold; in a multi-label model, if any one does."""
         score = self.score(picture)
         if not math.isfinite(score):
             raise ValueError("the picture check gave a number that is not finite")
@@ -70,7 +72,7 @@ class PictureCheck:
 
     @torch.inference_mode()
     def score(self, picture: Image.Image) -> float:
-        """How unsafe a picture looks, 0 to 1."""
+        """Return how unsafe a picture looks, 0 to 1."""
         pixels = self._processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
         logits = self._model(pixel_values=pixels.to(self._model.device)).logits[0].float()
         if self._apart:
@@ -79,9 +81,9 @@ class PictureCheck:
 
 
 class Verdicts:
-    """What the check says of jobs that ask for it. One thread's: the lane's.
+    """The verdicts on jobs that ask for a check. Used only in the decode worker's thread.
 
-    An image's estimate is looked at once, as soon as it shows anything; what is finished is always looked at anew.
+    An image's x0 is checked once, as soon as it shows enough; the finished picture is always checked again.
     """
 
     def __init__(self, check: PictureCheck | None, cores: Cores | None = None) -> None:
@@ -89,7 +91,7 @@ class Verdicts:
         self._early: dict[str, dict[int, Verdict]] = {}
 
     def early(self, job: Job, image: int, done: float, estimate: Callable[[], Image.Image]) -> Verdict:
-        """Of an image's previews, when the share `done` of its steps is done; `estimate` is called at most once."""
+        """Return the verdict on an image's previews. `done`: share of its steps; `estimate` is called at most once."""
         if not job.check or self._check is None or done < EARLY:
             return "unchecked"
         known = self._early.setdefault(job.id, {})
@@ -98,7 +100,7 @@ class Verdicts:
         return known[image]
 
     def final(self, job: Job, content: bytes) -> Verdict:
-        """Of a finished picture's bytes."""
+        """Return the verdict on a finished picture's bytes."""
         if not job.check:
             return "unchecked"
         return self._said(job, lambda: Image.open(BytesIO(content), formats=("PNG",)), Kind.PICTURE)
@@ -107,22 +109,22 @@ class Verdicts:
         self._early.pop(job, None)
 
     def _said(self, job: Job, picture: Callable[[], Image.Image], kind: Kind) -> Verdict:
-        """`picture` may take the cores itself, so the check takes them only after it."""
+        """Return the verdict. `picture` may take the cores itself, so the check takes them after it."""
         if self._check is None:
             return "unchecked"
         try:
             with picture() as opened, self._cores.held(kind):
                 return self._check(opened)
-        except Exception:  # the picture is there all the same, and a moderator can look at it
+        except Exception:  # the picture remains, and a moderator can look at it
             log.exception("job %s: the picture check failed", job.id)
             return "unchecked"
 
 
 def _parts(folder: Path) -> tuple[Any, Any]:
-    """(model, processor). A head that the folder lacks would be made up at random: that is refused."""
+    """Return (model, processor). Refuses a folder without a head: it would be initialised at random."""
     transformers: Any = import_module("transformers")
     plain: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    from engine.families.quiet import quiet  # brings transformers, which a worker without a check need not load
+    from engine.families.quiet import quiet  # imports transformers, which a worker without a check need not load
 
     with quiet():
         processor = transformers.AutoImageProcessor.from_pretrained(str(folder), backend="pil", **plain)
@@ -141,7 +143,7 @@ def _unsafe(names: Mapping[int, str], wanted: Sequence[str]) -> list[int]:
         raise _unfit(f"it has no label {missing[0][:64]!r}; it has: {listed}.")
     meant = wanted or [name for name in known if _MEANT.search(name) and not _DENIED.search(name)]
     if not meant:
-        raise _unfit(f"none of its labels is known as unsafe; name some in DARKROOM_CHECK_LABELS. It has: {listed}.")
+        raise _unfit(f"no label has a known unsafe name; name some in DARKROOM_CHECK_LABELS. It has: {listed}.")
     return sorted({known[label.lower()] for label in meant})
 
 
@@ -149,7 +151,7 @@ def _refuse_pickles(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise _unfit(f"{folder.name} is no folder with a model's config.json.")
     if not list(folder.glob("*.safetensors")):
-        raise _unfit(f"{folder.name} has no weights in safetensors, and a pickle can run code when it is opened.")
+        raise _unfit(f"{folder.name} has no weights in safetensors; a pickle can run code when it is opened.")
 
 
 def _unfit(why: str) -> Unfit:

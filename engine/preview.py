@@ -1,8 +1,8 @@
-"""Latents to a small picture while they develop: by a linear map, which costs what is nothing beside a step.
+"""Previews: a linear map turns latents into a small picture, at a cost that is negligible beside a step.
 
-A picture has one pixel a latent. Where the latents are tiny (the embedded model: 8×8) that would show nothing: there a
-map reads each latent with its neighbours and gives a patch of pixels. First the map is a rough one (`known_maps`); the
-model's own is fitted through its encoder at a small side, a picture at a time, whenever nothing else is to do.
+A preview has one pixel per latent. The embedded model's latents are too few for that (8×8): there the map reads each
+latent with its neighbours and returns a patch of pixels. At first the map is a rough one (`known_maps`). The model's
+own map is fitted through its encoder at a small size, one picture at a time, while nothing else waits.
 """
 
 from __future__ import annotations
@@ -22,53 +22,53 @@ from engine.map_files import MapFiles
 
 log = logging.getLogger(__name__)
 
-LATENTS = 8  # on a side of a picture that a map is fitted with: encoders are convolutional, and most halve thrice
-_SAMPLES = {1: 16, 3: 48}  # pictures, by the map's reach
+LATENTS = 8  # a side of the pictures in the fit; encoders are convolutional, and most halve thrice
+_SAMPLES = {1: 16, 3: 48}  # pictures in the fit, by the map's reach
 _SEED = 3
 
 
 @runtime_checkable
 class HasLatentSpace(Protocol):
-    """A family that says what its autoencoder's configuration says."""
+    """A family that exposes its autoencoder's latent configuration."""
 
     @property
     def latent_space(self) -> LatentSpace | None:
-        """None: its latents are pictures already."""
+        """The latent space; None if the latents are already pixels."""
         ...
 
 
 class Previewer:
-    """Small pictures of one family's x0 estimates. Belongs to one thread; nobody waits for its map."""
+    """Renders previews of one family's x0. Used by one thread; nothing waits for its fit."""
 
     def __init__(self, family: Family, files: MapFiles | None = None) -> None:
-        self._known = ref(family)  # whoever keeps previewers keeps no model in memory by it
+        self._known = ref(family)  # a previewer must not keep its model in memory
         self._files = files
         space = _space(family)
         self._space = space or LatentSpace(0)
         self._reach, self._patch = (3, self._space.factor) if family.size <= SMALL else (1, 1)
         kept = files and files.read(family.revision, self._space.channels, self._reach, self._patch)
         self.map = kept or rough(self._space)
-        self._left = 0 if kept or space is None else _SAMPLES[self._reach]  # pictures of the fit
+        self._left = 0 if kept or space is None else _SAMPLES[self._reach]  # pictures left in the fit
         self._fitting = Fitting(self._space.channels, self._reach, self._patch)
         self._random = np.random.default_rng(_SEED)
 
     @property
     def _family(self) -> Family:
         family = self._known()
-        assert family is not None, "a model is not dropped while it is used"
+        assert family is not None, "a model is not evicted while it is used"
         return family
 
     @property
     def is_fitted(self) -> bool:
-        """Whether nothing is left of the fit."""
+        """Whether the fit is complete."""
         return self._left == 0
 
     def reads(self, x0: torch.Tensor) -> bool:
-        """Whether there is a map of such latents: what is a picture already needs none."""
+        """Return whether the map fits these latents; latents that are already pixels need none."""
         return len(x0) == self.map.channels
 
     def picture(self, x0: torch.Tensor) -> Image.Image:
-        """The picture of latents `[channels, height, width]`."""
+        """Return the preview of latents `[channels, height, width]`."""
         if not self.reads(x0):
             return self._family.decode(x0)
         picture = Image.fromarray(self.map.pixels(array(x0), _product))
@@ -78,8 +78,8 @@ class Previewer:
         return picture.resize(size, Image.Resampling.BICUBIC)
 
     def fit_on(self) -> None:
-        """Encode one more picture of the fit; after the last, the model's own map is there, and kept."""
-        left, self._left = self._left, 0  # a model that fails at one picture is not asked for the others
+        """Encode one more picture of the fit. After the last, solve for the model's own map and store it."""
+        left, self._left = self._left, 0  # after an error the fit does not continue
         if left:
             self._add(draw_shapes(LATENTS * self._space.factor, self._random))
         if left == 1:
@@ -96,7 +96,7 @@ class Previewer:
 
 
 def fit(family: Family) -> LatentMap:
-    """The model's own map, at once."""
+    """Return the model's own map, fitted at once."""
     previewer = Previewer(family)
     while not previewer.is_fitted:
         previewer.fit_on()
@@ -104,12 +104,12 @@ def fit(family: Family) -> LatentMap:
 
 
 def array(latents: torch.Tensor) -> Floats:
-    """Latents on the host, for a map."""
+    """Return latents as a float32 array on the host."""
     return latents.to("cpu", torch.float32).numpy()
 
 
 def draw_shapes(side: int, random: np.random.Generator) -> Image.Image:
-    """A coloured gradient with shapes on it: enough colours and edges to tell what each channel means."""
+    """Draw a coloured gradient with shapes: enough colours and edges to tell what each channel means."""
     corners = Image.fromarray(random.integers(0, 256, (2, 2, 3), dtype=np.uint8))
     picture = corners.resize((side, side), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
@@ -128,5 +128,5 @@ def _space(family: Family) -> LatentSpace | None:
 
 
 def _product(one: Floats, other: Floats) -> Floats:
-    """By torch: the library below numpy would bring threads of its own."""
+    """Multiply with torch: numpy's BLAS would start its own threads."""
     return (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()

@@ -1,4 +1,4 @@
-"""What a log or a terminal says while models are brought into memory: a line at each stage, few between. Pure."""
+"""Turns model loading progress into a few lines for a log or terminal: one per phase, more while loading. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from engine.job import ModelProgress
 from engine.sizes import loading, said
 
-EVERY_SECONDS = 5.0  # between two lines on one model
+EVERY_SECONDS = 5.0  # between two lines about one model
 
 
 class ProgressLines:
-    """`say` takes a line. `where` is a device, as in "ready on cpu"."""
+    """`say` gets each line. `where` is a device, as in "ready on cpu"."""
 
     def __init__(self, say: Callable[[str], None], where: str = "") -> None:
         self._say, self._where = say, f" on {where}" if where else ""
@@ -21,7 +21,7 @@ class ProgressLines:
         self._line = ""
 
     def hear(self, one: ModelProgress, now: float) -> None:
-        """The newest, again and again if need be; `now` in seconds of any clock."""
+        """Take the newest progress, which may repeat; `now` is in seconds of any clock."""
         stage, before = (one.model, one.phase), self._stage
         if one.model is None or (stage == before and (one.phase != "load" or now - self._last < EVERY_SECONDS)):
             return

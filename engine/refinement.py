@@ -1,7 +1,7 @@
-"""What real work says of a model's speed, in place of what a short measurement estimated. Pure: times are told to it.
+"""Refines a calibration with times from real work. Pure: the caller passes the times.
 
-A median of the last few, so that one busy moment counts for nothing. Steps, sampler and number format stay: a recipe
-freezes them, and they change only at a start (`calibration`).
+It uses a median of the last few, so that one busy moment does not count. Steps, sampler and number format stay: a
+recipe freezes them, and they change only when the worker starts (`calibration`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from msgspec.structs import replace
 
 from engine.calibration import Calibration, row_cap, row_price
 
-REMEMBERED = 9  # of the last times
-ENOUGH = 3  # of them before they count
-CHANGE = 1.1  # less than this is not worth telling anybody
+REMEMBERED = 9  # last times that are kept
+ENOUGH = 3  # times that are needed before they count
+CHANGE = 1.1  # smaller changes are not announced
 
 
 class Refinement:
-    """Of one model. One thread notes forwards, another decodes, a third reads."""
+    """The refinement of one model. One thread notes forwards, another decodes, a third reads."""
 
     def __init__(self, found: Calibration) -> None:
         self.found = found
@@ -28,15 +28,15 @@ class Refinement:
         self._decodes: deque[float] = deque(maxlen=REMEMBERED)
 
     def note_forward(self, rows: int, ms: float) -> None:
-        """A forward of so many rows at the native size."""
+        """Note the time of a forward with this many rows at the native size."""
         self._buckets.setdefault(rows, deque(maxlen=REMEMBERED)).append(ms)
 
     def note_decode(self, ms: float) -> None:
-        """A finished picture of the native size."""
+        """Note the time of one finished picture at the native size."""
         self._decodes.append(ms)
 
     def renew(self) -> Calibration | None:
-        """What is known by now, where that is new enough to be told; from then on it is what is `found`."""
+        """Return the refined calibration if it changed enough to announce; it then replaces `found`."""
         buckets = self._bucket_ms()
         decode_ms = _median(self._decodes) or self.found.decode_ms
         made = replace(
@@ -48,7 +48,7 @@ class Refinement:
         return made
 
     def _bucket_ms(self) -> dict[int, float]:
-        """What was not run is as much slower or faster as the nearest that was; fewer rows never take longer."""
+        """Scale unused buckets by the nearest used one; fewer rows never take longer."""
         known = self.found.bucket_ms
         medians = {rows: _median(times) for rows, times in list(self._buckets.items())}
         real = {rows: ms for rows, ms in medians.items() if ms}
@@ -70,7 +70,7 @@ def _factor(rows: int, real: dict[int, float], known: dict[int, float]) -> float
 
 
 def _median(times: deque[float]) -> float:
-    """0 where there are not enough."""
+    """Return the median; 0 if there are too few times."""
     some = tuple(times)
     return statistics.median(some) if len(some) >= ENOUGH else 0.0
 

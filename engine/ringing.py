@@ -1,6 +1,6 @@
-"""What an enlarged picture may not show: colours beyond those around a place in the small one, as ringing does.
+"""Clamps ringing in an upscaled picture: colours outside the range around the same place in the source.
 
-Knows pixels alone. Meant for flat artwork; a photo has glints and hairs that its small copy lacks.
+It suits flat artwork; a photo has glints and hairs that its small copy lacks.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-SLACK = 2  # of 255: so much further it may go
+SLACK = 2  # of 255: allowed excess
 
 
 def bounded(large: Image.Image, source: Image.Image) -> Image.Image:
-    """`large` within the range that each colour has in the nine pixels of `source` around a place. Both RGB."""
+    """Clamp each colour of `large` to its range in the nearest nine pixels of `source`. Both are RGB."""
     least, most = (
         np.asarray(source.filter(rank(3)).resize(large.size, Image.Resampling.NEAREST), dtype=np.int16)
         for rank in (ImageFilter.MinFilter, ImageFilter.MaxFilter)

@@ -1,7 +1,6 @@
-"""A batch as the network sees it: rows in, guidance out, one fused update for every sampler. Tensors only.
+"""Batch math: rows for the network, guidance on its output, one fused update for every sampler. Tensors only.
 
-Each image's numbers depend on its own rows alone (no sum runs over the batch), so a non-finite row spoils only its
-image.
+Each image depends on its own rows alone (no sum runs over the batch), so a non-finite row spoils only its own image.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from engine.transfer import onto
 
 @dataclass(frozen=True)
 class Layout:
-    """Which rows belong to which image. Rebuilt only when the batch changes.
+    """The rows of each image. Rebuilt only when the batch changes.
 
-    `owner[r]` is the image of row r; `base[i]` the first row of image i; `slots` holds, for the first, second … further
-    text, (row of each image, steer of each image); an image without that text points at its base with steer 0. Rows are
-    padded to a multiple of `size`, the batch shape of a forward, by repeating the first.
+    `owner[r]` is the image of row r; `base[i]` is the first row of image i. `slots` holds, for the first, second, …
+    further text, (row of each image, coefficient of each image). An image without that text points at its base with
+    coefficient 0. Copies of the first row pad the rows to a multiple of `size`, the rows of a forward.
     """
 
     size: int
@@ -58,11 +57,11 @@ class Layout:
 
     @cached_property
     def told(self) -> tuple[Conditions, ...]:
-        """The texts of each forward: the same tensors at every step, by which the network knows them again."""
+        """The conditioning of each forward: the same tensors at every step, so the network can cache by identity."""
         return tuple(zip(*(part.split(self.size) for part in self.texts), strict=True))
 
     def guide(self, out: torch.Tensor) -> torch.Tensor:
-        """base + Σ steer·(row - base): classifier-free guidance (Ho & Salimans 2022) for any number of texts."""
+        """Return base + Σ steer·(row - base): classifier-free guidance (Ho & Salimans 2022) for any number of texts."""
         base = guided = out[self.base]
         for row, steer in self.slots:
             guided = guided + steer * (out[row] - base)
@@ -71,7 +70,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The plans' present rows, one column of `[images, 1, 1, 1]` for each name in `COLUMNS`."""
+    """The current row of each image's plan, as one `[images, 1, 1, 1]` tensor for each name in `COLUMNS`."""
 
     columns: dict[str, torch.Tensor]
 
@@ -86,7 +85,7 @@ class Coefficients:
 
 
 def stack_noise(images: Sequence[Trajectory]) -> torch.Tensor | None:
-    """This step's draws, or None where no image draws."""
+    """Return the noise of this step, or None if no image draws any."""
     if not any(image.plan.draws_noise(image.k) for image in images):
         return None
     drawn = [image.noise.at(image.k, image.plan) if image.plan.draws_noise(image.k) else None for image in images]
@@ -95,14 +94,14 @@ def stack_noise(images: Sequence[Trajectory]) -> torch.Tensor | None:
 
 
 class Prediction(NamedTuple):
-    """What a step makes of every image: the next latents and the estimate of the finished ones, `[images, …]`."""
+    """The result of a step for each image: the next latents and x0, `[images, …]`."""
 
     x: torch.Tensor
     x0: torch.Tensor
 
 
 def predict(images: Sequence[Trajectory], x: torch.Tensor, out: torch.Tensor, at: Coefficients) -> Prediction:
-    """x0 = P·x + Q·out and x' = A·x + B·out + M·h + N·noise, whatever the sampler of each image."""
+    """Return x0 = P·x + Q·out and x' = A·x + B·out + M·h + N·noise, for any mix of samplers."""
     x0 = at["P"] * x + at["Q"] * out
     moved = at["A"] * x + at["B"] * out
     if any(image.h is not None for image in images):
@@ -113,9 +112,9 @@ def predict(images: Sequence[Trajectory], x: torch.Tensor, out: torch.Tensor, at
 
 
 def kept(images: Sequence[Trajectory], made: Prediction) -> Prediction:
-    """Where an image has a mask, what is not painted stays: z as noisy as the next step has it, and z as its x0.
+    """Restore z outside the mask: in x' at the next step's noise level, in x0 clean.
 
-    x' = m·x' + (1 - m)·(alpha·z + sigma·noise), as diffusers' inpainting with a network that knows no masks.
+    x' = m·x' + (1 - m)·(alpha·z + sigma·noise), as diffusers' inpainting does with a network that takes no mask.
     """
     if all(image.ground is None for image in images):
         return made
@@ -130,7 +129,7 @@ def kept(images: Sequence[Trajectory], made: Prediction) -> Prediction:
 
 
 def turned(x: torch.Tensor, images: Sequence[Trajectory], way: int = 1) -> torch.Tensor:
-    """The latents of tiles moved round by their shifts, or back (`way` -1); all others as they are."""
+    """Roll the latents of tiles by their shifts, or back (`way` -1); leave all others as they are."""
     shifts = [image.shift for image in images]
     if all(by is None for by in shifts):
         return x

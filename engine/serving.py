@@ -1,7 +1,4 @@
-"""One worker process, from its settings to its end: joins the broker, opens its models, works until told to stop.
-
-Builds everything and hands it down; has no rule of its own.
-"""
+"""Runs one worker process: connects to the broker, loads the models, and works until it is told to stop."""
 
 from __future__ import annotations
 
@@ -44,14 +41,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PARENT_SECONDS = 0.5  # between two looks for the process that started us
-SAY_SECONDS = 0.5  # between two words on how far a start is
-ONE_GRID = 8  # rows of four pictures with guidance: a worker that took less at once could not announce room for one
+PARENT_SECONDS = 0.5  # between two checks of the parent process
+SAY_SECONDS = 0.5  # between two progress messages of a start
+ONE_GRID = 8  # rows of four images with guidance: with fewer, a worker could never announce room for a grid
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What this worker offers, each model with what calibration measured of it, and those that are in memory."""
+    """What this worker offers: each model with its calibration, and the memory stock."""
 
     device: torch.device
     models: tuple[tuple[Model, Calibration], ...]
@@ -63,17 +60,17 @@ class Ready:
 
     @property
     def rows(self) -> int:
-        """The largest of the models' row caps."""
+        """The largest of the models' batch limits."""
         return max(self.caps.values())
 
     @property
     def caps(self) -> dict[str, int]:
-        """Rows of a forward, by the model's name: beyond them a step takes longer and gains nothing."""
+        """The batch limit of each model: beyond it a step takes longer and gains nothing."""
         return {model.name: calibration.rows for model, calibration in self.models}
 
     @property
     def slowest(self) -> float:
-        """Seconds of the slowest step that these models may need: all rows, at the largest size."""
+        """Seconds of the slowest possible step of these models: all rows, at the largest size."""
         return max(
             self.rows * found.row_ms * model.warm.max_pixels / model.warm.size**2 / 1000 for model, found in self.models
         )
@@ -90,7 +87,7 @@ class Ready:
 
     @property
     def found(self) -> dict[str, Calibration]:
-        """What was measured of each model, unless the device is only simulated."""
+        """The calibration of each model; empty for a simulated device."""
         return {} if self.simulated else {model.name: found for model, found in self.models}
 
     def offer(self, settings: Settings) -> Offer:
@@ -103,13 +100,13 @@ class Ready:
 
 
 def load_models(settings: Settings) -> Ready:
-    """Blocks for seconds to minutes, or for as long as a download takes. Raises `Unfit`."""
+    """Load the models. Blocks for seconds to minutes, or as long as a download takes. Raises `Unfit`."""
     return opened(settings, *found(settings))
 
 
 def found(settings: Settings) -> tuple[Place, list[Found]]:
-    """What the models are; those on the hub are fetched, however long that takes. Raises `Unfit`."""
-    from engine.shelf.offering import Place, find_all  # brings every kind of model, which takes seconds
+    """Find the models, downloading those on the hub, which may take long. Raises `Unfit`."""
+    from engine.shelf.offering import Place, find_all  # imports every model family, which takes seconds
 
     device = best() if settings.device == "auto" else torch.device(settings.device)
     resolver = SuperResolver.find(settings.upscaler, device)
@@ -118,7 +115,7 @@ def found(settings: Settings) -> tuple[Place, list[Found]]:
 
 
 def opened(settings: Settings, place: Place, known: Sequence[Found], tell: Tell = lambda _: None) -> Ready:
-    """With what must be in memory from the start. Raises `Unfit`."""
+    """Load the models that must be in memory from the start. Raises `Unfit`."""
     from engine.shelf.offering import stocked
 
     check = load_check(settings.check, place.device)
@@ -129,10 +126,10 @@ def opened(settings: Settings, place: Place, known: Sequence[Found], tell: Tell 
 
 
 def pretended(simulation: Simulation) -> Ready:
-    """A device that is only simulated, with its one model: nothing is loaded, and nothing measured."""
+    """Return a simulated device with its one model: loads and measures nothing."""
     from engine import simulated
 
-    torch.set_num_threads(1)  # many such workers share a machine, and none of them computes
+    torch.set_num_threads(1)  # many such workers share a machine, and none computes
     family = simulated.Simulated(simulation.row_ms)
     found = simulated.calibration(simulation.row_ms, simulation.rows)
     model = simulated.offered(family, found)
@@ -143,7 +140,7 @@ def pretended(simulation: Simulation) -> Ready:
 
 
 def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | None:
-    """The picture check where one is wanted. Raises `Unfit`."""
+    """Return the picture check if the settings name one. Raises `Unfit`."""
     if wanted is None:
         return None
     check = PictureCheck.load(wanted.folder, wanted.labels, wanted.threshold, device)
@@ -152,7 +149,7 @@ def load_check(wanted: Checking | None, device: torch.device) -> PictureCheck | 
 
 
 def build() -> str:
-    """What this worker runs: pictures are bit-identical only within one build."""
+    """Return the versions of this worker's software: pictures are bit-identical only within one build."""
     try:
         own = version("darkroom-bot")
     except PackageNotFoundError:
@@ -161,7 +158,7 @@ def build() -> str:
 
 
 async def serve(settings: Settings) -> None:
-    """Works until SIGTERM or SIGINT, then hands over. Raises `Stuck`, `Unreachable` or `Unfit`."""
+    """Work until SIGTERM or SIGINT, then hand all jobs back. Raises `Stuck`, `Unreachable` or `Unfit`."""
     token, key = settings.nats_token.get_secret_value(), settings.nats_key.get_secret_value()
     bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, authority=settings.nats_ca)
     try:
@@ -176,19 +173,19 @@ async def serve(settings: Settings) -> None:
 
 
 class Start:
-    """What this worker does before it can draw, for whoever waits for it."""
+    """Publishes this worker's start-up progress."""
 
     def __init__(self, bus: Bus, name: str, pools: Sequence[str]) -> None:
         self._bus, self._name, self._pools = bus, name, pools
         self._now = ModelProgress()
 
     def hear(self, progress: ModelProgress) -> None:
-        """From the thread that loads."""
+        """Store the newest progress; called in the loading thread."""
         self._now = progress
 
     @asynccontextmanager
     async def saying(self) -> AsyncIterator[None]:
-        """Says it again and again while the body runs, and how it ended."""
+        """Publish the progress repeatedly while the body runs, and once when it has succeeded."""
         task = asyncio.create_task(self._say_on())
         try:
             yield
@@ -211,7 +208,7 @@ class Start:
 async def _loaded(settings: Settings, tell: Tell = lambda _: None) -> Ready:
     if settings.simulated is not None:
         return pretended(settings.simulated)
-    place, known = await asyncio.to_thread(found, settings)  # before the clock runs: the hub may be slow
+    place, known = await asyncio.to_thread(found, settings)  # outside the timeout: the hub may be slow
     lines = ProgressLines(log.info, str(place.device))
 
     def hear(progress: ModelProgress) -> None:
@@ -251,17 +248,17 @@ async def _work(bus: Bus, ready: Ready, settings: Settings) -> None:
 
 
 async def _end_with(parent: int, act: Callable[[], None]) -> None:
-    """Calls `act` once the process that started us has died: nobody else would ever stop us."""
+    """Call `act` once the parent process has died: nothing else would ever stop this worker."""
     if not parent:
         return
     while os.getppid() == parent:
         await asyncio.sleep(PARENT_SECONDS)
-    log.warning("process %d, which started this worker, is gone", parent)
+    log.warning("the parent process %d of this worker has ended", parent)
     act()
 
 
 class _signals:
-    """While it lasts, SIGTERM and SIGINT call `act` instead of ending the process."""
+    """While active, SIGTERM and SIGINT call `act` and do not end the process."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self._act = act

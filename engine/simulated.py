@@ -1,8 +1,8 @@
-"""A device and a model that are only simulated: a forward takes its time without computing, and still answers.
+"""A simulated device and model: a forward waits as long as a real one, but computes almost nothing.
 
-With it a worker is real in everything but its network: claims, batches, snapshots, frames, results. What it draws is a
-function of the words, the seed and every step, bit for bit, whoever else is in the batch: so a picture that went on
-elsewhere can be told from one that did not by its hash. Knows no weights and measures nothing.
+So a worker runs for real in all but its network: claims, batches, snapshots, previews, results. A picture is a
+bit-exact function of prompt, seed and every step, in any batch. So its hash shows whether a job that moved to another
+worker was continued correctly.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from engine.plan import TABLED, Plan, plan, samplers_for
 from engine.shelf import Model
 
 NAME = "simulated"
-FIXED_MS = 1.0  # of a forward, however many rows it has
+FIXED_MS = 1.0  # of a forward with any number of rows
 STEPS = 100
 SCHEDULE: dict[str, Any] = {
     "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
     "beta_schedule": "scaled_linear", "prediction_type": "epsilon", "clip_sample": False, "steps_offset": 0,
 }  # fmt: skip
 CHANNELS, FACTOR = 4, 8
-SPREAD = 0.25  # variance of its pictures around the colour of their words
-CONTRAST = 0.25  # of full brightness, for one unit of a latent
+SPREAD = 0.25  # variance of its pictures around their text's colour
+CONTRAST = 0.25  # share of full brightness per unit of a latent
 
 
 class Simulated:
-    """A `Family`: the ideal network of pictures that are one colour for each text, with normal noise on it.
+    """A `Family` with the ideal network for pictures of one colour per text, with normal noise on it.
 
-    Elementwise arithmetic alone, which is rounded the same in a batch of any shape.
+    It uses only elementwise arithmetic, which rounds alike in a batch of any shape.
     """
 
     name, revision = NAME, "1"
@@ -68,7 +68,7 @@ class Simulated:
     def denoise(
         self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
-        """The expected noise in `x`. Meanwhile the device is busy, and this thread holds nothing that others need."""
+        """Return the expected noise in `x`. It sleeps like a busy device, and holds no lock meanwhile."""
         time.sleep(forward_ms(len(x), self._row_ms) / 1000.0)
         at = t.round().long().clamp(0, len(self._signal) - 1)
         signal, noise = self._signal[at].view(-1, 1, 1, 1), self._noise[at].view(-1, 1, 1, 1)
@@ -91,13 +91,14 @@ class Simulated:
 
 
 def forward_ms(rows: int, row_ms: float) -> float:
-    """How long the device takes for a forward of so many rows."""
+    """Return the simulated milliseconds of a forward with this many rows."""
     return FIXED_MS + rows * row_ms
 
 
 def calibration(row_ms: float, rows: int) -> Calibration:
-    """What a worker announces of the model: given, not measured. `rows`: at most so many in a forward; fewer where a
-    calibration would find that more gain nothing.
+    """Return the calibration that the worker announces: given, not measured.
+
+    `rows`: the most rows of a forward; fewer if a calibration would find that more gain nothing.
     """
     bucket_ms = {size: forward_ms(size, row_ms) for size in (*(each for each in BUCKETS if each < rows), rows)}
     rows = knee(bucket_ms)
@@ -108,5 +109,5 @@ def calibration(row_ms: float, rows: int) -> Calibration:
 
 
 def offered(family: Simulated, found: Calibration) -> Model:
-    """The model for a shelf. It takes no memory to speak of."""
+    """Return the model for the model cache. It takes no memory to speak of."""
     return Model(NAME, 1, found.warm(family), lambda told: family, found.warm)

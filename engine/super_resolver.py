@@ -1,8 +1,8 @@
-"""SuperResolver: a picture some times as large, drawn by a network of any architecture that spandrel loads.
+"""The super-resolver: upscales pictures with a network of any architecture that spandrel loads.
 
-Tile by tile, each with as much around it as the network looks at, and only the inside of each is kept: there is nothing
-to blend, no seam, and memory that does not grow with the picture. Weights are safetensors or nothing: a pickle can run
-code when it is opened. Knows pixels; knows nothing of jobs, latents or PNGs.
+It works tile by tile. Each tile includes as much context as the network's receptive field, and only its inside is kept.
+So there are no seams, no blending, and memory does not grow with the picture. Weights must be safetensors: a pickle can
+run code when it is opened.
 """
 
 from __future__ import annotations
@@ -26,34 +26,32 @@ from engine.unfit import Unfit
 log = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent / "weights" / "upscaler" / "model.safetensors"
-MAX_BYTES = 10**9  # of a file of weights
-MAX_SIDE = 4096  # pixels of what comes out
-TILE = 256  # pixels a side that the network is shown at once
-MOST_AROUND = 64  # pixels around a tile: some networks look at the whole picture, and what is further tells them little
-EDGE = 8  # by which the picture's own edge is drawn out: networks see black beyond it, and would darken it
-RESIZING = 2  # more of them, for Lanczos from the network's scale to another
+MAX_BYTES = 10**9  # of a weights file
+MAX_SIDE = 4096  # pixels of the output
+TILE = 256  # pixels a side of the network's input
+MOST_AROUND = 64  # pixels around a tile: some networks see the whole picture, but distant pixels matter little
+EDGE = 8  # pixels of edge padding: networks see black beyond the edge, and would darken it
+RESIZING = 2  # more pixels around, for Lanczos from the network's scale to another
 SCALES = range(2, 9)
-PROBE = 32  # pixels a side of the grey picture that a fresh network must enlarge
-SAMPLE = 128  # the same of the picture that its pace is measured with
-LARGE = 1024  # the same of a picture of many tiles, which that pace is for
-FACTOR = 4  # by which a picture is enlarged unless it is asked for less
-BOUNDED = {
-    "range": "nearby"
-}  # in the metadata of weights that learnt flat artwork: what rings beside an edge is cut off
+PROBE = 32  # pixels a side of the grey picture that tests a new network
+SAMPLE = 128  # the same of the picture that its speed is measured with
+LARGE = 1024  # the same of the large picture that the speed is for
+FACTOR = 4  # the default upscaling factor
+BOUNDED = {"range": "nearby"}  # in the metadata of weights trained on flat artwork: clamp the ringing beside edges
 
 Beat = Callable[[], None]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 class SuperResolver:
-    """One loaded network; its methods may be called from several threads, and take turns tile by tile.
+    """One loaded network. Several threads may call it; they take turns tile by tile.
 
-    Float32 on a CPU; float16 on a card where its architecture allows that, never bfloat16, whose eight bits show as
-    bands in a sky. The same picture gives the same bytes on one device, build and number of threads.
+    Float32 on a CPU. On a GPU float16 if the architecture allows it, never bfloat16: its eight bits show as bands in a
+    sky. The same picture gives the same bytes on one device, build and number of threads.
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
-        """Raises `Unfit` (blame "worker") with one sentence for a file that is no such network in safetensors."""
+        """Raise `Unfit` (blame "worker") with one sentence if the file is not such a network in safetensors."""
         self.name, self.device = _name(path), torch.device(device)
         self._net, self._bounded = _loaded(path)
         self.scale = int(self._net.scale)
@@ -68,16 +66,16 @@ class SuperResolver:
 
     @classmethod
     def find(cls, path: Path | None, device: torch.device | str = "cpu") -> SuperResolver | None:
-        """The one at `path`, else the built-in one; None where the latter is not installed. Raises `Unfit`."""
+        """Return the one at `path`, else the built-in one; None if that is not installed. Raises `Unfit`."""
         if path is None and not BUILT_IN.exists():
             return None
         return cls(path or BUILT_IN, device)
 
     def enlarge(self, picture: Image.Image, factor: int = 0, on_tile: Beat | None = None) -> Image.Image:
-        """`factor` times as wide and high (0: the network's own scale); `on_tile` is called before each tile.
+        """Return the picture as RGB, `factor` times as wide and high (0: the network's own scale).
 
-        Without alpha, as RGB. Another factor than the network's own: several passes as long as these multiply to it,
-        and the rest by Lanczos from the nearest.
+        `on_tile` is called before each tile. A factor other than the network's scale takes several passes while their
+        product divides it, and Lanczos from the nearest size for the rest.
         """
         factor = factor or self.scale
         if factor > self.scale and factor % self.scale == 0:
@@ -92,14 +90,14 @@ class SuperResolver:
         return large
 
     def measure(self) -> float:
-        """Milliseconds a megapixel of a large picture that is enlarged ×4, by however many passes that takes.
+        """Return the milliseconds per megapixel of a large picture for ×4, over as many passes as that takes.
 
-        Of this thread: on a CPU whatever else it does. A small sample is timed, and what large pictures show the
-        network twice, around each tile, is added.
+        On a CPU it counts this thread's time only. It times a small sample and adds the overlap between the tiles of a
+        large picture.
         """
         clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
         sample, best = Image.effect_noise((SAMPLE, SAMPLE), 60).convert("RGB"), float("inf")
-        for _ in range(3):  # the first builds the kernels
+        for _ in range(3):  # the first run builds the kernels
             began = clock()
             self.enlarge(sample, FACTOR)
             best = min(best, clock() - began)
@@ -107,7 +105,7 @@ class SuperResolver:
         return 1000 * best * more / (SAMPLE * SAMPLE / 1e6)
 
     def _tile(self, shown: np.ndarray, inner: Box, outer: Box, factor: int) -> tuple[Image.Image, tuple[int, int]]:
-        """What stands for `inner`, and where it belongs. Both are boxes in pixels of the source; `shown` is `outer`."""
+        """Return the pixels for `inner` and their position. Both boxes are in source pixels; `shown` is `outer`."""
         pixels = Image.fromarray(self._pixels(shown))
         if factor != self.scale:
             size = ((outer[2] - outer[0]) * factor, (outer[3] - outer[1]) * factor)
@@ -119,29 +117,29 @@ class SuperResolver:
         return pixels.crop((left - x, top - y, right - x, bottom - y)), (left, top)
 
     def _pixels(self, shown: np.ndarray) -> np.ndarray:
-        """uint8 [height, width, 3] through the network, which sees numbers from 0 to 1."""
+        """Run uint8 [height, width, 3] through the network, which takes numbers from 0 to 1."""
         rows = torch.from_numpy(shown.copy()).to(self.device).permute(2, 0, 1)[None] / 255
         with self._turn:
             made = self._net(rows.to(self._dtype))[0].float()
-            if self._dtype != torch.float32 and not bool(made.isfinite().all()):  # more than float16 can say
+            if self._dtype != torch.float32 and not bool(made.isfinite().all()):  # beyond float16's range
                 self._net.to(self.device, torch.float32)
                 made = self._net(rows)[0]
-                self._net.to(self.device, self._dtype)  # for the others: the same picture gives the same bytes
+                self._net.to(self.device, self._dtype)  # later pictures must give the same bytes as before
         return (made * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
 
     def _probe(self, path: Path) -> None:
-        """A network that makes no numbers, or a picture of another size, is found out now."""
+        """Refuse a network that returns non-finite numbers or a wrong size."""
         grey = torch.full((1, 3, PROBE, PROBE), 0.5, dtype=self._dtype, device=self.device)
         try:
             made = self._net(grey)
-        except Exception as error:  # whatever a strange network does
+        except Exception as error:  # an unknown network can raise anything
             raise _unfit(path, "does not work") from error
         if made.shape[2] != PROBE * self.scale or not bool(made.isfinite().all()):
             raise _unfit(path, "does not give pictures")
 
 
 def _loaded(path: Path) -> tuple[Any, bool]:
-    """spandrel's descriptor of the network, float32 on the CPU, and whether what it draws is to be bounded."""
+    """Return spandrel's descriptor of the network, float32 on the CPU, and whether its output must be clamped."""
     if not path.is_file():
         raise _unfit(path, "is not there")
     if path.stat().st_size > MAX_BYTES:
@@ -160,13 +158,13 @@ def _loaded(path: Path) -> tuple[Any, bool]:
             kept_near = BOUNDED.items() <= (file.metadata() or {}).items()
     except (OSError, SafetensorError, ValueError) as error:
         raise _unfit(path, "cannot be read: it is damaged, or no safetensors file") from error
-    if _numbered(weights) > 4 * len(weights) + 16:  # loaders build as many layers as a name's number says
+    if _numbered(weights) > 4 * len(weights) + 16:  # loaders build as many layers as the highest number in a name
         raise _unfit(path, "has weights that do not fit together")
     try:
         net = ModelLoader().load_from_state_dict(weights)
     except UnsupportedModelError as error:
         raise _unfit(path, "has an architecture that spandrel does not know") from error
-    except Exception as error:  # the loader takes apart what somebody sent us, and fails in any way
+    except Exception as error:  # the loader parses an untrusted file, and can raise anything
         raise _unfit(path, "has weights that do not fit together") from error
     if net.purpose != "SR" or net.scale not in SCALES or (net.input_channels, net.output_channels) != (3, 3):
         raise _unfit(path, "does not enlarge pictures in colour by 2 to 8")
@@ -175,7 +173,7 @@ def _loaded(path: Path) -> tuple[Any, bool]:
 
 
 def _numbered(names: Iterable[str]) -> int:
-    """The highest number of a layer in the weights' names."""
+    """Return the highest layer number in the weights' names."""
     parts = (part for name in names for part in name.split("."))
     return max((int(part[:18]) for part in parts if part.isascii() and part.isdigit()), default=0)
 
@@ -185,7 +183,7 @@ def _unfit(path: Path, why: str) -> Unfit:
 
 
 def _name(path: Path) -> str:
-    """As a PNG's text may hold it: the file's name, or its folder's where it has the common one."""
+    """Return a name that is safe in a PNG's text: the file's, or its folder's if the file has a common name."""
     if path == BUILT_IN:
         return "Darkroom"
     name = path.parent.name if path.stem in ("model", "diffusion_pytorch_model") else path.stem
@@ -193,16 +191,16 @@ def _name(path: Path) -> str:
 
 
 def _reach(net: torch.nn.Module) -> int:
-    """How far the network looks from a pixel, if it is a stack of convolutions; a bound for most others."""
+    """Return the receptive field's radius if the network is a stack of convolutions; a bound for most others."""
     kernels = [module for module in net.modules() if isinstance(module, torch.nn.Conv2d)]
     seen = sum((module.kernel_size[0] // 2) * module.dilation[0] for module in kernels)
     return min(MOST_AROUND, seen) + RESIZING
 
 
 def _tiles(size: tuple[int, int], around: int) -> Iterator[tuple[Box, Box]]:
-    """Boxes that cover a picture of `size` without overlap, each with the larger box that the network is shown.
+    """Yield boxes that cover a picture of `size` without overlap, each with its larger context box.
 
-    A larger one may reach `EDGE` pixels beyond the picture.
+    A context box may reach `EDGE` pixels beyond the picture.
     """
     width, height = size
     step = TILE - 2 * around
@@ -217,6 +215,6 @@ def _tiles(size: tuple[int, int], around: int) -> Iterator[tuple[Box, Box]]:
 
 
 def _shown(side: int, around: int) -> float:
-    """Pixels that the network is shown for each pixel of a square picture: more than one, since tiles overlap."""
+    """Return input pixels per pixel of a square picture: more than one, since tiles overlap."""
     outer = [box for _, box in _tiles((side, side), around)]
     return sum((right - left) * (bottom - top) for left, top, right, bottom in outer) / side**2

@@ -1,6 +1,6 @@
-"""Trajectory: one image on its way from noise to picture. Mutable: its position `k`, latents `x`, history `h`, rungs.
+"""Trajectory: one image on its way from noise to latents. Mutable: step `k`, latents `x`, history `h`, keyframes.
 
-Only the engine moves it. Knows its recipe's rows of conditioning, its plan and its noise; nothing of other images.
+Only the engine advances it. It knows nothing of other images.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from engine.job import Branch, Dtype, Job, Recipe, Snapshot, guided, of_image, p
 from engine.noise import Noise
 from engine.plan import Plan
 
-# 2³² times the inverse of the plastic number, and that of its square: a sequence that fills the plane evenly, step by
-# step (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
+# 2³² times the inverse of the plastic number, and that of its square: the sequence fills the plane evenly
+# (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
 _STRIDES = (3_242_174_889, 2_447_445_414)
 
 
 @dataclass(frozen=True)
 class LatentRung:
-    """A rung before it is decoded: the x0 estimate after `step` steps; at every fourth the latents to go on from.
+    """A keyframe before decoding: x0 after `step` steps; at every fourth also the latents to continue from.
 
-    `drawn`: how many draws of noise came before the next step.
+    `drawn`: how many noise draws came before the next step.
     """
 
     step: int
@@ -39,9 +39,9 @@ class LatentRung:
 
 
 class Asked(NamedTuple):
-    """What an image asks of the network in a step: a base row and one for each further text.
+    """An image's inputs to the network at one step: a base row and one row for each further text.
 
-    out = base + Σ steer·(row - base). Images of equal `key` may share a forward; `bucket` is its pinned shape.
+    out = base + Σ steer·(row - base). Images of equal `key` may share a forward; `bucket` is the pinned batch shape.
     """
 
     texts: Conditions  # each [rows, …]
@@ -51,17 +51,17 @@ class Asked(NamedTuple):
 
 
 class Ground(NamedTuple):
-    """What an image with a mask keeps where nothing is painted: z, as noisy as the rest (Lugmayr et al. 2022)."""
+    """The masked source: what an image keeps outside its mask, at the noise level of the rest (Lugmayr et al. 2022)."""
 
     latents: torch.Tensor
-    mask: torch.Tensor  # 1 where it is drawn anew
+    mask: torch.Tensor  # 1 where it is painted anew
     noise: torch.Tensor
 
 
 class Trajectory:
-    """Image `image` of `job`. In the steps without guidance it may ask for fewer rows than in those with.
+    """Image `image` of `job`. In steps without guidance it may take fewer rows.
 
-    `price`, milliseconds a row-step at its size, and `times`, of a forward by rows: see `engine.scheduler.shares`.
+    `price` (milliseconds a row-step at its size) and `times` (of a forward, by rows): see `engine.scheduler.shares`.
     """
 
     price = 1.0
@@ -92,8 +92,10 @@ class Trajectory:
 
     @property
     def shift(self) -> tuple[int, int] | None:
-        """Of a tile: by how much its latents are moved round for the next step, so that no seam stays in place
-        ("noise rolling": Vecchio et al. 2023, ControlMat)."""
+        """A tile's roll of the latents before the next step; it varies, so that no seam stays in place.
+
+        This is "noise rolling" (Vecchio et al. 2023, ControlMat). None if the image is no tile.
+        """
         if not self.recipe.tile:
             return None
         height, width = self.x.shape[-2:]
@@ -102,7 +104,7 @@ class Trajectory:
 
     @property
     def asked(self) -> Asked:
-        """What the next step asks for."""
+        """The inputs of the next step."""
         return self._asked[self._guided[min(self.k, len(self._guided) - 1)]]
 
     @property
@@ -118,9 +120,9 @@ class Trajectory:
         return self.asked.bucket
 
     def move(self, x: torch.Tensor, x0: torch.Tensor) -> None:
-        """One step on, without a copy: the tensors are never written to again.
+        """Advance one step. The tensors are stored without a copy, so never write to them again.
 
-        One that is stopped before its last step ends with the estimate, and keeps the latents to go on to its end.
+        An image that is stopped early ends with x0, and keeps its latents to continue to its end.
         """
         self.k += 1
         stopped = self.k == self.last < self.plan.steps
@@ -133,7 +135,7 @@ class Trajectory:
         self.rungs.append(LatentRung(self.k, x0.clone(), x.clone() if whole else None, self.plan.draws[self.k]))
 
     def snapshot(self, epoch: int) -> Snapshot:
-        """The state as bytes. Waits for the device."""
+        """Return the state as bytes. Waits for the device."""
         rungs = tuple((rung.step, b"".join(map(_bytes, (rung.x0, rung.x)))) for rung in self.rungs)
         return Snapshot(
             job=self.job, image=self.image, epoch=epoch, k=self.k, shape=tuple(self.x.shape),
@@ -141,7 +143,7 @@ class Trajectory:
         )  # fmt: skip
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot. Raises ValueError, and changes nothing, where it does not belong to this image."""
+        """Continue from a snapshot. Raises ValueError, and changes nothing, if it belongs to another image."""
         if (snapshot.job, snapshot.image, snapshot.shape) != (self.job, self.image, tuple(self.x.shape)):
             raise ValueError("the snapshot is of another image")
         strange = any(step not in self._rung_at for step, _ in snapshot.rungs)
@@ -157,11 +159,11 @@ class Trajectory:
         parts = self._tensors(state)
         if not 1 <= len(parts) <= 3:
             raise ValueError("a rung of the snapshot has the wrong size")
-        x = parts[1] if len(parts) > 1 else None  # before version 5 x0 stood there twice
+        x = parts[1] if len(parts) > 1 else None  # before version 5 x0 was there twice
         return LatentRung(step, parts[0], x, self.plan.draws[step])
 
     def _tensors(self, state: bytes) -> list[torch.Tensor]:
-        """A concatenation of latents, each of this image's shape."""
+        """Split a concatenation of latents, each of this image's shape."""
         if len(state) % (4 * self.x.numel()):
             raise ValueError("the snapshot's latents have the wrong size")
         flat = torch.from_numpy(np.frombuffer(bytearray(state), dtype=np.float32).reshape(-1, *self.x.shape))
@@ -171,11 +173,11 @@ class Trajectory:
 
 
 def conditioning(recipe: Recipe, family: Family, held: bool = True) -> tuple[Conditions, tuple[float, ...]]:
-    """Conditions, each `[rows, …]`, and the steer of each row after the first.
+    """Return the conditions, each `[rows, …]`, and the coefficient of each row after the first.
 
-    out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11); where guidance·Σ wᵢ = 1 the empty text u cancels
-    out, and the first concept that is not steered away from is the base. So it is where guidance is not `held`, or is
-    the network's own: the concepts' weights then sum to 1, unless one of them steers away.
+    out = u + guidance·Σ wᵢ(cᵢ - u) (Liu et al. 2022, equation 11). Where guidance·Σ wᵢ = 1 the empty text u cancels
+    out, and the first concept of positive weight is the base. That also holds where guidance is not `held`, or is an
+    input of the network: the weights are then scaled to sum to 1, unless one of them is not positive.
     """
     concepts = sorted(recipe.concepts, key=lambda concept: concept.weight <= 0)
     texts = [family.condition(concept.text, recipe) for concept in concepts]
@@ -191,7 +193,7 @@ def conditioning(recipe: Recipe, family: Family, held: bool = True) -> tuple[Con
 
 
 def _between(texts: Sequence[Conditions], weights: Sequence[float]) -> Conditions:
-    """One text between several: the weighted mean of what the network reads of each."""
+    """Return one conditioning between several texts: the weighted mean of their conditionings."""
     whole = sum(weights)
     parts = (zip(part, weights, strict=True) for part in zip(*texts, strict=True))
     return tuple(torch.stack([one * (weight / whole) for one, weight in part]).sum(dim=0) for part in parts)
@@ -205,9 +207,9 @@ def _ground(beginning: Beginning | None, noise: Noise) -> Ground | None:
 
 
 def _start(recipe: Recipe, plan: Plan, noise: Noise, beginning: Beginning | None) -> torch.Tensor:
-    """Noise; a picture part of the way into it (x = alpha·z + sigma·noise); or a rung's latents.
+    """Return the first latents: noise, an init image with noise (x = alpha·z + sigma·noise), or a keyframe's latents.
 
-    At full strength nothing of a masked picture is left, as in diffusers' inpainting.
+    At full strength nothing of a masked image is kept, as in diffusers' inpainting.
     """
     first, start = recipe.first, recipe.start
     if beginning is None or (beginning.mask is not None and first == 0):

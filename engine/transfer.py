@@ -1,4 +1,4 @@
-"""From the host's memory to the device's, without waiting: a card copies from pinned memory while it computes."""
+"""Copies tensors to the device without waiting: a GPU copies from pinned memory while it computes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def onto(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device. What it is copied from must not be written to again."""
+    """Return the tensor on the device. Never write to the source again."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""A job that this engine will not run, with one sentence for the member and who is to blame. Knows nothing else."""
+"""The error for a job that this engine refuses or fails, with one sentence for the member and who is to blame."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Enlarging a finished picture: by the super-resolver where there is one, else by Lanczos, which adds no detail.
+"""Upscales finished pictures, with the super-resolver if there is one, else with Lanczos, which adds no detail.
 
-Refuses what would not fit in memory before it is decoded. Knows PNGs; knows nothing of jobs.
+It refuses a picture whose result would be too large before it decodes it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LANCZOS = "Lanczos"
 
 @dataclass(frozen=True)
 class Enlarged:
-    """A PNG, and by which method it was really made."""
+    """A PNG, and the method that really made it."""
 
     png: bytes
     method: Method
 
 
 class Upscaler:
-    """Enlarges in a thread of its own, with one core: one picture after another, beside the engine."""
+    """Upscales one picture after another in its own thread, on one core, beside the engine."""
 
     def __init__(self, resolver: SuperResolver | None = None) -> None:
         self._resolver = resolver
@@ -38,15 +38,15 @@ class Upscaler:
         self._thread = ThreadPoolExecutor(1, "upscaler", take_one_core, (cores,))
 
     def measure(self) -> float:
-        """Milliseconds a megapixel of the picture that is enlarged; 0 without a super-resolver. Blocks for a moment."""
+        """Return milliseconds per megapixel of source; 0 without a super-resolver. Blocks for a moment."""
         return 0.0 if self._resolver is None else self._thread.submit(self._resolver.measure).result()
 
     def enlarge(self, source: bytes, factor: int, method: Method, on_tile: Beat | None = None) -> Future[Enlarged]:
-        """`enlarge`, later. `on_tile` is called in the thread."""
+        """Run `enlarge` in the thread, which also calls `on_tile`."""
         return self._thread.submit(enlarge, source, factor, method, self._resolver, on_tile)
 
     def close(self) -> None:
-        """What waits is dropped; what is under way ends by itself."""
+        """Drop waiting pictures; the current one finishes by itself."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -54,9 +54,9 @@ def enlarge(
     source: bytes, factor: int, method: Method = "lanczos", resolver: SuperResolver | None = None,
     on_tile: Beat | None = None,
 ) -> Enlarged:  # fmt: skip
-    """The PNG `factor` times as wide and high, its recipe kept and the enlargement noted. Raises `Unfit`.
+    """Return the PNG `factor` times as wide and high; its recipe stays, with the upscale noted. Raises `Unfit`.
 
-    Without a `resolver` "gan" is not possible either: then it is Lanczos, and what comes back says so.
+    Without a `resolver` "gan" falls back to Lanczos, and the result says so.
     """
     picture, text = _opened(source, factor)
     if method == "gan" and resolver is not None:
@@ -69,7 +69,7 @@ def enlarge(
 
 
 def _opened(source: bytes, factor: int) -> tuple[Image.Image, str]:
-    """The pixels as RGB, and the recipe."""
+    """Return the pixels as RGB, and the recipe text."""
     try:
         with Image.open(BytesIO(source), formats=("PNG", "JPEG", "WEBP")) as picture:
             width, height = picture.width * factor, picture.height * factor
@@ -77,4 +77,4 @@ def _opened(source: bytes, factor: int) -> tuple[Image.Image, str]:
                 raise Unfit(f"{width}×{height} is more than {MAX_SIDE} pixels a side.", "member")
             return picture.convert("RGB"), str(picture.info.get("parameters", ""))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Unfit("The picture to enlarge cannot be read.", "us") from error
+        raise Unfit("The picture to upscale cannot be read.", "us") from error

@@ -1,4 +1,4 @@
-"""How long something took. Knows clocks, and nothing of what is timed."""
+"""A stopwatch for this process's own work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class Watch:
-    """Milliseconds of what this thread does; on a processor no more than our own threads computed meanwhile."""
+    """Milliseconds since its creation; on a CPU at most the CPU time per thread of this process."""
 
     def __init__(self) -> None:
         self._own = not torch.cuda.is_available()

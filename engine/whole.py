@@ -1,7 +1,7 @@
-"""Whole: one image whose course is an unmodified pipeline's, in a strand; only its forwards are shared with others.
+"""Whole: one image that runs through an unmodified pipeline in its own thread; only its forwards are batched.
 
-It is scheduled beside trajectories, step by step, but has no state that could be kept: it cannot go on elsewhere
-midway. Knows its recipe, its family's pipeline and where it stands; nothing of other images.
+It is scheduled step by step beside trajectories. It has no state to snapshot, so it cannot move to another worker
+midway.
 """
 
 from __future__ import annotations
@@ -29,50 +29,50 @@ from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
 
-FINITE_EVERY = 10  # evaluations between looks for numbers that are not finite: each look waits for the device
+FINITE_EVERY = 10  # evaluations between checks for non-finite numbers: each check waits for the device
 NOT_FINITE = "The picture came out as numbers that are not finite; another seed may work."
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What an image needs of its family to go whole."""
+    """What a family provides for images that run through its whole pipeline."""
 
     name: str
     pipeline: Any
-    output_type: str  # what the pipeline shall give: "latent", or "pil" where nobody else could decode its latents
-    no_guidance: float  # what the pipeline calls our guidance of 1
-    alone: AbstractContextManager[Any]  # held by whoever uses the pipeline's tokenizers and autoencoder
+    output_type: str  # the pipeline's output: "latent", or "pil" if only the pipeline can decode its latents
+    no_guidance: float  # the pipeline's value for our guidance of 1
+    alone: AbstractContextManager[Any]  # lock on the pipeline's tokenizers and autoencoder
 
     def scheduler(self, sampler: str) -> Any:
-        """The scheduler that the pipeline shall have. Raises ValueError with a sentence."""
+        """Return the scheduler for the pipeline. Raises ValueError with a sentence."""
         ...
 
     def forward_of(self, attribute: str, net: Any, dtype: Dtype, loras: tuple[Lora, ...]) -> Forward:
-        """What runs where the pipeline would run `net`, its part of this name."""
+        """Return the forward that replaces the pipeline's part `net` of this name."""
         ...
 
     def finished(self, output: Any, width: int, height: int) -> torch.Tensor:
-        """The pipeline's only picture, or its latents, as `finish` takes them: `[channels, height, width]`."""
+        """Return the pipeline's only picture, or its latents, as `finish` takes them: `[channels, height, width]`."""
         ...
 
     def seen(self, x0: torch.Tensor, width: int, height: int) -> torch.Tensor | None:
-        """A sampler's estimate as `decode` takes it, or None where it would be no picture."""
+        """Return a sampler's x0 as `decode` takes it, or None if it cannot be shown."""
         ...
 
     def last_seen(self, finished: torch.Tensor) -> torch.Tensor:
-        """The same of what is finished."""
+        """Return the finished latents as `decode` takes them."""
         ...
 
 
 class NotFinite(ArithmeticError):
-    """The sampler gives numbers that are not finite."""
+    """The sampler returned numbers that are not finite."""
 
 
 class Whole:
-    """Image `image` of `job`. `rows` is what its next forward takes, or before that is known, what it usually takes.
+    """Image `image` of `job`. `rows`: of its next forward, or its usual number until that is known.
 
-    `price`, milliseconds a row-step at its size, and `times`, of a forward by rows, are calibrated. Raises ValueError
-    with a sentence where the model does not take the sampler.
+    `price` (milliseconds a row-step at its size) and `times` (of a forward, by rows) are calibrated. Raises ValueError
+    with a sentence if the model does not support the sampler.
     """
 
     price = 1.0
@@ -86,9 +86,9 @@ class Whole:
         self.rungs: list[LatentRung] = []
         self._rung_at = _rungs(recipe.steps) if job.ladder else frozenset[int]()
         self._source, self._recipe, self._usual = source, recipe, rows(recipe) // recipe.count
-        self._done: dict[int, Fraction] = {}  # of each sampler, by its identity; the strand writes these two
+        self._done: dict[int, Fraction] = {}  # by sampler identity; its thread writes these two
         self._x0: torch.Tensor | None = None
-        self._last: torch.Tensor | None = None  # what is finished, as it is looked at; the strand's too, before its end
+        self._last: torch.Tensor | None = None  # the finished latents for `decode`; its thread writes them too
         self._by_itself = ExitStack()
         self._spelt = source.spelt(recipe) if isinstance(source, Spells) else {}
         pipeline = source.pipeline
@@ -105,11 +105,11 @@ class Whole:
 
     @property
     def done(self) -> bool:
-        return False  # its end comes from the strand, not from a count
+        return False  # the thread reports its end, not a step count
 
     @property
     def call(self) -> Call | None:
-        """The forward that it waits for, if it does."""
+        """The forward that it waits for, if any."""
         rest = self.strand.rest(0) if self.strand.started else None
         return rest.question if isinstance(rest, Asked) else None
 
@@ -119,8 +119,8 @@ class Whole:
         return rest if isinstance(rest, Ended) else None
 
     def news(self, watched: bool) -> list[Event]:
-        """What is to be told of it since the last time: a step, its end. Whatever goes wrong here fails its job."""
-        end = self.end  # looked at first: all steps of an ended strand are known
+        """Return the events since the last call: a step, its end. Any error here fails its job."""
+        end = self.end  # read first: an ended thread has reported all of its steps
         try:
             if end is not None and end.result is None:
                 return [Failed(self.job, *_why(self.job, end.error))]
@@ -129,7 +129,7 @@ class Whole:
             return [Failed(self.job, *_why(self.job, error))]
 
     def _advance(self, watched: bool) -> list[Event]:
-        """That it has done a further step, if it has; with x0 where it is `watched`."""
+        """Return a step event if it has done a further step; with x0 if it is `watched`."""
         k, before = int(self.steps * sum(self._done.values()) / self._samplers), self.k
         if k <= before:
             return []
@@ -142,7 +142,7 @@ class Whole:
         return [Stepped(self.job, self.image, k, self.steps, seen if watched else None)]
 
     def _develop(self, finished: torch.Tensor) -> list[Event]:
-        """Its end. A ladder has one rung at least; where the sampler has shown none, it is what is finished."""
+        """Return its last events. A ladder needs a keyframe: if the sampler showed no x0, use the finished latents."""
         if self._last is not None and not self.rungs:
             self.rungs.append(LatentRung(self.steps, self._last))
         rest = [Stepped(self.job, self.image, self.steps, self.steps)] if self.k < self.steps else []
@@ -150,7 +150,7 @@ class Whole:
         return [*rest, Developed(self.job, self.image, finished, tuple(self.rungs))]
 
     def _draw(self, strand: Strand[Call, Any, torch.Tensor]) -> torch.Tensor:
-        """The strand's whole work."""
+        """Run the pipeline; this is all of the thread's work."""
         source = self._source
         with torch.no_grad(), self._by_itself:
             self._enter()
@@ -161,7 +161,7 @@ class Whole:
             return finished
 
     def _look_at(self, finished: torch.Tensor) -> torch.Tensor:
-        """In the strand, since that may be a pass through the autoencoder; none where the sampler's estimate shows."""
+        """Return the last keyframe's latents. It runs in the thread, since it may be a forward of the autoencoder."""
         size, x0 = (self._recipe.width, self._recipe.height), self._x0
         seen = None if x0 is None else self._source.seen(x0, *size)
         if seen is not None:
@@ -170,10 +170,10 @@ class Whole:
         return self._source.last_seen(finished)
 
     def _enter(self) -> None:
-        """In the strand: from here on it works by itself, alone, up to its next question.
+        """In the thread: hold the pipeline's lock up to the next forward.
 
-        Tokenizers are set for each text (padding, truncation), and some autoencoders keep what they last saw: two
-        strands in them at once gave a wrong picture in one of twelve runs.
+        Tokenizers are reconfigured per text (padding, truncation), and some autoencoders cache their last input. Two
+        threads in them at once gave a wrong picture in one of twelve runs.
         """
         self._by_itself.close()
         self._by_itself.enter_context(self._source.alone)
@@ -187,7 +187,7 @@ class Whole:
         return self._source.forward_of(attribute, net, self._recipe.dtype, self._recipe.loras)
 
     def _tell(self, moved: Moved) -> None:
-        """In the strand, after each evaluation. Text, and what comes after a sampler's last, hold nobody up."""
+        """In the thread, after each evaluation. After a sampler's last one, the engine need not wait for it."""
         self.strand.check()
         last = moved.step >= moved.of
         if (last or moved.step % FINITE_EVERY == 0) and not bool(moved.sample.isfinite().all()):
@@ -200,13 +200,13 @@ class Whole:
 
 
 def _rungs(steps: int) -> frozenset[int]:
-    """Steps done at the rungs, evenly spaced: what a sampler's steps show is not known before."""
+    """Return the keyframe steps, evenly spaced: the change per step of these samplers is not known beforehand."""
     most = min(steps, MAX_RUNGS)
     return frozenset(round(steps * (number + 1) / most) for number in range(most))
 
 
 def _why(job: str, error: BaseException | None) -> tuple[str, Blame]:
-    """The sentence, and who is to blame."""
+    """Return the sentence and who is to blame."""
     if isinstance(error, NotFinite):
         return NOT_FINITE, "model"
     if isinstance(error, Unfit):

@@ -1,4 +1,4 @@
-"""A file that is written whole or not at all: a reader never sees half of it. Knows files; not what is in them."""
+"""Writes files atomically: a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Makes its folder, too. Raises OSError, and then leaves everything as it was."""
+    """Write the file, creating its folder. Raises OSError, and then the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         beside = Path(file.name)

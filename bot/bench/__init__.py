@@ -1,1 +1,1 @@
-"""`darkroom bench queue` and `darkroom bench scale`: what the house, its store and its broker do under load."""
+"""`darkroom bench queue` and `darkroom bench scale`: load measurements of the bot, its store and its broker."""

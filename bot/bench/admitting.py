@@ -1,6 +1,6 @@
-"""How many jobs a second the house takes, through the real use case, rules and gate, and whether their order is fair.
+"""Measures jobs admitted a second, through the real use case, rules and quota check, and whether their order is fair.
 
-Members ask at once, each again as soon as it was answered; one busy worker is online, so that nearly all of it waits.
+Members ask concurrently, each again after its answer. One busy worker is online, so nearly all jobs wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOM = 1_000_000
 
 
 async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
-    """Leaves a queue of all that was taken."""
+    """Measure rate and fairness. All admitted jobs stay in the queue."""
     await here.workers.start("worker", row_ms=50.0, rows=8)
     asking = itertools.count()
     await _ask(here, asking, time.monotonic() + 0.5)
@@ -37,7 +37,7 @@ async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
     note = f"{taken} jobs in {seconds:.1f} s, {AT_ONCE} requests at a time, {USERS} users in {GUILDS} servers"
     picked = await _picked(here)
     return [
-        row(RATE, database, taken / seconds, f"{note}; the house had {busy:.2f} of a core", samples=taken, of=USERS),
+        row(RATE, database, taken / seconds, f"{note}; the bot had {busy:.2f} of a core", samples=taken, of=USERS),
         row(FAIR, database, shared_out(picked, USERS), f"of {len(picked)} picks", samples=len(picked), of=USERS),
     ]
 
@@ -49,8 +49,9 @@ async def _ask(here: Premises, asking: Iterator[int], until: float) -> None:
 
 
 async def _picked(here: Premises) -> list[str]:
-    """Who is served first, as many as there are users: those whom the worker had, then whom we pick, when it has gone
-    and nobody else hands out work.
+    """Return the members who are served first, as many as there are users.
+
+    First come those whose jobs the worker had. Then we pick, once the worker has gone and nobody else dispatches.
     """
     here.workers.stop("worker")
     await here.workers.gone("worker")

@@ -1,7 +1,6 @@
-"""A private PostgreSQL for a measurement: made in a folder, reached by a socket in it, gone with it.
+"""A private PostgreSQL for a measurement: made in a temporary folder, reached by a Unix socket, deleted at the end.
 
-Knows PostgreSQL's programs and that they refuse to run as root; nothing of what is stored. As durable as it comes:
-`fsync` stays on.
+It is as durable as by default: `fsync` stays on. PostgreSQL refuses to run as root; then another user runs it.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from urllib.parse import quote
 
 from bot.refused import Refused
 
-SERVANTS = ("postgres", "nobody")  # who runs it where we are root
+SERVANTS = ("postgres", "nobody")  # users that run it where we are root
 READY_SECONDS = 60.0
-PORT = 5432  # it listens on no network: the number is but a part of its socket's name
-INSTALLED = Path("/usr/lib/postgresql")  # of Debian, where its programs are not on PATH
+PORT = 5432  # a part of its socket's name; it listens on no network
+INSTALLED = Path("/usr/lib/postgresql")  # Debian's folder, which is not on PATH
 
 
 def programs() -> Path | None:
-    """The folder of `initdb` and `postgres`, the newest version's; None where there is none."""
+    """Return the folder of the newest `initdb` and `postgres`, or None."""
     found = sorted(INSTALLED.glob("*/bin/initdb"), key=lambda path: _number(path.parts[-3]))
     on_path = shutil.which("initdb")
     return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
@@ -43,7 +42,7 @@ def _number(version: str) -> float:
 
 @asynccontextmanager
 async def cluster() -> AsyncIterator[str]:
-    """Its URL for the store, while the context lasts. Raises `Refused` where there is none to be had."""
+    """Yield its URL for the store while the context lasts. Raise `Refused` if PostgreSQL is not available."""
     where = await asyncio.to_thread(programs)
     if where is None:
         raise Refused("No PostgreSQL is installed here.")
@@ -67,7 +66,7 @@ def _settings(folder: Path) -> tuple[str, ...]:
 
 
 def _rights(folder: Path) -> dict[str, Any]:
-    """As whom its programs run: as us, or as somebody with fewer rights, whose the folder then is."""
+    """Return the user to run it as: ours, or for root an unprivileged one, who then owns the folder."""
     if os.geteuid() != 0:
         return {}
     servant = next((one for one in map(_known, SERVANTS) if one is not None), None)
@@ -97,7 +96,7 @@ def _run(command: Sequence[str], folder: Path, rights: dict[str, Any]) -> None:
 
 
 async def _answers(process: asyncio.subprocess.Process, socket: Path) -> None:
-    """Waits until it takes connections: whoever comes while it starts is turned away."""
+    """Wait until it takes connections: it rejects them while it starts."""
     async with asyncio.timeout(READY_SECONDS):
         while not (Path(f"{socket}.lock").exists() and await _ready(socket)):
             if process.returncode is not None:
@@ -106,7 +105,7 @@ async def _answers(process: asyncio.subprocess.Process, socket: Path) -> None:
 
 
 async def _ready(socket: Path) -> bool:
-    """Whether it greets a startup message with anything but an error (protocol 3.0, message flow)."""
+    """Return whether it answers a startup message with anything but an error (protocol 3.0, message flow)."""
     body = b"\0\x03\0\0user\0darkroom\0database\0postgres\0\0"
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket))
@@ -120,7 +119,7 @@ async def _ready(socket: Path) -> bool:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """A fast shutdown, which rolls back whoever is still connected."""
+    """Stop it by a fast shutdown, which rolls back open transactions."""
     if process.returncode is None:
         process.send_signal(signal.SIGINT)
     try:

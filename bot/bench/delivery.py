@@ -1,6 +1,6 @@
-"""How long a preview travels: from the worker that sends it to the bot's subscriber, and on to a hundred open pages.
+"""Measures how long a preview travels: from the worker to the bot's subscriber, and on to a hundred open pages.
 
-Everything is a process of its own: broker, `darkroom bot`, the worker (`stamper`), and this one, which holds all pages.
+Broker, `darkroom bot`, the worker (`stamper`) and this process, which holds all pages, are separate processes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAMES = (SUBSCRIBER, P50, P99)
 
 
 async def measure(database: str | None, name: str, *, quick: bool) -> list[Row]:
-    """One watched job, whose frames come one at a time."""
+    """Measure one watched job, whose frames come one at a time."""
     frames = QUICK if quick else FRAMES
     async with AsyncExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
@@ -51,7 +51,7 @@ async def measure(database: str | None, name: str, *, quick: bool) -> list[Row]:
 
 
 def told(name: str, direct: list[float], pages: list[list[float]], frames: int) -> list[Row]:
-    """The rows of so many frames: those that came to the subscriber, and those that came to each page."""
+    """Return the rows: delays to the subscriber and to each page, of `frames` frames."""
     all_pages = [delay for page in pages for delay in page]
     note = f"{len(direct)} frames of {BYTES // 1000} KB, one each {1000 * PAUSE:.0f} ms"
     seen = f"{len(all_pages)} of {frames * PAGES} seen; slowest {max(all_pages, default=0.0):.0f} ms"
@@ -67,7 +67,7 @@ def told(name: str, direct: list[float], pages: list[list[float]], frames: int) 
 
 
 async def _watched(broker: Broker, url: str, frames: int) -> tuple[list[float], list[list[float]]]:
-    """Milliseconds of each frame: to a subscriber on the bus, and to each page."""
+    """Return the milliseconds of each frame: to a subscriber on the bus, and to each page."""
     bus = await Bus.connect(broker.url, broker.token)
     direct = list[float]()
     listening = asyncio.create_task(_listen(bus, direct))
@@ -77,7 +77,7 @@ async def _watched(broker: Broker, url: str, frames: int) -> tuple[list[float], 
             async with asyncio.timeout(PATIENCE + frames * PAUSE):
                 while len(direct) < frames:
                     await asyncio.sleep(0.1)
-            await asyncio.sleep(1.0)  # the last one is on its way to the pages
+            await asyncio.sleep(1.0)  # the last frame still travels to the pages
             return direct[WARMING:], [_warm(page) for page in pages]
     finally:
         listening.cancel()
@@ -95,7 +95,7 @@ async def _listen(bus: Bus, direct: list[float]) -> None:
 
 
 async def _ask(url: str) -> None:
-    """One job, by the API of the room; as soon as the room knows the worker."""
+    """Submit one job by the HTTP API, as soon as the bot knows the worker."""
     async with aiohttp.ClientSession(url) as session, asyncio.timeout(PATIENCE):
         while True:
             async with session.post("/api/jobs", json={"prompt": "a clock", "model": NAME, "count": 1}) as answer:
@@ -117,7 +117,7 @@ async def _opened(folder: Path) -> str:
 
 @asynccontextmanager
 async def _process(name: str, command: list[str], folder: Path, more: Mapping[str, str]) -> AsyncIterator[None]:
-    """Runs while the context lasts."""
+    """Run a process while the context lasts."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("DARKROOM_")}
     with (folder / f"{name}.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(

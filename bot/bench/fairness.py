@@ -1,7 +1,7 @@
-"""What a flood does to the others: one user with eighty jobs, and a light one beside it, or nine.
+"""Measures what a flood does to others: one user with eighty jobs, beside one light user or nine.
 
-One simulated worker. Its device's time is linear in the rows of a forward, so its batches are small, as calibration has
-it: a share of the steps is a share of the device.
+There is one simulated worker. Its device time is linear in the rows of a forward. So its calibration keeps batches
+small, and a share of the steps is a share of the device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NAMES = (FINISH, SOON, JAIN)
 
 
 async def beside_one(here: Premises, database: str, *, quick: bool) -> list[Row]:
-    """A light user's job by itself, and the same beside a flood."""
+    """Compare a light user's job alone with the same job beside a flood."""
     rounds = QUICK if quick else ROUNDS
     await here.workers.start("worker", row_ms=ROW_MS)
     async with watching(here.house.feed) as watch:
@@ -41,7 +41,7 @@ async def beside_one(here: Premises, database: str, *, quick: bool) -> list[Row]
 
 
 async def beside_nine(here: Premises, database: str, *, quick: bool) -> list[Row]:
-    """Nine light users come to a flood, and all ten have work for as long as it is measured."""
+    """Add nine light users to a flood; all ten have work throughout the measurement."""
     await here.workers.start("worker", row_ms=ROW_MS)
     async with watching(here.house.feed) as watch:
         flood = await _flood(here, watch, SHORT)
@@ -64,7 +64,7 @@ async def beside_nine(here: Premises, database: str, *, quick: bool) -> list[Row
 
 
 async def _flood(here: Premises, watch: Watch, prompt: str = LONG) -> list[str]:
-    """Eighty jobs of one user, the first of which are under way."""
+    """Submit eighty jobs of one user, and wait until the first ones run."""
     jobs = [await here.imagine(prompt, member(0)) for _ in range(FLOOD)]
     await watch.until(lambda: any(job in watch.shown for job in jobs))
     await asyncio.sleep(1.0)
@@ -72,12 +72,12 @@ async def _flood(here: Premises, watch: Watch, prompt: str = LONG) -> list[str]:
 
 
 async def _finish(here: Premises, watch: Watch, user: int) -> float:
-    """Seconds of one job of a user who has nothing else."""
+    """Return the seconds of one job of a user who has no other."""
     asked = time.monotonic()
     return await watch.end(await here.imagine(LONG, member(user))) - asked
 
 
 async def _cost(here: Premises, watch: Watch, jobs: list[str]) -> float:
-    """Device-seconds that these jobs have had so far: of those under way, by the newest step that was seen."""
+    """Return the device-seconds of these jobs so far: of running ones, by the newest step in a preview."""
     found = (await here.house.store.ask(reads.some, jobs)).values()
     return sum(one.cost * (1.0 if one.state == "finished" else watch.step.get(one.id, 0) / one.steps) for one in found)

@@ -1,4 +1,4 @@
-"""From what was timed to figures: percentiles, growth, fairness, and each figure as a row beside its goal. Pure."""
+"""Figures from measured times: percentiles, growth, fairness, and each figure as a row beside its goal. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.bench.row import Row, as_json, as_table
 
 __all__ = ["GOALS", "Row", "as_json", "as_table", "at", "growth", "jain", "missing", "pace", "row", "shared_out"]
 
-# What is measured on either database: its goal, and its unit.
+# Each figure's goal and unit, for both databases.
 GOALS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
     {
         "enqueue → first step, idle, p50": (None, "ms"),
@@ -19,7 +19,7 @@ GOALS: Mapping[str, tuple[str | None, str]] = MappingProxyType(
         "frame → the bot's subscriber, p99": ("≤ 20", "ms"),
         "frame → 100 viewers, p50": (None, "ms"),
         "frame → 100 viewers, p99": ("≤ 20", "ms"),
-        "accepted jobs a second": ("≥ 200", ""),  # embedded; a server is asked for more, below
+        "accepted jobs a second": ("≥ 200", ""),  # for SQLite; PostgreSQL's goal is below
         "accepted jobs: most jobs of one user beyond another's in the next picks": ("≤ 1", ""),
         "pick of 1,000 queued by 100 users, p50": (None, "ms"),
         "pick of 10,000 queued by 1,000 users, p50": (None, "ms"),
@@ -39,44 +39,44 @@ EMBEDDED = "SQLite"
 
 
 def row(name: str, database: str, figure: float | None, note: str = "", *, samples: int, of: int) -> Row:
-    """A figure beside its goal, of so many samples that were taken and that there should be."""
+    """Return a figure beside its goal, with the number of samples taken and of samples expected."""
     goal, unit = GOALS[name]
     goal = goal if database == EMBEDDED else OF_A_SERVER.get(name, goal)
     return Row(f"{name} ({database})", figure, goal, unit, note, samples, of)
 
 
 def missing(database: str, names: Sequence[str], why: str) -> list[Row]:
-    """The rows of what could not be measured: they pass in no case."""
+    """Return the rows of what could not be measured: they never pass."""
     return [row(name, database, None, why, samples=1, of=1) for name in names]
 
 
 def at(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of them lie, by the nearest rank: an observed one. NaN of none."""
+    """Return the value below which `share` of them lie, by the nearest rank: an observed one. NaN of none."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def growth(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """The exponent e of time ~ size^e, by least squares over the logarithms."""
+    """Return the exponent e of time ~ size^e, by least squares over the logarithms."""
     return statistics.linear_regression([math.log(each) for each in sizes], [math.log(each) for each in times]).slope
 
 
 def pace(moments: Sequence[float]) -> float:
-    """How many a second, by least squares through these moments: a batch that ends at once does not count double."""
+    """Return how many a second, by least squares through these times: a batch that ends at once counts once."""
     if len(moments) < 2:
         return 0.0
     return 1.0 / statistics.linear_regression(range(len(moments)), sorted(moments)).slope
 
 
 def jain(shares: Sequence[float]) -> float:
-    """Jain's fairness index (Jain, Chiu, Hawe 1984): 1 where all have the same, 1/n where one has everything."""
+    """Return Jain's fairness index (Jain, Chiu, Hawe 1984): 1 where all have the same, 1/n where one has everything."""
     squares = sum(each * each for each in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 0.0
 
 
 def shared_out(picked: Sequence[str], users: int) -> int:
-    """How many more of these jobs the one who had most has than who had fewest, of so many users."""
+    """Return the most picked jobs of a user minus the fewest, among so many users."""
     counts = [picked.count(user) for user in set(picked)]
     counts += [0] * (users - len(counts))
     return max(counts, default=0) - min(counts, default=0)

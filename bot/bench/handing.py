@@ -1,6 +1,6 @@
-"""A job that changes its worker: because the first one was killed, or because it was stopped in order.
+"""Measures a job that changes its worker, because the first one was killed or stopped in order.
 
-A second worker is warm and idle beside it. What is repeated is told by the steps that previews showed before and after.
+A second worker is warm and idle beside it. The steps in previews before and after tell how much work is repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.bus import Bus
 ROW_MS = 8.0  # 17 ms a step of one picture with guidance
 PROMPT = "a lamp --steps 1000 --count 1 --sampler ddpm"
 KILLS, ORDERLY, QUICK = 3, 5, 1
-BEFORE = 3.5  # seconds of work before the plug is pulled: the first snapshot comes after two
+BEFORE = 3.5  # seconds of work before the worker ends: the first snapshot comes after two
 PATIENCE = 60.0
 KILLED, REPEATED = "worker killed → its job goes on elsewhere", "worker killed: its work repeated"
 STOPPED = "worker stopped in order → its job goes on elsewhere"
@@ -28,14 +28,14 @@ NAMES = (KILLED, REPEATED, STOPPED)
 
 @dataclass(frozen=True)
 class Moved:
-    """Seconds until the next worker's first step was seen, and the seconds of work that were done again."""
+    """Seconds until the next worker's first step was seen, and the seconds of repeated work."""
 
     waited: float
     repeated: float
 
 
 class Sight:
-    """The newest preview of any job: its epoch, its step and when it came."""
+    """The newest preview of any job: its epoch, its step and its time."""
 
     def __init__(self) -> None:
         self.epoch, self.step, self.at = 0, 0, 0.0
@@ -50,7 +50,7 @@ class Sight:
 
 
 async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
-    """Some kills and some orderly stops, each with a job and two workers of its own."""
+    """Measure some kills and some orderly stops, each with its own job and two workers."""
     async with _eyes(here) as sight, watching(here.house.feed):
         rounds = (QUICK, QUICK) if quick else (KILLS, ORDERLY)
         stops = [await _moved(here, sight, f"stop-{n}", kill=False) for n in range(rounds[1])]
@@ -59,7 +59,9 @@ async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
 
 
 def told(database: str, kills: Sequence[Moved], stops: Sequence[Moved], rounds: tuple[int, int]) -> list[Row]:
-    """The goals hold for each of a handful, so the worst one stands beside them. `rounds`: kills and stops to see."""
+    """Return the rows. A goal holds for every round, so the figure is the worst one. `rounds`: expected kills and
+    stops.
+    """
     waits, again, orderly = [one.waited for one in kills], [one.repeated for one in kills], [o.waited for o in stops]
     repeated = f"work repeated at most {at([one.repeated for one in stops], 1.0):.2f} s"
     killed = f"{_of(waits)}; until its first new preview"
@@ -97,7 +99,7 @@ async def _moved(here: Premises, sight: Sight, name: str, *, kill: bool) -> Move
 
 
 async def _leave(here: Premises, *names: str | None) -> None:
-    """Nobody of this round is at work in the next one."""
+    """Stop this round's workers, so that none of them works in the next one."""
     left = [name for name in names if name is not None]
     for name in left:
         here.workers.stop(name)
@@ -105,7 +107,7 @@ async def _leave(here: Premises, *names: str | None) -> None:
 
 
 async def _next(sight: Sight) -> None:
-    """The next preview, or a moment later."""
+    """Wait for the next preview."""
     seen, end = sight.at, time.monotonic() + PATIENCE
     while sight.at == seen:
         await asyncio.sleep(0.002)
@@ -121,7 +123,7 @@ async def _until(true: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def _eyes(here: Premises) -> AsyncIterator[Sight]:
-    """A subscriber of its own to all previews."""
+    """Subscribe to all previews, over a separate connection."""
     bus = await Bus.connect(here.broker.url, here.broker.token)
     sight = Sight()
     task = asyncio.create_task(sight.follow(bus))

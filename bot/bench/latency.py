@@ -1,7 +1,7 @@
-"""How soon an idle system begins: from the request to the first step that a member could see.
+"""Measures how soon an idle system begins: from the request to the first step that a member could see.
 
-The time runs from the call of the use case until the first preview has come back to this process, so it holds the
-transaction, dispatch, claim, one step, its picture and the way back.
+The time runs from the call of the use case to the first preview in this process. It includes the transaction, dispatch,
+claim, one step, its picture and the way back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES = (P50, P99)
 
 
 async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
-    """One job at a time, each when the one before is over and a moment has passed."""
+    """Run one job at a time, each after the end of the one before and a short pause."""
     await here.workers.start("worker", row_ms=ROW_MS)
     rounds = QUICK if quick else ROUNDS
     chance, waits, steps = random.Random(1), list[float](), list[float]()
@@ -33,7 +33,7 @@ async def measure(here: Premises, database: str, *, quick: bool) -> list[Row]:
             job = await here.imagine(f"a lamp --steps {STEPS} --count 1", member(number % 10))
             ended = await watch.end(job)
             if number >= 3:  # the first ones fill caches
-                waits.append(1000 * (watch.shown.get(job, ended) - asked))  # unseen: before its end
+                waits.append(1000 * (watch.shown.get(job, ended) - asked))  # without a preview: its end
                 steps.append(watch.first.get(job, STEPS))
     note = f"{len(waits)} jobs; the first preview shows step {at(steps, 0.5):.0f} (p99 {at(steps, 0.99):.0f})"
     note += f", a forward takes {ROW_MS * 2 + 1:g} ms; slowest {at(waits, 1.0):.0f} ms"

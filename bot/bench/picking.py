@@ -1,4 +1,4 @@
-"""How long the next job takes to find in a long queue, and how that grows with the queue: the store alone."""
+"""Measures how long the store takes to pick the next job of a long queue, and how that grows with the queue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.job import Concept, Recipe
 SIZES, QUICK = (1_000, 10_000, 100_000), (1_000, 10_000)
 PICKS, FEW = 400, 100
 USERS_SHARE = 10  # jobs a user
-ROOM = 64  # rows, of a few workers
+ROOM = 64  # rows of a few workers
 P50 = "pick of {:,} queued by {:,} users, p50"
 P99 = "pick of 100,000 queued by 10,000 users, p99"
 EXPONENT = "pick: exponent of its growth, from 1,000 to 100,000 queued"
@@ -26,7 +26,7 @@ MODEL = "simulated"
 
 
 async def measure(opened: Sequence[Store], database: str, *, quick: bool) -> list[Row]:
-    """One fresh store for each of the sizes."""
+    """Measure each size in a fresh store."""
     sizes = QUICK if quick else SIZES
     medians, rows, times, count = list[float](), list[Row](), list[float](), FEW if quick else PICKS
     for size, store in zip(sizes, opened, strict=True):
@@ -53,7 +53,7 @@ async def measure(opened: Sequence[Store], database: str, *, quick: bool) -> lis
 
 
 async def _times(store: Store, size: int, count: int) -> list[float]:
-    """Milliseconds of each pick; what was picked is finished between two, so that there is always room."""
+    """Return the milliseconds of each pick. Each picked job is finished before the next, so there is always room."""
     await store.write(fill, _draft(), size, size // USERS_SHARE)
     wish, times = Wish("default", [MODEL], running=3), list[float]()
     for _ in range(count):
@@ -78,5 +78,5 @@ def _draft() -> Draft:
 
 
 def sqlite(folder: Path, number: int) -> str:
-    """The URL of one of the stores."""
+    """Return the URL of the store `number`."""
     return f"sqlite:///{folder / f'{number}.sqlite'}"

@@ -1,6 +1,6 @@
-"""What is measured: the real house in this process, on a real database, with a broker and simulated workers beside it.
+"""The system under measurement: the real bot in this process, a real database, a broker and simulated workers.
 
-Opens and closes them; measures nothing.
+It opens and closes them; it measures nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from engine.bus import Bus
 from engine.bus.broker import Broker
 
 HERE = Place("web")
-PLENTY = 10_000  # jobs that a member may have at once: what is measured here are not the limits
+PLENTY = 10_000  # jobs that a member may have at once: limits are not measured here
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
 class Premises:
-    """`folder` is for whatever a measurement leaves."""
+    """A running system. `folder`: for the files of a measurement."""
 
     broker: Broker
     bus: Bus
@@ -37,18 +37,18 @@ class Premises:
     folder: Path
 
     async def imagine(self, prompt: str, member: Member) -> str:
-        """The id of one accepted job."""
+        """Submit one prompt; return the id of the admitted job."""
         [ticket] = await self.house.studio.imagine(prompt, member, HERE)
         return ticket.job
 
 
 def member(number: int, guild: int = 0) -> Member:
-    """One of as many as are wanted."""
+    """Return member `number`."""
     return Member(f"bench:{number}", f"Member {number}", f"guild-{guild}")
 
 
 def settings(folder: Path, database: str) -> Settings:
-    """For a house in this folder, without the limits of members."""
+    """Return the settings of a bot in this folder, without limits on members."""
     return load(
         data=folder, database_url=SecretStr(database), pictures_url=SecretStr(str(folder / "pictures")),
         running=1000, queued=PLENTY, cost_day=1e9,
@@ -57,7 +57,7 @@ def settings(folder: Path, database: str) -> Settings:
 
 @asynccontextmanager
 async def premises(database: str | None) -> AsyncIterator[Premises]:
-    """Everything of a fresh installation; `database`: its URL, None for SQLite in its folder."""
+    """Yield a fresh installation. `database`: its URL, None for SQLite in its folder."""
     async with AsyncExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
         broker = await parts.enter_async_context(Broker(folder / "nats"))
@@ -71,7 +71,7 @@ async def premises(database: str | None) -> AsyncIterator[Premises]:
 
 
 def cpu_seconds(pids: Mapping[str, int | None]) -> dict[str, float]:
-    """Seconds of a core that each of these processes has had; those that this machine does not tell are left out."""
+    """Return the CPU seconds of each of these processes; those that this machine does not tell are left out."""
     found: dict[str, float] = {}
     for name, pid in pids.items():
         try:

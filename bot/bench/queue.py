@@ -1,4 +1,4 @@
-"""`darkroom bench queue`: the goals of the queue, on SQLite and on PostgreSQL, as rows of figure and goal.
+"""`darkroom bench queue`: measures the queue on SQLite and on PostgreSQL, and prints each figure beside its goal.
 
 Every measurement has a fresh installation. Rows that miss their goal say MISS (JSON: pass false); the exit code is 0.
 """
@@ -26,7 +26,7 @@ PARTS = ("latency", "delivery", "admitting", "picking", "fairness", "handing")
 
 
 def run(args: Sequence[str]) -> int:
-    """The exit code: 0 once it is measured, whatever was missed."""
+    """Measure and print; return 0, even if goals are missed."""
     parser = argparse.ArgumentParser(prog="darkroom bench queue", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, shorter queues")
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
@@ -43,7 +43,7 @@ def _say(sentence: str) -> None:
 
 
 async def measure(databases: Iterable[str], parts: Iterable[str], *, quick: bool, say: Say) -> list[Row]:
-    """All rows, part after part, on each of the databases."""
+    """Return all rows, part after part, on each of the databases."""
     rows = list[Row]()
     for part in parts:
         for database in databases:
@@ -84,7 +84,7 @@ async def _fairness(url: str | None, database: str, quick: bool) -> list[Row]:
 
 
 async def _picking(database: str, quick: bool) -> list[Row]:
-    """A store for each size of queue."""
+    """Measure with a separate store for each size of queue."""
     async with AsyncExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
         stores = list[Store]()
@@ -97,7 +97,7 @@ async def _picking(database: str, quick: bool) -> list[Row]:
 
 @asynccontextmanager
 async def _url(database: str) -> AsyncIterator[str | None]:
-    """Where a fresh database is; None: SQLite in the installation's folder. Raises `Refused` where there is none."""
+    """Yield the URL of a fresh database; None: SQLite in the installation's folder. Raise `Refused` if unavailable."""
     if database == EMBEDDED:
         yield None
         return

@@ -1,8 +1,8 @@
-"""`darkroom bench scale`: one, two, four and eight workers on one broker and one house, each a process of its own.
+"""`darkroom bench scale`: measures one, two, four and eight workers, as processes, on one broker and one bot.
 
-Their device is simulated, and its time is chosen so long that a machine of two cores can drive eight of them: what is
-measured is whether house and broker keep them busy, not how much of a processor there is. Rows that miss their goal say
-MISS (JSON: pass false); the exit code stays 0.
+Their device is simulated, and so slow that a machine of two cores can drive eight of them. So this measures whether bot
+and broker keep them busy, not the processor. Rows that miss their goal say MISS (JSON: pass false); the exit code stays
+0.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ JOB_ROWS = 4
 GOAL = "≥ 0.9"
 SECONDS, QUICK = 30.0, 6.0
 WARMING = 4.0  # until every worker's batch is full
-# As many members a worker as there is room for. With more, each begins at once (the way in), and all of them end
+# As many members a worker as its rows have room for. With more, each one's first job begins at once, and all end
 # together, in a burst that is longer than the window.
 USERS = ROWS // JOB_ROWS
 
 
 def run(args: Sequence[str]) -> int:
-    """The exit code: 0 once it is measured, whatever was missed."""
+    """Measure and print; return 0, even if goals are missed."""
     parser = argparse.ArgumentParser(prog="darkroom bench scale", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one and two workers, some seconds")
     parser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
@@ -50,7 +50,7 @@ def _say(sentence: str) -> None:
 
 
 async def measure(*, quick: bool, say: Say) -> list[Row]:
-    """A fresh installation for each number of workers."""
+    """Measure each number of workers on a fresh installation."""
     rates, rows, seconds = dict[int, Rate](), list[Row](), QUICK if quick else SECONDS
     for count in WORKERS[:2] if quick else WORKERS:
         say(f"{count} workers")
@@ -65,7 +65,7 @@ async def measure(*, quick: bool, say: Say) -> list[Row]:
 
 
 def efficiency(rates: Mapping[int, Rate], count: int) -> Row:
-    """What each of `count` workers does, of what one does alone; the goal is of eight."""
+    """Return what each of `count` workers does, relative to one alone; the goal is for eight."""
     (alone, few), (together, many) = rates[1], rates[count]
     share = together / (count * alone) if alone else None
     ideal = 1000 / (STEPS * JOB_ROWS * ROW_MS)
@@ -76,7 +76,7 @@ def efficiency(rates: Mapping[int, Rate], count: int) -> Row:
 
 
 async def _rate(here: Premises, count: int, seconds: float) -> tuple[Rate, str]:
-    """Jobs a second in a window, of how many, and who had how much of the processor."""
+    """Return jobs a second in a window, the number of these jobs, and a note on the CPU time of each process."""
     names = [f"worker-{number}" for number in range(count)]
     for name in names:
         await here.workers.start(name, row_ms=ROW_MS, rows=ROWS)
@@ -91,12 +91,12 @@ async def _rate(here: Premises, count: int, seconds: float) -> tuple[Rate, str]:
 
 
 def _enough(count: int, seconds: float) -> int:
-    """Jobs that so many workers cannot finish meanwhile."""
+    """Return a number of jobs that so many workers cannot finish in the window."""
     return int(1.3 * count * (seconds + 2 * WARMING) * 1000 / (STEPS * JOB_ROWS * ROW_MS)) + count * ROWS
 
 
 async def _busy(here: Premises, count: int) -> None:
-    """Until every worker has something, and a while longer."""
+    """Wait until every worker has a job, and then for their batches to fill."""
     async with asyncio.timeout(PATIENCE):
         while len({record.worker for record in await here.house.store.ask(reads.active) if record.worker}) < count:
             await asyncio.sleep(0.1)
@@ -104,13 +104,13 @@ async def _busy(here: Premises, count: int) -> None:
 
 
 async def _ends(here: Premises, jobs: Sequence[str], since: float) -> list[float]:
-    """When each job ended that did since then."""
+    """Return the end times of the jobs that ended since then."""
     found = (await here.house.store.ask(reads.some, jobs)).values()
     return [record.ended for record in found if record.ended is not None and record.ended >= since]
 
 
 def _spent(here: Premises) -> dict[str, float]:
-    """Seconds of a core: the house is this process, and so is the measuring."""
+    """Return CPU seconds. The bot and the measurement are both this process."""
     workers = cpu_seconds(here.workers.pids())
     told = cpu_seconds({"the bot": os.getpid(), "the broker": here.broker.pid})
     return told | {"all workers": sum(workers.values())}

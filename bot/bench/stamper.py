@@ -1,7 +1,7 @@
-"""`python -m bot.bench.stamper URL FRAMES PAUSE BYTES`: a worker that shows previews with the time of their leaving.
+"""`python -m bot.bench.stamper URL FRAMES PAUSE BYTES`: a worker that sends timestamped previews and draws nothing.
 
-Behind each JPEG's end stand eight bytes: the monotonic clock, which all processes of a machine share, as it was when
-the preview was handed to the bus. Speaks the true wire contract, and draws nothing.
+Eight bytes follow each JPEG's end: the monotonic clock, which all processes of a machine share, when the preview was
+handed to the bus. It speaks the real wire contract.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.job import Failed, Frame, Job, Presence, Recipe, Started, Warm
 
 NAME = "stamper"
 STAMP = struct.Struct(">d")
-BEAT = 3.0  # seconds; a lease lasts ten
+BEAT = 3.0  # seconds; a claim lasts ten
 MODEL = Warm(
     name=NAME, revision="1", dtype="float32", size=256, multiple=8, max_pixels=512 * 512, tokens=77, steps=50,
     sampler="ddpm", guidance=3.0, row_ms=1.0, encode_ms=1.0, decode_ms=1.0,
@@ -28,17 +28,17 @@ MODEL = Warm(
 
 
 def stamped(picture: bytes) -> bytes:
-    """A preview that leaves now."""
+    """Append the current time to a preview."""
     return picture + STAMP.pack(time.monotonic())
 
 
 def stamp_of(picture: bytes) -> float:
-    """When a stamped preview left."""
+    """Return when a stamped preview was sent."""
     return STAMP.unpack(picture[-STAMP.size :])[0]
 
 
 def jpeg(size: int) -> bytes:
-    """A picture of about so many bytes: noise at the lowest quality that is large enough."""
+    """Return a JPEG of about `size` bytes: noise at the lowest quality that is large enough."""
     noise = Image.effect_noise((256, 256), 60).convert("RGB")
     made = b""
     for quality in range(5, 96, 5):
@@ -51,13 +51,13 @@ def jpeg(size: int) -> bytes:
 
 
 class Stamper:
-    """Takes one job after another, and ends each by failing it: what is measured comes before."""
+    """A worker that takes one job after another and fails each after its previews, which are all that is measured."""
 
     def __init__(self, bus: Bus, frames: int, pause: float, size: int) -> None:
         self._bus, self._frames, self._pause, self._jpeg = bus, frames, pause, jpeg(size)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announce())
             while True:

@@ -1,6 +1,6 @@
-"""Readers of the web room's live stream, as many as there are open pages: when each event had come, and what it was.
+"""Clients of the page's live stream, one for each simulated open page: they note when each event arrives.
 
-They only note the time while they read; what was in an event is looked at afterwards, so that reading costs little.
+They note only the time while they read. The events are decoded afterwards, so that reading costs little.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGE = 1 << 20
 
 
 class Viewer:
-    """`frames`: when a frame's event was there whole, and the event."""
+    """One open page. `frames`: the arrival time of a frame's whole event, and the event."""
 
     def __init__(self) -> None:
         self.frames: list[tuple[float, bytes]] = []
@@ -31,7 +31,7 @@ class Viewer:
         self._rest = b""
 
     async def read(self, session: aiohttp.ClientSession) -> None:
-        """Until the stream ends."""
+        """Read until the stream ends."""
         async with session.get("/api/events") as answer:
             answer.raise_for_status()
             async for piece in answer.content.iter_any():
@@ -39,17 +39,17 @@ class Viewer:
                 self.take(piece, time.monotonic())
 
     def take(self, piece: bytes, now: float) -> None:
-        """A piece of the stream, which may hold the end of one event and the beginning of the next."""
+        """Take a piece of the stream, which may hold the end of one event and the beginning of the next."""
         *events, self._rest = (self._rest + piece).split(END)
         self.frames += [(now, event) for event in events if FRAME in event]
 
     def delays(self) -> list[float]:
-        """Milliseconds from each frame's leaving to its being here."""
+        """Return the milliseconds from each frame's sending to its arrival."""
         return [1000 * (at - left) for at, event in self.frames for left in _stamps(event)]
 
 
 def _stamps(event: bytes) -> list[float]:
-    """When each of an event's frames left: its text is JSON, its pictures base64."""
+    """Return when each of an event's frames was sent: its text is JSON, its pictures base64."""
     [said] = [line for line in event.split(b"\r\n") if line.startswith(b"data: ")]
     pictures = json.loads(said.removeprefix(b"data: "))["frames"].values()
     return [stamp_of(base64.b64decode(picture)) for picture in pictures]
@@ -57,7 +57,7 @@ def _stamps(event: bytes) -> list[float]:
 
 @asynccontextmanager
 async def viewers(url: str, count: int) -> AsyncIterator[Sequence[Viewer]]:
-    """So many, each with a connection of its own, all of which are open."""
+    """Yield `count` viewers with open streams, each on its own connection."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(url, connector=connector, timeout=STREAM, read_bufsize=LARGE) as session:
         readers = [Viewer() for _ in range(count)]

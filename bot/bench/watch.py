@@ -1,6 +1,6 @@
-"""One pair of eyes on every job of a house: when its first step was seen, how far it is, when it was over.
+"""Watches every job of a bot by its feed: when its first step was seen, how far it is, when it was over.
 
-All times are of the monotonic clock. It asks for live previews, as an open page does.
+All times are of the monotonic clock. It subscribes to live previews, as an open page does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PATIENCE = 180.0
 
 
 class Watch:
-    """`shown`: when a job's first preview came: a step was run, decoded, sent and received."""
+    """`shown`: when a job's first preview came, so a step was run, decoded, sent and received."""
 
     def __init__(self) -> None:
         self.shown: dict[str, float] = {}
@@ -27,7 +27,7 @@ class Watch:
         self._news = asyncio.Event()
 
     async def follow(self, feed: Feed) -> None:
-        """Until the feed closes."""
+        """Follow the feed until it closes."""
         async with feed.subscribe() as moments:
             async for moment in moments:
                 if isinstance(moment, Developing) and moment.frames:
@@ -39,14 +39,14 @@ class Watch:
                 self._news.set()
 
     async def until(self, true: Callable[[], bool], seconds: float = PATIENCE) -> None:
-        """Looks at every moment. Raises TimeoutError."""
+        """Wait until `true()` holds, checked at every event. Raise TimeoutError."""
         async with asyncio.timeout(seconds):
             while not true():
                 self._news.clear()
                 await self._news.wait()
 
     async def end(self, job: str) -> float:
-        """When a job was finished. Raises RuntimeError where it ended otherwise."""
+        """Return when a job was finished. Raise RuntimeError if it ended otherwise."""
         await self.until(lambda: job in self.ended)
         at, state = self.ended[job]
         if state != "finished":
@@ -56,10 +56,10 @@ class Watch:
 
 @asynccontextmanager
 async def watching(feed: Feed) -> AsyncIterator[Watch]:
-    """A watch that is kept while the context lasts."""
+    """Yield a watch that follows the feed while the context lasts."""
     watch = Watch()
     task = asyncio.create_task(watch.follow(feed))
-    await asyncio.sleep(0)  # it listens from now on
+    await asyncio.sleep(0)  # it is subscribed from now on
     try:
         yield watch
     finally:

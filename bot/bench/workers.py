@@ -1,7 +1,4 @@
-"""Simulated workers as processes: the real worker and engine over a device that only takes its time.
-
-Knows the engine's command line and signals; nothing of jobs.
-"""
+"""Simulated workers as processes: the real worker and engine over a device that only takes time."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ from pathlib import Path
 from bot.refused import Refused
 from engine.job import Presence
 
-READY_SECONDS = 180.0  # torch takes its time where eight start at once
+READY_SECONDS = 180.0  # importing torch is slow where eight start at once
 NOT_THE_ENGINES = ("DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL")
 
 
 class Workers:
-    """An async context manager; what still runs at its end is killed. `seen`: the workers that announced themselves."""
+    """An async context manager that kills the remaining workers at its end. `seen` returns the announced workers."""
 
     def __init__(self, url: str, token: str, folder: Path, seen: Callable[[], Mapping[str, Presence]]) -> None:
         if find_spec("torch") is None:
@@ -38,7 +35,7 @@ class Workers:
         await asyncio.gather(*(self.kill(name) for name in list(self._running)))
 
     async def start(self, name: str, *, row_ms: float, rows: int = 32) -> None:
-        """Returns once it takes jobs."""
+        """Start a worker; return once it takes jobs."""
         command = [sys.executable, "-m", "engine", "serve", "--nats", self._url, "--name", name]
         command += ["--data", str(self._folder), "--simulated", "--row-ms", str(row_ms), "--rows", str(rows)]
         with (self._folder / f"{name}.log").open("ab") as log:
@@ -53,21 +50,21 @@ class Workers:
                 await asyncio.sleep(0.02)
 
     def pids(self) -> dict[str, int]:
-        """Of those that run."""
+        """Return the process ids of the running workers."""
         return {name: process.pid for name, process in self._running.items()}
 
     async def kill(self, name: str) -> None:
-        """As a power cut does it: nothing is handed over."""
+        """Kill a worker, as a power cut does: it hands nothing back."""
         process = self._running.pop(name)
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
 
     def stop(self, name: str) -> None:
-        """Asks it to hand its jobs over and end; does not wait for that."""
+        """Ask a worker to hand its jobs back and end; do not wait for that."""
         with suppress(ProcessLookupError):  # it has ended by itself
             self._running[name].terminate()
 
     async def gone(self, name: str) -> None:
-        """Returns once a worker that was stopped has ended."""
+        """Wait until a stopped worker has ended."""
         await self._running.pop(name).wait()

@@ -1,6 +1,6 @@
-"""The first answer to an interaction: within three seconds, from a request to its card, or to a refusal.
+"""The first response to an interaction, within Discord's three seconds: a card for each job, or a refusal.
 
-The studio records the job before anything is sent; the answer's message id is recorded right after. If that fails or
+The studio records the job before anything is sent. The response's message id is recorded right after. If that fails or
 comes late, the courier finds the message by itself.
 """
 
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 Ask = Callable[[Member, Place], Awaitable[Sequence[Ticket]]]
 
-SOON = 1.5  # seconds until we tell Discord that the answer takes longer: it waits three
-GLANCE = 0.7  # seconds that a look at preference and rules may take before that
-TOKEN_LIVES = 14 * 60.0  # of the fifteen minutes that Discord gives a token
+SOON = 1.5  # seconds until we defer the response: Discord waits three
+GLANCE = 0.7  # seconds to read preference and rules before we defer
+TOKEN_LIVES = 14 * 60.0  # seconds that we use a token; Discord accepts it for fifteen minutes
 BROKEN = "Something broke on our side. It is logged; please try again."
 
 
 def member_of(interaction: Interaction) -> Member:
-    """Who pressed or typed, and with what standing where they are. Alone with the bot there is nothing to moderate."""
+    """Return who triggered the interaction, with their permissions here. A direct conversation has no moderators."""
     user, guild, channel = interaction.user, interaction.guild, interaction.channel
     may = permissions(user)
     return Member(
@@ -58,18 +58,18 @@ def member_of(interaction: Interaction) -> Member:
 
 
 def _for_adults(channel: object) -> bool:
-    """Whether the channel, or a thread's parent, is age-restricted."""
-    asked = getattr(channel, "is_nsfw", None)  # a direct conversation has none
+    """Return whether the channel, or a thread's parent, is age-restricted."""
+    asked = getattr(channel, "is_nsfw", None)  # a direct conversation has no such method
     return asked is not None and bool(asked())
 
 
 def guild_of(interaction: Interaction) -> str:
-    """The server; each direct conversation is one of its own."""
+    """Return the guild's id. Each direct conversation counts as a guild."""
     return f"discord:{interaction.guild_id}" if interaction.guild_id else f"discord:dm:{interaction.user.id}"
 
 
 def place_of(interaction: Interaction, now: float) -> Place:
-    """Where the answer will stand, and what it can be edited with."""
+    """Return the destination of the response, with the token that edits it."""
     return Place(
         "discord",
         {
@@ -85,9 +85,9 @@ def place_of(interaction: Interaction, now: float) -> Place:
 
 
 async def answer(interaction: Interaction, ask: Ask, *, again: bool = False) -> None:
-    """Ask the studio and answer with a card for each job; `again`: a slip of the finger gets a link to the first.
+    """Run `ask` and send a card for each job; with `again` (a double click) link to the first job instead.
 
-    Until it is done the courier takes no missing message for lost, however long Discord takes.
+    Until this returns, the courier does not treat a missing message as lost, however long Discord takes.
     """
     answering = interaction.client.answering
     answering.add(interaction.token)
@@ -113,14 +113,14 @@ async def _answer(interaction: Interaction, ask: Ask, again: bool) -> None:
         try:
             message = await _show(interaction, ticket, announced, first=number == 0)
             await interaction.client.desk.deliveries.moved(ticket.job, message=str(message))
-        except Exception as error:  # the job is taken whatever happens here, and the courier finds or makes its message
+        except Exception as error:  # the job is admitted anyway, and the courier finds or posts its message
             known = isinstance(error, discord.HTTPException)
-            log.warning("job %s: its answer was not sent or not noted: %s", ticket.job, error, exc_info=not known)
+            log.warning("job %s: its answer was not sent or not recorded: %s", ticket.job, error, exc_info=not known)
     await _warn(interaction, tickets[-1])
 
 
 async def _warn(interaction: Interaction, last: Ticket) -> None:
-    """Say what our permissions will not let us do here later."""
+    """Tell the member what the bot's missing permissions will prevent here later."""
     said = warning(interaction, last.eta, TOKEN_LIVES)
     if not said:
         return
@@ -128,16 +128,16 @@ async def _warn(interaction: Interaction, last: Ticket) -> None:
         quiet = discord.AllowedMentions.none()
         await interaction.followup.send(f"-# {said}", ephemeral=True, allowed_mentions=quiet)
     except discord.HTTPException as error:
-        log.warning("a member was not told what is missing: %s", error)
+        log.warning("a member was not told of missing permissions: %s", error)
 
 
 async def refuse(interaction: Interaction, sentence: str) -> None:
-    """Tell the member alone."""
+    """Show the refusal to the member only."""
     await say(interaction, presenter.refusal(sentence))
 
 
 async def sorry(interaction: Interaction) -> None:
-    """After an error of ours, already logged: the member must not look at a spinner."""
+    """Apologise after an error of ours that is already logged, so that the member does not wait at a spinner."""
     try:
         await say(interaction, BROKEN)
     except discord.HTTPException as error:
@@ -147,7 +147,7 @@ async def sorry(interaction: Interaction) -> None:
 async def _in_time(
     interaction: Interaction, asked: Awaitable[Sequence[Ticket]]
 ) -> tuple[Sequence[Ticket], bool | None]:
-    """The tickets; and where they took so long that an answer had to be announced, whether as a private one."""
+    """Return the jobs. The second value is None, or whether the response had to be deferred as ephemeral."""
     task = asyncio.ensure_future(asked)
     done, _ = await asyncio.wait({task}, timeout=SOON)
     announced: bool | None = None
@@ -158,7 +158,10 @@ async def _in_time(
 
 
 async def _likely_private(interaction: Interaction) -> bool:
-    """What preference and rules say, as far as they can be had at once; the tickets have the last word."""
+    """Guess from preference and rules whether the results are private, as far as they load in time.
+
+    The jobs themselves decide in the end.
+    """
     desk, member = interaction.client.desk, member_of(interaction)
     try:
         async with asyncio.timeout(GLANCE):
@@ -171,7 +174,7 @@ async def _likely_private(interaction: Interaction) -> bool:
 
 
 async def _show(interaction: Interaction, ticket: Ticket, announced: bool | None, *, first: bool) -> int:
-    """Send the card of `ticket`; returns the id of its message. A private one is for its author's eyes alone."""
+    """Send the card of `ticket`, ephemeral if the job is private. Return its message's id."""
     card = presenter.accepted(ticket, interaction.user.display_name, time.time())
     view, quiet = interaction.client.controls(card) or discord.utils.MISSING, discord.AllowedMentions.none()
     if first and announced is None:
@@ -181,7 +184,7 @@ async def _show(interaction: Interaction, ticket: Ticket, announced: bool | None
         return sent.message_id or (await interaction.original_response()).id
     if first and announced == ticket.private:
         return (await interaction.edit_original_response(content=card.content, view=view, allowed_mentions=quiet)).id
-    if first:  # announced as what it is not, which cannot be changed: it gives way to another message
+    if first:  # deferred with the wrong visibility, which is final: another message replaces it
         await interaction.edit_original_response(content="…", allowed_mentions=quiet)
     message = await interaction.followup.send(
         card.content, view=view, ephemeral=ticket.private, allowed_mentions=quiet, wait=True
@@ -192,12 +195,12 @@ async def _show(interaction: Interaction, ticket: Ticket, announced: bool | None
 
 
 async def say(interaction: Interaction, text: str) -> None:
-    """A sentence for the member alone, also where the answer was announced as public and late."""
+    """Send a sentence to the member only, even if the response was deferred as public."""
     quiet = discord.AllowedMentions.none()
     if not interaction.response.is_done():
         await interaction.response.send_message(text, ephemeral=True, allowed_mentions=quiet)
         return
-    await interaction.edit_original_response(content="…", allowed_mentions=quiet)  # only then may the next be private
+    await interaction.edit_original_response(content="…", allowed_mentions=quiet)  # only then may the next be ephemeral
     await interaction.followup.send(text, ephemeral=True, allowed_mentions=quiet)
     await interaction.delete_original_response()
 

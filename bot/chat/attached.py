@@ -1,4 +1,4 @@
-"""A card's picture as a file of Discord's library, with what it says to those who cannot see it."""
+"""A card's picture as a discord.py file with alt text."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from bot.chat.presenter import Card
 
 
 def attached(card: Card, picture: Picture) -> discord.File:
-    """The file of a message that shows `card`."""
+    """Return the file of a message that shows `card`."""
     return discord.File(io.BytesIO(picture.payload), picture.name, description=card.alt or None)

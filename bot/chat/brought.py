@@ -1,6 +1,6 @@
-"""Files that members bring: looked at by their size before anything of them is fetched.
+"""Files that members upload, checked by their size before anything is fetched.
 
-Knows Discord's word about a file; fetches and opens none. Where it may come from, and what a picture is, others decide.
+Knows only Discord's description of a file. Other modules check addresses, fetch and decode.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from bot.desk.bringing import Remote
 from bot.images.intake import MOST_BYTES
 from bot.refused import Refused
 
-MOST = MOST_BYTES  # of one picture
-LOST = "Discord does not hand {} out just now. Please send it once more."
+MOST = MOST_BYTES  # bytes of one picture
+LOST = "Discord did not let me download {}. Please send it again."
 
 
 class File(Protocol):
-    """What Discord says of a file: its size in bytes, and where it lies."""
+    """Discord's description of a file: size in bytes and address."""
 
     @property
     def url(self) -> str: ...
@@ -30,7 +30,7 @@ class File(Protocol):
 
 @dataclass(frozen=True)
 class Sent:
-    """A file out of a form."""
+    """A file from a submitted form."""
 
     url: str
     size: int
@@ -38,9 +38,9 @@ class Sent:
 
 
 def remote(file: File) -> Remote:
-    """What the studio fetches in its turn. Raises `Refused` for a file that is too large."""
+    """Return a reference that the services fetch later. Raises `Refused` (413) for a file that is too large."""
     if file.size > MOST:
-        said = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and at most {MOST // 2**20} are taken."
+        said = f"{file.filename[:60]} has {file.size / 2**20:.1f} MiB, and the limit is {MOST // 2**20} MiB."
         raise Refused(said, 413)
-    ascii_only = "".join(letter if letter.isascii() else quote(letter) for letter in file.url)  # as it is sent anyway
+    ascii_only = "".join(letter if letter.isascii() else quote(letter) for letter in file.url)  # as HTTP sends it
     return Remote(ascii_only, file.size, LOST.format(file.filename[:60] or "the file"))

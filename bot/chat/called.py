@@ -1,12 +1,12 @@
-"""What a job is called on its cards: its words, or that it has none. Pure."""
+"""The title of a job on its cards. Pure."""
 
 from __future__ import annotations
 
 from bot.prompt.flags import title
 
-WORDLESS = "without words"  # a blend, or a picture to begin with, may do without
+WORDLESS = "without a prompt"  # a blend, or a job with an init image, needs none
 
 
 def called(prompt: str) -> str:
-    """The words without emphasis and flags."""
+    """Return the prompt without emphasis and flags, or `WORDLESS`."""
     return title(prompt) or WORDLESS

@@ -1,7 +1,7 @@
-"""What we may do in the channel where somebody asks: refused, or said, at once, not when the picture is done.
+"""Checks of the bot's permissions in a channel, made when a member asks and not when the picture is done.
 
-An answer is edited by its interaction's token for a quarter of an hour, whatever our permissions are; only its picture
-needs one. After that, and for every new message, we need our own. Slow mode does not hold bots up.
+The interaction's token edits a response for fifteen minutes, whatever the bot's permissions are; only its picture needs
+one. Later edits, and every new message, need the bot's own permissions. Slow mode does not limit bots.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
-LATER = {  # what we need once the token is dead or its message is gone, by the names that Discord shows
+LATER = {  # needed once the token has expired or its message is gone; the values are Discord's names
     "view_channel": "View Channel",
     "send_messages": "Send Messages",
     "read_message_history": "Read Message History",
 }
-IN_THREADS = "Send Messages in Threads"  # instead of Send Messages
+IN_THREADS = "Send Messages in Threads"  # replaces Send Messages
 
 
 def check_channel(interaction: Interaction) -> None:
-    """Raises `Refused` (403) where a picture could not be shown."""
+    """Raise `Refused` (403) if the bot may not attach pictures here."""
     if interaction.guild_id is not None and not interaction.app_permissions.attach_files:
         raise Refused("I may not show pictures here: I need the permission Attach Files in this channel.", 403)
 
 
 def warning(interaction: Interaction, eta: float | None, token: float) -> str:
-    """What will not work here for a job that is done in `eta` seconds (None: nobody knows); empty if all will.
+    """Return what will not work here for a job that ends in `eta` seconds (None: unknown); empty if all will.
 
-    `token`: for how many seconds the answer can be edited without any permission.
+    `token`: for how many seconds the response can be edited without any permission.
     """
     lacking = missing(interaction)
     if not lacking or (eta is not None and eta < LONG):
         return ""
     names = " and ".join(lacking) if len(lacking) < 3 else f"{', '.join(lacking[:-1])} and {lacking[-1]}"
     return (
-        f"I lack {names} here: I cannot ping you when it is done, and what takes longer than {duration(token)} "
+        f"I lack {names} here: I cannot ping you when it is done, and a job that takes longer than {duration(token)} "
         "comes to you as a direct message instead."
     )
 
 
 def missing(interaction: Interaction) -> list[str]:
-    """The permissions that we would need here later, as Discord calls them."""
+    """Return the permissions that the bot lacks here for later, as Discord names them."""
     if interaction.guild_id is None:
         return []
     may, channel = interaction.app_permissions, interaction.channel

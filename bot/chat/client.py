@@ -1,6 +1,6 @@
-"""The connection to Discord: which events we ask for, which commands we register, and how the parts come together.
+"""The Discord client: its gateway intents, its commands, and the courier beside it.
 
-Knows settings and the studio; does nothing at import. The courier starts before the bot, so that it misses nothing.
+Does nothing at import. The courier starts before the bot, so that it misses nothing.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SYNCED = "discord-commands.json"  # in the data folder: the tree that Discord has
-RETRY, RETRY_AT_MOST = 15.0, 300.0  # seconds until the next attempt to reach Discord at start
+SYNCED = "discord-commands.json"  # in the data folder: the command tree that Discord has
+RETRY, RETRY_AT_MOST = 15.0, 300.0  # seconds until the next attempt to connect; doubles up to the limit
 
 
 class DarkroomClient(discord.AutoShardedClient):
-    """Discord, over one desk. No privileged intents: interactions and reactions bring all that we need."""
+    """The Discord client of one desk. It needs no privileged intents: interactions and reactions carry all data."""
 
     def __init__(self, desk: Desk, synced: Path, *, gateway: yarl.URL | None = None, **options: Any) -> None:
         super().__init__(
@@ -63,9 +63,9 @@ class DarkroomClient(discord.AutoShardedClient):
         self.reactions = Reactions(self)
         self.controls = controls
         self.tree = Tree(self)
-        self.keepers: frozenset[int] = frozenset()  # who runs this bot, as Discord has it
+        self.keepers: frozenset[int] = frozenset()  # the operators' user ids, from the Discord application
         self.opened = asyncio.Event()  # logged in: messages can be sent
-        self.answering: set[str] = set()  # tokens of the requests whose first answers are under way
+        self.answering: set[str] = set()  # tokens of the interactions whose first response is being sent
         self._synced = synced
         self._gateway = gateway
 
@@ -84,7 +84,7 @@ class DarkroomClient(discord.AutoShardedClient):
         await super().launch_shard(self._gateway or gateway, shard_id, initial=initial)
 
     async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
-        """Cards of the settings, and forms, keep nothing here: they are found by their ids alone."""
+        """Handle settings cards and forms, which keep no state here: their custom ids identify them."""
         await pressed(interaction)
         await submitted(interaction)
         await menus.submitted(interaction)
@@ -97,7 +97,7 @@ class DarkroomClient(discord.AutoShardedClient):
 
 
 def keepers_of(application: discord.AppInfo) -> frozenset[int]:
-    """The application's owner; of a team those who joined it and may do more than read."""
+    """Return the application's owner; of a team, the accepted members who are not read-only."""
     if application.team is None:
         return frozenset({application.owner.id})
     return frozenset(
@@ -109,19 +109,19 @@ def keepers_of(application: discord.AppInfo) -> frozenset[int]:
 
 
 def open_client(settings: Settings, desk: Desk, edits: Edits[Any] | None = None) -> DarkroomClient:
-    """A client that is not connected yet; `edits` learns Discord's limits from the headers of its answers."""
+    """Return a client that is not connected yet. `edits` learns Discord's rate limits from response headers."""
     Route.BASE = settings.discord_api.rstrip("/")
     gateway = yarl.URL(settings.discord_gateway) if settings.discord_gateway else None
     if gateway:
-        DiscordWebSocket.DEFAULT_GATEWAY = gateway  # where it goes after a lost session
+        DiscordWebSocket.DEFAULT_GATEWAY = gateway  # where it reconnects after a lost session
     options = {} if edits is None else {"http_trace": trace(edits, time.monotonic)}
     return DarkroomClient(desk, settings.data / SYNCED, gateway=gateway, **options)
 
 
 async def serve(settings: Settings, desk: Desk, edited: Edited = silent) -> None:
-    """Discord until cancelled. A token that Discord refuses is said once, and the rest of the house goes on without.
+    """Run the client until cancelled. A rejected token is logged once, and the rest of the bot goes on without Discord.
 
-    `edited` hears of each request about a message: its kind, and what became of it.
+    `edited` is called for each request about a message, with its kind and its outcome.
     """
     if settings.discord_token is None:
         return
@@ -130,7 +130,7 @@ async def serve(settings: Settings, desk: Desk, edited: Edited = silent) -> None
         try:
             await _connected(settings, desk, token, edited)
         except discord.LoginFailure:
-            log.error("Discord refused DISCORD_TOKEN: copy it anew from discord.com/developers, and start again")
+            log.error("Discord refused DISCORD_TOKEN: copy it again from discord.com/developers, and start again")
             return
         except (aiohttp.ClientError, OSError, discord.DiscordException) as error:
             log.warning("Discord cannot be reached, next attempt in %.0f s: %s", pause, error)
@@ -139,7 +139,7 @@ async def serve(settings: Settings, desk: Desk, edited: Edited = silent) -> None
 
 
 async def _connected(settings: Settings, desk: Desk, token: str, edited: Edited) -> None:
-    """One connection until it ends, with its courier beside it; what ends one of them ends both."""
+    """Run one connection and its courier until one of them ends; that ends both."""
     edits = Courier.policy()
     client = open_client(settings, desk, edits)
     async with client:

@@ -1,7 +1,6 @@
-"""The picture that goes with a card: the live grid, the finished grid, the enlarged one; made off the event loop.
+"""The picture of a card: live preview grid, finished grid or upscaled picture, made off the event loop.
 
-Finished pictures fit where they are shown: as they are, then as lossless WebP, then as lossy, else none. Knows the
-studio and grids; knows nothing of messages.
+A finished picture is sent unchanged if it fits, else as lossless WebP, else as lossy, else not at all.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UPLOAD = 10 * 1024 * 1024  # bytes that every server takes in one file
+UPLOAD = 10 * 1024 * 1024  # bytes that every server accepts in one file
 ENDING = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file of a message."""
+    """A file to attach to a message."""
 
     name: str
     payload: bytes
 
 
 class Kept:
-    """Finals that were made and could not be sent yet; the oldest go where all are more than `most` bytes.
+    """Cache of finished pictures that could not be sent yet. The oldest go where all exceed `most` bytes.
 
-    What they were made of is compared: a moderator may have hidden or shown one of the pictures meanwhile.
+    An entry holds only for the same source pictures: a moderator may have hidden or shown one meanwhile.
     """
 
     def __init__(self, most: int = 32 * 1024 * 1024) -> None:
@@ -52,12 +51,12 @@ class Kept:
         self._made: OrderedDict[str, tuple[int, int, Picture]] = OrderedDict()
 
     def get(self, job: str, pictures: Sequence[bytes], limit: int) -> Picture | None:
-        """What was made of the same pictures, if it is there."""
+        """Return the cached picture if it was made from the same pictures for the same limit."""
         known = self._made.get(job)
         return known[2] if known and known[:2] == (hash(tuple(pictures)), limit) else None
 
     def put(self, job: str, pictures: Sequence[bytes], limit: int, picture: Picture) -> None:
-        """Until `forget`."""
+        """Keep the picture until `forget`."""
         self.forget(job)
         self._made[job] = (hash(tuple(pictures)), limit, picture)
         self.bytes += len(picture.payload)
@@ -65,27 +64,27 @@ class Kept:
             self.forget(next(iter(self._made)))
 
     def forget(self, job: str) -> None:
-        """It was sent, or never will be."""
+        """Drop the picture: it was sent, or never will be."""
         if known := self._made.pop(job, None):
             self.bytes -= len(known[2].payload)
 
 
 async def preview(view: View, frames: Mapping[int, bytes]) -> Picture | None:
-    """The newest frames as one small JPEG, quiet tiles where none has come yet; None while there is nothing to show."""
+    """Return the newest frames as one small JPEG, with blank tiles for missing ones; None if there are none."""
     recipe = view.recipe
     if isinstance(recipe, Enlarge) or not frames:
         return None
     cells = [frames.get(index) for index in range(recipe.count)]
     made, unread = await asyncio.to_thread(_live, cells, (recipe.width, recipe.height))
     if unread:
-        log.warning("job %s: %d of its frames cannot be read, and are left out", view.id, unread)
+        log.warning("job %s: %d of its frames cannot be read and are left out", view.id, unread)
     return Picture("developing.jpg", made)
 
 
 async def ending(
     studio: Studio, view: View, limit: int = UPLOAD, kept: Kept | None = None
 ) -> tuple[Card, Picture | None]:
-    """The last card of a job and its picture; where there should be one and is none, the card says why."""
+    """Return a job's final card and picture. If the picture is missing, the card says why."""
     card = presenter.ended(view)
     try:
         picture = await final(studio, view, limit, kept)
@@ -96,9 +95,9 @@ async def ending(
 
 
 async def final(studio: Studio, view: View, limit: int = UPLOAD, kept: Kept | None = None) -> Picture | None:
-    """What a finished job shows in at most `limit` bytes; None if it has nothing, or nothing that small.
+    """Return a finished job's picture in at most `limit` bytes; None if it has none, or none that small.
 
-    Raises `Refused` or `Unreadable` for pictures that are gone or spoilt.
+    Raises `Refused` or `Unreadable` for pictures that are deleted or corrupt.
     """
     if view.state != "finished":
         return None
@@ -118,7 +117,7 @@ async def final(studio: Studio, view: View, limit: int = UPLOAD, kept: Kept | No
 
 
 async def _film(studio: Studio, view: View, limit: int) -> Picture | None:
-    """That of the walk whose last pictures these are; None where too few of it may be shown."""
+    """Return the film of the interpolation that this job completes; None if too few of its frames may be shown."""
     try:
         return Picture(f"darkroom-{view.id}-walk.webp", await studio.walk(view.id, limit))
     except Refused as refused:
@@ -127,7 +126,7 @@ async def _film(studio: Studio, view: View, limit: int) -> Picture | None:
 
 
 def _live(cells: Sequence[bytes | None], shape: tuple[int, int]) -> tuple[bytes, int]:
-    """The grid, and how many frames were none: who sends them is a machine of somebody else's."""
+    """Return the grid and the number of unreadable frames: workers are other people's machines."""
     tiles = [None if one is None else _frame(one) for one in cells]
     unread = sum(one is not None for one in cells) - sum(tile is not None for tile in tiles)
     return saved(grid.sheet(tiles, shape=shape), "JPEG", 80), unread

@@ -1,6 +1,6 @@
-"""All about one job, as text: what made it, when, what it cost, and its parameters to copy. Pure.
+"""A job's details as text: what made it, when, its cost, and its parameters to copy. Pure.
 
-The parameters are written as AUTOMATIC1111's web UI writes them, which other tools read.
+The parameters have the format of AUTOMATIC1111's web UI, which other tools read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STATES = {"sent": "about to start", "queued": "waiting"}
 
 
 def details(view: View, now: float) -> str:
-    """A job for whoever may see it, within one message."""
+    """Return a job's details within one message."""
     head = [f"**{quoted(called(view.prompt), 600)}** · {quoted(view.member_name, 64)}", _state(view, now)]
     head += [line for line in (_times(view), _origin(view), _reason(view)) if line]
     head += [f"-# {quoted(note, 200)}" for note in lasting(view.notes)[:4]]
@@ -29,9 +29,7 @@ def details(view: View, now: float) -> str:
 
 
 def parameters(view: View) -> str:
-    """A picture's parameters in three lines, as A1111 has them and as they stand in its PNG: prompt, negative prompt,
-    settings.
-    """
+    """Return the parameters in A1111's three lines, as in the PNG: prompt, negative prompt, settings."""
     recipe = view.recipe
     if not isinstance(recipe, Recipe):
         return plain(view.prompt)
@@ -59,7 +57,7 @@ def parameters(view: View) -> str:
 
 
 def fenced(text: str, limit: int) -> str:
-    """`text` for the inside of a code block: nothing in it ends the block, and it is cut to `limit` characters."""
+    """Return `text` for the inside of a code block: it cannot end the block, and is cut to `limit` characters."""
     text = text.replace("``", "`\u200b`").replace("@", "@\u200b")
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -83,7 +81,7 @@ def _times(view: View) -> str:
         parts.append(f"took {sentences.duration(view.seconds)}")
     if view.ms_per_step:
         parts.append(f"{view.ms_per_step:.1f} ms a step")
-    verb = "counts" if over(view.state) else "is taken for"
+    verb = "costs" if over(view.state) else "is estimated at"
     parts.append(f"{verb} {sentences.duration(view.cost)} of device time" if view.cost > 0 else "costs nothing")
     return " · ".join(parts)
 
@@ -91,13 +89,13 @@ def _times(view: View) -> str:
 def _origin(view: View) -> str:
     made = {
         "vary": "A variation of picture",
-        "upscale": "An enlargement of picture",
-        "remix": "Other words for picture",
-        "edit": "A part anew of picture",
+        "upscale": "An upscale of picture",
+        "remix": "Another prompt for picture",
+        "edit": "An edit of picture",
         "zoom": "Zoomed out of picture",
-        "pan": "Beyond the edge of picture",
+        "pan": "Panned from picture",
         "branch": "Branched off from picture",
-        "walk": "A walk from picture",
+        "walk": "An interpolation from picture",
     }
     if view.parent is None:
         return ""

@@ -1,4 +1,4 @@
-"""`/film`: how a job's pictures came out of noise, or how one goes into it, animated, to fit where it is posted."""
+"""`/film`: animates how a job's pictures came out of noise, or how one dissolves into it, within the upload limit."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ WAYS = [
     Choice(name=locale_str(name), value=way)
     for name, way in (
         ("developing: out of the noise", "developing"), ("dissolving: into the noise", "dissolving"),
-        ("there and back", "both"), ("a walk, from words to words", "walk"),
+        ("there and back", "both"), ("interpolation: from prompt to prompt", "walk"),
     )
 ]  # fmt: skip
 SAID: Mapping[Way, tuple[str, str]] = MappingProxyType(
     {
-        "developing": ("🎞️", "Out of noise comes:"), "dissolving": ("🌫️", "Into noise goes:"),
-        "both": ("🌫️", "Into noise and out of it comes:"), "walk": ("🚶", "There and back again:"),
+        "developing": ("🎞️", "From noise to picture:"), "dissolving": ("🌫️", "From picture to noise:"),
+        "both": ("🌫️", "From picture to noise and back:"), "walk": ("🚶", "Interpolation:"),
     }
 )  # fmt: skip
-MARGIN = 64 * 1024  # of the size limit, for what is sent around the file
-GLANCE = 1.5  # seconds that the rules may take: Discord waits three for a first answer
+MARGIN = 64 * 1024  # bytes of the size limit, for the rest of the request
+GLANCE = 1.5  # seconds to read the rules: Discord waits three for a first response
 
 
 @dataclass(frozen=True)
 class Film:
-    """Which one: the way it goes, as what kind of file, and of which image where it is about one."""
+    """A requested film: direction, file format, and the picture's index if the film shows one picture."""
 
     way: Way = "developing"
     kind: Kind = "webp"
@@ -64,9 +64,9 @@ class Film:
 @app_commands.command(description="Show how a picture came out of the noise, as an animation")
 @app_commands.describe(
     job="Choose one; a link to its message, its id or its seed works too",
-    format="As what kind of file",
-    kind="Out of the noise, or into it",
-    picture="Which of its pictures, where a film is about one",
+    format="The file format",
+    kind="What the film shows",
+    picture="Which of its pictures, for a film of one picture",
 )
 @app_commands.choices(format=FORMATS, kind=WAYS)
 async def film(
@@ -93,7 +93,7 @@ def _has_film(view: View) -> bool:
 
 
 async def _for_all(interaction: discord.Interaction[DarkroomClient], view: View) -> bool:
-    """Whether everybody here may see it; what cannot be decided in time is for one alone."""
+    """Return whether everybody here may see the film; False if the rules do not load in time."""
     member = member_of(interaction)
     try:
         async with asyncio.timeout(GLANCE):
@@ -104,7 +104,7 @@ async def _for_all(interaction: discord.Interaction[DarkroomClient], view: View)
 
 
 async def post_film(interaction: discord.Interaction[DarkroomClient], view: View, wanted: Film = Film()) -> None:
-    """The film as the answer to a command or a press; for the asker alone where the rules here would not have had it.
+    """Send the film as the response to a command or a press, ephemeral where the rules do not allow it in public.
 
     Raises `Refused`.
     """
@@ -127,12 +127,12 @@ async def post_film(interaction: discord.Interaction[DarkroomClient], view: View
     if not alone:
         place = place_of(interaction, time.time())
         place.where["message"] = str(message.id)
-        if not await interaction.client.desk.deliveries.filmed(view.id, place):  # deleted while we made it
+        if not await interaction.client.desk.deliveries.filmed(view.id, place):  # deleted while the film was made
             await interaction.delete_original_response()
 
 
 def _there(view: View, wanted: Film) -> bool:
-    """One into the noise needs only its picture, and so does a walk."""
+    """Return whether the job has what the film needs: dissolving and interpolation need only its pictures."""
     if wanted.way in ("dissolving", "walk"):
         return view.state == "finished" and view.deleted is None and bool(view.pictures)
     return _has_film(view)

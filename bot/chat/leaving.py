@@ -1,6 +1,6 @@
-"""Taking away the messages of whoever asked to be forgotten, one by one, as the desk wants them gone.
+"""Deletes the messages of a member who asked to be forgotten, one by one, as the desk requests.
 
-Knows Discord's answers: what cannot be deleted ever, and what only has to wait.
+Tells the messages that Discord never lets us delete from those that only have to wait.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 async def take_away(client: DarkroomClient, job: str, delivery: Delivery) -> bool:
-    """Delete one message; False if Discord does not let us. Raises ConnectionError where Discord cannot be reached."""
+    """Delete one message; return False if Discord does not let us. Raises `ConnectionError` if it is unreachable."""
     for route in routes(delivery):
         try:
             await client.http.request(route)
@@ -30,7 +30,7 @@ async def take_away(client: DarkroomClient, job: str, delivery: Delivery) -> boo
                 return True
             log.info("job %s: %s", job, error)
         except (discord.DiscordServerError, discord.RateLimited, aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise ConnectionError(f"Discord cannot be reached: {error}") from error  # RuntimeError: closed meanwhile
+            raise ConnectionError(f"Discord cannot be reached: {error}") from error  # RuntimeError: session closed
         except discord.HTTPException as error:
             log.info("job %s: its message stays: %s", job, error)
         else:

@@ -1,4 +1,4 @@
-"""May they? Asked by every command, menu and modal before it acts: the table of standings, then the server's rules."""
+"""Permission checks before each command, menu and form: the table of permissions, then the server's rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
-# What each command and menu does, as the table calls it. Those that are missing act on something and ask themselves.
+# Each command's and menu's action in the table. Missing ones act on a job and check it themselves.
 COMMANDS: Mapping[str, Action] = MappingProxyType(
     {
         "imagine": "imagine", "mix": "imagine", "walk": "imagine", "blend": "blend", "shorten": "prompt",
@@ -32,12 +32,12 @@ COMMANDS: Mapping[str, Action] = MappingProxyType(
         "Reproduce": "reproduce", "Use as prompt": "prompt", "Details": "details",
     }
 )  # fmt: skip
-# They make jobs, or cost as much: the desk asks the rules itself.
+# They make jobs, or cost as much: the desk checks the rules itself.
 ADMITTED: tuple[Action, ...] = ("imagine", "blend", "describe", "reproduce")
 
 
 async def permit(interaction: discord.Interaction[DarkroomClient], action: Action, view: View | None = None) -> Member:
-    """Who asks, if they may do this (to this job). Raises `Refused` (403)."""
+    """Return the member if they may do this (to this job). Raises `Refused` (403)."""
     member = member_of(interaction)
     subject = None if view is None else subject_of(covered(view, interaction.user))
     if reason := forbidden(action, member, subject, direct=interaction.guild_id is None):
@@ -49,7 +49,7 @@ async def permit(interaction: discord.Interaction[DarkroomClient], action: Actio
 
 @asynccontextmanager
 async def refusing(interaction: Interaction) -> AsyncIterator[None]:
-    """A `Refused` out of the body is said to the member alone, and is then no error any more."""
+    """Catch a `Refused` from the body and show it to the member only."""
     try:
         yield
     except Refused as refused:

@@ -1,7 +1,7 @@
-"""What a message says: jobs as cards, made of text and buttons.
+"""Messages about jobs as cards: text and rows of buttons.
 
-Pure: values in, values out; the time of day is an argument. Knows Discord's limits and its markdown, not its library:
-every text can be read and tested without one. Whatever a member wrote goes through `sentences.quoted`.
+Pure: the current time is an argument. Knows Discord's limits and markdown but not its library, so that every text can
+be tested without it. Text that a member wrote always goes through `sentences.quoted`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bot.views import Action, Ticket, View
 from engine.job import Recipe
 
 CONTENT, ALT = 2000, 1024
-REST_OF_WALK = "Where other parts of this walk are finished, `/film kind: a walk` shows them."
+REST_OF_WALK = "If other parts of this interpolation are finished, `/film kind: interpolation` shows them."
 
 
 @dataclass(frozen=True)
 class Card:
-    """One message: its text, its rows of buttons, and what the picture says to those who cannot see it."""
+    """One message: its text, its rows of buttons, and the picture's alt text."""
 
     content: str
     rows: tuple[Row, ...] = ()
@@ -32,60 +32,60 @@ class Card:
 
 
 def accepted(ticket: Ticket, member: str, now: float) -> Card:
-    """The first answer to a request: its place in the queue, or what it waits for."""
+    """Return the first response to a request: its place in the queue, or what it waits for."""
     state = _waiting(ticket.ahead, ticket.eta, ticket, now)
     return Card(_text(ticket.prompt, quoted(member, 64), [f"⏳ {state}"], ticket.notes), rows.cancelling(ticket.job))
 
 
 def waiting(view: View, ahead: int, eta: float | None, now: float) -> Card:
-    """A job that has not begun."""
+    """Return the card of a job that has not started."""
     state = _waiting(ahead, eta, view, now)
     return Card(_text(view.prompt, _whose(view), [f"⏳ {state}"], lasting(view.notes)), rows.cancelling(view.id))
 
 
 def loading(view: View, model: str, done: float, size: int = 0) -> Card:
-    """A job whose worker fetches its model into memory."""
+    """Return the card of a job whose worker loads its model."""
     lines = [f"⏳ {quoted(sentences.loading(model, done, size), 120)}"]
     return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.cancelling(view.id))
 
 
 def developing(view: View, step: int, of: int, seconds_left: float, now: float) -> Card:
-    """A job under way, at `step` of `of`."""
+    """Return the card of a running job, at `step` of `of`."""
     done = f"{sentences.bar(step, of, 12)} {sentences.percent(step, of)} % · step {step} of {of}"
     lines = [f"{done} · done {_moment(now + seconds_left)}"]
     return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.cancelling(view.id), _alt(view))
 
 
 def ended(view: View) -> Card:
-    """A job that is over, whichever way."""
+    """Return the card of a job that is finished, failed or cancelled."""
     if view.state == "finished":
         lines = [_footer(view), *(f"🔒 {line}" for line in held.lines(view))]
         return Card(_text(view.prompt, _whose(view), lines, lasting(view.notes)), rows.finished(view), _alt(view))
     cancelled = view.state == "cancelled"
     said = view.reason or (sentences.cancelled(view.step, view.of) if cancelled else "It failed.")
     lines = [f"{'⏹️' if cancelled else '❌'} {quoted(said, 500)}"]
-    if isinstance(view.recipe, Recipe) and view.recipe.walk is not None:  # those that are finished have their messages
+    if isinstance(view.recipe, Recipe) and view.recipe.walk is not None:  # its finished parts have their own messages
         lines.append(f"-# {REST_OF_WALK}")
     return Card(_text(view.prompt, _whose(view), lines, ()), rows.again(view))
 
 
 def unshown(card: Card) -> Card:
-    """A finished job whose picture is larger than this server takes."""
+    """Add that the picture is larger than this server accepts."""
     several = any(button.press == "up" for row in card.rows for button in row)
     said = "-# The picture is too large for this server" + ("; U shows each one." if several else ".")
     return replace(card, content=_fit([card.content, said], CONTENT))
 
 
 def unkept(card: Card) -> Card:
-    """A finished job whose pictures are gone or spoilt."""
-    said = "-# Its picture cannot be shown: it is not kept any more, or cannot be read."
+    """Add that the pictures are deleted or corrupt."""
+    said = "-# Its picture cannot be shown: it is deleted or corrupt."
     return replace(card, content=_fit([card.content, said], CONTENT))
 
 
 def queue(views: Sequence[View], now: float, hint: str = "", reader: str = "") -> str:
-    """The running jobs, then the waiting ones in the order in which they will start, with the reason; then `hint`.
+    """List the running jobs, then the waiting ones in start order with their reasons, then `hint`.
 
-    Of others' private jobs `reader` sees that they are there.
+    Others' private jobs appear to `reader` without prompt and name.
     """
     if not views:
         return "Nothing is running and nothing waits: a job starts at once."
@@ -96,12 +96,12 @@ def queue(views: Sequence[View], now: float, hint: str = "", reader: str = "") -
 
 
 def refusal(sentence: str) -> str:
-    """A refusal as it is shown: the sentence may quote the member."""
+    """Return a refusal, escaped: the sentence may quote the member."""
     return f"🚫 {quoted(sentence, CONTENT - 2)}"
 
 
 def already(link: str) -> str:
-    """A button that was pressed twice."""
+    """Return the response to a double click."""
     return f"That is already on its way: {link}" if link else "That is already on its way."
 
 
@@ -122,19 +122,19 @@ def _waiting(ahead: int, eta: float | None, job: Ticket | View, now: float) -> s
 
 
 def _moment(at: float) -> str:
-    """A moment that every reader's own client counts down to, without an edit."""
+    """Return a timestamp that each client counts down by itself, without an edit."""
     return f"<t:{round(at)}:R>"
 
 
 def _whose(view: View) -> str:
-    """Whose job it is, and where it comes from."""
+    """Return the author's name and the job's origin."""
     name = quoted(view.member_name, 64)
     number = view.parent[1] + 1 if view.parent else 1
     origins: Mapping[Action, str] = {
         "vary": f"variation of {number}", "upscale": f"picture {number}", "reroll": "another seed", "remix": "remixed",
-        "reproduce": "made once more", "blend": "blended", "edit": f"changed from {number}",
-        "zoom": f"zoomed out of {number}", "pan": f"beyond the edge of {number}", "branch": f"branched off {number}",
-        "walk": "from picture to picture",
+        "reproduce": "made once more", "blend": "blended", "edit": f"edited from {number}",
+        "zoom": f"zoomed out of {number}", "pan": f"panned from {number}", "branch": f"branched off {number}",
+        "walk": "interpolation",
     }  # fmt: skip
     return f"{name} · {origins[view.action]}" if view.action in origins else name
 
@@ -145,7 +145,7 @@ def _text(prompt: str, whose: str, lines: Sequence[str], notes: Sequence[str]) -
 
 
 def _fit(lines: Sequence[str], limit: int) -> str:
-    """The lines that fit, whole: a cut inside one could break its escapes."""
+    """Return the lines that fit, whole: a cut inside one could break its escapes."""
     kept: list[str] = []
     for line in lines:
         if sum(map(len, kept)) + len(kept) + len(line) > limit:

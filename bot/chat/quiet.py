@@ -1,4 +1,4 @@
-"""Nobody is pinged by what the bot sends: the default of every message, and the one word for it."""
+"""The default mentions of every message: nobody is pinged."""
 
 from __future__ import annotations
 

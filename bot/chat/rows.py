@@ -1,4 +1,4 @@
-"""The rows of buttons under a card: which there are, in what order, on what a telephone shows. Pure.
+"""The rows of buttons under a card: which buttons, in the order that suits a phone. Pure.
 
 Knows jobs and Discord's limits; knows nothing of what a press does (`buttons`) or of how a button is drawn.
 """
@@ -24,7 +24,7 @@ PRESSES: tuple[Press, ...] = get_args(Press)
 SIGNS: Mapping[Press, str] = MappingProxyType(
     {"reroll": "🔄", "remix": "✏️", "film": "🎞️", "favour": "❤️", "report": "🚩", "delete": "🗑️"}
 )
-BEYOND: Mapping[Press, str] = MappingProxyType(  # what goes on from one picture as such, as its buttons say it
+BEYOND: Mapping[Press, str] = MappingProxyType(  # the actions on one picture, with their labels
     {
         "zoomsome": "Zoom out 1.5×", "zoomtwice": "Zoom out 2×", "panleft": "← Pan", "panright": "Pan →",
         "panup": "↑ Pan", "pandown": "↓ Pan", "edit": "Edit…", "branch": "Branch…",
@@ -34,14 +34,17 @@ BEYOND: Mapping[Press, str] = MappingProxyType(  # what goes on from one picture
 ALWAYS: Mapping[Press, str] = MappingProxyType(
     {press: said for press, said in BEYOND.items() if press not in ("square", "compare")}
 )
-COMPARED: frozenset[Action] = frozenset({"branch", "edit", "vary", "remix", "upscale"})  # with what they were made from
+COMPARED: frozenset[Action] = frozenset({"branch", "edit", "vary", "remix", "upscale"})  # with their source
 ROW = 5  # Discord's limit
-DIRECT = "discord:dm:"  # how the guild begins of a conversation with the bot
+DIRECT = "discord:dm:"  # prefix of a direct conversation's guild id
 
 
 @dataclass(frozen=True)
 class Button:
-    """All that a press needs lies in its id: it works after any restart. `index`: of a picture, or an incident."""
+    """A button whose custom id carries all that a press needs, so that it works after any restart.
+
+    `index`: of a picture, or an incident.
+    """
 
     press: Press
     job: str
@@ -55,7 +58,7 @@ class Button:
 
     @property
     def sign(self) -> str:
-        """Its emoji; empty for none."""
+        """Return its emoji; empty for none."""
         return SIGNS.get(self.press, "")
 
 
@@ -63,7 +66,7 @@ Row = tuple[Button, ...]
 
 
 def beyond(view: View, index: int) -> tuple[Press, ...]:
-    """What goes on from one picture: a square is none any more, and only what was made from a picture has another."""
+    """Return the actions on one picture: without `square` for a square, without `compare` if it has no source."""
     shot = next((one for one in view.pictures if one.index == index), None)
     square = shot is None or shot.width == shot.height
     without: set[Press] = {*(("square",) if square else ()), *(() if view.action in COMPARED else ("compare",))}
@@ -71,30 +74,30 @@ def beyond(view: View, index: int) -> tuple[Press, ...]:
 
 
 def cancelling(job: str) -> tuple[Row, ...]:
-    """Under a job that waits or runs."""
+    """Return the row under a job that waits or runs."""
     return ((Button("cancel", job, "Cancel"),),)
 
 
 def again(view: View) -> tuple[Row, ...]:
-    """Under a job that failed or was cancelled."""
+    """Return the row under a job that failed or was cancelled."""
     return () if view.action == "upscale" else ((Button("reroll", view.id),),)
 
 
 def finished(view: View) -> tuple[Row, ...]:
-    """Under finished pictures: U and V for each of a grid, all that goes on from an enlarged one, then what is for all.
+    """Return the rows under finished pictures: U and V for each of a grid, or all actions on an upscale; then the rest.
 
-    Each card bears its own job's id in a button: by that a lost message is found again.
+    Each card has its own job's id in a button, by which a lost message is found again.
     """
     return (*_onward(view), _others(view), *deciding(view, look=True))
 
 
 def erasing(job: str) -> tuple[Row, ...]:
-    """The question whether it is meant."""
+    """Return the confirmation of a deletion."""
     return ((Button("erase", job, "Delete them"),),)
 
 
 def reported(job: str, incident: int | None) -> tuple[Row, ...]:
-    """Under the card that moderators get of a report."""
+    """Return the row under a report's card for moderators."""
     dismiss = () if incident is None else (Button("dismiss", job, "Dismiss", incident),)
     return ((Button("show", job, "Show"), Button("delete", job, "Delete"), *dismiss),)
 
@@ -112,7 +115,10 @@ def _onward(view: View) -> tuple[Row, ...]:
 
 
 def _others(view: View) -> Row:
-    """A favourite is one picture: one of a grid is enlarged first. What its author alone sees nobody can report."""
+    """Return the buttons that act on the whole job.
+
+    A favourite is one picture, so one of a grid must be upscaled first. What only its author sees cannot be reported.
+    """
     single = len(view.pictures) == 1
     enlarged = not isinstance(view.recipe, Recipe)
     alone = view.private or view.guild.startswith(DIRECT)
@@ -131,9 +137,9 @@ def _walks(view: View) -> bool:
 
 
 def deciding(view: View, *, look: bool = False) -> tuple[Row, ...]:
-    """For moderators, where pictures are held: what becomes of each, and before that a `look` at them."""
+    """Return the moderators' buttons for held pictures: decide about each, and with `look` see them first."""
     waiting = [shot for shot in view.pictures if held.is_held(view.check, shot)]
-    buttons = [Button("look", view.id, "Look at what is held")] if look and waiting else []
+    buttons = [Button("look", view.id, "Look at held pictures")] if look and waiting else []
     for shot in waiting:
         which = f" {shot.index + 1}" if len(view.pictures) > 1 else ""
         buttons.append(Button("approve", view.id, f"Show{which}", shot.index))

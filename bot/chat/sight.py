@@ -1,6 +1,6 @@
-"""Which jobs a member may know of: not those of channels that they cannot see. To them such a job is a private one.
+"""Channel visibility: jobs of channels that a member cannot see count as private ones for them.
 
-A thread counts as its channel. A channel that is gone was seen by nobody knows whom: its jobs are for admins.
+A thread counts as its channel. Nobody knows who saw a deleted channel: its jobs are for admins.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ UNSEEN = "That job belongs to a channel that you cannot see."
 
 
 def sees(user: discord.abc.User, channel: str) -> bool:
-    """Whether a member may look into a channel of their server, as far as the server's channels are known."""
+    """Return whether a member can view a channel of their server, as far as its channels are cached."""
     if not isinstance(user, discord.Member) or not channel.isdecimal():
-        return True  # a direct conversation, or a job from before channels were noted
+        return True  # a direct conversation, or a job from before channels were recorded
     found = user.guild.get_channel_or_thread(int(channel))
     try:
         return user.guild_permissions.administrator if found is None else found.permissions_for(user).view_channel
-    except discord.ClientException:  # a thread whose channel is not known
+    except discord.ClientException:  # a thread whose channel is not cached
         return False
 
 
 def covered(view: View, user: discord.abc.User) -> View:
-    """The job as it is to this member: as good as private where they cannot see its channel, unless it is theirs."""
+    """Return the job as this member may see it: private if they cannot see its channel, unless it is theirs."""
     if view.private or view.member_id == f"discord:{user.id}" or not _here(view, user) or sees(user, view.channel):
         return view
     return replace(view, private=True)
 
 
 def _here(view: View, user: discord.abc.User) -> bool:
-    """A job of another server is out of reach for another reason."""
+    """Return whether the job is of this server; another check refuses those of other servers."""
     return isinstance(user, discord.Member) and view.guild == f"discord:{user.guild.id}"
 
 
 def why(reason: str, view: View | None) -> str:
-    """The sentence for a refusal about a job that may have been covered."""
+    """Return the sentence for a refusal about a job that `covered` may have made private."""
     return UNSEEN if reason == PRIVATE and view is not None and not view.private else reason

@@ -1,7 +1,7 @@
-"""What somebody may do in a whole server: their roles decide, not what one channel lets them do.
+"""A member's permissions in the whole server, from their roles and not from one channel's overwrites.
 
-Members get rights over a single channel easily (a room of their own, a voice channel while they are in it), and jobs,
-settings and held pictures are the whole server's.
+Members easily get rights over a single channel (a room of their own, a voice channel while they are in it). Jobs,
+settings and held pictures belong to the whole server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import discord
 
 
 def permissions(user: discord.abc.User) -> discord.Permissions:
-    """Of a member in their server; none alone with the bot, and where the server's roles are not known."""
+    """Return a member's permissions in their server; none in direct conversations, or if its roles are not cached."""
     if not isinstance(user, discord.Member) or user.guild.get_role(user.guild.id) is None:
         return discord.Permissions.none()
     return user.guild_permissions

@@ -1,4 +1,4 @@
-"""Which job is meant: what is offered while one types, and the job that a message shows.
+"""Choice of a job: autocomplete suggestions, and the job that a message shows.
 
 Suggestions are plain text, as Discord shows them: no markdown, at most a hundred characters.
 """
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 OFFERED, CHOICE = 25, 100  # Discord's limits: choices, and characters in one
-SEARCHED = 75  # jobs looked through for what was typed
+SEARCHED = 75  # jobs searched for the typed text
 ALL = "all"
 NAMED = re.compile(r"^[a-z-]+:([0-9A-HJKMNP-TV-Z]{26})(?::|$)")
 NO_JOB = "That message shows no job of mine."
 
 
 def label(view: View, whose: str = "", *, now: float) -> str:
-    """A job in one line: its prompt, how far it is, and whose it is where that is not plain."""
+    """Return a job in one line: its prompt, its state, and its author where `whose` is given."""
     tail = " · ".join(part for part in (f"by {shortened(whose, 20)}" if whose else "", _state(view, now)) if part)
     prompt = "A private job" if whose and view.private else view.prompt or WORDLESS
     return f"{shortened(prompt, CHOICE - len(tail) - 3)} · {tail}"
@@ -51,7 +51,7 @@ def _state(view: View, now: float) -> str:
 
 
 def offered(views: Iterable[View], typed: str, me: str, *, whole: str = "") -> list[Choice[str]]:
-    """The jobs whose prompt has what was typed; `whole`: a first choice that means all of them."""
+    """Return the jobs whose label contains the typed text; `whole`: the label of a first choice for all of them."""
     now, wanted = time.time(), typed.casefold().strip()
     names = [(label(view, "" if view.member_id == me else view.member_name, now=now), view.id) for view in views]
     fitting = [Choice(name=name, value=job) for name, job in names if wanted in name.casefold() or wanted == job]
@@ -60,7 +60,7 @@ def offered(views: Iterable[View], typed: str, me: str, *, whole: str = "") -> l
 
 
 async def open_jobs(interaction: Interaction, typed: str) -> list[Choice[str]]:
-    """The member's own jobs that run or wait, all of them at once, and for moderators those of the whole server."""
+    """Suggest the member's own open jobs, all of them at once, and to moderators those of the whole server."""
     member = member_of(interaction)
     own = await interaction.client.desk.shelf.open_of(member.id)
     others: Sequence[View] = ()
@@ -72,7 +72,7 @@ async def open_jobs(interaction: Interaction, typed: str) -> list[Choice[str]]:
 
 
 def recent_jobs(fits: Callable[[View], bool]) -> Callable[[Interaction, str], Any]:
-    """Suggests, of the member's own jobs and the newest ones in this channel, those that `fits` says."""
+    """Return an autocomplete of the member's own jobs and this channel's newest, filtered by `fits`."""
 
     async def suggest(interaction: Interaction, typed: str) -> list[Choice[str]]:
         member = member_of(interaction)
@@ -83,7 +83,7 @@ def recent_jobs(fits: Callable[[View], bool]) -> Callable[[Interaction, str], An
 
 
 async def job_shown(interaction: Interaction, message: discord.Message) -> str | None:
-    """The id of the job that a message of ours shows: by its buttons, else by what was noted of places."""
+    """Return the job id that a message of ours shows: from its buttons, else from the recorded deliveries."""
     me = interaction.client.user
     if me is None or message.author.id != me.id:
         return None
@@ -91,7 +91,7 @@ async def job_shown(interaction: Interaction, message: discord.Message) -> str |
 
 
 async def shown_by(interaction: Interaction, message: discord.Message) -> View:
-    """The job that a message shows. Raises `Refused` (404)."""
+    """Return the job that a message shows. Raises `Refused` (404)."""
     job = await job_shown(interaction, message)
     if job is None:
         raise Refused(NO_JOB, 404)
@@ -99,13 +99,13 @@ async def shown_by(interaction: Interaction, message: discord.Message) -> View:
 
 
 def _named(message: discord.Message) -> str | None:
-    """The job in the first button that names one."""
+    """Return the job id in the first button that has one."""
     matches = (NAMED.match(custom_id) for custom_id in _ids(message.components))
     return next((match[1] for match in matches if match), None)
 
 
 def _ids(components: Iterable[Any]) -> Iterator[str]:
-    """The custom ids in a message, also inside rows, sections and containers."""
+    """Yield the custom ids in a message, also inside rows, sections and containers."""
     for one in components:
         if custom_id := getattr(one, "custom_id", None):
             yield custom_id

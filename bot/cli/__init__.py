@@ -1,1 +1,1 @@
-"""The rooms of the command line: what `up`, `imagine` and `doctor` do once `bot.__main__` has read their options."""
+"""The commands of the command line; `bot.__main__` registers and starts them."""

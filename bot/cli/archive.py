@@ -1,6 +1,7 @@
-"""The file that a backup is: a plain tar of a manifest, a database and pictures by their content. Trusts nothing in it.
+"""Reads and writes backups: uncompressed tars of a manifest, a database and pictures named by their SHA-256.
 
-Not compressed: pictures do not get smaller, and what is not packed cannot unpack into more than it is.
+A backup that is read is untrusted input. It is not compressed: pictures would not shrink, and an uncompressed file
+cannot expand beyond its size.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a backup says of itself. `database`: its SHA-256, empty where there are only pictures."""
+    """A backup's description of itself. `database`: its SHA-256, empty if the backup has only pictures."""
 
     made: float
     database: str
@@ -40,7 +41,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a backup: the database or a picture, whose `name` is its SHA-256."""
+    """One file of a backup: the database, or a picture, whose `name` is its SHA-256."""
 
     name: str
     size: int
@@ -48,7 +49,7 @@ class Part:
 
 
 class Packer:
-    """Writes parts in order: the manifest first, then the database, then pictures."""
+    """Writes a backup's parts in this order: manifest, database, pictures."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by `close`
@@ -78,7 +79,7 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
 
 
 def unpacked(file: IO[bytes]) -> Iterator[Manifest | Part]:
-    """The manifest, then each part once. Raises `Refused` at the first thing that no backup of ours has."""
+    """Yield the manifest, then each part once. Raise `Refused` at the first entry that no backup of ours has."""
     seen: set[str] = set()
     for tar, entry in _entries(file):
         if entry.name in seen:
@@ -93,21 +94,23 @@ def unpacked(file: IO[bytes]) -> Iterator[Manifest | Part]:
 
 def _entries(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     with reading():
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it holds no more than `file`, which is the caller's
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it only wraps `file`, which the caller closes
     while True:
         with reading():
             entry = tar.next()
             if entry is not None and entry.size < 0:
-                raise tarfile.ReadError(f"{_quoted(entry.name)} has less than nothing in it")
+                raise tarfile.ReadError(f"{_quoted(entry.name)} has a negative size")
         if entry is None:
             return
-        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - else it remembers every entry
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - else tarfile keeps every entry in memory
         yield tar, entry
 
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """`tarfile` believes the numbers that it reads, and fails in many ways at impossible ones. Raises `Refused`."""
+    """Turn every error of `tarfile` into `Refused`: it trusts the numbers in a file, and fails in many ways at wrong
+    ones.
+    """
     try:
         yield
     except (tarfile.TarError, EOFError) as error:
@@ -115,7 +118,7 @@ def reading() -> Iterator[None]:
     except OSError as error:
         raise Refused(f"This backup cannot be read: {(error.strerror or str(error)).lower()}.") from error
     except (ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
-        raise Refused("This backup cannot be read: what it says of its own files makes no sense.") from error
+        raise Refused("This backup cannot be read: its description of its files is wrong.") from error
 
 
 def _part(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> Manifest | Part:
@@ -140,7 +143,7 @@ def _manifest(content: bytes) -> Manifest:
             float(found["made"]), str(found["database"]), int(found["pictures"]), int(found["format"])
         )  # fmt: skip
         if not math.isfinite(manifest.made):
-            raise ValueError("no moment")
+            raise ValueError("not a time")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Refused("This is no backup of Darkroom: its manifest cannot be read.") from error
     if manifest.format != FORMAT:
@@ -149,13 +152,13 @@ def _manifest(content: bytes) -> Manifest:
 
 
 def digest(file: Path) -> str:
-    """The SHA-256 of a file, however large."""
+    """Return the SHA-256 of a file of any size."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def spill(part: Part, target: Path) -> None:
-    """Write a part to a file of its owner's. Raises `Refused` where the backup ends before it does."""
+    """Write a part to a new file that only its owner can read. Raise `Refused` if the backup ends too early."""
     left = part.size
     with target.open("xb") as made:
         target.chmod(0o600)

@@ -1,4 +1,4 @@
-"""One act on the store from the command line, beside a running bot or without one. Knows nothing of what is done."""
+"""Opens the store for one action of the command line, with or without a running bot."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def settings_of(data: Path | None) -> Settings:
-    """The environment's, and above them the folder that was named. Raises `Refused` where there is no store.
+    """Return the environment's settings, with `data` as the folder if given.
 
-    A mistyped folder must not become one.
+    Raise `Refused` if the folder has no store: a mistyped path must not create one.
     """
     settings = load(**({} if data is None else {"data": data}))
     database = copying.file_of(settings.database)
@@ -31,7 +31,7 @@ def none_there(settings: Settings) -> Refused:
 
 
 def at_the_store(url: str, act: Callable[[Store], Awaitable[T]]) -> T:
-    """Open it, act, close it. Raises `Refused` where it cannot be used."""
+    """Open the store, run `act`, close the store. Raise `Refused` if it is unavailable."""
 
     async def acted() -> T:
         store = await Store.open(url)

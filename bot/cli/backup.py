@@ -1,8 +1,8 @@
-"""`darkroom backup`: the database and the pictures that it names, in one file, beside a running bot or without one.
+"""`darkroom backup`: copies the database and the pictures that it names into one file; the bot may run meanwhile.
 
-The database is copied first, as it is at one moment; pictures never change under their names, so they may be copied
-after it. What the broker holds is left out: SQL has every job that was accepted, and a bot that starts publishes what
-is open once more. So are keys and tokens: whoever gets hold of a backup shall not come into the room with it.
+The database is copied first, as one consistent snapshot. Pictures never change under their names, so they may be copied
+later. The broker's content is left out: SQL has every admitted job, and a bot publishes open jobs again when it starts.
+Keys and tokens are left out too: a stolen backup must not open the chatroom.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ DUMPED = (
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE.tar", help="Where it goes; it must not be there yet.")],
-    pictures_only: Annotated[bool, typer.Option("--pictures-only", help="Beside a pg_dump of PostgreSQL.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar", help="The file to write; it must not exist yet.")],
+    pictures_only: Annotated[
+        bool, typer.Option("--pictures-only", help="Pictures only, to go with a pg_dump of PostgreSQL.")
+    ] = False,
     data: Data = None,
 ) -> None:
     """Copy the database and every picture into one file; the bot may run meanwhile."""
@@ -50,9 +52,10 @@ def backup(
 
 @contextmanager
 def written(file: Path) -> Iterator[IO[bytes]]:
-    """For its owner's eyes only; under its name once it is whole and on the disk, and never over another file.
+    """Yield a file that only its owner can read; name it `file` once it is complete and synced. Never overwrite.
 
-    Raises `Refused`. An OSError without a number is the store's or the pictures', and says itself what is away.
+    Raise `Refused`. An OSError without a number comes from the store or the picture store; its text says what is
+    missing.
     """
     draft: Path | None = None
     try:
@@ -74,7 +77,7 @@ def written(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _name(draft: Path, file: Path) -> None:
-    """As a second name, which takes no other file's place, where the disk knows such; a USB stick does not."""
+    """Link the draft as `file`, which replaces nothing. Rename it on a disk without hard links, as a USB stick."""
     try:
         os.link(draft, file)
     except FileExistsError as error:
@@ -90,7 +93,7 @@ def _taken(file: Path) -> Refused:
 
 
 async def _packed(settings: Settings, out: IO[bytes], pictures_only: bool, beside: Path) -> tuple[int, int]:
-    """How many pictures are in it, and how many could not be had."""
+    """Return how many pictures the backup has, and how many are missing."""
     import time
 
     from bot.cli.archive import Manifest, Packer, digest
@@ -110,7 +113,7 @@ async def _packed(settings: Settings, out: IO[bytes], pictures_only: bool, besid
 async def _database(
     settings: Settings, pictures_only: bool, beside: Path
 ) -> AsyncIterator[tuple[Path | None, Sequence[str]]]:
-    """A copy of the database in a folder `beside` (None: of the pictures alone), and the pictures that it names."""
+    """Yield a copy of the database in a folder in `beside` (None for pictures only), and the pictures that it names."""
     from bot.cli.at_the_store import none_there
     from bot.store import Store, copying
 
@@ -139,7 +142,7 @@ async def _database(
 
 
 async def _pictures(packer: Packer, pictures: Pictures, names: Sequence[str]) -> int:
-    """How many of them are not there."""
+    """Add the pictures. Return how many are missing."""
     from bot.images.pictures import Missing
 
     missing = 0

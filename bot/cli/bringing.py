@@ -1,6 +1,6 @@
-"""What `darkroom imagine` begins with: picture files, a mask, a rung of an older job's ladder.
+"""Init images, mask and keyframe that `darkroom imagine` starts from, and the request for them to a running Darkroom.
 
-Knows files and how a running Darkroom is asked for such a job; opens no picture.
+Decodes no picture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BRANCH = re.compile(r"([0-9A-Za-z]{26})(?:/([1-4]))?:([0-9]{1,4})")
 
 @dataclass(frozen=True)
 class Asked:
-    """A request to a running Darkroom: where it goes, its JSON, and the files beside it by the part's name."""
+    """A request to a running Darkroom: its path, its JSON, and its files with the names of their form parts."""
 
     path: str
     order: Mapping[str, object]
@@ -27,7 +27,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Rung:
-    """Step `step` of image `image`, counted from 0, of a job."""
+    """The keyframe at `step` of a job's image `image`, which counts from 0."""
 
     job: str
     image: int
@@ -36,7 +36,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Bringing:
-    """Nothing, or pictures with perhaps a mask, or a rung."""
+    """What a job starts from: nothing, pictures with an optional mask, or a keyframe."""
 
     images: tuple[Path, ...] = ()
     mask: Path | None = None
@@ -47,15 +47,15 @@ class Bringing:
         return bool(self.images) or self.branch is not None
 
     def pictures(self) -> list[bytes]:
-        """The files' bytes. Raises `Refused`."""
+        """Read the picture files. Raise `Refused`."""
         return [_bytes(path) for path in self.images]
 
     def painted(self) -> bytes | None:
-        """The mask's. Raises `Refused`."""
+        """Read the mask. Raise `Refused`."""
         return None if self.mask is None else _bytes(self.mask)
 
     def asked(self, prompt: str, options: Mapping[str, object]) -> Asked:
-        """What is asked of a running Darkroom."""
+        """Build the request to a running Darkroom. Raise `Refused`."""
         if self.branch is not None:
             path = f"/api/jobs/{self.branch.job}/branch/{self.branch.image + 1}"
             words = {"prompt": prompt} if prompt else {}
@@ -69,9 +69,9 @@ class Bringing:
 def told(
     words: Sequence[str], image: Sequence[Path], mask: Path | None, blend: bool, branch: str | None
 ) -> tuple[str, Bringing]:
-    """The prompt and what is brought, as the command line says it. Raises `Refused`.
+    """Split the command line into the prompt and what the job starts from. Raise `Refused`.
 
-    With `blend`, the words that name files are pictures, and the others the prompt.
+    With `blend`, words that name files are pictures, and the others are the prompt.
     """
     blended = [Path(word) for word in words if blend and Path(word).is_file()]
     rest = [word for word in words if not (blend and Path(word).is_file())]
@@ -79,9 +79,9 @@ def told(
         raise Refused("--blend takes two to five picture files, as in --blend a.png b.png.")
     images = (*image, *blended)
     if branch and (images or mask):
-        raise Refused("--branch begins with a job, so no picture goes with it.")
+        raise Refused("--branch starts from a job and takes no picture.")
     if mask and not images:
-        raise Refused("--mask says what of a picture is drawn anew: name that with --image.")
+        raise Refused("--mask marks what of a picture is drawn anew: name the picture with --image.")
     return " ".join(rest), Bringing(images, mask, _rung(branch) if branch else None)
 
 
@@ -99,5 +99,5 @@ def _bytes(path: Path) -> bytes:
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror or error}.") from error
     if len(content) > MOST_BYTES:
-        raise Refused(f"{path} is larger than the {MOST_BYTES // 2**20} MiB that are taken.")
+        raise Refused(f"{path} is too large: a picture may have {MOST_BYTES // 2**20} MiB.")
     return content

@@ -1,7 +1,4 @@
-"""The way to the broker: to the one that the settings name, or to one of our own, which also says where it may listen.
-
-Knows settings and the broker's process; nothing of what is sent.
-"""
+"""Finds the broker: the one that the settings name, or an embedded one, whose listen address it checks."""
 
 from __future__ import annotations
 
@@ -25,20 +22,20 @@ ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\s]+)):(?P<por
 
 @dataclass(frozen=True)
 class Way:
-    """How to reach a broker. `authority`: the certificates that it may have, where they are not the system's."""
+    """How to reach a broker. `authority`: its certificate authority, where that is not one of the system's."""
 
     url: str
     token: str
     authority: Path | None = None
 
     def environment(self) -> dict[str, str]:
-        """For a worker that we start."""
+        """Return the environment variables for a worker that we start."""
         authority = {"DARKROOM_NATS_CA": str(self.authority)} if self.authority else {}
         return {"DARKROOM_NATS_TOKEN": self.token} | authority
 
 
 async def find(parts: AsyncExitStack, settings: Settings) -> Way:
-    """The named broker, or one of our own, which `parts` ends. Raises `Refused`."""
+    """Return the configured broker, or start an embedded one that `parts` stops. Raise `Refused`."""
     if settings.nats:
         token = settings.nats_token.get_secret_value() if settings.nats_token else ""
         return Way(str(settings.nats), token, settings.nats_ca)
@@ -53,7 +50,7 @@ async def find(parts: AsyncExitStack, settings: Settings) -> Way:
 
 
 async def join(parts: AsyncExitStack, way: Way) -> Bus:
-    """A connection with its streams, which `parts` closes. Raises `Refused`."""
+    """Connect and declare the streams; `parts` closes the connection. Raise `Refused`."""
     try:
         bus = await Bus.connect(way.url, way.token, authority=way.authority)
         parts.push_async_callback(bus.close)
@@ -64,10 +61,10 @@ async def join(parts: AsyncExitStack, way: Way) -> Bus:
 
 
 def listening(settings: Settings) -> Listening:
-    """Where our own broker listens: on this machine alone, else where it is told to. Raises `Refused`.
+    """Return where the embedded broker listens: loopback unless the settings say otherwise. Raise `Refused`.
 
-    Jobs and pictures cross the network as they are, unless there is a certificate; so without one it takes an address
-    of this machine or of a private network, and never all addresses at once.
+    Without a certificate, jobs and pictures cross the network unencrypted. So it then needs an address of this machine
+    or of a private network, and never listens on all addresses.
     """
     from engine.bus.server import Listening
 

@@ -1,4 +1,4 @@
-"""`darkroom commands`: Discord's commands as they are registered, counted against its limits. Needs no token."""
+"""`darkroom commands`: prints Discord's commands as registered, counted against its limits. Needs no token."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KINDS = {1: "/", 2: "member: ", 3: "message: "}
-NESTED = (1, 2)  # options that are commands of their own
+NESTED = (1, 2)  # types of options that are subcommands
 
 
 def report(*, as_json: bool) -> tuple[str, bool]:
-    """What is printed, and whether everything is within its limit."""
+    """Return the text to print, and whether everything is within its limit."""
     from bot.chat.commands.counted import rows
     from bot.chat.commands.registered import registered
 
@@ -31,7 +31,7 @@ def report(*, as_json: bool) -> tuple[str, bool]:
 
 
 def _lines(command: Mapping[str, Any], before: str) -> Sequence[str]:
-    """A command with its options, and each of its subcommands, on a line of its own."""
+    """Return one line for each command or subcommand, with its options."""
     options = command.get("options") or []
     inner = [option for option in options if option["type"] in NESTED]
     name = f"{before}{command['name']}"

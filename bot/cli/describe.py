@@ -1,6 +1,6 @@
-"""`darkroom describe`: words that fit a picture file, found by the `darkroom up` that is running.
+"""`darkroom describe`: suggests prompts for a picture file; the running `darkroom up` does the work.
 
-Standard output carries the prompts alone, or JSON; standard error says what they are.
+Standard output carries only the prompts, or JSON; notes go to standard error.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from bot.cli.options import AsJson, Data
 from bot.refused import Refused
 
 Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")]
-Model = Annotated[str | None, typer.Option(help="Which model is asked; the usual one, if you don't say.")]
+Model = Annotated[str | None, typer.Option(help="Which model scores the words; by default the bot's default model.")]
 
-NOBODY = "No Darkroom is running on this data folder: start `darkroom up`, whose engine is asked."
+NOBODY = "No Darkroom is running on this data folder: start `darkroom up`, whose engine does the work."
 
 
 def describe(picture: Picture, model: Model = None, as_json: AsJson = False, data: Data = None) -> None:
-    """Words that fit a picture, of those that a model knows, the best first."""
+    """Suggest prompts for a picture, from words that a model knows, the best first."""
     from bot.cli import remote
     from bot.cli.bringing import Bringing
     from bot.cli.developed import Undeveloped

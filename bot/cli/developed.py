@@ -1,7 +1,4 @@
-"""What `darkroom imagine` ends with, whoever ran the job: the pictures in memory, then files, then one JSON object.
-
-Knows file names; knows nothing of HTTP or engines.
-"""
+"""The result of `darkroom imagine`: pictures in memory, then files, then one JSON object."""
 
 from __future__ import annotations
 
@@ -30,11 +27,11 @@ class Developed:
 
 
 class Undeveloped(Exception):
-    """The job ended without pictures through nobody's wish; the text is the sentence that says why."""
+    """The job ended without pictures, not because of a bad request. The text is the reason, as a sentence."""
 
 
 def check_folder(out: Path) -> None:
-    """Raises `Refused` before any work is done for a folder that can't be written."""
+    """Raise `Refused` if `out` cannot be written. Call it before any work is done."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".darkroom"
@@ -45,7 +42,7 @@ def check_folder(out: Path) -> None:
 
 
 def save(developed: Developed, out: Path) -> tuple[list[Path], Path | None]:
-    """Writes `ID-1.png` … and `ID-film.webp`; returns their paths."""
+    """Write `ID-1.png` … and `ID-film.webp`; return their paths."""
     pictures = [out / f"{developed.id}-{index + 1}.png" for index in range(len(developed.pictures))]
     for path, png in zip(pictures, developed.pictures, strict=True):
         path.write_bytes(png)
@@ -57,7 +54,7 @@ def save(developed: Developed, out: Path) -> tuple[list[Path], Path | None]:
 
 
 def as_json(developed: Developed, pictures: Sequence[Path], film: Path | None) -> dict[str, Any]:
-    """The one object that `imagine --json` prints."""
+    """Return the one object that `imagine --json` prints."""
     return {
         "id": developed.id,
         "seed": developed.seed,
@@ -73,7 +70,7 @@ def as_json(developed: Developed, pictures: Sequence[Path], film: Path | None) -
 
 
 def _size(pictures: Sequence[bytes]) -> dict[str, int]:
-    """What they measure, by the first one's header (PNG specification, 11.2.2 IHDR): all of a job are alike."""
+    """Return width and height from the first picture's header (PNG specification, 11.2.2 IHDR): all are alike."""
     if not pictures:
         return {}
     width, height = struct.unpack(">II", pictures[0][16:24])

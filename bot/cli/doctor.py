@@ -1,6 +1,6 @@
-"""`darkroom doctor`: what works on this machine and what doesn't, one line each, with the mend.
+"""`darkroom doctor`: checks this machine, one line a check, with a remedy where something is wrong.
 
-Each check is a function from the settings to one `Finding`; none of them changes anything, and none raises.
+Each check is a function from the settings to one `Finding`. None of them changes anything, and none raises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_REFUSED = 8  # lines
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's. `mend` is what to do where something is wrong or could be better."""
+    """One line of the report. `mend`: what to do where something is wrong or could be better."""
 
     name: str
     ok: bool
@@ -41,7 +41,7 @@ class Finding:
 
 
 def examine(settings: Settings, *, again: bool = False) -> Iterator[Finding]:
-    """Every check, the quick ones first. `again`: the device is measured anew."""
+    """Run every check, the quick ones first. `again`: measure the device anew."""
     yield python()
     yield broker(settings)
     yield disk(settings.data)
@@ -58,7 +58,7 @@ def python() -> Finding:
 
 
 def broker(settings: Settings) -> Finding:
-    """The embedded server's binary, or the broker that DARKROOM_NATS names."""
+    """Check the embedded server's binary, or the broker that DARKROOM_NATS names."""
     from engine.bus.broker import BrokerError, server_path
 
     if settings.nats:
@@ -82,7 +82,7 @@ def _reachable(url: str) -> Finding:
 
 
 def disk(data: Path) -> Finding:
-    """Room on the disk of the data folder, and whether it can be written."""
+    """Check the free space of the data folder's disk, and that it can be written."""
     there = next(folder for folder in (data, *data.parents) if folder.exists())
     free = shutil.disk_usage(there).free
     says = f"{free / 1024**3:.1f} GiB free in {data}"
@@ -100,7 +100,7 @@ def _writable(folder: Path) -> bool:
 
 
 def database(settings: Settings) -> Finding:
-    """Which database keeps the jobs, and whether it answers."""
+    """Check which database keeps the jobs, and that it answers."""
     import asyncio
 
     from bot.store import Unavailable
@@ -114,7 +114,7 @@ def database(settings: Settings) -> Finding:
 
 
 def port(settings: Settings) -> Finding:
-    """The chatroom's port: free, or held by our own `up`."""
+    """Check the chatroom's port: free, or held by our own `up`."""
     import asyncio
 
     from bot.cli.remote import answers
@@ -130,7 +130,7 @@ def port(settings: Settings) -> Finding:
 
 
 def discord(settings: Settings) -> Finding:
-    """Asks Discord who the token belongs to. No token is fine: there is still the chatroom."""
+    """Ask Discord whom the token belongs to. No token is fine: the chatroom works without."""
     import asyncio
 
     if settings.discord_token is None or not settings.discord_token.get_secret_value():
@@ -159,7 +159,7 @@ async def _who_am_i(api: str, token: str) -> Finding:
 
 
 def workers(settings: Settings) -> Iterator[Finding]:
-    """What the Darkroom on this data folder refuses of its workers; nothing is said where none runs."""
+    """Report what the running bot refused of its workers; report nothing if no bot runs."""
     import asyncio
 
     from bot.cli.remote import answers, refused
@@ -172,8 +172,8 @@ def workers(settings: Settings) -> Iterator[Finding]:
     if found is None:
         return
     if not found:
-        yield Finding("workers", True, "nothing that they said in the last minute was refused")
-    mend = "Update that worker, or mend what it says; the bot's log has it too."
+        yield Finding("workers", True, "no message from them was refused in the last minute")
+    mend = "Update or repair that worker; the bot's log has the message too."
     for who, why in found[:MOST_REFUSED]:
         yield Finding("workers", False, escaped(f"{who}, which this bot refuses: {why}"), mend)
     if len(found) > MOST_REFUSED:
@@ -181,7 +181,7 @@ def workers(settings: Settings) -> Iterator[Finding]:
 
 
 def engine(settings: Settings, again: bool) -> Iterator[Finding]:
-    """Device, dtype and ms a step of the embedded model, as calibration has them; measured now where it has not."""
+    """Report device, number format and ms a step of the embedded model, from the calibration file or measured now."""
     missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing:
         mend = "pip install 'darkroom-bot[all]'; a bot whose engines run elsewhere needs none."

@@ -1,6 +1,6 @@
-"""What `darkroom worker-key` does and says: makes a key for a worker elsewhere, lists the keys, takes one away.
+"""The work of `darkroom worker-key`: makes, lists and revokes the keys of workers on other machines.
 
-The running broker of this data folder takes a change at once. Knows the file of keys and how such a worker is started.
+The running broker of this data folder applies a change at once.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from engine.bus.server import Listening
 
 AT_ONCE = "The running broker knows it already."
-ALONE = "It listens on this machine alone; DARKROOM_NATS_LISTEN says where else it shall (docs/workers.md)."
+ALONE = "It listens on this machine only; set DARKROOM_NATS_LISTEN to change that (docs/workers.md)."
 LATER = "The broker is not running here; it reads the keys when it starts."
 
 
 def make(settings: Settings, name: str, pools: str, *, as_json: bool) -> str:
-    """A new key, as text for whoever will start that worker. Raises `Refused`."""
+    """Make a key; return it as text for the person who starts that worker. Raise `Refused`."""
     if name == HERE:
         raise Refused(f"{HERE} is this machine's own worker, which needs no key: choose another name.", 400)
     wanted = [one.strip() for one in pools.split(",") if one.strip()]
@@ -42,7 +42,7 @@ def make(settings: Settings, name: str, pools: str, *, as_json: bool) -> str:
         own = {"user": user, "account": {owner: account}, "exports": rights.exports()}
         return _written(_plain(made) | {"seed": seed, "command": command, **own, "taken": taken})
     lines = [
-        f"The key of {made.name}, for {_pools(made)}. It is shown this once, and kept nowhere:", "", f"  {seed}", "",
+        f"The key of {made.name}, for {_pools(made)}. It is shown only now, and stored nowhere:", "", f"  {seed}", "",
         "On the machine of that worker:", "", f"  {command}", "",
     ]  # fmt: skip
     if settings.nats:
@@ -62,7 +62,7 @@ def make(settings: Settings, name: str, pools: str, *, as_json: bool) -> str:
 
 
 def revoke(settings: Settings, name: str, *, as_json: bool) -> str:
-    """Raises `Refused` where there is no such key."""
+    """Revoke a key; return what happened. Raise `Refused` if there is no such key."""
     try:
         taken = _enrolment(settings).revoke(name)
     except (BadKey, OSError) as error:
@@ -71,12 +71,12 @@ def revoke(settings: Settings, name: str, *, as_json: bool) -> str:
         return _written({"name": name, "revoked": True, "taken": taken})
     if settings.nats:
         return f"The key of {name} is forgotten here: take its account out of {settings.nats}, too."
-    closed = "The running broker has closed its connection; what it had begun goes on elsewhere."
+    closed = "The running broker has closed its connection; its jobs continue elsewhere."
     return f"The key of {name} is revoked. {closed if taken else LATER}"
 
 
 def listed(settings: Settings, *, as_json: bool) -> str:
-    """Every key but its secret half."""
+    """List every key without its secret half."""
     try:
         known = _enrolment(settings).known()
     except BadKey as error:
@@ -87,7 +87,7 @@ def listed(settings: Settings, *, as_json: bool) -> str:
 
 
 def address(settings: Settings) -> str:
-    """Where such a worker finds the broker, as far as we know."""
+    """Return the broker's address for such a worker, with HOST and PORT for what we do not know."""
     if settings.nats:
         return settings.nats
     at = _listening(settings)
@@ -96,12 +96,12 @@ def address(settings: Settings) -> str:
 
 
 def _listening(settings: Settings) -> Listening:
-    """As the running broker does, whatever this shell's environment says; else as the next one will."""
+    """Return where the running broker listens, whatever this shell's environment says; else where the next one will."""
     return _enrolment(settings).listens() or listening(settings)
 
 
 def started(key: WorkerKey, url: str) -> str:
-    """The command of that worker, without its secret."""
+    """Return the command line of that worker, without its secret."""
     pools = "" if key.pools == ("default",) else "".join(f" --pool {pool}" for pool in key.pools)
     return f"darkroom engine --nats {url} --name {key.name}{pools}"
 

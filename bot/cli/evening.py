@@ -1,7 +1,4 @@
-"""`darkroom bench discord`: measures the bot over the loopback Discord that the tests have; needs a checkout.
-
-Runs it as a process of its own; knows nothing of what it measures.
-"""
+"""`darkroom bench discord`: measures the bot over the tests' loopback Discord, in its own process. Needs a checkout."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from pathlib import Path
 from bot.refused import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("simcord", "jsonschema", "psutil")  # of the extra `dev`
+NEEDED = ("simcord", "jsonschema", "psutil")  # packages of the extra `dev`
 
 
 def run(args: Sequence[str], root: Path = ROOT) -> int:
-    """The exit code. Raises `Refused` where there is nothing to measure with."""
+    """Return the exit code. Raise `Refused` if the tests or their packages are missing."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing or not (root / "tests" / "loopback" / "bench.py").exists():
         raise Refused(

@@ -1,4 +1,4 @@
-"""`darkroom imagine`: what its command line may say. What is done with it is in `bot.cli.terminal`."""
+"""`darkroom imagine`: the options of its command line; `bot.cli.terminal` does the work."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import typer
 
 from bot.cli.options import AsJson, Data
 
-Prompt = Annotated[list[str] | None, typer.Argument(help="What to draw; flags may stand in it as in Discord.")]
+Prompt = Annotated[list[str] | None, typer.Argument(help="What to draw; it may contain flags, as in Discord.")]
 Steps = Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, euler, dpmpp_2m, …, or as in 'DPM++ 2M Karras'.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")]
-Guidance = Annotated[float | None, typer.Option(help="How closely to follow the words, 1 to 30.")]
+Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt, 1 to 30.")]
 Interval = Annotated[
     str | None, typer.Option(metavar="FROM-TO", help="In which part of the steps guidance holds, as in 0.2-0.8.")
 ]
 Lora = Annotated[
-    list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="An addition to the model; up to four times.")
+    list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA for the model; up to four times.")
 ]
 Count = Annotated[int | None, typer.Option(help="How many pictures, 1 to 4.")]
 Shape = Annotated[str | None, typer.Option(metavar="W:H", help="The shape of the picture.")]
@@ -27,18 +27,20 @@ Image = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A pictur
 Strength = Annotated[float | None, typer.Option(help="How much of it is drawn anew, 0.05 to 1.")]
 Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="White where it is drawn anew.")]
 Blend = Annotated[bool, typer.Option("--blend", help="The files that follow are blended: two to five.")]
-Branch = Annotated[str | None, typer.Option(metavar="JOB[/N]:STEP", help="Another course of an older job from there.")]
-Tile = Annotated[bool, typer.Option("--tile", help="Edges that fit each other.")]
-Mix = Annotated[bool, typer.Option("--mix", help="Weighted parts (::) become one text between them.")]
+Branch = Annotated[str | None, typer.Option(metavar="JOB[/N]:STEP", help="Branch off an older job at that step.")]
+Tile = Annotated[bool, typer.Option("--tile", help="Make opposite edges fit, for tiling.")]
+Mix = Annotated[bool, typer.Option("--mix", help="Mix the weighted parts (::) into one text.")]
 Stop = Annotated[float | None, typer.Option(help="End at so many percent of the steps, 10 to 100.")]
-Chaos = Annotated[float | None, typer.Option(help="How far apart the pictures' guidance lies, 0 to 100.")]
-Quality = Annotated[float | None, typer.Option(help="So many times the usual steps, 0.25 to 4.")]
-Walk = Annotated[str | None, typer.Option(metavar="WORDS", help="Pictures on the way to these words, and their film.")]
+Chaos = Annotated[float | None, typer.Option(help="How much guidance differs between the pictures, 0 to 100.")]
+Quality = Annotated[float | None, typer.Option(help="Multiply the usual steps by this, 0.25 to 4.")]
+Walk = Annotated[
+    str | None, typer.Option(metavar="WORDS", help="Interpolate to this prompt: pictures on the way, and their film.")
+]
 Frames = Annotated[int | None, typer.Option(help="How many pictures a walk has, 4 to 16.")]
-Fast = Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own quick way.")]
+Fast = Annotated[bool, typer.Option("--fast", help="30 steps of DPM++ 2M, or the model's own fast setting.")]
 Model = Annotated[str | None, typer.Option(help="Model folder or name.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
-Film = Annotated[bool, typer.Option("--film", help="Also write how they came to be, as an animation.")]
+Film = Annotated[bool, typer.Option("--film", help="Also write the film of how they developed.")]
 
 
 def imagine(
@@ -49,7 +51,7 @@ def imagine(
     walk: Walk = None, frames: Frames = None, fast: Fast = False, model: Model = None, out: Out = Path(),
     film: Film = False, as_json: AsJson = False, data: Data = None,
 ) -> None:  # fmt: skip
-    """Draw one prompt here: in the `darkroom up` that is running, else with an engine of its own."""
+    """Draw one prompt on this machine: in the running `darkroom up`, otherwise in this process."""
     from bot.cli.bringing import told
     from bot.cli.terminal import Wish, run
     from bot.config import load

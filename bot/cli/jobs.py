@@ -1,7 +1,7 @@
-"""`darkroom jobs`: what waits, runs and ended, for whoever owns the machine; beside a running bot or without one.
+"""`darkroom jobs`: lists, shows and changes jobs for the operator, with or without a running bot.
 
-Reads and writes the store that the settings name. What is changed there a running bot notices within a second or two
-(`bot.queue.noticing`). Everything that costs time is imported inside the commands.
+Reads and writes the store that the settings name. A running bot notices changes there within a second or two
+(`bot.queue.noticing`). Slow imports happen inside the commands.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def list_(
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
-    """Jobs, the newest first."""
+    """List jobs, the newest first."""
     from bot.cli import jobs_plain, jobs_shown
     from bot.cli.jobs_store import listed
 
@@ -55,7 +55,7 @@ def list_(
 
 @app.command()
 def show(job: Job, as_json: AsJson = False, data: Data = None) -> None:
-    """Everything that is known of one job."""
+    """Show everything that is known of one job."""
     from bot.cli import jobs_plain, jobs_shown
     from bot.cli.jobs_store import whole
 
@@ -68,7 +68,7 @@ def show(job: Job, as_json: AsJson = False, data: Data = None) -> None:
 
 @app.command()
 def why(job: Job, as_json: AsJson = False, data: Data = None) -> None:
-    """Why a job waits, in words."""
+    """Explain why a job waits."""
     from bot.cli import jobs_why
 
     found = jobs_why.explain(data, job)
@@ -88,7 +88,7 @@ def cancel(job: Job, data: Data = None) -> None:
 
 @app.command()
 def requeue(job: Job, data: Data = None) -> None:
-    """Take a job back from its worker, into the queue, as a new attempt."""
+    """Take a job from its worker and put it back into the queue, as a new attempt."""
     from bot.cli.jobs_store import requeued
 
     typer.echo(requeued(data, job))

@@ -1,6 +1,6 @@
 """Jobs as plain values, for the JSON of `darkroom jobs`.
 
-What lets somebody write in Discord, the tokens of interactions, is never among them. Knows the store's values.
+Interaction tokens, which allow writing in Discord, are never among them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from bot.store import Record
 from bot.views import Delivery
 from engine.job import Recipe
 
-SHOWN = ("guild", "channel", "message")  # of a place
+SHOWN = ("guild", "channel", "message")  # the parts of a destination that are shown
 
 
 def plain(one: Record) -> dict[str, Any]:
-    """A job's row as plain values, without its recipe."""
+    """Return a job's row as plain values, without its recipe."""
     names = (
         "id", "state", "cancelling", "action", "guild", "channel", "member", "member_name", "tier", "pool", "model",
         "rows", "attempt", "barren", "step", "steps", "images", "worker", "epoch", "cost", "charged", "created",
@@ -31,7 +31,7 @@ def plain(one: Record) -> dict[str, Any]:
 
 
 def everything(whole: Whole) -> dict[str, Any]:
-    """The same with all that hangs on it."""
+    """Return the row with recipe, states, destinations and pictures."""
     kind = "recipe" if isinstance(whole.record.task, Recipe) else "enlarge"
     return {
         **plain(whole.record),

@@ -1,6 +1,6 @@
-"""Jobs as `darkroom jobs` prints them: a table that fits 100 columns, and a sheet of one job.
+"""Terminal output of `darkroom jobs`: a table that fits 100 columns, and the details of one job.
 
-Words of members are shown on one line and without control characters. Knows rich and the store's values; reads nothing.
+Members' text is printed on one line and without control characters. Reads nothing from the store.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from bot.views import Delivery
 from engine.job import Enlarge
 
 WIDTH = 100
-COLUMNS = {"job": 26, "state": 10, "age": 6, "took": 6, "member": 14}  # and the prompt, in what is left
+COLUMNS = {"job": 26, "state": 10, "age": 6, "took": 6, "member": 14}  # the prompt takes the rest
 GAP, LEAST = 2, 10
 STYLES = {"running": "cyan", "sent": "cyan", "finished": "green", "failed": "red", "cancelled": "dim"}
 
 
 def table(records: Sequence[Record], now: float) -> None:
-    """One line for each job."""
+    """Print one line for each job."""
     console = _console()
     room = max(LEAST, console.width - sum(COLUMNS.values()) - GAP * len(COLUMNS))
     grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
@@ -47,7 +47,7 @@ def table(records: Sequence[Record], now: float) -> None:
 
 
 def _took(one: Record) -> str:
-    """How long it ran, how far it is, or an attempt that is not the first."""
+    """Return how long it ran, how far it is, or the attempt if it is not the first."""
     if over(one.state):
         return short(one.ended - one.started) if one.ended and one.started else "–"
     if one.state == "running":
@@ -56,7 +56,7 @@ def _took(one: Record) -> str:
 
 
 def short(seconds: float) -> str:
-    """`7300` → "2 h": one unit alone."""
+    """Return a duration in one unit: `7300` → "2 h"."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
@@ -64,7 +64,7 @@ def short(seconds: float) -> str:
 
 
 def sheet(whole: Whole) -> None:
-    """Everything of one job."""
+    """Print everything about one job."""
     one = whole.record
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(width=10, style="bold", no_wrap=True)
@@ -95,14 +95,14 @@ def _facts(one: Record) -> Iterator[tuple[str, str]]:
     if not over(one.state):
         yield "deadline", moment(one.deadline)
     kind = "charged" if over(one.state) else "reserved"
-    yield "charge", f"{one.charged:.2f} s of device time {kind}; its price is {one.cost:.2f} s"
+    yield "charge", f"{one.charged:.2f} s of device time {kind}; its cost is {one.cost:.2f} s"
     if one.reason:
         blame = f" (blame: {one.blame})" if one.blame else ""
         yield "reason", one_line(one.reason) + blame
     for note in one.notes:
         yield "note", one_line(note)
     if one.deleted is not None:
-        yield "deleted", f"its pictures were taken away {moment(one.deleted)}"
+        yield "deleted", f"its pictures were deleted {moment(one.deleted)}"
 
 
 def _task(one: Record) -> Iterator[tuple[str, str]]:
@@ -157,10 +157,10 @@ def _shown(one: Delivery, record: Record) -> str:
     if one.reason:
         return f"could not be shown: {one_line(one.reason)}"
     if one.delivered is not None:
-        return f"the last word was shown {moment(one.delivered)}"
+        return f"its end was shown {moment(one.delivered)}"
     if one.place.kind != "discord":
-        return "shown to whoever looks"
-    return "the last word is still to be shown" if over(record.state) else "kept up to date"
+        return "shown on request"
+    return "its end is still to be shown" if over(record.state) else "kept up to date"
 
 
 def _pictures(whole: Whole) -> RenderableType:
@@ -174,10 +174,10 @@ def _pictures(whole: Whole) -> RenderableType:
 
 
 def moment(at: float) -> str:
-    """By this machine's clock."""
+    """Format a time by this machine's clock."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 def _console() -> Console:
-    """As wide as the terminal; into a file or a pipe 100 columns."""
+    """Return a console as wide as the terminal, or 100 columns for a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)

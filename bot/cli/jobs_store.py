@@ -1,6 +1,6 @@
-"""Jobs in the store, for `darkroom jobs`: opened, found by the beginning of an id, read, changed.
+"""Jobs in the store, for `darkroom jobs`: finds them by the beginning of an id, reads and changes them.
 
-Every mistake is a `Refused` with one sentence. Knows the store and the settings; prints nothing.
+Every mistake is a `Refused` with one sentence. Prints nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NEVER_BEGAN = "cancelled before it began; nothing was charged."
 
 @dataclass(frozen=True)
 class Whole:
-    """One job with all that hangs on it."""
+    """One job with its history, its destinations and its pictures."""
 
     record: Record
     history: Sequence[Entry]
@@ -40,7 +40,7 @@ class Whole:
 def listed(
     data: Path | None, states: Sequence[str], guild: str, member: str, limit: int, oldest: bool
 ) -> list[Record]:  # fmt: skip
-    """Jobs as they stand. Raises `Refused` for a state that there is not."""
+    """Return the jobs. Raise `Refused` for an unknown state."""
     wanted: tuple[State, ...] = tuple(state for name in states for state in _states(name))
     return run(data, lambda store: store.ask(operating.listed, Sought(wanted, guild, member, limit, oldest)))
 
@@ -55,7 +55,7 @@ def _states(name: str) -> tuple[State, ...]:
 
 
 def whole(data: Path | None, beginning: str) -> Whole:
-    """One job, found by the beginning of its id."""
+    """Return one job, found by the beginning of its id."""
 
     async def asked(store: Store) -> Whole:
         record = await found(store, beginning)
@@ -67,7 +67,7 @@ def whole(data: Path | None, beginning: str) -> Whole:
 
 
 def cancelled(data: Path | None, beginning: str) -> str:
-    """Cancels it; what happened. Raises `Refused` for one that is over."""
+    """Cancel a job; return what happened. Raise `Refused` if it has ended."""
 
     async def asked(store: Store) -> str:
         before = await found(store, beginning)
@@ -86,7 +86,10 @@ def cancelled(data: Path | None, beginning: str) -> str:
 
 
 def requeued(data: Path | None, beginning: str) -> str:
-    """Into the queue again; what happened. Raises `Refused` for one that is over, waits or is being cancelled."""
+    """Put a job back into the queue; return what happened.
+
+    Raise `Refused` if it has ended, waits or is being cancelled.
+    """
 
     async def asked(store: Store) -> str:
         before = await found(store, beginning)
@@ -115,7 +118,7 @@ def _spent(charged: float) -> str:
 
 
 async def found(store: Store, beginning: str) -> Record:
-    """The one job whose id begins so. Raises `Refused` where there is none, or more than one."""
+    """Return the one job whose id begins so. Raise `Refused` if there is none, or more than one."""
     wanted = beginning.strip().upper()
     if not BEGINNING.fullmatch(wanted):
         raise Refused(f"“{shortened(beginning, 40)}” is no job's id: that has 26 letters and digits.")
@@ -126,10 +129,10 @@ async def found(store: Store, beginning: str) -> Record:
         raise Refused(f"More than one job begins with {wanted}, among them {ids[0]} and {ids[1]}: type more of it.")
     record = await store.record(ids[0])
     if record is None:
-        raise Refused(f"What was noted of job {ids[0]} cannot be read any more.")
+        raise Refused(f"The record of job {ids[0]} is damaged and cannot be read.")
     return record
 
 
 def run(data: Path | None, act: Callable[[Store], Awaitable[T]]) -> T:
-    """Open the store, act, close it. Raises `Refused` where there is none."""
+    """Open the store, run `act`, close the store. Raise `Refused` if there is none."""
     return at_the_store(settings_of(data).database, act)

@@ -1,7 +1,6 @@
-"""Why a job waits, in words, for `darkroom jobs why`: who is before it, as SQL has it, and what the running bot knows.
+"""Explains why a job waits, for `darkroom jobs why`: its place in the queue from SQL, and what the running bot knows.
 
-Only the bot knows the live workers, and so when a job will be done; without one the order of the queue is told. Knows
-the store, the fair order and the room's HTTP API.
+Only the bot knows the live workers, and so when a job will be done. Without a bot, only the order of the queue is told.
 """
 
 from __future__ import annotations
@@ -25,13 +24,17 @@ from bot.states import over
 from bot.store import Record, Store, reads
 from bot.web.auth import terminal_key
 
-NAMED = 3  # of those before it
-ALONE = "No running bot answers on this data folder: which workers are there, and how long it takes, is not known here."
+NAMED = 3  # how many jobs ahead are named
+ALONE = "No running bot answers on this data folder: the workers and the waiting time are not known."
 
 
 @dataclass(frozen=True)
 class Why:
-    """`ahead`: ids of the jobs before it, the next to be sent first, as far as the queue is laid out."""
+    """Why one job waits.
+
+    `ahead`: ids of the jobs before it, the next to be dispatched first, as far as the queue is laid out. `told`: the
+    running bot's answer, or None.
+    """
 
     record: Record
     ahead: Sequence[str]
@@ -40,7 +43,7 @@ class Why:
     sentence: str
 
     def plain(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values for JSON."""
         told = self.told or {}
         return {
             "id": self.record.id, "state": self.record.state, "place": self.place, "ahead": list(self.ahead),
@@ -50,14 +53,14 @@ class Why:
 
 
 def explain(data: Path | None, beginning: str) -> Why:
-    """One job, found by the beginning of its id. Raises `Refused`."""
+    """Explain why one job waits, found by the beginning of its id. Raise `Refused`."""
     record, place, before = jobs_store.run(data, lambda store: _ordered(store, beginning))
     told = asyncio.run(_told(settings_of(data).data, record))
     return Why(record, [one.id for one in before], place, told, _said(record, place, before, told))
 
 
 async def _ordered(store: Store, beginning: str) -> tuple[Record, int | None, list[Record]]:
-    """The job, how many start before it, and the first of these."""
+    """Return the job, how many start before it, and the first of these."""
     record = await jobs_store.found(store, beginning)
     forecast = Forecast(store, Board(), dict)
     spot = await forecast.spot(record)
@@ -70,7 +73,7 @@ async def _ordered(store: Store, beginning: str) -> tuple[Record, int | None, li
 
 
 async def _told(data: Path, record: Record) -> Mapping[str, Any] | None:
-    """What the bot that runs on this folder says of it; None where none answers."""
+    """Return what the bot that runs on this folder says of the job; None if none answers."""
     running = find(data)
     if running is None or over(record.state) or not await remote.answers(running.url):
         return None
@@ -94,7 +97,7 @@ def _said(record: Record, place: int | None, before: Sequence[Record], told: Map
         return f"It is on its way to a worker since {duration(time.time() - (record.sent or record.created))}{eta}."
     line = f"{jobs(place)} ahead of it{_names(before, place)}" if place else "Next in line"
     reason = str(told.get("why", "")) if told else ALONE
-    if reason.startswith(("Next in line", f"{place} ahead")):  # as the line says already
+    if reason.startswith(("Next in line", f"{place} ahead")):  # repeats the line
         reason = "" if place else "It starts when there is room."
     return f"{line}{eta}. {reason}".rstrip()
 
@@ -106,7 +109,7 @@ def _ended(record: Record) -> str:
 
 
 def _names(before: Sequence[Record], place: int) -> str:
-    """ ": Ann's 01J…, Bob's 01J…, and 2 more"; empty where the queue is too long to be laid out."""
+    """Return ": Ann's 01J…, Bob's 01J…, and 2 more"; empty where the queue is too long to be laid out."""
     named = [f"{shortened(one.member_name, 20)}'s {one.id}" for one in before[:NAMED]]
     if place > len(named) and named:
         named.append(f"and {place - len(named)} more")

@@ -1,6 +1,6 @@
-"""Where log lines go: everything of ours to a file in the data folder, warnings to the terminal. Knows no logger.
+"""Log handlers: our log lines go to a file in the data folder, and warnings to the terminal.
 
-As JSON both are for machines, so the error output has every line, as whatever collects a container's logs wants it.
+As JSON the error output has every line too, as collectors of container logs expect.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ FILE_BYTES = 4 * 1024 * 1024
 
 @contextmanager
 def keep_log(path: Path, form: Form = "text") -> Iterator[None]:
-    """Until it is left, the root logger writes there. The file is its owner's alone, and is put aside at 4 MiB."""
+    """Write the root logger's lines to `path` while the context lasts.
+
+    Only the file's owner can read it. It is rotated at 4 MiB.
+    """
     path.touch(mode=0o600)
     file = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=2, encoding="utf-8")
     file.setFormatter(formatter(form, LINE))

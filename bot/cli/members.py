@@ -1,7 +1,7 @@
-"""`darkroom forget` and `darkroom export`: what the machine's owner does when a member asks for it.
+"""`darkroom forget` and `darkroom export`: what the operator does at a member's request.
 
-A running bot does the work of forgetting, since only it reaches Discord; without one it is done here as far as it goes.
-Whether one runs is said by the lock on its data folder, and by its term where the database is not in that folder.
+A running bot does the work of forgetting, since only it reaches Discord. Without one, this process does what it can.
+The lock on the data folder tells whether a bot runs; for a database elsewhere, the leader term does.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from bot.desk.forgetting import Forgetting
     from bot.store import Store
 
-PATIENCE_SECONDS = 15.0  # for a running bot to look into the store
+PATIENCE_SECONDS = 15.0  # for a running bot to notice the request
 Member = Annotated[str, typer.Argument(metavar="MEMBER", callback=discord, help="As discord:123, or local:ann.")]
 
 
 def forget(
     member: Member,
     guild: Annotated[
-        str, typer.Option(metavar="ID", callback=discord, help="In this server alone; else everywhere.")
+        str, typer.Option(metavar="ID", callback=discord, help="In this server only; otherwise everywhere.")
     ] = "",
     data: Data = None,
 ) -> None:
-    """Remove all jobs, pictures, messages and choices of a member for good. Blocks stay."""
+    """Delete all jobs, pictures, messages and preferences of a member for good. Blocks stay."""
     from bot.cli.at_the_store import at_the_store
 
     settings = _settings(data)
@@ -44,7 +44,7 @@ def forget(
 
 
 async def _forgotten(settings: Settings, store: Store, member: str, guild: str) -> str:
-    """What happened, as a sentence."""
+    """Delete what is kept of the member, here or by the running bot; return what happened as a sentence."""
     from bot.cli.running import only_one
     from bot.store import Deposed
 
@@ -59,19 +59,19 @@ async def _forgotten(settings: Settings, store: Store, member: str, guild: str) 
         later = "one by one by the running bot"
         await _watch(forgetting, member)
     if await forgetting.under_way(member):
-        return f"{member}: {about} jobs are being forgotten; what runs and what is shown in Discord goes {later}."
-    return f"{member}: {about} jobs and all that hung on them are gone. Blocks and what moderators decided stay."
+        return f"{member}: {about} jobs are being forgotten; running jobs and Discord messages are deleted {later}."
+    return f"{member}: {about} jobs and all their data are deleted. Blocks and moderators' decisions stay."
 
 
 @asynccontextmanager
 async def _fenced(settings: Settings, store: Store) -> AsyncIterator[None]:
-    """Under a term of our own where the folder's lock says too little. Raises `Refused` beside a bot that leads."""
+    """Hold a leader term where the folder's lock is not enough. Raise `Refused` if another bot leads."""
     if settings.database_url is None:
         yield
         return
     from bot.leader import leading
 
-    async with leading(None, typer.echo, lost=lambda _: None) as leader:  # what we write is refused, which says enough
+    async with leading(None, typer.echo, lost=lambda _: None) as leader:  # our writes then raise `Deposed`
         await leader.begin(store)
         try:
             yield
@@ -80,7 +80,7 @@ async def _fenced(settings: Settings, store: Store) -> AsyncIterator[None]:
 
 
 def _by_hand(settings: Settings, store: Store) -> Forgetting:
-    """As in a house, without broker and front ends."""
+    """Build `Forgetting` without broker and front ends."""
     from bot.desk.emptying import Emptying
     from bot.desk.forgetting import Forgetting
     from bot.feed import Feed
@@ -100,10 +100,10 @@ async def _watch(forgetting: Forgetting, member: str) -> None:
 
 def export(
     member: Member,
-    out: Annotated[Path, typer.Option(metavar="FILE.zip", help="Where it goes; it must not be there yet.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.zip", help="The file to write; it must not exist yet.")],
     data: Data = None,
 ) -> None:
-    """Everything that is kept of a member: jobs.json and their pictures, in one zip."""
+    """Write all that is kept of a member into one zip: jobs.json and their pictures."""
     from bot.cli.at_the_store import at_the_store
 
     settings = _settings(data)
@@ -113,7 +113,7 @@ def export(
 
 
 async def _exported(settings: Settings, store: Store, member: str, file: IO[bytes]) -> tuple[int, int]:
-    """How many jobs and pictures are in it."""
+    """Write the zip; return how many jobs and pictures are in it."""
     from bot.desk.export import Export
     from bot.images.pictures import Pictures
 
@@ -123,7 +123,7 @@ async def _exported(settings: Settings, store: Store, member: str, file: IO[byte
 
 
 def _settings(data: Path | None) -> Settings:
-    """Raises `Refused` where there is no store, or none of the pictures beside a database that is elsewhere."""
+    """Return the settings. Raise `Refused` if there is no store, or no data folder beside a database elsewhere."""
     from bot.cli.at_the_store import none_there, settings_of
 
     settings = settings_of(data)

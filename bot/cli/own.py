@@ -1,6 +1,6 @@
-"""`darkroom imagine` without a running house: the same grammar, an engine in this process. Torch comes with a call.
+"""`darkroom imagine` without a running bot: the same grammar, with an engine in this process.
 
-Knows how a prompt becomes a job and who develops it; knows nothing of files or what is printed.
+Torch is imported by a call. Writes no files and prints only progress and notes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TERMINAL = Member("local:terminal", "Terminal", "local")
 def develop(
     prompt: str, options: Mapping[str, object], settings: Settings, *, bringing: Bringing, film: bool, screen: Screen
 ) -> Developed:
-    """Runs one prompt here. Raises `Refused` for what is the member's business, `Undeveloped` for what is not."""
+    """Run one prompt here. Raise `Refused` for a bad request, `Undeveloped` for any other failure."""
     missing = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
     if missing:
         raise Refused(f"No Darkroom is running, and {missing[0]} is not installed: pip install 'darkroom-bot[all]'.")
@@ -82,7 +82,7 @@ def _develop(
 
 
 def _walked(parts: Sequence[Developed]) -> Developed:
-    """The jobs of a walk as one, with its film."""
+    """Return the jobs of an interpolation as one, with its film."""
     pictures = tuple(picture for part in parts for picture in part.pictures)
     return replace(
         parts[0], pictures=pictures, film=walk_of(pictures), frames=sum(part.frames for part in parts),
@@ -113,7 +113,7 @@ def _run(
 
 
 def _model(prompt: str, options: Mapping[str, object]) -> str:
-    """Folder or name; an option wins over the prompt's flag."""
+    """Return a folder or a name; an option wins over the prompt's flag."""
     named = options.get("model") or parse(prompt, None, wordless=True).requests[0].model
     return str(named or "embedded")
 
@@ -139,8 +139,8 @@ def _warm(model: str, data: Path, screen: Screen) -> tuple[Family, Warm]:
 
 
 def _told(name: str, model: str, data: Path, screen: Screen) -> Callable[[float], None]:
-    """How far the model is, in bytes where its files say them, beside the bar."""
-    size: list[int] = []  # looked for at the first word: by then whatever lies on the hub is here
+    """Return a callback that shows loading progress, in bytes where the model's files tell their size."""
+    size: list[int] = []  # measured at the first call: files from the hub are here by then
 
     def told(done: float) -> None:
         if not size:
@@ -158,12 +158,12 @@ def _size(model: str, data: Path) -> int:
 
     own = data / "models"
     if not any(path.exists() for path in (Path(model), own / model, own / f"{model}.safetensors")):
-        return 0  # on the hub, which is not asked again for that
+        return 0  # on the hub: a size is not worth another request
     return weigh(find(model, data), Choice(best()))
 
 
 def _origin(bringing: Bringing, screen: Screen) -> Origin | None:
-    """The pictures, read as the studio reads them, and what was done to them said as it says it."""
+    """Decode the init images as the bot does, and print its notes about them."""
     if not bringing.images:
         return None
     contents, mask = bringing.pictures(), bringing.painted()
@@ -184,7 +184,7 @@ def _origin(bringing: Bringing, screen: Screen) -> Origin | None:
 def _recipes(
     prompt: str, options: Mapping[str, object], warm: Warm, screen: Screen, start: Origin | None
 ) -> list[Recipe]:  # fmt: skip
-    """As the studio makes it in exact mode, so that the pixels are the same; of a walk, those of its parts."""
+    """Return the recipe as the bot makes it in exact mode, so that the pixels match; several for an interpolation."""
     parsed = parse(prompt, warm, options=options, wordless=start is not None)
     request = shaped(parsed.requests[0], start)
     for note in (*parsed.notes, *unused(request, start)):
@@ -198,7 +198,7 @@ def _recipes(
 def branched_here(
     prompt: str, options: Mapping[str, object], settings: Settings, rung: Rung, film: bool, screen: Screen
 ) -> Developed:
-    """From a job that is in the store of this data folder. Raises `Refused` where it is not."""
+    """Branch from a job in the store of this data folder. Raise `Refused` if it is not there."""
     record, ladder = at_the_store(settings_of(settings.data).database, lambda store: _branching(store, settings, rung))
     assert isinstance(record.task, Recipe)
     family, warm = _warm(record.task.model, settings.data, screen)
@@ -211,7 +211,7 @@ def branched_here(
 
 
 async def _branching(store: Store, settings: Settings, rung: Rung) -> tuple[Record, bytes]:
-    """As a running Darkroom would answer the terminal: the same questions, the same refusals."""
+    """Return the job and its ladder, under the same checks as a running Darkroom applies to the terminal."""
     record = await store.record(rung.job)
     if record is None or record.deleted is not None or not isinstance(record.task, Recipe):
         raise Refused(f"There is no job {rung.job} here to branch from.")

@@ -1,6 +1,6 @@
-"""`darkroom option`: flags of one's own in the terminal, and what `--mine` in a prompt there stands for.
+"""`darkroom option`: the terminal's flag aliases, and what `--mine` in a prompt there stands for.
 
-They lie in the data folder's store, so they hold in the running house and without one. Knows the store and the grammar.
+They are kept in the data folder's store, so they work with and without a running bot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bot.config import Settings
     from bot.store import Store
 
-TERMINAL = "local:terminal"  # the member that the terminal is, as the chatroom's door has it
+TERMINAL = "local:terminal"  # the terminal's member id, as in `bot.web.door`
 
 
 def option(
@@ -25,7 +25,7 @@ def option(
     delete: Annotated[bool, typer.Option("--delete", help="Delete it.")] = False,
     data: Data = None,
 ) -> None:
-    """A flag of your own for `darkroom imagine`: what --mine in a prompt stands for."""
+    """Define a flag alias for `darkroom imagine`: what --mine in a prompt stands for."""
     from bot.cli.at_the_store import at_the_store, settings_of
 
     if bool(name) != (value is not None or delete) or (delete and value is not None):
@@ -37,7 +37,7 @@ def option(
 async def _done(store: Store, name: str, value: str, delete: bool) -> str:
     from bot.desk.options import Options
 
-    options = Options(store, list)  # a terminal draws with models that no store knows
+    options = Options(store, list)  # a terminal may use models that no store knows
     if delete:
         return f"--{await options.drop(TERMINAL, name)} is deleted."
     if name:
@@ -48,7 +48,7 @@ async def _done(store: Store, name: str, value: str, delete: bool) -> str:
 
 
 def meant(prompt: str, settings: Settings) -> dict[str, str]:
-    """The terminal's options where `prompt` may have one; for one all of whose flags are known no store is opened."""
+    """Return the terminal's flag aliases if `prompt` may use one. If all its flags are known, open no store."""
     from bot.cli.at_the_store import at_the_store
     from bot.prompt.own import foreign
     from bot.store import copying, options

@@ -1,7 +1,4 @@
-"""A job in a running Darkroom, over its HTTP API: asked for, watched, fetched; and a picture that is described there.
-
-Knows the API, nothing of the engine.
-"""
+"""HTTP client of a running Darkroom: submits jobs, watches them, fetches pictures, asks for image-to-prompt."""
 
 from __future__ import annotations
 
@@ -22,17 +19,15 @@ from engine.job import MAX_COUNT
 
 GLANCE = aiohttp.ClientTimeout(total=3)
 ANSWER = aiohttp.ClientTimeout(total=30)
-LOOKING = aiohttp.ClientTimeout(
-    total=600
-)  # a picture is held against hundreds of words, perhaps after others' pictures
+LOOKING = aiohttp.ClientTimeout(total=600)  # image-to-prompt tries hundreds of words, perhaps after others' pictures
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)  # the stream pings every 10 s
-LINE = 4 * 1024 * 1024  # four previews in one event, base64
-TRIES = 5  # to open the stream again, without hearing anything
+LINE = 4 * 1024 * 1024  # bytes: four previews in one event, base64
+TRIES = 5  # to reconnect without receiving any event
 ENDS = ("finished", "failed", "cancelled", "deleted")
 
 
 async def answers(url: str) -> bool:
-    """Whether a Darkroom answers there: on the port of one that is gone, anything may."""
+    """Return whether a Darkroom answers at `url`: any program may use the port of one that has ended."""
     try:
         async with aiohttp.ClientSession(timeout=GLANCE) as session, session.get(f"{url}/healthz") as answer:
             found = await answer.json(content_type=None)
@@ -42,7 +37,7 @@ async def answers(url: str) -> bool:
 
 
 async def refused(url: str, key: str) -> list[tuple[str, str]] | None:
-    """What the Darkroom there refused within the last minute: who what, and why. None where nobody says."""
+    """Return what that Darkroom refused in the last minute, as sender and reason; None without an answer."""
     try:
         headers = {"Authorization": f"Bearer {key}"}
         async with (
@@ -56,8 +51,9 @@ async def refused(url: str, key: str) -> list[tuple[str, str]] | None:
 
 
 async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Screen) -> Developed:
-    """Runs one job there, or all of a walk. Raises `Refused`, or `Undeveloped` when none is finished. Cancelled, it
-    cancels them as well.
+    """Run one job there, or all of an interpolation. Cancelled, this cancels them as well.
+
+    Raise `Refused`, or `Undeveloped` if none is finished.
     """
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=ANSWER, read_bufsize=LINE) as session:
@@ -74,7 +70,7 @@ async def develop(url: str, key: str, asked: Asked, *, film: bool, screen: Scree
 
 
 async def _ended(session: aiohttp.ClientSession, jobs: Sequence[str], screen: Screen) -> list[dict[str, Any]]:
-    """How each of them ended; of several, once all had."""
+    """Return how each job ended; for several, read again once all have ended."""
     try:
         ends = [await _watch(session, job, screen, MAX_COUNT * place) for place, job in enumerate(jobs)]
     except asyncio.CancelledError:
@@ -85,7 +81,7 @@ async def _ended(session: aiohttp.ClientSession, jobs: Sequence[str], screen: Sc
 
 
 def _finished(ends: Sequence[dict[str, Any]], screen: Screen) -> list[dict[str, Any]]:
-    """Those of several jobs that were, with a line on each other one. Raises `Undeveloped` where none was."""
+    """Return the finished jobs, and print a line on each other one. Raise `Undeveloped` if none is finished."""
     lost = [(place, each) for place, each in enumerate(ends, 1) if each["state"] != "finished"]
     reasons = [each["reason"] or f"The job was {each['state']}." for _, each in lost]
     if len(lost) == len(ends):
@@ -96,14 +92,14 @@ def _finished(ends: Sequence[dict[str, Any]], screen: Screen) -> list[dict[str, 
 
 
 async def ask(url: str, key: str, path: str) -> dict[str, Any]:
-    """One answer of the API. Raises `Refused`, or `Undeveloped` where it does not come."""
+    """Return one answer of the API. Raise `Refused`, or `Undeveloped` if there is no answer."""
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=GLANCE) as session:
         return await _json(session, "GET", path, None)
 
 
 async def describe(url: str, key: str, picture: bytes, model: str | None) -> dict[str, Any]:
-    """Words that fit a picture file. Raises `Refused`, or `Undeveloped` where no answer comes."""
+    """Return prompts for a picture file. Raise `Refused`, or `Undeveloped` if there is no answer."""
     headers, order = {"Authorization": f"Bearer {key}"}, {} if model is None else {"model": model}
     async with aiohttp.ClientSession(url, headers=headers, timeout=LOOKING) as session:
         return await _json(session, "POST", "/api/describe", order, (("picture", picture),))
@@ -133,14 +129,14 @@ def _form(order: Mapping[str, object] | None, files: Sequence[tuple[str, bytes]]
 
 
 def _refusal(status: int, sentence: str) -> Exception:
-    """400–499 is the member's business; all else is that house's trouble."""
+    """Return the error of a status: 400–499 is the caller's fault, all else the server's."""
     return Refused(sentence) if status < 500 else Undeveloped(f"The running Darkroom failed: {sentence}")
 
 
 async def _watch(session: aiohttp.ClientSession, job: str, screen: Screen, first: int = 0) -> dict[str, Any]:
-    """The job's end, as its event stream tells it; a stream that breaks is opened again while the house lives.
+    """Return the job's end from its event stream; reconnect while the server lives.
 
-    `first`: of all the pictures on the screen, which is its first.
+    `first`: the index of its first picture among all on the screen.
     """
     failures = 0  # in a row
     while failures < TRIES:
@@ -167,7 +163,7 @@ def _show(event: str, value: dict[str, Any], screen: Screen, first: int = 0) -> 
 
 
 async def _events(session: aiohttp.ClientSession, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Server-sent events: name and JSON (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    """Yield server-sent events: name and JSON (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
     async with session.get(path, headers={"Accept": "text/event-stream"}, timeout=STREAM) as answer:
         answer.raise_for_status()
         name, lines = "message", list[str]()

@@ -1,6 +1,7 @@
-"""`darkroom restore`: a backup becomes a data folder, checked piece by piece; the folder appears whole or not at all.
+"""`darkroom restore`: turns a backup into a data folder and checks every part; the folder appears complete or not at
+all.
 
-What was open when the backup was made goes on when a bot starts on the folder.
+Jobs that were open in the backup continue when a bot starts on the folder.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ SHOWN = 3  # names of missing pictures
 
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE.tar", exists=True, dir_okay=False, help="A backup.")],
-    data: Annotated[Path, typer.Option(help="The new data folder; it must be empty, or not be there yet.")],
+    data: Annotated[Path, typer.Option(help="The new data folder; it must be empty, or not exist yet.")],
 ) -> None:
-    """Make a data folder of a backup; every picture is checked against its name."""
+    """Make a data folder from a backup; every picture is checked against its name."""
     data = data.expanduser().absolute()
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
         raise Refused(f"{data} is not empty: name a new folder with --data, so that nothing is lost.")
@@ -39,13 +40,13 @@ def restore(
 
 @contextmanager
 def _staged(data: Path) -> Iterator[Path]:
-    """A folder beside it that takes its place at the end; on an error it is gone."""
+    """Yield a temporary folder that becomes `data` at the end; an error removes it."""
     try:
         data.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{data.name}.restoring-", dir=data.parent))
         try:
             yield stage
-            stage.rename(data)  # only ever over an empty folder
+            stage.rename(data)  # replaces nothing but an empty folder
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
@@ -53,7 +54,7 @@ def _staged(data: Path) -> Iterator[Path]:
 
 
 async def _unpack(file: IO[bytes], stage: Path) -> list[str]:
-    """What there is to say of what came out of it."""
+    """Write the parts into `stage`; return the lines to print."""
     from bot.cli.archive import DATABASE, Manifest, unpacked
     from bot.images.pictures import Pictures
 
@@ -91,7 +92,7 @@ async def _picture(part: Part, pictures: Pictures) -> str:
 
 
 def _missing(database: Path, kept: set[str]) -> list[str]:
-    """Checks the database, and says which of its pictures the backup did not have."""
+    """Check the database; return lines about it and the pictures that the backup lacks."""
     from bot.store import copying
 
     if not database.exists():

@@ -1,7 +1,7 @@
-"""`darkroom rules`: limits from the command line, for whoever owns the machine; beside a running bot or without one.
+"""`darkroom rules`: limits, set by the operator on the command line, with or without a running bot.
 
-Writes into the data folder's store, where a running bot reads them at the next request. Knows `Administration`;
-everything that costs time is imported inside the commands.
+Writes into the data folder's store; a running bot reads the rules at the next request. Slow imports happen inside the
+commands.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ app = typer.Typer(
     help="Limits of members, channels, roles and servers (docs/limits.md). Without --guild: ceilings over all servers.",
 )
 
-EVERYWHERE = "*"  # as `bot.rules.EVERYWHERE`, which is dear to import
+EVERYWHERE = "*"  # as `bot.rules.EVERYWHERE`, which is slow to import
 
 
 def discord(guild: str) -> str:
-    """A bare number is a server, or a member, of Discord."""
+    """Prefix a bare number with `discord:`: it is a server or a member of Discord."""
     return f"discord:{guild}" if guild.isascii() and guild.isdigit() else guild
 
 
@@ -49,7 +49,7 @@ Data = Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_D
 
 @app.command()
 def show(guild: Guild = EVERYWHERE, as_json: AsJson = False, data: Data = None) -> None:
-    """The rules of a server, or the ceilings over all servers."""
+    """Show the rules of a server, or the ceilings over all servers."""
     from bot.rules.reading import written
     from bot.rules.telling import subject
 
@@ -86,7 +86,7 @@ def unset(
     guild: Guild = EVERYWHERE, channel: Channel = "", role: Role = "", user: User = "", house: House = False,
     data: Data = None,
 ) -> None:  # fmt: skip
-    """Take one rule away."""
+    """Remove one rule."""
     scope, subject = _whom(guild, channel, role, user, house)
     tell(run(data, lambda desk: desk.unset(member(guild), scope, subject, setting)))
 
@@ -97,7 +97,7 @@ def budget(
     guild: Guild = EVERYWHERE,
     data: Data = None,
 ) -> None:
-    """Ceilings of a server that nobody there can raise, several at once: together_cost_day=10h cost_day=1h."""
+    """Set ceilings of a server that nobody there can raise, several at once: together_cost_day=10h cost_day=1h."""
     given: dict[str, str | None] = {}
     for limit in limits:
         name, equals, value = limit.partition("=")
@@ -109,15 +109,15 @@ def budget(
 
 @app.command()
 def explain(
-    user: Annotated[str, typer.Argument(help="Whom it is about, as discord:123 or local:ann.")],
+    user: Annotated[str, typer.Argument(help="The member, as discord:123 or local:ann.")],
     setting: Annotated[str | None, typer.Argument(help="Only this setting.")] = None,
     guild: Guild = "local",
     channel: Channel = "",
-    role: Annotated[list[str] | None, typer.Option(metavar="ID", help="A role of theirs; more than once.")] = None,
+    role: Annotated[list[str] | None, typer.Option(metavar="ID", help="A role of the member; may be repeated.")] = None,
     as_json: AsJson = False,
     data: Data = None,
 ) -> None:
-    """What holds for somebody in a server, how much of it is used, and which rule decides."""
+    """Show what holds for a member in a server, how much of it is used, and which rule decides."""
     from dataclasses import asdict
 
     from bot.views import Member
@@ -132,11 +132,13 @@ def explain(
 
 @app.command()
 def export(
-    out: Annotated[Path | None, typer.Argument(metavar="FILE", help="Where it goes; else it is printed.")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The file to write; otherwise it is printed.")
+    ] = None,
     guild: Guild = "local",
     data: Data = None,
 ) -> None:
-    """A server's rules as YAML."""
+    """Print or write a server's rules as YAML."""
     text = run(data, lambda desk: desk.export(guild))
     if out is None:
         typer.echo(text, nl=False)
@@ -150,7 +152,7 @@ def bring(
     guild: Guild = "local",
     data: Data = None,
 ) -> None:
-    """Rules from YAML in place of all rules of a server: all of it or nothing."""
+    """Replace all rules of a server by those of a YAML file: all of it or nothing."""
     from bot.rules.sheet import BYTES
 
     with file.open("rb") as opened:
@@ -164,7 +166,7 @@ def log(
     limit: Annotated[int, typer.Option(min=1, max=500, help="How many.")] = 20,
     data: Data = None,
 ) -> None:
-    """Who changed what, the newest first."""
+    """Show who changed what, the newest first."""
     from bot.rules.telling import summed
 
     changes = run(data, lambda desk: desk.changes(guild, limit))
@@ -180,19 +182,19 @@ def undo(
     guild: Guild = EVERYWHERE,
     data: Data = None,
 ) -> None:
-    """Take a change back."""
+    """Undo a change."""
     tell(run(data, lambda desk: desk.undo(member(guild), number)))
 
 
 def member(guild: str) -> Member:
-    """Whoever types here runs the bot."""
+    """Return the operator as a member: only operators use this command line."""
     from bot.views import Member
 
     return Member("house:terminal", "terminal", guild, house=True)
 
 
 def _whom(guild: str, channel: str, role: str, user: str, house: bool) -> tuple[Scope, str]:
-    """Whom a rule is for. Raises `Refused` for more than one."""
+    """Return the scope and subject of a rule. Raise `Refused` for more than one."""
     given: list[tuple[Scope, str]] = [
         *([("channel", channel)] if channel else []), *([("role", role)] if role else []),
         *([("user", user)] if user else []), *([("house", "")] if house else []),
@@ -203,7 +205,7 @@ def _whom(guild: str, channel: str, role: str, user: str, house: bool) -> tuple[
 
 
 def run(data: Path | None, act: Callable[[Administration], Awaitable[Any]]) -> Any:
-    """Open the store, act, close it."""
+    """Open the store, run `act` on its `Administration`, close the store."""
     from bot.cli.at_the_store import at_the_store
     from bot.config import load
     from bot.desk.administration import Administration
@@ -224,7 +226,7 @@ def _setting(name: str) -> Any:
 
 
 def tell(change: Change) -> None:
-    """What was changed, and how it is taken back."""
+    """Print what was changed, and how to undo it."""
     from bot.rules.telling import described
 
     for step in change.steps:

@@ -1,6 +1,5 @@
-"""Which `darkroom up` lives on a data folder: a lock that dies with its process, and an address for others to find.
-
-Knows the data folder; knows nothing of what runs.
+"""The lock that admits one `darkroom up` to a data folder, and the file with its address. The lock ends with the
+process.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from bot.refused import Refused
 
 @dataclass(frozen=True)
 class Running:
-    """Where a running house answers (`http://127.0.0.1:PORT`), and its process."""
+    """Address (`http://127.0.0.1:PORT`) and process id of a running bot."""
 
     url: str
     pid: int
 
 
 def find(data: Path) -> Running | None:
-    """What `announce` left in this folder, or None. It may be stale: ask its /healthz before you trust it."""
+    """Return what `announce` left in this folder, or None. It may be stale: ask its /healthz before you trust it."""
     try:
         found = json.loads((data / "running.json").read_text())
         return Running(url=str(found["url"]), pid=int(found["pid"]))
@@ -36,7 +35,7 @@ def find(data: Path) -> Running | None:
 
 
 def announce(data: Path, running: Running) -> None:
-    """Writes `running.json` at once and whole, for its owner's eyes only."""
+    """Write `running.json` atomically, readable by its owner only."""
     draft = data / f"running.{os.getpid()}.json"
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(asdict(running), file)
@@ -49,9 +48,9 @@ def withdraw(data: Path) -> None:
 
 @contextmanager
 def only_one(data: Path, waits: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the folder. Raises `Refused` when another process holds it, or when it cannot be written.
+    """Hold the folder's lock. Raise `Refused` if another process holds it, or if the folder cannot be written.
 
-    `waits`: hears what we wait for, and then we wait until the other one ends, however it does.
+    `waits`: called with a sentence on what we wait for. With it, we wait until the other process ends, however it does.
     """
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -75,7 +74,7 @@ def only_one(data: Path, waits: Callable[[str], None] | None = None) -> Iterator
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises `Refused` when nobody could listen there now."""
+    """Raise `Refused` if nothing can listen there now."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:

@@ -1,7 +1,4 @@
-"""A job as a terminal shows it: one progress line, and the pictures developing above it. Silent where no terminal is.
-
-Knows rich and textual-image; knows nothing of HTTP, engines or files.
-"""
+"""Terminal output of a job: one progress line, and its pictures above it. Silent where there is no terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ CELL = 256
 
 
 class Screen:
-    """A context manager around one job. `frames` counts the live frames that came."""
+    """A context manager around one job. `frames` counts the live frames received."""
 
     def __init__(self, console: Console, count: int) -> None:
         self.console = console
@@ -48,16 +45,16 @@ class Screen:
             self._live.stop()
 
     def say(self, sentence: str) -> None:
-        """One line that stays."""
+        """Print one line that stays."""
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def wait(self, ahead: int, eta: float | None) -> None:
-        """The job waits in a queue: `ahead` jobs come first, `eta` seconds until it is done."""
+        """Show that the job waits: `ahead` jobs come first, `eta` seconds until it is done."""
         place = "next in the queue" if ahead == 0 else f"{ahead} ahead in the queue"
         self._progress.update(self._task, description=place, rest="" if eta is None else f"about {eta:.0f} s")
 
     def load(self, sentence: str, percent: int | None) -> None:
-        """Its model is fetched into memory; None where nobody can say how far that is."""
+        """Show that its model is loaded into memory; `percent` is None where nothing measures it."""
         self._progress.update(self._task, description=sentence, completed=percent or 0, total=percent and 100, rest="")
 
     def step(self, step: int, of: int, seconds_left: float) -> None:
@@ -65,7 +62,7 @@ class Screen:
         self._progress.update(self._task, description="developing", completed=step, total=of, rest=rest)
 
     def frame(self, image: int, jpeg: bytes) -> None:
-        """The newest preview of one image. What can't be read is left out: it is a preview."""
+        """Show the newest preview of one image. Skip one that cannot be decoded: it is only a preview."""
         self.frames += 1
         if not self._pictures or not 0 <= image < len(self._cells):
             return
@@ -81,7 +78,7 @@ class Screen:
         return Group(_as_renderable(_sheet(self._cells), self._columns), self._progress)
 
     def show(self, pictures: list[bytes]) -> None:
-        """The finished pictures, which stay."""
+        """Print the finished pictures, which stay."""
         for index, png in enumerate(pictures):
             self.frame(index, png)
             self.frames -= 1  # a finished picture is no live frame
@@ -90,22 +87,23 @@ class Screen:
 
 
 def _shows_pictures(console: Console) -> bool:
-    """Draws one for nobody: the package asks the terminal what it can do and how large its cells are, once.
+    """Return whether the terminal shows pictures, after one discarded drawing.
 
-    That must happen before a live display starts, which would take the package's own complaint about a terminal that
-    doesn't answer for output, draw again, and so ask again without end.
+    At the first drawing the package asks the terminal for its abilities and the size of its cells. That must happen
+    before a live display starts. The display would take the package's warning about a silent terminal for output, draw
+    again, and so ask again without end.
     """
     logging.getLogger("textual_image").setLevel(logging.ERROR)
     try:
         console.render_lines(_as_renderable(_sheet([None]), 2))
-    except Exception:  # whatever a strange terminal does to it, the job goes on without pictures
+    except Exception:  # an unusual terminal must not end the job: it goes on without pictures
         log.debug("no pictures in this terminal", exc_info=True)
         return False
     return True
 
 
 def _sheet(cells: list[Image.Image | None]) -> Image.Image:
-    """The images of a job side by side, two in a row."""
+    """Return the images of a job side by side, two in a row."""
     across = min(2, len(cells))
     sheet = Image.new("RGB", (across * CELL, -(-len(cells) // across) * CELL), (32, 32, 32))
     for index, cell in enumerate(cells):
@@ -115,7 +113,7 @@ def _sheet(cells: list[Image.Image | None]) -> Image.Image:
 
 
 def _as_renderable(sheet: Image.Image, columns: int) -> RenderableType:
-    # imported here because the package asks the terminal what it can do at import
+    # imported here: the package asks the terminal for its abilities at import
     from textual_image.renderable import Image as TerminalImage
 
     return TerminalImage(sheet, width=columns, height="auto")

@@ -1,6 +1,6 @@
-"""`darkroom imagine`: one prompt, developed where a Darkroom runs already, else by an engine in this process.
+"""`darkroom imagine`: runs one prompt in a running Darkroom, otherwise with an engine in this process.
 
-Knows where a job can run and what is printed: standard output carries the result alone, standard error all else.
+Standard output carries only the result, standard error all else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOTHING = Bringing()
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command line asked for. `options` are named as in `bot.prompt.parse` and win over flags."""
+    """What the command line asks for. `options` are named as in `bot.prompt.parse` and win over flags."""
 
     prompt: str
     options: dict[str, object]
@@ -48,7 +48,7 @@ class Wish:
 
 
 def run(wish: Wish, settings: Settings) -> int:
-    """Develops, writes and prints; the exit code. Raises `Refused` for what is the caller's business."""
+    """Make, write and print the pictures; return the exit code. Raise `Refused` for a bad request."""
     console = Console(file=sys.stderr if wish.as_json or not sys.stdout.isatty() else sys.stdout)
     wish, count, notes = _read(wish, meant(wish.prompt, settings))
     check_folder(wish.out)
@@ -70,8 +70,9 @@ def run(wish: Wish, settings: Settings) -> int:
 
 
 def _read(wish: Wish, own: Mapping[str, str]) -> tuple[Wish, int, list[str]]:
-    """The wish with what the options in it stand for, how many pictures the grammar reads in it, and what is said of
-    these options. Refuses what the grammar refuses, and more than one job.
+    """Return the wish with its flag aliases replaced, its number of pictures, and notes on the aliases.
+
+    Raise `Refused` for what the grammar refuses, and for more than one job.
     """
     options = {**wish.options, "model": None} if _elsewhere(wish) else wish.options
     parsed = parse(wish.prompt, None, options=options, wordless=wish.bringing.anything, own=own)
@@ -86,25 +87,25 @@ def _read(wish: Wish, own: Mapping[str, str]) -> tuple[Wish, int, list[str]]:
 
 
 def _elsewhere(wish: Wish) -> bool:
-    """Whether the model is a folder, or a name of the hub, which the grammar of prompts does not know: drawn here."""
+    """Return whether the model is a folder or a hub name, which prompts cannot name: it then runs in this process."""
     return "/" in str(wish.options.get("model") or "")
 
 
 def _develop(wish: Wish, settings: Settings, screen: Screen) -> Developed:
-    """Where a house runs on this data folder it does the work: its engine is warm, and the job joins its batch."""
+    """Use the bot that runs on this data folder, if any: its engine is warm, and the job joins its batch."""
     running = None if _elsewhere(wish) else find(settings.data)
     if running is not None:
         found = asyncio.run(_in_the_house(running.url, wish, settings.data, screen))
         if found is not None:
             return found
-    from bot.cli.own import develop  # torch comes with it
+    from bot.cli.own import develop  # imports torch
 
     return develop(wish.prompt, wish.options, settings, bringing=wish.bringing, film=wish.film, screen=screen)
 
 
 async def _in_the_house(url: str, wish: Wish, data: Path, screen: Screen) -> Developed | None:
     if not await remote.answers(url):
-        return None  # what running.json names is gone
+        return None  # running.json is stale
     key = await asyncio.to_thread(terminal_key, data)
     asked = await asyncio.to_thread(wish.bringing.asked, wish.prompt, wish.options)
     return await remote.develop(url, key, asked, film=wish.film, screen=screen)

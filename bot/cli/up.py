@@ -1,6 +1,6 @@
-"""`darkroom up` and `darkroom bot`: opens every part in order, says where, and closes them in order when asked to stop.
+"""`darkroom up` and `darkroom bot`: start every part in order, print the address, and stop the parts in reverse order.
 
-Knows which parts there are; each part's own work is its own module's. The engine runs in a process of its own.
+The engine runs in a separate process.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ if TYPE_CHECKING:
     from engine.job import ModelProgress
 
 HERE = "here"  # the name of the worker that we start
-GLANCE = 0.25  # seconds between two looks for the engine, until it is warm
-# secrets that a worker has no use for
+GLANCE = 0.25  # seconds between two checks of the engine, until it is warm
+# secrets that a worker does not need
 NOT_THE_ENGINES = (
     "DISCORD_TOKEN", "DATABASE_URL", "PICTURES_URL", "DARKROOM_METRICS_TOKEN", "DARKROOM_NATS_KEY"
 )  # fmt: skip
 
 
 def run(settings: Settings, models: Sequence[str], *, memory: str = "", show: bool, standby: bool = False) -> None:
-    """Until Ctrl-C or SIGTERM. Raises `Refused` where it can't start: folder or port taken, broker or database away.
+    """Run until Ctrl-C or SIGTERM.
 
-    `models`: what the engine on this machine offers; none: no engine here, and no broker of our own either. `memory`:
-    what they may take, as 12GB; empty: as the environment says. `standby`: if another one has the folder, wait for it.
+    Raise `Refused` if it cannot start: folder or port is taken, broker or database is unreachable. `models`: what the
+    engine on this machine offers; if empty, neither an engine nor a broker runs here. `memory`: the models' budget, as
+    12GB; if empty, the environment's. `standby`: if another process has the folder, wait for it.
     """
     if models:
         check_there(settings)
@@ -79,7 +80,7 @@ async def _until_stopped(settings: Settings, models: Sequence[str], options: Seq
 
 @contextmanager
 def _stops_on_signals() -> Iterator[asyncio.Event]:
-    """SIGINT and SIGTERM cancel this task, wherever it waits; the event says that it was they."""
+    """Cancel this task on SIGINT and SIGTERM, wherever it waits; the event tells that a signal did it."""
     asked, task, loop = asyncio.Event(), asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
@@ -101,7 +102,7 @@ def _stops_on_signals() -> Iterator[asyncio.Event]:
 async def _open(
     parts: AsyncExitStack, settings: Settings, models: Sequence[str], options: Sequence[str], show: bool
 ) -> None:
-    """Every part in order; `parts` closes them in the opposite one."""
+    """Start every part in order; `parts` stops them in reverse order."""
     way = await broker.find(parts, settings)
     bus = await broker.join(parts, way)
     leader = await parts.enter_async_context(_leading(settings, bus)) if is_shared(settings) else None
@@ -127,17 +128,17 @@ async def _open(
 
 
 def is_shared(settings: Settings) -> bool:
-    """Whether a bot of another data folder may find this broker or this database; else the folder's lock suffices."""
+    """Return whether a bot of another data folder may use this broker or database; else the folder's lock suffices."""
     return bool(settings.nats) or settings.database_url is not None
 
 
 def _leading(settings: Settings, bus: Bus) -> AbstractAsyncContextManager[Leader]:
-    """A broker of our own elects nobody: there the term alone decides."""
+    """Hold the leader's lease and term. Our embedded broker elects nobody: there the term alone decides."""
     return leading(bus if settings.nats else None, _say_line, url=settings.database)
 
 
 def _workshop(settings: Settings, options: Sequence[str], way: broker.Way) -> Workshop:
-    """`options`: of the engine's command line, its models among them."""
+    """Return the engine's process. `options`: of the engine's command line, its models among them."""
     command = [sys.executable, "-m", "engine", "serve", "--nats", way.url, "--name", HERE, "--data", str(settings.data)]
     command += options
     if settings.check is not None:
@@ -149,13 +150,13 @@ def _workshop(settings: Settings, options: Sequence[str], way: broker.Way) -> Wo
 
 
 def check_there(settings: Settings) -> None:
-    """Said here and now, not by an engine that starts again and again. Raises `Refused`."""
+    """Raise `Refused` if the picture check has no model: otherwise the engine would restart again and again."""
     if settings.check is not None and not (settings.check / "config.json").is_file():
         raise Refused(f"The picture check cannot be used: {settings.check} is no folder with a model's config.json.")
 
 
 def check_size(memory: str) -> None:
-    """The same for what models may take. Raises `Refused`."""
+    """Raise `Refused` for an invalid memory budget, for the same reason."""
     from engine.config import parse_size
 
     try:
@@ -175,7 +176,7 @@ async def _listening(app: Application, settings: Settings) -> AsyncIterator[int]
 
 @asynccontextmanager
 async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Runs `work` beside the body, and ends it with it; what `work` raises ends the body too."""
+    """Run `work` beside the body and cancel it with the body; an error of `work` ends the body too."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(work, name=name)
         try:
@@ -188,7 +189,7 @@ async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[N
 
 @contextmanager
 def announced(settings: Settings, port: int) -> Iterator[None]:
-    """Lets `darkroom imagine` on this machine find us. Whatever we are bound to, it comes by the loopback interface."""
+    """Announce our address to `darkroom imagine` on this machine: by loopback where we listen on all addresses."""
     host = settings.host.strip("[]")
     host = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104 - compared, not bound
     running.announce(settings.data, Running(f"http://{f'[{host}]' if ':' in host else host}:{port}", os.getpid()))
@@ -213,7 +214,7 @@ def _welcome(settings: Settings, models: Sequence[str], page: str) -> str:
 
 
 async def say_loads(progress: Callable[[str], ModelProgress | None], say: Callable[[str], None] | None = None) -> None:
-    """What our own engine brings into memory, line by line, for as long as we are open."""
+    """Print the loading progress of our own engine, line by line, until cancelled."""
     lines, loop = ProgressLines(say or _say_line), asyncio.get_running_loop()
     while True:
         if (now := progress(HERE)) is not None:
@@ -222,7 +223,10 @@ async def say_loads(progress: Callable[[str], ModelProgress | None], say: Callab
 
 
 async def say_when_warm(studio: Studio, workshop: Workshop, warming: asyncio.Event) -> None:
-    """One line once the engine can draw, or the first time it can't even start; neither is `warming`."""
+    """Print a line for each model once the engine is ready, or one line if its first start fails.
+
+    Either clears `warming`.
+    """
     while (presence := studio.workers().get(HERE)) is None or not presence.models:
         if workshop.restarts:
             warming.clear()
@@ -243,11 +247,11 @@ def _say_line(sentence: str) -> None:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # whoever started us may have stopped reading
+    with contextlib.suppress(BrokenPipeError):  # the reader of our output may have gone
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
 def _has_display() -> bool:
-    """A browser with a window; never a text browser over our own lines."""
+    """Return whether a browser with a window can open; a text browser would cover our output."""
     return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,6 +1,6 @@
 """`darkroom worker-key`: the command line of the keys for workers on other machines; `bot.cli.enrolling` does the work.
 
-Everything that costs time is imported inside the command.
+Slow imports happen inside the command.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from bot.refused import Refused
 
 
 def worker_key(
-    name: Annotated[str, typer.Argument(help="The worker's name, unlike any other's.")] = "",
+    name: Annotated[str, typer.Argument(help="The worker's name, which must be unique.")] = "",
     pools: Annotated[str, typer.Option(metavar="NAMES", help="The pools it may serve, as default,big.")] = "default",
-    revoke: Annotated[bool, typer.Option("--revoke", help="Take the key away; that worker is disconnected.")] = False,
-    known: Annotated[bool, typer.Option("--list", help="Which workers have a key.")] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Revoke the key; that worker is disconnected.")] = False,
+    known: Annotated[bool, typer.Option("--list", help="List the workers that have a key.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of the store (DARKROOM_DATA).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """A key for a worker on another machine: it opens that worker's part of the broker, and can be revoked."""
+    """Make a key for a worker on another machine: it opens that worker's part of the broker, and can be revoked."""
     if bool(name) == known or (known and revoke):
         raise Refused("Name one worker, or ask for --list.")
     from bot.cli import enrolling

@@ -1,7 +1,4 @@
-"""The engine as a child process: started, brought back with growing pauses when it dies, stopped in order.
-
-Knows a command line and a log file; knows nothing of jobs, models or NATS.
-"""
+"""The engine as a child process: started, restarted with growing pauses when it dies, stopped in order."""
 
 from __future__ import annotations
 
@@ -17,13 +14,13 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 30.0
-HEALTHY_SECONDS = 60.0  # having lived this long, the next restart is immediate again
-PATIENCE = 3.0  # for a worker that hands over its jobs
+HEALTHY_SECONDS = 60.0  # after living this long, the pause is the first one again
+PATIENCE = 3.0  # seconds for a worker to hand back its jobs
 LOG_BYTES = 8 * 1024 * 1024
 
 
 class Workshop:
-    """An async context manager; inside it the child lives. `restarts` counts how often it had to be brought back."""
+    """An async context manager in which the child runs. `restarts` counts its restarts."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], log_file: Path) -> None:
         self.command = tuple(command)
@@ -55,26 +52,26 @@ class Workshop:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,  # Ctrl-C is for us: we tell the child when it is its turn
+                start_new_session=True,  # Ctrl-C reaches only us: we stop the child in its turn
             )  # fmt: skip
         finally:
             os.close(output)
 
     def _open_log(self) -> int:
-        """The log to append to; an overfull one is put aside first."""
+        """Open the log to append to it; first rename one that is too large."""
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
             self.log_file.replace(self.log_file.with_suffix(".old.log"))
         return os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def _last_words(self) -> str:
-        """The end of the log's last line; the whole of it is in the file."""
+        """Return the end of the log's last line; the file has the rest."""
         try:
             with self.log_file.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError as error:
             return f"its log can't be read: {error.strerror}"
-        return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "it left no word")
+        return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "no output")
 
     async def _keep(self) -> None:
         pause, loop = FIRST_PAUSE, asyncio.get_running_loop()
@@ -90,7 +87,7 @@ class Workshop:
             pause = await self._start_after(pause)
 
     async def _start_after(self, pause: float) -> float:
-        """Starts it after `pause`; again while the machine is out of files, memory or disk. The pause to come."""
+        """Start it after `pause`; try again while the machine lacks files, memory or disk. Return the next pause."""
         while True:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)

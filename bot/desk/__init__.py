@@ -1,4 +1,4 @@
-"""The desk: the use cases that a front end stands behind. A frozen bundle, made by `bot.house`; it does nothing."""
+"""The services: use cases that all front ends call. They know nothing of Discord, HTTP or the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bot.desk.studio import Studio
 
 @dataclass(frozen=True)
 class Desk:
-    """What members, moderators and admins may do, by subject."""
+    """All services, by subject."""
 
     studio: Studio
     deliveries: Deliveries

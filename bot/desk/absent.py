@@ -1,7 +1,4 @@
-"""What is said of a job that is not here any more: each that went has left a word why, for about a year.
-
-Knows the store.
-"""
+"""The error for a job that no longer exists. Each removed job leaves the reason why, kept for about a year."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ GONE: Mapping[Why, str] = MappingProxyType(
 
 
 async def absent(store: Store, job: str, *, deleted: bool = False) -> Refused:
-    """What to raise for a job without a row, or with one that says that its pictures were `deleted`."""
+    """Return the error to raise for a job without a row, or whose row says that its pictures were `deleted`."""
     why = await store.ask(keeping.why_gone, job)
     if why is not None:
         return Refused(GONE[why], 404 if why == "enlarged" else 410)

@@ -1,8 +1,7 @@
-"""What admins do with the rules of their server, and whoever runs the bot with all of them: read, set, explain, undo.
+"""Admins' use cases for the rules of their server, and the operator's for all rules: read, set, explain, undo.
 
-Every write asks `bot.access` first, happens in one transaction, and leaves a `Change`. A member acts on the guild where
-they are; in the guild "*" the house acts on what holds everywhere. Knows the store; knows nothing of a front end. Every
-method may raise `Refused` with one sentence.
+Every write checks the permission first, happens in one transaction, and logs a `Change`. A member acts on the guild
+where they are; the operator acts in the guild "*" on rules for every server. Every method may raise `Refused`.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ SHOWN_CHANGES = 20
 
 
 class Administration:
-    """Made by `bot.house`. `limits` are the house's defaults; `cancel` cancels one job and says what happened."""
+    """Reads and changes rules. `limits`: the defaults; `cancel` cancels one job and says what happened."""
 
     def __init__(
         self, store: Store, cancel: Callable[[str], Awaitable[str]], *, limits: Limits,
@@ -57,17 +56,17 @@ class Administration:
     # Reading
 
     async def rules(self, guild: str) -> list[Rule]:
-        """A guild's rules, with the house's ceilings for it, in a settled order."""
+        """Return a guild's rules and the operator's ceilings for it, in a stable order."""
         return await self._store.ask(kept.of_guild, guild)
 
     async def terms(self, member: Member) -> Terms:
-        """What holds for a member where they are."""
+        """Return the effective rules of a member where they are."""
         return await self._store.ask(look, member, self._clock(), lambda ledger: self._terms(ledger, member))
 
     async def allowed(self, member: Member, action: str) -> None:
-        """For commands that make no job: returns if the rules let a member do that. Raises `Refused` (403).
+        """Check that the rules let a member use a command that makes no job. Raises `Refused` (403).
 
-        Only what `commands` can take away is looked at; who may act on whose job is `bot.access`'s question.
+        Checks only what the setting `commands` can forbid; the permission table decides who may act on whose job.
         """
         if action not in LIMITABLE:
             return
@@ -76,14 +75,14 @@ class Administration:
         check_action(terms, action)
 
     async def allowance(self, member: Member) -> Allowance:
-        """A member's terms, with what is used of each limit and when some of it frees."""
+        """Return a member's effective rules, with the use of each limit and when some of it frees."""
         now = self._clock()
         return await self._store.ask(look, member, now, lambda ledger: allowance(self._terms(ledger, member), ledger))
 
     async def explain(self, guild: str, who: Member, name: str | None = None, names: Names = NOBODY) -> list[Explained]:
-        """Each setting (or the one of that name) as it holds for `who`: the value, the use, and which rule decides.
+        """Explain each setting (or the one called `name`) for `who`: the value, the use, and which rule decides.
 
-        `names`: how ids of channels, roles and users are shown, as "@artists".
+        `names`: how ids of channels, roles and users are shown, such as "@artists".
         """
         asked = list(SETTINGS.values()) if name is None else [setting(name)]
         there = replace(who, guild=guild)
@@ -110,17 +109,17 @@ class Administration:
         return resolve(ledger.rules(), member, self._limits)
 
     async def changes(self, guild: str, limit: int = SHOWN_CHANGES) -> list[Change]:
-        """The newest changes first."""
+        """Return the changes, newest first."""
         return await self._store.ask(kept.log, guild, limit)
 
     async def export(self, guild: str) -> str:
-        """A guild's rules as YAML (`bot.rules.sheet`); not the house's ceilings, nor whether it is closed."""
+        """Return a guild's rules as YAML (`bot.rules.sheet`), without the operator's ceilings and without `closed`."""
         return sheet.out(await self.rules(guild))
 
     # Writing
 
     async def set(self, member: Member, scope: Scope, subject: str, name: str, text: str | list[str]) -> Change:
-        """One rule from what was typed, or from the parts of a list, which may have commas in them.
+        """Set one rule from typed text, or from the parts of a list, which may contain commas.
 
         `subject`: the id of a channel, role or user, or its mention; empty for guild and house.
         """
@@ -129,7 +128,7 @@ class Administration:
         return await self._change(member, "set", lambda now: planning.replaced(now, (scope, subject, one.name), value))
 
     async def unset(self, member: Member, scope: Scope, subject: str, name: str) -> Change:
-        """Take one rule away."""
+        """Remove one rule."""
         one, subject = self._settable(member, scope, name, subject)
         return await self._change(member, "unset", lambda now: planning.replaced(now, (scope, subject, one.name), None))
 
@@ -140,13 +139,13 @@ class Administration:
         return await self._change(member, "preset", lambda now: planning.altered(now, values))
 
     async def bring(self, member: Member, text: str) -> Change:
-        """Import a sheet in place of all rules of the guild, as one change."""
+        """Replace all rules of the guild by those of a YAML file, as one change."""
         _permit("set", member)
         values = await asyncio.to_thread(sheet.bring, text, member.guild)
         return await self._change(member, "import", lambda now: planning.brought(now, values))
 
     async def budget(self, member: Member, guild: str, **limits: str | None) -> Change:
-        """The house's ceilings for a guild ("*": everywhere), by setting, as typed; None takes one away."""
+        """Set the operator's ceilings for a guild ("*": everywhere), by setting, as typed; None removes one."""
         _permit("budget", member)
         values: dict[tuple[str, str, str], Value | None] = {}
         for name, text in limits.items():
@@ -157,17 +156,17 @@ class Administration:
         return await self._change(there, "budget", lambda now: planning.altered(now, values))
 
     async def undo(self, member: Member, number: int | None = None) -> Change:
-        """Take a change back (None: the newest that was not), as a new change. Each can be taken back once."""
+        """Undo a change (None: the newest that is not undone), as a new change. Each can be undone once."""
         _permit("settings", member)
         return await self._store.write(
             kept.undo, member.guild, number, _actor(member), lambda change: _permit_undo(member, change), self._clock()
         )
 
     async def close(self, member: Member, reason: str) -> int:
-        """The kill switch: nothing new is taken, and every open job of the guild is cancelled; says how many were.
+        """Close the guild (kill switch): admit no new job and cancel every open one. Return how many were cancelled.
 
-        From the moment that this begins no job is admitted. What a cancelled job did not run is given back. Where an
-        outage interrupts it, the server stays closed, and the bot's rounds cancel the rest (`bot.queue.shutting`).
+        No job is admitted from the moment this begins. What a cancelled job did not use is refunded. If an outage
+        interrupts it, the server stays closed, and a periodic task cancels the rest (`bot.queue.shutting`).
         """
         await self.shut(member, reason)
         jobs = await self._store.ask(reads.open_of, None if member.guild == EVERYWHERE else member.guild)
@@ -176,7 +175,9 @@ class Administration:
         return len(jobs)
 
     async def shut(self, member: Member, reason: str) -> Change | None:
-        """Closed; what is open is cancelled by a running bot on its rounds. None: it was closed so already."""
+        """Close the guild; the running bot cancels its open jobs later. Returns None if it was closed the same way
+        already.
+        """
         _permit("close", member)
         value = planning.closing(reason, member.name)
         key = (_closer(member), "", "closed")
@@ -185,7 +186,7 @@ class Administration:
         return await self._change(member, "close", lambda now: planning.replaced(now, key, value))
 
     async def open(self, member: Member) -> Change:
-        """Take new jobs again. What whoever runs the bot has closed, only they open."""
+        """Admit new jobs again. Only the operator opens what the operator has closed."""
         _permit("close", member)
         return await self._change(member, "open", lambda now: planning.reopened(now, house=member.house))
 
@@ -203,7 +204,7 @@ class Administration:
 
 
 def _closer(member: Member) -> Scope:
-    """Whoever runs the bot closes another's server so that its owner cannot open it."""
+    """Return the scope that closes: the operator closes another's server in a scope that its owner cannot open."""
     return "house" if member.guild == EVERYWHERE or (member.house and not member.owner) else "guild"
 
 
@@ -219,7 +220,7 @@ def _permit(action: access.Action, member: Member) -> None:
 
 
 def undoing(change: Change) -> tuple[access.Action, ...]:
-    """What somebody must be allowed to do to undo it: what it took to do it."""
+    """Return the actions that a member must be permitted to undo a change: those that it took to make it."""
     doors: access.Action = "close" if any(step.setting == "closed" for step in change.steps) else "set"
     return ("budget", doors) if any(step.scope == "house" for step in change.steps) else (doors,)
 

@@ -1,7 +1,6 @@
-"""Taking orders: from what a member asks for to jobs in the store, all of them or none.
+"""Admission: writes job requests as jobs, all of them or none.
 
-Knows the rules and the store; knows nothing of prompts or front ends. The rules are read, and what was used is counted,
-inside the transaction that writes the jobs.
+The rules are read and the usage is counted inside the transaction that writes the jobs.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LIMIT = 429
 
 
 class Admission:
-    """Made by `bot.house`. `limits` are the house's defaults; `woken` is called when a job was taken."""
+    """Admits job requests. `limits`: the defaults; `woken` is called after a job was admitted."""
 
     def __init__(
         self, store: Store, register: Register, screening: Screening,
@@ -44,7 +43,7 @@ class Admission:
         self._limits, self._max_age, self._woken, self._clock = limits, max_age, woken, clock
 
     async def take(self, orders: Sequence[Order], member: Member, place: Place, key: str | None) -> list[Ticket]:
-        """The orders as jobs. The same `key` twice: the jobs that it made. Raises `Refused`."""
+        """Admit the requests as jobs. The same `key` again returns the jobs that it made before. Raises `Refused`."""
         now = self._clock()
         drafts = [self._draft(order, member, place, now) for order in orders]
         for draft in drafts:
@@ -56,7 +55,7 @@ class Admission:
         except Refused as refused:
             if refused.status != LIMIT:
                 raise
-            hour = await self._hour(member, now)  # only a refusal says when a place frees, and to know that takes reads
+            hour = await self._hour(member, now)  # only a refusal says when a place frees, and that takes reads
             records, new = await self._admit(drafts, key, relaxed, hour)
         if new:
             self._woken()
@@ -65,9 +64,9 @@ class Admission:
     async def early(
         self, action: Action, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
     ) -> list[Ticket]:
-        """Before anything of a request is read that takes long: the jobs that the same `key` made, else none.
+        """Check a request before its slow parts are read. Returns the jobs that the same `key` made before, else none.
 
-        Raises `Refused` for what would be refused whatever is read: `count` jobs, of which nothing more is known.
+        Raises `Refused` if the request would be refused anyway: `count` jobs, of which nothing more is known.
         """
         mine = scoped(key, member)
         if mine is not None and (records := await self._store.ask(reads.of_key, mine)):
@@ -118,12 +117,12 @@ class Admission:
 
 
 def _gone(draft: Draft, ledger: Ledger) -> bool:
-    """Whether what it would begin with was deleted after it was found: once it is noted, the job would keep it."""
+    """Return whether an init image was deleted after it was found. Once it is noted, the job keeps it."""
     contents = [one.sha256 for one in draft.material]
     return bool(contents) and ledger.gone(draft.parent[0] if draft.parent else None, contents)
 
 
 def _checked(draft: Draft, workers: Mapping[str, Presence]) -> Draft:
-    """In an age-restricted channel no picture is checked; elsewhere a job that nobody can check says so at once."""
+    """Apply the picture check: never in an age-restricted channel; with a note if no worker can check."""
     check = draft.check and not draft.member.age_restricted
     return replace(draft, check=check, notes=(*draft.notes, *notes(check, draft.pool, workers)))

@@ -1,7 +1,4 @@
-"""A recipe that begins with something else than noise: pictures that were brought, or a rung of a ladder. Pure.
-
-Knows requests, recipes and origins; knows nothing of who asks or where pictures lie.
-"""
+"""Recipes that begin with an init image or at a keyframe instead of noise. Pure."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ from bot.prompt.request import MAX_RATIO
 from bot.refused import Refused
 from engine.job import Branch, Recipe, Warm, of_image, onto, stream
 
-OTHER_COURSE = "A branch goes on in the course that it leaves: its {} cannot be changed."
+OTHER_COURSE = "A branch continues the sampling of its parent: its {} cannot be changed."
 KEPT = ("sampler", "width", "height", "model", "eta")
 NONE_LEFT = "Of {} steps none is left from step {} of {} on: take more, or an earlier step."
 
 
 def shaped(request: Request, start: Origin | None) -> Request:
-    """Without a shape of its own, the request takes the pictures', as far as a picture may be long."""
+    """Return the request with the init image's aspect ratio, clamped to the allowed range, unless it has its own."""
     if start is None or request.ar:
         return request
     width, height = start.size
@@ -36,28 +33,28 @@ def shaped(request: Request, start: Origin | None) -> Request:
 
 
 def begun(recipe: Recipe, request: Request, start: Origin | None) -> Recipe:
-    """The recipe with the pictures that it begins with, if it does."""
+    """Return the recipe with its init images, if there are any."""
     return recipe if start is None else msgspec.structs.replace(recipe, start=start.forward(request.strength))
 
 
 def unused(request: Request, start: Origin | None) -> tuple[str, ...]:
-    """What is said of a strength where there is nothing to keep."""
+    """Return a note if a strength is given without an init image."""
     if start is not None or request.strength is None:
         return ()
-    return ("--strength and --iw are about a picture that you bring, and there is none.",)
+    return ("--strength and --iw are for a picture to begin with, and there is none.",)
 
 
 def one_of(recipe: Recipe, image: int) -> Recipe:
-    """The recipe of one of its images alone, to its end: the same noise stream, the same guidance."""
+    """Return the recipe of one image alone, run to its last step: the same noise stream, the same guidance."""
     one = of_image(recipe, image)
     return msgspec.structs.replace(one, seed=stream(one, image), count=1, chaos=0.0, until=1.0, walk=None)
 
 
 @dataclass(frozen=True)
 class Otherwise:
-    """What shall be other from a rung on: words (with flags) in place of the `old` ones, or flags alone.
+    """What changes from a keyframe on: a new prompt (with flags) in place of the `old` one, or flags alone.
 
-    `options` as `bot.prompt.parse` has them.
+    `options` as in `bot.prompt.parse`.
     """
 
     old: str
@@ -66,13 +63,13 @@ class Otherwise:
 
     @property
     def words(self) -> str:
-        """What the new job is called by."""
+        """The prompt that the new job is shown with."""
         return self.old if self.text is None else " ".join(self.text.split())
 
 
 def worded(text: str, own: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """A text that asks for one job with what the member's own options stand for, and a note on each. Raises `Refused`
-    for braces that make several.
+    """Expand a member's flag aliases in a text for one job; with a note on each. Raises `Refused` for several
+    permutations.
     """
     if not own:
         return text, ()
@@ -84,16 +81,17 @@ def worded(text: str, own: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
 
 
 def branched(base: Recipe, ladder: str, step: int, other: Otherwise, warm: Warm, models: Sequence[str] = ()) -> Recipe:
-    """`base` from that step of its ladder (by its SHA-256) on. Raises `Refused` for another course.
+    """Return `base` as a branch from `step` of a ladder (by SHA-256). Raises `Refused` for changes that sampling rules
+    out.
 
-    With nothing other it is the same picture. A seed, or several pictures, also draw the noise at that rung anew.
-    Another number of steps is that of the whole course: what is left is run in its share of them.
+    Without changes it gives the same picture. A seed, or several pictures, also draw the noise at that keyframe anew.
+    Another number of steps is that of the whole schedule: the rest is run in its share of them.
     """
     made, fresh = base, False
     if other.text is not None or other.options:
         request = _request(other, base, models)
         made, fresh = remixed(base, request, warm), request.seed is not None
-        if other.text is None:  # a station of a walk has words that nobody typed
+        if other.text is None:  # a frame of an interpolation has a prompt that nobody typed
             made = msgspec.structs.replace(made, concepts=base.concepts, mixed=base.mixed)
     for name in KEPT:
         if getattr(made, name) != getattr(base, name):
@@ -103,7 +101,7 @@ def branched(base: Recipe, ladder: str, step: int, other: Otherwise, warm: Warm,
 
 
 def _left(step: int, of: int, steps: int, start: Branch) -> Branch:
-    """The same branch in a course of so many steps. Raises `Refused` where none of them is left."""
+    """Move the branch point into a schedule of `steps` steps. Raises `Refused` if none remains after it."""
     if steps == of:
         return start
     first = onto(step, of, steps)
@@ -113,7 +111,7 @@ def _left(step: int, of: int, steps: int, start: Branch) -> Branch:
 
 
 def _request(other: Otherwise, base: Recipe, models: Sequence[str]) -> Request:
-    """One request; the flags that stood beside the old words count no more."""
+    """Parse one request; flags in the old prompt no longer count."""
     old = other.text is None
     words = literally(split(other.old)[0]) if other.text is None else other.text
     options = {"negative": base.negative, **other.options}
@@ -123,7 +121,7 @@ def _request(other: Otherwise, base: Recipe, models: Sequence[str]) -> Request:
 def single(
     text: str, options: Mapping[str, object], models: Sequence[str], what: str, *, wordless: bool = False
 ) -> Request:  # fmt: skip
-    """A text that asks for one job. Raises `Refused` for several."""
+    """Parse a text for one job. Raises `Refused` for several."""
     first, *more = parse(text, None, models=models, options=options, wordless=wordless).requests
     if more:
         raise Refused(f"One {what} at a time: leave out the braces and --repeat.")
@@ -131,5 +129,5 @@ def single(
 
 
 def nearest_said(at: int, step: int) -> tuple[str, ...]:
-    """A note, where the rung is not the step that was asked for."""
+    """Return a note if the branch point is not the requested step."""
     return () if at == step else (f"Branched at step {at}: the nearest to {step} that keeps its latents.",)

@@ -1,6 +1,6 @@
-"""What a member wants to begin with, before anything of it is fetched or read. Frozen values; does no I/O.
+"""Init images as a request names them, before any is fetched or decoded. Frozen values; no I/O.
 
-A front end says what it is; the studio asks the rules first, and only then looks at it (`bot.desk.starting`).
+Front ends build them; the rules are checked before anything is fetched (`bot.desk.starting`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from bot.images.intake import MOST_BYTES
 from bot.images.links import LOST, check, leading, shot_of
 from bot.images.reading import KEPT_SIDE
 
-READ = 3 * KEPT_SIDE * KEPT_SIDE  # bytes that one picture has at most once it is read
+READ = 3 * KEPT_SIDE * KEPT_SIDE  # the most bytes of one decoded picture
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file at Discord. `size`: bytes that it has at most, as Discord says; `lost`: what is said where it is gone."""
+    """A file at Discord. `size`: at most so many bytes, as Discord says; `lost`: the error text if it is gone."""
 
     url: str
     size: int = MOST_BYTES
@@ -37,7 +37,7 @@ Piece = bytes | Remote | Finished
 
 @dataclass(frozen=True)
 class Bring:
-    """Pictures in their order, perhaps a mask, perhaps a weight for each picture."""
+    """Init images in order, with an optional mask and optional weights."""
 
     pictures: tuple[Piece, ...] = ()
     mask: bytes | Remote | None = None
@@ -45,7 +45,7 @@ class Bring:
 
     @property
     def room(self) -> int:
-        """Bytes of memory that it takes at most until it is a job: the files, and what is read of them."""
+        """The most bytes of memory that the files and their decoded pictures take until the job is written."""
         return sum(_size(piece) + READ for piece in self._files())
 
     def _files(self) -> Iterator[bytes | Remote]:
@@ -55,9 +55,9 @@ class Bring:
 
 
 def linked(text: str, bring: Bring | None, own: Sequence[str]) -> tuple[str, Bring | None]:
-    """A prompt without the addresses that it begins with, and what they name beside what is brought already.
+    """Split leading URLs off a prompt; return the rest, and the init images with those pictures added.
 
-    `own`: the room's addresses, whose pictures are found by their job. Raises `Refused` for any other address.
+    `own`: base addresses of our page, whose pictures are found by job. Raises `Refused` for any other address.
     """
     urls, rest = leading(text)
     if not urls:

@@ -1,7 +1,7 @@
-"""Decoding a ladder's rungs for somebody who looks closely: a worker does it, that has the very model in memory.
+"""Decodes keyframes in full quality for viewers, on a worker that has the exact model in memory.
 
-Where nobody can now, or it would take long, the thumbnails by the linear map are shown, and nothing is said. Knows the
-live workers and their calibration; nothing of where ladders are kept.
+If no worker can do it now, or it would take long, viewers get the ladder's own thumbnails (a linear map of the latents)
+without a message.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from engine.job import ESTIMATES, DecodeRequest, Presence, Recipe, decode_ms
 
 log = logging.getLogger(__name__)
 
-AT_MOST_MS = 5000.0  # of a ladder, by calibration
-PAUSE = 30.0  # seconds in which a model is not asked for again: a film shall not wait for who does not answer
+AT_MOST_MS = 5000.0  # for a ladder, by calibration
+PAUSE = 30.0  # seconds before a silent model is asked for again: a film must not wait for it
 
 Ask = Callable[[str, DecodeRequest], Awaitable[tuple[bytes, ...]]]
 
 
 class Decoding:
-    """`ask` raises `NobodyAnswers` or ConnectionError."""
+    """Asks workers to decode ladders. `ask` raises `NobodyAnswers` or ConnectionError."""
 
     def __init__(
         self, ask: Ask, workers: Callable[[], Mapping[str, Presence]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._ask, self._workers, self._clock = ask, workers, clock
-        self._silent: dict[tuple[str, str], float] = {}  # until when a pool's model is not asked for
+        self._silent: dict[tuple[str, str], float] = {}  # (pool, model) → not asked for until then
 
     async def decode(self, record: Record, ladder: bytes) -> tuple[bytes, ...]:
-        """A thumbnail for each rung; empty: the ladder's own are to be shown."""
+        """Return a thumbnail for each keyframe; empty: show the ladder's own."""
         recipe, pool = record.task, record.pool
         if not isinstance(recipe, Recipe) or self._clock() < self._silent.get((pool, recipe.model), 0.0):
             return ()
@@ -51,7 +51,7 @@ class Decoding:
         return made
 
     def _is_quick(self, recipe: Recipe, pool: str, count: int) -> bool:
-        """Whether a live worker of the pool has the model, at this revision, in memory, and decodes fast enough."""
+        """Return whether a live worker of the pool has this revision in memory and decodes fast enough."""
         there = (one for one in self._workers().values() if one.v >= ESTIMATES and pool in one.pools)
         wanted = (recipe.model, recipe.revision, True)
         found = (warm for one in there for warm in one.models if (warm.name, warm.revision, warm.loaded) == wanted)
@@ -59,10 +59,10 @@ class Decoding:
         return bool(recipe.revision and costs) and min(costs) <= AT_MOST_MS
 
     async def _answer(self, pool: str, request: DecodeRequest) -> tuple[bytes, ...]:
-        """What a worker says is looked at before it is believed."""
+        """Ask a worker, and validate its answer."""
         try:
             made = await self._ask(pool, request)
         except (NobodyAnswers, ConnectionError) as error:
-            log.debug("a ladder is shown as it is: %s", error)
+            log.debug("showing a ladder's own thumbnails: %s", error)
             return ()
         return made if await asyncio.to_thread(are_readable, made) else ()

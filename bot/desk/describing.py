@@ -1,11 +1,9 @@
-"""Describing: which words, of a list, fit a picture that a member brings. No model that sees is asked, but one that
-draws: the words under which it predicts the picture's noise best (Li et al. 2023, "Your Diffusion Model is Secretly a
-Zero-Shot Classifier").
+"""Image-to-prompt: suggests a prompt for an image. It scores a list of words by how well the model denoises the image
+with each (Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier"); no vision model is needed.
 
-From coarse to fine: what is most of it (a background, a medium) by itself; before that, what it may be of, with few
-noisings, and the best of these with more; then what may be said besides, slot by slot. In the end each of these is kept
-only where it is clearly better said than left out. One picture at a time, and a short line before it: nothing of this
-is charged to anybody. Knows who reads pictures, the models and who may; nothing of how errors are found.
+The search goes from coarse to fine: the setting (background, medium); then the subject, with few noise draws for all
+and more for the best; then further details, slot by slot. At the end a word is kept only if it clearly improves the
+score. One image at a time, and a short queue before it; nothing is charged.
 """
 
 from __future__ import annotations
@@ -29,14 +27,14 @@ from bot.views import Member
 from engine.bus import NobodyAnswers
 from engine.job import MAX_CANDIDATES, DescribeRequest, Warm
 
-LINE = 4  # members whose pictures are described or wait for it
-SECONDS = 240.0  # that one may take, its wait among it
-AT_MOST = 120.0  # seconds of the device that one may need
+LINE = 4  # members with a request that runs or waits
+SECONDS = 240.0  # timeout of one request, its wait included
+AT_MOST = 120.0  # device-seconds that one may need
 REQUEST_MS = 10_000.0  # of one request, by calibration
 PROMPTS = 4
-# How many of the subjects, the best so far, are tried with how many draws.
+# (how many of the best subjects, noise draws) for each round; None: all subjects.
 ROUNDS = ((None, 2), (24, 6), (8, 16))
-LOOKED, FINE = range(6), range(16)  # draws with which slots are tried, and what is said at the end
+LOOKED, FINE = range(6), range(16)  # noise draws for slots, and for the final choice
 
 YOURS = "A picture of yours is being described just now: wait until that is done."
 FULL = "Others are having pictures described just now: try again in a moment."
@@ -57,7 +55,7 @@ Read = Callable[[Member, bytes | Remote], Awaitable[Brought]]
 
 @dataclass(frozen=True)
 class Worded:
-    """A prompt, and the share by which the noise's error is less under it than without words."""
+    """A prompt, and the share by which it reduces the noise error compared to an empty prompt."""
 
     prompt: str
     gain: float
@@ -65,7 +63,7 @@ class Worded:
 
 @dataclass(frozen=True)
 class Described:
-    """Up to four prompts, the best first; none where no words helped. `tried`: how many texts there were."""
+    """Up to four prompts, best first; none if no words helped. `tried`: how many texts were scored."""
 
     model: str
     tried: int
@@ -74,12 +72,12 @@ class Described:
 
     @property
     def sentence(self) -> str:
-        """What this is, plainly."""
+        """The sentence that explains the result."""
         return (HOW if self.words else NONE).format(tried=self.tried, model=self.model)
 
 
 class Describing:
-    """Made by `bot.house`. `ask` raises `NobodyAnswers` or ConnectionError; `terms` are what holds for a member."""
+    """Suggests prompts for members' images. `ask` raises `NobodyAnswers` or ConnectionError."""
 
     def __init__(
         self, ask: Ask, read: Read, models: Models, terms: Callable[[Member], Awaitable[Terms]]
@@ -88,7 +86,7 @@ class Describing:
         self._turn, self._members = asyncio.Lock(), set[str]()
 
     async def describe(self, piece: bytes | Remote, member: Member, model: str | None = None) -> Described:
-        """A picture file of any kind that is read, or one at Discord; nothing of it is kept. Raises `Refused`."""
+        """Suggest prompts for an image file or one at Discord; stores nothing of it. Raises `Refused`."""
         warm = self._warm(model)
         await self._check(member, warm)
         with self._place(member.id):
@@ -111,7 +109,7 @@ class Describing:
             raise Refused(f"There is no model called {shortened(str(name), 64)} here.") from error
 
     async def _check(self, member: Member, warm: Warm) -> None:
-        """Raises `Refused` where the rules do not let them, or where it would take too long."""
+        """Raise `Refused` if the rules forbid it, or if it would take too long."""
         terms = await self._terms(member)
         check_open(terms)
         check_action(terms, "describe")
@@ -121,7 +119,7 @@ class Describing:
 
     @contextmanager
     def _place(self, member: str) -> Iterator[None]:
-        """In the line, one for each member."""
+        """Occupy one of the few places in the queue, one for each member."""
         if member in self._members:
             raise Refused(YOURS, 429)
         if len(self._members) >= LINE:
@@ -134,7 +132,7 @@ class Describing:
 
 
 def cost(warm: Warm, words: Vocabulary) -> float:
-    """Seconds of the device, by calibration: rows of the network, and texts that are read."""
+    """Return the device-seconds by calibration: rows of the network, and texts to encode."""
     rows, before = 0, 0
     for most, draws in ROUNDS:
         rows += (most or len(words.subjects)) * (draws - before)
@@ -145,13 +143,13 @@ def cost(warm: Warm, words: Vocabulary) -> float:
 
 
 class Search:
-    """For the words of one picture (a small PNG), with one model."""
+    """The search for one image (a small PNG) with one model."""
 
     def __init__(self, ask: Ask, warm: Warm, picture: bytes) -> None:
         self._ask, self._warm, self._picture, self._tally = ask, warm, picture, Tally()
 
     async def found(self, words: Vocabulary) -> tuple[int, tuple[Worded, ...]]:
-        """How many texts were tried, and the prompts that are better than no words, the best first."""
+        """Return how many texts were tried, and the prompts that beat an empty prompt, best first."""
         said: list[str] = []
         for slot in words.settings:
             said += await self._fitting(NOTHING, said, slot)
@@ -165,7 +163,7 @@ class Search:
         return self._tally.tried, tuple(one for one in best if one.gain > 0)
 
     async def _subjects(self, every: Sequence[str], settings: Sequence[str]) -> list[str]:
-        """The best, after several rounds."""
+        """Return the best subjects after several rounds."""
         left, before = {filled(one, settings): one for one in every}, 0
         for most, draws in ROUNDS:
             await self._try(list(left)[:most], range(before, draws))
@@ -174,10 +172,10 @@ class Search:
         return list(left.values())[:PROMPTS]
 
     async def _fitting(self, subject: str, said: Sequence[str], slot: Sequence[str]) -> list[str]:
-        """What of a slot goes best with what is said so far; nothing where that goes better alone.
+        """Return the word of a slot that fits best with `said`, or nothing if `said` alone fits better.
 
-        Where nothing is said so far, something has to be: the models know hardly any picture that is only a setting,
-        and with the right one in their text the subjects can be told apart.
+        If `said` is empty, a word is always chosen: the models know hardly any picture that is only a setting, and with
+        the right setting in their text the subjects can be told apart.
         """
         texts: dict[str, list[str]] = {filled(subject, [*said, one]): [one] for one in slot}
         if alone := filled(subject, said):
@@ -187,7 +185,7 @@ class Search:
         return texts[best]
 
     async def _needed(self, subject: str, said: Sequence[str]) -> list[str]:
-        """What of it is clearly better said than left out, the last looked at first."""
+        """Drop the words that do not clearly improve the score, checking the last one first."""
         kept = list(said)
         for one in reversed(said):
             without = [other for other in kept if other is not one]
@@ -197,7 +195,7 @@ class Search:
         return kept
 
     async def _try(self, texts: Iterable[str], draws: range) -> None:
-        """Each text with these draws, but for those that were."""
+        """Score each text with these noise draws, skipping scores that are known."""
         wanted, most = self._tally.missing(texts, draws), _at_once(self._warm, len(draws))
         for at in range(0, len(wanted), most):
             part = wanted[at : at + most]
@@ -209,5 +207,5 @@ class Search:
 
 
 def _at_once(warm: Warm, draws: int) -> int:
-    """How many texts of so many draws a request has: a worker shall not be busy with it for long."""
+    """Return how many texts a request has, so that it does not occupy a worker for long."""
     return max(1, min(MAX_CANDIDATES, int(REQUEST_MS / (draws * warm.row_ms + warm.encode_ms + 1e-3))))

@@ -1,6 +1,6 @@
-"""Taking the files of deleted jobs away, as far as no other job has the same content.
+"""Removes the files of deleted jobs that no other job shares.
 
-Knows the store and the picture store. What cannot be removed now stays noted, and is found by a later sweep.
+A file that cannot be removed now stays noted, and a later sweep finds it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Emptying:
-    """Called with what is left of deleted jobs."""
+    """Call it with the files of deleted jobs."""
 
     def __init__(self, store: Store, pictures: Pictures) -> None:
         self._store, self._pictures = store, pictures
@@ -28,7 +28,7 @@ class Emptying:
                 log.warning("job %s: a deleted picture is still kept: %s", one.job, error)
 
     async def _empty(self, one: Stored) -> None:
-        """In turn with whoever keeps the same content just now."""
+        """Remove one file, in turn with tasks that store the same content."""
         async with self._pictures.turn(one.sha256):
             if await self._store.ask(deleting.unused, one.sha256):
                 await self._pictures.drop(one.sha256)

@@ -1,7 +1,6 @@
-"""What is kept of a member, for them to take along: a zip of `jobs.json` and their pictures, and nothing of others.
+"""Data export for a member: a zip of `jobs.json` and their pictures, without data of others.
 
-A picture that the check or a moderator holds back is left out here as everywhere. Knows the store and the picture
-store; knows nothing of where the file goes.
+Pictures that the picture check or a moderator holds are left out.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ LEDGER = "jobs.json"
 
 @dataclass
 class Contents:
-    """What a member's file is to hold. `pictures`: name in the zip → SHA-256 and size."""
+    """The contents of a member's export. `pictures`: name in the zip → SHA-256 and size."""
 
     told: dict[str, Any]
     pictures: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """About how large the pictures are in a zip."""
+        """The approximate size of the pictures in a zip."""
         return sum(size + OVERHEAD for _, size in self.pictures.values())
 
 
@@ -49,17 +48,17 @@ class Parcel:
 
 
 class Export:
-    """Made by `bot.house`, and by the command line."""
+    """Builds exports, for the bot and for the command line."""
 
     def __init__(self, store: Store, pictures: Pictures, *, clock: Callable[[], float] = time.time) -> None:
         self._store, self._pictures, self._clock = store, pictures, clock
         self._turn = asyncio.Lock()
 
     async def parcel(self, member: str, limit: int) -> Parcel:
-        """All of it where it fits into `limit` bytes, else `jobs.json` alone. Raises `Refused` (413) if even that
-        does not fit.
+        """Return everything if it fits into `limit` bytes, else only `jobs.json`. Raises `Refused` (413) if even that
+        does not.
         """
-        async with self._turn:  # one at a time: it is all held in memory
+        async with self._turn:  # one at a time: the zip is in memory
             contents = await self.contents(member)
             words = await asyncio.to_thread(_ledger, contents.told)
             fits = len(words) + OVERHEAD + contents.size <= limit
@@ -73,7 +72,7 @@ class Export:
             return Parcel(out.getvalue(), len(contents.told["jobs"]), kept, left)
 
     async def contents(self, member: str) -> Contents:
-        """Everything that is known, and which pictures there are."""
+        """Collect everything that is stored about a member, and the list of their pictures."""
         chosen = await self._store.ask(export.chosen, member)
         told: dict[str, Any] = {
             "member": member,
@@ -106,7 +105,7 @@ class Export:
             after = found[-1].id
 
     async def write(self, contents: Contents, out: IO[bytes], *, pictures: bool = True) -> int:
-        """The zip, picture by picture; how many pictures are in it. One that is missing is said in `jobs.json`."""
+        """Write the zip, picture by picture; return how many it contains. `jobs.json` lists the missing ones."""
         missing: list[str] = []
         with zipfile.ZipFile(out, "w") as packed:
             for name, (sha256, _) in contents.pictures.items() if pictures else ():
@@ -121,13 +120,13 @@ class Export:
 
 
 def _files(record: Record, kept: Sequence[Stored]) -> dict[str, tuple[str, int]]:
-    """The pictures of a job that may be shown, by their names in the zip."""
+    """Return the pictures of a job that may be shown, by their names in the zip."""
     free = [one for one in kept if one.kind == "image" and not is_held(record.check, one)]
     return {f"pictures/{record.id}-{one.image + 1}.png": (one.sha256, one.bytes) for one in free}
 
 
 def _told(record: Record, files: Sequence[str], shown: Sequence[Any]) -> dict[str, Any]:
-    """A job as its author knows it."""
+    """Return a job as its author may know it."""
     names = (
         "id", "action", "state", "prompt", "notes", "member_name", "guild", "channel", "private", "tier", "model",
         "created", "started", "ended", "cost", "charged", "reason",

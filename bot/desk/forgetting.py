@@ -1,7 +1,7 @@
-"""Forgetting a member: all of their jobs, pictures, messages and choices go, however long it takes and whatever fails.
+"""Deletes all data of a member: jobs, pictures, messages and preferences, however long it takes and whatever fails.
 
-A wish is a row in SQL until it is fulfilled; `run` works on every wish, job by job, and each step is remembered by what
-it took out of the tables, so it goes on after any crash. Knows the store; messages are taken away by a front end.
+A deletion request is a row in SQL until it is complete. `run` works on all of them, job by job. Each step is visible in
+the tables, so the work goes on after any crash. A front end deletes the messages.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from engine.job import Malformed
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0  # whoever owns the machine writes a wish beside us
-ROUND_SECONDS = 1.0  # while a job runs that is to stop
-LONGEST_PAUSE = 60.0  # while all that is left waits for a front end
+LOOK_SECONDS = 10.0  # the command line writes requests beside this process
+ROUND_SECONDS = 1.0  # while a job has still to stop
+LONGEST_PAUSE = 60.0  # while everything left waits for a front end
 WHYS: tuple[Why, ...] = ("forgotten", "enlarged")
 Remove = Callable[[str, Delivery], Awaitable[bool]]
 
 
 class Forgetting:
-    """Made by `bot.house`, and by the command line where no house is open.
+    """Deletes members' data, for the bot and for the command line.
 
-    `take_away` is what a front end sets to delete a message of a job: False if it must stay, ConnectionError if that
-    has to wait. `waits`: until it is set, jobs with messages wait for it.
+    A front end sets `take_away` to delete a message of a job: it returns False if the message must stay, and raises
+    ConnectionError if that has to wait. `waits`: until it is set, jobs with messages wait for it.
     """
 
     def __init__(
@@ -49,21 +49,21 @@ class Forgetting:
         self._wanted = asyncio.Event()
 
     async def ask(self, member: str, guild: str = "") -> int:
-        """Begin to forget a member, everywhere or in one guild; how many jobs that is about. Twice is once."""
+        """Begin to delete a member's data, everywhere or in one guild; return the number of jobs. Idempotent."""
         about = await self._store.write(forgetting.depart, Departure(member, guild, self._clock()))
         self._wanted.set()
         return about
 
     async def about(self, member: str) -> int:
-        """How many jobs of a member are kept."""
+        """Return how many jobs of a member are stored."""
         return await self._store.ask(export.amount, member)
 
     async def under_way(self, member: str) -> bool:
-        """Whether there is still something to do."""
+        """Return whether a member's deletion is unfinished."""
         return any(one.member == member for one in await self._store.ask(forgetting.under_way))
 
     async def run(self) -> None:
-        """Fulfil wishes until cancelled."""
+        """Work on deletion requests until cancelled."""
         pause = LOOK_SECONDS
         while True:
             self._wanted.clear()
@@ -79,7 +79,9 @@ class Forgetting:
                     await self._wanted.wait()
 
     async def round(self) -> bool:
-        """Everything that can be done now; True if a job has still to stop. What waits for a front end waits longer."""
+        """Do everything that can be done now; return True if a job has still to stop. Work for a front end waits
+        longer.
+        """
         wishes = await self._store.ask(forgetting.under_way)
         for one in wishes:
             while await self._store.write(forgetting.take, one, self._clock()):
@@ -101,12 +103,12 @@ class Forgetting:
         return stopping
 
     async def _close(self, ready: Sequence[str], whys: Mapping[str, Why]) -> None:
-        """Rows go; those of others' enlargements stay with whoever asked for them."""
+        """Remove rows; rows of others' upscales stay with their owners."""
         await self._store.write(keeping.drop, [job for job in ready if whys[job] == "forgotten"], self._clock())
         await self._store.write(forgetting.settled, [job for job in ready if whys[job] == "enlarged"])
 
     async def _stopped(self, job: str) -> bool:
-        """Whether it is over, readable or not; else it is cancelled, and looked at again in the next round."""
+        """Return whether a job has ended, readable or not; else cancel it and look again in the next round."""
         state = await self._store.ask(forgetting.state, job)
         if state is None:
             return True
@@ -115,12 +117,12 @@ class Forgetting:
             return True
         try:
             await self._cancel(job)
-        except (Malformed, TypeError) as error:  # a weeding ends it: as a bot begins, or when the dispatcher meets it
+        except (Malformed, TypeError) as error:  # ended as a corrupt row: at the start, or by the dispatcher
             log.error("job %s: it is open, and its row cannot be read: %s", job, error)
         return False
 
     async def _unshown(self, job: str) -> bool:
-        """Whether no message of it is left to be taken away."""
+        """Delete a job's messages; return whether none is left."""
         for role, one in await self._store.ask(places.all_of, job):
             if one.place.kind != "discord" or not one.message:
                 continue
@@ -130,7 +132,7 @@ class Forgetting:
                 continue
             try:
                 if not await self.take_away(job, one):
-                    log.info("job %s: a message of it stays: Discord does not let us delete it", job)
+                    log.info("job %s: one of its messages stays: Discord does not let us delete it", job)
             except ConnectionError as error:
                 log.warning("job %s: %s", job, error)
                 return False

@@ -1,6 +1,6 @@
-"""Going on from what was made: variations, other words, another roll, the same once more, an enlargement.
+"""Jobs from finished jobs: variation, reroll, remix, reproduction, upscale, and the interpolation between pictures.
 
-Half of the studio. Knows recipes, the gallery and admission; knows nothing of who may (`bot.access`) or of front ends.
+Callers check permissions first (`bot.access`).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from bot.store import Record
 from bot.views import Action, Member, Place, Ticket
 from engine.job import Enlarge, Recipe, cost
 
-# How far a variation's noise moves away from its parent's: 0 is the same picture, 1 has nothing in common with it. The
-# pixels of the embedded model differed by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
+# How much of its parent's noise a variation exchanges: at 0 none, at 1 all. The pixels of the embedded model differed
+# by 4 to 9 of 255 on average at 0.2, by 10 to 20 at 0.6, by 16 to 34 at 1.
 STRENGTHS: Mapping[Strength, float] = MappingProxyType({"subtle": 0.2, "strong": 0.6})
 DONE: Mapping[Action, str] = MappingProxyType(
     {
@@ -51,13 +51,13 @@ DONE: Mapping[Action, str] = MappingProxyType(
     }
 )  # fmt: skip
 UNWALKABLE = "A walk goes between several finished pictures of one job, none of which is a variation of another one."
-NO_SEED = "A walk names its pictures' noise by seeds, and one here would be above 4294967295: roll again, then walk."
-OWN_NOISE = "Other words make no walk: but for the first, the noise of these pictures is not that of its stations."
-NOT_EXACT = "Its first making shared the machine: the last bits may differ from it. From now on it is the same bytes."
+NO_SEED = "A walk needs a seed for each picture, and one here would be above 4294967295: reroll, then walk."
+OWN_NOISE = "This is no walk: except for the first picture, the noise differs from that of the walk's pictures."
+NOT_EXACT = "The original ran beside other jobs, so its last bits may differ. From now on it is the same bytes."
 
 
 class Further:
-    """`fresh` draws a seed. Every method raises `Refused`, and the same `key` twice gives the same job."""
+    """The use cases. `fresh` draws a seed. Every method raises `Refused`; the same `key` again returns the same job."""
 
     def __init__(
         self, models: Models, register: Register, gallery: Gallery, admission: Admission, starting: Starting,
@@ -70,13 +70,13 @@ class Further:
         self, job: str, index: int, member: Member, place: Place, *,
         key: str | None = None, strength: float = STRENGTHS["subtle"],
     ) -> Ticket:  # fmt: skip
-        """Variations of one finished image; of an enlarged one, of its original."""
+        """Make variations of one finished image; for an upscaled image, of its original."""
         record, recipe, at = await self._original("vary", job, index, member)
         made = varied(recipe, at or 0, _within(strength), self._fresh())
         return await self._again("vary", record, at or 0, made, member, place, key)
 
     async def reroll(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
-        """The same recipe with another seed."""
+        """Run the same recipe with another seed."""
         record = await self._register.record(job)
         if not isinstance(record.task, Recipe):
             raise Refused("An enlarged picture cannot be rolled again: roll its original.")
@@ -85,7 +85,7 @@ class Further:
     async def walk_between(
         self, job: str, member: Member, place: Place, *, key: str | None = None
     ) -> list[Ticket]:  # fmt: skip
-        """A walk from each picture of a finished job to the next, as several jobs; none past one that is held."""
+        """Interpolate from each picture of a finished job to the next, as several jobs. Refused if one is held."""
         record = await self._register.record(job)
         if not isinstance(record.task, Recipe) or not walkable(record.task) or record.state != "finished":
             raise Refused(NO_SEED if isinstance(record.task, Recipe) and beyond_seeds(record.task) else UNWALKABLE)
@@ -93,7 +93,7 @@ class Further:
             await self._gallery.stored(job, index)
         profile = self._known(record.task.model)
         if profile is None:
-            raise Refused(f"No worker that was ever here knows {record.task.model}.")
+            raise Refused(f"No worker has ever offered {record.task.model}.")
         base, said = renewed(record.task, profile)
         material, parent = await self._starting.of(record), (record.id, 0)
         parts = [pinned(part) if base.bucket else part for part in between(base)]
@@ -106,7 +106,7 @@ class Further:
         return await self._take(orders, member, place, key or f"walk:{job}:{self._fresh()}")
 
     async def reproduce(self, job: str, member: Member, place: Place, *, key: str | None = None) -> Ticket:
-        """The same recipe and seed, its batch shape pinned: the same pixels as any other exact run of it."""
+        """Run the same recipe and seed with a pinned batch shape: the same pixels as any other exact run."""
         record = await self._register.record(job)
         if not isinstance(record.task, Recipe):
             raise Refused("An enlarged picture cannot be reproduced: reproduce its original.")
@@ -117,11 +117,11 @@ class Further:
         self, job: str, index: int | None, text: str, member: Member, place: Place, *,
         key: str | None = None, strength: float | None = None, negative: str | None = None,
     ) -> list[Ticket]:  # fmt: skip
-        """A finished job with other words; `text` may have flags, and braces make several jobs.
+        """Run a finished job with another prompt; `text` may have flags, and braces make several jobs.
 
-        From the same noise; with a `strength`, variations of image `index`; without an index, a `strength` of 1 is
-        another roll. A walk's pictures keep their noise one by one: with an index it is that one alone. `negative`
-        stands for `--no`; None keeps the one that it had, "" drops it.
+        It keeps the noise. With a `strength` it makes variations of image `index`; without an index, a `strength` of 1
+        is a reroll. Pictures of an interpolation have their own noise: with an index, only that one is made. `negative`
+        is the negative prompt; None keeps the old one, "" removes it.
         """
         record, recipe, index = await self._original("remix", job, index, member)
         if strength is not None:
@@ -136,7 +136,7 @@ class Further:
         return await self._take(orders, member, place, key)
 
     async def upscale(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
-        """One finished image, enlarged."""
+        """Upscale one finished image."""
         record = await self._register.record(job)
         source = await self._gallery.stored(job, index)
         pool, size = self._models.any_pool(record.pool), (source.width, source.height)
@@ -149,13 +149,15 @@ class Further:
     async def _early(
         self, action: Action, member: Member, key: str | None, prompt: str, *, count: int = 1, relaxed: bool = False
     ) -> list[Ticket]:
-        """Before anything is read that takes long: what the same `key` made, else nothing. Raises `Refused`."""
+        """Check before anything slow is read; return the jobs that the same `key` made before. Raises `Refused`."""
         return await self._admission.early(action, member, key, prompt, count=count, relaxed=relaxed)
 
     async def _original(
         self, action: Action, job: str, index: int | None, member: Member
     ) -> tuple[Record, Recipe, int | None]:
-        """The job and image that were drawn, where `job` is only their enlargement: if the member may use it too."""
+        """Return the job and image that were drawn, following an upscale to its original if the member may use that
+        too.
+        """
         record = await self._register.record(job)
         while isinstance(record.task, Enlarge) and record.parent:
             index, record = record.parent[1], await self._register.record(record.parent[0])
@@ -170,7 +172,7 @@ class Further:
         self, action: Action, record: Record, index: int, made: Recipe, member: Member, place: Place, key: str | None,
         notes: tuple[str, ...] = (),
     ) -> Ticket:  # fmt: skip
-        """A job from another one's recipe, on whatever pool has its model now."""
+        """Admit a job from another one's recipe, on the pool that has its model now."""
         pool, price = record.pool, record.cost
         if profile := self._known(made.model):
             made, said = renewed(made, profile)
@@ -182,7 +184,7 @@ class Further:
     async def _take(
         self, orders: Sequence[Order], member: Member, place: Place, key: str | None, new: Origin | None = None
     ) -> list[Ticket]:
-        """As jobs; what they begin with stays while they are written."""
+        """Admit requests; protect the files that they begin with while the jobs are written."""
         material = [one for order in orders for one in order.material]
         async with self._starting.kept(material, new.contents if new else None):
             return await self._admission.take(totalled(orders), member, place, key)
@@ -190,10 +192,10 @@ class Further:
     async def _reworded(
         self, record: Record, base: Recipe, index: int | None, text: str, negative: str, own: Mapping[str, str]
     ) -> list[Order]:
-        """An order for each permutation of other words for `base`."""
+        """Return a request for each permutation of another prompt for `base`."""
         profile = self._known(base.model)
         if profile is None:
-            raise Refused(f"No worker that was ever here knows {base.model}: it cannot be remixed.")
+            raise Refused(f"No worker has ever offered {base.model}: it cannot be remixed.")
         base, said = renewed(base, profile)
         parsed = parse(text, None, models=self._models.names(), options={"negative": negative}, own=own)
         warm = msgspec.structs.replace(profile.warm, sampler=base.sampler)
@@ -214,7 +216,7 @@ class Further:
         return orders
 
     async def _typed(self, record: Record, base: Recipe) -> Recipe:
-        """For other words: that it is between two texts is asked of them too, unless a walk had led it there."""
+        """Return the recipe for another prompt: `mixed` stays, unless only an interpolation had set it."""
         walked = base.mixed and await self._register.of_a_walk(record)
         return msgspec.structs.replace(base, mixed=False) if walked else base
 

@@ -1,8 +1,7 @@
-"""Whether what a member asks for is taken: their terms, and the use that their terms count. One sentence if not.
+"""Quota check: decides whether a request is admitted under the member's effective rules, with one sentence if not.
 
-Runs inside the transaction that would write the jobs, so that nothing changes between question and answer. Every
-refusal names the limit, the use and when it frees, as far as that can be known, and who set it. Knows terms, drafts and
-the ledger; knows nothing of how they are stored.
+Runs inside the transaction that writes the jobs, so that nothing changes between check and write. Every refusal names
+the limit, the use, when some of it frees (if known), and who set the limit.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from bot.store.ledger import Ledger
 from bot.store.records import RELAXED
 from engine.job import Recipe
 
-HINT = "Relaxed jobs (--relax, or /relax) cost nothing of it."
+HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
 SLOWED = "Only the relaxed speed is allowed to you here: it waits longer, and costs nothing of your limits."
 NO_WALK = "A walk is drawn up to four pictures at a time, and at most {} a job are allowed here: none can be made."
 OVER = {"channel": "This channel's", "guild": "This server's"}
@@ -31,8 +30,8 @@ COSTS = {"cost_day": DAY, "cost_month": MONTH}
 
 @dataclass(frozen=True)
 class Hour:
-    """The moment of the question: `frees` is when the first of the member's jobs ends, `room` when the first of all
-    does, as far as anybody can say; `workers`, if any is online.
+    """The time of the check. `frees`: when the first of the member's jobs ends; `room`: when the first job of anybody
+    ends; None if unknown. `workers`: whether any is online.
     """
 
     now: float
@@ -44,9 +43,9 @@ class Hour:
 def passed(
     drafts: Sequence[Draft], terms: Terms, ledger: Ledger, preference: Preference, hour: Hour, *, relaxed: bool = False
 ) -> list[Draft]:
-    """The drafts as they may be written: with tier, privacy, check and running limits. Raises `Refused`.
+    """Return the jobs as they may be written: with tier, privacy, picture check and running limits. Raises `Refused`.
 
-    `relaxed`: the member asked for that speed now, and does not only prefer it.
+    `relaxed`: the member asked for that speed in this request, beyond preferring it.
     """
     check_open(terms)
     for draft in drafts:
@@ -69,9 +68,8 @@ def passed(
 def check_early(
     action: str, count: int, terms: Terms, ledger: Ledger, preference: Preference, hour: Hour, *, relaxed: bool = False
 ) -> None:
-    """Returns if `count` jobs may be taken, whatever they turn out to be and to cost. Raises `Refused`.
-
-    What it lets pass may still be refused by `passed`; what it refuses would be.
+    """Check `count` jobs before their content and cost are known. Raises `Refused` only for what `passed` would refuse
+    too.
     """
     check_open(terms)
     check_action(terms, action)
@@ -81,7 +79,7 @@ def check_early(
 
 
 def check_open(terms: Terms) -> None:
-    """Raises `Refused` (403) where nobody, or not this member, may make anything."""
+    """Raise `Refused` (403) if the server is closed or the member blocked."""
     if terms.closed:
         by = terms.because.get("closed")
         what = "This bot" if by is not None and by.guild == EVERYWHERE else "This server"
@@ -100,19 +98,19 @@ def _blocked(rule: Rule | None) -> str:
 
 
 def check_action(terms: Terms, action: str) -> None:
-    """Raises `Refused` (403) where a member may not do that."""
+    """Raise `Refused` (403) if the rules forbid the action."""
     if not terms.allows("commands", action):
         raise Refused(_said(terms, "commands", f"You may not use {action} here"), 403)
 
 
 def check_model(terms: Terms, model: str) -> None:
-    """Raises `Refused` (403) where it may not be asked for."""
+    """Raise `Refused` (403) if the rules forbid the model."""
     if not terms.allows("models", model):
         raise Refused(_said(terms, "models", f"The model {model} is not allowed here"), 403)
 
 
 def check_asked(terms: Terms, draft: Draft) -> None:
-    """Raises `Refused` for what is not allowed here, whoever has used how much."""
+    """Raise `Refused` if the rules forbid the job, regardless of usage."""
     check_action(terms, draft.action)
     task = draft.task
     if not isinstance(task, Recipe):
@@ -133,7 +131,7 @@ def check_asked(terms: Terms, draft: Draft) -> None:
 
 
 def _less(draft: Draft, name: str, most: int) -> str:
-    """How to ask for no more than that: a press on an older job leaves no room for words, its remix does."""
+    """Say how to stay below the limit: a button on an older job takes no flags, but its remix does."""
     flag = f"--{name} {most}"
     return f"add {flag}" if draft.action in ("imagine", "remix") else f"remix it with {flag}"
 
@@ -148,7 +146,9 @@ def _with(said: str, terms: Terms, setting: str) -> str:
 
 
 def _tier(terms: Terms, preference: Preference, relaxed: bool) -> tuple[str, tuple[str, ...]]:
-    """What was asked for now must be allowed; what is only preferred gives way, and a note says so where it waits."""
+    """Return the tier, with a note. A speed that was asked for must be allowed; a preferred one gives way, with a note
+    if the job then waits longer.
+    """
     if relaxed and not terms.allows("speeds", "relaxed"):
         raise Refused(_said(terms, "speeds", "The relaxed speed is not allowed here"), 403)
     wanted = "relaxed" if relaxed else preference.speed
@@ -162,7 +162,11 @@ def _tier(terms: Terms, preference: Preference, relaxed: bool) -> tuple[str, tup
 
 
 def _privacy(terms: Terms, preference: Preference) -> tuple[bool, tuple[str, ...]]:
-    """Nobody who prefers private results is made public by a rule: they are told before anything is made."""
+    """Return whether the job is private, with a note. Refuses members who prefer private results where results are
+    public.
+
+    So no rule makes a result public that its author wants private, and the author learns it before anything is made.
+    """
     likes = preference.results == "private"
     if terms.results == "public" and likes:
         said = "Results are public here, and you prefer private ones. To take part: /public."
@@ -177,8 +181,9 @@ def _running(terms: Terms, whose: str) -> int | None:
 
 
 def _beside(terms: Terms, cap: Cap, usage: Usage) -> int:
-    """How many may run beside the `cap.limit` that may wait, counted as `cap` counts. Where nothing says how many of a
-    member run in all servers, those that run are each server's to allow.
+    """Return how many jobs may run besides the `cap.limit` that may wait, counted as `cap` counts.
+
+    Without a limit on running jobs over all servers, each server allows its own.
     """
     if cap.whose != "member everywhere":
         return terms.running
@@ -189,7 +194,7 @@ def _beside(terms: Terms, cap: Cap, usage: Usage) -> int:
 def _check_use(
     count: int, cost: float | None, terms: Terms, ledger: Ledger, hour: Hour, *, free: bool
 ) -> None:  # fmt: skip
-    """Of several limits that are reached, the one is told that holds longest: its promise is then true of all.
+    """Check all limits; of several that are reached, raise the one that frees last, whose time then holds for all.
 
     `cost`: of all these jobs, in device-seconds; None: more than nothing.
     """

@@ -1,7 +1,7 @@
-"""Moderation: deleting a job's pictures, reporting one, and what moderators are told.
+"""Moderation: deletes a job's pictures, takes reports, and lists incidents.
 
-Knows who may, the store and the picture store; knows nothing of messages: a front end gets the places where a deleted
-job is shown and takes it away there. Every method may raise `Refused` with one sentence.
+It returns the messages that show a deleted job; a front end removes the pictures there. Every method may raise
+`Refused`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SWEEP_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Deletion:
-    """`shown`: job → its places, for front ends to empty; the job itself first, then its enlargements.
+    """A deletion. `shown`: job → its destinations, for front ends to empty; the job itself first, then its upscales.
 
     `films`: likewise the messages with their films.
     """
@@ -48,7 +48,7 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Report:
-    """A member's report, for the channel that the server's admins chose. Its texts are members' own."""
+    """A member's report, for the channel that the server's admins chose. Its texts come from members."""
 
     incident: int
     guild: str
@@ -60,9 +60,9 @@ class Report:
 
 
 class Moderation:
-    """Made by `bot.house`. `terms` are a member's, where they are.
+    """The use cases. `terms` returns a member's effective rules where they are.
 
-    `post` is what a front end sets to put a report into its channel; it says whether it is there now.
+    A front end sets `post` to put a report into its channel; it returns whether the report is there now.
     """
 
     def __init__(
@@ -75,22 +75,22 @@ class Moderation:
         self.post: Callable[[Report], Awaitable[bool]] | None = None
 
     async def delete(self, job: str, member: Member) -> Deletion:
-        """Take a job's pictures away, with all enlargements of them; what still runs is cancelled. Twice is once."""
+        """Delete a job's pictures and all upscales of them; cancel what still runs. Idempotent."""
         record = await self._record(job)
         _permit("delete", member, record)
         ids = await self._store.ask(deleting.with_enlargements, job)
         shown = {one: await self._store.ask(places.deliveries, one) for one in ids}
         actor = (member.id, member.name)
         marked = await self._store.write(deleting.mark, ids, actor, self._clock())
-        films = {one: await self._store.ask(places.films, one) for one in ids}  # after that no film is noted any more
+        films = {one: await self._store.ask(places.films, one) for one in ids}  # no film is noted after the mark
         for one in marked:
             await self._stop(one)
-        await self.empty(await self._store.ask(deleting.leftovers, marked))  # others' are the sweep's
+        await self.empty(await self._store.ask(deleting.leftovers, marked))  # the sweep removes those of others
         said = "Deleted. Its pictures are gone for good." if job in marked else DELETED
         return Deletion(job, said, shown, films)
 
     async def _stop(self, job: str) -> None:
-        """Cancelled if it is not over; and whoever looks at it is told."""
+        """Cancel a job that has not ended; tell subscribers about one that has."""
         record = await self._record(job)
         if not over(record.state):
             await self._cancelling.cancel(job)
@@ -98,11 +98,11 @@ class Moderation:
             self._feed.publish(Settled(job, record.state, DELETED))
 
     async def sweep(self) -> None:
-        """Remove the files of deleted jobs that no other job has. What cannot be removed now is left for later."""
+        """Remove the files of deleted jobs that no other job shares. A later sweep retries failures."""
         await self.empty(await self._store.ask(deleting.leftovers))
 
     async def keep_clean(self) -> None:
-        """Sweep now and then, until cancelled: a crash or an outage may have left something."""
+        """Sweep periodically until cancelled: a crash or an outage may have left files."""
         while True:
             try:
                 await self.sweep()
@@ -111,7 +111,7 @@ class Moderation:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def report(self, job: str, member: Member, reason: str) -> str:
-        """Tell the moderators of a picture, once for each member and job; says where the report went."""
+        """Report a picture to the moderators, once for each member and job; say where the report went."""
         record = await self._record(job)
         _permit("report", member, record)
         if record.deleted is not None:
@@ -128,7 +128,7 @@ class Moderation:
         return "Reported: it stands in the list of the moderators of this server. Thank you."
 
     async def _posted(self, record: Record, member: Member, number: int, said: str) -> bool:
-        """True if it is in the moderators' channel. It is in their list whatever happens here."""
+        """Post the report into the moderators' channel; return whether it is there. Their list has it in any case."""
         channel = (await self._terms(member)).reports
         if not channel or self.post is None:
             return False
@@ -140,12 +140,12 @@ class Moderation:
             return False
 
     async def incidents(self, member: Member, limit: int = SHOWN, *, waiting: bool = False) -> list[Incident]:
-        """The newest of the member's server first; with `waiting` those that nobody has decided. For moderators."""
+        """Return the newest incidents of the member's server; with `waiting` only undecided ones. For moderators."""
         _permit("settings", member)
         return await self._store.ask(incidents.newest, member.guild, limit, waiting=waiting)
 
     async def close(self, number: int, member: Member) -> Incident:
-        """An incident that needs nobody any more. For moderators."""
+        """Close an incident. For moderators."""
         _permit("dismiss", member)
         actor = (member.id, member.name)
         return await self._store.write(incidents.close, member.guild, number, actor, self._clock())
@@ -158,7 +158,7 @@ class Moderation:
         await self._store.write(incidents.note, *noted)
 
     async def _record(self, job: str) -> Record:
-        """Also one that was deleted."""
+        """Return a job's row, deleted or not."""
         record = await self._store.record(job)
         if record is None:
             raise await absent(self._store, job)

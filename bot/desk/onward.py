@@ -1,7 +1,6 @@
-"""Going on from a picture as such: change a part of it, go beyond its edges, blend several, branch off midway.
+"""Jobs from a finished picture: edit a part of it, zoom and pan beyond its edges, branch at a keyframe.
 
-The other half of the studio, over `Further`. Knows recipes, canvases and ladders; knows nothing of who may or of front
-ends. Every method raises `Refused`, and the same `key` twice gives the same job.
+Callers check permissions first. Every method raises `Refused`; the same `key` again returns the same job.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ ZOOMS = (1.5, 2.0)
 
 
 class Onward(Further):
-    """What is asked for by a picture rather than by words."""
+    """The use cases that begin with a finished picture or one of its keyframes."""
 
     async def edit(
         self, job: str, index: int, mask: bytes | Remote, member: Member, place: Place, *,
         text: str | None = None, strength: float | None = None, key: str | None = None,
     ) -> Ticket:  # fmt: skip
-        """What is white in `mask` (a picture file) is drawn anew, with other words where `text` says so."""
+        """Inpaint what is white in `mask` (an image file), with another prompt if `text` is given."""
         record, recipe, index = await self._picture("edit", job, index, member)
         text, notes = (None, ()) if text is None else await self._worded(text, member)
         other = None if text is None else single(text, {"negative": recipe.negative}, self._models.names(), "job")
@@ -54,13 +53,13 @@ class Onward(Further):
     async def zoom(
         self, job: str, index: int, factor: float, member: Member, place: Place, *, key: str | None = None
     ) -> Ticket:  # fmt: skip
-        """The picture smaller, with what may be around it."""
+        """Shrink the picture and outpaint around it."""
         if factor not in ZOOMS:
             raise Refused(f"Zoom out by {ZOOMS[0]:g} or {ZOOMS[1]:g}.")
         return await self._beyond("zoom", job, index, partial(canvas.zoomed_out, factor=factor), member, place, key)
 
     async def square(self, job: str, index: int, member: Member, place: Place, *, key: str | None = None) -> Ticket:
-        """The picture in the middle of a square, with what may be around it."""
+        """Put the picture into the middle of a square and outpaint around it."""
         _, recipe, _ = await self._picture("zoom", job, index, member)
         if recipe.width == recipe.height:
             raise Refused("This picture is a square already.")
@@ -70,14 +69,14 @@ class Onward(Further):
         self, job: str, index: int, direction: canvas.Direction, member: Member, place: Place, *,
         key: str | None = None,
     ) -> Ticket:  # fmt: skip
-        """Half of the picture, and what may lie beyond its edge in one direction."""
+        """Keep half of the picture and outpaint beyond its edge in one direction."""
         return await self._beyond("pan", job, index, partial(canvas.panned, direction=direction), member, place, key)
 
     async def _beyond(
         self, action: Action, job: str, index: int, make: Callable[[bytes], tuple[bytes, bytes]], member: Member,
         place: Place, key: str | None, shape: tuple[int, int] | None = None,
     ) -> Ticket:  # fmt: skip
-        """A canvas that is larger than the picture on it; one at a time of a member's is made."""
+        """Outpaint a larger canvas around the picture; one at a time for each member."""
         record, recipe, index = await self._picture(action, job, index, member)
         if known := await self._early(action, member, key, record.prompt):
             return known[0]
@@ -86,7 +85,7 @@ class Onward(Further):
             return await self._begun(action, record, recipe, index, _canvas(*made), member, place, key, shape=shape)
 
     async def steps(self, job: str, index: int, member: Member) -> tuple[int, ...]:
-        """From which steps one can branch off. Raises `Refused` (404)."""
+        """Return the steps at which a branch may begin. Raises `Refused` (404)."""
         record, _, index = await self._picture("branch", job, index, member)
         return await self._gallery.branchable(record.id, index)
 
@@ -94,11 +93,11 @@ class Onward(Further):
         self, job: str, index: int, step: int, member: Member, place: Place, *,
         text: str | None = None, exact: bool = False, key: str | None = None, **options: object,
     ) -> Ticket:  # fmt: skip
-        """Go on from a rung of its ladder: the nearest that keeps its latents, at or before `step` where there is one.
+        """Branch at a keyframe: the nearest that keeps its latents, at or before `step` if there is one.
 
-        `text`: other words, with flags; `options` as `Studio.imagine` has them. Without either it is the same picture,
-        to its end if it was stopped. A seed, or several pictures, also draw the noise at that rung anew; `steps` count
-        the whole course. `exact` pins the batch shape.
+        `text`: another prompt, with flags; `options` as in `Studio.imagine`. Without either it gives the same picture,
+        run to its last step if it was stopped. A seed, or several pictures, also draw the noise at that keyframe anew;
+        `steps` counts the whole schedule. `exact` pins the batch shape.
         """
         record, recipe, index = await self._picture("branch", job, index, member)
         if known := await self._early("branch", member, key, record.prompt if text is None else text):
@@ -123,7 +122,7 @@ class Onward(Further):
     def _now(self, base: Recipe) -> tuple[Recipe, tuple[str, ...], Profile]:
         profile = self._known(base.model)
         if profile is None:
-            raise Refused(f"No worker that was ever here knows {base.model}.")
+            raise Refused(f"No worker has ever offered {base.model}.")
         return *renewed(base, profile), profile
 
     async def _picture(self, action: Action, job: str, index: int, member: Member) -> tuple[Record, Recipe, int]:
@@ -135,8 +134,9 @@ class Onward(Further):
         key: str | None, other: Request | None = None, strength: float | None = None, notes: tuple[str, ...] = (),
         shape: tuple[int, int] | None = None,
     ) -> Ticket:  # fmt: skip
-        """A job in the place of its parent's, by its words or `other` ones, that begins with pictures; of its parent's
-        size, or of a `shape`, width to height.
+        """Admit a job with init images in its parent's place, with its parent's prompt or `other`.
+
+        It has its parent's size, or that of `shape` (width to height).
         """
         base, said, profile = self._now(rerolled(resting(recipe, index), self._fresh()))
         if shape is not None:
@@ -156,7 +156,7 @@ class Onward(Further):
 
 
 def _canvas(picture: bytes, mask: bytes) -> Origin:
-    """What was made here of a finished picture needs no intake."""
+    """Return a canvas as init image. It was made here from a finished picture, so it needs no upload decoder."""
     read, painted = (_read(png) for png in (picture, mask))
     return origin([read], painted)
 

@@ -1,7 +1,4 @@
-"""Pictures and perhaps a mask, read: as a job needs them, with what is said of them. Pure, but for `read`.
-
-Knows what the intake makes of a file; knows nothing of members, jobs or where pictures lie.
-"""
+"""Init images and an optional mask, decoded, as a job needs them. Only `read` does I/O."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ from bot.refused import Refused
 from bot.views import Material
 from engine.job import MAX_SOURCES, Forward, Source
 
-STRENGTH, BLENDED, PAINTED = 0.6, 0.5, 0.9  # of a picture, of several, and of what a mask leaves to be drawn
+STRENGTH, BLENDED, PAINTED = 0.6, 0.5, 0.9  # default strength: one picture, a blend, an inpainted area
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Pictures and perhaps a mask, as a job needs them; `contents` are those that are not kept yet, by SHA-256."""
+    """Init images and an optional mask. `contents`: those that are not stored yet, by SHA-256."""
 
     material: tuple[Material, ...]
     contents: dict[str, bytes]
@@ -31,7 +28,7 @@ class Origin:
         return self.material[0].width, self.material[0].height
 
     def forward(self, strength: float | None) -> Forward:
-        """As a recipe says it; without a `strength`, the usual one."""
+        """Return the recipe's part; without a `strength`, the default one."""
         masks = [one.sha256 for one in self.material if one.kind == "mask"]
         pictures = tuple(Source(one.sha256, one.weight) for one in self.material if one.kind == "input")
         usual = PAINTED if masks else BLENDED if len(pictures) > 1 else STRENGTH
@@ -41,7 +38,7 @@ class Origin:
 async def read(
     intake: Intake, contents: Sequence[bytes], mask: bytes | None, weights: Sequence[float] = ()
 ) -> Origin:  # fmt: skip
-    """Pictures and a mask as somebody sent them. Raises `Refused`."""
+    """Decode pictures and a mask. Raises `Refused`."""
     check_count(len(contents))
     pictures = [await intake.read(content) for content in contents]
     shape = pictures[0].width, pictures[0].height
@@ -50,13 +47,13 @@ async def read(
 
 
 def check_count(pictures: int) -> None:
-    """Raises `Refused` for none, and for more than a job takes."""
+    """Raise `Refused` for no picture, or more than a job takes."""
     if not 1 <= pictures <= MAX_SOURCES:
-        raise Refused(f"One to {MAX_SOURCES} pictures can be brought, and these are {pictures}.")
+        raise Refused(f"One to {MAX_SOURCES} pictures may begin a job, and these are {pictures}.")
 
 
 def origin(pictures: Sequence[Brought | Material], mask: Brought | None, weights: Sequence[float] = ()) -> Origin:
-    """What was read, beside what is kept already, as a job needs it. Raises `Refused` for weights that do not fit."""
+    """Combine decoded pictures with stored ones. Raises `Refused` for weights that do not fit."""
     read = [one for one in (*pictures, mask) if isinstance(one, Brought)]
     material = tuple(one if isinstance(one, Material) else _material("input", one) for one in pictures)
     masks = () if mask is None else (_material("mask", mask),)
@@ -66,7 +63,7 @@ def origin(pictures: Sequence[Brought | Material], mask: Brought | None, weights
 
 
 def weighed(pictures: tuple[Material, ...], weights: Sequence[float]) -> tuple[Material, ...]:
-    """Raises `Refused` where there are not as many weights as pictures, or one is out of range."""
+    """Set the pictures' weights. Raises `Refused` if their number differs, or one is out of range."""
     if not weights:
         return pictures
     if len(weights) != len(pictures) or not all(0 < one <= 100 for one in weights):

@@ -1,7 +1,6 @@
-"""Files that no row names, as a crash between a file and its row leaves one: taken away when they are a day old.
+"""Removes files that no row names once they are a day old; a crash between writing a file and its row leaves one.
 
-Knows the store and the picture store. Many of them at once are no leftovers of crashes, but a store of pictures beside
-a database that it does not belong to: then nothing is touched.
+Many of them at once mean a picture store that belongs to another database: then nothing is removed.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ log = logging.getLogger(__name__)
 
 DAY = 86_400.0
 SWEEP_SECONDS = DAY
-FEW, SHARE, HALF = 50, 0.05, 0.5  # of all files: more than the first two, or than the last, is not believed
+FEW, SHARE, HALF = 50, 0.05, 0.5  # refuse above max(FEW, SHARE of all files), or above HALF of them
 TOO_MANY = "%d of %d files in the picture store are named by no job: is it this database's? None is removed"
 
 
 class Orphans:
-    """Made by `bot.house`."""
+    """Sweeps the picture store."""
 
     def __init__(self, store: Store, pictures: Pictures, *, clock: Callable[[], float] = time.time) -> None:
         self._store, self._pictures, self._clock = store, pictures, clock
@@ -38,7 +37,7 @@ class Orphans:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def sweep(self) -> int:
-        """Take them away; how many that were."""
+        """Remove orphans; return how many."""
         found, all_of_them = list[str](), 0
         async for names in self._pictures.names(self._clock() - DAY):
             all_of_them += len(names)
@@ -49,7 +48,7 @@ class Orphans:
         return sum([await self._drop(name) for name in found])
 
     async def _drop(self, name: str) -> bool:
-        """In turn with whoever keeps the same content just now, and may have noted it since."""
+        """Remove one file, in turn with tasks that store the same content; check first that no row names it now."""
         async with self._pictures.turn(name):
             if not await self._store.ask(deleting.unnamed, [name]):
                 return False

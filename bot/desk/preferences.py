@@ -1,7 +1,4 @@
-"""What each member prefers: pinged or not, fast or relaxed, public or private, a suffix for every prompt.
-
-Knows the store; knows nothing of limits or of how a front end asks. A member's preferences hold in every server.
-"""
+"""Members' preferences: pings, speed, visibility, a suffix for every prompt. They hold in every server."""
 
 from __future__ import annotations
 
@@ -27,11 +24,11 @@ YES, NO = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
 
 @dataclass(frozen=True)
 class Preference:
-    """A member's choices.
+    """A member's preferences.
 
-    `ping`: told by a new message when a job of more than a minute ends; `direct`: each finished picture also as a
-    direct message; `variation`: what V1–V4 do; `remix`: V and re-roll ask for a changed prompt first; `suffix` is added
-    to every prompt that they type.
+    `ping`: a new message when a job of more than a minute ends; `direct`: each finished picture also as a direct
+    message; `variation`: what V1–V4 do; `remix`: V and re-roll ask for a changed prompt first; `suffix`: added to every
+    prompt that they type.
     """
 
     ping: bool = True
@@ -47,17 +44,15 @@ NAMES = tuple(field.name for field in fields(Preference))
 
 
 class Preferences:
-    """Reads and writes them."""
-
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def of(self, member: str) -> Preference:
-        """A member's choices; the defaults where they made none."""
+        """Return a member's preferences; the defaults if none are set."""
         return known(await self._store.ask(stored.preferences, member))
 
     async def prefer(self, member: str, name: str, text: str) -> Preference:
-        """Set one of them from what was typed; an empty text sets it back. Raises `Refused` (422)."""
+        """Set one preference from typed text; an empty text resets it. Raises `Refused` (422)."""
         if name not in NAMES:
             raise Refused(f"There is no preference “{shortened(name, 40)}”; there are {', '.join(NAMES)}.")
         value = _read(name, text.strip()) if text.strip() else getattr(Preference(), name)
@@ -80,6 +75,6 @@ def _read(name: str, text: str) -> str | bool:
 
 
 def known(values: dict[str, object]) -> Preference:
-    """Of what is stored, what this version knows: an older or newer one may have written it."""
+    """Return the stored preferences that this version knows: an older or newer version may have written them."""
     kept = {name: value for name, value in values.items() if name in NAMES}
     return replace(Preference(), **kept)  # pyright: ignore[reportArgumentType] - written by `prefer` alone

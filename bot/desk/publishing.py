@@ -1,7 +1,6 @@
-"""Whether what was made before may be shown to a whole channel now: the rules of today hold, not those of that day.
+"""Decides whether an older job may be shown to a whole channel now, under today's rules.
 
-A job that was asked for elsewhere went past the lists and the check of elsewhere, so only its own channel sees it
-again. Knows terms and views; knows nothing of front ends.
+A job is shown again only in its own channel: elsewhere it passed another word filter and picture check.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from engine.job import Recipe
 
 
 async def publishable(view: View, member: Member, terms: Terms) -> bool:
-    """True if everybody where `member` is may see what `view` has made. `terms` are theirs, there."""
+    """Return whether everybody where `member` is may see the job. `terms`: the member's effective rules there."""
     if view.private or (view.guild, view.channel) != (member.guild, member.channel) or terms.results == "private":
         return False
     if terms.check and not view.check and not member.age_restricted:
@@ -27,7 +26,7 @@ async def publishable(view: View, member: Member, terms: Terms) -> bool:
 
 
 def _listed(view: View, terms: Terms) -> bool:
-    """A word or pattern of it is forbidden now."""
+    """Return whether a word or pattern in the job is forbidden now."""
     return any(found(text, terms.words, terms.patterns) is not None for text in _texts(view))
 
 

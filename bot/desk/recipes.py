@@ -1,7 +1,4 @@
-"""What a button makes of a recipe: a variation, another roll, other words, an enlargement; exact mode's pinned batch.
-
-Pure. Knows recipes and requests; knows nothing of who asks.
-"""
+"""Derived recipes: variation, reroll, remix, interpolation, upscale, and the pinned batch of exact mode. Pure."""
 
 from __future__ import annotations
 
@@ -16,21 +13,21 @@ from bot.refused import Refused
 from engine.job import MAX_COUNT, WHOLE_SAMPLERS, Ancestor, Enlarge, Method, Recipe, Walk, Warm, of_image, rows
 
 ANCESTORS = 8
-STATIONS = 13  # of a walk between two, three or four pictures: all of them lie on it
+STATIONS = 13  # frames of an interpolation through two, three or four pictures: each picture is one of them
 MAX_SIDE = 4096
 SEEDS = 2**32
 LARGEST_BUCKET = 32
 FACTORS = (4, 3, 2)
-LANCZOS_SECONDS = 0.05  # a megapixel of the enlarged picture; with as much again for the way
+LANCZOS_SECONDS = 0.05  # a megapixel of the enlarged picture; the transfer costs one megapixel more
 RESOLVING_MS = 14_000.0  # a megapixel of the source by the built-in super-resolver, as measured on one slow core
 
 
 def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
-    """The same words near image `index`: its noise stream joins the lineage, and a fresh seed leads away from it.
+    """Return a variation of image `index`: its noise stream joins the lineage, and a fresh seed leads away from it.
 
-    The chain keeps eight ancestors. A ninth generation drops the oldest: its noise then starts from the second-oldest
-    stream, so that generation is less alike to its parent than `strength` says; the drift is that of one step.
-    Raises `Refused` where the sampler draws no variations.
+    The lineage keeps eight ancestors. A ninth generation drops the oldest: its noise then starts from the second-oldest
+    stream, so it resembles its parent less than `strength` says, by the drift of one step. Raises `Refused` if the
+    sampler cannot make variations.
     """
     recipe, index = (resting(recipe, index), 0) if recipe.walk else (recipe, index)
     ancestor = Ancestor(seed=recipe.seed, index=index, strength=strength)
@@ -41,17 +38,17 @@ def varied(recipe: Recipe, index: int, strength: float, seed: int) -> Recipe:
 
 
 def resting(recipe: Recipe, index: int) -> Recipe:
-    """The recipe without its walk: in all of its images the words of this one."""
+    """Return the recipe without its interpolation: all of its images use the conditioning of image `index`."""
     return msgspec.structs.replace(of_image(recipe, index), walk=None) if recipe.walk else recipe
 
 
 def station(recipe: Recipe, index: int) -> Recipe:
-    """Of a walk, that image alone, from its own noise; any other recipe as it is."""
+    """Return image `index` of an interpolation alone, with its own noise; any other recipe unchanged."""
     return msgspec.structs.replace(resting(recipe, index), count=1) if recipe.walk else recipe
 
 
 def stations(recipe: Recipe, to: str, frames: int) -> list[Recipe]:
-    """A walk of so many pictures from the recipe's words to others, as the recipes of its jobs."""
+    """Return the recipes of an interpolation of `frames` pictures from the recipe's prompt to another."""
     return [
         msgspec.structs.replace(
             recipe, walk=Walk(to, first, frames), count=min(MAX_COUNT, frames - first), chaos=0.0, mixed=False
@@ -61,18 +58,18 @@ def stations(recipe: Recipe, to: str, frames: int) -> list[Recipe]:
 
 
 def walkable(recipe: Recipe) -> bool:
-    """Whether there is a walk between its pictures: several, which differ in their noise alone, no variation's."""
+    """Return whether its pictures can be interpolated: several that differ in noise only, and no variations."""
     alike = recipe.walk is None and not recipe.lineage and not recipe.chaos
     return alike and recipe.count > 1 and recipe.sampler not in WHOLE_SAMPLERS and not beyond_seeds(recipe)
 
 
 def beyond_seeds(recipe: Recipe) -> bool:
-    """Whether one of its pictures has noise that no seed names: image `i` draws from `seed + i`."""
+    """Return whether one of its pictures has noise without a valid seed: image `i` draws from `seed + i`."""
     return recipe.seed + recipe.count > SEEDS
 
 
 def between(recipe: Recipe) -> list[Recipe]:
-    """A walk from picture to picture, each of which is a station, as the recipes of its jobs."""
+    """Return the recipes of an interpolation through all pictures of a recipe."""
     noises = tuple(recipe.seed + image for image in range(recipe.count))
     parts = ((first, min(MAX_COUNT, STATIONS - first)) for first in range(0, STATIONS, MAX_COUNT))
     return [
@@ -81,7 +78,7 @@ def between(recipe: Recipe) -> list[Recipe]:
 
 
 def rerolled(recipe: Recipe, seed: int) -> Recipe:
-    """The same words from other noise."""
+    """Return the same recipe with other noise."""
     walk = recipe.walk
     if walk is not None:
         walk = msgspec.structs.replace(walk, noises=tuple(seed + place for place in range(len(walk.noises))))
@@ -89,10 +86,10 @@ def rerolled(recipe: Recipe, seed: int) -> Recipe:
 
 
 def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
-    """Other words from the same noise, all else as it was but for what flags beside the words say.
+    """Return the recipe with another prompt and the same noise; flags change further settings.
 
-    Raises `Refused` where the shape does not fit the model, for what it lacks, or where another model is asked for: its
-    noise is not comparable.
+    Raises `Refused` if the shape does not fit the model, if the model lacks a feature, or if another model is
+    requested: its noise is not comparable.
     """
     if request.walk:
         raise Refused("A walk begins with a prompt of its own: ask for it anew.")
@@ -123,15 +120,15 @@ def remixed(recipe: Recipe, request: Request, warm: Warm) -> Recipe:
 
 
 def pinned(recipe: Recipe) -> Recipe:
-    """The recipe in exact mode: its batch shape is the power of two that holds its rows, whoever shares the machine.
+    """Return the recipe in exact mode: its batch shape is the power of two that holds its rows, whatever else runs.
 
-    Beyond 32 rows it takes several forwards of 32, so that it also fits where a larger batch would not.
+    Above 32 rows it takes several forwards of 32, so that it also fits where a larger batch would not.
     """
     return msgspec.structs.replace(recipe, bucket=min(LARGEST_BUCKET, 1 << (rows(recipe) - 1).bit_length()))
 
 
 def enlarged(sha256: str, width: int, height: int, method: Method = "gan") -> Enlarge:
-    """The largest enlargement that fits. Raises `Refused` if none does."""
+    """Return the largest upscale that fits. Raises `Refused` if none does."""
     for factor in FACTORS:
         if max(width, height) * factor <= MAX_SIDE:
             return Enlarge(source=sha256, factor=factor, method=method)
@@ -139,7 +136,7 @@ def enlarged(sha256: str, width: int, height: int, method: Method = "gan") -> En
 
 
 def enlarging_notes(task: Enlarge, width: int, height: int) -> tuple[str, ...]:
-    """What is said where the usual factor would be too large."""
+    """Return a note if the default factor would be too large."""
     if task.factor == FACTORS[0]:
         return ()
     largest = FACTORS[0] * max(width, height)
@@ -147,7 +144,7 @@ def enlarging_notes(task: Enlarge, width: int, height: int) -> tuple[str, ...]:
 
 
 def enlarging_cost(task: Enlarge, width: int, height: int, ms: float = RESOLVING_MS) -> float:
-    """Device-seconds that an enlargement is taken for; `ms` a megapixel of the source that the super-resolver takes."""
+    """Return the estimated device-seconds of an upscale. `ms`: the super-resolver's time a megapixel of the source."""
     megapixels = width * height / 1e6
     resolving = ms * megapixels / 1000 if task.method == "gan" else 0.0
     return resolving + LANCZOS_SECONDS * (1.0 + megapixels * task.factor**2)

@@ -1,4 +1,4 @@
-"""Jobs as members see them: tickets and views, from records, the board and the forecast. Changes nothing."""
+"""Builds job views and accepted jobs from rows, running jobs and the forecast. Read-only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bot.store import Record, Store, Stored, reads, walks
 from bot.views import Shot, Ticket, View
 from engine.job import Recipe
 
-MOST_SHOWN = 100  # jobs of the waiting queue
+MOST_SHOWN = 100  # waiting jobs
 
 
 class Register:
-    """Reads for front ends."""
+    """Reads jobs for front ends."""
 
     def __init__(
         self, store: Store, board: Board, forecast: Forecast, *,
@@ -28,15 +28,15 @@ class Register:
         self._limits, self._clock = limits, clock
 
     async def record(self, job: str) -> Record:
-        """A job's row. Raises `Refused` (404, or 410), also for one whose pictures were deleted."""
+        """Return a job's row. Raises `Refused` (404 or 410), also if its pictures were deleted."""
         found = await self._store.record(job)
         if found is None or found.deleted is not None:
             raise await absent(self._store, job, deleted=found is not None)
         return found
 
     async def of_a_walk(self, record: Record) -> bool:
-        """Whether a recipe's text is one between two because it is a station of a walk, or came of one with no other
-        words since.
+        """Return whether an interpolation gave the recipe its mixed prompt: its own, or a parent's with the same prompt
+        since.
         """
         found: Record | None = record
         while found is not None and isinstance(found.task, Recipe):
@@ -47,9 +47,9 @@ class Register:
         return False
 
     async def next_free(self, member: str) -> float | None:
-        """When the first of a member's jobs ends, for the sentence of a refusal; None if nobody can say.
+        """Return when the first of a member's jobs ends, for the sentence of a refusal; None if unknown.
 
-        A running one's end is known best; while none runs, it is the end of the first that waits.
+        The end of a running job is known best; without one, it is the end of the first that waits.
         """
         now = self._clock()
         runs = [run.record for run in self._board.runs.values() if run.record.member == member]
@@ -62,16 +62,16 @@ class Register:
         return now + min(known) if known else None
 
     def next_room(self) -> float | None:
-        """When the first of all running jobs ends, so that another may start; None if nobody can say."""
+        """Return when the first of all running jobs ends, so that another may start; None if unknown."""
         now, runs = self._clock(), self._board.runs.values()
         said = [run.said + run.left for run in runs if run.left is not None]
-        if said:  # each admission asks this: a thousand runs must cost little
+        if said:  # each admission calls this: it must be cheap with a thousand runs
             return max(now, min(said))
         ends = (self._forecast.eta(run.record, None, now) for run in runs)
         return next((now + end for end in ends if end is not None), None)
 
     async def ticket(self, record: Record) -> Ticket:
-        """What is said to a member whose job was taken."""
+        """Return the values that a member sees after a job was accepted."""
         task, spot = record.task, await self._forecast.spot(record, rough=True)
         recipe = task if isinstance(task, Recipe) else None
         return Ticket(
@@ -91,7 +91,7 @@ class Register:
         )
 
     async def views(self, records: Sequence[Record]) -> list[View]:
-        """Views in the order of the records."""
+        """Return views in the order of the records."""
         kept: dict[str, list[Stored]] = {}
         for one in await self._store.ask(reads.stored, [record.id for record in records]):
             kept.setdefault(one.job, []).append(one)
@@ -143,12 +143,12 @@ class Register:
         )
 
     def _running(self, record: Record) -> int:
-        """How many of its member run at once: as its terms were, else the house's default."""
+        """Return how many jobs of its member may run at once: by the rules at its admission, else the default."""
         caps = [cap for cap in (record.running_here, record.running_everywhere) if cap is not None]
         return min(caps, default=self._limits.running)
 
     async def queue(self, guild: str | None) -> list[View]:
-        """What runs or was sent, oldest first, then what waits, in fair order; at most a hundred of these."""
+        """Return active jobs, oldest first, then at most a hundred waiting jobs in fair order."""
         active = await self._store.ask(reads.active)
         outlook = await self._forecast.outlook()
         if outlook.complete:
@@ -160,7 +160,7 @@ class Register:
         return await self.views(shown[: len(active) + MOST_SHOWN])
 
     async def recent(self, guild: str | None, limit: int) -> list[View]:
-        """The newest jobs first."""
+        """Return the newest jobs first."""
         return await self.views(await self._store.ask(reads.newest, guild, limit))
 
 

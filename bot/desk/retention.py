@@ -1,7 +1,6 @@
-"""Retention: finished jobs go by age, and the oldest pictures where they take more room than they may.
+"""Retention: removes old finished jobs, and the oldest pictures when storage is full.
 
-Works in small steps beside everything else, and each can be the last before a crash: what was begun is found again.
-Knows the store and how pictures are emptied; `bot.store.keeping` knows what may go.
+It works in small steps; after a crash the next sweep finds what was begun. `bot.store.keeping` decides what may go.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ log = logging.getLogger(__name__)
 
 DAY = 86_400.0
 SWEEP_SECONDS = 600.0
-GRACE_SECONDS = 3600.0  # for room alone nothing goes that ended just now: its author may be about to favour it
-REMEMBERED = 400 * DAY  # how long it is known why a job is not here
+GRACE_SECONDS = 3600.0  # size limits spare jobs that ended just now: their authors may want to mark favourites
+REMEMBERED = 400 * DAY  # how long the reason of a removal is kept
 
 
 @dataclass(frozen=True)
 class Keep:
-    """How long and how much. None: for ever, and as much as there is."""
+    """How long jobs are kept, and how many bytes of pictures. None: no limit."""
 
     seconds: float | None = None
     bytes: int | None = None
 
 
 class Retention:
-    """Made by `bot.house`. `empty`: takes the files of deleted jobs away, as far as no other job has them."""
+    """Sweeps periodically. `empty` removes the files of deleted jobs that no other job shares."""
 
     def __init__(
         self, store: Store, empty: Callable[[Sequence[Stored]], Awaitable[None]], keep: Keep, *,
@@ -41,7 +40,7 @@ class Retention:
         self._store, self._empty, self._keep, self._clock = store, empty, keep, clock
 
     async def run(self) -> None:
-        """Sweep now and then, until cancelled."""
+        """Sweep periodically until cancelled."""
         while True:
             try:
                 await self.sweep()
@@ -50,7 +49,7 @@ class Retention:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        """What was begun is ended; then what is too old goes, then what there is no room for."""
+        """Finish what was begun; then remove by age, then by size."""
         await self._go_on()
         await self._by_age()
         await self._by_room()
@@ -66,24 +65,26 @@ class Retention:
             await self._go_on()
 
     async def _by_room(self) -> None:
-        """Files that could not be removed yet count no more: else one outage would take everything."""
+        """Remove the oldest until pictures fit. Files that could not be removed count no more: else one outage would
+        take all.
+        """
         if self._keep.bytes is None:
             return
         while (excess := await self._store.ask(keeping.used) - self._keep.bytes) > 0:
             found = await self._store.ask(keeping.oldest, self._clock() - GRACE_SECONDS)
             if not await self._let_go(_enough(found, excess), "room"):
-                log.warning("pictures take %d bytes more than DARKROOM_KEEP_GB; what is left must stay", excess)
+                log.warning("pictures take %d bytes more than DARKROOM_KEEP_GB; nothing more may be removed", excess)
                 return
             await self._go_on()
 
     async def _let_go(self, ids: Sequence[str], why: Why) -> list[str]:
         going = await self._store.write(keeping.let_go, ids, why, self._clock()) if ids else []
         if going:
-            log.info("%d jobs go: %s", len(going), why)
+            log.info("removing %d jobs: %s", len(going), why)
         return going
 
     async def _go_on(self) -> None:
-        """Empty and drop what was let go; what cannot be emptied now is passed over until the next sweep."""
+        """Empty and drop the marked jobs; the next sweep retries what cannot be emptied now."""
         after = ""
         while found := await self._store.ask(keeping.going, REMOVED, after):
             ids = [job for job, _ in found]
@@ -93,7 +94,7 @@ class Retention:
 
 
 async def emptied(store: Store, empty: Callable[[Sequence[Stored]], Awaitable[None]], ids: Sequence[str]) -> None:
-    """Take all files of these deleted jobs away; returns as well when some of them cannot be removed now."""
+    """Remove all files of these deleted jobs; returns as well if some cannot be removed now."""
     before: list[Stored] = []
     while (left := await store.ask(deleting.leftovers, ids)) and left != before:
         await empty(left)
@@ -101,7 +102,9 @@ async def emptied(store: Store, empty: Callable[[Sequence[Stored]], Awaitable[No
 
 
 def _enough(found: Sequence[tuple[str, int]], excess: int) -> list[str]:
-    """The first of them whose bytes are the excess or more; what they share with others is seen in the next round."""
+    """Return the first jobs whose bytes cover the excess. The next round accounts for files that they share with
+    others.
+    """
     taken: list[str] = []
     for job, size in found:
         if excess <= 0:

@@ -1,7 +1,4 @@
-"""Deciding about pictures that the picture check holds: looking at them, showing them, keeping them hidden.
-
-Knows who may, the store and the gallery; knows nothing of how a picture is blurred or shown. Every decision is noted.
-"""
+"""Review of held pictures: moderators look at them, show them, or keep them hidden. Every decision is logged."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from bot.views import Member, View
 
 
 class Review:
-    """Made by `bot.house`. Every method raises `Refused`: 403 for who may not, 404 for what is not there."""
+    """The use cases. Every method raises `Refused`: 403 without permission, 404 for what does not exist."""
 
     def __init__(
         self, store: Store, register: Register, gallery: Gallery, *, clock: Callable[[], float] = time.time
@@ -27,20 +24,20 @@ class Review:
         self._store, self._register, self._gallery, self._clock = store, register, gallery, clock
 
     async def look(self, job: str, member: Member) -> list[tuple[int, bytes]]:
-        """The held images of a job as they are, each with its index: for the eyes of a moderator alone."""
+        """Return the held images of a job unblurred, each with its index: for a moderator only."""
         view = await self._view(job, member, "approve")
         if not (hidden := held(view)):
             raise Refused("No picture of this job is held.", 404)
         return [(index, await self._gallery.behind(job, index)) for index in hidden]
 
     async def waiting(self, member: Member, limit: int) -> list[View]:
-        """The jobs of the member's guild with pictures that wait for a moderator, the oldest first; private too."""
+        """Return the guild's jobs with pictures that wait for a moderator, oldest first; private ones too."""
         if reason := forbidden("approve", member):
             raise Refused(reason, 403)
         return await self._register.views(await self._store.ask(waiting, member.guild, limit))
 
     async def decide(self, job: str, index: int, member: Member, *, show: bool) -> View:
-        """Show a held picture, or keep it hidden; the job as it is then. The same twice changes nothing."""
+        """Show a held picture, or keep it hidden; return the job's new view. Idempotent."""
         view = await self._view(job, member, "approve" if show else "deny")
         shot = next((shot for shot in view.pictures if shot.index == index), None)
         if shot is None:

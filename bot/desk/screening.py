@@ -1,10 +1,9 @@
-"""Screening: what members type, against the lists of forbidden words. What is refused is noted for the moderators.
+"""Word filter: checks what members type against the forbidden words and patterns, and notes refusals for moderators.
 
-Before admission, on the store's readers: a long list must not hold up those who write. Lists hold in age-restricted
-channels and in threads like anywhere else (only the picture check is left out there); in a conversation with the bot
-there is only the list of whoever runs it. One thread reads, a few requests of a member at a time: lists and prompts
-that take long, by people who wrote both, hold up nothing but each other. Knows rules and drafts; knows nothing of front
-ends. The sentence is for the member alone, so it may name the word that they typed.
+It runs before admission on a read transaction, so that a long list does not block writers. Lists hold in age-restricted
+channels and threads too (only the picture check is left out there); in direct messages with the bot only the operator's
+list holds. One thread matches, with a few requests of a member at a time: slow lists and prompts by one author delay
+only each other. The sentence is for the member alone, so it may name the word that they typed.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from bot.store.ledger import Ledger, look
 from bot.views import Member
 from engine.job import Recipe
 
-AT_ONCE = 3  # requests of one member that are read or wait for it
+AT_ONCE = 3  # requests of one member that are matched or wait
 TANGLED = (
-    "This takes too long to be held against the word list here: so many of its characters could mean several letters, "
+    "This takes too long to check against the word list here: so many of its characters could mean several letters, "
     "or it is so long. Write it more plainly, or fewer prompts at once."
 )
-BUSY = f"{AT_ONCE} of your requests are being held against the word list just now, the most at once. Try again soon."
+BUSY = f"{AT_ONCE} of your requests are being checked against the word list just now, the most at once. Try again soon."
 
 
 class Screening:
-    """Made by `bot.house`. `limits` are the house's defaults; `thread` is the one that reads."""
+    """Checks requests. `limits`: the defaults; `thread`: the thread that matches."""
 
     def __init__(
         self, store: Store, thread: Executor, *, limits: Limits, clock: Callable[[], float] = time.time
@@ -45,7 +44,7 @@ class Screening:
         self._reading: Counter[str] = Counter()
 
     async def turned_away(self, member: Member, prompt: str) -> None:
-        """Somebody was refused before their words were looked at: where they are blocked, it is noted as ever."""
+        """Note a blocked member's attempt that was refused before its text was checked."""
         held = await self._store.ask(
             look, member, self._clock(), lambda ledger: resolve(ledger.rules(), member, self._limits)
         )  # fmt: skip
@@ -53,14 +52,14 @@ class Screening:
             await self._note(member, "blocked", shortened(prompt, 200))
 
     async def check(self, drafts: Sequence[Draft], member: Member) -> None:
-        """Returns if none of them has a forbidden word or pattern. Raises `Refused` (422, 429)."""
+        """Check that no request contains a forbidden word or pattern. Raises `Refused` (422, 429)."""
 
         def terms(ledger: Ledger) -> tuple[list[Rule], Terms]:
             rules = ledger.rules()
             return rules, resolve(rules, member, self._limits)
 
         rules, held = await self._store.ask(look, member, self._clock(), terms)
-        if held.blocked:  # admission refuses it; here it is noted
+        if held.blocked:  # admission refuses it; here it is only noted
             await self._note(member, "blocked", shortened(drafts[0].prompt, 200))
             return
         if not held.words and not held.patterns:
@@ -72,13 +71,13 @@ class Screening:
             raise Refused(sentence(match, rules))
 
     async def _read(self, texts: Sequence[str], terms: Terms, member: Member) -> tuple[Match | None, str]:
-        """What is found, on the thread that reads. Raises `Refused` (429) for more at once than a member may."""
+        """Match on the filter's thread. Raises `Refused` (429) if a member has too many requests at once."""
         if self._reading[member.id] >= AT_ONCE:
             raise Refused(BUSY, 429)
         self._reading[member.id] += 1
         reading = asyncio.get_running_loop().run_in_executor(self._thread, _first, texts, terms)
         reading.add_done_callback(lambda _done: self._have_read(member.id))
-        return await asyncio.shield(reading)  # whoever goes away has still given the thread its work
+        return await asyncio.shield(reading)  # a cancelled caller does not stop the thread's work
 
     def _have_read(self, member: str) -> None:
         self._reading[member] -= 1
@@ -91,7 +90,7 @@ class Screening:
 
 
 def typed(draft: Draft) -> Iterable[str]:
-    """Every text of a draft that a member wrote: now, or when its parent was made."""
+    """Yield every text of a request that a member wrote: now, or for its parent."""
     yield draft.prompt
     if isinstance(draft.task, Recipe):
         yield " ".join(concept.text for concept in draft.task.concepts)
@@ -109,7 +108,7 @@ def _first(texts: Sequence[str], terms: Terms) -> tuple[Match | None, str]:
 
 
 def sentence(match: Match, rules: Iterable[Rule]) -> str:
-    """Why a prompt is refused, and by whose list; a server's own list is named before the house's."""
+    """Say why a prompt is refused, and by whose list; a server's own list is named before the operator's."""
     if match.kind == "tangled":
         return TANGLED
     setting = "words" if match.kind == "word" else "patterns"
@@ -126,4 +125,4 @@ def _listed(rule: Rule) -> Sequence[str]:
 
 
 def _entry(match: Match) -> str:
-    return f"“{shortened(match.entry, 80)}”" if match.entry else "too many signs for letters"
+    return f"“{shortened(match.entry, 80)}”" if match.entry else "too many look-alike characters"

@@ -1,7 +1,4 @@
-"""The shelf: what one member has made, page by page; and which job somebody means by a message, an id or a seed.
-
-Knows the store and the register; knows nothing of how a front end shows a page.
-"""
+"""A member's history, page by page; and the lookup of a job by message link, id or seed."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ __all__ = ["Kept", "Page", "Shelf", "Which"]
 PAGE = 5  # jobs
 SEARCHED = 300  # newest jobs looked through for a seed
 OPEN_AT_MOST = 100
-TYPED = 100  # newest jobs whose prompts are offered again
+TYPED = 100  # newest jobs whose prompts are suggested again
 ID = re.compile(r"(?<![0-9A-Z])[0-9A-HJKMNP-TV-Z]{26}(?![0-9A-Z])", re.IGNORECASE)
 LINK = re.compile(r"/channels/(?:@me|\d+)/\d+/(\d+)")
 SEED = re.compile(r"\bseed:?\s*(\d{1,10})\b|^\s*(\d{1,10})\s*$", re.IGNORECASE)
@@ -31,7 +28,7 @@ SEED = re.compile(r"\bseed:?\s*(\d{1,10})\b|^\s*(\d{1,10})\s*$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Kept:
-    """A job on the shelf. `place`: where it is shown; `reason`: why it could be shown nowhere, empty if it was.
+    """A job in the history. `place`: where it is shown; `reason`: why it could be shown nowhere, empty if it was.
 
     `liked`: the member's favourites among its images.
     """
@@ -54,13 +51,11 @@ class Page:
 
 
 class Shelf:
-    """Made by `bot.house`."""
-
     def __init__(self, store: Store, register: Register) -> None:
         self._store, self._register = store, register
 
     async def page(self, member: str, which: Which, number: int) -> Page:
-        """One page of a member's jobs over all servers, the newest first; the last one if there are not so many."""
+        """Return one page of a member's jobs over all servers, newest first; the last page if `number` is too high."""
         number = max(1, number)
         found, total = await self._store.ask(stored.owned, member, which, PAGE, (number - 1) * PAGE)
         last = max(1, math.ceil(total / PAGE))
@@ -69,7 +64,7 @@ class Shelf:
         return Page(tuple(await self._kept(found, member)), which, number, last, total)
 
     async def one(self, job: str, member: str) -> Kept:
-        """A single job as it would stand on a member's shelf. Raises `Refused` (404)."""
+        """Return a single job as an entry of a member's history. Raises `Refused` (404)."""
         return (await self._kept([await self._register.record(job)], member))[0]
 
     async def _kept(self, found: list[Record], member: str) -> list[Kept]:
@@ -80,23 +75,23 @@ class Shelf:
         return [Kept(view, *places.get(view.id, (None, "")), liked=tuple(liked.get(view.id, ()))) for view in views]
 
     async def open_of(self, member: str) -> list[View]:
-        """A member's jobs that run or wait, the newest first."""
+        """Return a member's jobs that run or wait, newest first."""
         return await self._register.views(await self._store.ask(stored.open_of, member, OPEN_AT_MOST))
 
     async def prompts(self, member: str) -> list[str]:
-        """What a member typed of late, in any server, the newest first and each once."""
+        """Return the prompts that a member typed lately, in any server, newest first, each once."""
         found, _ = await self._store.ask(stored.owned, member, "all", TYPED, 0)
         return list(dict.fromkeys(record.prompt for record in found if record.action == "imagine"))
 
     async def near(self, member: Member, limit: int) -> list[View]:
-        """The newest of a member's own jobs and of the public ones of the channel where they are."""
+        """Return the newest of a member's own jobs and of the public ones in the channel where they are."""
         found = await self._store.ask(stored.near, member.id, member.guild, member.channel, limit)
         return await self._register.views(found)
 
     async def meant(self, text: str, member: Member) -> View:
-        """The job that somebody names by its id, the link of its message, or a line with its seed. Raises `Refused`.
+        """Return the job named by its id, the link of its message, or a line with its seed. Raises `Refused`.
 
-        Whether they may do anything with it is the caller's question. A seed is looked for in what they could see.
+        The caller checks permissions. A seed is searched among the jobs that the member could see.
         """
         if found := ID.search(text):
             return await self._view(found[0].upper())

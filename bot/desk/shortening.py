@@ -1,6 +1,6 @@
-"""A prompt's words weighed by the workers' text encoder, and shorter versions of it, each with how alike it reads.
+"""Prompt shortening: weighs a prompt's words by the workers' text encoder and suggests shorter versions.
 
-Knows how texts become vectors on the bus; the ranking is `bot.prompt.shortening`, and nothing is known of front ends.
+`bot.prompt.shortening` ranks them; this module gets the embeddings.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from bot.prompt.shortening import Version
 from bot.refused import Refused
 from engine.bus import NobodyAnswers
 
-AT_ONCE = 64  # texts of a request
+AT_ONCE = 64  # texts in a request
 
 Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 
 
 @dataclass(frozen=True)
 class Shorter:
-    """A shorter version, and the cosine of its embedding and the whole prompt's."""
+    """A shorter version, and the cosine similarity of its embedding to the whole prompt's."""
 
     version: Version
     alike: float
@@ -28,7 +28,7 @@ class Shorter:
 
 @dataclass(frozen=True)
 class Weighed:
-    """A prompt's words, each one's share of what they move (all together 1), and shorter versions, longest first."""
+    """A prompt's words, each with its share of the effect (together 1), and shorter versions, longest first."""
 
     words: tuple[str, ...]
     shares: tuple[float, ...]
@@ -36,13 +36,13 @@ class Weighed:
 
 
 class Shortening:
-    """Made by `bot.house`. `embed`: texts, up to 64, as unit vectors."""
+    """Weighs prompts. `embed`: texts, up to 64, as unit vectors."""
 
     def __init__(self, embed: Embed) -> None:
         self._embed = embed
 
     async def weigh(self, text: str) -> Weighed:
-        """Raises `Refused`: for too few or too many words, and where no worker understands text."""
+        """Weigh a prompt. Raises `Refused` for too few or too many words, and if no worker can embed text."""
         words = shortening.words_of(text)
         vectors = await self._vectors(shortening.without_each(words))
         moves = shortening.moved(vectors)

@@ -1,7 +1,7 @@
-"""What a job begins with: pictures that members bring, masks, finished pictures, rungs of a ladder.
+"""Loads what a job begins with: uploaded init images, masks, finished pictures, ladders.
 
-Read by the intake, kept by content, and noted with the job in the transaction that writes it, as its pictures will be:
-so they go when it goes. Knows the intake, the store and the picture store; knows nothing of prompts or who may.
+Files are decoded, stored by content, and noted in the transaction that writes the job, like its pictures: so they are
+deleted with it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from engine.job import sources
 
 log = logging.getLogger(__name__)
 
-OF_A_PICTURE = ("edit", "zoom", "pan", "branch")  # they begin with their parent's picture, others as their parent did
+OF_A_PICTURE = ("edit", "zoom", "pan", "branch")  # begin with the parent's picture; others with what the parent did
 HELD = 403
 
 
 class Starting:
-    """Made by `bot.house`."""
+    """Fetches, decodes and stores init images."""
 
     def __init__(
         self, store: Store, pictures: Pictures, gallery: Gallery, register: Register, intake: Intake, fetch: Fetch
@@ -44,14 +44,14 @@ class Starting:
         self._lines, self._tray = Lines(), Tray()
 
     def turn(self, member: Member) -> AbstractAsyncContextManager[None]:
-        """For what takes long of a member's: one at a time. Raises `Refused` where too many of theirs wait."""
+        """Serialise a member's slow work. Raises `Refused` if too many of their requests wait."""
         return self._lines.turn(member.id)
 
     @asynccontextmanager
     async def opened(self, member: Member, bring: Bring) -> AsyncIterator[Origin]:
-        """What a member brings, fetched and read in their turn, as long as the body runs: until it is a job.
+        """Fetch and decode a member's init images, in their turn; memory is reserved while the body runs.
 
-        Raises `Refused`, also for a finished picture that is held or not theirs to go on from.
+        Raises `Refused`, also for a finished picture that is held or that the member may not use.
         """
         check_count(len(bring.pictures))
         async with self.turn(member), self._tray.room(bring.room):
@@ -61,7 +61,7 @@ class Starting:
             yield origin(pictures, painted, bring.weights)
 
     async def picture(self, member: Member, piece: bytes | Remote) -> Brought:
-        """One that nothing shall begin with, fetched and read in its member's turn. Raises `Refused`."""
+        """Fetch and decode an image that is no init image, in its member's turn. Raises `Refused`."""
         async with self.turn(member), self._tray.room(Bring((piece,)).room):
             return await self._intake.read(await self._sent(piece))
 
@@ -82,14 +82,14 @@ class Starting:
             raise Refused(piece.lost, 404) from gone
 
     async def ladder(self, job: str, index: int) -> Material:
-        """The ladder of a finished image that may be shown. Raises `Refused` where it has none."""
+        """Return the ladder of a finished image that may be shown. Raises `Refused` if it has none."""
         one = await self._gallery.ladder(job, index)
         return Material("branch", one.sha256, one.bytes, one.width, one.height)
 
     async def of(self, record: Record) -> tuple[Material, ...]:
-        """What a job began with, for another one that begins with the same.
+        """Return what a job began with, for another job that begins with the same.
 
-        Raises `Refused` where it went with the job that it was of (404), and where that is held for review (403).
+        Raises `Refused` if that was deleted with the job it came from (404), or is held for review (403).
         """
         kept = await self._store.ask(reads.stored, [record.id])
         material = tuple(
@@ -103,9 +103,10 @@ class Starting:
         return material
 
     async def _check_shown(self, record: Record) -> None:
-        """A picture that is held is no more shown by what begins with it: of the first one above that is one's own.
+        """Raise `Refused` if a picture that the job begins with is held: one with the same content, or the parent's
+        picture of the nearest ancestor with an `OF_A_PICTURE` action.
 
-        Whether it is still there is another question: one that went by age left what came of it whole.
+        A picture that was removed by age is no obstacle: jobs made from it stay usable.
         """
         for check, one in await self._store.ask(reviews.same, sources(record.task)):
             if is_held(check, one):
@@ -127,9 +128,9 @@ class Starting:
     async def kept(
         self, material: Sequence[Material], contents: dict[str, bytes] | None = None
     ) -> AsyncIterator[None]:  # fmt: skip
-        """While the job is written: what it begins with stays, in turn with whoever takes pictures away.
+        """Keep what jobs begin with in storage while they are written, in turn with tasks that remove pictures.
 
-        What nobody has noted by the end, since the job was refused, is taken away again. Raises `Refused`.
+        At the end it removes what no job has noted, since the job was refused. Raises `Refused`.
         """
         names = sorted({one.sha256 for one in material})
         async with AsyncExitStack() as turns:
@@ -144,12 +145,12 @@ class Starting:
                     await self._tidy(name)
 
     async def _tidy(self, name: str) -> None:
-        """Drops what no job has noted. That it cannot be done now changes nothing of what was answered."""
+        """Drop what no job has noted. A failure only logs: the answer is already decided."""
         try:
             if await self._store.ask(deleting.unused, name):
                 await self._pictures.drop(name)
         except (Unavailable, OSError) as error:
-            log.warning("picture %s may be kept for nobody: %s", name, error)
+            log.warning("picture %s may be stored without a job: %s", name, error)
 
     async def _keep(self, name: str, content: bytes | None) -> None:
         try:

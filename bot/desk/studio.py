@@ -1,7 +1,6 @@
-"""The use cases: what a member may do. Front ends are adapters over this one class.
+"""The main service: makes, cancels and shows jobs. Front ends are adapters over it.
 
-Knows policy (prompt, limits), the store and the feed; knows nothing of Discord, HTTP or how a picture is made. Every
-refusal is a `Refused` with one sentence for the member.
+Every refusal is a `Refused` with one sentence for the member.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ SEEDS = 2**32 - MAX_COUNT  # image i draws from seed + i
 
 
 class Studio(Onward):
-    """Made by `bot.house`. `fresh` draws a seed. What is made from finished pictures is in `Further` and `Onward`."""
+    """The use cases. `fresh` draws a seed. Jobs from finished pictures are in `Further` and `Onward`."""
 
     def __init__(
         self, store: Store, feed: Feed, models: Models, register: Register, gallery: Gallery, admission: Admission,
@@ -56,7 +55,7 @@ class Studio(Onward):
     ) -> None:  # fmt: skip
         super().__init__(models, register, gallery, admission, starting, options, fresh)
         self.feed = feed
-        self.addresses: tuple[str, ...] = ()  # of the room, which sets them once it knows
+        self.addresses: tuple[str, ...] = ()  # of our page, which sets them once it knows them
         self._store, self._cancelling, self._steering = store, cancelling, steering
         self._workers, self._on_its_way, self._clock = workers, on_its_way, clock
 
@@ -66,15 +65,17 @@ class Studio(Onward):
         self, text: str, member: Member, place: Place, *, key: str | None = None, exact: bool = False, suffix: str = "",
         bring: Bring | None = None, action: Action = "imagine", **options: object,
     ) -> list[Ticket]:  # fmt: skip
-        """A prompt as jobs, one for each permutation; all are taken or none. Raises `Refused`.
+        """Admit a prompt as jobs, one for each permutation; all of them or none. Raises `Refused`.
 
         `options` override the flags in the text: steps, seed, guidance, interval, sampler, model, count, ar, fast,
-        negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. A walk is as
-        many jobs as its pictures need (`walk`).
-        `bring`: pictures to begin with; then no words are needed, and without --ar they give the shape. Addresses at
-        the beginning of the text are pictures too, of Discord or the room.
-        `suffix` goes behind the words of the prompt, and a note says so, as on each of the member's own options.
-        `exact` pins the batch shape, so that load cannot change the last bits. The same `key` twice: the same jobs.
+        negative, strength, stop, tile, mix, chaos, repeat, quality, walk, frames; `lora` adds to them. An interpolation
+        (`walk`) makes as many jobs as its pictures need.
+
+        `bring`: init images; with them the prompt may be empty, and without --ar they give the aspect ratio. URLs at
+        the beginning of the text are init images too, from Discord or our page.
+
+        `suffix` goes behind the prompt, with a note, as on each flag alias. `exact` pins the batch shape, so that load
+        cannot change the last bits. The same `key` again returns the same jobs.
         """
         text, bring = linked(text, bring, self.addresses)
         ended = suffixed(text, suffix if text else "")
@@ -87,7 +88,7 @@ class Studio(Onward):
         )
         parsed = Parsed(requests, (*added, *parsed.notes))
         if key is None and any(one.walk for one in requests):
-            key = f"walk:{self._clock()}:{self._fresh()}"  # by which the parts of a walk know each other
+            key = f"walk:{self._clock()}:{self._fresh()}"  # links the jobs of an interpolation
         if bring is None:
             return await self._take(self._orders(parsed, action, None, exact=exact), member, place, key)
         action = "blend" if len(bring.pictures) > 1 else action
@@ -98,7 +99,7 @@ class Studio(Onward):
             return await self._take(self._orders(parsed, action, start, exact=exact), member, place, key, start)
 
     def _orders(self, parsed: Parsed, action: Action, start: Origin | None, *, exact: bool) -> list[Order]:
-        """One for each request. Raises `Refused` for what its model cannot draw."""
+        """Return the job requests. Raises `Refused` if a model cannot draw one."""
         default, orders = self._models.profile(None), list[Order]()
         for request in parsed.requests:
             profile = self._models.profile(request.model) if request.model else default
@@ -120,16 +121,16 @@ class Studio(Onward):
         return orders
 
     async def cancel(self, job: str, member: Member) -> str:
-        """Cancel an own job, or as a moderator one of the own guild; says what happened. Raises `Refused`."""
+        """Cancel an own job, or as a moderator one of the own guild; say what happened. Raises `Refused`."""
         record = await self._register.record(job)
         if reason := forbidden("cancel", member, _subject(record)):
             raise Refused(reason, 403)
         return await self._cancelling.cancel(job)
 
     async def pause(self, job: str, member: Member, *, on: bool = True) -> str:
-        """Hold a running job where it stands, for a quarter of an hour at most, or with `on` False let it go on.
+        """Pause a running job, for a quarter of an hour at most, or with `on` False resume it.
 
-        Whoever may cancel it may. Not stored: a job that moves to another worker runs on. Raises `Refused`.
+        The permission is that to cancel. Not stored: a job that moves to another worker runs on. Raises `Refused`.
         """
         record = await self._register.record(job)
         if reason := forbidden("pause", member, _subject(record)):
@@ -137,86 +138,90 @@ class Studio(Onward):
         return await (self._steering.pause if on else self._steering.resume)(record)
 
     async def prioritise(self, job: str, weight: float) -> str:
-        """For whoever runs the machine: a running job's share of its author's rows. Not stored. Raises `Refused`."""
+        """Set a running job's share of its author's rows. For the operator. Not stored. Raises `Refused`."""
         return await self._steering.prioritise(await self._register.record(job), weight)
 
     async def favour(self, job: str, index: int, member: Member) -> bool:
-        """Make a finished image a favourite of the member's, or no longer one; True if it is now. Raises `Refused`."""
+        """Toggle a finished image as a favourite of the member's; return whether it is one now. Raises `Refused`."""
         await self._gallery.stored(job, index)
         return await self._store.write(members.favour, member.id, job, index, self._clock())
 
     # Looking
 
     async def view(self, job: str) -> View:
-        """A job as it stands. Raises `Refused` (404)."""
+        """Return a job's view. Raises `Refused` (404)."""
         return (await self._register.views([await self._register.record(job)]))[0]
 
     async def queue(self, guild: str | None = None) -> list[View]:
-        """What runs, then what waits in fair order."""
+        """Return active jobs, then waiting ones in fair order."""
         return await self._register.queue(guild)
 
     async def recent(self, guild: str | None = None, limit: int = 50) -> list[View]:
-        """The newest jobs first."""
+        """Return the newest jobs first."""
         return await self._register.recent(guild, limit)
 
     async def picture(self, job: str, index: int) -> bytes:
-        """A finished image as PNG. Raises `Refused` (404)."""
+        """Return a finished image as PNG. Raises `Refused` (404)."""
         return await self._gallery.picture(job, index)
 
     async def shown(self, job: str, index: int) -> bytes:
-        """A finished image as everybody may see it: blurred while it is held. Raises `Refused` (404)."""
+        """Return a finished image as everybody may see it: blurred while it is held. Raises `Refused` (404)."""
         return await self._gallery.shown(job, index)
 
     async def all_shown(self, job: str) -> list[bytes]:
-        """Every finished image of a job, as everybody may see it. Raises `Refused` (404)."""
+        """Return every finished image of a job as everybody may see it. Raises `Refused` (404)."""
         return await self._gallery.all_shown(job)
 
     async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
-        """Two to four finished images by job and index, beside each other, labelled, as PNG. Raises `Refused`."""
+        """Return two to four finished images by job and index, side by side and labelled, as PNG. Raises `Refused`."""
         return await self._gallery.compared(shots, labels)
 
     async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
-        """How a job's images came to be, animated, at most `limit` bytes. Raises `Refused`."""
+        """Return the film of a job's images, at most `limit` bytes. Raises `Refused`."""
         return await self._gallery.film(job, limit, kind)
 
     async def walk(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
-        """The pictures of a walk, of all its jobs, there and back, at most `limit` bytes. Raises `Refused`."""
+        """Return the film of an interpolation over all its jobs, there and back, at most `limit` bytes. Raises
+        `Refused`.
+        """
         return await self._gallery.walk(job, limit, kind)
 
     async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
-        """One image on its way into noise, animated, at most `limit` bytes. Raises `Refused`."""
+        """Return an animation of one image turning into noise, at most `limit` bytes. Raises `Refused`."""
         return await self._gallery.dissolve(job, index, kind, limit)
 
     async def there_and_back(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
-        """One image on its way into noise and how it came to be, at most `limit` bytes. Raises `Refused`."""
+        """Return an animation of one image turning into noise and developing again, at most `limit` bytes. Raises
+        `Refused`.
+        """
         return await self._gallery.there_and_back(job, index, kind, limit)
 
     async def sheet(self, job: str, index: int) -> bytes:
-        """The rungs that one can branch off at, each as a picture with its step, as WebP. Raises `Refused`."""
+        """Return the keyframes at which a branch may begin as a labelled contact sheet, as WebP. Raises `Refused`."""
         return await self._gallery.sheet(job, index)
 
     async def rungs(self, job: str) -> list[int]:
-        """The step at each rung of a job's film. Raises `Refused` (404)."""
+        """Return the step of each keyframe of a job's film. Raises `Refused` (404)."""
         return await self._gallery.rungs(job)
 
     async def rung(self, job: str, n: int) -> bytes:
-        """The grid at rung `n`, counted from 0, as WebP. Raises `Refused` (404)."""
+        """Return the grid at keyframe `n`, counted from 0, as WebP. Raises `Refused` (404)."""
         return await self._gallery.rung(job, n)
 
     def workers(self) -> Mapping[str, Presence]:
-        """The live workers by name."""
+        """Return the live workers by name."""
         return self._workers()
 
     def starting(self) -> str:
-        """The sentence on a worker that is on its way; empty where none is."""
+        """Return the sentence about a worker that is starting up; empty if none is."""
         return starting(self._on_its_way())
 
     def models(self) -> list[Warm]:
-        """The models that can be asked for, those of live workers first."""
+        """Return the models that can be requested, those of live workers first."""
         return [profile.warm for profile in self._models.profiles()]
 
     def model(self, name: str | None) -> Warm | None:
-        """One of them, None if there is none of this name; without a name, the one that is used then."""
+        """Return a model by name, None if there is none; without a name, the default one."""
         try:
             return self._models.profile(name or None).warm
         except KeyError:

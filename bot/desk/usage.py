@@ -1,6 +1,6 @@
-"""What a member may still use: every limit that is counted, how much of it is used, and when some of it frees.
+"""Quota report: every limit that is counted for a member, how much of it is used, and when some of it frees.
 
-Knows terms and the ledger that is read beside them; knows nothing of a front end. Moments are seconds since 1970.
+Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Line:
-    """One limit: `used` of `limit` jobs or device-seconds. `frees`: when some of it will, None if nobody can say.
+    """One limit: `used` of `limit` jobs or device-seconds. `frees`: when some of it will, None if unknown.
 
-    `whose` use is counted; `rule` set it, None for the bot's default.
+    `whose`: whose use is counted; `rule`: which rule set it, None for the default.
     """
 
     setting: str
@@ -39,7 +39,7 @@ class Line:
 
     @property
     def share(self) -> str:
-        """ "2 of 3", "12 min of 30 min"."""
+        """The use as text: "2 of 3", "12 min of 30 min"."""
         if SETTINGS[self.setting].kind == "cost":
             used = duration(self.used) if self.used > 0 else "0 s"
             return f"{used} of {shown(self.setting, self.limit)}"
@@ -47,11 +47,11 @@ class Line:
 
     @property
     def taken(self) -> float:
-        """The share of the limit that is used; all of it where nothing is allowed."""
+        """The used share of the limit; 1 if nothing is allowed."""
         return self.used / self.limit if self.limit else 1.0
 
     def sentence(self, now: float) -> str:
-        """ "Device time in 24 hours: 12 min of 30 min; some frees in about 3 h."."""
+        """Return a sentence: "Device time in 24 hours: 12 min of 30 min; some frees in about 3 h." """
         title = TITLES[self.setting.removeprefix("together_")]
         place = {"guild": "all of this server, ", "channel": "all of this channel, "}.get(self.whose, "")
         frees = f"; some frees in about {duration(self.frees - now)}" if self.frees is not None and self.used else ""
@@ -61,19 +61,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Allowance:
-    """A member's terms, and a line for each limit that is counted."""
+    """A member's effective rules, and a line for each limit that is counted."""
 
     terms: Terms
     lines: tuple[Line, ...]
 
 
 def allowance(terms: Terms, ledger: Ledger) -> Allowance:
-    """What of `terms` is used now."""
+    """Return the use of each limit in `terms`."""
     return Allowance(terms, tuple(line(cap, ledger) for cap in terms.caps))
 
 
 def line(cap: Cap, ledger: Ledger) -> Line:
-    """One limit and its use."""
+    """Return one limit and its use."""
     name = cap.setting.removeprefix("together_")
     if name in ("running", "queued"):
         usage = ledger.usage(cap.whose)

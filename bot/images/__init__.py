@@ -1,1 +1,1 @@
-"""Pictures as bytes and pixels: kept by their content, put side by side, blurred, made into films."""
+"""Pictures as bytes: upload decoding, storage, grids, contact sheets, thumbnails, blurring and films."""

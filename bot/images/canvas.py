@@ -1,8 +1,10 @@
-"""Canvases for what lies beyond a picture: it smaller, or moved, or cut, and a mask that is white where it is not.
+"""Canvases and masks for outpainting: zoom out, pan, square. Pure.
 
-Pure, over PNGs that the intake or a worker made. What is around is first filled with the picture's own edge, mirrored
-and blurred: a model that begins from there goes on in its colours. How softly a mask ends is the engine's business.
-CPU-heavy: async callers use a thread. Whatever cannot be opened raises `Unreadable`.
+The picture is placed on a canvas smaller, moved or cut; the mask is white where the picture is not. The area around is
+filled with the picture's mirrored and blurred edge, so that a model continues in its colours. The engine decides how
+softly a mask ends. Inputs are PNGs from the upload decoder or a worker; what cannot be opened raises `Unreadable`.
+
+CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ from PIL import Image, ImageFilter, ImageOps
 from bot.images.pixels import opened, saved
 
 Direction = Literal["left", "right", "up", "down"]
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; the last two are outside
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are exclusive
 TOWARDS: dict[Direction, tuple[int, int]] = {"left": (1, 0), "right": (-1, 0), "up": (0, 1), "down": (0, -1)}
-HALF = 0.5  # of the picture that a pan leaves behind
-BLUR = 0.06  # of the shorter side
-OVERLAP = 0.02  # of the shorter side: the seam is drawn anew, too
+HALF = 0.5  # share of the picture that a pan moves off the canvas
+BLUR = 0.06  # share of the shorter side
+OVERLAP = 0.02  # share of the shorter side: the seam is repainted, too
 
 
 def zoomed_out(png: bytes, factor: float) -> tuple[bytes, bytes]:
-    """The picture `factor` times smaller in the middle of its canvas, and the mask. Raises ValueError below 1."""
+    """Return the picture `factor` times smaller in the middle of its canvas, and the mask. Raises ValueError."""
     if not 1 < factor <= 16:
         raise ValueError(f"{factor} does not zoom out")
     picture = opened(png)
@@ -31,22 +33,22 @@ def zoomed_out(png: bytes, factor: float) -> tuple[bytes, bytes]:
 
 
 def panned(png: bytes, direction: Direction, fraction: float = HALF) -> tuple[bytes, bytes]:
-    """The picture moved by a part of itself, away from where one looks, and the mask. Raises ValueError."""
+    """Return the picture moved against the direction by a fraction of its side, and the mask. Raises ValueError."""
     if not 0 < fraction < 1:
-        raise ValueError(f"a pan by {fraction} shows nothing of both")
+        raise ValueError(f"a pan by {fraction} is not between 0 and 1")
     picture, (x, y) = opened(png), TOWARDS[direction]
     return _laid(picture, picture.size, (round(x * fraction * picture.width), round(y * fraction * picture.height)))
 
 
 def squared(png: bytes) -> tuple[bytes, bytes]:
-    """The picture in the middle of a square as wide as its longer side, and the mask; black where it is a square."""
+    """Return the picture in the middle of a square as wide as its longer side, and the mask (black for a square)."""
     picture = opened(png)
     side = max(picture.size)
     return _centred(picture, (side, side))
 
 
 def outside(size: tuple[int, int], box: Box) -> bytes:
-    """A mask of that size, white outside the box, as PNG."""
+    """Return a PNG mask of that size, white outside the box."""
     mask = Image.new("L", size, 255)
     mask.paste(0, box)
     return saved(mask, "PNG")
@@ -65,7 +67,7 @@ def _laid(inner: Image.Image, size: tuple[int, int], at: tuple[int, int]) -> tup
 
 
 def _inside(box: Box, size: tuple[int, int], seam: int) -> Box:
-    """The part of the box that is on the canvas, less a seam on the sides where something new begins."""
+    """Return the part of the box on the canvas, less a seam on each side where new area begins."""
     left, top, right, bottom = box
     return (
         left + seam if left > 0 else 0, top + seam if top > 0 else 0,
@@ -74,7 +76,7 @@ def _inside(box: Box, size: tuple[int, int], seam: int) -> Box:
 
 
 def _mirrored(inner: Image.Image, size: tuple[int, int], at: tuple[int, int]) -> Image.Image:
-    """The plane paved with the picture and its mirror images."""
+    """Return a canvas tiled with the picture and its mirror images."""
     canvas, (width, height) = Image.new("RGB", size), inner.size
     for row in range(-(at[1] // height) - 1, (size[1] - at[1]) // height + 1):
         for column in range(-(at[0] // width) - 1, (size[0] - at[0]) // width + 1):

@@ -1,11 +1,11 @@
-"""The process that reads strangers' pictures, each in a child of its own that has never seen another.
+"""The sandboxed subprocess that decodes uploads, each in a forked child.
 
-It starts once, loads Pillow, and then only forks: no byte of a picture is looked at here. The child can open nothing,
-start nothing and reach neither the bot nor the next picture; its memory and time are bounded, and it dies with us as we
-die with the bot. Knows processes; knows nothing of the bot.
+The process starts once, loads Pillow and then only forks; it parses no upload itself. A child can open no file, start
+no process and reach neither the bot nor another upload. Its memory and time are limited. The child dies with this
+process, and this process dies with the bot. Imports nothing of the bot but `bot.images.reading`.
 
-Says one byte when it is ready. Asked: kind (1 byte), length (4), the file. Answered: how the child ended (1 byte),
-length (4), what it said. Numbers are big-endian. It ends when its input does.
+Protocol: the process writes one byte when it is ready. Request: kind (1 byte), length (4), the file. Answer: how the
+child ended (1 byte), length (4), its output. Numbers are big-endian. The process exits when its input closes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from bot.images import reading
 
 ASKED, ANSWERED = struct.Struct(">cI"), struct.Struct(">BI")
 READY = b"!"
-SAID, SLOW, DIED, STRANGE = range(4)  # how a child ended
-MOST_PNG = 64 * 1024 + reading.KEPT_SIDE * (1 + 3 * reading.KEPT_SIDE)  # the pixels as they are, and a PNG's own bytes
+SAID, SLOW, DIED, STRANGE = range(4)  # how a child ended: with output, out of time, crashed, with too much output
+MOST_PNG = 64 * 1024 + reading.KEPT_SIDE * (1 + 3 * reading.KEPT_SIDE)  # raw pixels plus a PNG's overhead
 MOST_SAID = reading.HEAD.size + MOST_PNG
 _PARENT_DEATH, _NO_NEW_PRIVILEGES = 1, 38  # prctl(2): PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS
 
 
 def main(seconds: float, memory: int) -> None:
-    """`seconds` of a clock for each picture, `memory` in bytes of address space."""
+    """Answer requests until the input closes. `seconds`: wall clock per upload. `memory`: bytes of address space."""
     bound_to(os.getppid())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     reading.prepare()
@@ -45,12 +45,13 @@ def main(seconds: float, memory: int) -> None:
         end, said = _read_apart(kind, content, seconds, memory, nowhere)
         _write(sink, ANSWERED.pack(end, len(said)))
         _write(sink, said)
-        del content, said  # the next one may be long in coming
+        del content, said  # frees memory: the next request may be long in coming
 
 
 def bound_to(parent: int) -> None:
-    """We end when that process does, and no program that we start gains a right. Elsewhere than on Linux the end of
-    our input has to do: there is no such call.
+    """End this process with `parent`, and let no program that it starts gain privileges.
+
+    Only Linux has such a call. Elsewhere the process relies on the end of its input.
     """
     if sys.platform != "linux":
         return
@@ -59,13 +60,13 @@ def bound_to(parent: int) -> None:
     system = CDLL(None)
     system.prctl(_PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
     system.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before we asked to be told
+    if os.getppid() != parent:  # the parent ended before prctl took effect
         os._exit(1)
 
 
 def confine(seconds: float, memory: int) -> None:
-    """From here on it opens and starts nothing, writes no file, and takes no more than its share."""
-    whole = int(seconds) + 2  # the clock of whoever waits comes first
+    """Set resource limits: no new files, no processes, no file writes, limited CPU time and memory."""
+    whole = int(seconds) + 2  # the parent's wall-clock timeout comes first
     bounds = [(resource.RLIMIT_CPU, whole), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, 0)]
     bounds.append((resource.RLIMIT_NPROC, 0))
     if sys.platform == "linux":  # macOS refuses to bound an address space
@@ -75,7 +76,7 @@ def confine(seconds: float, memory: int) -> None:
 
 
 def _read_apart(kind: reading.Kind, content: bytes, seconds: float, memory: int, nowhere: int) -> tuple[int, bytes]:
-    """How a child that reads it ended, and what it said. No child is left."""
+    """Decode one upload in a forked child. Return how the child ended, and its output. No child is left."""
     began, (source, sink), us = time.monotonic(), os.pipe(), os.getpid()
     child = os.fork()
     if child == 0:
@@ -85,7 +86,7 @@ def _read_apart(kind: reading.Kind, content: bytes, seconds: float, memory: int,
         end, said = _collected(source, began + seconds)
     finally:
         os.close(source)
-        os.kill(child, signal.SIGKILL)  # it is ours until it is waited for, whatever it did
+        os.kill(child, signal.SIGKILL)  # the pid stays ours until `wait4`, whatever the child did
         _, status, used = os.wait4(child, 0)
     if end == SAID and not said:
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
@@ -96,10 +97,10 @@ def _read_apart(kind: reading.Kind, content: bytes, seconds: float, memory: int,
 def _be_child(
     kind: reading.Kind, content: bytes, seconds: float, memory: int, ends: tuple[int, int, int]
 ) -> NoReturn:  # fmt: skip
-    """Does not return."""
+    """Decode the upload, write the answer to the pipe and exit. Does not return."""
     sink, nowhere, parent = ends
     try:
-        for known in (0, 1, 2):  # a place to write to and nothing else: not the bot's pipes, not the log
+        for known in (0, 1, 2):  # stdio goes to /dev/null: the child has neither the bot's pipes nor the log
             os.dup2(nowhere, known)
         bound_to(parent)
         confine(seconds, memory)
@@ -111,7 +112,7 @@ def _be_child(
 
 
 def _collected(source: int, until: float) -> tuple[int, bytes]:
-    """What comes until the pipe is closed, in time and in bounds."""
+    """Read the pipe until it closes, within the time and size limits."""
     parts, length = list[bytes](), 0
     while True:
         left = until - time.monotonic()

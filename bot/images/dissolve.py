@@ -1,10 +1,11 @@
-"""The way into noise, in pixels: a finished picture dissolving by the forward process, and back by its own ladder.
+"""Films of a picture dissolving into noise by the forward process, in pixel space.
 
 q(x_t | x_0) = N(√ᾱ_t · x_0, (1 - ᾱ_t) · I) (Ho et al. 2020, equation 4), with pixels from -1 to 1 and one draw of noise
-for all t: each frame has that distribution, and one can follow it. A model adds its noise to latents, and a ladder
-shows estimates of the end: the noise here is neither the one that the picture came from nor the one it comes back from.
+for all t: each frame has that distribution, and the eye can follow it. A model adds noise to latents, and a ladder
+shows estimates of x0. So this noise is neither the noise that the picture came from nor the noise where its
+film begins.
 
-Knows pixels and ladders; knows nothing of jobs. CPU-heavy: async callers use a thread.
+CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ def dissolve(
     png: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = (), kind: Kind = "webp",
     limit: int = LIMIT,
 ) -> bytes:  # fmt: skip
-    """A picture becoming noise, animated, at most `limit` bytes; the first frame is the picture, the last is held.
+    """Return an animation of a picture becoming noise, at most `limit` bytes.
 
-    `seed`: of the noise, 0 or more. `frames`: 2 to 96. `alphas`: a model's schedule, ᾱ of each of its steps from clear
-    to noisy (diffusers: `alphas_cumprod`), any number of them; without one, `cosine`. Raises `Unreadable` for what is
-    no picture, `ValueError` for numbers out of range, `Refused` as `fitted` does.
+    The first frame is the picture; the last is held. `seed`: of the noise, 0 or more. `frames`: 2 to 96. `alphas`: a
+    model's schedule, ᾱ of each of its steps from clear to noisy (diffusers: `alphas_cumprod`), of any length; empty
+    means `cosine`. Raises `Unreadable` for what is no picture, `ValueError` for numbers out of range, `Refused` as
+    `fitted` does.
     """
     check_kind(kind)
     return fitted(dissolving(png, seed, frames=frames, alphas=alphas), kind, limit)
@@ -52,7 +54,7 @@ def there_and_back(
     png: bytes, ladder: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = (), kind: Kind = "webp",
     limit: int = LIMIT,
 ) -> bytes:  # fmt: skip
-    """`dissolve`, then the film of the picture's own ladder, which ends with the picture. Raises what both raise."""
+    """Return `dissolve`, then the film of the picture's ladder, which ends with the picture. Raises what both raise."""
     check_kind(kind)
     back = developing([ladder], finals=[png])
     back = replace(back, size=bounded(back.size, MAX_SIDE))
@@ -60,7 +62,7 @@ def there_and_back(
 
 
 def dissolving(png: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[float] = ()) -> Reel:
-    """`dissolve` before it is a file. Noise is drawn at a frame's size: made smaller afterwards, it would be grey."""
+    """Return the frames of `dissolve`. Noise is drawn at a frame's size: scaled down afterwards, it would be grey."""
     levels, pixels = _levels(frames, alphas), opened(png)
     size = scaled(*pixels.size, CELL, MAX_SIDE)
     pixels = resized(pixels, size)
@@ -73,30 +75,30 @@ def dissolving(png: bytes, seed: int, *, frames: int = FRAMES, alphas: Sequence[
 
 
 def noised(pixels: NDArray[np.uint8], seed: int, level: float) -> NDArray[np.float32]:
-    """x_t for ᾱ_t = `level`, of pixels 0 to 255; the same noise for every level of a seed and a shape."""
+    """Return x_t for ᾱ_t = `level`, of pixels 0 to 255. A seed and a shape give the same noise at every level."""
     noise = np.random.default_rng(seed).standard_normal(pixels.shape, dtype=np.float32)
     clear = pixels.astype(np.float32) / 127.5 - 1.0
     return (math.sqrt(level) * clear + math.sqrt(1.0 - level) * noise).astype(np.float32, copy=False)
 
 
 def shown(values: NDArray[np.float32]) -> Image.Image:
-    """Values from -1 to 1 as a picture; what lies beyond is black or white."""
+    """Return values from -1 to 1 as a picture; values outside are clipped."""
     return Image.fromarray(np.clip(np.rint((values + 1.0) * 127.5), 0, 255).astype(np.uint8))
 
 
 def cosine(done: float) -> float:
-    """ᾱ at a fraction of the way, from 1 to 0 (Nichol and Dhariwal 2021, equation 17)."""
+    """Return ᾱ at a fraction of the schedule, from 1 to 0 (Nichol and Dhariwal 2021, equation 17)."""
     at, start = (math.cos((one + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2 for one in (done, 0.0))
     return min(1.0, max(0.0, at / start)) if done < 1.0 else 0.0
 
 
 def seed_of(picture: bytes) -> int:
-    """A seed of 32 bits that is the picture's own: it dissolves in the same way each time."""
+    """Return a 32-bit seed derived from the picture: it dissolves in the same way each time."""
     return int.from_bytes(hashlib.sha256(picture).digest()[:4], "big")
 
 
 def _levels(frames: int, alphas: Sequence[float]) -> list[float]:
-    """ᾱ of each frame. The first is the picture; the others are spread evenly over the schedule's steps."""
+    """Return ᾱ of each frame: first the picture, then levels spread evenly over the schedule's steps."""
     if not 2 <= frames <= MAX_FRAMES:
         raise ValueError(f"2 to {MAX_FRAMES} frames, not {frames}")
     if not alphas:

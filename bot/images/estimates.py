@@ -1,6 +1,6 @@
-"""What a ladder's rungs look like when they are decoded, in place of their thumbnails by a linear map.
+"""Decoded keyframe thumbnails, which replace a ladder's thumbnails by a linear map.
 
-Knows ladders and pixels; knows nothing of who decodes. CPU-heavy: async callers use a thread.
+CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.job import Ladder, Malformed, decode, encode
 
 
 def estimates(ladder: bytes) -> tuple[bytes, ...]:
-    """The estimate of each rung; empty where one has none, or for what is no ladder."""
+    """Return the estimate of each keyframe; empty if one has none, or if the bytes are no ladder."""
     try:
         rungs = decode(ladder, Ladder).rungs
     except Malformed:
@@ -25,7 +25,7 @@ def estimates(ladder: bytes) -> tuple[bytes, ...]:
 
 
 def are_readable(thumbnails: Sequence[bytes]) -> bool:
-    """Whether all of them are pictures of bounded size."""
+    """Return whether all of them are pictures of bounded size."""
     try:
         return all(opened(one, MAX_THUMBNAIL) for one in thumbnails)
     except Unreadable:
@@ -33,7 +33,7 @@ def are_readable(thumbnails: Sequence[bytes]) -> bool:
 
 
 def with_thumbnails(ladder: bytes, thumbnails: Sequence[bytes]) -> bytes:
-    """The ladder with these, one a rung in their order; nobody keeps it. Raises `Unreadable`."""
+    """Return the ladder with these thumbnails, one per keyframe in order; it is not stored. Raises `Unreadable`."""
     try:
         read = decode(ladder, Ladder)
     except Malformed as error:

@@ -1,6 +1,6 @@
-"""How a picture came to be: from the ladders of a job's images, a film of the whole grid, or the grid at one rung.
+"""Films from the ladders of a job's images, and the grid at one keyframe.
 
-Knows ladders and pixels; knows nothing of jobs or where ladders are kept. CPU-heavy: async callers use a thread.
+CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-MAX_FINAL = 1024  # pixels on the longer side of a finished picture that is held beside three others
+MAX_FINAL = 1024  # pixels on the longer side of a finished picture in a film: four are in memory at once
 MAX_THUMBNAIL = 1024 * 1024  # pixels
 
 
@@ -28,19 +28,19 @@ def film(
     ladders: Sequence[bytes], size: int = CELL, *, finals: Sequence[bytes] = (), kind: Kind = "webp",
     limit: int = LIMIT,
 ) -> bytes:  # fmt: skip
-    """Up to four images developing side by side, animated, at most `limit` bytes; the last frame is held.
+    """Return an animation of up to four images side by side, at most `limit` bytes; the last frame is held.
 
-    `ladders`: encoded `engine.job.Ladder`, one an image, in any order. `size`: pixels of a cell's shorter side.
-    `finals`: the finished pictures in the order of the images, which a small model draws larger than its rungs: they
-    are the frame that is held. Raises `Unreadable` for what is not what the contract says, `Refused` where this kind
-    cannot be made here (422) or even the smallest does not fit (413).
+    `ladders`: encoded `engine.job.Ladder`, one per image, in any order. `size`: pixels of a cell's shorter side.
+    `finals`: the finished pictures in the order of the images, shown as the last frame; a small model draws them larger
+    than its keyframes. Raises `Unreadable` for what breaks the contract, `Refused` if this format cannot be made here
+    (422) or even the smallest film does not fit (413).
     """
     check_kind(kind)
     return fitted(developing(ladders, size, finals=finals), kind, limit)
 
 
 def developing(ladders: Sequence[bytes], size: int = CELL, *, finals: Sequence[bytes] = ()) -> Reel:
-    """`film` before it is a file. Raises `Unreadable`; what it draws may, too."""
+    """Return the frames of `film`. Raises `Unreadable`; drawing a frame may raise it, too."""
     read, ends = _read(ladders), [_final(one) for one in finals]
     last = max(map(len, read)) - 1
 
@@ -52,7 +52,7 @@ def developing(ladders: Sequence[bytes], size: int = CELL, *, finals: Sequence[b
 
 
 def bare(ladders: Sequence[bytes]) -> list[bytes]:
-    """The same ladders with their thumbnails alone: latents are nearly all of their bytes. Raises `Unreadable`."""
+    """Return the ladders without latents, which are nearly all of their bytes. Raises `Unreadable`."""
     return [encode(_bare(ladder)) for ladder in _decoded(ladders)]
 
 
@@ -62,12 +62,12 @@ def _bare(ladder: Ladder) -> Ladder:
 
 
 def steps(ladders: Sequence[bytes]) -> list[int]:
-    """The step at each rung, for a slider; that of the image with the most rungs."""
+    """Return the step of each keyframe, for a slider; of the image with the most keyframes."""
     return [rung.step for rung in max(_read(ladders), key=len)]
 
 
 def rung(ladders: Sequence[bytes], place: int, size: int = CELL, *, form: Form = "WEBP", quality: int = 85) -> bytes:
-    """The grid at rung `place` (0 is the first; an image with fewer rungs shows its last). Raises `IndexError`."""
+    """Return the grid at keyframe `place`, from 0; an image with fewer shows its last. Raises `IndexError`."""
     read = _read(ladders)
     if not 0 <= place < max(map(len, read)):
         raise IndexError(place)
@@ -91,7 +91,7 @@ def _read(ladders: Sequence[bytes]) -> list[tuple[Rung, ...]]:
 
 
 def _final(picture: bytes) -> Image.Image:
-    """Made small before the next is opened: four of 4096 pixels a side would be 200 MB."""
+    """Scale a picture down before the next is opened: four of 4096 pixels a side would take 200 MB."""
     pixels = opened(picture)
     return resized(pixels, scaled(*pixels.size, 1, MAX_FINAL))
 

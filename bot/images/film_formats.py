@@ -1,7 +1,6 @@
-"""Frames as one animated file: WebP, AVIF, GIF or MP4. The same frames give the same bytes.
+"""Encoders for animations: WebP, AVIF, GIF or MP4. The same frames give the same bytes.
 
-Knows Pillow, and PyAV where the extra `mp4` is installed; knows nothing of where frames come from or what must fit.
-CPU-heavy: async callers use a thread.
+MP4 needs PyAV, from the extra `mp4`. CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 TYPES: Mapping[Kind, str] = MappingProxyType(
     {"webp": "image/webp", "avif": "image/avif", "gif": "image/gif", "mp4": "video/mp4"}
 )
-TICK_MS = 90  # an MP4 has one rate; a frame that is seen for longer is in it several times
+TICK_MS = 90  # an MP4 has one frame rate; a longer frame is repeated
 
 _X264 = MappingProxyType({"preset": "medium", "threads": "1"})
 _WEBP, _AVIF, _CRF = (80, 60, 40), (65, 50, 35), (20, 26, 32)
-_COLOURS = 255  # one of the 256 is left for what does not change from frame to frame
-# Dithered, a GIF of noise or of soft colours is nearer to its frames as an eye sees them: half the error, blurred by a
-# pixel. Without it, a film of a grid has little more than half of the bytes.
-_GIF = ((_COLOURS, True), (_COLOURS, False), (64, False))  # colours, and whether Floyd-Steinberg spreads the error
-_SAMPLE = 64  # pixels a side that each frame brings to the palette
-_SEVERAL = 48  # frames that the palette is made of
+_COLOURS = 255  # one of the 256 is left for pixels that do not change between frames
+# Dithering keeps a GIF of noise or soft colours closer to its frames: half the error after a blur of one pixel. Without
+# it, a film of a grid has little more than half of the bytes.
+_GIF = ((_COLOURS, True), (_COLOURS, False), (64, False))  # colours, and whether to dither (Floyd-Steinberg)
+_SAMPLE = 64  # pixels a side that each frame contributes to the palette
+_SEVERAL = 48  # most frames that contribute to the palette
 
 
 def kind_of(text: str) -> Kind:
-    """A kind of film as somebody named it. Raises `Refused` (422)."""
+    """Return the film format of that name. Raises `Refused` (422)."""
     for kind in KINDS:
         if kind == text.strip().lower().removeprefix("."):
             return kind
@@ -44,12 +43,12 @@ def kind_of(text: str) -> Kind:
 
 
 def available() -> tuple[Kind, ...]:
-    """The kinds that can be made here: GIF and WebP always."""
+    """Return the formats that can be made here: GIF and WebP always."""
     return tuple(kind for kind in KINDS if not _missing(kind))
 
 
 def check_kind(kind: Kind) -> None:
-    """Raises `Refused` (422) where it cannot be made here, with what would help."""
+    """Raise `Refused` (422), with a remedy, for a format that cannot be made here."""
     if why := _missing(kind):
         raise Refused(why)
 
@@ -63,10 +62,10 @@ def _missing(kind: Kind) -> str:
 
 
 def encoded(frames: Sequence[Image.Image], durations: Sequence[int], kind: Kind, level: int = 0) -> bytes:
-    """RGB frames of one size, each for its milliseconds, as a file of that kind that begins anew at its end.
+    """Encode RGB frames of one size, each shown for its milliseconds, as a looping file.
 
-    `level`: 0 to 2, lower quality each. Whether an MP4 begins anew is its player's business. Raises `ValueError` for no
-    frames, or of several sizes.
+    `level`: 0 to 2, lower quality each. Whether an MP4 loops is up to its player. Raises `ValueError` for no frames, or
+    frames of several sizes.
     """
     if not frames or len({frame.size for frame in frames}) > 1 or len(frames) != len(durations):
         raise ValueError("a film has frames of one size, and a duration for each")
@@ -92,9 +91,9 @@ def encoded(frames: Sequence[Image.Image], durations: Sequence[int], kind: Kind,
 
 
 def _indexed(frames: Sequence[Image.Image], colours: int, spread: bool) -> list[Image.Image]:
-    """With one palette for all: colours that come and go with each frame would flicker."""
+    """Convert the frames to one shared palette: a palette per frame would flicker."""
     every = -(-len(frames) // _SEVERAL)
-    taken = frames[::-1][::every]  # the last is always in it
+    taken = frames[::-1][::every]  # the last frame always contributes
     strip = Image.new("RGB", (_SAMPLE, _SAMPLE * len(taken)))
     for place, frame in enumerate(taken):
         strip.paste(frame.resize((_SAMPLE, _SAMPLE), Image.Resampling.NEAREST), (0, place * _SAMPLE))
@@ -104,7 +103,7 @@ def _indexed(frames: Sequence[Image.Image], colours: int, spread: bool) -> list[
 
 
 def _mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: int) -> bytes:
-    """H.264 as every player reads it: 4:2:0, so its sides are even. One thread, since several cut a picture up anew."""
+    """Encode H.264 for every player: 4:2:0, so with even sides. One thread: several slice a picture differently."""
     import av
     from av.codec.codec import UnknownCodecError
 
@@ -127,23 +126,23 @@ def _mp4(frames: Sequence[Image.Image], durations: Sequence[int], crf: int) -> b
 
 
 def _index(frames: int) -> int:
-    """Bytes kept free at the beginning for an MP4's index: at its end, a player would need all of the film first."""
+    """Return the bytes to reserve at the start for an MP4's index: at the end, players would need the whole film."""
     return 2048 + 32 * frames
 
 
 def _undated(file: bytes) -> bytes:
-    """An AVIF without the time it was made at, which libavif writes (ISO/IEC 14496-12, 8.2.2, 8.3.2 and 8.4.2)."""
+    """Return the AVIF without its creation time, which libavif writes (ISO/IEC 14496-12, 8.2.2, 8.3.2 and 8.4.2)."""
     made, waiting = bytearray(file), [(0, len(file))]
     while waiting:
         at, end = waiting.pop()
         while at + 8 <= end:
             size, name = int.from_bytes(file[at : at + 4], "big"), file[at + 4 : at + 8]
-            if size < 8:  # to the end, or of more than 4 GB: the pictures themselves
+            if size < 8:  # up to the end of the file, or over 4 GB: the media data
                 break
             if name in (b"moov", b"trak", b"mdia"):
                 waiting.append((at + 8, at + size))
             elif name in (b"mvhd", b"tkhd", b"mdhd"):
-                both = 16 if file[at + 8] else 8  # when it was made and when it was changed, of 64 or 32 bits
+                both = 16 if file[at + 8] else 8  # creation and modification time, of 64 or 32 bits
                 made[at + 12 : at + 12 + both] = bytes(both)
             at += size
     return bytes(made)

@@ -1,7 +1,6 @@
-"""Finished pictures of a job, and what is made of them: films, rungs, contact sheets, comparisons. All of it as bytes.
+"""Finished pictures of a job and the files made from them: films, keyframe grids, contact sheets, comparisons.
 
-Knows the store and the picture store. What takes long is made when first asked for, off the event loop, one at a time;
-the last few are kept in memory.
+Files are made on first request, off the event loop, one at a time; the last few stay in memory.
 """
 
 from __future__ import annotations
@@ -23,36 +22,36 @@ from bot.refused import Refused
 from bot.states import over
 from bot.store import Store, Stored, reviews, walks
 
-KEPT = 8  # of what was made; at most 10 MB each
-LADDERS = 16  # jobs whose thumbnails, and pictures whose steps, are in memory
-DRAWN = 2  # rungs at once
+KEPT = 8  # files in memory; at most 10 MB each
+LADDERS = 16  # jobs whose keyframe thumbnails, and pictures whose steps, stay in memory
+DRAWN = 2  # keyframe grids drawn at once
 GONE = "This picture is not kept any more."
 NO_FILM = "There is no film of this job."
 NO_WALK = "There is no film of a walk with this job."
 UNDERWAY = "This walk is still under way: its film comes with the last of its pictures."
-NO_LADDER = "This picture has no ladder to branch from."
+NO_LADDER = "This picture has no keyframes to branch from."
 
 
 class Gallery:
-    """Every method raises `Refused` (404) where there is nothing to show, and (403) what the picture check holds."""
+    """Every method raises `Refused`: 404 if there is nothing to show, 403 for what the picture check holds."""
 
     def __init__(self, store: Store, pictures: Pictures, decode: Decode | None = None) -> None:
         self._store, self._pictures = store, pictures
-        self._files: Made[bytes] = Made(KEPT)  # what was made, by its kind and parts
+        self._files: Made[bytes] = Made(KEPT)  # by kind and parts
         self._bare: Made[list[bytes]] = Made(LADDERS)
         self._closely = Closely(store, self.read, decode)
         self._steps: Made[tuple[int, ...]] = Made(LADDERS)
         self._drawn = asyncio.Semaphore(DRAWN)
 
     async def stored(self, job: str, index: int) -> Stored:
-        """What is known of one finished image that may be shown, enlarged, varied."""
+        """Return the record of one finished image that may be shown, upscaled and varied."""
         one, held = await self._image(job, index)
         if held:
             raise Refused(why(index, one), 403)
         return one
 
     async def _image(self, job: str, index: int) -> tuple[Stored, bool]:
-        """One finished image, and whether it is held."""
+        """Return one finished image, and whether it is held."""
         check, kept = await self._store.ask(reviews.kept, job)
         for one in kept:
             if one.kind == "image" and one.image == index:
@@ -60,11 +59,11 @@ class Gallery:
         raise Refused("There is no such picture.", 404)
 
     async def picture(self, job: str, index: int) -> bytes:
-        """One image as PNG."""
+        """Return one image as PNG."""
         return await self.read(await self.stored(job, index))
 
     async def shown(self, job: str, index: int) -> bytes:
-        """One image as everybody may see it: blurred while it is held."""
+        """Return one image as every member may see it: blurred while it is held."""
         return await self._shown(*await self._image(job, index))
 
     async def _shown(self, one: Stored, held: bool) -> bytes:
@@ -75,17 +74,17 @@ class Gallery:
             raise Refused(GONE, 404) from error
 
     async def all_shown(self, job: str) -> list[bytes]:
-        """Every finished image of a job, in order, as `shown` has each."""
+        """Return every finished image of a job, in order, each as `shown` returns it."""
         check, kept = await self._store.ask(reviews.kept, job)
         images = [one for one in kept if one.kind == "image"]
         return [await self._shown(one, is_held(check, one)) for one in images]
 
     async def behind(self, job: str, index: int) -> bytes:
-        """One image as it is, held or not: for whoever decides about it, and nobody else."""
+        """Return one image unblurred, held or not: only for moderators who decide about it."""
         return await self.read((await self._image(job, index))[0])
 
     async def film(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
-        """How the images came to be, animated, at most `limit` bytes. Raises also (422) where that kind is not made."""
+        """Return the job's film, at most `limit` bytes. Raises `Refused` (422) for a format that cannot be made."""
         check_kind(kind)
         shown, finals = await self._filmed(job)
         parts, limit = [*shown, *finals], min(limit, LIMIT)
@@ -98,7 +97,7 @@ class Gallery:
         return await self._made(("film", kind, str(limit)), parts, make, NO_FILM, seen)
 
     async def walk(self, job: str, limit: int = LIMIT, kind: Kind = "webp") -> bytes:
-        """The pictures of a walk, of all its jobs, there and back, at most `limit` bytes; what is held is left out."""
+        """Return the film of all jobs of a walk, there and back, at most `limit` bytes; held pictures are left out."""
         check_kind(kind)
         limit, shown = min(limit, LIMIT), await self._walked(job)
 
@@ -108,7 +107,7 @@ class Gallery:
         return await self._made(("walk", kind, str(limit)), shown, make, GONE)
 
     async def _walked(self, job: str) -> list[Stored]:
-        """The images of a walk that may be shown, in their order. Raises `Refused` (404) where it has no film."""
+        """Return the images of a walk that may be shown, in order. Raises `Refused` (404) if it has no film."""
         shown: list[Stored] = []
         for part in await self._store.ask(walks.parts, job):
             if not over(part.state):
@@ -121,7 +120,7 @@ class Gallery:
         return shown
 
     async def dissolve(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
-        """One image on its way into noise, animated, at most `limit` bytes."""
+        """Return a film of one image dissolving into noise, at most `limit` bytes."""
         check_kind(kind)
         limit = min(limit, LIMIT)
 
@@ -131,7 +130,7 @@ class Gallery:
         return await self._made(("dissolve", kind, str(limit)), [await self.stored(job, index)], make, GONE)
 
     async def there_and_back(self, job: str, index: int, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
-        """One image on its way into noise, then how it came to be, at most `limit` bytes."""
+        """Return a film of one image dissolving into noise and forming again, at most `limit` bytes."""
         check_kind(kind)
         limit, parts = min(limit, LIMIT), [await self.stored(job, index), await self.ladder(job, index)]
 
@@ -143,7 +142,7 @@ class Gallery:
         return await self._made(("there and back", kind, str(limit)), parts, make, NO_FILM, seen)
 
     async def branchable(self, job: str, index: int) -> tuple[int, ...]:
-        """The steps at which one can branch off from an image, rising; empty where its ladder keeps no latents."""
+        """Return the steps at which an image can be branched, ascending; empty if its ladder keeps no latents."""
         one = await self.ladder(job, index)
 
         async def make() -> tuple[int, ...]:
@@ -152,7 +151,7 @@ class Gallery:
         return await self._steps.of((one.sha256,), make)
 
     async def ladder(self, job: str, index: int) -> Stored:
-        """That of one image that may be shown."""
+        """Return the ladder of one image that may be shown."""
         await self.stored(job, index)
         _, kept = await self._store.ask(reviews.kept, job)
         for one in kept:
@@ -161,14 +160,14 @@ class Gallery:
         raise Refused(NO_LADDER, 404)
 
     async def read(self, one: Stored) -> bytes:
-        """Its bytes."""
+        """Return the bytes of a stored file."""
         try:
             return await self._pictures.get(one.sha256)
         except Missing as error:
             raise Refused(GONE, 404) from error
 
     async def sheet(self, job: str, index: int) -> bytes:
-        """These steps as pictures, each with its number, as WebP."""
+        """Return the keyframes that can be branched as a WebP contact sheet, each labelled with its step."""
 
         def make(contents: Sequence[bytes]) -> bytes:
             return labelled.contact_sheet(contents[0])
@@ -177,7 +176,7 @@ class Gallery:
         return await self._made(("sheet",), parts, make, rungs.UNREADABLE, await self._closely.look(job, parts))
 
     async def compared(self, shots: Sequence[tuple[str, int]], labels: Sequence[str]) -> bytes:
-        """2 to 4 images, by job and index, side by side with a label under each, as PNG."""
+        """Return 2 to 4 images, by job and index, side by side with a label under each, as PNG."""
         if not 2 <= len(shots) <= 4 or len(labels) != len(shots):
             raise Refused("Two to four pictures can be compared.")
         parts = [await self.stored(job, index) for job, index in shots]
@@ -189,9 +188,9 @@ class Gallery:
         self, what: tuple[str, ...], parts: Sequence[Stored], make: Callable[[Sequence[bytes]], bytes], otherwise: str,
         seen: Mapping[str, Thumbnails] = BY_MAP,
     ) -> bytes:  # fmt: skip
-        """`make` of the parts' contents, or what it made before. `otherwise`: why not, where a part is unreadable.
+        """Return `make` of the parts' contents, or the cached result.
 
-        `seen`: how ladders look decoded, by their SHA-256.
+        `otherwise`: the refusal if a part is unreadable. `seen`: decoded thumbnails of ladders, by SHA-256.
         """
 
         async def made() -> bytes:
@@ -204,23 +203,23 @@ class Gallery:
         return await self._files.of((*what, "decoded" if seen else "", *(one.sha256 for one in parts)), made)
 
     async def rungs(self, job: str) -> list[int]:
-        """The step at each rung, for a slider."""
+        """Return the step of each keyframe, for a slider."""
         try:
             return await asyncio.to_thread(film.steps, await self._without_latents(job))
         except Unreadable as error:
             raise Refused(NO_FILM, 404) from error
 
     async def rung(self, job: str, n: int) -> bytes:
-        """The grid at rung `n`, as WebP."""
+        """Return the grid at keyframe `n`, as WebP."""
         try:
             ladders = await self._without_latents(job)
             async with self._drawn:
                 return await asyncio.to_thread(film.rung, ladders, n)
         except (Unreadable, IndexError) as error:
-            raise Refused("There is no such rung.", 404) from error
+            raise Refused("There is no such keyframe.", 404) from error
 
     async def _without_latents(self, job: str) -> list[bytes]:
-        """Its ladders without latents: read once, however many rungs are looked at. Raises `Unreadable`."""
+        """Return the job's ladders without latents; they are read once for all keyframes. Raises `Unreadable`."""
         parts, _ = await self._filmed(job)
         seen = await self._closely.look(job, parts)
 
@@ -231,7 +230,7 @@ class Gallery:
         return await self._bare.of(("decoded" if seen else "", *(one.sha256 for one in parts)), make)
 
     async def _filmed(self, job: str) -> tuple[list[Stored], list[Stored]]:
-        """The ladders of the images that may be shown, and these images where all are there."""
+        """Return the ladders of the images that may be shown, and these images if all are there."""
         check, kept = await self._store.ask(reviews.kept, job)
         found = [one for one in kept if one.kind == "ladder"]
         if not found:

@@ -1,6 +1,6 @@
-"""Up to four pictures as one: finished ones side by side, a quiet dark tile where one is still to come.
+"""Grids of up to four pictures, with a dark tile for each that is still to come.
 
-Knows pixels; knows nothing of jobs. The same pictures give the same bytes. CPU-heavy: async callers use a thread.
+The same pictures give the same bytes. CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CELL = 256
 GAP = 4
-MAX_SHEET = 4096  # pixels on the longer side of a sheet
+MAX_SHEET = 4096  # pixels on the longer side of a grid
 _TILE = (30, 30, 34)
 
 
@@ -28,19 +28,19 @@ def compose(
     quality: int = 90,
     shape: tuple[int, int] = (1, 1),
 ) -> bytes:
-    """1 to 4 pictures as one: alone, beside each other, or two by two; None is one that is not there yet.
+    """Return 1 to 4 pictures as one: alone, side by side, or two by two. None is a picture still to come.
 
-    All are brought to the size of the largest; if its shorter side is below `cell` pixels it is enlarged to that by
-    Lanczos. `shape` is the tiles' width : height while no picture is there. Raises `Unreadable` for what is no PNG,
-    JPEG or WebP picture of bounded size, `ValueError` for a number of pictures other than 1 to 4. It carries the recipe
-    of the first picture that has one; the seeds of the others follow from it.
+    All are scaled to the size of the largest; if its shorter side is below `cell` pixels, it is enlarged to that by
+    Lanczos. `shape` is the tiles' width : height while there is no picture. The grid carries the recipe of the first
+    picture that has one; the seeds of the others follow from it. Raises `Unreadable` for what is no PNG, JPEG or WebP
+    picture of bounded size, `ValueError` for a number of pictures other than 1 to 4.
     """
     made = sheet([None if one is None else opened(one) for one in pictures], cell, shape)
     return saved(made, form, quality, _text(pictures) if form != "JPEG" else "")
 
 
 def sheet(pictures: Sequence[Image.Image | None], cell: int = CELL, shape: tuple[int, int] = (1, 1)) -> Image.Image:
-    """`compose` on pixels."""
+    """Do `compose` on pixels."""
     if not 1 <= len(pictures) <= 4:
         raise ValueError(f"a grid has 1 to 4 pictures, not {len(pictures)}")
     columns, rows = min(2, len(pictures)), (len(pictures) + 1) // 2
@@ -55,23 +55,23 @@ def sheet(pictures: Sequence[Image.Image | None], cell: int = CELL, shape: tuple
 
 
 def _cell(pictures: Sequence[Image.Image | None], cell: int, shape: tuple[int, int], most: int) -> tuple[int, int]:
-    """One tile's size: the largest picture's, its shorter side at least `cell`, its longer one at most `most`."""
+    """Return a tile's size: the largest picture's, its shorter side at least `cell`, its longer one at most `most`."""
     sizes = [picture.size for picture in pictures if picture is not None]
     width, height = max(sizes, key=lambda size: size[0] * size[1], default=shape)
     return scaled(width, height, cell, most)
 
 
 def scaled(width: int, height: int, least: int, most: int) -> tuple[int, int]:
-    """A size of the same shape with the shorter side at least `least`, unless the longer one would exceed `most`."""
+    """Return a size of the same shape, its shorter side at least `least` unless the longer one would exceed `most`."""
     factor = max(1.0, least / min(width, height))
     factor = min(factor, most / max(width, height))
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def under(picture: bytes, limit: int) -> tuple[bytes, Form] | None:
-    """The picture in at most `limit` bytes: as it is, as lossless WebP, then as lossy; None where nothing fits.
+    """Return the picture in at most `limit` bytes: unchanged, as lossless WebP, then as lossy; None if nothing fits.
 
-    Raises `Unreadable` for what it would have to make smaller and cannot read.
+    Raises `Unreadable` if it must shrink the picture and cannot read it.
     """
     if len(picture) <= limit:
         return picture, _form(picture)

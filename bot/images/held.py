@@ -1,6 +1,6 @@
-"""Which pictures the picture check holds back, and how that is said. Pure: one rule, for whoever shows pictures.
+"""Which pictures the picture check holds, and the sentences about them. Pure.
 
-Where a job is checked, a picture is shown once the check has passed it or a moderator has; nothing else shows it.
+In a checked job a picture is shown only after the check or a moderator has passed it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NO_FILM = "Its pictures are held by the picture check, so there is no film to sh
 
 
 class Looked(Protocol):
-    """What the check and the moderators said of a picture, as `Shot` and `Stored` have it."""
+    """The verdicts of the picture check and the moderators, as `Shot` and `Stored` have them."""
 
     @property
     def verdict(self) -> str: ...
@@ -25,19 +25,19 @@ class Looked(Protocol):
 
 
 def is_held(check: bool, one: Looked) -> bool:
-    """Whether a picture must not be shown now. A moderator's word goes before the check's."""
+    """Return whether a picture must not be shown now. A moderator's decision overrides the check."""
     if one.reviewed:
         return one.reviewed != "shown"
     return check and one.verdict != "passed"
 
 
 def held(view: View) -> tuple[int, ...]:
-    """The images of a job that must not be shown now."""
+    """Return the images of a job that must not be shown now."""
     return tuple(shot.index for shot in view.pictures if is_held(view.check, shot))
 
 
 def why(index: int, one: Looked) -> str:
-    """Why a held picture is not shown, as a sentence."""
+    """Return why a held picture is not shown, as a sentence."""
     if one.reviewed:
         return f"Picture {index + 1} stays hidden: a moderator has looked at it."
     if one.verdict == "flagged":
@@ -46,11 +46,11 @@ def why(index: int, one: Looked) -> str:
 
 
 def lines(view: View) -> list[str]:
-    """A sentence for each held picture of a job."""
+    """Return a sentence for each held picture of a job."""
     return [why(shot.index, shot) for shot in view.pictures if is_held(view.check, shot)]
 
 
 def notes(check: bool, pool: str, workers: Mapping[str, Presence]) -> tuple[str, ...]:
-    """What to say with an accepted job whose pictures nobody can check."""
+    """Return the note on an accepted job whose pictures no worker can check."""
     able = any(one.checks and pool in one.pools for one in workers.values())
     return (NO_CHECK,) if check and not able else ()

@@ -1,7 +1,6 @@
-"""The intake: a stranger's picture as a plain PNG, read in a process of its own that may break without harm.
+"""The upload decoder: turns an uploaded file into a plain PNG, in a sandboxed subprocess.
 
-Bounds are checked before a pixel is decoded, nothing that the process says is believed unseen, and what is wrong with
-a picture is said in one sentence. Knows bytes and processes; knows nothing of members, jobs or addresses.
+Limits are checked before a pixel is decoded, and the subprocess's output is validated. Each fault has one sentence.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from bot.refused import Refused, Status
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 16 * 2**20
-SECONDS = 10.0  # of a clock, for one picture
-MEMORY = 2**30  # bytes of address space: 7/8 of it hold `MOST_PIXELS` of every kind (tests/bot/test_intake.py)
-READERS = 2  # pictures that are read at once
-LINE = 32  # that wait: each is held in memory
-ALIKE = 0.02  # that two shapes may differ
+SECONDS = 10.0  # wall clock, per upload
+MEMORY = 2**30  # bytes of address space: 7/8 of it suffice for `MOST_PIXELS` of every kind (tests/bot/test_intake.py)
+READERS = 2  # uploads decoded at once
+LINE = 32  # uploads that wait: each is held in memory
+ALIKE = 0.02  # relative difference of two aspect ratios that count as equal
 
 _KINDS = ", ".join({"WEBP": "WebP"}.get(one, one) for one in reading.FORMATS[:-1]) + f" and {reading.FORMATS[-1]}"
 _MILLION = f"{MOST_PIXELS // 1_000_000} million"
 WHY: dict[bytes, tuple[str, Status]] = {
-    reading.NO_KIND: (f"The {{}} is of no kind that is read here: {_KINDS} are.", 422),
+    reading.NO_KIND: (f"The {{}} has a format that is not supported here: {_KINDS} are.", 422),
     reading.BROKEN: ("The {} is damaged and cannot be read: save it anew and try again.", 422),
     reading.PIXELS: (f"The {{}} has too many pixels: up to {_MILLION} are read.", 413),
     reading.SIDE: (f"The {{}} is too long: up to {MOST_SIDE} pixels a side are read.", 413),
@@ -43,7 +42,7 @@ BUSY = "Too many pictures are being read just now: try again soon."
 
 @dataclass(frozen=True)
 class Brought:
-    """A picture as a PNG of nothing but pixels, RGB or (of a mask) grey; and what was done to it, in sentences."""
+    """A decoded upload: a PNG of pixels alone, RGB or (of a mask) grey. `notes` say what was changed."""
 
     png: bytes
     width: int
@@ -53,7 +52,7 @@ class Brought:
 
 
 class Intake:
-    """One for a house; closed at its end. The processes start when the first picture comes, and then stay."""
+    """One per bot. The subprocesses start with the first upload and stay until `close`."""
 
     def __init__(self, *, seconds: float = SECONDS, memory: int = MEMORY, readers: int = READERS) -> None:
         self._seconds, self._memory = seconds, memory
@@ -63,15 +62,15 @@ class Intake:
         self._closed = False
 
     async def read(self, content: bytes, *, what: str = "picture") -> Brought:
-        """A picture file of any kind that is read, as RGB. Raises `Refused` with a sentence about the `what`."""
+        """Decode a picture of any supported format to RGB. Raises `Refused` with a sentence about the `what`."""
         head, png = await self._asked(reading.PICTURE, content, what)
         return await asyncio.to_thread(_brought, head, png, RGB, what)
 
     async def read_mask(self, content: bytes, *, shape: tuple[int, int] | None = None, what: str = "mask") -> Brought:
-        """A mask as grey: what is white is drawn anew. Raises `Refused`, also where nothing is white.
+        """Decode a mask to grey: white is repainted. Raises `Refused`, also if nothing is white.
 
-        `shape`: width and height of its picture. It may be smaller or larger, for whoever draws scales both; of
-        another shape, both would be cut differently, and it would lie beside what it is about.
+        `shape`: width and height of its picture. The mask may be smaller or larger, since both are scaled later. With
+        another aspect ratio both would be cropped differently, and the mask would be misplaced.
         """
         head, png = await self._asked(reading.MASK, content, what)
         own = head[2], head[3]
@@ -81,13 +80,13 @@ class Intake:
         return await asyncio.to_thread(_brought, head, png, GREY, what)
 
     async def close(self) -> None:
-        """No process is left; what is being read breaks off."""
+        """End every subprocess; uploads in progress fail."""
         self._closed = True
         await asyncio.gather(*(reader.end() for reader in list(self._all)))
         self._all.clear()
 
     async def _asked(self, kind: Kind, content: bytes, what: str) -> tuple[tuple[bytes, int, int, int], bytes]:
-        """The head and the PNG of one that was read."""
+        """Return the head and the PNG of a decoded upload. Raises `Refused`."""
         if not content:
             raise Refused(f"The {what} is empty.")
         if len(content) > MOST_BYTES:
@@ -103,7 +102,7 @@ class Intake:
         if end == confined.SLOW:
             raise Refused(TOO_LONG.format(what))
         if end != confined.SAID or len(said) < reading.HEAD.size:
-            log.warning("intake: a picture of %d bytes ended its reader (%d)", len(content), end)
+            log.warning("intake: an upload of %d bytes ended its decoder (%d)", len(content), end)
             raise Refused(BROKE_OFF.format(what))
         head = reading.HEAD.unpack_from(said)
         if head[0] != reading.READ:
@@ -115,12 +114,12 @@ class Intake:
         try:
             reader = await self._taken()
         except (Gone, OSError) as error:
-            log.error("intake: no process to read pictures: %s", error)
+            log.error("intake: no decoder process: %s", error)
             raise Refused("Pictures cannot be read just now: try again soon.", 429) from error
         try:
             return await reader.ask(kind, content)
         except Gone as error:
-            log.warning("intake: a process that reads pictures is gone: %s", error)
+            log.warning("intake: a decoder process is gone: %s", error)
             raise Refused(BROKE_OFF.format(what)) from error
         finally:
             if reader.fit and not self._closed:
@@ -129,7 +128,7 @@ class Intake:
                 await self._ended(reader)
 
     async def _taken(self) -> Reader:
-        """One that is idle and alive, else a new one."""
+        """Return a process that is idle and alive, else start one."""
         while self._idle:
             if (reader := self._idle.pop()).fit:
                 return reader
@@ -147,17 +146,17 @@ class Intake:
 
 
 def _alike(own: tuple[int, int], shape: tuple[int, int]) -> bool:
-    """A side may have been rounded when one of them was made smaller."""
+    """Return whether two shapes are alike; a side may have been rounded when one picture was scaled down."""
     return abs(own[0] * shape[1] / (own[1] * shape[0]) - 1) <= max(ALIKE, 1 / min(*own, *shape))
 
 
 def _brought(head: tuple[bytes, int, int, int], png: bytes, colour: int, what: str) -> Brought:
-    """Raises `Refused` for a PNG that is not what it should be: then whoever read it had lost its mind."""
+    """Return the decoded upload. Raises `Refused` for an invalid PNG: then the subprocess cannot be trusted."""
     _, done, *own = head
     try:
         width, height = plain(png, KEPT_SIDE, colour)
     except NotPlain as error:
-        log.warning("intake: what was read is no plain picture: %s", error)
+        log.warning("intake: a decoded upload is no plain PNG: %s", error)
         raise Refused(BROKE_OFF.format(what)) from error
     notes = {
         reading.ANIMATED: "It is animated: its first picture is taken.",

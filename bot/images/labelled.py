@@ -1,7 +1,6 @@
-"""Pictures with a line of text under each: a ladder's rungs to choose from, and pictures side by side.
+"""Labelled pictures: the contact sheet of a ladder's keyframes, and pictures side by side.
 
-Knows pixels and ladders; knows nothing of jobs. Every picture is opened within bounds and made small before the next
-is opened. CPU-heavy: async callers use a thread.
+Every picture is opened within limits and scaled down before the next is opened. CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -20,17 +19,16 @@ from bot.refused import Refused
 
 MOST = 12  # cells of a contact sheet
 CELL = 192  # pixels of a cell's longer side
-HEIGHTS = (256, 768)  # of pictures side by side, at least and at most
-NARROWEST = 96  # pixels: of a picture beside others, for its label
-LONGEST = 200  # characters of a label that are looked at
+HEIGHTS = (256, 768)  # least and most pixels of the height of pictures side by side
+NARROWEST = 96  # pixels: the least width of a picture beside others, for its label
+LONGEST = 200  # characters of a label that are used
 _INK, _SMALL, _LARGE = (232, 232, 236), 18, 22  # colour and size of the text
 
 
 def contact_sheet(ladder: bytes, form: Form = "WEBP") -> bytes:
-    """The rungs that one can branch off at, each with its step under it: up to 12, in rows of up to four.
+    """Return the keyframes that can be branched, each labelled with its step: up to 12, in rows of up to four.
 
-    Of more, 12 from the first to the last. Raises `Refused` (404) where there are none, `Unreadable` where a thumbnail
-    is no picture.
+    Of more, 12 from the first to the last. Raises `Refused` (404) if there are none, `Unreadable` for a bad thumbnail.
     """
     kept = [stage for stage in stages(ladder) if stage.branches]
     if not kept:
@@ -46,11 +44,11 @@ def contact_sheet(ladder: bytes, form: Form = "WEBP") -> bytes:
 
 
 def compared(pictures: Sequence[bytes], labels: Sequence[str]) -> bytes:
-    """2 to 4 pictures beside each other at equal height, each with its label under it, as PNG.
+    """Return 2 to 4 pictures side by side at equal height, each with its label under it, as PNG.
 
-    As high as the highest, between 256 and 768 pixels, less where they would be wider than 4096. A label that is too
-    long for its picture is cut, and what is not ASCII in it is left out: the font has nothing else. Raises `ValueError`
-    for other numbers, `Unreadable` for what is no picture.
+    The height is that of the highest, between 256 and 768 pixels, less if they would be wider than 4096. A label that
+    is too long for its picture is cut. Characters outside ASCII are dropped, since the font has no others. Raises
+    `ValueError` for other numbers, `Unreadable` for what is no picture.
     """
     if not 2 <= len(pictures) <= 4 or len(labels) != len(pictures):
         raise ValueError("2 to 4 pictures are compared, each with a label")
@@ -87,7 +85,7 @@ def _bounded(picture: bytes) -> Image.Image:
 
 
 def _labelled(picture: Image.Image, label: str, size: int) -> Image.Image:
-    """The picture on paper at least as wide as a label needs, and the label in the middle under it."""
+    """Return the picture with its label centred below, at least as wide as a label needs."""
     width, strip = max(picture.width, NARROWEST), size * 3 // 2
     made = Image.new("RGB", (width, picture.height + strip), PAPER)
     made.paste(picture, ((width - picture.width) // 2, 0))

@@ -1,4 +1,4 @@
-"""What takes long to make is made once, one at a time, and the last few are remembered. Knows nothing of what it is."""
+"""An async cache: an expensive result is made once, one at a time, and the last few are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Made(Generic[T]):
-    """At most `most` are remembered. A key says all that something is made of: the same key, the same thing."""
+    """Keeps at most `most` results. A key names all that its result depends on."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -19,7 +19,7 @@ class Made(Generic[T]):
         self._turn = asyncio.Lock()
 
     async def of(self, key: tuple[str, ...], make: Callable[[], Awaitable[T]]) -> T:
-        """What is known of that key waits for nobody; what has to be made waits for what is being made."""
+        """Return the result of that key, made by `make` if it is not cached. Only a new result waits for others."""
         if key not in self._known:
             async with self._turn:
                 if key not in self._known:

@@ -1,6 +1,6 @@
-"""Picture bytes to pixels and back: what comes from outside is bounded and of a known format before it is decoded.
+"""Picture bytes to pixels and back. Format and size of foreign pictures are checked before decoding.
 
-Knows Pillow; knows nothing of grids, films or where bytes come from. CPU-heavy: async callers use a thread.
+CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from PIL.PngImagePlugin import PngInfo
 Form = Literal["PNG", "JPEG", "WEBP"]
 FORMS: tuple[Form, ...] = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 4096 * 4096
-RECIPE, MAX_TEXT = "parameters", 32_768  # a PNG's text chunk, and characters in it
+RECIPE, MAX_TEXT = "parameters", 32_768  # key of a PNG's text chunk, and characters in it
 PNG = b"\x89PNG\r\n\x1a\n"
-PAPER = (18, 18, 20)  # what stands behind transparent or missing pictures
+PAPER = (18, 18, 20)  # background of transparent or missing pictures
 
 
 class Unreadable(ValueError):
-    """Bytes that are no picture, or one of a format or size that is not taken."""
+    """Bytes that are no picture, or one of an unsupported format or size."""
 
 
 def opened(payload: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """`payload` as RGB pixels (its first frame). Raises `Unreadable`, and decodes nothing over `max_pixels`."""
+    """Decode the first frame of `payload` to RGB. Raises `Unreadable`; decodes nothing over `max_pixels`."""
     try:
         with Image.open(io.BytesIO(payload), formats=FORMS) as picture:
             width, height = picture.size
@@ -50,16 +50,16 @@ def _flat(picture: Image.Image) -> Image.Image:
 
 
 def resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Lanczos; the picture itself where it has that size already."""
+    """Resize by Lanczos; return the picture itself if it has that size."""
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def saved(picture: Image.Image, form: Form, quality: int = 90, text: str = "") -> bytes:
-    """The picture's bytes: the same pixels and text give the same bytes. `quality` 100 is lossless for WebP.
+    """Encode the picture: the same pixels and text give the same bytes. `quality` 100 is lossless for WebP.
 
-    `text` is its recipe, kept where A1111 (the web UI whose form every gallery reads) keeps it: in a PNG under
-    `parameters`, in a WebP as the EXIF user comment, in a JPEG not at all. No other metadata is written. What is made
-    here waits for somebody: a quarter of the time is worth a fifth more bytes.
+    `text` is its recipe, stored as A1111 does (the web UI whose form every gallery reads): in a PNG under `parameters`,
+    in a WebP as the EXIF user comment, in a JPEG not at all. No other metadata is written. PNG compression is low,
+    since somebody waits: a quarter of the time for a fifth more bytes.
     """
     out = io.BytesIO()
     if form == "PNG":
@@ -72,7 +72,7 @@ def saved(picture: Image.Image, form: Form, quality: int = 90, text: str = "") -
 
 
 def text_of(payload: bytes) -> str:
-    """The recipe that a PNG carries; empty where it has none, or one that is longer than ours can be."""
+    """Return the recipe in a PNG; empty if it has none, or one longer than ours can be."""
     try:
         with Image.open(io.BytesIO(payload), formats=("PNG",)) as picture:
             text = str(picture.info.get(RECIPE) or "")
@@ -99,7 +99,7 @@ def _comment(text: str) -> bytes:
 
 
 def size(png: bytes) -> tuple[int, int] | None:
-    """Width and height as a PNG's header has them (PNG specification, 11.2.2 IHDR); None if it is none."""
+    """Return width and height from a PNG's header (PNG specification, 11.2.2 IHDR); None if it is no PNG."""
     if len(png) < 33 or not png.startswith(PNG) or png[12:16] != b"IHDR":
         return None
     width, height = struct.unpack(">II", png[16:24])

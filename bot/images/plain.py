@@ -1,6 +1,6 @@
-"""Whether a PNG is nothing but pixels: checked chunk by chunk, so that one from a process that may lie can be kept.
+"""Validation of PNGs from an untrusted process, chunk by chunk: pixels and nothing else. Pure.
 
-Pure; knows the PNG specification (ISO/IEC 15948), and decodes no pixel. CPU-heavy: async callers use a thread.
+Follows the PNG specification (ISO/IEC 15948); decodes no pixel. CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ CHANNELS = {GREY: 1, RGB: 3}
 
 
 class NotPlain(ValueError):
-    """Something else than IHDR, IDAT and IEND, or not what they promise."""
+    """Other chunks than IHDR, IDAT and IEND, or data that contradicts the header."""
 
 
 def plain(png: bytes, most: int, colour: int) -> tuple[int, int]:
-    """Width and height of a PNG of 8 bits, not interlaced, of that colour type, at most `most` pixels a side.
+    """Return width and height of a valid PNG: 8 bits, not interlaced, that colour type, at most `most` pixels a side.
 
-    Every checksum is right, and the data inflates to exactly its rows, each with a known filter. Raises `NotPlain`.
+    Every checksum must be right, and the data must inflate to exactly its rows, each with a known filter. Raises
+    `NotPlain`.
     """
     (_, head), *data, (_, end) = _chunks(png)
     if len(head) != 13 or end:

@@ -1,6 +1,6 @@
-"""One process that reads pictures (`bot.images.confined`), from its start to its end. Knows processes and framing.
+"""Client of one decoder process (`bot.images.confined`): start, requests, end.
 
-A Python with Pillow takes 0.2 s to start and a fork of one 2 ms: so it stays, and forks for each picture.
+A Python with Pillow takes 0.2 s to start, a fork of it 2 ms: so the process stays, and forks for each upload.
 """
 
 from __future__ import annotations
@@ -17,31 +17,34 @@ from bot.images import confined
 from bot.images.reading import Kind
 
 ROOT = Path(__file__).parents[2]
-STARTING = 30.0  # seconds until it is ready, on a machine that is busy
-GRACE = 5.0  # seconds beyond a picture's own, after which it is the process itself that hangs
+STARTING = 30.0  # seconds until it is ready, on a busy machine
+GRACE = 5.0  # seconds beyond an upload's limit, after which the process itself hangs
 CODE = "import sys; sys.path.insert(0, {!r}); from bot.images.confined import main; main({!r}, {!r})"
-NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some Pythons find their own library by it; no secret lies there
+NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some Pythons find their own library by these; they hold no secret
 
 
 class Gone(Exception):
-    """The process ended, hangs, or says what it cannot have meant."""
+    """The process ended, hangs, or sent an invalid answer."""
 
 
 class Reader:
-    """After `Gone` or a cancellation it is good for nothing more; whoever has it calls `end`."""
+    """Unusable after `Gone` or a cancellation; its owner calls `end`."""
 
     def __init__(self, process: Process, seconds: float) -> None:
         self._process, self._seconds, self._asking = process, seconds, False
 
     @classmethod
     async def start(cls, seconds: float, memory: int) -> Reader:
-        """Ready to read. Without our environment: it shall know no secret. What keeps it from starting goes to our own
-        standard error; a child that has a picture has none. Raises `Gone` or OSError."""
+        """Start a process and wait until it is ready. Raises `Gone` or OSError.
+
+        It gets no environment, so it knows no secret. Errors of its start go to our standard error; a child that has an
+        upload has none.
+        """
         code = CODE.format(str(ROOT), float(seconds), int(memory))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-c", code, stdin=PIPE, stdout=PIPE,
             env={name: os.environ[name] for name in NEEDED if name in os.environ},
-            start_new_session=True,  # Ctrl-C is for us; and so it ends with its children
+            start_new_session=True,  # Ctrl-C is for the bot; and `end` kills the group, children included
         )  # fmt: skip
         made = cls(process, seconds)
         try:
@@ -62,7 +65,7 @@ class Reader:
 
     @property
     def fit(self) -> bool:
-        """Whether it may be asked."""
+        """Whether it can take a request."""
         return self._process.returncode is None and not self._asking
 
     @property
@@ -71,7 +74,7 @@ class Reader:
         return self._process.stdout
 
     async def ask(self, kind: Kind, content: bytes) -> tuple[int, bytes]:
-        """How the child that read it ended (`confined.SAID` and so on), and what it said. Raises `Gone`."""
+        """Decode a file. Return how the child ended (`confined.SAID` and so on), and its output. Raises `Gone`."""
         sink, self._asking = self._process.stdin, True
         assert sink is not None
         try:
@@ -89,7 +92,7 @@ class Reader:
         return end, said
 
     async def end(self) -> None:
-        """Killed with its child and waited for, also while whoever asks is being cancelled."""
+        """Kill the process with its child and wait for it, even while the caller is being cancelled."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         assert self._process.stdin is not None

@@ -1,8 +1,8 @@
-"""A stranger's picture file as plain pixels: upright, in sRGB, opaque, of bounded size, and nothing else of the file.
+"""Decoding of an uploaded picture: upright, sRGB, opaque, of bounded size, without metadata.
 
-Pure, but for what Pillow keeps; called in a process that has nothing to lose (`bot.images.confined`). Knows Pillow and
-bounds; imports nothing of the bot, so that such a process starts quickly. The header is looked at before any pixel is
-decoded. An outcome is a letter and numbers, never words: whoever asked does not repeat what this process says.
+Runs in the sandboxed child (`bot.images.confined`). Imports nothing of the bot, so that the process starts quickly. The
+header is checked before any pixel is decoded. An outcome is a letter and numbers, never text: the bot repeats nothing
+that this process says.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ KEPT_SIDE = 2048  # pixels: no model here draws more
 MOST_PROFILE = 4 * 2**20  # bytes of a colour profile; the largest for printers have 3 MiB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", *(("AVIF",) if features.check("avif") else ()))
 ANIMATIONS = ("PNG", "WEBP", "GIF", "AVIF")  # a JPEG with more than one picture is a photograph with its preview
-HEAD = struct.Struct(">cBII")  # outcome, what was done to it, its own width and height upright; then the PNG
-ANIMATED, TRANSPARENT, REDUCED = 1, 2, 4  # what was done to it
+HEAD = struct.Struct(">cBII")  # outcome, what was changed, original width and height upright; then the PNG
+ANIMATED, TRANSPARENT, REDUCED = 1, 2, 4  # what was changed
 READ, NO_KIND, BROKEN, PIXELS, SIDE, MEMORY, EMPTY = b"+", b"k", b"b", b"p", b"s", b"m", b"e"
 Kind = Literal[b"p", b"m"]  # a picture, a mask
 PICTURE: Kind = b"p"
 MASK: Kind = b"m"
-PAINTED = 128  # grey from which a mask is painted
+PAINTED = 128  # grey level from which a mask is painted
 _BEHIND = {PICTURE: (255, 255, 255), MASK: (0, 0, 0)}  # what is transparent in a mask is not painted
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +42,7 @@ _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 
 
 class _Bad(ValueError):
-    """Why a file is not taken: one of the outcomes."""
+    """The file is refused, with one of the outcomes."""
 
     def __init__(self, outcome: bytes) -> None:
         super().__init__(outcome)
@@ -50,7 +50,7 @@ class _Bad(ValueError):
 
 
 def answered(kind: Kind, content: bytes) -> bytes:
-    """`HEAD` and a PNG of 8 bits, RGB or (of a mask) grey; of what is not taken, `HEAD` alone. Never raises."""
+    """Return `HEAD` and a PNG of 8 bits, RGB or (of a mask) grey; for a refused file `HEAD` alone. Never raises."""
     try:
         return _read(kind, content)
     except _Bad as error:
@@ -61,20 +61,20 @@ def answered(kind: Kind, content: bytes) -> bytes:
         outcome = PIXELS
     except Image.UnidentifiedImageError:
         outcome = BROKEN if content.startswith(_MAGIC) else NO_KIND
-    except Exception as error:  # a decoder's, of damaged bytes: there are dozens
+    except Exception as error:  # decoders raise dozens of types for damaged bytes
         outcome = MEMORY if "memory" in str(error).lower() else BROKEN
     return HEAD.pack(outcome, 0, 0, 0)
 
 
 def prepare() -> None:
-    """Sets Pillow's own bounds, and has it load every part that it would look for in files later."""
+    """Set Pillow's limits, and load every part of it that it would otherwise load from files later."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     if "AVIF" in FORMATS:
         from PIL import AvifImagePlugin
 
-        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # threads are forbidden later
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the child may start no threads
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -91,7 +91,7 @@ def _read(kind: Kind, content: bytes) -> bytes:
         done = ANIMATED if opened.format in ANIMATIONS and getattr(opened, "is_animated", False) else 0
         own, fitting = opened.size, _fitting(opened.size)
         if opened.format in ("JPEG", "MPO"):
-            opened.draft(None, fitting)  # decoded smaller, where that is still large enough: quicker, in less memory
+            opened.draft(None, fitting)  # decode at a smaller scale that still suffices: faster, with less memory
         opened.load()
         _check(*opened.size)
         turn, profile = _turn(opened), opened.info.get("icc_profile")
@@ -120,25 +120,25 @@ def _check(width: int, height: int) -> None:
 
 
 def _fitting(size: tuple[int, int]) -> tuple[int, int]:
-    """The same shape, at most `KEPT_SIDE` on the longer side."""
+    """Return a size of the same shape, at most `KEPT_SIDE` on the longer side."""
     factor = min(1.0, KEPT_SIDE / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def _turn(opened: Image.Image) -> Image.Transpose | None:
-    """How it must be turned to stand upright; EXIF that is damaged says nothing."""
+    """Return the EXIF transpose that makes it upright; None for none, or for damaged EXIF."""
     try:
         said = opened.getexif().get(ExifTags.Base.Orientation)
         return _TURNED.get(said) if isinstance(said, int) else None
     except MemoryError:
         raise
-    except Exception:  # whatever its parser meets; the pixels are there already
+    except Exception:  # any error of its parser; the pixels are decoded already
         return None
 
 
 def _plain(opened: Image.Image) -> Image.Image:
-    """L, RGB, RGBA or CMYK, in 8 bits."""
-    if opened.mode.startswith(("I", "F")):  # grey in 16 bits, the only deep one that Pillow keeps of these formats
+    """Convert to L, RGB, RGBA or CMYK, in 8 bits."""
+    if opened.mode.startswith(("I", "F")):  # 16-bit grey, the only deep mode that Pillow keeps of these formats
         return opened.convert("I").point(lambda level: level * (1 / 257)).convert("L")
     if opened.has_transparency_data:
         return opened.convert("RGBA")
@@ -148,7 +148,7 @@ def _plain(opened: Image.Image) -> Image.Image:
 
 
 def _flat(pixels: Image.Image, profile: object, behind: tuple[int, int, int]) -> tuple[Image.Image, bool]:
-    """RGB in sRGB on one colour, and whether that can be seen through it."""
+    """Convert to sRGB on one background colour. Return also whether anything was transparent."""
     if pixels.mode != "RGBA":
         return _in_srgb(pixels, profile), False
     alpha = pixels.getchannel("A")
@@ -158,7 +158,7 @@ def _flat(pixels: Image.Image, profile: object, behind: tuple[int, int, int]) ->
 
 
 def _in_srgb(pixels: Image.Image, profile: object) -> Image.Image:
-    """Without a profile, or with one that cannot be followed, the numbers as they are."""
+    """Convert to sRGB; without a usable profile, keep the numbers."""
     if isinstance(profile, bytes) and 0 < len(profile) <= MOST_PROFILE:
         try:
             source, wanted = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
@@ -171,7 +171,7 @@ def _in_srgb(pixels: Image.Image, profile: object) -> Image.Image:
 
 
 def _png(flat: Image.Image) -> bytes:
-    """Its pixels alone, the same bytes for the same pixels: no text, no profile, no place where it was taken."""
+    """Encode the pixels alone, the same bytes for the same pixels: no text, no profile, no location."""
     flat.info.clear()
     buffer = io.BytesIO()
     flat.save(buffer, "PNG", compress_level=2)  # as `bot.images.pixels.saved`

@@ -1,7 +1,4 @@
-"""A film before it is a file: frames that are drawn when they are wanted, how long each is seen, and what fits a limit.
-
-Knows frames, sizes and durations; knows nothing of ladders, jobs or how a format is written (`film_formats`).
-"""
+"""Frames of an animation before encoding: drawn on demand, with durations, and reduced until they fit a size limit."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ if TYPE_CHECKING:
 
 FRAME_MS = 90
 HOLD_MS = 2500
-TURN_MS = 700  # where a film begins with a finished picture or turns round
-LIMIT = 10 * 1024 * 1024  # what Discord takes in a server without boosts
+TURN_MS = 700  # where a film begins with a finished picture or reverses
+LIMIT = 10 * 1024 * 1024  # Discord's upload limit in a server without boosts
 MAX_SIDE = 1032  # pixels of a frame's longer side: two cells of 512 with the gap, and 150 MB for 48 frames
 
 Size = tuple[int, int]
 
-# What is tried, in order, until a film fits: take every n-th frame, size as a share, level of quality (0 is the best).
+# Attempts, in order, until a film fits: every n-th frame, size as a share, quality level (0 is the best).
 _TRIALS = (
     (1, 1.0, 0), (2, 1.0, 0), (3, 1.0, 0), (3, 0.75, 0), (3, 0.5, 0), (3, 0.5, 1), (3, 0.5, 2), (4, 0.25, 2),
     (6, 0.125, 2),
@@ -33,10 +30,10 @@ _TRIALS = (
 
 @dataclass(frozen=True)
 class Reel:
-    """`count` frames; `draw(place, size)` makes one, counted from 0, of exactly this size in pixels.
+    """`count` frames; `draw(place, size)` draws one, counted from 0, of exactly this size in pixels.
 
-    `pauses`: places that no thinning takes away, and for how many milliseconds more each is seen. The last frame is
-    always there and is held for `HOLD_MS`.
+    `pauses`: frames that are never left out, and how many milliseconds longer each is shown. The last frame always
+    stays and is shown for `HOLD_MS`.
     """
 
     count: int
@@ -46,10 +43,10 @@ class Reel:
 
 
 def fitted(reel: Reel, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
-    """The reel as a file of at most `limit` bytes: with fewer frames, then smaller, then of lower quality.
+    """Encode the frames in at most `limit` bytes: with fewer frames, then smaller, then at lower quality.
 
-    It lasts as long with fewer frames. The same reel gives the same bytes. Raises `Refused` (422) where this kind
-    cannot be made here, (413) where even the smallest does not fit.
+    The film lasts as long with fewer frames. The same frames give the same bytes. Raises `Refused` (422) if this format
+    cannot be made here, (413) if even the smallest does not fit.
     """
     check_kind(kind)
     for every, share, level in _trials(kind):
@@ -63,27 +60,27 @@ def fitted(reel: Reel, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
 
 
 def _trials(kind: Kind) -> Sequence[tuple[int, float, int]]:
-    """A GIF without dithering is up to half as large and nearly as good: that goes before its frames do."""
+    """Return the attempts. A GIF without dithering is nearly as good and up to half as large: that is tried early."""
     if kind != "gif":
         return _TRIALS
     return _TRIALS[0], *((every, share, max(1, level)) for every, share, level in ((1, 1.0, 1), *_TRIALS[1:]))
 
 
 def thinned(reel: Reel, every: int) -> list[int]:
-    """Every n-th place, counted from the end, so that the last is always in it; and the pauses."""
+    """Return every n-th frame, counted from the end, so that the last is always there; and the pauses."""
     last = reel.count - 1
     return [place for place in range(reel.count) if (last - place) % every == 0 or place in reel.pauses]
 
 
 def durations(reel: Reel, places: list[int]) -> list[int]:
-    """Milliseconds of each frame: until the next that is kept; the first also stands for what was left out before."""
+    """Return each frame's milliseconds: until the next one. The first also covers the frames left out before it."""
     starts = [0, *places[1:]]
     seen = [(after - place) * FRAME_MS for place, after in pairwise(starts)]
     return [ms + reel.pauses.get(place, 0) for place, ms in zip(places, seen, strict=False)] + [HOLD_MS]
 
 
 def joined(first: Reel, second: Reel, pause: int = TURN_MS) -> Reel:
-    """One after the other, at the second one's size; the end of the first is seen `pause` milliseconds longer."""
+    """Join two animations at the second one's size; the first one's end is shown `pause` milliseconds longer."""
 
     def draw(place: int, size: Size) -> Image.Image:
         return first.draw(place, size) if place < first.count else second.draw(place - first.count, size)
@@ -93,7 +90,7 @@ def joined(first: Reel, second: Reel, pause: int = TURN_MS) -> Reel:
 
 
 def bounded(size: Size, most: int = MAX_SIDE) -> Size:
-    """A size of the same shape whose longer side is at most `most`."""
+    """Return a size of the same shape whose longer side is at most `most`."""
     return _shared(size, min(1.0, most / max(size)))
 
 

@@ -1,6 +1,6 @@
-"""A picture as a small square, for whoever only looks at it: its middle, at a bounded size. Pure, over plain PNGs.
+"""Square thumbnails: the middle of a picture at a bounded size. Pure; takes plain PNGs.
 
-CPU-heavy: async callers use a thread. What cannot be opened raises `Unreadable`.
+CPU-bound: async callers use a thread. What cannot be opened raises `Unreadable`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from PIL import Image, ImageOps
 
 from bot.images.pixels import opened, saved
 
-MOST_SIDE = 256  # pixels: even of pure noise, the PNG is then below what a request may carry
+MOST_SIDE = 256  # pixels: even a PNG of pure noise is then below the limit of a request
 
 
 def square(png: bytes, side: int) -> bytes:
-    """The middle of a picture as a PNG, `side` pixels wide and high, or `MOST_SIDE` if that is less."""
+    """Return the middle of a picture as a PNG, `side` pixels wide and high, at most `MOST_SIDE`."""
     least = min(side, MOST_SIDE)
     return saved(ImageOps.fit(opened(png), (least, least), Image.Resampling.LANCZOS), "PNG")

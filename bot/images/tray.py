@@ -1,7 +1,4 @@
-"""How much of members' pictures is in memory between their arrival and their job: bounded over all members together.
-
-Knows bytes; knows nothing of whose they are or where they come from.
-"""
+"""Limit on the memory for uploads of all members together, from their arrival until their job exists."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from contextlib import asynccontextmanager
 from bot.refused import Refused
 
 MOST_BYTES = 384 * 2**20
-LINE = 64  # requests that wait for room
-BUSY = "Too many pictures are being brought just now: try again soon."
+LINE = 64  # requests that wait for memory
+BUSY = "Too many pictures are being uploaded just now: try again soon."
 
 
 class Tray:
-    """One for a house. What waits for room has fetched nothing yet, and is served in order."""
+    """One per bot. A request that waits has downloaded nothing yet; requests are served in order."""
 
     def __init__(self, most: int = MOST_BYTES, line: int = LINE) -> None:
         self._most, self._line = most, line
@@ -26,12 +23,12 @@ class Tray:
 
     @property
     def taken(self) -> int:
-        """Bytes for which there is room just now, because somebody asked."""
+        """Bytes that are reserved now."""
         return self._taken
 
     @asynccontextmanager
     async def room(self, size: int) -> AsyncIterator[None]:
-        """For `size` bytes, as long as the body runs; more than there can be waits for all of it. Raises `Refused`."""
+        """Reserve `size` bytes while the body runs; more than the limit waits for all of it. Raises `Refused`."""
         size = min(size, self._most)
         if self._waiting >= self._line:
             raise Refused(BUSY, 429)

@@ -1,6 +1,6 @@
-"""A walk as a film: its pictures in their order, faded into each other, to the end and back.
+"""The interpolation film: the pictures of a walk in order, cross-faded, to the end and back.
 
-Knows pixels; knows nothing of jobs, or of how the pictures came to be. CPU-heavy: async callers use a thread.
+CPU-bound: async callers use a thread.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from bot.images.pixels import opened, resized
 from bot.images.reel import HOLD_MS, LIMIT, Reel, Size, bounded, fitted
 
 BETWEEN = 3  # frames from one picture to the next
-SIDE = 512  # pixels of its longer side at most: it has up to 91 frames, all in memory at once
+SIDE = 512  # pixels of the longer side at most: a film has up to 91 frames, all in memory at once
 SMALLEST = 256
 
 
 def walk(pictures: Sequence[bytes], *, kind: Kind = "webp", limit: int = LIMIT) -> bytes:
-    """Two to sixteen pictures of one size as a film that begins anew where it ends, at most `limit` bytes.
+    """Return two to sixteen pictures of one size as a looping film, at most `limit` bytes.
 
-    Both ends are held. Raises `Unreadable` for what is no picture, `Refused` where this kind cannot be made here (422)
+    Both ends are held. Raises `Unreadable` for what is no picture, `Refused` if this format cannot be made here (422)
     or even the smallest does not fit (413), `ValueError` for fewer than two.
     """
     return fitted(walking(pictures), kind, limit)
 
 
 def walking(pictures: Sequence[bytes]) -> Reel:
-    """`walk` before it is a file."""
+    """Return the frames of `walk`."""
     if len(pictures) < 2:
         raise ValueError("a walk has two pictures at least")
     tiles = [opened(one) for one in pictures]

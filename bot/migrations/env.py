@@ -1,4 +1,4 @@
-"""Alembic's entry: upgrades the connection that the store hands over, or, by the `alembic` command, a URL."""
+"""Alembic's environment: migrates the connection from the store, or, under the `alembic` command, a URL."""
 
 from __future__ import annotations
 

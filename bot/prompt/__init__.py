@@ -1,9 +1,8 @@
-"""The prompt grammar: `terrier, looking up --ar 16:9 --seed 7`, `a::2 b::-1`, `{x,y}`. Parse it or refuse it; pure.
+"""The prompt grammar: `terrier, looking up --ar 16:9 --seed 7`, `a::2 b::-1`, `{x,y}`. Pure.
 
-Knows how a prompt is written; knows nothing of members, limits, or how a picture is made. Its parts: `concepts` cleans
-and weighs the words, `permutations` expands braces, `flags` finds flags, `values` reads them (with `samplers` and
-`loras`), `own` puts in what a member's own flags stand for, `request` is the outcome, and `possible` what a model
-refuses. Emphasis, as in `(word:1.2)`, stays as it is.
+`concepts` cleans and weights the text, `permutations` expands braces, `flags` finds flags, `values` parses them (with
+`samplers` and `loras`), `own` expands a member's flag aliases, `request` is the result, and `possible` refuses what a
+model cannot do. Emphasis, as in `(word:1.2)`, stays as it is.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Parsed:
-    """One request for each permutation, in order, and what the member should know before they queue."""
+    """One request per permutation, in order, and notes for the member."""
 
     requests: tuple[Request, ...]
     notes: tuple[str, ...]
@@ -47,12 +46,11 @@ def parse(
     text: str, defaults: Warm | None, *, models: Sequence[str] = (), options: Mapping[str, object] | None = None,
     wordless: bool = False, own: Mapping[str, str] | None = None,
 ) -> Parsed:  # fmt: skip
-    """`text` as requests. `defaults`: the model that is used where none is named, None when no worker is online.
+    """Parse `text`. `defaults`: the model that is used if none is named; None while no worker is online.
 
     `options` are a front end's own fields, by the names of Request (`steps`, `ar` as "16:9" or a pair, `negative`, …):
-    they win over flags; None, "" and False count as absent. `wordless`: no words are needed.
-    `own`: what the member's own flags stand for, by name.
-    Raises `Refused`: one sentence about the first mistake.
+    they win over flags; None, "" and False count as absent. `wordless`: the prompt may be empty. `own`: the member's
+    flag aliases, by name. Raises `Refused`: one sentence about the first mistake.
     """
     prompts = expand(clean(text))
     notes = [f"The braces make {jobs(len(prompts))}."] if len(prompts) > 1 else []
@@ -91,7 +89,7 @@ def _request(
 
 
 def _joined(flags: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Options win over flags, but for LoRAs: those of both are taken."""
+    """Merge flags and options. Options win, except that LoRAs of both are used."""
     joined = flags | options
     if options.get("loras") and flags.get("loras"):
         joined["loras"] = merged([*flags["loras"], *options["loras"]])
@@ -117,17 +115,15 @@ def _notes(words: str, flags: tuple[Given, ...], parts: tuple[Concept, ...]) -> 
         yield f"Taken, but without effect here: {shortened(', '.join(dict.fromkeys(ignored)), 200)}."
     names = [given.name for given in flags if given.name in OURS and given.name != "lora"]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        yield f"--{name} stands more than once: the last one counts."
+        yield f"--{name} is given more than once: the last one counts."
     for part in parts:
         if not part.weight:
             yield f"“{shortened(part.text, 40)}” has the weight 0: it is left out."
     if len(parts) == 1 and parts[0].weight != 1:
         yield "Weights are relative to each other: a single one changes nothing."
     if "walk" in names:
-        yield from (
-            f"A walk goes its own way: --{name} changes nothing." for name in ("count", "chaos", "mix") if name in names
-        )
+        yield from (f"In a walk, --{name} changes nothing." for name in ("count", "chaos", "mix") if name in names)
     elif "frames" in names:
-        yield "--frames is about a --walk, and there is none."
+        yield "--frames needs --walk: alone it changes nothing."
     if "://" in words:
         yield "An address in the prompt is read as words: pictures at it are not looked at."

@@ -1,7 +1,4 @@
-"""The words of a prompt: cleaning what was typed, and splitting it at `::` into weighted concepts.
-
-Knows text; knows nothing of flags, models or the encoder that will read it.
-"""
+"""Cleaning of typed prompts, and their split at `::` into weighted concepts."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ from engine.job import MAX_CONCEPTS, Concept
 
 MAX_CHARACTERS = 2000
 MAX_WEIGHT = 100.0
-WORDLESS = Concept("")  # what a picture that begins with another one may do without
+WORDLESS = Concept("")  # the empty prompt, allowed with an init image
 
-# The weight stands directly after `::`; what only begins like a number ("::2nd") is text.
+# The weight stands directly after `::`; text that only begins like a number ("::2nd") is no weight.
 _WEIGHT = re.compile(r"::(?:([+\-−–]?(?:[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6}))(?=[\s:,;.]|$))?")
 
 
 def clean(text: str) -> str:
-    """What was typed, on one line: mojibake mended (ftfy), NFC, no control or invisible characters.
+    """Return the text on one line: mojibake fixed (ftfy), NFC, no control or invisible characters.
 
-    Raises `Refused` when there is more of it than 2000 characters.
+    Raises `Refused` for more than 2000 characters.
     """
     _check_length(text)
     cleaned = plain(fix_text(text, uncurl_quotes=False))
@@ -38,7 +35,7 @@ def _check_length(text: str) -> None:
 
 
 def concepts(words: str) -> tuple[Concept, ...]:
-    """`red apple:: blue::-0.5` as concepts with the weights that were written (1 where none was, 0 is kept).
+    """Return `red apple:: blue::-0.5` as concepts with the written weights (1 if there is none; 0 is kept).
 
     Raises `Refused` for a weight without words or out of range, more than 8 concepts, or a sum of weights not above 0.
     """
@@ -71,10 +68,10 @@ def _check_sum(found: list[Concept]) -> None:
 
 
 def balanced(parts: tuple[Concept, ...]) -> tuple[Concept, ...]:
-    """The same concepts with weights relative to each other: the positive ones add up to 1.
+    """Return the concepts with relative weights: the positive ones add up to 1.
 
-    So `a::2 b::1` is `a::4 b::2`, guidance keeps its strength however many parts there are, and a part that steers away
-    does so in proportion. Weights that add up to more than 0 then all lie between -1 and 1; those of 0 are left out.
+    So `a::2 b::1` is `a::4 b::2`, guidance keeps its strength with any number of concepts, and a negative concept
+    steers away in proportion. Weights that add up to more than 0 then all lie between -1 and 1; those of 0 are dropped.
     """
     positive = sum(part.weight for part in parts if part.weight > 0)
     return tuple(Concept(part.text, part.weight / positive) for part in parts if part.weight)

@@ -1,7 +1,6 @@
-"""The flags of a prompt: which there are, what values they take, and where they stand in the text.
+"""The flags of a prompt: names, values, and their place in the text.
 
-Knows our own flags and those of Midjourney, which people paste: the latter are taken with their values, ignored and
-named. Knows nothing of models, machines or what a flag does.
+Midjourney's flags are included, since people paste them: they are parsed with their values, then ignored with a note.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Takes = Literal["nothing", "number", "word", "words", "sampler"]
 
 @dataclass(frozen=True)
 class Flag:
-    """One of our own flags. `range` is what it takes, in words, for help, autocomplete and refusals."""
+    """One of our own flags. `range` describes its values, for help, autocomplete and refusals."""
 
     name: str
     takes: Takes
@@ -43,24 +42,24 @@ OURS = {
         Flag("ar", "word", "W:H, from 1:4 to 4:1", "the shape of the picture"),
         Flag("no", "words", "words, as in --no fog, text", "what to steer away from"),
         Flag("model", "word", "the name of a model", "which model draws"),
-        Flag("lora", "word", LORAS, "an addition to the model; may stand more than once"),
-        Flag("sampler", "sampler", LISTED, "how the steps are taken"),
+        Flag("lora", "word", LORAS, "a LoRA of the model; may be given more than once"),
+        Flag("sampler", "sampler", LISTED, "which sampler takes the steps"),
         Flag("count", "word", "1 to 4", "how many pictures"),
-        Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M, or the model's own quick way"),
-        Flag("relax", "nothing", "no value", "waits longer, and counts against no limit of cost"),
-        Flag("strength", "word", "0.05 to 1", "how much of a picture that you bring is drawn anew"),
-        Flag("iw", "word", "0 to 3", "how much a picture that you bring weighs; 1 is --strength 0.6"),
-        Flag("stop", "word", "10 to 100", "ends at so many percent of the steps, unfinished"),
+        Flag("fast", "nothing", "no value", "30 steps of DPM++ 2M, or of the model's own sampler"),
+        Flag("relax", "nothing", "no value", "waits longer, and counts against no cost limit"),
+        Flag("strength", "word", "0.05 to 1", "how much of the init image is drawn anew"),
+        Flag("iw", "word", "0 to 3", "how much the init image weighs; 1 is --strength 0.6"),
+        Flag("stop", "word", "10 to 100", "ends at this percentage of the steps, unfinished"),
         Flag("tile", "nothing", "no value", "edges that fit each other, as in wallpaper"),
-        Flag("mix", "nothing", "no value", "weighted parts (::) become one text between them"),
-        Flag("chaos", "word", "0 to 100", "how far apart the guidance of the pictures lies"),
-        Flag("repeat", "word", "1 to 10", "so many jobs of the same prompt"),
-        Flag("quality", "word", "0.25 to 4", "so many times the usual steps"),
+        Flag("mix", "nothing", "no value", "weighted parts (::) are mixed into one prompt"),
+        Flag("chaos", "word", "0 to 100", "how much guidance differs between the pictures"),
+        Flag("repeat", "word", "1 to 10", "how many jobs of the same prompt"),
+        Flag("quality", "word", "0.25 to 4", "a factor on the usual steps"),
         Flag(
             "walk",
             "words",
             "words, as in --walk a terrier",
-            "pictures on the way from these words to others, and a film",
+            "pictures from this prompt to another one, and a film",
         ),
         Flag("frames", "word", "4 to 16", "how many pictures a walk has"),
     )
@@ -70,7 +69,7 @@ ALIASES = {
     "loras": "lora", "c": "chaos", "r": "repeat", "q": "quality",
 }  # fmt: skip
 
-# Midjourney's, by what they take: ignored here. "number" and "word" may also stand without a value.
+# Midjourney's flags, by what they take: ignored here. "number" and "word" may also stand without a value.
 THEIRS: dict[str, Takes] = {
     **dict.fromkeys(("video", "turbo", "stealth", "public", "uplight", "upbeta", "hd"), "nothing"),
     **dict.fromkeys(("draft", "beta", "test", "testp", "creative", "upanime", "loop", "raw"), "nothing"),
@@ -80,29 +79,29 @@ THEIRS: dict[str, Takes] = {
     **dict.fromkeys(("sref", "cref", "oref", "p", "personalize", "profile"), "words"),
 }
 
-# An em or en dash is what a telephone makes of two hyphens. A flag begins a word, or follows a weight's `::` at once.
+# Phones turn two hyphens into an em or en dash. A flag begins a word, or follows a weight's `::` directly.
 _START = re.compile(r"(?:(?<=\s)|(?<=::)|^)(?:-{2,3}|-?[–—―]{1,2})([A-Za-z][A-Za-z0-9_-]*)=?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 
 
 @dataclass(frozen=True)
 class Given:
-    """A flag as it was written: our own or Midjourney's name for it, and its value ("" where it has none)."""
+    """A flag as it was written: our own or Midjourney's name for it, and its value ("" if it has none)."""
 
     name: str
     value: str
 
     @property
     def written(self) -> str:
-        """For a note or a refusal: `--v 6`."""
+        """The flag for a note or a refusal: `--v 6`."""
         return f"--{self.name} {shortened(self.value, 40)}".rstrip()
 
 
 def split(text: str) -> tuple[str, tuple[Given, ...]]:
-    """The words of `text`, and its flags in order. What follows a flag's value belongs to the words again.
+    """Return the words of `text`, and its flags in order. Text after a flag's value belongs to the words again.
 
-    `<lora:name:0.8>` is a flag too, wherever it stands: AUTOMATIC1111's way to write `--lora name:0.8`.
-    Raises `Refused` for a flag that nobody knows, naming the nearest one.
+    `<lora:name:0.8>` is a flag too, wherever it stands: AUTOMATIC1111's way to write `--lora name:0.8`. Raises
+    `Refused` for an unknown flag, naming the nearest one.
     """
     text, tags = untagged(text)
     starts = list(_START.finditer(text))
@@ -120,9 +119,7 @@ def split(text: str) -> tuple[str, tuple[Given, ...]]:
 
 @dataclass(frozen=True)
 class Piece:
-    """A flag where it stands: its name as it is written but in lower case, all of it up to the next flag, and what
-    follows the name.
-    """
+    """A flag in its place: its written name in lower case, its text up to the next flag, and what follows its name."""
 
     name: str
     text: str
@@ -130,7 +127,7 @@ class Piece:
 
 
 def pieces(text: str) -> tuple[str, tuple[Piece, ...]]:
-    """What stands before the first flag of `text`, and all flags in order, whether or not anybody knows them."""
+    """Return the text before the first flag, and all flags in order, known or not."""
     starts = list(_START.finditer(text))
     ends = [*(start.start() for start in starts), len(text)]
     found = zip(starts, ends[1:], strict=True)
@@ -138,14 +135,15 @@ def pieces(text: str) -> tuple[str, tuple[Piece, ...]]:
 
 
 def is_known(name: str) -> bool:
-    """Whether it is a flag of ours or of Midjourney's, or another name for one."""
+    """Return whether it is a flag of ours or of Midjourney's, or another name for one."""
     return name in OURS or name in ALIASES or name in THEIRS
 
 
-@lru_cache(maxsize=2048)  # a job is called the same with each of its previews
+@lru_cache(maxsize=2048)  # a job's title is needed again for each of its previews
 def title(text: str) -> str:
-    """What a job of the prompt `text` is called: its words without emphasis, with where they walk to and what they
-    steer away from, and no other flag.
+    """Return the title of a job with the prompt `text`: its words without emphasis, its walk's end, its --no text.
+
+    No other flag is part of it.
     """
     try:
         words, flags = split(text)
@@ -158,13 +156,13 @@ def title(text: str) -> str:
 
 
 def first_flag(text: str) -> int:
-    """Where the first flag of `text` begins; its length where there is none."""
+    """Return where the first flag of `text` begins; its length if there is none."""
     found = _START.search(text)
     return found.start() if found else len(text)
 
 
 def parted(text: str) -> tuple[str, str]:
-    """The words before any flag, and the rest, each on one line."""
+    """Return the words before any flag, and the rest, each on one line."""
     at = first_flag(text)
     return " ".join(text[:at].split()), " ".join(text[at:].split())
 
@@ -194,5 +192,5 @@ def _known(written: str) -> str:
 
 
 def about(name: str) -> str:
-    """What one of our flags takes, in words."""
+    """Return what one of our flags takes, in words."""
     return OURS[ALIASES.get(name, name)].range

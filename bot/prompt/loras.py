@@ -1,7 +1,4 @@
-"""Additions to a model (LoRA): `--lora name:0.8` and `<lora:name:0.8>`, from what was written to what a recipe holds.
-
-Knows how they are written and which a model has; knows nothing of what one does to its weights.
-"""
+"""LoRAs in a prompt: `--lora name:0.8` and `<lora:name:0.8>`, parsed and matched to those of a model."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ if TYPE_CHECKING:
     from engine.job import Warm
 
 STRONGEST = 4.0  # as in `engine.job.Lora`
-NONE = "none"  # takes away those that a remixed job has
+NONE = "none"  # removes the LoRAs of a remixed job
 RANGE = f"a name, or name:weight from -{STRONGEST:g} to {STRONGEST:g}, at most {MAX_LORAS} of them, or {NONE}"
 ENDING = ".safetensors"
 
 _TAG = re.compile(r"<lora:([^<>]{0,200})>", re.IGNORECASE)
-_COMMAS = re.compile(r"\s*,(?:\s*,)*")  # what is left of "fox, <lora:a>, <lora:b>, cute"
+_COMMAS = re.compile(r"\s*,(?:\s*,)*")  # left over from "fox, <lora:a>, <lora:b>, cute"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.job.Name`
 _WEIGHT = re.compile(r"[+-]?(?:[0-9]{1,3}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})")
 _DASHES = str.maketrans("–—−", "---")
@@ -35,27 +32,27 @@ _DASHES = str.maketrans("–—−", "---")
 
 @dataclass(frozen=True)
 class Addition:
-    """One that somebody asks for; without a `weight`, as strongly as it usually is."""
+    """A requested LoRA; without a `weight`, its default weight applies."""
 
     name: str
     weight: float | None = None
 
 
 def untagged(text: str) -> tuple[str, tuple[str, ...]]:
-    """`text` without its tags, and what stands in each of them: "name:0.8"."""
+    """Return `text` without its tags, and the content of each tag: "name:0.8"."""
     tags = tuple(match[1].strip() for match in _TAG.finditer(text))
     return (_COMMAS.sub(",", _TAG.sub(" ", text)).strip(" ,"), tags) if tags else (text, ())
 
 
 def read(written: Sequence[str]) -> tuple[Addition, ...]:
-    """Each "name" or "name:0.8" once, the last one's weight; empty for "none". Raises `Refused` for anything else."""
+    """Parse "name" or "name:0.8"; the last weight of a name counts. Empty for "none". Raises `Refused` for all else."""
     if [one.strip().lower() for one in written] == [NONE]:
         return ()
     return merged(_read(one) for one in written)
 
 
 def merged(additions: Iterable[Addition]) -> tuple[Addition, ...]:
-    """Each name once, in order; of several with one name the last. Raises `Refused` for more than four."""
+    """Return each name once, in order; of several with one name the last. Raises `Refused` for more than four."""
     found = tuple({one.name.lower(): one for one in additions}.values())
     if len(found) > MAX_LORAS:
         raise Refused(f"--lora may stand for {MAX_LORAS} LoRAs at once; these are {len(found)}.")
@@ -74,7 +71,7 @@ def _read(written: str) -> Addition:
 
 
 def matched(additions: Iterable[Addition], warm: Warm) -> tuple[Lora, ...]:
-    """Those of the model, with its revisions; those of weight 0 are left out. Raises `Refused` for one it lacks."""
+    """Return the model's LoRAs with their revisions, without those of weight 0. Raises `Refused` for a missing one."""
     known = {one.name.lower(): one for one in warm.loras}
     found: list[Lora] = []
     for one in additions:

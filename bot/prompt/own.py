@@ -1,7 +1,6 @@
-"""A member's own options: `--mine` in a prompt stands for words and flags that they noted before. Pure.
+"""Flag aliases: `--mine` in a prompt stands for words and flags that the member saved before. Pure.
 
-Knows how a prompt is written. An option is put in as it is and never looked into for others: what it holds was checked
-when it was noted. Knows nothing of who has which.
+An alias is inserted as it is and never searched for others: its content was checked when it was saved.
 """
 
 from __future__ import annotations
@@ -19,25 +18,23 @@ from bot.sentences import shortened
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-LONGEST = 500  # characters of what an option stands for
+LONGEST = 500  # most characters of what an alias stands for
 NAME = re.compile(r"[a-z][a-z0-9-]{0,23}")
 STANDS = "--{} stands for “{}”."
 
 
 def foreign(text: str) -> tuple[str, ...]:
-    """The flags in `text`, in braces as well, that are nobody's, so perhaps a member's own. Raises `Refused` for braces
-    that cannot be read.
-    """
+    """Return unknown flags in `text`, in braces too: perhaps aliases. Raises `Refused` for unreadable braces."""
     flags = (one.name for prompt in expand(text) for one in pieces(prompt)[1])
     return tuple(dict.fromkeys(name for name in flags if not is_known(name)))
 
 
 def spelt(text: str, own: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """`text` with what each of the member's own flags stands for, and a note on each.
+    """Return `text` with the member's flag aliases expanded, and a note on each.
 
-    Its words go behind the words before the first flag, so that they are no value of another flag, and its flags where
-    it stood. What follows it belongs to the words, as behind any flag without a value. Raises `Refused` for more text
-    than a prompt may have.
+    An alias's words go behind the words before the first flag, so that they are no value of another flag; its flags go
+    where it stood. Text after it belongs to the words, as behind any flag without a value. Raises `Refused` for more
+    text than a prompt may have.
     """
     if not own:
         return text, ()
@@ -66,7 +63,7 @@ def _joined(words: Iterable[str]) -> str:
 
 
 def name_of(text: str) -> str:
-    """The name of an option as it is kept. Raises `Refused` for one that is none or is taken."""
+    """Return the name of an alias as it is stored. Raises `Refused` for an invalid name or one that is a flag."""
     name = text.strip().lower().removeprefix("--")
     if not NAME.fullmatch(name):
         raise Refused(
@@ -79,7 +76,7 @@ def name_of(text: str) -> str:
 
 
 def value_of(text: str, models: Sequence[str]) -> str:
-    """What an option stands for, cleaned. Raises `Refused`: a flag's own sentence where a flag in it is wrong."""
+    """Return what an alias stands for, cleaned. Raises `Refused`: a flag's own sentence if a flag in it is wrong."""
     value = clean(text)
     if not value:
         raise Refused("An option stands for words, flags or both: say which.")

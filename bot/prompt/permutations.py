@@ -1,6 +1,6 @@
-"""`{a,b}` in a prompt: one prompt for each choice, at most ten, counted before any is made.
+"""`{a,b}` in a prompt: one prompt for each choice, at most ten, counted before any is built.
 
-Knows braces, commas and the escapes `\\{ \\} \\,`; knows nothing of flags, weights or what a prompt costs.
+The escapes are `\\{ \\} \\,`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _TOKEN = re.compile(r"\\[{},]|[{},]|[^\\{},]+|\\")
 
 @dataclass
 class _Choice:
-    """What stands between two braces: the options, each a list of parts that follow one another."""
+    """The options between two braces, each a list of parts that follow one another."""
 
     options: list[list[str | _Choice]] = field(default_factory=lambda: [[]])
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """Every prompt that `text` stands for, the first choice varying slowest; none is longer than `text`.
+    """Return every prompt that `text` stands for, the first choice varying slowest; none is longer than `text`.
 
     Raises `Refused` for unbalanced braces, braces nested deeper than 8, or more than 10 prompts.
     """
@@ -39,7 +39,7 @@ def expand(text: str) -> tuple[str, ...]:
 
 def _parsed(text: str) -> list[str | _Choice]:
     parts: list[str | _Choice] = []
-    inside: list[tuple[_Choice, list[str | _Choice]]] = []  # open choices, outermost first, and what each stands in
+    inside: list[tuple[_Choice, list[str | _Choice]]] = []  # open choices, outermost first; the list around each
     for part in _TOKEN.findall(text):
         if part == "{":
             choice = _Choice()
@@ -80,5 +80,5 @@ def _prompts(parts: list[str | _Choice]) -> list[str]:
 
 
 def literally(text: str) -> str:
-    """`text` so that it stands for itself alone when it is read again: braces that are there are plain ones."""
+    """Escape the braces in `text`, so that it stands for itself alone when it is parsed again."""
     return re.sub(r"[{}]", r"\\\g<0>", text)

@@ -1,7 +1,4 @@
-"""What a model and a sampler can do together: whatever a recipe asks for beyond that is refused with one sentence.
-
-Knows recipes and what a warm model says of itself; knows nothing of how either is made.
-"""
+"""What a model and a sampler can do together: a recipe that needs more is refused with one sentence."""
 
 from __future__ import annotations
 
@@ -17,25 +14,25 @@ if TYPE_CHECKING:
 def interval(asked: tuple[float, float] | None, usual: tuple[float, float], sampler: Sampler, warm: Warm) -> tuple[
     float, float
 ]:  # fmt: skip
-    """In which part of the course guidance holds: as asked for, else as usual, where that can be chosen at all."""
+    """Return the guidance interval: the requested one, else the usual one if sampler and model allow a choice."""
     if asked is not None:
         return asked
     return ALL_ALONG if sampler in WHOLE_SAMPLERS or warm.guides == "network" else usual
 
 
 def check_possible(made: Recipe, warm: Warm) -> None:
-    """Raises `Refused` for what this model, or the sampler, cannot do."""
+    """Raise `Refused` if the model or the sampler cannot do what the recipe needs."""
     if made.sampler not in warm.samplers:
         raise Refused(f"{warm.name} does not take the sampler {made.sampler}: it takes {listed(warm.samplers)}.")
     if warm.guides == "network":
         _check_built_in(made)
     check_sampler(made)
     if made.mixed and any(part.weight <= 0 for part in made.concepts):
-        raise Refused("With --mix every weight must be above 0: one text between them cannot steer away from another.")
+        raise Refused("With --mix every weight must be above 0: a mixed prompt cannot steer away from a part.")
 
 
 def _check_built_in(made: Recipe) -> None:
-    """A network that takes guidance as a number has no second row to steer away from."""
+    """Refuse a second row: a network that takes guidance as a number has none to steer away from."""
     if made.negative:
         raise Refused(
             f"{made.model} takes no negative prompt, since guidance is built into its network: leave out --no."
@@ -47,7 +44,7 @@ def _check_built_in(made: Recipe) -> None:
 
 
 def check_sampler(made: Recipe) -> None:
-    """Raises `Refused` where the unmodified pipeline lacks what is asked for."""
+    """Raise `Refused` if the unmodified pipeline lacks what the recipe needs."""
     if made.sampler not in WHOLE_SAMPLERS:
         return
     whole = f"The sampler {made.sampler} is the unmodified pipeline"
@@ -66,5 +63,5 @@ def check_sampler(made: Recipe) -> None:
 
 
 def listed(samplers: tuple[Sampler, ...]) -> str:
-    """ "ddpm, ddim and euler"."""
+    """Join names: "ddpm, ddim and euler"."""
     return f"{', '.join(samplers[:-1])} and {samplers[-1]}" if len(samplers) > 1 else "".join(samplers)

@@ -1,7 +1,4 @@
-"""A Request: what one prompt asks for; and the Recipe that it becomes on a model that is warm.
-
-Knows ranges, shapes and the model's measured defaults; knows nothing of how a prompt is written.
-"""
+"""`Request`: what one prompt asks for; and the recipe that it becomes on a warm model."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ if TYPE_CHECKING:
 
 FAST_STEPS = 30
 FAST_SAMPLER: Sampler = "dpmpp_2m"
-CHAINS: tuple[Sampler, ...] = ("ddpm", "ddim")  # all of their steps are worth having; others are good in few
-FRAMES = 12  # of a walk
+CHAINS: tuple[Sampler, ...] = ("ddpm", "ddim")  # all of their steps are worth having; other samplers are good in few
+FRAMES = 12  # of an interpolation
 MAX_RATIO = 4
 SIDES = (16, 4096)  # pixels, as `engine.job.Side`
-TOKENS_A_WORD = 1.3  # of English, for a word-piece tokenizer; the true one is the engine's
+TOKENS_A_WORD = 1.3  # of English, for a word-piece tokenizer; only the engine knows the true number
 
 _PIECE = re.compile(r"\w+|[^\w\s]")
 
@@ -37,11 +34,10 @@ class Request:
     """One prompt, parsed and in range. None means: the model's default, or for the seed, a random one.
 
     `concepts` carry the weights as written; `ar` is width : height. `interval` is where guidance begins and ends, as
-    fractions of the steps. `loras` are None where none is named, empty where they shall be taken away. `text` is what
-    was typed for this job, cleaned, with its flags; `words` the same without them. `relaxed` is a speed of the queue
-    and changes no pixel. `strength` is of pictures that are brought, `until` a fraction of the steps, `quality` a
-    factor of those that are usual. `walk` are the words at the end of a walk, empty for none; its `frames` are pictures
-    of as many jobs as they need. `bucket` is not the member's business.
+    fractions of the steps. `loras` are None if none is named, empty to remove them. `text` is the cleaned prompt of
+    this job, with its flags; `words` the same without them. `relaxed` is a tier of the queue and changes no pixel.
+    `strength` is that of init images, `until` a fraction of the steps, `quality` a factor on the usual ones. `walk` is
+    the prompt at the end of an interpolation, empty for none; its `frames` are pictures, in as many jobs as they need.
     """
 
     concepts: tuple[Concept, ...]
@@ -72,9 +68,9 @@ class Request:
 
 
 def recipe(request: Request, warm: Warm, seed: int, *, bucket: int | None = None) -> Recipe:
-    """Everything that decides pixels, frozen. `seed` is used where the request names none.
+    """Return everything that decides pixels, frozen. `seed` is used if the request names none.
 
-    Raises `Refused` where the shape does not fit the model, or for what it lacks.
+    Raises `Refused` if the shape does not fit the model, or for what it lacks. Members cannot set `bucket`.
     """
     width, height = fit(request.ar or (1, 1), warm)
     sampler, steps = course(request, warm)
@@ -108,14 +104,14 @@ def recipe(request: Request, warm: Warm, seed: int, *, bucket: int | None = None
 
 
 def guidance(request: Request, usual: float) -> float:
-    """As asked for, else as usual; without words there is nothing to follow, and one row less to pay."""
+    """Return the requested guidance, else the usual; 1 without words, which need no guidance and save a row."""
     if request.concepts == (WORDLESS,):
         return 1.0
     return usual if request.guidance is None else request.guidance
 
 
 def course(request: Request, warm: Warm) -> tuple[Sampler, int]:
-    """Sampler and steps. A model without the quick sampler, or made for few steps, has a quick way of its own."""
+    """Return sampler and steps. A model without the fast sampler, or made for few steps, keeps its own sampler."""
     sampler, steps = warm.sampler, warm.steps
     if request.fast and FAST_SAMPLER in warm.samplers and warm.steps > FAST_STEPS:
         sampler, steps = FAST_SAMPLER, FAST_STEPS
@@ -125,9 +121,9 @@ def course(request: Request, warm: Warm) -> tuple[Sampler, int]:
 
 
 def fit(ar: tuple[int, int], warm: Warm) -> tuple[int, int]:
-    """Width and height in pixels near `ar`, near the model's native area, in its multiples and within its pixels.
+    """Return width and height in pixels near `ar` and the model's native area, in its multiples and within its pixels.
 
-    Raises `Refused` where no such size exists.
+    Raises `Refused` if no such size exists.
     """
     if ar[0] == ar[1] and not warm.size % warm.multiple and warm.size**2 <= warm.max_pixels:
         return warm.size, warm.size
@@ -140,7 +136,7 @@ def fit(ar: tuple[int, int], warm: Warm) -> tuple[int, int]:
 
 
 def _sizes(ratio: float, warm: Warm) -> Iterator[tuple[int, int]]:
-    """For each width in the model's multiples, the height nearest to the ratio."""
+    """Yield, for each width in the model's multiples, the height nearest to the ratio."""
     unit = warm.multiple
     least = math.ceil(SIDES[0] / unit) * unit
     for width in range(least, min(SIDES[1], 4 * warm.size) + 1, unit):
@@ -150,12 +146,12 @@ def _sizes(ratio: float, warm: Warm) -> Iterator[tuple[int, int]]:
 
 
 def _misfit(width: int, height: int, ratio: float, size: int) -> float:
-    """Deviation in shape and area, in octaves, so that half and double weigh the same; shape counts twice."""
+    """Return the deviation in shape and area, in octaves: half and double weigh the same. Shape counts twice."""
     return 2 * abs(math.log2(width / height / ratio)) + abs(math.log2(width * height / size**2))
 
 
 def remarks(request: Request, warm: Warm) -> tuple[str, ...]:
-    """What to know before the job runs: another pipeline, fewer steps than all of them, weak shapes, unread words."""
+    """Return notes before the job runs: the unmodified pipeline, reduced steps, weak shapes, text that is not read."""
     said: list[str] = []
     sampler, _ = course(request, warm)
     if sampler in WHOLE_SAMPLERS:
@@ -172,7 +168,7 @@ def remarks(request: Request, warm: Warm) -> tuple[str, ...]:
 
 
 def _cut(text: str, warm: Warm, what: str) -> str:
-    """Says about where `warm`'s encoder stops reading, by an estimate; "" if it reads all. Two tokens mark the ends."""
+    """Return a note on where `warm` stops reading, by an estimate; "" if it reads all. Two tokens mark the ends."""
     read = 0.0
     for piece in _PIECE.finditer(text):
         read += TOKENS_A_WORD if piece[0][0].isalnum() else 1.0

@@ -1,7 +1,4 @@
-"""Samplers by the names that people write: ours, those of other programs, and those of classes in diffusers.
-
-Knows spellings; knows nothing of what a sampler does, or of which model takes which.
-"""
+"""Names of samplers: ours, those of other programs, and those of classes in diffusers."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ LISTED = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
 LONGEST = 4  # words of a name
 QUOTES = {'"': '"', "“": "”", "„": "“", "'": "'"}
 
-# As they are compared: small letters and digits, p for +, without what only says that it is a sampler.
+# Names in the form in which they are compared: small letters and digits, p for +, without "sample" and "scheduler".
 _OTHERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "eulera": "euler_ancestral",
@@ -36,22 +33,22 @@ _OTHERS: Mapping[str, Sampler] = MappingProxyType(
     }
 )
 _KNOWN: Mapping[str, Sampler] = MappingProxyType({**_OTHERS, **{name.replace("_", ""): name for name in NAMES}})
-# What other programs put behind a sampler's name: another sampler then, not a word of the prompt.
+# What other programs append to a sampler's name: it makes another sampler, and is no word of the prompt.
 _VARIANTS = frozenset({"karras", "exponential", "polyexponential", "sde", "heun", "ancestral", "trailing"})
-_VARIANT_A = "a"  # of "DPM2 a"; in front of further words it is the article
+_VARIANT_A = "a"  # of "DPM2 a"; before further words it is the article
 
 
 def named(written: str) -> Sampler | None:
-    """The sampler that goes by this name: "DPM++ 2M Karras", "k_euler_a", "DDIMScheduler"; None if none does."""
+    """Return the sampler of that name: "DPM++ 2M Karras", "k_euler_a", "DDIMScheduler"; None if there is none."""
     bare = re.sub(r"[\s_.-]", "", written.lower().replace("+", "p"))
     bare = bare.removeprefix("sample").removesuffix("scheduler")
     return _KNOWN.get(bare) or _KNOWN.get(bare.removeprefix("k"))
 
 
 def leading(text: str) -> tuple[str, str]:
-    """The value of `--sampler` at the beginning of `text`, and the rest: names have up to four words.
+    """Return the value of `--sampler` at the beginning of `text`, and the rest: names have up to four words.
 
-    The longest beginning that is a name, else the first word. Quotation marks end it where they say.
+    It is the longest beginning that is a name, else the first word. Quotation marks override that.
     """
     text = text.strip()
     if text[:1] in QUOTES and (end := text.find(QUOTES[text[0]], 1)) > 0:
@@ -70,6 +67,6 @@ def _bare(words: list[str]) -> str:
 
 
 def _varies(words: list[str], place: int) -> bool:
-    """Whether the word there makes another sampler of the name before it."""
+    """Return whether the word there makes another sampler of the name before it."""
     word = words[place].lower().rstrip(",")
     return word in _VARIANTS or (word == _VARIANT_A and place == len(words) - 1)

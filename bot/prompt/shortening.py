@@ -1,7 +1,7 @@
-"""Which words of a prompt carry it: each left out in turn, and how far the text's embedding moves by that. Pure.
+"""Prompt shortening: leaves out each word in turn and measures how far the text's embedding moves. Pure.
 
-Vectors come from a text encoder as arguments: of all words first, then of the words without each one. What is measured
-is that encoder's reading, not pictures. Knows nothing of who embeds.
+The vectors come from a text encoder: of all words first, then of the words without each one. They measure that
+encoder's reading, not pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bot.prompt.flags import split
 from bot.refused import Refused
 
 MOST = 126  # words: each is one text for the encoder, 64 at a time, and it reads hardly more
-KEPT = (0.8, 0.6, 0.45, 0.3, 0.2)  # of the words, in each shorter version
+KEPT = (0.8, 0.6, 0.45, 0.3, 0.2)  # shares of the words, in each shorter version
 
 Vector = Sequence[float]
 
@@ -30,8 +30,9 @@ class Version:
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words that can be left out, without flags, weights and emphasis. Raises `Refused` for fewer than two and for
-    more than can be weighed.
+    """Return the words that can be left out, without flags, weights and emphasis.
+
+    Raises `Refused` for fewer than two, and for more than can be measured.
     """
     said = " ".join(part.text for part in concepts(split(text)[0]))
     words = tuple(word for word in bare(said).split() if word.strip(",.;:"))
@@ -43,41 +44,41 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def without_each(words: Sequence[str]) -> list[str]:
-    """All words as one text, then the texts that lack one of them."""
+    """Return all words as one text, then the texts that lack one of them."""
     return [" ".join(words), *(" ".join((*words[:at], *words[at + 1 :])) for at in range(len(words)))]
 
 
 def moved(vectors: Sequence[Vector]) -> tuple[float, ...]:
-    """How far each word's absence moves the embedding: 1 - cos of the first vector and its own, at least 0."""
+    """Return how far each word's absence moves the embedding: 1 - cos of the first vector and its own, at least 0."""
     whole, *others = vectors
     return tuple(max(0.0, 1.0 - alike(whole, other)) for other in others)
 
 
 def alike(one: Vector, other: Vector) -> float:
-    """The cosine of the angle between two vectors; 0 where one has no length."""
+    """Return the cosine of the angle between two vectors; 0 if one has no length."""
     lengths = math.sqrt(math.fsum(x * x for x in one) * math.fsum(y * y for y in other))
     return math.fsum(x * y for x, y in zip(one, other, strict=True)) / lengths if lengths else 0.0
 
 
 def shares(moves: Sequence[float]) -> tuple[float, ...]:
-    """Each word's part of all movement; equal parts where nothing moved."""
+    """Return each word's share of all movement; equal shares if nothing moved."""
     total = math.fsum(moves)
     return tuple(move / total for move in moves) if total > 0 else tuple(1 / len(moves) for _ in moves)
 
 
 def ranked(moves: Sequence[float]) -> list[int]:
-    """The words from the heaviest to the lightest; of equal ones the earlier first."""
+    """Return the words from the heaviest to the lightest; of equal ones the earlier first."""
     return sorted(range(len(moves)), key=lambda at: (-moves[at], at))
 
 
 def versions(words: Sequence[str], moves: Sequence[float]) -> list[Version]:
-    """Shorter ones of the heaviest words in their old order, each shorter than the one before."""
+    """Return shorter versions of the heaviest words in their old order, each shorter than the one before."""
     order = ranked(moves)
     counts = dict.fromkeys(max(1, math.ceil(part * len(words))) for part in KEPT)
     return [kept(words, order[:count]) for count in counts if count < len(words)]
 
 
 def kept(words: Sequence[str], which: Sequence[int]) -> Version:
-    """The version of these words, in their order. Raises IndexError for one that is not there."""
+    """Return the version of these words, in their order. Raises IndexError for one that is not there."""
     chosen = tuple(sorted(which))
     return Version(chosen, " ".join(words[at] for at in chosen).strip(" ,;:"))

@@ -1,4 +1,4 @@
-"""A member's own ending for every prompt: put behind its words and before its flags, so that later flags still win."""
+"""A member's suffix for every prompt: inserted after its words and before its flags, so that later flags still win."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def suffixed(text: str, suffix: str) -> str:
-    """`text` with `suffix` behind its words; as it is where the suffix is empty or stands in it already."""
+    """Insert `suffix` after the words of `text`; return `text` unchanged if the suffix is empty or already in it."""
     suffix = suffix.strip()
     if not suffix or " ".join(suffix.split()).casefold() in " ".join(text.split()).casefold():
         return text
@@ -24,10 +24,10 @@ def suffixed(text: str, suffix: str) -> str:
 
 
 def walk_suffixed(to: str, suffix: str, own: Mapping[str, str]) -> str:
-    """The words at the end of a walk with those of `suffix`; its flags stand in the prompt, and hold for the whole way.
+    """Append the words of `suffix` to the end of a walk; its flags are in the prompt and apply to the whole walk.
 
-    `own`: what the member's own flags stand for. A suffix with braces is another one in each prompt, and one with
-    weights is no part of one text: neither is added here. Raises `Refused` where it becomes too long.
+    `own`: the member's flag aliases. A suffix with braces differs in each prompt, and one with weights cannot be part
+    of one text: neither is added here. Raises `Refused` if it becomes too long.
     """
     if any(sign in suffix for sign in "{}"):
         return to

@@ -1,7 +1,7 @@
-"""How much better each text predicts a picture's noise than no words do, as errors come in, draw by draw. Pure.
+"""Scores for image-to-prompt: how much better each text predicts an image's noise than no text. Pure.
 
-Noise is easier to predict at some levels than at others, so every error counts as a share of the one without words at
-the same draw. Texts are compared over the same draws alone. Knows numbers and texts; not where they come from.
+Errors arrive draw by draw. Noise is easier to predict at some levels than at others, so every error counts as a share
+of the one without text at the same draw. Texts are compared over the same draws only.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 NOTHING = ""  # the text without words
-CLEARLY = 2.0  # standard errors by which a text must be better than another, to be said in its place
+CLEARLY = 2.0  # standard errors by which a text must be better than another to replace it
 LEAST = 0.002  # and by how much at least, as a share of the error
 
 
 class Tally:
-    """Of one picture."""
+    """The errors of one image."""
 
     def __init__(self) -> None:
         self._errors: dict[str, dict[int, float]] = {}
 
     def add(self, texts: Sequence[str], first: int, errors: Sequence[Sequence[float]]) -> None:
-        """The errors of each text at the draws from `first` on."""
+        """Add the errors of each text at the draws from `first` on."""
         for text, found in zip(texts, errors, strict=True):
             self._errors.setdefault(text, {}).update(enumerate(found, first))
 
     @property
     def tried(self) -> int:
-        """How many texts with words."""
+        """The number of texts with words."""
         return len(self._errors.keys() - {NOTHING})
 
     def missing(self, texts: Iterable[str], draws: range) -> list[str]:
-        """Those that were not tried with all of these draws yet, each once; the one without words among them."""
+        """Return the texts not tried with all of these draws yet, each once; the one without words among them."""
         wanted = dict.fromkeys((NOTHING, *texts))
         return [text for text in wanted if not self._errors.get(text, {}).keys() >= set(draws)]
 
     def gain(self, text: str, draws: range) -> float:
-        """By which share the error is less than without words, over these draws."""
+        """Return the share by which the error is lower than without words, over these draws."""
         return 1.0 - statistics.fmean(self._share(text, draw) for draw in draws)
 
     def best(self, texts: Iterable[str], draws: range, most: int) -> list[str]:
-        """The best of these texts over these draws, in order; of equal ones the earlier first."""
+        """Return the best of these texts over these draws, in order; of equal ones the earlier first."""
         return sorted(dict.fromkeys(texts), key=lambda text: -self.gain(text, draws))[:most]
 
     def clearly(self, text: str, other: str, draws: range) -> bool:
-        """Whether a text is better than another by more than chance (two draws at least), and than next to nothing."""
+        """Return whether a text beats another by more than chance and than `LEAST`, over two draws at least."""
         better = [self._share(other, draw) - self._share(text, draw) for draw in draws]
         doubt = statistics.stdev(better) / math.sqrt(len(better))
         return statistics.fmean(better) > max(LEAST, CLEARLY * doubt)

@@ -1,7 +1,4 @@
-"""The values of our flags: from text, or from a front end's options, to what a Request holds; out of range is refused.
-
-Knows ranges and what a model may be called; knows nothing of a prompt's words or of what a machine can do.
-"""
+"""Parsers for the values of our flags, from text or a front end's options; what is out of range is refused."""
 
 from __future__ import annotations
 
@@ -36,10 +33,10 @@ _DASHES = str.maketrans("–—−", "---")
 
 
 def read(name: str, value: object, models: Sequence[str]) -> object:
-    """The value of our flag `name` as a Request holds it. `value` is text, or already a number, a pair or a bool.
+    """Return the value of our flag `name` as a Request holds it. `value` is text, or already a number, pair or bool.
 
-    `models` are the names that are known; where there are none, any well-formed name is taken. Raises `Refused`, naming
-    flag, value and range.
+    `models` are the known names; if there are none, any well-formed name is accepted. Raises `Refused`, naming flag,
+    value and range.
     """
     if name == "model":
         return _model(str(value), models)
@@ -63,7 +60,7 @@ def _whole(name: str, least: int, most: int) -> Callable[[object], int]:
 
 
 def _decimal(name: str, least: float, most: float, scale: float = 1.0) -> Callable[[object], float]:
-    """A number within range, times `scale`."""
+    """Return a parser of a number within range, times `scale`."""
 
     def reader(value: object) -> float:
         text = repr(value) if isinstance(value, float) else str(value).translate(_DASHES)
@@ -75,7 +72,7 @@ def _decimal(name: str, least: float, most: float, scale: float = 1.0) -> Callab
 
 
 def _image_weight(value: object) -> float:
-    """Midjourney's weight of a picture as the strength that leaves about as much of it."""
+    """Convert Midjourney's image weight to the strength that keeps about as much of the init image."""
     return max(LEAST_STRENGTH, 1.0 - 0.4 * _decimal("iw", 0, 3)(value))
 
 
@@ -95,7 +92,7 @@ def _sampler(value: object) -> Sampler:
 
 
 def _interval(value: object) -> tuple[float, float]:
-    """Where guidance begins and where it ends, as fractions of the steps."""
+    """Return where guidance begins and where it ends, as fractions of the steps."""
     text = "-".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
     found = _INTERVAL.fullmatch(text.translate(_DASHES).replace(" ", ""))
     start, stop = (float(found[1]), float(found[2])) if found else (0.0, 0.0)
@@ -105,7 +102,7 @@ def _interval(value: object) -> tuple[float, float]:
 
 
 def _loras(value: object) -> tuple[loras.Addition, ...]:
-    """One after another in a list, or in a text with commas between them."""
+    """Parse LoRAs, one after another in a list, or in a text with commas between them."""
     written = [str(one) for one in value] if isinstance(value, tuple | list) else str(value).split(",")
     return loras.read(written)
 
@@ -120,7 +117,7 @@ def _negative(value: object) -> str:
 
 
 def _walk(value: object) -> str:
-    """The words at the end of a walk: one text, without weights."""
+    """Return the prompt at the end of a walk: one text, without weights."""
     text = plain(str(value)).strip(" ,")
     if not text:
         raise _out_of_range("walk", "")

@@ -1,7 +1,7 @@
-"""The words that a picture is held against when it is described: plain lists, and how a prompt is made of them. Pure.
+"""Word lists for image-to-prompt, and how a prompt is built from them. Pure.
 
-Two of them: what the embedded model has learned, in its own words (all of them stand in the list beside its weights),
-and what pictures of any other model are often of. Knows words; nothing of pictures, errors or workers.
+There are two: what the embedded model has learned, in its own words (all of them stand in the list beside its weights),
+and common subjects for any other model.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ street, city, skyline, village, building, skyscraper, ruin, room, kitchen, bedro
 meadow, desert, beach, lake, river, waterfall, road, harbor, night sky, galaxy, landscape, statue, abstract pattern,
 text on a page, food on a plate, bowl of fruit, bouquet of flowers, glass of wine, cup of coffee, spaceship
 """
-SIDE, TOKENS = 64, 24  # of the embedded model: who is no larger was trained from it
+SIDE, TOKENS = 64, 24  # of the embedded model: a model that is no larger was trained from it
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -77,9 +77,10 @@ def _listed(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`subjects` are what a picture may be of. What may be said besides, at most one of each slot, are texts with `{}`
-    where what was said so far stands: `settings` first of all, since they are most of the picture and can stand alone;
-    `slots` of the subject that was found.
+    """`subjects` are what a picture may show. Additions, at most one of each slot, are texts with `{}` for the prompt
+    so far.
+
+    `settings` come first, since they are most of the picture and can stand alone; then `slots` of the subject.
     """
 
     subjects: tuple[str, ...]
@@ -88,7 +89,7 @@ class Vocabulary:
 
     @property
     def besides(self) -> int:
-        """How many texts all slots have."""
+        """The number of texts in all slots."""
         return sum(map(len, (*self.settings, *self.slots)))
 
 
@@ -114,12 +115,12 @@ GENERAL = Vocabulary(
 
 
 def filled(subject: str, said: Sequence[str]) -> str:
-    """A prompt: the subject, perhaps none, and what is said besides put around it."""
+    """Build a prompt: the subject, perhaps empty, with each addition around it."""
     for one in said:
         subject = one.format(subject).strip(" ,")
     return subject
 
 
 def vocabulary(warm: Warm) -> Vocabulary:
-    """The words to try with a model."""
+    """Return the vocabulary for a model."""
     return LEARNED if warm.size <= SIDE and warm.tokens <= TOKENS else GENERAL

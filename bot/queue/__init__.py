@@ -1,1 +1,1 @@
-"""The queue's keepers: from a job written down to one that has ended. SQL is the truth, the broker carries it."""
+"""The queue: takes jobs from admission to their end. SQL is the source of truth, the broker is the transport."""

@@ -1,4 +1,4 @@
-"""What is sent or running right now, as memory knows it: epochs, steps, signs of life. SQL has what must last.
+"""The sent and running jobs in memory: epochs, steps, heartbeats. SQL has all that must survive a restart.
 
 So a frame costs no SQL. Knows records and frames; does no I/O. Times are seconds since 1970.
 """
@@ -12,12 +12,12 @@ from bot.queue.loads import Loads
 from bot.store import Record
 from engine.job import Frame, Loading
 
-PAUSED = 900.0  # seconds after which no pause lasts
+PAUSED = 900.0  # longest pause, in seconds
 
 
 @dataclass
 class Run:
-    """One job that left the queue. `beat`: last sign of life; `left`: seconds left as its worker said at `said`."""
+    """A sent or running job. `beat`: last heartbeat; `left`: seconds left, as its worker reported at `said`."""
 
     record: Record
     epoch: int
@@ -25,40 +25,40 @@ class Run:
     beat: float
     left: float | None = None
     said: float = 0.0
-    drawn: int = -1  # the newest epoch of which a preview came: its model is in memory
+    drawn: int = -1  # newest epoch with a preview: its model is in memory
 
     @property
     def claimed(self) -> bool:
-        """True once a worker said that it began."""
+        """True once a worker reported its start."""
         return self.record.state == "running"
 
     def may_be(self, epoch: int) -> bool:
-        """True of the claim that we know of; before that, of any later one."""
+        """Return True for the epoch of the known claim; before there is one, for any later epoch."""
         return epoch == self.record.epoch if self.claimed else epoch >= max(self.epoch, self.record.epoch + 1)
 
     @property
     def cost_left(self) -> float:
-        """Device-seconds of the estimate that are not yet done."""
+        """Device-seconds of the estimate that remain."""
         return self.record.cost * max(0.0, 1.0 - self.step / self.record.steps)
 
     def seconds_left(self, now: float) -> float | None:
-        """What the worker last said, less the time since; None if it said nothing yet."""
+        """Return the worker's last estimate less the time since; None before the first."""
         return None if self.left is None else max(0.0, self.left - (now - self.said))
 
 
 class Board:
-    """All runs by job. Filled by the dispatcher, settled by the settler, refreshed by frames."""
+    """All runs by job. The dispatcher adds them, frames refresh them, and the ends of jobs remove them."""
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
         self.first: Callable[[Record, float], None] = lambda *_: None  # called at a run's first preview
-        self.behind = 0.0  # until when reports wait at the broker: a job without a claim may be done, and not heard of
+        self.behind = 0.0  # until when results may wait at the broker: a job without a claim may be done
         self.loads = Loads()
-        self.paused: dict[str, float] = {}  # job → since when, as far as we know: a worker ends a pause by itself
-        self._cost_left: dict[str, float] = {}  # pool → of its runs together: asked at each look at any job
+        self.paused: dict[str, float] = {}  # job → pause begin; a worker may end a pause unannounced
+        self._cost_left: dict[str, float] = {}  # pool → sum over its runs; read at each view of any job
 
     def put(self, record: Record, now: float) -> Run:
-        """A job was sent, or a worker began it; a known run keeps the furthest step."""
+        """Add a sent or started job. A known run keeps its furthest step."""
         old = self.runs.get(record.id)
         step = max(record.step, old.step if old else 0)
         run = Run(record, record.epoch, step, now)
@@ -70,21 +70,21 @@ class Board:
         return run
 
     def drop(self, job: str) -> None:
-        """The job is over, or waits again."""
+        """Remove a job that ended or waits again."""
         self.paused.pop(job, None)
         if run := self.runs.pop(job, None):
             self._count(run, -run.cost_left)
 
     def restart(self, job: str) -> None:
-        """It begins again from nothing."""
+        """Set a job back to step 0."""
         if run := self.runs.get(job):
             before, run.step = run.cost_left, 0
             self._count(run, run.cost_left - before)
 
     def frame(self, frame: Frame, now: float) -> Run | None:
-        """A frame as a sign of life. None if it is of no use: unknown job, another epoch, or beyond its recipe.
+        """Take a frame as a heartbeat. None if it does not fit: unknown job, another epoch, or beyond its recipe.
 
-        Before we hear that a worker began, nobody knows whose it is: it is shown, and counts as no step.
+        Before a worker's start is reported, the sender is unknown: the frame is shown, but its step does not count.
         """
         run = self.runs.get(frame.job)
         if run is None or not run.may_be(frame.epoch):
@@ -92,7 +92,7 @@ class Board:
         if frame.image >= run.record.images or frame.of != run.record.steps or frame.step > frame.of:
             return None
         before = run.cost_left
-        if frame.step > run.step:  # it goes on
+        if frame.step > run.step:  # the job runs, so a pause is over
             self.paused.pop(frame.job, None)
         if run.drawn < 0:
             self.first(run.record, now)
@@ -103,8 +103,8 @@ class Board:
         return run
 
     def loading(self, loading: Loading, now: float) -> Run | None:
-        """A model on its way into memory, as a sign of life. None if it is of no use: another job's or model's, of an
-        older epoch, or said before a preview that came first.
+        """Take a model's loading progress as a heartbeat. None if it does not fit: unknown job, other model, older
+        epoch, or overtaken by a preview.
         """
         run = self.runs.get(loading.job)
         if run is None or not run.may_be(loading.epoch) or loading.epoch <= run.drawn:
@@ -116,13 +116,13 @@ class Board:
         return run
 
     def cost_left(self, pool: str) -> float:
-        """Device-seconds that the pool's runs still need, by their estimates."""
+        """Return the estimated device-seconds that the pool's runs still need."""
         return max(0.0, self._cost_left.get(pool, 0.0)) if self.runs else 0.0
 
     def spare(self, pool: str, rows: int, free: int, now: float) -> int:
-        """Rows of paused runs that others may have, of a pool whose workers have `rows`, of which so many are `free`.
+        """Return the rows of paused runs that other jobs may use. The pool's workers have `rows`, `free` of them free.
 
-        Both must say so: we who paused, and the workers, where a pause may have ended long ago.
+        Our pauses and the workers' free rows must agree, since a worker may have ended a pause long ago.
         """
         known = [job for job, since in self.paused.items() if now - since < PAUSED and job in self.runs]
         resting = sum(self.runs[job].record.rows for job in known if self.runs[job].record.pool == pool)

@@ -1,4 +1,4 @@
-"""Which reports of one job may be stored together: pictures of one epoch, and the end that follows them. Pure."""
+"""Selects results of one job to store together: pictures of one epoch, and the end that follows them. Pure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from engine.bus import Delivered
 from engine.job import Finished, Picture, Result
 
-ROOM = 8 * 1024 * 1024  # bytes of pictures that are in memory together
+ROOM = 8 * 1024 * 1024  # most bytes of pictures in memory at once
 
 
 def bundle(
     waiting: Sequence[Delivered[Result]], is_good: Callable[[Delivered[Result]], bool], room: int = ROOM
 ) -> list[Delivered[Result]]:
-    """The head of the line; the first report alone where it is of another kind, or not good.
+    """Return the longest usable head of the queue; only the first result if it is of another kind, or not good.
 
-    A report that is not good is taken in alone, so that what is wrong with it stays with it.
+    A result that is not good is stored alone, so that its fault affects no other.
     """
     taken: list[Delivered[Result]] = []
     known: set[tuple[str, int]] = set()

@@ -1,6 +1,6 @@
-"""Cancelling a job: one UPDATE while it waits; a wish in SQL and a tombstone for its worker once it was sent.
+"""Cancels jobs: one UPDATE while a job waits; once sent, a flag in SQL and a tombstone on the broker for its worker.
 
-Knows the store, the bus and the live workers; nothing of who may cancel what.
+Knows the store, the bus and the live workers; does not check permissions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Cancelling:
-    """One method: `cancel`."""
+    """Cancels one job at a time."""
 
     def __init__(
         self, store: Store, bus: Bus, board: Board, closing: Closing, workers: Callable[[], Mapping[str, Presence]]
@@ -30,7 +30,7 @@ class Cancelling:
         self._store, self._bus, self._board, self._closing, self._workers = store, bus, board, closing, workers
 
     async def cancel(self, job: str) -> str:
-        """Says what happened. Raises `Refused` (404) for an unknown job."""
+        """Cancel a job, and return a sentence on the outcome. Raises `Refused` (404) for an unknown job."""
         record = await self._closing.wish(job)
         if record is None:
             raise Refused("There is no such job.", 404)
@@ -43,7 +43,7 @@ class Cancelling:
             run.record = record
         try:
             await self._bus.cancel(job)
-        except Unreachable as error:  # SQL has the wish: the patrol repeats it
+        except Unreachable as error:  # SQL has the flag, and the patrol repeats the tombstone
             log.warning("job %s: %s", job, error)
         if record.pool not in crews(self._workers()):
             await self._closing.cancel(job, spent(run) if run else 0.0, why="no worker is alive")

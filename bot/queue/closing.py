@@ -1,6 +1,6 @@
-"""How a job leaves the board: ended, or queued again. SQL first; then the board, the feed, and the broker's leftovers.
+"""Ends jobs or queues them again: SQL first, then the board, the feed and the broker's leftovers.
 
-Knows the store, the bus and the feed; decides nothing. The feed hears of an end after it was committed, and once.
+Knows the store, the bus and the feed; decides nothing. It publishes an end to the feed once, after the commit.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Cause = Literal["lost", "untaken", "failed", "incomplete", "asked"]  # why a job
 
 
 class Closing:
-    """Every method returns what happened, or None if the job was over, unknown, or of a newer epoch."""
+    """Methods that make a transition return it, or None if the job was over, unknown, or of a newer epoch."""
 
     def __init__(
         self, store: Store, bus: Bus, board: Board, feed: Feed, *,
         clock: Callable[[], float] = time.time, freed: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._store, self._bus, self._board, self._feed, self._clock = store, bus, board, feed, clock
-        self.freed = freed  # called whenever there may be room
-        self.ended: Callable[[Moved], None] = lambda _: None  # called at each end; the next at each return to the queue
+        self.freed = freed  # called when rows may be free
+        self.ended: Callable[[Moved], None] = lambda _: None  # called at each end; the next at each requeue
         self.returned: Callable[[Cause], None] = lambda _: None
 
     async def reload(self) -> list[Record]:
-        """Fill the board from SQL; what was sent or runs, oldest first. What cannot be read ends as failed."""
+        """Fill the board from SQL, and return sent and running jobs, oldest first. Unreadable jobs fail."""
         for job in await self._store.write(weed, self._clock()):
             log.error("job %s: failed, since its row cannot be read", job)
             self._board.drop(job)
@@ -49,7 +49,7 @@ class Closing:
         return records
 
     async def fail(self, job: str, reason: str, blame: Blame, *, epoch: int | None = None) -> Moved | None:
-        """Failed; all of the reserved cost is given back unless the member is to blame."""
+        """Fail a job. The reserved cost is refunded unless the member is to blame."""
         spent = None if blame == "member" else 0.0
         moved = await self._store.end(
             "fail", job, self._clock(), spent, epoch=epoch, why=blame, reason=reason, blame=blame
@@ -57,21 +57,21 @@ class Closing:
         return await self.conclude(moved)
 
     async def cancel(self, job: str, spent: float, *, epoch: int | None = None, why: str = "") -> Moved | None:
-        """Cancelled; charged for what was run."""
+        """Cancel a job, and charge `spent` device-seconds."""
         return await self.conclude(await self._store.end("cancel", job, self._clock(), spent, epoch=epoch, why=why))
 
     async def wish(self, job: str) -> Record | None:
-        """A member wants it cancelled: done at once while it waits, else noted. The job now, None if unknown."""
+        """Cancel a waiting job at once, or flag a sent one. Return the job now, None if unknown."""
         record, moved = await self._store.wish(job, self._clock())
         await self.conclude(
             moved, tombstone=moved is not None and moved.record.epoch > 0
-        )  # who had it may draw it still
+        )  # an earlier worker may still run it
         return record
 
     async def again(
         self, job: str, *, step: int, why: str, reason: str = "", epoch: int | None = None, cause: Cause = "failed"
     ) -> Moved | None:  # fmt: skip
-        """Into the queue once more, unless it was tried too often without progress: then it fails."""
+        """Queue a job again, or fail it after too many attempts without progress."""
         moved = await self._store.requeue(job, self._clock(), step=step, why=why, reason=reason, epoch=epoch)
         if moved is None or over(moved.record.state):
             return await self.conclude(moved)
@@ -79,9 +79,9 @@ class Closing:
         return moved
 
     async def back(self, record: Record, why: str, cause: Cause) -> None:
-        """It is in the queue once more, and SQL has it: so the broker and everyone in the house shall know."""
+        """Tell board, broker and listeners that a job was queued again in SQL."""
         run = self._board.runs.get(record.id)
-        if run is not None and run.record.attempt < record.attempt:  # else this attempt has been sent meanwhile
+        if run is not None and run.record.attempt < record.attempt:  # else this attempt was sent meanwhile
             self._board.drop(record.id)
         self.returned(cause)
         log.warning("job %s: queued again as attempt %d: %s", record.id, record.attempt, why)
@@ -89,14 +89,14 @@ class Closing:
         self.freed()
 
     async def take_back(self, job: str, epoch: int) -> None:
-        """Whoever has its claim of this epoch loses it, and stops at its next beat without a word."""
+        """Revoke the claim of this epoch. Its worker stops at its next heartbeat without a report."""
         try:
             await self._bus.revoke(job, epoch)
-        except Unreachable as error:  # then its worker goes on, and what it makes is taken
+        except Unreachable as error:  # the worker continues, and its results are accepted
             log.warning("job %s: %s", job, error)
 
     async def conclude(self, moved: Moved | None, *, tombstone: bool = False) -> Moved | None:
-        """A job is over, and SQL has it, or nothing happened: everyone hears of it, and the broker is cleared."""
+        """Announce a committed end and clear the broker; None passes through."""
         if moved is None:
             return None
         self.tell(moved)
@@ -104,7 +104,7 @@ class Closing:
         return moved
 
     def tell(self, moved: Moved) -> None:
-        """A job is over, and SQL has it: say so to everyone in the house."""
+        """Announce a committed end to board, feed and listeners."""
         record = moved.record
         self._board.drop(record.id)
         self.ended(moved)
@@ -113,14 +113,14 @@ class Closing:
         log.info("job %s: %s %s", record.id, record.state, record.reason)
 
     async def _clear_attempt(self, record: Record) -> None:
-        """Take one attempt's message out of the queue, and not the one that may follow it at any moment."""
+        """Remove one attempt's message from the broker, but not the next attempt's, which may follow at any moment."""
         try:
             await self._bus.settle(record.job())
-        except Unreachable as error:  # then two attempts lie there; the claim lets only one run at a time
+        except Unreachable as error:  # two attempts are queued; the claim lets only one run
             log.warning("job %s: %s", record.id, error)
 
     async def clear(self, record: Record, *, tombstone: bool = False) -> None:
-        """Take what the broker may still hold out of the way; a worker that runs it stops at a tombstone."""
+        """Remove a job's messages from the broker. `tombstone`: also stop a worker that runs it."""
         try:
             if tombstone:
                 await self._bus.cancel(record.id)

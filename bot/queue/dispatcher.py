@@ -1,7 +1,7 @@
-"""The only publisher of work: hands jobs to the broker in fair order, no more than live workers have room for.
+"""The dispatcher: sends jobs to the broker in fair order, no more than live workers have room for.
 
-It sleeps until it is poked (a job came, one ended, a worker changed). Recorded first, submitted after: what the broker
-does not have, SQL knows, and `republish` brings it back. Knows the store and the bus; nothing of front ends.
+It sleeps until poked (a job arrived or ended, a worker changed). It records a job as sent in SQL before it submits it,
+so `republish` restores what the broker lacks. Knows the store and the bus; nothing of front ends.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from engine.logline import about
 
 log = logging.getLogger(__name__)
 
-MOST_BEYOND, BEYOND = 12.0, 96  # newcomers beyond the rows of the workers: as a share of them, and rows
-NAP_SECONDS = 1.0  # when nobody pokes
-TELL_SECONDS = 1.0  # queue places are told at most this often
+MOST_BEYOND, BEYOND = 12.0, 96  # most rows of newcomers beyond the workers' rows: as a share, and absolute
+NAP_SECONDS = 1.0  # longest sleep without a poke
+TELL_SECONDS = 1.0  # least time between two publications of queue places
 
 
 def overbook(rows: int) -> float:
-    """How far newcomers may go beyond a pool's rows, as a share of them.
+    """Return how far newcomers may exceed a pool's rows, as a share of them.
 
-    A pool of few rows has room for a grid or two: there nine who come at once would wait for one another's last step
-    before they see a first one. Of many rows some are free soon, so there it is the rows again at the most.
+    A small pool has room for a grid or two: without this, nine members who arrive together would each wait for the
+    last step of another before their first. In a large pool rows become free soon, so there the share is 1.
     """
     return max(1.0, min(MOST_BEYOND, BEYOND / max(1, rows)))
 
@@ -58,21 +58,21 @@ class Dispatcher:
         self._limits, self._clock = limits, clock
         self._passing = Passing()
         self._poked = asyncio.Event()
-        self._lost = True  # the broker may lack what SQL says it has
+        self._lost = True  # the broker may lack jobs that SQL has as sent
         self._told: dict[str, Queued] = {}
         self._told_at = 0.0
 
     def poke(self) -> None:
-        """Something changed: look at once."""
+        """Wake the dispatcher: something changed."""
         self._poked.set()
 
     async def lost(self) -> None:
-        """The broker was away: publish everything again."""
+        """Publish everything again, since the broker was away."""
         self._lost = True
         self.poke()
 
     async def prepare(self) -> None:
-        """Know what is under way and who is there, before anyone asks. Raises `Unreachable` and `Unavailable`."""
+        """Load models, jobs and workers before the first request. Raises `Unreachable` and `Unavailable`."""
         await self._models.load()
         await self._closing.reload()
         self._bus.on_return(self.lost)
@@ -88,7 +88,7 @@ class Dispatcher:
                 log.warning("dispatch: %s", error)
                 self._lost = True
                 await asyncio.sleep(NAP_SECONDS)
-            except Malformed as error:  # a row spoilt under our hands: the next round begins with a weeding
+            except Malformed as error:  # a corrupt row: the next round begins by failing it
                 log.error("dispatch: %s", error)
                 self._lost = True
             try:
@@ -98,9 +98,9 @@ class Dispatcher:
                 continue
 
     async def round(self) -> None:
-        """Everything that is to be done now. Raises `Unreachable` and `Unavailable`."""
+        """Dispatch all that fits now. Raises `Unreachable` and `Unavailable`."""
         if self._lost:
-            await self._bus.declare()  # at a reconnection that may have failed: the disk was full
+            await self._bus.declare()  # at the reconnection this may have failed on a full disk
             await self.republish()
             self._lost = False
         await self._models.refresh()
@@ -112,7 +112,7 @@ class Dispatcher:
         await self._tell()
 
     async def _next(self, crew: Crew, together: Together) -> Moved | None:
-        """The pool's next job, sent as far as SQL is concerned."""
+        """Mark the pool's next job as sent in SQL, and return the transition."""
         now = self._clock()
         warm = self._passing.warm(crew.pool, crew.loaded, now)
         wish = Wish(
@@ -123,10 +123,10 @@ class Dispatcher:
         return await self._store.pick(wish, crew.rows, overbook(crew.rows), now)
 
     async def republish(self) -> None:
-        """Give the broker every admitted, unfinished job again; those that it has are not doubled.
+        """Submit every sent or running job again; the broker ignores those that it has.
 
-        One of which reports wait may be done, and only not yet taken in. Not where the broker lost its store since it
-        was claimed: then the claim is lost, and whoever reported has stopped.
+        Skips a job with waiting results, since it may be done. A job that was claimed before the broker lost its store
+        is submitted all the same: its claim is lost, and its worker has stopped.
         """
         reported, first = await self._bus.reported(), await self._bus.first_epoch()
         for record in await self._closing.reload():
@@ -134,7 +134,7 @@ class Dispatcher:
                 await self._submit_or_fail(record)
 
     async def _submit_or_fail(self, record: Record) -> None:
-        """One job that cannot be published is its own misfortune, not that of the jobs behind it."""
+        """Submit a job, or fail it, so that a job which cannot be published does not block those behind it."""
         try:
             with about(record.id):
                 await self.submit(record)
@@ -145,7 +145,7 @@ class Dispatcher:
             await self._closing.fail(record.id, "It could not be handed to a worker.", "us")
 
     async def submit(self, record: Record) -> None:
-        """Publish this attempt, with the pictures that it starts from. Idempotent. Raises `Unreachable`."""
+        """Publish this attempt, with its input pictures. Idempotent. Raises `Unreachable`."""
         try:
             for sha256 in sources(record.task):
                 await self._bus.put_blob(await self._pictures.get(sha256))
@@ -154,7 +154,7 @@ class Dispatcher:
             return
         except Unreachable:
             raise
-        except OSError as error:  # the patrol submits it again, and the jobs behind it need not wait for that
+        except OSError as error:  # the patrol submits it again; the jobs behind it do not wait
             log.warning("job %s: not sent yet: %s", record.id, error)
             return
         if await self._bus.dispatch(self._newest(record)) and record.state == "running":
@@ -164,7 +164,7 @@ class Dispatcher:
         log.info("job %s: sent, attempt %d", record.id, record.attempt)
 
     def _newest(self, record: Record) -> Job:
-        """The wire value. What waited while its model changed, and was not begun, is made with the weights of now."""
+        """Return the wire value. A job that has not started uses its model's current weights."""
         job = record.job()
         if isinstance(job.task, Recipe) and not record.step:
             with suppress(KeyError):
@@ -175,7 +175,7 @@ class Dispatcher:
         return job
 
     async def _tell(self) -> None:
-        """Tell who listens where each waiting job stands, if that changed."""
+        """Publish the changed places of waiting jobs, if anybody listens."""
         now = self._clock()
         if not self._feed.heard or now - self._told_at < TELL_SECONDS:
             return
@@ -192,7 +192,7 @@ class Dispatcher:
 
 
 def _alike(old: Queued | None, new: Queued) -> bool:
-    """True if a member would see no difference: the same place, and the end within a tenth of what was said."""
+    """Return True if a member would see no difference: the same place, and an ETA within 10 %."""
     if old is None or (old.place, old.starting) != (new.place, new.starting):
         return False
     before, after = old.eta, new.eta

@@ -1,8 +1,8 @@
-"""Who is next, when a job will be done, and why it waits: the fair order laid out, kept until the queue changes.
+"""Places in the queue, ETAs and wait reasons, from the fair order laid out and cached until the queue changes.
 
-To lay out a long queue takes time, and a busy evening changes it hundreds of times a second. So it is laid out once for
-all who ask at the same time, and for a rough answer, as each admission gives one, not again for a multiple of what it
-took: what came meanwhile has an estimated place.
+To lay out a long queue takes time, and a busy evening changes it hundreds of times a second. So concurrent callers
+share one layout. Rough answers, as at each admission, reuse a layout for a multiple of the time it took; newer jobs
+then get an estimated place.
 
 Knows the store, the board and the live workers; changes nothing. Estimates are in seconds from now.
 """
@@ -24,16 +24,16 @@ from bot.store import Record, Store, reads
 from bot.waiting import Facts, why
 from engine.job import ModelProgress, Presence
 
-MOST = 1000  # a longer queue is not laid out: a place in it is an estimate
-CHEAP = 0.005  # seconds: what took less is done whenever somebody asks
-REST = 20  # what took more is done for rough answers at most in one part of so many of the time
+MOST = 1000  # a longer queue is not laid out; its places are estimates
+CHEAP = 0.005  # seconds; a layout that took less is repeated at each call
+REST = 20  # a slower layout is reused for rough answers for this many times its duration
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A place in the queue: jobs of the pool that start before it, and device-seconds until it is done, its own too.
+    """A place in the queue. `ahead`: jobs of the pool that start first; `work`: device-seconds until it is done.
 
-    `others`: how many other members have one of these jobs; 0 where that was not counted.
+    `others`: how many other members have a job ahead; 0 if not counted.
     """
 
     ahead: int
@@ -45,9 +45,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The queue in fair order, pool after pool. `complete` is False when it was too long to lay out; `crowds` are for
-    estimates.
-    """
+    """The queue laid out in fair order, pool by pool. `complete`: it was short enough; `crowds`: for estimates."""
 
     spots: Mapping[str, Spot] = field(default_factory=dict)
     crowds: Mapping[str, Crowd] = field(default_factory=dict)
@@ -55,7 +53,7 @@ class Outlook:
 
 
 class Forecast:
-    """Ask it as often as you like: it reads the queue once for each change."""
+    """Answers about the queue; reads it at most once per change, so calls are cheap."""
 
     def __init__(
         self, store: Store, board: Board, workers: Callable[[], Mapping[str, Presence]], *,
@@ -69,7 +67,7 @@ class Forecast:
         self._outlook, self._laying = Outlook(), asyncio.Lock()
 
     async def outlook(self, *, rough: bool = False) -> Outlook:
-        """Every waiting job's spot; a `rough` one may be of a moment ago."""
+        """Return every waiting job's place. A `rough` answer may be a moment old."""
         async with self._laying:
             began, version = time.monotonic(), self._store.version
             if version != self._version and (began >= self._rested or not rough):
@@ -90,7 +88,7 @@ class Forecast:
         return Outlook({job: spot for ones in pools.values() for job, spot in _spots(ones, accounts)}, crowds)
 
     async def spot(self, record: Record, *, rough: bool = False) -> Spot | None:
-        """A waiting job's spot; None if it does not wait (any more)."""
+        """Return a waiting job's place; None if it does not wait (any more)."""
         if record.state != "queued":
             return None
         outlook = await self.outlook(rough=rough)
@@ -102,12 +100,12 @@ class Forecast:
         return Spot(ahead, max(work, record.cost), record.pool, record.model)
 
     def worker(self, pool: str, model: str) -> bool:
-        """True if a live worker of the pool has the model ready."""
+        """Return True if a live worker of the pool offers the model."""
         crew = crews(self._workers()).get(pool)
         return crew is not None and (not model or model in crew.models)
 
     def starting(self, pool: str, model: str) -> str:
-        """The sentence on a worker of the pool that is on its way, where none is there yet that has the model."""
+        """Return the sentence about a starting worker of the pool; empty if a live one offers the model."""
         if self.worker(pool, model):
             return ""
         progress = self._starting(pool)
@@ -115,7 +113,7 @@ class Forecast:
         return starting(progress) if theirs else ""
 
     def wait(self, spot: Spot) -> float | None:
-        """Seconds until a waiting job is done; None if nobody can run it."""
+        """Return the seconds until a waiting job is done; None if no worker can run it."""
         if not self.worker(spot.pool, spot.model):
             return None
         crew = crews(self._workers())[spot.pool]
@@ -123,7 +121,7 @@ class Forecast:
         return (self._board.cost_left(spot.pool) + spot.work) / crew.workers + fetching
 
     def eta(self, record: Record, spot: Spot | None, now: float) -> float | None:
-        """Seconds until a job is done; None if it is over or nobody can run it."""
+        """Return the seconds until a job is done; None if it is over or no worker can run it."""
         if spot is not None:
             return self.wait(spot)
         run = self._board.runs.get(record.id)
@@ -134,7 +132,7 @@ class Forecast:
         return self._board.cost_left(record.pool) / crew.workers if said is None else said
 
     def why(self, record: Record, spot: Spot | None, running: int) -> str:
-        """Why a waiting job waits, in words; empty if it does not. `running`: how many of a member run at once."""
+        """Return the sentence why a job waits; empty if it does not. `running`: the member's limit of jobs at once."""
         return why(self._facts(record, spot, running)) if record.state == "queued" else ""
 
     def _facts(self, record: Record, spot: Spot | None, running: int) -> Facts:

@@ -1,18 +1,18 @@
-"""How long models take into memory, learnt from what workers say while they fetch one. Pure; seconds since 1970.
+"""Learns from workers' progress messages how long a model takes to load. Pure; times are seconds since 1970.
 
-A worker says now and then how far it is; two of its words make a pace. Nobody says when it is done: it falls silent.
+Two messages of a worker give a rate. No message marks the end: the worker just falls silent.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-SILENT = 10.0  # a worker that said nothing for so long is done, or gone
+SILENT = 10.0  # seconds without a message after which a load is done or lost
 
 
 @dataclass(frozen=True)
 class _Fetch:
-    """One job's model on its way: when it was first and last spoken of, and how far it was then."""
+    """A model load of one job: times of the first and last message, and the progress (0 to 1) at each."""
 
     began: float
     at_first: float
@@ -21,14 +21,14 @@ class _Fetch:
 
 
 class Loads:
-    """By model; of several workers that fetch it, the one that spoke last."""
+    """Loads by model; of several workers that load it, the one with the latest message."""
 
     def __init__(self) -> None:
         self._fetches: dict[str, tuple[str, _Fetch]] = {}
         self._took: dict[str, float] = {}
 
     def note(self, job: str, model: str, done: float, now: float) -> None:
-        """A job's worker has `done` (0 to 1) of the model."""
+        """Record that a job's worker has loaded the fraction `done` (0 to 1) of the model."""
         known, fetch = self._fetches.get(model, ("", None))
         if fetch is None or known != job or done < fetch.done or now - fetch.said > SILENT:
             self._fetches[model] = (job, _Fetch(now, done, now, done))
@@ -38,10 +38,10 @@ class Loads:
             self._took[model] = (now - fetch.began) / (done - fetch.at_first)
 
     def done(self, model: str, now: float) -> float | None:
-        """How much of the model is in memory; None where nobody fetches it now."""
+        """Return the loaded fraction of a model (0 to 1); None if no worker loads it now."""
         _, fetch = self._fetches.get(model, ("", None))
         return None if fetch is None or now - fetch.said > SILENT else fetch.done
 
     def seconds(self, model: str, now: float) -> float:
-        """Until a model that is not in memory is; 0 where that was never seen."""
+        """Return the seconds until a model is loaded; 0 if no load was ever measured."""
         return self._took.get(model, 0.0) * (1.0 - (self.done(model, now) or 0.0))

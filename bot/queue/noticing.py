@@ -1,7 +1,7 @@
-"""The rounds that notice what `darkroom jobs` did in SQL, from a process of its own: cancelled, or queued again.
+"""Detects cancels and requeues that `darkroom jobs` made in SQL from another process.
 
-SQL has it already; here the broker, the workers and everyone in the house hear of it, within a second or two. Knows
-the audit's lines from outside, and how a job leaves the board; decides nothing.
+SQL has the change already; this task tells the broker, the workers and the bot within a second or two. It reads the
+outside changes from the audit, and decides nothing.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ EVERY_SECONDS = 1.0
 
 
 class Noticing:
-    """Run `run` as a task. `cancel` cancels one job that may be with a worker."""
+    """Run `run` as a task. `cancel` cancels one job that a worker may have."""
 
     def __init__(self, store: Store, closing: Closing, cancel: Callable[[str], Awaitable[str]]) -> None:
         self._store, self._closing, self._cancel = store, closing, cancel
-        self._last: int | None = None  # the audit's line up to which everything was seen
-        self._seen: set[tuple[int, float]] = set()  # what was seen of the lines just before it: number and time
+        self._last: int | None = None  # the last audit line that was handled
+        self._seen: set[tuple[int, float]] = set()  # handled lines just before it: number and time
 
     async def run(self) -> None:
-        """Walk the rounds until cancelled. An outage of broker or database is waited out."""
+        """Run rounds until cancelled. Retry after an outage of broker or database."""
         while True:
             try:
                 await self.round()
             except (Unreachable, Unavailable) as error:
-                log.warning("what was done from outside: %s", error)
+                log.warning("outside changes: %s", error)
             await asyncio.sleep(EVERY_SECONDS)
 
     async def prepare(self) -> None:
-        """From here on; what was done before is in the tables, and known by reading them."""
+        """Start at the current audit line: the bot reads earlier changes from the tables."""
         self._last, found = await self._store.ask(operating.since, await self._store.ask(operating.newest))
         self._seen = _lines(found)
 
     async def round(self) -> None:
-        """Everything that was done since the last round."""
+        """Handle all outside changes since the last round."""
         if self._last is None:
             await self.prepare()
             return
@@ -62,7 +62,7 @@ class Noticing:
         record = await self._store.record(entry.job)
         if record is None:
             return
-        self._store.version += 1  # the queue has moved, and not by us
+        self._store.version += 1  # another process changed the queue
         if entry.why == operating.CANCELLED:
             log.info("job %s: %s", entry.job, entry.why)
         if entry.why == operating.CANCELLED and record.state == "cancelled" and entry.target == "cancelled":
@@ -72,7 +72,7 @@ class Noticing:
             await self._cancel(entry.job)
         elif entry.why == operating.AGAIN and record.attempt == entry.attempt and not over(record.state):
             await self._closing.back(record, entry.why, "asked")
-            if entry.epoch:  # the claim of then: by now another worker may have the job anew
+            if entry.epoch:  # the old claim; another worker may have a new one by now
                 await self._closing.take_back(record.id, entry.epoch)
 
 

@@ -1,6 +1,6 @@
-"""The patrol: finds jobs that nobody works on any more, that wait too long, or whose cancelling was never answered.
+"""The patrol: finds jobs whose worker or message was lost, that exceed their deadline, or whose cancel got no answer.
 
-Knows the board, the claims on the bus, and time; every verdict is a transition by `Closing`.
+Knows the board, the claims on the bus, and time; makes every transition by `Closing`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOO_LONG = "It was not done in time; nothing was charged."
 
 
 class Patrol:
-    """Run `run` as a task. `lease`: how long a claim lives without renewal, in seconds."""
+    """Run `run` as a task. `lease`: seconds that a claim lasts without a renewal."""
 
     def __init__(
         self, store: Store, bus: Bus, board: Board, closing: Closing, submit: Callable[[Record], Awaitable[None]], *,
@@ -38,17 +38,17 @@ class Patrol:
         self._orphaned: dict[str, float] = {}  # since when a job has had no claim
 
     async def run(self) -> None:
-        """Walk the rounds until cancelled. An outage of broker or database is waited out."""
+        """Run rounds until cancelled. Retry after an outage of broker or database."""
         while True:
             await asyncio.sleep(min(EVERY_SECONDS, self._lease / 4))
             try:
                 await self.round()
             except (Unreachable, Unavailable) as error:
                 log.warning("patrol: %s", error)
-                self._orphaned.clear()  # nobody could renew a claim meanwhile
+                self._orphaned.clear()  # no worker could renew a claim meanwhile
 
     async def round(self) -> None:
-        """One look at everything. Raises `Unreachable` and `Unavailable`."""
+        """Check all jobs once. Raises `Unreachable` and `Unavailable`."""
         for record in await self._store.ask(reads.overdue, self._clock()):
             await self._expire(record)
         for run in list(self._board.runs.values()):
@@ -64,7 +64,7 @@ class Patrol:
             await self._closing.clear(record, tombstone=True)
 
     def _silent(self, run: Run) -> bool:
-        """True if it is time to ask who holds it: often while it is being cancelled or orphaned, else once a lease."""
+        """Return True if its claim is due for a check: often for a cancelling or orphaned job, else once a lease."""
         job, now = run.record.id, self._clock()
         pause = self._lease / 4 if run.record.cancelling or job in self._orphaned else self._lease
         return now - max(run.beat, self._asked.get(job, 0.0)) >= pause
@@ -84,7 +84,7 @@ class Patrol:
         if run.record.cancelling:
             if alone >= self._lease / 4:
                 await self._closing.cancel(job, spent(run), why="nobody runs it")
-        elif self._board.behind > now:  # its worker may have let it go because it is done
+        elif self._board.behind > now:  # its worker may have released it because it is done
             self._orphaned[job] = now
         elif run.claimed:
             await self._claim_lost(run, alone)
@@ -92,11 +92,11 @@ class Patrol:
             await self._unclaimed(run, alone)
 
     async def _left(self, run: Run) -> bool:
-        """True if it left the board in SQL, and we never heard: the database's answer was lost for too long."""
+        """Drop a run that is not active in SQL, and return True. Happens if a database reply was lost for too long."""
         record = await self._store.record(run.record.id)
         if record is not None and record.state in ACTIVE:
             return False
-        log.warning("job %s: it is %s, and nobody was told", run.record.id, record.state if record else "deleted")
+        log.warning("job %s: it is %s, which was not announced", run.record.id, record.state if record else "deleted")
         self._board.drop(run.record.id)
         if record is not None and over(record.state):
             self._closing.tell(Moved(record, run.record.state))
@@ -104,13 +104,13 @@ class Patrol:
         return True
 
     async def _claim_lost(self, run: Run, alone: float) -> None:
-        """The broker redelivers to another worker within a lease; when nobody took it in three, something is wrong."""
+        """Queue a job again if its claim is lost for three leases. The broker should have redelivered it within one."""
         crew = crews(self._bus.workers).get(run.record.pool)
         if alone >= 3 * self._lease and crew is not None and not crew.full(run.record.model):
             await self._closing.again(run.record.id, step=run.step, why=f"{run.record.worker} lost it", cause="lost")
 
     async def _unclaimed(self, run: Run, alone: float) -> None:
-        """Sent, not begun: normal while workers are busy. Published again in case the broker lost it, then retried."""
+        """Publish an unclaimed job again, later requeue it: the broker may have lost it. Busy workers are normal."""
         crew = crews(self._bus.workers).get(run.record.pool)
         if crew is None or crew.full(run.record.model):
             self._orphaned[run.record.id] = self._clock()
@@ -121,5 +121,5 @@ class Patrol:
 
 
 def spent(run: Run) -> float:
-    """What a run has cost, by the steps that were seen."""
+    """Return a run's cost so far in device-seconds, by its known steps."""
     return max(0.0, run.record.cost - run.cost_left)

@@ -1,7 +1,7 @@
-"""Moves jobs out of pools where nobody can run them any more, to one whose workers offer the same model and weights.
+"""Moves jobs out of pools that cannot run them any more, into a pool whose workers offer the same model and weights.
 
-Which pool a job goes to is decided when it is taken; workers come and go. Knows the store, the board, the claims on the
-bus and the live workers; which pool is best is `Models`' to say.
+A job gets its pool at admission, but workers come and go. Knows the store, the board, the claims on the bus and the
+live workers; `Models` chooses the best pool.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.job import Presence, Recipe
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
-ANY = frozenset({""})  # the model of a job that every worker of a pool can do
+ANY = frozenset({""})  # the empty model name: any worker of the pool can run the job
 
 
 class Rerouting:
@@ -33,10 +33,10 @@ class Rerouting:
     ) -> None:  # fmt: skip
         self._store, self._bus, self._board, self._closing = store, bus, board, closing
         self._models, self._workers, self._clock = models, workers, clock
-        self._after: dict[str, str] = {}  # pool → the job after which the next round goes on: some may never move
+        self._after: dict[str, str] = {}  # pool → job after which the next round continues: some can never move
 
     async def run(self) -> None:
-        """Look for ever. An outage of broker or database is waited out."""
+        """Run rounds until cancelled. Retry after an outage of broker or database."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             try:
@@ -45,7 +45,7 @@ class Rerouting:
                 log.warning("rerouting: %s", error)
 
     async def round(self) -> None:
-        """One look at all that was sent, and at a page of what waits. Raises `Unreachable` and `Unavailable`."""
+        """Check all sent jobs, and one page of waiting jobs per pool. Raises `Unreachable` and `Unavailable`."""
         live = crews(self._workers())
         if not live:
             return
@@ -55,14 +55,14 @@ class Rerouting:
         self._after = {pool: await self._page(pool, models) for pool, models in ways.items() if models}
 
     async def _page(self, pool: str, models: Collection[str]) -> str:
-        """Move what can be moved of some jobs; the job after which the next ones wait, empty to begin again."""
+        """Move the movable jobs of one page. Return the job after which the next page begins, empty to start over."""
         records, after = await self._store.ask(rerouting.waiting, pool, models, self._after.get(pool, ""))
         for record in records:
             await self._move(record)
         return after
 
     async def _come_back(self, run: Run) -> None:
-        """What was sent to a pool without workers, and nobody holds, waits again where somebody can run it."""
+        """Queue a job again that was sent to a pool without workers and has no claim, if another pool can run it."""
         if self._elsewhere(run.record) is None or run.record.cancelling or self._board.behind > self._clock():
             return
         if await self._bus.holder(run.record.id) is None:
@@ -76,7 +76,7 @@ class Rerouting:
             self._closing.freed()
 
     def _elsewhere(self, record: Record) -> str | None:
-        """Another pool that can run it; None if there is none."""
+        """Return another pool that can run the job; None if there is none."""
         if isinstance(record.task, Recipe):
             pool = self._models.pool_of(record.task.model, record.task.revision)
         else:
@@ -85,6 +85,6 @@ class Rerouting:
 
 
 def _ways(pool: str, live: Mapping[str, Crew]) -> frozenset[str]:
-    """The models for which a job may leave a pool: those that are offered elsewhere, and not there."""
+    """Return the models for which a job may leave a pool: offered in another pool and not in this one."""
     everywhere = frozenset[str]().union(*(crew.models for crew in live.values()))
     return everywhere - live[pool].models if pool in live else everywhere | ANY

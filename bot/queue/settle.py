@@ -1,7 +1,7 @@
-"""Takes in what workers report: stores it, tells the feed, and only then acknowledges.
+"""Consumes workers' results: stores each, publishes it to the feed, and only then acknowledges it.
 
-Jobs side by side, the reports of one job one after another. What is wrong with one report stays with it: handed back
-twice, then laid aside. An outage of database or disk is no fault of a report: it is handed back until it is over.
+Jobs run in parallel, the results of one job in order. A faulty result affects no other: it is retried twice, then
+becomes a dead letter. During an outage of database or disk a result is retried without limit.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 AT_ONCE = 16
-AT_HAND = 128  # reports that are fetched: what is not answered for in time comes twice
-BEHIND = 128  # reports that wait at the broker
-BELIEVED = 10.0  # seconds: the last report told how many wait, and another may never come
-PAUSE = 0.25  # seconds before a report comes again, times its tries
+AT_HAND = 128  # most fetched results: the broker redelivers what is not acknowledged in time
+BEHIND = 128  # results waiting at the broker beyond which we are behind
+BELIEVED = 10.0  # seconds that a result's count of waiting ones is believed: another may never come
+PAUSE = 0.25  # seconds before a redelivery, times its tries
 OUTAGE_PAUSE = 2.0
 
 
@@ -45,13 +45,13 @@ class Settle:
         self._store, self._bus, self._board, self._feed = store, bus, board, feed
         self._closing, self._arrivals, self._clock = closing, arrivals, clock
         self._slots, self._hand = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_HAND)
-        self._waiting: dict[str, deque[Delivered[Result]]] = {}  # job → its reports at hand, in order
-        self._faults: Counter[int] = Counter()  # of a report's own, by its place in the stream
-        self._outages: dict[str, dict[Picture, str]] = {}  # job → its pictures that wait for an outage's end
-        self.regained: Callable[[], None] = lambda: None  # called when a job that ran was claimed anew
+        self._waiting: dict[str, deque[Delivered[Result]]] = {}  # job → its fetched results, in order
+        self._faults: Counter[int] = Counter()  # faults of each result, by stream sequence number
+        self._outages: dict[str, dict[Picture, str]] = {}  # job → its pictures that wait for the end of an outage
+        self.regained: Callable[[], None] = lambda: None  # called when a running job is claimed again
 
     async def run(self) -> None:
-        """Settle until cancelled."""
+        """Consume results until cancelled."""
         async with asyncio.TaskGroup() as group:
             async for delivered in self._bus.results():
                 await self._hand.acquire()
@@ -64,7 +64,7 @@ class Settle:
                 group.create_task(self._in_turn(job), name=f"settle {job}")
 
     async def _in_turn(self, job: str) -> None:
-        """The reports of one job, as long as any is at hand."""
+        """Handle the fetched results of one job, until none is left."""
         waiting = self._waiting[job]
         try:
             while waiting:
@@ -75,7 +75,7 @@ class Settle:
             del self._waiting[job]
 
     async def _next(self, waiting: deque[Delivered[Result]]) -> None:
-        """The first report, or all at the head of the line that can be stored as one."""
+        """Handle the first result, or all at the head of the queue that can be stored together."""
         taken = bundle(waiting, self._is_good)
         try:
             if len(taken) == 1 or not await self._settle_all(taken):
@@ -87,14 +87,14 @@ class Settle:
                 self._hand.release()
 
     def _is_good(self, delivered: Delivered[Result]) -> bool:
-        """Whether nothing was ever wrong with a report, so that it may be stored beside others."""
+        """Return whether a result never had a fault, so that it may be stored with others."""
         healthy = delivered.value.job not in self._outages and not self._faults[_number(delivered)]
         return healthy and not sender_fault(delivered, self._board)
 
     async def _settle_all(self, taken: Sequence[Delivered[Result]]) -> bool:
-        """Store reports as one, then answer for them; False, and nothing was answered for, where that did not work.
+        """Store results together, then acknowledge them. False: this failed, and none was acknowledged.
 
-        Whatever was wrong, one report after the other is then taken in, and contained, alone.
+        The caller then handles them one by one, so that a fault affects only its own result.
         """
         pictures = [one.value for one in taken if isinstance(one.value, Picture)]
         done = next((one.value for one in taken if isinstance(one.value, Finished)), None)
@@ -105,12 +105,12 @@ class Settle:
             await self._closing.conclude(moved)
             await asyncio.gather(*(one.ack() for one in taken))
         except Exception as error:
-            log.info("job %s: %d reports are taken in one by one: %s", taken[0].value.job, len(taken), error)
+            log.info("job %s: %d results are stored one by one: %s", taken[0].value.job, len(taken), error)
             return False
         return True
 
     async def settle(self, delivered: Delivered[Result]) -> None:
-        """One report, contained: whatever goes wrong with it is logged and answered for."""
+        """Handle one result. Any fault is logged, and the result retried or made a dead letter."""
         value, number = delivered.value, _number(delivered)
         try:
             if why := sender_fault(delivered, self._board):
@@ -143,7 +143,7 @@ class Settle:
                 self._outages.pop(value.job, None)
 
     async def _wrong(self, delivered: Delivered[Result], error: Exception) -> None:
-        """Tries are counted here, not by the broker: it also counts those that an outage spoilt."""
+        """Count a fault here, not by the broker's deliveries, which include those that an outage spoilt."""
         number = _number(delivered)
         self._faults[number] += 1
         tries = self._faults[number]
@@ -155,7 +155,7 @@ class Settle:
             self._answered(delivered.value, number)
 
     async def take(self, value: Result, *, last: bool = False) -> None:
-        """Store what a report says. Doubled, late and stale ones change nothing. `last`: it will not come again."""
+        """Apply a result. Duplicate, late and stale ones change nothing. `last`: it will not be redelivered."""
         match value:
             case Started():
                 await self._started(value)
@@ -196,13 +196,14 @@ class Settle:
                 await self._bus.want(value.job)
 
     async def _forgotten(self, run: Run, epoch: int) -> bool:
-        """True if the broker lost its store, and the job's snapshots with it, between the claim that we know and this
-        one. Raises `Unreachable`.
+        """Return True if the broker lost its store, and the job's snapshots, between the known claim and this one.
+
+        Raises `Unreachable`.
         """
         return 0 < run.record.epoch < epoch and run.record.epoch < await self._bus.first_epoch()
 
     async def _stray(self, value: Started) -> None:
-        """A worker began what is over (the broker gave it out twice): it may stop. A stale epoch fences itself."""
+        """Stop a worker that started an ended job, which the broker delivered twice. Ignore a stale epoch."""
         record = await self._store.record(value.job)
         if record is not None and over(record.state):
             log.warning("job %s: %s began it though it is %s", value.job, value.worker, record.state)
@@ -214,16 +215,16 @@ class Settle:
             await self._unfinished(value, last)
 
     async def _unfinished(self, value: Finished, last: bool) -> None:
-        """It was reported done, and is not: over already, deleted, of a newer epoch, or pictures are missing."""
+        """Handle a job that was reported done but is over, deleted, of a newer epoch, or lacks pictures."""
         record = await self._store.record(value.job)
         if record is None or over(record.state) or value.epoch < record.epoch:
             return
-        if record.deleted is not None:  # while it ran: its pictures were not kept
+        if record.deleted is not None:  # deleted while it ran: its pictures were not stored
             await self._closing.cancel(value.job, value.cost, epoch=value.epoch, why="deleted")
             return
         missing = await self._arrivals.missing(record)
         if waiting := self._outages.get(value.job):
-            raise OSError(next(iter(waiting.values())))  # not lost: stored when the outage is over
+            raise OSError(next(iter(waiting.values())))  # not lost: they are stored after the outage
         elif last:
             said = f"A worker reported it done without {', '.join(missing)}."
             await self._closing.again(

@@ -1,7 +1,7 @@
-"""The rounds of closed servers: whoever closed one, and from where, what is open there is cancelled within seconds.
+"""Cancels open jobs of closed servers within seconds, wherever the server was closed from.
 
-`/settings close` cancels by itself; the command line and a budget only write the rule, and an outage may break off
-either. Knows the store and how a job is cancelled; nothing of who may close what.
+`/settings close` cancels by itself. The command line and a budget only write the rule, and an outage may interrupt
+either. Knows the store and how to cancel a job; checks no permissions.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ EVERY_SECONDS = 1.0
 
 
 class Shutting:
-    """Run `run` as a task. `cancel` cancels one job and says what happened."""
+    """Run `run` as a task. `cancel` cancels one job and returns a sentence on the outcome."""
 
     def __init__(self, store: Store, cancel: Callable[[str], Awaitable[str]]) -> None:
         self._store, self._cancel = store, cancel
         self._shut: frozenset[str] = frozenset()
 
     async def run(self) -> None:
-        """Walk the rounds until cancelled. An outage of broker or database is waited out."""
+        """Run rounds until cancelled. Retry after an outage of broker or database."""
         while True:
             try:
                 await self.round()
@@ -36,7 +36,7 @@ class Shutting:
             await asyncio.sleep(EVERY_SECONDS)
 
     async def round(self) -> None:
-        """Cancel what is open in servers that were closed a round ago too: who closes by `/settings` comes first."""
+        """Cancel open jobs in servers that were closed a round ago too, so that `/settings close` comes first."""
         before, self._shut = self._shut, (await self._store.ask(rules.together)).shut
         for guild in sorted(self._shut & before):
             jobs = await self._store.ask(reads.open_of, None if guild == EVERYWHERE else guild)

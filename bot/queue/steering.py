@@ -1,9 +1,9 @@
-"""Pausing a job that runs, letting it go on, and weighing it beside the other jobs of its author.
+"""Pauses, resumes and prioritises running jobs.
 
-Said once to the worker that runs it, and stored nowhere: a job that moves to another worker runs on, its pauses end by
-themselves after a quarter of an hour together, and what is said while the broker is away is refused. A paused job keeps
-its worker, its snapshots and its place; the board knows that it rests, so that its rows may go to others. Knows the
-bus; nothing of who may do it.
+A request goes once to the job's worker and is stored nowhere. So a job that moves to another worker is not paused
+there, pauses end after 15 minutes in total, and a request fails while the broker is away. A paused job keeps its
+worker, its snapshots and its place; the board knows of the pause, so that other jobs may use its rows. Knows the bus;
+checks no permissions.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from bot.store import Record
 from engine.bus import Bus, Unreachable
 from engine.job import Recipe, Steer
 
-PAUSED = "Paused: it keeps its place, and goes on by itself after 15 minutes, or sooner if others need the room."
-RESUMED = "It goes on."
-WEIGHED = "Beside other jobs of its author it now weighs {:g}."
-WHOLE = "An enlargement is done in one go, so it cannot be steered."
-WAITS = "It has not begun, so it cannot be steered yet."
+PAUSED = "Paused: it keeps its place, and resumes by itself after 15 minutes, or sooner if others need the room."
+RESUMED = "Resumed."
+WEIGHED = "Its priority among the author's jobs is now {:g}."
+WHOLE = "An upscale is done in one go, so it cannot be paused or prioritised."
+WAITS = "It has not begun, so it cannot be paused or prioritised yet."
 AWAY = "The workers cannot be reached just now. Try again in a moment."
 
 
 class Steering:
-    """Each method says what happened. Raises `Refused` where the job does not run, or nobody can be told."""
+    """Each method returns a sentence, or raises `Refused` if the job does not run or the broker is away."""
 
     def __init__(self, bus: Bus, board: Board, *, clock: Callable[[], float] = time.time) -> None:
         self._bus, self._board, self._clock = bus, board, clock
 
     async def pause(self, record: Record) -> str:
         await self._say(record, Steer(job=record.id, deed="pause"))
-        self._board.paused.setdefault(record.id, self._clock())  # a second pause has what the first has left
+        self._board.paused.setdefault(record.id, self._clock())  # a second pause gets the remaining time of the first
         return PAUSED
 
     async def resume(self, record: Record) -> str:
@@ -43,7 +43,7 @@ class Steering:
         return RESUMED
 
     async def prioritise(self, record: Record, weight: float) -> str:
-        """`weight`: above 0, at most 1000; 1 is what every job has."""
+        """Set the job's weight among the author's jobs: above 0, at most 1000, default 1."""
         await self._say(record, Steer(job=record.id, deed="weigh", weight=weight))
         return WEIGHED.format(weight)
 

@@ -1,8 +1,8 @@
-"""The rules: what admins set for members, channels, roles and servers, and what follows from them. Pure.
+"""Rules that admins set for members, channels, roles and servers, and what follows from them. Pure.
 
-Knows no store and no front end. Its parts: `rule` is one rule and one change of rules, `catalogue` which settings there
-are, `reading` their values as text, `terms` what holds for a member (the precedence is written there), `telling` the
-sentences about it, `presets` and `sheet` many rules at once: by name, and as YAML.
+`rule` is one rule and one change of rules, `catalogue` the settings, `reading` their values as text, `terms` the
+effective rules of a member (with the precedence), `telling` the sentences about them, `presets` and `sheet` many rules
+at once: by name, and as YAML.
 """
 
 from __future__ import annotations

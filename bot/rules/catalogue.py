@@ -1,7 +1,7 @@
-"""Every setting that a rule may set: its kind, range, unit, and for whom it can be set. Declarations only.
+"""The settings that a rule can set: kind, range, unit and allowed scopes. Declarations only.
 
 Costs are calibrated device-seconds (`engine.job.cost`), whole ones. A day is any 24 hours, a month any 30 days: both
-windows roll. Settings that begin with `together_` count all members of the server or channel at once.
+windows roll. Settings that begin with `together_` count all members of the server or channel together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOM: tuple[Scope, ...] = ("guild", "channel")
 MANY = 100_000  # the largest count of jobs: as good as no limit
 FOREVER = 10**9  # device-seconds: as good as no limit
 
-# What `commands` can take away. The others always work: nobody shall be kept from cancelling, deleting or reporting.
+# What `commands` can forbid. Cancelling, deleting and reporting always work.
 LIMITABLE = (
     "imagine", "vary", "reroll", "remix", "reproduce", "blend", "edit", "zoom", "pan", "branch", "walk",
     "upscale", "prompt", "film", "details", "favourite", "envelope",
@@ -35,9 +35,9 @@ LIMITABLE = (
 
 @dataclass(frozen=True)
 class Setting:
-    """`least` and `most` bound a number, and the length of each text; `longest` bounds how many texts a list has.
+    """`least` and `most` bound a number, and the length of each text; `longest` bounds the number of texts in a list.
 
-    `choices`: what a choice may be, or the parts of a list; empty for names that only live workers know.
+    `choices`: the allowed values, or parts of a list; empty for names that only live workers know.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Setting:
     choices: tuple[str, ...] = ()
 
     def takes(self, value: Value) -> bool:
-        """False for what no version of this one can have written: such a rule is passed over."""
+        """Return whether a stored value is valid. A rule with an invalid one, as no version writes it, is ignored."""
         if self.kind in LISTS:
             return isinstance(value, tuple)
         if self.kind == "switch":
@@ -62,7 +62,7 @@ class Setting:
 
     @property
     def numeric(self) -> bool:
-        """True if more is more generous."""
+        """Whether more is more generous."""
         return self.kind in ("number", "cost", "size")
 
 
@@ -86,7 +86,7 @@ SETTINGS = _all(
         choices=("public", "private", "choice"),
     ),
     Setting("speeds", "choices", MEMBER, "the speeds that may be asked for", "names", choices=("fast", "relaxed")),
-    Setting("blocked", "switch", ("house", "role", "user"), "may make nothing at all"),
+    Setting("blocked", "switch", ("house", "role", "user"), "may make no pictures at all"),
     Setting("together_running", "number", TOGETHER, "how many jobs of all members run at once", "jobs", 1, 1000),
     Setting("together_queued", "number", TOGETHER, "how many jobs of all members may wait", "jobs", 0, MANY),
     Setting("together_cost_day", "cost", TOGETHER, "device time of all in 24 hours", "device time", 0, FOREVER),

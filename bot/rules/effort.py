@@ -1,28 +1,28 @@
-"""How much work may go into holding what somebody typed against lists of words and patterns.
+"""The limit on the work of matching a member's text against word lists and patterns. Pure.
 
-One effort is for all texts of a request, so that ten prompts at once cost no more than one. Counted, not timed: the
-same texts against the same lists always end alike. Pure.
+All texts of a request share one limit, so that ten prompts cost no more than one. It counts steps, not time: the same
+texts and lists always give the same result.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-EFFORT = 60_000  # steps; an ordinary prompt takes one or two a character, and one step some microseconds
+EFFORT = 60_000  # steps; an ordinary prompt takes one or two per character, and a step some microseconds
 
 
 class Tangled(Exception):
-    """These texts cannot be read in bounded time."""
+    """These texts cannot be matched within the limit."""
 
 
 @dataclass
 class Effort:
-    """What is left of it."""
+    """The steps that are left."""
 
     left: int = EFFORT
 
     def spend(self, steps: int) -> None:
-        """Raises `Tangled` where that is more than is left."""
+        """Take `steps` off. Raises `Tangled` if fewer are left."""
         self.left -= steps
         if self.left < 0:
             raise Tangled

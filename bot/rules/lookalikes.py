@@ -1,8 +1,8 @@
-"""Text as a reader's eye takes it: every letter by the plain one that it looks like, without what cannot be seen.
+"""Confusable characters: every letter becomes the plain one that it looks like; invisible characters are dropped.
 
-After Unicode TR39 (confusable detection, https://www.unicode.org/reports/tr39/), with a small table of our own:
-the plain Latin letter for each look-alike. What a text is compared with goes the same way, so every script stays
-comparable. Knows characters; knows no words, and nothing of digits and signs that stand for letters.
+After Unicode TR39 (confusable detection, https://www.unicode.org/reports/tr39/), with a small table of our own: the
+plain Latin letter for each look-alike. Word lists are normalised in the same way, so that every script stays
+comparable. `bot.rules.signs` handles digits and signs that stand for letters.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ _SIGNED = (
     (0x1F150, 26),
     (0x1F170, 26),
     (0x1F1E6, 26),
-)  # letters in circles and squares, and those that flags are made of
+)  # letters in circles and squares, and regional indicators (flags)
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0\u0640")
 _SELECTORS = ((0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
-_KEPT_MARKS = (0, 7, 8, 9)  # combining classes that make other letters of one: vowel signs, nukta, kana voicing, virama
+_KEPT_MARKS = (0, 7, 8, 9)  # combining classes that make another letter: vowel signs, nukta, kana voicing, virama
 _LONGEST = 8  # a single character that stands for a whole phrase is no letter of a word
-_BARE = 0x0590  # scripts from here on have marks that change a letter; before, they only adorn it
+_BARE = 0x0590  # scripts from here on have marks that change a letter; in earlier ones they only decorate it
 _KATAKANA, _HIRAGANA = (0x30A1, 0x30F6), 0x60
 
 
 def normalised(text: str) -> str:
-    """NFKC, caseless, without invisible characters and adornments, look-alikes as the plain letter; in this order.
+    """Return NFKC, case-folded, without invisible characters and decorating marks, look-alikes mapped; in this order.
 
-    Doing it twice changes nothing. Digits become ASCII, katakana hiragana. Lengths change.
+    Idempotent. Digits become ASCII, katakana becomes hiragana. Lengths change.
     """
     kept: list[str] = []
     base = ""
@@ -80,7 +80,7 @@ def normalised(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _spelled(character: str) -> str:
-    """One character as plain letters and marks; empty if it cannot be seen, a space if it is any kind of space."""
+    """Return one character as plain letters and marks; empty if it is invisible, a space for any kind of space."""
     code, category = ord(character), unicodedata.category(character)
     if category in ("Zs", "Zl", "Zp") or character.isspace():
         return " "
@@ -109,7 +109,7 @@ def _adorns(character: str) -> bool:
 
 
 def _written(character: str) -> str:
-    """Hiragana for katakana, ASCII for other digits, nothing for what cannot be seen."""
+    """Return hiragana for katakana, ASCII for other digits, nothing for an invisible character."""
     if character in _UNSEEN:
         return ""
     if _KATAKANA[0] <= ord(character) <= _KATAKANA[1]:

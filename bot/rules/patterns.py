@@ -1,7 +1,7 @@
-"""Forbidden patterns: regular expressions by RE2, which takes time linear in the text whoever wrote them.
+"""Forbidden patterns: regular expressions by RE2, whose time is linear in the text for any pattern.
 
-Knows RE2 and its syntax (https://github.com/google/re2/wiki/Syntax); knows nothing of where patterns are kept. Patterns
-ignore case. One takes at most 256 KiB and 2000 instructions, so that fifty of them cost a text some milliseconds.
+Syntax: https://github.com/google/re2/wiki/Syntax. Patterns ignore case. One takes at most 256 KiB and 2000
+instructions, so that fifty of them cost a text some milliseconds.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from bot.sentences import plain, shortened
 LONGEST = 200  # characters
 INSTRUCTIONS = 2000
 MEMORY = 1 << 18  # bytes
-A_STEP = 10_000  # instructions × bytes that take as long as a step: RE2's worst, where a pattern outgrows its memory
+A_STEP = 10_000  # instructions × bytes that take as long as a step, in RE2's worst case: a pattern outgrows its memory
 
 
 def read_pattern(text: str) -> str:
-    """One pattern, checked. Raises `Refused` (422) with RE2's reason."""
+    """Return a pattern, checked. Raises `Refused` (422) with RE2's reason."""
     pattern = plain(text)
     if not pattern or len(pattern) > LONGEST:
         raise Refused(f"A pattern has 1 to {LONGEST} characters; this one has {len(pattern)}.")
@@ -41,9 +41,9 @@ def read_pattern(text: str) -> str:
 
 
 def first(readings: Sequence[str], patterns: Sequence[str], effort: Effort) -> str | None:
-    """The first pattern that any of the readings of a text has; one that RE2 does not take is passed over.
+    """Return the first pattern that matches a reading of a text; patterns that RE2 rejects are skipped.
 
-    Raises `Tangled` where that takes more than the `effort` that is left.
+    Raises `Tangled` if that takes more than the `effort` that is left.
     """
     texts = [text.encode("utf-8", "replace") for text in dict.fromkeys(readings)]
     for pattern in patterns:
@@ -66,6 +66,6 @@ def _compiled(pattern: str) -> Any:  # re2 has no public name for it
 
 
 def _reason(error: Exception) -> str:
-    """RE2 says it in bytes, with the place that is wrong."""
+    """Return RE2's message, which is bytes and names the faulty part."""
     said = error.args[0] if error.args else "it cannot be read"
     return said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)

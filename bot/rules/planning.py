@@ -1,4 +1,4 @@
-"""Which steps a change takes: from the rules of a guild as they are, and what somebody wants. Pure."""
+"""Steps of a change, computed from the current rules of a guild and the wanted ones. Pure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MOST_TEXT = 200_000  # characters of all of them: each request reads them, and a
 
 
 def check_scope(one: Setting, guild: str, scope: Scope, subject: str) -> None:
-    """Raises `Refused` (422) where a setting cannot be set so."""
+    """Raise `Refused` (422) if a setting cannot be set for that scope and subject."""
     allowed = tuple(s for s in one.scopes if guild != EVERYWHERE or s in ("house", "user"))
     if scope not in allowed:
-        offered = [name for name in allowed if name != "house" or guild == EVERYWHERE]  # ceilings are not the admins'
+        offered = [name for name in allowed if name != "house" or guild == EVERYWHERE]  # ceilings: the operator alone
         said = ", ".join("server" if name == "guild" else name for name in offered) or "one server at a time"
         raise Refused(f"{one.name} cannot be set for {_article(scope)}; it can for: {said}.")
     if (scope in ("house", "guild")) != (not subject):
@@ -30,11 +30,11 @@ def check_scope(one: Setting, guild: str, scope: Scope, subject: str) -> None:
 
 
 def _article(scope: Scope) -> str:
-    return {"house": "the house", "guild": "a server"}.get(scope, f"a {scope}")
+    return {"house": "a ceiling", "guild": "a server"}.get(scope, f"a {scope}")
 
 
 def replaced(before: Rules, key: Key, value: Value | None) -> tuple[Step, ...]:
-    """One rule, set or (None) unset. Raises `Refused` (422) where that changes nothing."""
+    """Return the steps that set one rule or (None) unset it. Raises `Refused` (422) if nothing changes."""
     after = {**before, key: value}
     steps = steps_between(before, {key: value for key, value in after.items() if value is not None})
     if not steps and value is None:
@@ -45,16 +45,16 @@ def replaced(before: Rules, key: Key, value: Value | None) -> tuple[Step, ...]:
 
 
 def altered(before: Rules, values: Mapping[Key, Value | None]) -> tuple[Step, ...]:
-    """Several rules set or (None) unset at once; others stay. Raises `Refused` where that changes nothing."""
+    """Return the steps that set or (None) unset several rules; others stay. Raises `Refused` if nothing changes."""
     after = {key: value for key, value in {**before, **values}.items() if value is not None}
     steps = steps_between(before, after)
     if not steps:
-        raise Refused("All of that is so already.")
+        raise Refused("All of that is set already.")
     return _bounded(before, steps)
 
 
 def reopened(before: Rules, *, house: bool) -> tuple[Step, ...]:
-    """Away with `closed`. Raises `Refused` where nothing is closed (422), or whoever runs the bot closed it (403)."""
+    """Return the steps that remove `closed`. Raises `Refused` if it is open (422) or the operator closed it (403)."""
     theirs, own = ("house", "", "closed"), ("guild", "", "closed")
     if theirs in before and not house:
         raise Refused("Whoever runs this bot closed this server: only they can open it.", 403)
@@ -64,18 +64,18 @@ def reopened(before: Rules, *, house: bool) -> tuple[Step, ...]:
 
 
 def brought(before: Rules, values: Rules) -> tuple[Step, ...]:
-    """The rules of a sheet in place of all that a sheet can say. Raises `Refused` where that changes nothing."""
+    """Return the steps that replace all rules that a YAML file can hold. Raises `Refused` if nothing changes."""
     stays = {key: value for key, value in before.items() if key[0] == "house" or key[2] in ABSENT}
     steps = steps_between(before, {**stays, **values})
     if not steps:
-        raise Refused("The rules are so already: nothing to import.")
+        raise Refused("The rules are the same already: nothing to import.")
     return _bounded(before, steps)
 
 
 def undone(before: Rules, change: Change, later: int | None) -> tuple[Step, ...]:
-    """The steps that take a change back. Raises `Refused` where it was taken back, or what it set was set again.
+    """Return the steps that undo a change. Raises `Refused` if it is undone, or if one of its rules was set again.
 
-    `later`: the newest change since that touched one of its rules, for the sentence.
+    `later`: the newest later change of one of its rules, for the sentence.
     """
     if change.undone is not None:
         raise Refused(f"Change {change.number} is undone already, by change {change.undone}.")
@@ -90,14 +90,15 @@ def undone(before: Rules, change: Change, later: int | None) -> tuple[Step, ...]
 
 
 def closing(reason: str, name: str) -> str:
-    """The value of `closed`: why, and who closed it."""
+    """Return the value of `closed`: the reason, and who closed it."""
     most, by = SETTINGS["closed"].most, f" (closed by {shortened(name, 60)})"
     return (shortened(reason, most - len(by)).rstrip(".") or "no reason given") + by
 
 
 def _bounded(before: Rules, steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """Raises `Refused` where admins would have more rules than a server may, or longer ones. Fewer always pass, and so
-    do ceilings and closing: no server can keep them out by being full.
+    """Return the steps. Raises `Refused` if they bring the admins' rules over a server's limits of number or length.
+
+    Steps that remove rules always pass. So do ceilings and closing: a full server cannot keep them out.
     """
     theirs = [step for step in steps if step.scope != "house" and step.setting not in ABSENT]
     more = sum((step.before is None) - (step.after is None) for step in theirs)
@@ -115,7 +116,7 @@ def _bounded(before: Rules, steps: tuple[Step, ...]) -> tuple[Step, ...]:
 
 
 def _length(key: Key, value: Value | None) -> int:
-    """Characters of a rule; of none, 0."""
+    """Return the characters of a rule; 0 for none."""
     if value is None:
         return 0
     return sum(map(len, key)) + sum(map(len, value if isinstance(value, tuple) else (str(value),)))

@@ -1,4 +1,4 @@
-"""Presets: many rules of a server at once, by name. They set values for the whole server and leave all else."""
+"""Presets: named sets of values for a whole server. Other rules stay."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def _all(*presets: Preset) -> Mapping[str, Preset]:
 
 PRESETS = _all(
     Preset(
-        "small server", "among friends: much for each, nothing counted together",
+        "small server", "among friends: generous limits for each member, none for the whole server",
         MappingProxyType({"running": "3", "queued": "20", "cost_day": "2 h", "results": "choice", "speeds": "all"}),
     ),
     Preset(
-        "large server", "many strangers: little for each, an end to what all may use together, relaxed beyond it",
+        "large server", "many strangers: low limits for each member and the whole server, relaxed beyond them",
         MappingProxyType({
             "running": "1", "queued": "3", "cost_day": "15 min", "cost_month": "3 h", "steps": "250",
             "together_running": "20", "together_queued": "300", "together_cost_day": "12 h", "results": "choice",
@@ -40,7 +40,7 @@ PRESETS = _all(
         }),
     ),
     Preset(
-        "contest", "the same for everybody: one public job at a time, all of the same length",
+        "contest", "the same for everybody: one public job at a time, all with the same step limit",
         MappingProxyType({
             "running": "1", "queued": "1", "cost_day": "30 min", "steps": "100", "count": "4", "results": "public",
             "speeds": "fast", "together_queued": "300",
@@ -50,7 +50,7 @@ PRESETS = _all(
 
 
 def preset(name: str) -> Preset:
-    """By its name. Raises `Refused` (422), naming the nearest one."""
+    """Return the preset of that name. Raises `Refused` (422), naming the nearest one."""
     found = PRESETS.get(" ".join(name.casefold().replace("_", " ").replace("-", " ").split()))
     if found is None:
         raise Refused(f"There is no preset “{shortened(name, 40)}”; the nearest is {nearest(name, tuple(PRESETS))}.")
@@ -58,5 +58,5 @@ def preset(name: str) -> Preset:
 
 
 def rules_of(one: Preset) -> dict[Key, Value]:
-    """Its values as rules for the whole server."""
+    """Return its values as rules for the whole server."""
     return {("guild", "", name): read(SETTINGS[name], text) for name, text in one.values.items()}

@@ -1,7 +1,7 @@
-"""Values of settings, from what an admin typed and back: `30 min`, `512x512`, `embedded, second`, `off`. Pure.
+"""Values of settings as text, parsed and formatted: `30 min`, `512x512`, `embedded, second`, `off`. Pure.
 
-`written` gives a text that `read` reads as the same value, so an export can be brought back. Every mistake is one clear
-sentence with the range, or the nearest name.
+`read` parses what `written` formats, so that an export can be imported. Every mistake is one clear sentence with the
+range, or the nearest name.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from bot.sentences import plain, shortened
 UNITS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400,
          "day": 86_400}  # fmt: skip
 YES, NO = ("on", "yes", "true", "1"), ("off", "no", "false", "0")
-UNLIMITED = ("no limit", "unlimited", "any")  # the first is how it is written
-LONGEST = 65_536  # characters that are looked at at all
+UNLIMITED = ("no limit", "unlimited", "any")  # `written` uses the first
+LONGEST = 65_536  # most characters that are parsed
 
 _WHOLE = re.compile(r"[0-9]{1,12}")
 _TIMES = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})? ?[a-z]{1,7} ?)+")
@@ -35,7 +35,7 @@ _CHANNEL = re.compile(r"(?:<#)?([0-9]{1,20})>?")
 
 
 def setting(name: str) -> Setting:
-    """The setting of that name. Raises `Refused` (422), naming the nearest one."""
+    """Return the setting of that name. Raises `Refused` (422), naming the nearest one."""
     found = SETTINGS.get(name.strip().casefold().replace("-", "_").replace(" ", "_"))
     if found is None:
         raise Refused(f"There is no setting “{shortened(name, 40)}”; the nearest is {nearest(name, tuple(SETTINGS))}.")
@@ -43,19 +43,19 @@ def setting(name: str) -> Setting:
 
 
 def nearest(written: str, names: tuple[str, ...]) -> str:
-    """Of `names` the one that was probably meant."""
+    """Return the name that was probably meant."""
     return str(process.extractOne(written[:40].casefold(), names, scorer=fuzz.ratio)[0])
 
 
 def read(one: Setting, text: str) -> Value:
-    """What was typed, as a value within its range. Raises `Refused` (422)."""
+    """Parse a typed value and check its range. Raises `Refused` (422)."""
     if len(text) > LONGEST:
         raise Refused(f"That is too long for {one.name}: at most {LONGEST} characters.")
     return READERS[one.kind](one, text)
 
 
 def read_list(one: Setting, texts: list[str]) -> Value:
-    """As `read`, where the parts of a list are known to be apart. Raises `Refused` (422)."""
+    """Parse a list whose parts are already separate. Raises `Refused` (422)."""
     if one.kind not in LISTS:
         raise Refused(f"{one.name} takes one value and not a list.")
     return LISTS[one.kind](one, texts)
@@ -91,7 +91,7 @@ def _cost(one: Setting, text: str) -> int:
 
 
 def _duration(typed: str) -> int | None:
-    """Seconds, whole ones, rounded up; None if it is no time."""
+    """Return whole seconds, rounded up; None if it is no time."""
     if _WHOLE.fullmatch(typed):
         return int(typed)
     if not _TIMES.fullmatch(typed + " "):
@@ -217,7 +217,7 @@ READERS: Mapping[Kind, Callable[[Setting, str], Value]] = MappingProxyType(
 
 
 def written(one: Setting, value: Value) -> str:
-    """A value as an admin would type it; `read` reads it as the same one (texts of a list stand a line each)."""
+    """Return a value as an admin would type it; `read` parses it back (each text of a list has its line)."""
     if isinstance(value, tuple):
         return "all" if value == ALL else ("\n" if one.kind == "texts" else ", ").join(value) or "none"
     if isinstance(value, bool):
@@ -231,7 +231,7 @@ def written(one: Setting, value: Value) -> str:
     return _measured(value) if one.kind == "size" else str(value)
 
 
-MOST_SAID = 100_000  # a bound as large as this is no limit to speak of
+MOST_SAID = 100_000  # a bound as large as this counts as no limit
 
 
 def _measured(pixels: int) -> str:
@@ -240,7 +240,7 @@ def _measured(pixels: int) -> str:
 
 
 def _clock(seconds: int) -> str:
-    """Exact: "1 h 30 min", "0 s"."""
+    """Return the exact duration: "1 h 30 min", "0 s"."""
     parts: list[str] = []
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
         number, seconds = divmod(seconds, size)

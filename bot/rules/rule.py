@@ -1,4 +1,4 @@
-"""One rule: what an admin set, for whom. Values only; knows nothing of what a setting means or of who may set it."""
+"""Rules and changes of rules, as plain values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bot.sentences import shortened
 Scope = Literal["house", "guild", "channel", "role", "user"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 Value = int | str | bool | tuple[str, ...]
-Key = tuple[str, str, str]  # scope, subject, setting: what a guild may have one value of
+Key = tuple[str, str, str]  # scope, subject, setting: a guild has at most one value for each
 
-EVERYWHERE = "*"  # in place of a guild: rules of whoever runs the bot, for every server
-SUBJECT = 64  # characters of an id
+EVERYWHERE = "*"  # in place of a guild: the operator's rules for every server
+SUBJECT = 64  # most characters of an id
 _MENTION = re.compile(r"(?:<(?:@[!&]?|#))?([0-9]{1,20})>?")
 ALL = ("*",)  # a list that allows everything
 
@@ -25,7 +25,7 @@ ALL = ("*",)  # a list that allows everything
 class Rule:
     """`setting` is `value` for `subject`: the id of a channel, role or user; empty for a whole server.
 
-    Scope "house" belongs to whoever runs the bot: a ceiling for one server, or with `guild` "*" for all of them.
+    Scope "house" is a ceiling of the operator: for one server, or with `guild` "*" for all of them.
     """
 
     scope: Scope
@@ -36,13 +36,13 @@ class Rule:
 
     @property
     def key(self) -> Key:
-        """What it is the rule of, within its guild."""
+        """Identifies the rule within its guild."""
         return self.scope, self.subject, self.setting
 
 
 @dataclass(frozen=True)
 class Step:
-    """One rule before and after a change; None: there was, or is, no rule."""
+    """One rule before and after a change; None for no rule."""
 
     scope: Scope
     subject: str
@@ -52,20 +52,20 @@ class Step:
 
     @property
     def key(self) -> Key:
-        """Which rule it changes."""
+        """The rule that it changes."""
         return self.scope, self.subject, self.setting
 
     def inverse(self) -> Step:
-        """What takes it back."""
+        """Return the step that undoes it."""
         return Step(self.scope, self.subject, self.setting, self.after, self.before)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What somebody changed at the moment `at` (seconds since 1970), all of it or nothing.
+    """Steps that a member applied at the moment `at` (seconds since 1970), all of them or none.
 
     `what` is set, unset, preset, import, close, open, budget or undo; `undoes` is the number of the change that an undo
-    took back, `undone` the number of the undo that took this one back.
+    undid, `undone` the number of the undo that undid this one.
     """
 
     number: int
@@ -80,8 +80,10 @@ class Change:
 
 
 def addressed(guild: str, scope: Scope, subject: str) -> str:
-    """An id as members carry it: on a Discord server, and for all of them, "789" and "<@789>" are "discord:789" where
-    users are meant; channels and roles go by their number alone.
+    """Return an id as members carry it.
+
+    On a Discord server, and for all of them, "789" and "<@789>" become "discord:789" for a user; a channel or role
+    keeps its number alone.
     """
     found = _MENTION.fullmatch(subject.strip())
     if found is None or scope in ("house", "guild"):
@@ -92,7 +94,7 @@ def addressed(guild: str, scope: Scope, subject: str) -> str:
 
 
 def check_subject(guild: str, scope: Scope, subject: str) -> None:
-    """Returns if this can be the id of a channel, role or user, as `addressed` gives it. Raises `Refused` (422)."""
+    """Check that this can be the id of a channel, role or user, as `addressed` returns it. Raises `Refused` (422)."""
     if not 0 < len(subject) <= SUBJECT or not subject.isprintable():
         raise Refused(f"An id has 1 to {SUBJECT} printable characters.")
     number = subject.removeprefix("discord:") if scope == "user" else subject
@@ -101,7 +103,7 @@ def check_subject(guild: str, scope: Scope, subject: str) -> None:
 
 
 def steps_between(before: Mapping[Key, Value], after: Mapping[Key, Value]) -> tuple[Step, ...]:
-    """What turns one set of rules into another; in a settled order, and nothing that stays as it is."""
+    """Return the steps from one set of rules to another, in a fixed order, without unchanged rules."""
     keys = sorted({*before, *after}, key=lambda key: (SCOPES.index(_scope(key)), key))
     found = (Step(_scope(key), key[1], key[2], before.get(key), after.get(key)) for key in keys)
     return tuple(step for step in found if step.before != step.after)

@@ -1,7 +1,7 @@
-"""Rules as YAML and back. Nothing of YAML is built but text: no tags, no anchors, no numbers that mean something else.
+"""Rules as YAML and back. Everything in the file is parsed as text: no tags, no anchors, no implicit types.
 
-A sheet lists, for the server and for each channel, role and user, settings and values as an admin would type them. It
-says all rules of a server: what is not in it is removed. Not in it are the ceilings of whoever runs the bot, and
+The file lists, for the server and for each channel, role and user, settings and values as an admin would type them. It
+replaces all rules of a server: a rule that is not in it is removed. It does not hold the operator's ceilings, or
 whether the server is closed. Every mistake is one sentence with its line.
 """
 
@@ -19,17 +19,17 @@ from bot.rules.rule import Key, Rule, Scope, Value, addressed, check_subject
 from bot.sentences import shortened
 
 BYTES = 64 * 1024
-EVENTS = 20_000  # parts of a sheet: more than rules fit into it
+EVENTS = 20_000  # YAML events of a file: more than a server's rules make
 SECTIONS: Mapping[str, Scope] = {"server": "guild", "channels": "channel", "roles": "role", "users": "user"}
-ABSENT = ("closed",)  # a state and no rule: `close` and `open`
+ABSENT = ("closed",)  # a state and no rule: `close` and `open` set it
 HEAD = """\
-# The rules of one server. Bring this back with import: it takes the place of all rules, as one change.
+# The rules of one server. Import this file to replace all of its rules, as one change.
 # Settings, units and which rule decides: docs/limits.md
 """
 
 
 def out(rules: Iterable[Rule]) -> str:
-    """A server's rules as a sheet."""
+    """Return a server's rules as YAML."""
     found: dict[str, Any] = {"version": 1}
     titles = {scope: title for title, scope in SECTIONS.items()}
     for rule in sorted(
@@ -44,7 +44,7 @@ def out(rules: Iterable[Rule]) -> str:
 
 
 def _native(one: Setting, value: Value) -> Any:
-    """As YAML shows it best; `bring` reads its text."""
+    """Return a value as YAML shows it best; `bring` parses its text."""
     if isinstance(value, tuple) and one.kind == "texts":
         return list(value)
     if isinstance(value, bool) or one.kind == "number":
@@ -53,12 +53,12 @@ def _native(one: Setting, value: Value) -> Any:
 
 
 def bring(text: str, guild: str = "") -> dict[Key, Value]:
-    """The rules of a sheet for `guild`. Raises `Refused` (422, 413) for the first mistake."""
+    """Parse the rules of a file for `guild`. Raises `Refused` (422, 413) for the first mistake."""
     if len(text.encode("utf-8", "replace")) > BYTES:
-        raise Refused(f"A sheet of rules has at most {BYTES // 1024} KiB.", 413)
+        raise Refused(f"A rules file has at most {BYTES // 1024} KiB.", 413)
     read_in = _tree(text)
     found: dict[Key, Value] = {}
-    for title, (line, section) in _mapping(read_in, 1, "a sheet of rules").items():
+    for title, (line, section) in _mapping(read_in, 1, "a rules file").items():
         if title == "version":
             if section != "1":
                 raise _wrong(line, f"this bot reads version 1, not “{shortened(str(section), 20)}”")
@@ -101,7 +101,7 @@ def _rules(scope: Scope, subject: str, section: Any, line: int) -> dict[Key, Val
 
 
 def _wrong(line: int, what: str) -> Refused:
-    return Refused(f"Line {line} of the sheet: {what}.")
+    return Refused(f"Line {line} of the file: {what}.")
 
 
 def _mapping(found: Any, line: int, what: str) -> dict[str, tuple[int, Any]]:
@@ -113,7 +113,7 @@ def _mapping(found: Any, line: int, what: str) -> dict[str, tuple[int, Any]]:
 
 
 def _tree(text: str) -> Any:
-    """Mappings as {key: (line, value)}, lists of texts, and texts; at most four deep, so nothing is built of a bomb."""
+    """Return mappings as {key: (line, value)}, lists of texts, and texts; at most four deep, against YAML bombs."""
     stack: list[_Open] = [_Open(1)]
     try:
         for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
@@ -129,7 +129,7 @@ def _tree(text: str) -> Any:
 
 
 class _Open:
-    """A mapping or list that is being read; `keys` is None for a list."""
+    """A mapping or list that is being parsed; `keys` is None for a list."""
 
     def __init__(self, line: int, *, mapping: bool = False) -> None:
         self.line, self.items = line, []
@@ -144,7 +144,7 @@ class _Open:
             if not isinstance(value, str):
                 raise _wrong(line, "a name must be a text")
             if value in self.keys:
-                raise _wrong(line, f"“{shortened(value, 40)}” stands there twice")
+                raise _wrong(line, f"“{shortened(value, 40)}” appears twice")
             self.key = (value, line)
         else:
             self.keys[self.key[0]] = (self.key[1], value)
@@ -153,9 +153,9 @@ class _Open:
 
 def _take(stack: list[_Open], event: yaml.Event, line: int) -> None:
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-        raise _wrong(line, "anchors and aliases (& and *) are not taken")
+        raise _wrong(line, "anchors and aliases (& and *) are not allowed")
     if getattr(event, "tag", None):
-        raise _wrong(line, "tags (!) are not taken")
+        raise _wrong(line, "tags (!) are not allowed")
     if isinstance(event, yaml.ScalarEvent):
         stack[-1].put(str(event.value), line)
     elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):

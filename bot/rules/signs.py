@@ -1,7 +1,4 @@
-"""What each character of a normalised text may be in a word: itself, another letter (`4`, `$`), a gap or a boundary.
-
-Knows characters; knows no words.
-"""
+"""Leetspeak: each character of a normalised text as itself, another letter (`4`, `$`), a gap or a boundary."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ STANDS = {
     "@": "a", "$": "s", "§": "s", "€": "e", "£": "l", "¢": "c", "¥": "y", "!": "i", "|": "il", "+": "t", "†": "t",
     "×": "x", "*": "aeiou", "#": "aeiou", "v": "u",
 }  # fmt: skip
-_PARTING = frozenset(',;:/&()[]{}<>"“”«»')  # between words, as a space is
+_PARTING = frozenset(',;:/&()[]{}<>"“”«»')  # these separate words, as a space does
 _LIKE_LETTERS = frozenset("@$")  # nobody writes numbers with them
 _UNSPACED = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3040, 0x30FF),
@@ -26,7 +23,7 @@ _UNSPACED = (
 
 
 class Sign(NamedTuple):
-    """`letters`: what it may be read as, first itself; `sure`: a true letter, or a sign that is only used for one."""
+    """`letters`: its readings, itself first; `sure`: a true letter, or a sign that is only used for one."""
 
     kind: Kind
     letters: str
@@ -35,7 +32,7 @@ class Sign(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def sign(character: str) -> Sign:
-    """What a character of a normalised text may be."""
+    """Return the readings of a character of a normalised text."""
     kind = _kind(character)
     sure = kind in ("letter", "unspaced") or character in _LIKE_LETTERS
     return Sign(kind, "" if kind == "space" else character + STANDS.get(character, ""), sure)
@@ -51,7 +48,7 @@ def _kind(character: str) -> Kind:
 
 
 def openings(signs: Sequence[Sign]) -> tuple[list[bool], list[bool]]:
-    """For each place, whether a word may begin there: strictly, and with digits before it as in `1girl`."""
+    """Return for each place whether a word may begin there: strictly, and with digits before it as in `1girl`."""
     strict = [place == 0 or signs[place - 1].kind not in ("letter", "digit") for place in range(len(signs))]
     loose: list[bool] = []
     for place, free in enumerate(strict):
@@ -60,7 +57,7 @@ def openings(signs: Sequence[Sign]) -> tuple[list[bool], list[bool]]:
 
 
 def unsigned(text: str) -> str:
-    """A normalised text with the digits and signs inside words as the letters that they most likely stand for."""
+    """Replace digits and signs inside words with the letters that they most likely stand for."""
     return " ".join(
         _lettered(part) if any(sign(one).kind == "letter" for one in part) else part for part in text.split(" ")
     )

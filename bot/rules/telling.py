@@ -1,4 +1,4 @@
-"""What is said about rules: who set one, for whom, and which of them decides. Pure; ids become names by a mapping."""
+"""Sentences about rules: who set one, for whom, and which one decides. Pure."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SET_BY: Mapping[Scope, str] = {
 
 @dataclass(frozen=True)
 class Explained:
-    """One setting as it holds for somebody: `value` as text, `used` so far ("2 of 3"; empty where nothing is counted).
+    """The effective value of one setting: `value` as text, `used` so far ("2 of 3"; empty if nothing is counted).
 
     `rule` decides, None for the bot's default; of several limits it is the one with least left. `sentence` says so, and
-    what else applies. `frees`: when some of what was used does (seconds since 1970), None if nobody can say.
-    `taken`: the share of the limit that is used, 1 for all of it; None where nothing is counted.
+    what else applies. `frees`: when a part of the usage expires (seconds since 1970), None if unknown. `taken`: the
+    used share of the limit, 1 for all of it; None if nothing is counted.
     """
 
     setting: str
@@ -42,21 +42,21 @@ class Explained:
 
 
 def set_by(rule: Rule | None) -> str:
-    """Who set it, as a sentence at the end of a refusal; empty for the bot's default."""
+    """Return who set it, as a sentence at the end of a refusal; empty for the bot's default."""
     if rule is None:
         return ""
     return "Whoever runs this bot set that, over all servers." if rule.guild == EVERYWHERE else SET_BY[rule.scope]
 
 
 def shown(name: str, value: Value | None) -> str:
-    """A value for a sentence; "no limit" for none, and a long list is cut."""
+    """Return a value for a sentence: "no limit" for None; a long list is cut."""
     if value is None:
         return UNLIMITED[0]
     return shortened(written(SETTINGS[name], value).replace("\n", ", "), 200) or "not set"
 
 
 def subject(scope: Scope, subject: str, names: Names = NOBODY) -> str:
-    """Whom a rule is for."""
+    """Return whom a rule is for."""
     if scope in ("house", "guild"):
         return "this server"
     name = names.get(subject)
@@ -64,14 +64,14 @@ def subject(scope: Scope, subject: str, names: Names = NOBODY) -> str:
 
 
 def described(step: Step, names: Names = NOBODY) -> str:
-    """One step of a change: "cost_day for @artists: 30 min → 1 h"."""
+    """Return one step of a change as text: "cost_day for @artists: 30 min → 1 h"."""
     before, after = ("no rule" if value is None else shown(step.setting, value) for value in (step.before, step.after))
-    whom = "the house's ceiling" if step.scope == "house" else subject(step.scope, step.subject, names)
+    whom = "the operator's ceiling" if step.scope == "house" else subject(step.scope, step.subject, names)
     return f"{step.setting} for {whom}: {before} → {after}"
 
 
 def summed(change: Change, names: Names = NOBODY) -> str:
-    """A change in one sentence."""
+    """Return a change as one sentence."""
     number = len(change.steps)
     which = described(change.steps[0], names) if number == 1 else f"{number} rules"
     undone = f" (undone by {change.undone})" if change.undone else ""
@@ -83,9 +83,9 @@ def because(
     setting: Setting, terms: Terms, rules: Sequence[Rule], defaults: Limits, names: Names = NOBODY,
     tight: Cap | None = None,
 ) -> str:  # fmt: skip
-    """Which rule decides a setting, over or beside which others, and what whoever runs the bot allows.
+    """Return which rule decides a setting, over or beside which others, and what the operator allows.
 
-    `rules` apply to them; `tight` is, of limits that hold beside each other, the one with least left.
+    `rules` apply to the member; `tight` is, of limits that apply together, the one with least left.
     """
     decides = tight.rule if tight else terms.because.get(setting.name)
     value = tight.limit if tight else getattr(terms, setting.name)
@@ -102,23 +102,25 @@ def because(
     if over:
         said += f", over {', and '.join(_lesser(rule, names) for rule in over[:3])}"
     if beside:
-        said += f", as least of it is left; beside it {'holds' if len(beside) == 1 else 'hold'} {' and '.join(beside)}"
+        said += (
+            f", as it has the least left; also in force {'is' if len(beside) == 1 else 'are'} {' and '.join(beside)}"
+        )
     high = [rule for rule in caps if rule and _high(rule)] if tight else ceilings([r for r in rules if _high(r)])
     high = [rule for rule in high if rule != decides and rule not in joined]
     return f"{said}{''.join(f'; {_ceiling(rule)}' for rule in high[:2])}."
 
 
 def _high(rule: Rule) -> bool:
-    """True for what whoever runs the bot has set."""
+    """Return whether the operator set it."""
     return rule.scope == "house" or rule.guild == EVERYWHERE
 
 
 def _joined(
     setting: Setting, decides: Rule | None, own: Sequence[Rule], rules: Sequence[Rule], names: Names
 ) -> tuple[Sequence[Rule], str]:
-    """Lists that add up, none of which decides alone, and what is said of them; none and nothing where that is not so.
+    """Return lists that add up, and what to say of them; empty if one rule decides alone.
 
-    Lists of several roles do, and forbidden words of a server and of whoever runs the bot.
+    Lists of several roles add up, and so do forbidden words of a server and of the operator.
     """
     if decides is not None and decides.scope == "role" and isinstance(decides.value, tuple):
         roles = [rule for rule in own if rule.scope == "role"]

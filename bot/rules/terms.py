@@ -1,14 +1,14 @@
-"""What holds for one member in one place: the rules that apply, weighed by precedence, and which one decides. Pure.
+"""Effective rules of one member in one place: which rules apply, their precedence, and which one decides. Pure.
 
-Precedence, for each setting on its own: a rule for the user, else for one of their roles (of several the most generous;
-but if one of them is `blocked: on`, that counts), else for the channel, else for the server, else the default of this
-bot. Above all of them stand the ceilings of whoever runs the bot: for the server (scope "house"), and everywhere (guild
-"*", where a rule for a user stands in place of the general one). A ceiling can only take away.
+Precedence, for each setting alone: a rule for the user, else for one of their roles (of several the most generous; but
+if one of them is `blocked: on`, that counts), else for the channel, else for the server, else this bot's default. Above
+all of them are the operator's ceilings: for the server (scope "house"), and everywhere (guild "*", where a rule for a
+user replaces the general one). A ceiling can only restrict.
 
-What a member used is counted where the deciding limit holds: in the server for its own rules, in all servers for the
-default and for ceilings everywhere. Limits that begin with `together_` hold beside each other: the channel's counts
-what was asked for in the channel, the server's and its ceiling count the whole server; a ceiling for this server stands
-in place of the one that holds everywhere, which gives each server the same.
+Usage is counted where the deciding limit applies: in the server for its own rules, in all servers for the default and
+for ceilings everywhere. Limits that begin with `together_` apply side by side: the channel's counts the jobs of that
+channel, the server's and its ceiling count the whole server. A ceiling for this server replaces the one that applies
+everywhere, which gives each server the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOTHING: Mapping[str, Rule | None] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Cap:
-    """One limit on what is used. `whose` use counts, and where; `rule` is None for the bot's default."""
+    """One limit on usage. `whose` usage counts, and where; `rule` is None for the bot's default."""
 
     setting: str
     limit: int
@@ -43,8 +43,8 @@ class Cap:
 class Terms:
     """Effective values, by the names of `bot.rules.catalogue`. Costs are device-seconds; `pixels` is an area.
 
-    `caps` are all limits on use that hold at once; the fields `running` … `together_cost_month` are the lowest of each.
-    None of a together-limit: there is none. `because`: the rule that decides each setting, None for the bot's default.
+    `caps` are all limits on usage that apply; the fields `running` … `together_cost_month` are the lowest of each. A
+    `together_` field of None is no limit. `because`: the rule that decides each setting, None for the bot's default.
     """
 
     running: int = 3
@@ -75,17 +75,17 @@ class Terms:
     because: Mapping[str, Rule | None] = field(default_factory=lambda: NOTHING)
 
     def allows(self, setting: str, name: str) -> bool:
-        """True if a list (models, samplers, commands, speeds) has `name`."""
+        """Return whether a list (models, samplers, commands, speeds) allows `name`."""
         listed = cast("tuple[str, ...]", getattr(self, setting))
         return listed == ALL or name in listed
 
     def of(self, setting: str) -> tuple[Cap, ...]:
-        """The caps of one setting."""
+        """Return the caps of one setting."""
         return tuple(cap for cap in self.caps if cap.setting == setting)
 
 
 def resolve(rules: Iterable[Rule], member: Member, defaults: Limits) -> Terms:
-    """The terms of `member` where they are. `rules`: their guild's and those everywhere; others are passed over."""
+    """Return the terms of `member` where they are. `rules`: their guild's and those everywhere; others are ignored."""
     mine = sorted((rule for rule in rules if _sound(rule) and applies(rule, member)), key=_near)
     by: dict[str, list[Rule]] = {}
     for rule in mine:
@@ -112,12 +112,12 @@ def _sound(rule: Rule) -> bool:
 
 
 def _near(rule: Rule) -> tuple[bool, int, str]:
-    """A settled order, so that of equal limits the nearest is the one that is said to decide."""
+    """Sort in a fixed order, so that of equal limits the nearest one decides."""
     return rule.guild == EVERYWHERE, ("user", "role", "channel", "guild", "house").index(rule.scope), rule.subject
 
 
 def applies(rule: Rule, member: Member) -> bool:
-    """True if a rule is for this member where they are."""
+    """Return whether a rule is for this member where they are."""
     if rule.guild == EVERYWHERE:
         return rule.scope == "house" or (rule.scope == "user" and rule.subject == member.id)
     if rule.guild != member.guild:
@@ -129,7 +129,7 @@ def applies(rule: Rule, member: Member) -> bool:
 
 
 def _own(setting: Setting, rules: Sequence[Rule]) -> Rule | None:
-    """Of the guild's own rules the one that decides: the nearest to the member."""
+    """Return the guild's own rule that decides: the nearest to the member."""
     for scope in ("user", "role", "channel", "guild"):
         near = [rule for rule in rules if rule.scope == scope and rule.guild != EVERYWHERE]
         if near:
@@ -138,14 +138,14 @@ def _own(setting: Setting, rules: Sequence[Rule]) -> Rule | None:
 
 
 def ceilings(rules: Sequence[Rule]) -> list[Rule]:
-    """Those of whoever runs the bot: for this server, and everywhere (there, for the user before the general one)."""
+    """Return the operator's ceilings: for this server, and everywhere (there, for the user before the general one)."""
     here = [rule for rule in rules if rule.scope == "house" and rule.guild != EVERYWHERE]
     wide = [rule for rule in rules if rule.guild == EVERYWHERE]
     return here + sorted(wide, key=lambda rule: rule.scope == "house")[:1]
 
 
 def most_generous(setting: Setting, rules: Sequence[Rule]) -> Rule:
-    """Of rules for several roles of a member. A list counts by what it has more of; a block is never outweighed."""
+    """Return the most generous of several roles' rules. Lists are joined; a block always wins."""
 
     def generous(rule: Rule) -> tuple[int, str]:
         value = rule.value
@@ -166,7 +166,7 @@ def most_generous(setting: Setting, rules: Sequence[Rule]) -> Rule:
 
 
 def _counted(setting: Setting, rules: Sequence[Rule], defaults: Limits) -> list[Cap]:
-    """The guild's own rule or the default, and the ceilings above it."""
+    """Return the guild's own rule or the default, and the ceilings above it."""
     own = _own(setting, rules)
     caps = [_cap(rule) for rule in ([own] if own else []) + ceilings(rules)]
     default = {"running": defaults.running, "queued": defaults.queued, "cost_day": int(defaults.cost_day)}
@@ -181,7 +181,7 @@ def _cap(rule: Rule) -> Cap:
 
 
 def _together(name: str, rules: Sequence[Rule]) -> list[Cap]:
-    """Every one that there is."""
+    """Return every limit of one `together_` setting."""
     house = sorted((rule for rule in rules if rule.scope == "house"), key=lambda rule: rule.guild == EVERYWHERE)[:1]
     held = [rule for rule in rules if rule.scope in ("channel", "guild")] + house
     return [Cap(name, int(cast(int, rule.value)), _population(rule), rule) for rule in held]
@@ -192,7 +192,7 @@ def _population(rule: Rule) -> Whose:
 
 
 def _weighed(setting: Setting, rules: Sequence[Rule]) -> tuple[Value | None, Rule | None]:
-    """For what is not counted: the deciding rule's value, as far as the ceilings allow it. None: the default."""
+    """Return the deciding rule's value within the ceilings, for a setting without usage. None: the default."""
     own = _own(setting, rules)
     value, because = (own.value, own) if own else (None, None)
     for ceiling in ceilings(rules):
@@ -210,7 +210,7 @@ def _lowered(setting: Setting, value: Value | None, ceiling: Value) -> Value | N
     if isinstance(value, tuple):
         return _both(value, _list(ceiling))
     if isinstance(value, bool) or isinstance(ceiling, bool):
-        return bool(value) or bool(ceiling)  # a ceiling can only forbid, or ask for the check
+        return bool(value) or bool(ceiling)  # a ceiling can only forbid, or require the check
     if isinstance(value, int) and isinstance(ceiling, int):
         return min(value, ceiling)
     return value if ceiling == "choice" else ceiling

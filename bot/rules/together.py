@@ -1,4 +1,4 @@
-"""How many jobs of all members run at once: the caps of every server and channel, for the dispatcher. Pure."""
+"""Limits on running jobs of all members, by server and channel, for the dispatcher. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ SETTINGS = ("together_running", "closed")
 
 @dataclass(frozen=True)
 class Together:
-    """`guilds`: of the admins of a server; `ceilings`: of whoever runs the bot for a server ("*": for each that has
-    none of its own); `channels`: by guild and channel; `shut`: the servers that are closed ("*": all), where what still
-    waits is not begun.
+    """Limits by guild.
+
+    `guilds`: by the admins of a server. `ceilings`: by the operator for a server ("*": for each without its own).
+    `channels`: by guild and channel. `shut`: closed servers ("*": all), whose waiting jobs are not dispatched.
     """
 
     guilds: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -24,7 +25,7 @@ class Together:
 
     @classmethod
     def of_rules(cls, rules: Iterable[Rule]) -> Together:
-        """From all rules of the `SETTINGS` that it takes, whatever guild they belong to."""
+        """Build it from rules of any guild; only those of `SETTINGS` are allowed."""
         guilds, ceilings, channels = dict[str, int](), dict[str, int](), dict[str, dict[str, int]]()
         shut: set[str] = set()
         for rule in rules:
@@ -41,7 +42,7 @@ class Together:
         return cls(guilds, ceilings, channels, frozenset(shut))
 
     def of(self, guild: str) -> int | None:
-        """The cap of a server; None if it has none."""
+        """Return the limit of a server; None if it has none."""
         if {guild, EVERYWHERE} & self.shut:
             return 0
         ceiling = self.ceilings.get(guild, self.ceilings.get(EVERYWHERE))
@@ -49,5 +50,5 @@ class Together:
         return min(found, default=None)
 
     def channels_of(self, guild: str) -> Mapping[str, int]:
-        """The caps of a server's channels."""
+        """Return the limits of a server's channels."""
         return self.channels.get(guild, {})

@@ -1,21 +1,21 @@
 """Forbidden words and patterns: whether a text has one of them, disguised or not. Pure.
 
-A word is found between word boundaries, as readers see it (`bot.rules.lookalikes`), and through these disguises:
+A word matches between word boundaries, as readers see it (`bot.rules.lookalikes`), and through these disguises:
 - digits and signs for letters, as in `b4d`, `b@d`, `b*d` (`bot.rules.signs`), if one true letter, @ or $ is left;
-- dots, dashes and the like inside it, as in `b.a.d`; spaces, commas and brackets only if they part all of its letters
+- dots, dashes and the like inside it, as in `b.a.d`; spaces, commas and brackets only between all of its letters
   (`b a d`), or "pen is" would be read as one word;
 - emphasis inside it, as in `(ba:1.3)d`, since the model reads that as one word (`bot.prompt.emphasis`);
-- letters written three times or more; also twice where English hardly ever has such pairs, so that "good" is not a
-  longer "god".
-`*` at a word's end takes everything that begins with it. Scripts without spaces between words (Han, kana, Thai, Lao,
-Khmer, Burmese) have no boundaries: there a word is found anywhere. In all other scripts boundaries hold; where endings
-or particles grow on words (Russian, Korean, Arabic), `*` finds them too. An emoji is found anywhere.
+- letters written three times or more; also twice if English hardly ever doubles them, so that "good" is not a longer
+  "god".
+`*` at a word's end matches all words that begin with it. Scripts without spaces between words (Han, kana, Thai, Lao,
+Khmer, Burmese) have no boundaries: there a word matches anywhere. In all other scripts boundaries apply; where endings
+or particles join words (Russian, Korean, Arabic), `*` matches them too. An emoji matches anywhere.
 
-Not found: words backwards, words cut in two by one space, one Han form for another. A word wholly of another script's
-look-alikes is taken for what it looks like, since no reader can tell.
+Not found: words backwards, words cut in two by one space, one Han form for another. A word that consists of another
+script's look-alikes is taken for what it looks like, since no reader can tell.
 
 Patterns (`bot.rules.patterns`) see three readings: as typed, as readers see it, and that without signs for letters;
-where there is emphasis, also these without it.
+with emphasis, also these three without it.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ LONGEST, LISTED = 100, 500  # characters of a word, words of a list
 
 
 class Match(NamedTuple):
-    """What was found: a `word` or a `pattern` of the list; "tangled": the text cannot be read in bounded time."""
+    """A match: a `word` or a `pattern` of the list; "tangled": the text exceeds the limit on work."""
 
     kind: Literal["word", "pattern", "tangled"]
     entry: str
 
 
 def found(text: str, words: Sequence[str], patterns: Sequence[str] = (), effort: Effort | None = None) -> Match | None:
-    """A forbidden word that `text` has, else a pattern, as they were listed; None if it has none.
+    """Return a forbidden word that `text` has, else a pattern, as they were listed; None if it has none.
 
-    `effort` is what may go into it; None: all that a request may take.
+    `effort`: the work that is left; None for that of a whole request.
     """
     if not words and not patterns:
         return None
@@ -62,7 +62,7 @@ def found(text: str, words: Sequence[str], patterns: Sequence[str] = (), effort:
 
 
 def _found(text: str, words: Sequence[str], patterns: Sequence[str], effort: Effort) -> Match | None:
-    """In one reading. Raises `Tangled`."""
+    """Match one reading. Raises `Tangled`."""
     seen = normalised(text)
     word = first(seen, _tree(tuple(words)), effort)
     if word is not None:
@@ -72,7 +72,7 @@ def _found(text: str, words: Sequence[str], patterns: Sequence[str], effort: Eff
 
 
 def read_word(text: str) -> str:
-    """One entry of a word list, checked, on one line. Raises `Refused` (422)."""
+    """Return an entry of a word list, checked, on one line. Raises `Refused` (422)."""
     word = plain(text)
     if not word or len(word) > LONGEST:
         raise Refused(f"A forbidden word has 1 to {LONGEST} characters; this one has {len(word)}.")
@@ -98,7 +98,7 @@ def _entries(words: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
 
 
 def _letters(word: str) -> tuple[str, bool]:
-    """What a listed word is compared by, and whether it may go on: its letters, or the sign that it consists of."""
+    """Return a listed word's letters, or the sign that it consists of, and whether it is a prefix."""
     seen = " ".join(normalised(word).split())
     stem = seen.rstrip("*")
     kept = "".join(one for one in stem if one == " " or sign(one).kind in ("letter", "unspaced", "digit"))

@@ -1,9 +1,8 @@
-"""A list of words as a tree, and the one walk through a text that finds any of them, in any of their disguises.
+"""A trie of forbidden words, and one pass over a text that finds any of them in any disguise.
 
-Every character may mean several things (`1` an i, an l, a digit or nothing), so the walk keeps all ways to have read a
-word so far, and drops those that lead nowhere. It takes a few steps a character, whatever the length of the list;
-a text made to take more is given up (`bot.rules.effort`). Knows normalised text; `bot.rules.words` says what is a
-disguise.
+A character may have several readings (`1`: an i, an l, a digit or nothing). The pass keeps all partial matches and
+drops those that lead nowhere. It takes a few steps per character, whatever the length of the list; a text made to take
+more is given up (`bot.rules.effort`). `bot.rules.words` describes the disguises.
 """
 
 from __future__ import annotations
@@ -15,33 +14,33 @@ from typing import NamedTuple
 from bot.rules.effort import Effort
 from bot.rules.signs import Sign, openings, sign
 
-OFTEN = frozenset("bdefglmnoprstz")  # letters that English often writes twice
+OFTEN = frozenset("bdefglmnoprstz")  # letters that English often doubles
 GAP = 5  # characters between two letters of a word
 SPACED = 3  # letters that a word must have to be found with spaces between them
 
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A place in the tree: `letter` was read, for the `run`th time in a row."""
+    """A node of the trie: `letter` was read, for the `run`th time in a row."""
 
     letter: str = ""
     run: int = 0
     next: dict[str, Node] = field(default_factory=dict)
     entry: str | None = None  # the listed word that ends here, as it was listed
-    prefix: bool = False  # found at the beginning of longer ones too
-    lettered: bool = False  # it has a letter, so a disguise leaves one
+    prefix: bool = False  # also matches at the beginning of longer words
+    lettered: bool = False  # it has a letter, so one must be left in a disguise
     length: int = 0
 
     def done(self, count: int) -> bool:
-        """True if its letter, read `count` times in a row, is a way to write it."""
+        """Return whether its letter, read `count` times in a row, is a way to write it."""
         return count == self.run or count >= 3 or self.run > 1 or self.letter not in OFTEN
 
 
 class At(NamedTuple):
-    """One way to have read a word so far.
+    """A partial match of a word.
 
-    `times`: its last letter in a row; `gap`: characters since that; `apart`: some were between every two letters;
-    `spaced`: and a space among them; `sure`: one true letter was read.
+    `times`: its last letter in a row; `gap`: characters since that; `apart`: there was a gap between every two letters;
+    `spaced`: with a space among them; `sure`: one true letter was read.
     """
 
     node: Node
@@ -53,7 +52,7 @@ class At(NamedTuple):
 
 
 def grown(words: Iterable[tuple[str, str, bool]]) -> Node:
-    """The tree of (letters, as it was listed, whether it may go on)."""
+    """Build the trie of (letters, the word as listed, whether it is a prefix)."""
     root = Node()
     for letters, listed, prefix in words:
         node = root
@@ -66,7 +65,7 @@ def grown(words: Iterable[tuple[str, str, bool]]) -> Node:
 
 
 def first(text: str, root: Node, effort: Effort) -> str | None:
-    """The listed word that ends first in a normalised text, as it was listed. Raises `Tangled`."""
+    """Return the listed word that ends first in a normalised text, as it was listed. Raises `Tangled`."""
     signs = [sign(one) for one in text]
     strict, loose = openings(signs)
     ends_strict, ends_loose = (list(reversed(ends)) for ends in openings(signs[::-1]))
@@ -82,7 +81,7 @@ def first(text: str, root: Node, effort: Effort) -> str | None:
 
 
 def _begun(root: Node, one: Sign, strict: bool, loose: bool) -> Iterator[At]:
-    """The words that may begin with this character."""
+    """Yield the matches that begin with this character."""
     free = one.kind in ("unspaced", "sign")
     for letter in one.letters:
         node = root.next.get(letter)
@@ -91,7 +90,7 @@ def _begun(root: Node, one: Sign, strict: bool, loose: bool) -> Iterator[At]:
 
 
 def _after(way: At, one: Sign) -> Iterator[At]:
-    """The ways that one way becomes with the next character: as a letter, and as a gap."""
+    """Yield the continuations of a match with the next character: as a letter, and as a gap."""
     yield from _lettered(way, one)
     if one.kind in ("space", "sign"):
         yield from _gapped(way, one.kind == "space")
@@ -119,7 +118,7 @@ def _gapped(way: At, space: bool) -> Iterator[At]:
 
 
 def _ended(way: At, one: Sign, strict: bool, loose: bool) -> bool:
-    """True if a listed word ends with this character."""
+    """Return whether a listed word ends with this character."""
     node = way.node
     if node.entry is None or way.gap or not node.done(way.times) or (node.lettered and not way.sure):
         return False

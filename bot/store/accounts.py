@@ -1,6 +1,6 @@
-"""The accounts of the fair order in SQL: entry, charging, and the walk to the next job. `bot.fair` says why.
+"""The accounts of the fair order in SQL: entry, charging and the search for the next job (`bot.fair` explains it).
 
-Every function works inside a transaction that its caller began.
+Every function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bot.store.tables import accounts, jobs
 PAGE = 32
 MISSING = 0.0
 ANY = Together()  # no caps
-# What each admission and each send asks is built once: to build a statement takes longer than SQLite takes to run it.
+# Each admission and each dispatch runs these. They are built once: building takes longer than SQLite takes to run them.
 _LEVELS = accounts.c.path.in_(bindparam("levels", expanding=True))
 _KNOWN = select(accounts).where(_LEVELS).with_for_update()
 _NEW = accounts.insert()
@@ -50,15 +50,15 @@ _BILL = update(accounts).where(_LEVELS).values(virtual=accounts.c.virtual + bind
 _BUSY = select(func.coalesce(func.sum(jobs.c.rows), 0))
 _BUSY = _BUSY.where(jobs.c.state.in_(ACTIVE), jobs.c.pool == bindparam("pool"))
 _RUNNING = select(jobs.c.guild).where(jobs.c.member == bindparam("member"), jobs.c.state.in_(ACTIVE))
-Who = Literal["children", "users", "newcomers", "overdue"]  # which accounts are walked
+Who = Literal["children", "users", "newcomers", "overdue"]  # which accounts a search visits
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a pool has room for. `models`: those that live workers have ready; `running`: cap a member, over all guilds,
-    whose job says none of its own; `together`: caps on all members of a guild or channel.
+    """What a pool has room for. `models`: those that live workers offer. `running`: the most jobs that a member may run
+    over all guilds, for jobs without a limit of their own. `together`: caps on all members of a guild or channel.
 
-    `newcomers` only looks at users of whom nothing is active.
+    `newcomers`: consider only members with no active job.
     """
 
     pool: str
@@ -66,17 +66,15 @@ class Wish:
     running: int
     newcomers: bool = False
     together: Together = ANY
-    spare: int = 0  # rows of what is active that are free all the same
-    warm: Collection[str] | None = None  # of `models`, those in memory where there is room; None: no matter
+    spare: int = 0  # rows of active jobs that are free, since the jobs are paused
+    warm: Collection[str] | None = None  # those of `models` that workers with room have in memory; None: irrelevant
     passing: Passing = field(default_factory=Passing)
 
 
 def enter(connection: Connection, path: str, weights: Mapping[str, float], now: float) -> None:
-    """Make the accounts of a new job's user, or bring idle ones to the virtual time being served now.
+    """Create the accounts of a new job's member, or advance idle ones to the virtual time served now.
 
-    The user's wait for a turn begins.
-
-    `weights`: tier → weight. A new account has the weight 1, but for tiers that are named there.
+    The member's wait for a turn begins. `weights`: tier → weight; other new accounts have the weight 1.
     """
     levels = ancestry(path)
     known = {row.path: row for row in connection.execute(_KNOWN, {"levels": levels})}
@@ -97,24 +95,24 @@ def enter(connection: Connection, path: str, weights: Mapping[str, float], now: 
 
 
 def shift(connection: Connection, path: str, *, queued: int = 0, active: int = 0) -> None:
-    """Count a job in or out on every level."""
+    """Add to the job counts of every level."""
     if queued or active:
         connection.execute(_SHIFT, {"levels": ancestry(path), "queue": queued, "act": active})
 
 
 def bill(connection: Connection, path: str, cost: float) -> None:
-    """Advance the virtual time of every level by `cost` ÷ weight (a negative cost gives back)."""
+    """Advance the virtual time of every level by `cost` ÷ weight. A negative cost refunds."""
     if cost:
         connection.execute(_BILL, {"levels": ancestry(path), "cost": cost})
 
 
 def attend(connection: Connection, path: str, now: float) -> None:
-    """A user has had a turn: the wait for the next one begins."""
+    """Restart a member's wait for a turn, since they have just had one."""
     connection.execute(update(accounts).where(accounts.c.path == path).values(since=now))
 
 
 def serve(connection: Connection, path: str) -> None:
-    """Note on every level above that `path` is being served at its virtual time (before it is charged)."""
+    """Raise the floor of every level above to the virtual time of `path`. Call it before the charge."""
     levels = ancestry(path)
     connection.execute(_serving(), {"levels": levels, "above": levels[:-1]})
 
@@ -129,12 +127,12 @@ def _serving() -> Update:
 
 
 def busy(connection: Connection, pool: str) -> int:
-    """Rows of the pool's jobs that left the queue and are not over."""
+    """Return the rows of the pool's sent and running jobs."""
     return int(connection.execute(_BUSY, {"pool": pool}).scalar_one())
 
 
 def choose(connection: Connection, wish: Wish) -> RowMapping | None:
-    """The next job's row in fair order that the wish allows, or None. Never reads more accounts than it must."""
+    """Return the next job's row in fair order that the wish allows, or None. Reads no more accounts than needed."""
     for tier in _children(connection, wish.pool):
         for guild in _children(connection, tier):
             full = _full(connection, user(guild), wish.together)
@@ -148,7 +146,7 @@ def choose(connection: Connection, wish: Wish) -> RowMapping | None:
 
 
 def longest(connection: Connection, wish: Wish, before: float) -> RowMapping | None:
-    """The first job that the wish allows, of whoever has waited longest for a turn, and since `before`; or None."""
+    """Return the first allowed job of the member who has waited longest for a turn, since `before` or earlier."""
     shut: dict[str, list[str] | None] = {}
     begins = f"{wish.pool}/"
     theirs = {"before": before, "begins": begins, "length": len(begins)}
@@ -164,7 +162,7 @@ def longest(connection: Connection, wish: Wish, before: float) -> RowMapping | N
 
 
 def _full(connection: Connection, guild: str, together: Together) -> list[str] | None:
-    """The guild's channels in which no more may run now; None if none may in the whole guild."""
+    """Return the guild's channels that are at their cap; None if the whole guild is."""
     most, channels = together.of(guild), together.channels_of(guild)
     if most is None and not channels:
         return []
@@ -180,7 +178,7 @@ def _children(connection: Connection, path: str) -> Iterator[str]:
 
 
 def _users(connection: Connection, guild: str, wish: Wish) -> Iterator[str]:
-    """Those with a job for a model that is there: else a model without a worker would have each of them looked at."""
+    """Yield only members with a job for an offered model: else a model without a worker would cost a visit of each."""
     return _pages(connection, "newcomers" if wish.newcomers else "users", {"above": guild} | _asked(wish))
 
 
@@ -189,7 +187,7 @@ def _asked(wish: Wish) -> dict[str, object]:
 
 
 def _pages(connection: Connection, who: Who, told: Mapping[str, object]) -> Iterator[str]:
-    """Paths by rank, a page at a time, so that a thousand guilds cost nothing when the first one serves."""
+    """Yield paths by rank, a page at a time: a thousand guilds cost nothing when the first one has a job."""
     size = 1
     page: Sequence[Any] = connection.execute(_page(who, later=False), {**told, "size": size}).all()
     while page:
@@ -204,9 +202,9 @@ def _pages(connection: Connection, who: Who, told: Mapping[str, object]) -> Iter
 
 @cache
 def _page(who: Who, *, later: bool) -> Select[*tuple[Any, ...]]:
-    """`later`: those after the last one of the page before.
+    """Build the query of a page. `later`: only accounts after the last one of the previous page.
 
-    A path begins with its pool, so nothing is asked of a job's: for that SQLite would walk all jobs of the pool.
+    A path begins with its pool, so the query does not filter jobs by pool: SQLite would scan all jobs of the pool.
     """
     rank = accounts.c.since if who == "overdue" else accounts.c.virtual
     asked = select(accounts.c.path, rank.label("rank")).where(accounts.c.queued > 0)
@@ -241,7 +239,7 @@ def _oldest(full: bool) -> Select[*tuple[Any, ...]]:
 
 
 def _may_run(connection: Connection, row: RowMapping, running: int) -> bool:
-    """True if its member has room for one more: here and everywhere, as their terms were when it was admitted."""
+    """Return True if the member may run one more job, here and in all guilds, by the limits at its admission."""
     here, everywhere = row["running_here"], row["running_everywhere"]
     if here is None and everywhere is None:
         everywhere = running

@@ -1,4 +1,4 @@
-"""Which database there is, and whether it answers: for `darkroom doctor`. Changes nothing."""
+"""Database check for `darkroom doctor`: kind, version, latency and state of the tables. Changes nothing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TABLES: dict[Age, str] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """One line of what there is. `mend`: what to do where that is not all right; empty where it is."""
+    """One line about the database. `mend`: how to fix a problem; empty where there is none."""
 
     says: str
     mend: str = ""
 
 
 async def answering(url: str) -> Answer:
-    """What the database at a URL says of itself. Raises `Refused` and `Unavailable`."""
+    """Describe the database at a URL. Raises `Refused` and `Unavailable`."""
     if url.startswith("sqlite") and not _exists(url):
         return Answer(f"SQLite, {make_url(url).database} is made at the first start")
     there = await asyncio.to_thread(database_at, url)
@@ -67,7 +67,7 @@ def _name(connection: Connection) -> str:
 
 
 def _forgets(connection: Connection) -> bool:
-    """True where PostgreSQL was told not to wait for its disk; SQLite was told to by us."""
+    """Return True where PostgreSQL is configured not to wait for its disk. On SQLite our pragmas make it wait."""
     if connection.dialect.name == "sqlite":
         return False
     asked = text("SELECT current_setting('fsync') = 'off' OR current_setting('synchronous_commit') = 'off'")

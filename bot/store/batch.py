@@ -1,8 +1,8 @@
-"""Acts that wait for the database share one commit, each of them whole or not at all.
+"""Group commit: write transactions that wait for the database share one commit, each of them atomic.
 
-A commit waits for the disk, and a busy evening has hundreds of transactions a second. Those that came while the last
-commit was under way share the next one; each stands between savepoints, so that one which raises takes nothing with it.
-Nobody hears of a result before the commit that made it last. Knows no database: `sqlite` and `postgres` commit.
+A commit waits for the disk, and a busy evening has hundreds of transactions a second. Acts that arrive during a commit
+share the next one. Each runs inside a savepoint, so an act that raises undoes only itself. A caller gets a result only
+after its commit. This module knows no database: `sqlite` and `postgres` commit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 Act = Callable[[Connection], T]
 Turn = tuple[Act[Any], "Future[Any]"]
 
-TOGETHER = 32  # acts in one commit
+TOGETHER = 32  # most acts in one commit
 
 
 class Unavailable(ConnectionError):
@@ -26,24 +26,24 @@ class Unavailable(ConnectionError):
 
 
 def carried(error: BaseException) -> BaseException:
-    """What a future takes: a StopIteration is not raised by any, and whoever awaits it would wait for ever."""
+    """Replace StopIteration, which a future cannot raise: its awaiter would never wake."""
     return RuntimeError("an act raised StopIteration") if isinstance(error, StopIteration) else error
 
 
 class Waiting:
-    """Acts in the order in which they came, from any thread."""
+    """Acts in order of arrival. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._turns: deque[Turn] = deque()
 
     def put(self, act: Act[T]) -> Future[T]:
-        """The act's result, once it is committed."""
+        """Queue an act. The future has its result once it is committed."""
         future: Future[T] = Future()
         self._turns.append((act, future))
         return future
 
     def take(self) -> list[Turn]:
-        """Those that share the next commit; whoever gave up meanwhile is left out."""
+        """Return the acts that share the next commit, without those whose caller gave up."""
         taken: list[Turn] = []
         while self._turns and len(taken) < TOGETHER:
             act, future = self._turns.popleft()
@@ -53,14 +53,14 @@ class Waiting:
 
 
 class Batch:
-    """Acts within one transaction. `away` tells the database's fault from an act's own."""
+    """Acts within one transaction. `away` tells a fault of the database from one of an act."""
 
     def __init__(self, turns: Sequence[Turn], away: Callable[[BaseException], bool]) -> None:
         self._turns, self._away = turns, away
         self._made: dict[Future[Any], Any] = {}
 
     def run(self, connection: Connection) -> None:
-        """One act after the other. Raises what ends the transaction: the database's fault, or that of the only act."""
+        """Run the acts in order. Raises what ends the transaction: a fault of the database, or that of a single act."""
         for act, future in self._turns:
             try:
                 self._made[future] = act(connection) if len(self._turns) == 1 else self._apart(connection, act)
@@ -70,7 +70,7 @@ class Batch:
                 future.set_exception(carried(error))
 
     def _apart(self, connection: Connection, act: Act[T]) -> T:
-        """One of several acts: what it raises undoes it alone."""
+        """Run one of several acts in a savepoint. An exception undoes only this act."""
         connection.exec_driver_sql("SAVEPOINT act")
         try:
             result = act(connection)
@@ -83,12 +83,12 @@ class Batch:
         return result
 
     def committed(self) -> None:
-        """Everybody hears what their act made."""
+        """Resolve every future with the result of its act."""
         for future, result in self._made.items():
             future.set_result(result)
 
     def failed(self, error: BaseException, why: str) -> None:
-        """Nothing was committed. Each gets an exception of its own, for raising one adds to its traceback."""
+        """Fail every future. Each gets a separate exception, since raising one adds to its traceback."""
         if len(self._turns) == 1 and not self._away(error):
             self._turns[0][1].set_exception(carried(error))
             return

@@ -1,4 +1,4 @@
-"""The tables of what members chose, for every server and on no job: beside `tables`, in the same database."""
+"""Tables of the members' preferences and flag aliases, which hold in every server. Same metadata as `tables`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ preferences = Table(
     Column("values", JSON, nullable=False),
 )
 
-options = Table(  # what their own flags stand for
+options = Table(  # flag aliases
     "options",
     metadata,
     Column("member", String(64), primary_key=True),

@@ -1,9 +1,9 @@
-"""One writer at a time on PostgreSQL, and what became of a commit whose answer was lost.
+"""PostgreSQL: the lock that serialises writers, and a log that tells whether a commit with a lost reply happened.
 
-Limits are read and jobs admitted in one transaction, so writers of all processes take turns, as SQLite's do: each
-transaction begins with one lock. Before it ends it notes its number in a row of its writer's own. A connection that
-dies during the commit leaves open whether it was made; who takes the lock again reads it off that row. The server's own
-numbers of transactions would not do: after a crash it may give out the same one again.
+A transaction reads limits and admits jobs, so writers of all processes take turns, as SQLite's do: each transaction
+takes one advisory lock first. Before it commits, it writes its number into the row of its writer. A connection that
+dies during the commit leaves the outcome unknown; the next holder of the lock reads it from that row. The server's
+transaction ids would not do: after a crash it may hand out the same one again.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from sqlalchemy.dialects.postgresql import insert
 from bot.store.tables import commits
 
 LOCK = int.from_bytes(b"darkroom", "big")
-KEPT_SECONDS = 86_400.0  # rows of writers that are gone; any doubt is over long before
+KEPT_SECONDS = 86_400.0  # rows of ended writers; every unknown outcome is resolved long before
 
 _lock = text(f"SELECT pg_advisory_xact_lock({LOCK})")
-_wrote = text("pg_current_xact_id_if_assigned() IS NOT NULL")  # whoever wrote nothing leaves nothing to doubt
+_wrote = text("pg_current_xact_id_if_assigned() IS NOT NULL")  # a transaction without writes needs no row
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One transaction of one writer."""
+    """One transaction of one writer, by number."""
 
     writer: str
     number: int
 
 
 def lock(connection: Connection) -> None:
-    """Wait until no other writer is under way, and keep them waiting until this transaction ends."""
+    """Wait for other writers to end, and hold them off until this transaction ends."""
     connection.execute(_lock)
 
 
 def note(connection: Connection, commit: Commit, now: float) -> None:
-    """The last statement of a transaction. Raises where an earlier one has failed and somebody hid it."""
+    """Write the commit's number; the last statement of a transaction. Raises if an earlier statement failed unseen."""
     row = select(literal(commit.writer), literal(commit.number), literal(now)).where(_wrote)
     written = insert(commits).from_select(["writer", "number", "at"], row)
     connection.execute(
@@ -45,11 +45,11 @@ def note(connection: Connection, commit: Commit, now: float) -> None:
 
 
 def happened(connection: Connection, commit: Commit) -> bool:
-    """Whether it was made; ask under the lock, or it may still be under way."""
+    """Return whether the commit happened. Ask under the lock: else it may still be in progress."""
     found = connection.execute(select(commits.c.number).where(commits.c.writer == commit.writer)).scalar()
     return found == commit.number
 
 
 def forget(connection: Connection, now: float) -> None:
-    """Rows of writers that are long gone."""
+    """Delete rows of writers that ended long ago."""
     connection.execute(delete(commits).where(commits.c.at < now - KEPT_SECONDS))

@@ -1,6 +1,6 @@
-"""Pictures that came in, and the end of their job where none is missing: one transaction for all of it.
+"""Records incoming pictures, and the end of their job where none is missing, in one transaction.
 
-A transaction for each picture would cost more than the picture. Works inside a transaction that its caller began.
+A transaction for each picture would cost more than the picture. Works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.job import Method
 
 @dataclass(frozen=True)
 class End:
-    """What a worker says of a job that it has finished: device-seconds, seconds, and milliseconds a step."""
+    """A worker's figures for a finished job: `cost` in device-seconds, `seconds`, and milliseconds per step."""
 
     cost: float
     seconds: float
@@ -28,9 +28,9 @@ def take_in(
     connection: Connection, job: str, epoch: int, found: Sequence[Stored], end: End | None, now: float, *,
     method: Method | None = None,
 ) -> tuple[bool, Moved | None]:  # fmt: skip
-    """Note pictures of one job, and finish it if `end` says so and none is missing.
+    """Record pictures of one job, and finish it if `end` is given and none is missing.
 
-    False: the job is unknown, deleted or over, or a newer epoch has it. `method` is how an enlargement was made.
+    False: the job is unknown, deleted or over, or a newer epoch has it. `method`: how the worker made an upscale.
     """
     row = writes.keep(connection, found, epoch, now, method) if found else writes.open_row(connection, job, epoch)
     if row is None or end is None:

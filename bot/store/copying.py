@@ -1,7 +1,7 @@
-"""A copy of an SQLite database as it is at one moment, beside whoever writes to it; and what a copy says of itself.
+"""Online backup of an SQLite database, and checks of such a copy.
 
-By SQLite's own online backup: one read of a snapshot, which in WAL keeps no writer waiting. A PostgreSQL has pg_dump.
-The tokens that Discord gave for its answers stay behind: they work for 15 minutes, and by whoever has them.
+Uses SQLite's online backup: it reads one snapshot, which in WAL mode blocks no writer. For PostgreSQL use pg_dump. The
+copy leaves out Discord's interaction tokens: anybody who has one can use it for 15 minutes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
 class Unusable(ValueError):
-    """The file is no database of ours, or of a later version."""
+    """The file is not a database of Darkroom, or of a later version."""
 
 
 def file_of(url: str) -> Path | None:
-    """Where an SQLite database lies; None for any other."""
+    """Return the path of an SQLite database; None for any other."""
     where = make_url(url)
     return Path(where.database or "") if where.get_backend_name() == "sqlite" else None
 
 
 def copy(source: Path, target: Path) -> None:
-    """Everything that was committed when it began but tokens, as one file. Raises `Unusable`, OSError.
+    """Copy everything committed at the start, except tokens, to one file. Raises `Unusable`, OSError.
 
-    Written anew (VACUUM), for SQLite leaves in a file what was deleted or overwritten there.
+    VACUUM writes the file anew, since SQLite leaves deleted and overwritten content in a file.
     """
     draft = target.with_name(f"{target.name}.draft")
     try:
@@ -54,7 +54,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def contents(file: Path) -> list[str]:
-    """The SHA-256 of every picture and ladder that the jobs in a copy name. Raises `Unusable` if it is none of ours."""
+    """Return the SHA-256 of every picture and ladder that a copy names. Raises `Unusable` if it is not Darkroom's."""
     try:
         with _opened(file) as opened:
             _check(opened)
@@ -65,7 +65,7 @@ def contents(file: Path) -> list[str]:
 
 
 def named(connection: Connection) -> list[str]:
-    """As `contents`, of the store itself: where the database is copied by others."""
+    """Return the same as `contents`, from the open store: for databases that other tools back up."""
     asked = select(pictures.c.sha256).join(jobs, jobs.c.id == pictures.c.job).where(jobs.c.deleted.is_(None))
     return sorted(connection.execute(asked.distinct()).scalars())
 
@@ -77,13 +77,13 @@ def _check(opened: sqlite3.Connection) -> None:
     found = opened.execute("SELECT version_num FROM alembic_version").fetchone()
     revision = str(found[0]) if found else ""
     if not revision:
-        raise Unusable("This is no database of Darkroom: it does not say of which version it is.")
+        raise Unusable("This is no database of Darkroom: it has no version number.")
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
         ScriptDirectory.from_config(config).get_revision(revision)
     except CommandError as error:
-        raise Unusable("It is of a later version of Darkroom: restore it with that one.") from error
+        raise Unusable("It is of a later version of Darkroom: restore it with that version.") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which database there is: what the store asks of one, and the choice between them by URL."""
+"""The interface of a database driver, and the choice of a driver by URL."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from bot.store.sqlite import Sqlite
 
 T = TypeVar("T")
 
-NEEDED = ("asyncpg", "greenlet")  # by PostgreSQL
+NEEDED = ("asyncpg", "greenlet")  # packages that PostgreSQL needs
 MISSING = "DATABASE_URL names PostgreSQL, and its driver is not installed: pip install 'darkroom-bot[postgres]'."
 
 
 class Database(Protocol):
-    """Runs plain functions of a connection as transactions, on threads of its own."""
+    """Runs plain functions of a connection as transactions, on its own threads."""
 
     @property
     def writer(self) -> Engine:
-        """What writes."""
+        """The engine for writes."""
         ...
 
     @property
     def reader(self) -> Engine:
-        """What reads."""
+        """The engine for reads."""
         ...
 
     async def write(self, act: Act[T]) -> T:
-        """What `act` returns, once it is committed, in the order of the calls and beside no other writer of any
-        process. Raises what it raises, or `Unavailable`.
+        """Run `act` and return its result once it is committed. Writers of all processes run one at a time, in the
+        order of the calls. Raises what `act` raises, or `Unavailable`.
         """
         ...
 
     async def upgrade(self, act: Act[None]) -> None:
-        """As `write`, for what changes the tables and may take long."""
+        """Run `act` like `write`, for a migration that may take long."""
         ...
 
     async def read(self, act: Act[T]) -> T:
-        """What `act` returns of one look at the tables. Raises what it raises, or `Unavailable`."""
+        """Run `act` on one snapshot of the tables. Raises what `act` raises, or `Unavailable`."""
         ...
 
     async def close(self) -> None:
-        """Finish what has begun, then close every connection."""
+        """Finish pending transactions, then close every connection."""
         ...
 
 
 def database_at(url: str) -> Database:
-    """The database at a URL; nothing is connected yet. Raises `Refused` where its driver is missing."""
+    """Return the driver for a URL, not connected yet. Raises `Refused` where its package is missing."""
     if url.startswith("sqlite"):
         return Sqlite(make_url(url))
     if any(find_spec(name) is None for name in NEEDED):

@@ -1,7 +1,7 @@
-"""Jobs whose pictures are taken away: marked first, then emptied picture by picture, so that no crash leaves any.
+"""Deletes jobs' pictures in two steps, so that a crash leaves no file: mark the jobs, then delete picture by picture.
 
-A row in `pictures` of a deleted job says that its file may still be there. Each function works inside its caller's
-transaction; the files are `bot.desk.moderation`'s.
+A row in `pictures` of a deleted job says that its file may still exist. Each function works inside its caller's
+transaction; `bot.desk.moderation` deletes the files.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from bot.store.records import Stored
 from bot.store.tables import favourites, jobs, pictures, places
 from bot.store.walks import parts
 
-AT_ONCE = 500  # leftovers
+AT_ONCE = 500  # most leftovers in one query
 
 
 def with_enlargements(connection: Connection, job: str) -> list[str]:
-    """The job and every enlargement of its pictures, over or not: they are the same picture.
+    """Return the job and every upscale of its pictures, over or not: they are the same picture.
 
-    Of a walk all jobs go together, since its film shows the pictures of each.
+    All jobs of an interpolation are deleted together, since its film shows the pictures of each.
     """
     found = [job, *(part.id for part in parts(connection, job) if part.id != job)]
     newest = list(found)
@@ -34,11 +34,11 @@ def with_enlargements(connection: Connection, job: str) -> list[str]:
 
 
 def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now: float) -> list[str]:
-    """Their pictures belong to nobody from now on, and nothing of them is owed to anybody; those that were not deleted.
-    Others' jobs that began with one of them keep what they made, and not what they began with.
+    """Mark jobs as deleted, cancel their deliveries, and return those that were not deleted before. Other members' jobs
+    that began with one of them keep their results and lose their input.
 
-    Noted once, for the first of them; of one's own only where somebody had told the moderators of it, or whoever makes
-    and deletes would fill their list.
+    Writes one incident, for the first job. A member who deletes an own job gets one only if it was reported: else they
+    could flood the moderators' list.
     """
     marked, told = withdraw(connection, ids, now)
     gone = list(marked)
@@ -47,14 +47,14 @@ def mark(connection: Connection, ids: Sequence[str], actor: tuple[str, str], now
         others = [row.action for job, row in marked.items() if job != ids[0]]
         enlarged, walked = others.count("upscale"), len(others) - others.count("upscale")
         said = " and ".join(
-            [f"with {enlarged} enlarged"] * bool(enlarged) + [f"{walked} more of its walk"] * bool(walked)
+            [f"with {enlarged} upscaled"] * bool(enlarged) + [f"{walked} more of its interpolation"] * bool(walked)
         )
         incidents.note(connection, marked[ids[0]].guild, "deleted", *actor, said, now, ids[0])
     return gone
 
 
 def withdraw(connection: Connection, ids: Sequence[str], now: float) -> tuple[dict[str, Row[*tuple[Any, ...]]], bool]:
-    """As `mark`, but nothing is noted: who made each and where, and whether somebody had told the moderators of one."""
+    """Do as `mark` without an incident. Return each job's guild, member and action, and whether one was reported."""
     marking = update(jobs).where(jobs.c.id.in_(ids), jobs.c.deleted.is_(None)).values(deleted=now)
     marked: dict[str, Row[*tuple[Any, ...]]] = {
         row.id: row
@@ -69,7 +69,7 @@ def withdraw(connection: Connection, ids: Sequence[str], now: float) -> tuple[di
 
 
 def leftovers(connection: Connection, ids: Sequence[str] | None = None) -> list[Stored]:
-    """Pictures and ladders of deleted jobs (of these, or None: of any), as long as their files may be there."""
+    """Return pictures and ladders of deleted jobs (None: of any) whose files may still exist."""
     gone = select(jobs.c.id).where(jobs.c.deleted.is_not(None))
     gone = gone if ids is None else gone.where(jobs.c.id.in_(ids))
     asked = select(pictures).where(pictures.c.job.in_(gone)).limit(AT_ONCE)
@@ -77,19 +77,19 @@ def leftovers(connection: Connection, ids: Sequence[str] | None = None) -> list[
 
 
 def unused(connection: Connection, sha256: str) -> bool:
-    """True if no job that was not deleted has a picture of this content."""
+    """Return True if no undeleted job has a picture of this content."""
     asked = select(pictures.c.job).join(jobs, jobs.c.id == pictures.c.job)
     return connection.execute(asked.where(pictures.c.sha256 == sha256, jobs.c.deleted.is_(None))).first() is None
 
 
 def unnamed(connection: Connection, names: Sequence[str]) -> list[str]:
-    """Those of these contents that no job has, deleted or not."""
+    """Return the contents that no job names, deleted or not."""
     asked = select(pictures.c.sha256).where(pictures.c.sha256.in_(names))
     known = set(connection.execute(asked).scalars())
     return [name for name in names if name not in known]
 
 
 def emptied(connection: Connection, one: Stored) -> None:
-    """Its file is gone, or another job's."""
+    """Drop the row of a picture whose file was deleted or belongs to another job."""
     same = (pictures.c.job == one.job, pictures.c.image == one.image, pictures.c.kind == one.kind)
     connection.execute(pictures.delete().where(*same, pictures.c.sha256 == one.sha256))

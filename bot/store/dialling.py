@@ -1,7 +1,7 @@
-"""How PostgreSQL is reached: asyncpg under SQLAlchemy, with every wait bounded. Knows no tables.
+"""Connects to PostgreSQL: asyncpg under SQLAlchemy, with a timeout on every wait. Knows no tables.
 
-The URL goes to asyncpg as it is, so that what libpq takes is taken here: `sslmode`, a socket as `host`, PGPASSFILE.
-Nothing that is raised or logged repeats it, for it has a password in it.
+The URL goes to asyncpg unchanged, so libpq's forms work: `sslmode`, a socket as `host`, PGPASSFILE. It holds a
+password, so no error and no log line repeats it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from bot.refused import Refused
 
 NUL = "\0"
-WRONG = "DATABASE_URL is not valid: write postgresql://USER:PASSWORD@HOST/DATABASE, and what is special as %40."
+WRONG = "DATABASE_URL is not valid: write postgresql://USER:PASSWORD@HOST/DATABASE, with special characters as in %40."
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait, in seconds: for a connection, for other writers, for one statement, and for the server to say
-    what became of a commit whose answer was lost.
+    """Timeouts in seconds: for a connection, for other writers, for one statement, and (`doubt`) to learn whether a
+    commit with a lost reply happened.
     """
 
     connect: float = 10.0
@@ -32,8 +32,8 @@ class Patience:
     doubt: float = 20.0
 
     def settings(self) -> dict[str, str]:
-        """What the server is told. Each statement is planned for its values: what waits is a few rows of many, and a
-        partial index serves only whom the planner sees to be within it. Whoever stands still in the middle is let go.
+        """Return the server settings. The server plans each statement for its values: waiting jobs are a few rows of
+        many, and the planner uses a partial index only if it sees that the values fit. It ends idle transactions.
         """
         return {
             "application_name": "darkroom",
@@ -45,20 +45,20 @@ class Patience:
         }
 
 
-LONG = Patience(lock=3600.0, statement=3600.0)  # to bring the tables up to date
+LONG = Patience(lock=3600.0, statement=3600.0)  # for migrations
 
 
 def engine(url: str, patience: Patience, connections: int, options: Mapping[str, Any]) -> AsyncEngine:
-    """A pool that connects when it is asked to."""
+    """Create a pool that connects on demand."""
     plain = "postgresql://" + url.partition("://")[2]
 
     async def dial() -> asyncpg.Connection:
         try:
             return await asyncpg.connect(
                 plain, command_timeout=patience.statement + 5, server_settings=patience.settings(),
-                timeout=patience.connect,  # pyright: ignore[reportArgumentType] - it takes a float too
+                timeout=patience.connect,  # pyright: ignore[reportArgumentType] - asyncpg accepts a float too
             )  # fmt: skip
-        except ValueError:  # asyncpg's for what cannot be read; it may repeat the password
+        except ValueError:  # asyncpg cannot parse the URL; its message may repeat the password
             raise Refused(WRONG, 400) from None
 
     pool = create_async_engine(
@@ -72,7 +72,7 @@ def engine(url: str, patience: Patience, connections: int, options: Mapping[str,
 def _without_nul(
     _connection: Connection, _cursor: object, statement: str, values: Any, _context: object, many: bool
 ) -> tuple[str, Any]:
-    """PostgreSQL's texts hold every character but one, which a worker's reason for a failure may have in it."""
+    """Strip NUL, the one character that PostgreSQL's text cannot hold: a worker's failure reason may contain it."""
     if many or not any(isinstance(value, str) and NUL in value for value in values):
         return statement, values
     return statement, tuple(value.replace(NUL, "") if isinstance(value, str) else value for value in values)

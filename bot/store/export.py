@@ -1,4 +1,4 @@
-"""All that is kept of one member and by their own doing, page by page, for them. SQL only; it changes nothing."""
+"""Reads all data that a member's own actions left, page by page, for an export. Changes nothing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bot.store.reads import records, stored
 from bot.store.records import Record, Stored
 from bot.store.tables import favourites, incidents, jobs, places
 
-PAGE = 200  # jobs
-KNOWN = ("guild", "channel", "message")  # of a place; tokens are nobody's business
+PAGE = 200  # jobs per page
+KNOWN = ("guild", "channel", "message")  # exported fields of a destination; never tokens
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What hangs on the member and on no job: preferences, options by name, favourites as (job, image, when), and their
-    own reports.
+    """A member's data that belongs to no job: preferences, flag aliases by name, favourites as (job, image, time), and
+    reports as (job, time, text).
     """
 
     preferences: dict[str, object]
@@ -31,7 +31,7 @@ class Chosen:
 
 
 def chosen(connection: Connection, member: str) -> Chosen:
-    """Favourites may be others' pictures: only their ids are told."""
+    """Read a member's choices. Favourites may be other members' pictures, so only ids are exported."""
     liked = select(favourites.c.job, favourites.c.image, favourites.c.at).where(favourites.c.member == member)
     said = select(incidents.c.job, incidents.c.at, incidents.c.said)
     mine = said.where(incidents.c.actor == member, incidents.c.kind == "report").order_by(incidents.c.id)
@@ -44,13 +44,13 @@ def chosen(connection: Connection, member: str) -> Chosen:
 
 
 def amount(connection: Connection, member: str) -> int:
-    """How many jobs they have whose pictures were not deleted."""
+    """Count the member's jobs that were not deleted."""
     mine = (jobs.c.member == member, jobs.c.deleted.is_(None))
     return int(connection.execute(select(func.count()).select_from(jobs).where(*mine)).scalar_one())
 
 
 def page(connection: Connection, member: str, after: str) -> tuple[list[Record], list[Stored], dict[str, list[Any]]]:
-    """Their next jobs in order of arrival, from beyond `after`, with what is stored of them and their places by job."""
+    """Return the member's next jobs after id `after` in order of arrival, their pictures, and destinations by job."""
     mine = select(jobs).where(jobs.c.member == member, jobs.c.id > after, jobs.c.deleted.is_(None))
     found = records(connection, mine.order_by(jobs.c.id).limit(PAGE))
     ids = [one.id for one in found]

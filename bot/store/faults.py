@@ -1,6 +1,6 @@
-"""What PostgreSQL's errors mean: whether it is away, whether the connection is dead, and why, in one line.
+"""Classifies PostgreSQL errors: is the database unavailable, is the connection dead, and the reason in one line.
 
-Pure: looks at exceptions alone.
+Pure: only looks at exceptions.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from bot.store.batch import Unavailable
 
 # Classes and states of https://www.postgresql.org/docs/current/errcodes-appendix.html
 AWAY = (
-    "08", "40", "53", "57", "58",  # connection, rollback, resources (a full disk), an operator, the system
-    "25006", "25P03", "25P04", "55P03", "F0", "XX",  # read-only (a standby), a pause too long, locked, inner faults
-    "0A000",  # a statement prepared before somebody else's upgrade
+    "08", "40", "53", "57", "58",  # connection, rollback, resources (a full disk), operator intervention, system
+    "25006", "25P03", "25P04", "55P03", "F0", "XX",  # read-only (a standby), idle too long, locked, internal errors
+    "0A000",  # a statement that was prepared before another process migrated the tables
 )  # fmt: skip
 DEAD = ("08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 
 
 class Unreached(Unavailable):
-    """No connection could be had."""
+    """No connection could be made."""
 
 
 def away(error: BaseException) -> bool:
-    """True where the database is at fault, not who asked: it may work later."""
+    """Return True if the database is at fault, not the statement: a retry may succeed."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or _state(error).startswith(AWAY) or _closed(error)
     return isinstance(error, Unreached | TimeoutError | NoneFree)
 
 
 def dead(error: BaseException) -> bool:
-    """True where the connection is over: another one may do."""
+    """Return True if the connection is lost: a new one may work."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or _state(error).startswith(DEAD) or _closed(error)
     return False
 
 
 def why(error: BaseException) -> str:
-    """One line for people, without statements and values."""
+    """Return the reason in one line for people, without statements and values."""
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     if isinstance(error, NoneFree):
@@ -49,7 +49,7 @@ def why(error: BaseException) -> str:
 
 
 def _driver(error: DBAPIError) -> BaseException:
-    """The driver's own exception, which SQLAlchemy has wrapped."""
+    """Return the driver's exception that SQLAlchemy wrapped."""
     wrapped = error.orig
     if wrapped is None:
         return error
@@ -61,7 +61,7 @@ def _state(error: DBAPIError) -> str:
 
 
 def _closed(error: DBAPIError) -> bool:
-    """asyncpg's for a connection that is gone; what it has against a value is a ValueError as well."""
+    """Return True if asyncpg lost the connection. Its errors about a value are ValueErrors as well."""
     cause = _driver(error)
     gone = isinstance(cause, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError)
     return gone and not isinstance(cause, ValueError)

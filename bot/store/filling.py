@@ -1,7 +1,7 @@
-"""A long queue at once, for `darkroom bench queue`: as many waiting jobs of as many users as are asked for.
+"""Fills the queue with many waiting jobs of many members, for `darkroom bench queue`.
 
-Written in bulk, since admitting a hundred thousand one by one would take minutes. What a pick reads is there: jobs and
-their accounts; places and the audit are not.
+Written in bulk: to admit 100,000 jobs one by one would take minutes. It writes what a pick reads, jobs and their
+accounts, but no destinations and no audit.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bot.store.records import Draft
 from bot.store.tables import accounts, jobs
 from engine.job import Share
 
-TOGETHER = 2000  # rows in a statement
+TOGETHER = 2000  # rows per statement
 USERS_OF_A_GUILD = 100
 
 
 def fill(connection: Connection, draft: Draft, count: int, users: int) -> None:
-    """`count` jobs like the draft, in turn of so many users, whose accounts have had different shares so far."""
+    """Insert `count` jobs like the draft, by `users` members in turn, whose accounts have random virtual times."""
     draws = random.Random(1)
     shares = [Share(draft.member.tier, f"guild-{n // USERS_OF_A_GUILD}", f"user-{n}") for n in range(users)]
     queued: dict[str, int] = {}
@@ -33,7 +33,7 @@ def fill(connection: Connection, draft: Draft, count: int, users: int) -> None:
             queued[path] = queued.get(path, 0) + 1
     _insert(connection, accounts, (_account(path, waiting, draft, draws) for path, waiting in queued.items()))
     _insert(connection, jobs, (_job(draft, shares[number % users], number) for number in range(count)))
-    if connection.dialect.name == "postgresql":  # where it would come by itself within a minute (autovacuum)
+    if connection.dialect.name == "postgresql":  # autovacuum would run it within a minute
         connection.exec_driver_sql("ANALYZE")
 
 

@@ -1,7 +1,7 @@
-"""Members who asked to be forgotten: a row for each as long as it is under way, and what of theirs is to go.
+"""Erases members who asked to be forgotten: one row for each pending request, and the deletion of their data.
 
-Jobs go as all others do (`keeping`), but for their messages: a place is taken out of the table once its message is gone
-from where it was. Each function works inside its caller's transaction.
+Jobs are deleted as for retention (`keeping`), and so are their messages: a destination's row goes once its message is
+deleted in Discord. Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bot.store.keeping import BATCH, note
 from bot.store.tables import accounts, favourites, incidents, jobs, places
 from bot.store.traces import departures, gone
 
-TOLD = ("word", "blocked", "report", "held")  # notes of what a member did as one; the others are decisions
-FORGOTTEN = "somebody forgotten"
+TOLD = ("word", "blocked", "report", "held")  # incidents of a member's acts; the other kinds are staff decisions
+FORGOTTEN = "deleted member"
 
 
 @dataclass(frozen=True)
 class Departure:
-    """A wish to be forgotten: everywhere, or in one `guild`. What is newer than `asked` stays."""
+    """A request to be forgotten: everywhere, or in one `guild`. Data newer than `asked` stays."""
 
     member: str
     guild: str
@@ -34,7 +34,7 @@ class Departure:
 
 
 def depart(connection: Connection, one: Departure) -> int:
-    """Note the wish; one that is under way already takes in what came since. How many jobs it is about."""
+    """Record the request and return how many jobs it covers. A pending one is extended to newer jobs."""
     same = (departures.c.member == one.member, departures.c.guild == one.guild)
     connection.execute(departures.delete().where(*same))
     connection.execute(departures.insert().values(**vars(one)))
@@ -42,13 +42,13 @@ def depart(connection: Connection, one: Departure) -> int:
 
 
 def under_way(connection: Connection) -> list[Departure]:
-    """Every wish that is not fulfilled yet."""
+    """Return every pending request, the oldest first."""
     found = connection.execute(select(departures).order_by(departures.c.asked)).mappings()
     return [Departure(**row) for row in found]
 
 
 def take(connection: Connection, one: Departure, now: float) -> list[str]:
-    """Let the next of their jobs go, with others' enlargements of them, whose rows stay; none: all of them go."""
+    """Mark a batch of the member's jobs as deleted, and others' upscales of them, whose rows stay. Empty: no more."""
     asked = select(jobs.c.id).where(_theirs(one), ~_is_going()).order_by(jobs.c.id).limit(BATCH)
     theirs = list(connection.execute(asked).scalars())
     found, newest = set(theirs), theirs
@@ -58,7 +58,7 @@ def take(connection: Connection, one: Departure, now: float) -> list[str]:
         found |= set(newest)
     withdraw(connection, sorted(found), now)
     heirs.disinherit(connection, sorted(found))
-    connection.execute(gone.delete().where(gone.c.job.in_(theirs)))  # of old age, perhaps: those keep their messages
+    connection.execute(gone.delete().where(gone.c.job.in_(theirs)))  # a job that retention removed keeps its messages
     note(connection, theirs, "forgotten", now)
     enlarged = select(jobs.c.id).where(jobs.c.id.in_(found), ~_theirs(one))
     note(connection, list(connection.execute(enlarged).scalars()), "enlarged", now)
@@ -66,7 +66,7 @@ def take(connection: Connection, one: Departure, now: float) -> list[str]:
 
 
 def forget(connection: Connection, one: Departure) -> None:
-    """What hangs on the member and on no job of theirs: what they chose, and their name in what was noted."""
+    """Delete the member's data that belongs to no job: their choices, and their name in incidents."""
     liked = [favourites.c.member == one.member, favourites.c.at <= one.asked]
     if one.guild:
         liked.append(favourites.c.job.in_(select(jobs.c.id).where(jobs.c.guild == one.guild)))
@@ -82,22 +82,22 @@ def forget(connection: Connection, one: Departure) -> None:
 
 
 def state(connection: Connection, job: str) -> State | None:
-    """A job's state, whether or not the rest of its row can be read; None where it has no row."""
+    """Return a job's state even if the rest of its row is corrupt; None where it has no row."""
     return cast("State | None", connection.execute(select(jobs.c.state).where(jobs.c.id == job)).scalar_one_or_none())
 
 
 def messages_gone(connection: Connection, job: str, role: str) -> None:
-    """Nothing is shown at that place any more, or nothing can be done about it."""
+    """Drop a destination whose message was deleted, or cannot be."""
     connection.execute(places.delete().where(places.c.job == job, places.c.role == role))
 
 
 def settled(connection: Connection, ids: Sequence[str]) -> None:
-    """Others' enlargements, whose pictures and messages are gone: their rows stay with those who made them."""
+    """Close the deletion of others' upscales once pictures and messages are gone. Their rows stay."""
     connection.execute(gone.delete().where(gone.c.job.in_(ids), gone.c.why == "enlarged"))
 
 
 def finish(connection: Connection, one: Departure) -> bool:
-    """If no job of theirs is left: the wish is fulfilled, and no idle account of the fair order names them."""
+    """Close the request if no job of the member is left, and delete their idle accounts of the fair order."""
     if connection.execute(select(jobs.c.id).where(_theirs(one)).limit(1)).first() is not None:
         return False
     escaped = one.member.replace("%", "%25").replace("/", "%2F")

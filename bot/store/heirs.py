@@ -1,8 +1,8 @@
-"""What others' jobs keep of one that is deleted or forgotten: what they began with goes with it, what they made stays.
+"""Removes a deleted job's pictures from the inputs of jobs made from it. The results of those jobs stay.
 
-Edits, zooms and pans hold their source's pixels as what they began with, branches its ladder, and whatever came of a
-job with a picture that was brought that picture. Jobs that go by age take nothing of others' along. Works inside its
-caller's transaction; what is taken out of the table is left to be emptied as what is left of a deleted job.
+Edits, zooms and pans have their source's pixels as input, branches its ladder, and every job made from an uploaded
+picture has that picture. Retention by age removes no inputs of other jobs. Works inside its caller's transaction; the
+files of removed rows are deleted like those of a deleted job.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from sqlalchemy.engine import RowMapping
 from bot.store.tables import jobs, pictures
 
 MADE, BEGUN = ("image", "ladder"), ("input", "mask", "branch")
-CANVAS = "canvas"  # of an heir's, left with whom it shows
+CANVAS = "canvas"  # the canvas of a derived job, kept as a leftover of the job that it shows
 OF_A_PICTURE = ("edit", "zoom", "pan")
-BRINGING = ("imagine", "blend", "zoom", "pan")  # what they begin with is theirs: files that were sent, a canvas
+BRINGING = ("imagine", "blend", "zoom", "pan")  # their input is the member's: uploaded files, a canvas
 
 
 def disinherit(connection: Connection, ids: Sequence[str]) -> None:
-    """What jobs that stay began with, as far as it is of these: of what they made, or of what was brought to them."""
+    """Remove from jobs that stay every input that came from these jobs: a result, or an uploaded picture."""
     made = _contents(connection, jobs.c.id.in_(ids), pictures.c.kind.in_(MADE))
     canvases = _rows(connection, jobs.c.parent.in_(ids), jobs.c.action.in_(OF_A_PICTURE), pictures.c.kind == "input")
     theirs = _dead(connection, ids, made | {row["sha256"] for row in canvases})
     _leave(connection, [row for row in canvases if row["sha256"] in theirs - made])
     _take(connection, pictures.c.job.not_in(ids), theirs)
     brought = _contents(connection, jobs.c.id.in_(ids), jobs.c.action.in_(BRINGING), pictures.c.kind.in_(BEGUN))
-    if lent := _dead(connection, ids, brought):  # somebody else may have brought the same by themselves
+    if lent := _dead(connection, ids, brought):  # another member may have uploaded the same file independently
         _take(connection, pictures.c.job.in_(_heirs(connection, ids)), lent)
 
 
@@ -43,7 +43,7 @@ def _contents(connection: Connection, *where: ColumnElement[bool]) -> set[str]:
 
 
 def _dead(connection: Connection, ids: Sequence[str], names: Iterable[str]) -> set[str]:
-    """Those of these contents that no job which stays has made as well."""
+    """Return the contents that no remaining job has as a result."""
     alive = (jobs.c.deleted.is_(None), jobs.c.id.not_in(ids), pictures.c.kind.in_(MADE))
     names = set(names)
     return names - _contents(connection, pictures.c.sha256.in_(names), *alive)
@@ -54,7 +54,7 @@ def _take(connection: Connection, whose: ColumnElement[bool], names: set[str]) -
 
 
 def _leave(connection: Connection, canvases: Sequence[RowMapping]) -> None:
-    """Contents that only heirs had: noted with the job that they show, whose files are taken away."""
+    """Attach canvases that only derived jobs had to the deleted job that they show, so that their files go too."""
     for row in canvases:
         mine = (pictures.c.job == row["parent"], pictures.c.kind == CANVAS)
         last = connection.execute(select(func.max(pictures.c.image)).where(*mine)).scalar_one()
@@ -64,7 +64,7 @@ def _leave(connection: Connection, canvases: Sequence[RowMapping]) -> None:
 
 
 def _heirs(connection: Connection, ids: Sequence[str]) -> list[str]:
-    """All that came of these jobs, however far."""
+    """Return all jobs made from these, directly or indirectly."""
     found, newest = set(ids), list(ids)
     while newest:
         children = connection.execute(select(jobs.c.id).where(jobs.c.parent.in_(newest))).scalars()

@@ -1,7 +1,7 @@
-"""Incidents in SQL: noted within bounds, read, closed. Each function works inside its caller's transaction.
+"""Incidents in SQL: write, read, close. Each function works inside its caller's transaction.
 
-Nobody can fill the table: what a member can repeat is noted a few times an hour, and a guild keeps so many; then the
-oldest closed ones go first, and what waits for a moderator last.
+Nobody can flood the table: kinds that a member can repeat are limited per hour, and each guild has a maximum. Beyond it
+the oldest closed incidents go first, and those that wait for a moderator last.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from bot.refused import Refused
 from bot.sentences import plain, shortened
 from bot.store.tables import incidents as kept
 
-MOST = 2000  # of a guild
-EACH, HOUR = 5, 3600.0  # of one member and kind, of those that can be repeated
-REPORTS, DAY = 10, 86_400.0  # of one member
+MOST = 2000  # per guild
+EACH, HOUR = 5, 3600.0  # most per hour of one member and one repeatable kind
+REPORTS, DAY = 10, 86_400.0  # most per day of one member
 NAME_LENGTH = 128
 
 
 def note(
     connection: Connection, guild: str, kind: Kind, actor: str, name: str, said: str, now: float, job: str = ""
 ) -> int | None:
-    """Write one; its number, or None where the member has had enough of its kind noted in the last hour."""
+    """Write an incident and return its number; None if the member reached the hourly limit of its kind."""
     mine = (kept.c.guild == guild, kept.c.kind == kind, kept.c.actor == actor)
     if kind in REPEATED and _count(connection, *mine, kept.c.at > now - HOUR) >= EACH:
         return None
@@ -46,14 +46,14 @@ def _forget(connection: Connection, guild: str) -> None:
 def report(
     connection: Connection, guild: str, actor: str, name: str, said: str, now: float, job: str
 ) -> int:  # fmt: skip
-    """A member's report of a job. Raises `Refused` (429) for a second one of the same job, or too many in a day."""
+    """Write a member's report of a job. Raises `Refused` (429) for a second one of the job, or too many in a day."""
     mine = (kept.c.kind == "report", kept.c.actor == actor)
     if _count(connection, kept.c.guild == guild, *mine, kept.c.job == job):
         raise Refused("You have reported this already: the moderators have it.", 429)
     recent = [row.at for row in connection.execute(select(kept.c.at).where(*mine, kept.c.at > now - DAY))]
     if len(recent) >= REPORTS:
         raise Refused(
-            f"At most {REPORTS} reports in 24 hours, and you have made {len(recent)}. For what cannot wait, write to a "
+            f"At most {REPORTS} reports in 24 hours, and you have made {len(recent)}. If it is urgent, write to a "
             "moderator.", 429, frees=min(recent) + DAY,
         )  # fmt: skip
     number = note(connection, guild, "report", actor, name, said, now, job)
@@ -62,7 +62,7 @@ def report(
 
 
 def newest(connection: Connection, guild: str | None, limit: int, *, waiting: bool = False) -> list[Incident]:
-    """The newest first, of one guild or of all; with `waiting` only those that wait for a moderator."""
+    """Return the newest incidents first, of one guild or of all. `waiting`: only those that wait for a moderator."""
     asked = select(kept).order_by(kept.c.id.desc()).limit(limit)
     if guild is not None:
         asked = asked.where(kept.c.guild == guild)
@@ -72,7 +72,7 @@ def newest(connection: Connection, guild: str | None, limit: int, *, waiting: bo
 
 
 def close(connection: Connection, guild: str, number: int, actor: tuple[str, str], now: float) -> Incident:
-    """Closed, and noted by whom; one that is closed stays as it is. Raises `Refused` (404)."""
+    """Close an incident and record who closed it; a closed one stays unchanged. Raises `Refused` (404)."""
     which = (kept.c.id == number, kept.c.guild == guild)
     row = connection.execute(select(kept).where(*which)).mappings().first()
     if row is None:
@@ -84,13 +84,13 @@ def close(connection: Connection, guild: str, number: int, actor: tuple[str, str
 
 
 def decided(connection: Connection, job: str, about: str, now: float) -> None:
-    """Close what was held and begins with `about`: a moderator has decided."""
+    """Close the "held" incident whose text begins with `about`: a moderator has decided."""
     same = (kept.c.job == job, kept.c.kind == "held", kept.c.said.startswith(about), kept.c.closed.is_(None))
     connection.execute(update(kept).where(*same).values(closed=now))
 
 
 def settle(connection: Connection, jobs: list[str], now: float) -> bool:
-    """Close what waits about these jobs: there is nothing left to decide. True if something did."""
+    """Close the open incidents of these jobs, which are deleted. Return True if there was one."""
     waits = update(kept).where(kept.c.job.in_(jobs), kept.c.closed.is_(None))
     return connection.execute(waits.values(closed=now)).rowcount > 0
 

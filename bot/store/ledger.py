@@ -1,7 +1,7 @@
-"""What was used, read inside one transaction: what runs, waits and was charged, of a member or of all together.
+"""The ledger: usage for quota checks. Counts the running, waiting and charged jobs of a member, guild or channel.
 
-Only asked for what some limit needs, and each question is answered once. Times are seconds since 1970, costs
-device-seconds.
+Works inside one transaction. It reads only what some limit needs, and each figure once. Times are seconds since 1970,
+costs device-seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def _population(whose: Whose) -> list[ColumnElement[bool]]:
-    """A member's are found by the member alone, and sorted by guild later: with both, SQLite walks the guild's."""
+    """Filter a member's jobs by member only, and by guild later in Python: with both, SQLite scans the guild's jobs."""
     if whose.startswith("member"):
         return [jobs.c.member == bindparam("member")]
     theirs = [jobs.c.guild == bindparam("guild")]
@@ -37,20 +37,20 @@ def _population(whose: Whose) -> list[ColumnElement[bool]]:
 
 @cache
 def _counted(whose: Whose) -> Select[*tuple[Any, ...]]:
-    """Built once, for each admission asks it: to build it takes longer than to run it."""
+    """Count open jobs by state and guild. Cached: each admission runs it, and building takes longer than running."""
     asked = select(jobs.c.state, jobs.c.guild, func.count().label("jobs"))
     return asked.where(*_population(whose), jobs.c.state.in_(OPEN)).group_by(jobs.c.state, jobs.c.guild)
 
 
 @cache
 def _charged(whose: Whose) -> Select[*tuple[Any, ...]]:
-    """As `_counted`."""
+    """Select the charges since a time. Cached like `_counted`."""
     asked = select(jobs.c.created.label("at"), jobs.c.charged, jobs.c.guild)
     return asked.where(*_population(whose), jobs.c.created > bindparam("since"), jobs.c.charged > 0)
 
 
 class Ledger:
-    """Made for one transaction and one member."""
+    """Usage as one transaction sees it for one member."""
 
     def __init__(self, connection: Connection, member: Member, now: float) -> None:
         self._connection, self._member, self._now = connection, member, now
@@ -58,15 +58,15 @@ class Ledger:
         self.spending = cache(self._spending)
 
     def rules(self) -> list[Rule]:
-        """Those of the member's guild and those that hold everywhere."""
+        """Return the rules of the member's guild, and those that hold everywhere."""
         return rules.applying(self._connection, self._member.guild)
 
     def preferences(self) -> dict[str, object]:
-        """The member's, as they were written."""
+        """Return the member's preferences as stored."""
         return members.preferences(self._connection, self._member.id)
 
     def gone(self, parent: str | None, contents: Sequence[str]) -> bool:
-        """Whether a job would begin with what was just taken away: its parent's, or what none but deleted jobs made."""
+        """Return whether a job's input was deleted: its parent is, or only deleted jobs made the contents."""
         asked = select(jobs.c.deleted).where(jobs.c.id == parent)
         if self._connection.execute(asked).scalar_one_or_none() is not None:
             return True
@@ -78,21 +78,21 @@ class Ledger:
         return not all(alive.values())
 
     def _told(self, **others: object) -> dict[str, object]:
-        """What the statements below are told of the member."""
+        """Return the bound parameters for the statements of this module."""
         return {"member": self._member.id, "guild": self._member.guild, "channel": self._member.channel, **others}
 
     def _counts(self, whose: Whose, guild: str) -> bool:
         return whose != "member here" or guild == self._member.guild
 
     def _usage(self, whose: Whose) -> Usage:
-        """What runs and what waits now."""
+        """Count active and waiting jobs."""
         by: Counter[str] = Counter()
         for row in self._connection.execute(_counted(whose), self._told()):
             by[row.state] += int(row.jobs) * self._counts(whose, row.guild)
         return Usage(running=sum(by[state] for state in ACTIVE), queued=by["queued"])
 
     def _spending(self, whose: Whose, window: float) -> Spending:
-        """What was charged in the last `window` seconds. Charges count from when the job was asked for."""
+        """Sum the charges of the last `window` seconds. A charge counts from the creation of its job."""
         lasting, told = self._lasting(whose, window), self._told(since=self._now - window)
         if whose.startswith("member"):
             rows = [row for row in self._connection.execute(_charged(whose), told) if self._counts(whose, row.guild)]
@@ -106,7 +106,7 @@ class Ledger:
         return Spending(used, window, lambda excess: self._leaves(charges, excess) + window)
 
     def _lasting(self, whose: Whose, window: float) -> list[Select[*tuple[Any, ...]]]:
-        """What jobs were charged whose rows are gone (`spent`); nothing where there are none."""
+        """Select the archived charges of removed jobs (`spent`); an empty list where there are none."""
         hidden = veiled(self._connection)
         if hidden is None:
             return []
@@ -118,8 +118,8 @@ class Ledger:
         return [theirs.where(spent.c.channel == hidden("channel", me.channel)) if whose == "channel" else theirs]
 
     def _leaves(self, charges: Subquery, excess: float) -> float:
-        """When the charge was made whose leaving, with all that are older, frees `excess`."""
-        gone: Any = func.sum(charges.c.charged).over(order_by=charges.c.at)  # those of one moment count together
+        """Return the time of the charge whose expiry, with all older ones, frees `excess`."""
+        gone: Any = func.sum(charges.c.charged).over(order_by=charges.c.at)  # charges of the same moment count together
         oldest = select(charges.c.at, gone.label("gone")).subquery()
         asked = select(func.min(oldest.c.at)).where(oldest.c.gone >= excess)
         found = self._connection.execute(asked).scalar_one_or_none()
@@ -127,5 +127,5 @@ class Ledger:
 
 
 def look(connection: Connection, member: Member, now: float, act: Callable[[Ledger], T]) -> T:
-    """What `act` makes of the ledger: `await store.ask(look, member, now, act)`."""
+    """Run `act` on a ledger: `await store.ask(look, member, now, act)`."""
     return act(Ledger(connection, member, now))

@@ -1,4 +1,4 @@
-"""Connections of a pool, lent for one transaction: dialled, tried, put back or thrown away. Knows no queue."""
+"""Checks out pool connections for one transaction, replaces dead ones, and returns or discards them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def alone(pool: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction beside which no other writes; undone where its body does not commit."""
+    """Open a transaction under the writers' lock. It is rolled back unless the body commits."""
     connection, _ = await _started(pool, commits.lock)
     try:
         yield connection
@@ -32,14 +32,14 @@ async def alone(pool: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 async def asked(pool: AsyncEngine, act: Act[T]) -> T:
-    """One look at the tables."""
+    """Run `act` in one read transaction."""
     connection, found = await _started(pool, act)
     await _back(connection)
     return found
 
 
 async def _started(pool: AsyncEngine, act: Act[T]) -> tuple[AsyncConnection, T]:
-    """A connection and what `act` made of it. One that died while it lay idle is found out now, and a new one taken."""
+    """Return a connection and the result of `act` on it. A connection that died while idle is replaced once."""
     connection = await _dialled(pool)
     try:
         return connection, await connection.run_sync(act)
@@ -56,7 +56,7 @@ async def _started(pool: AsyncEngine, act: Act[T]) -> tuple[AsyncConnection, T]:
 
 
 async def _dialled(pool: AsyncEngine) -> AsyncConnection:
-    """Raises `Unreached`, whatever the server has against it: down, full, a wrong password, no such database."""
+    """Connect. Raises `Unreached` for any cause: server down or full, wrong password, no such database."""
     try:
         return await pool.connect()
     except Refused:
@@ -66,14 +66,14 @@ async def _dialled(pool: AsyncEngine) -> AsyncConnection:
 
 
 async def _back(connection: AsyncConnection, error: BaseException | None = None) -> None:
-    """Rolled back where it was not committed. After a fault of the database nobody uses it again."""
+    """Return a connection, which rolls back what was not committed. After a database fault it is discarded."""
     if error is not None and away(error):
         with suppress(Exception):
             await connection.invalidate(error)
     try:
         await connection.close()
     except Exception as worse:
-        log.debug("a connection could not be put back: %s", why(worse))
+        log.debug("a connection could not be returned to the pool: %s", why(worse))
         with suppress(Exception):
             await connection.invalidate()
         await connection.close()

@@ -1,7 +1,7 @@
-"""Transitions in SQL: each changes the job, its accounts and the audit together, or nothing at all.
+"""Job transitions in SQL: each changes the job, its accounts and the audit together, or nothing.
 
-Every function works inside a transaction that its caller began. `bot.states` says which moves there are; here each is
-one UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or doubled message changes nothing and is charged nothing.
+Every function works inside its caller's transaction. `bot.states` defines the transitions; here each is one
+UPDATE … WHERE state IN (…) AND epoch <= …, so a stale or duplicate message changes and charges nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from bot.store.transition import change, locked, note
 
 Decide = Callable[[Sequence[Draft], Ledger], Sequence[Draft]]
 POISON = 3  # attempts without progress
-ATTEMPTS = 20  # in all: what a worker says of its progress may be a lie
+ATTEMPTS = 20  # in total: a worker may report false progress
 WORN = f"It was tried {ATTEMPTS} times and never finished."
 _JOB, _PLACE, _BROUGHT = jobs.insert().returning(jobs), places.insert(), pictures.insert()
-OVERRUN = 10.0  # a worker may bill this many times the estimate against the fair order, not more
+OVERRUN = 10.0  # a worker may bill at most this many times the estimate in the fair order
 
 
 def admit(
     connection: Connection, drafts: Sequence[Draft], key: str | None, decide: Decide,
     weights: Mapping[str, float], now: float,
 ) -> tuple[list[Record], bool]:  # fmt: skip
-    """All that `decide` makes of the drafts, with their places, or none: it raises `Refused`. A known `key` gives what
-    it made, and False.
+    """Insert the jobs that `decide` returns, with their destinations; `decide` raises `Refused` to insert none.
+
+    A known idempotency `key` returns its earlier jobs, and False.
     """
     if key is not None and (known := of_key(connection, key)):
         return known, False
@@ -42,7 +43,7 @@ def admit(
 def insert(
     connection: Connection, drafts: Sequence[Draft], key: str | None, weights: Mapping[str, float]
 ) -> list[Record]:
-    """New jobs with their places, queued."""
+    """Insert new jobs as queued, with their destinations and input pictures."""
     made: list[Record] = []
     for ordinal, draft in enumerate(drafts):
         values = draft.values(key, ordinal)
@@ -65,7 +66,7 @@ def move(
     connection: Connection, kind: Move, job: str, now: float, *,
     epoch: int | None = None, why: str = "", **values: object,
 ) -> Moved | None:  # fmt: skip
-    """One transition. None: there is no such job, its state does not allow it, or a newer epoch has it."""
+    """Make one transition. None: there is no such job, its state does not allow it, or a newer epoch has it."""
     changed = change(connection, kind, job, now, epoch=epoch, why=why, **values)
     return None if changed is None else Moved(record(changed[0]), changed[1])
 
@@ -74,9 +75,9 @@ def end(
     connection: Connection, kind: Move, job: str, now: float, spent: float | None, *,
     epoch: int | None = None, why: str = "", **values: object,
 ) -> Moved | None:  # fmt: skip
-    """A transition to an end: settles the charge to `spent` device-seconds (None: all that was reserved), once.
+    """End a job, and settle its charge to `spent` device-seconds (None: the whole reserve). Happens at most once.
 
-    A member is never charged more than was reserved; the fair order counts what was really used, within reason.
+    A member never pays more than was reserved. The fair order counts the real cost, up to `OVERRUN` times the estimate.
     """
     assert over(TRANSITIONS[kind].target)
     moved = move(connection, kind, job, now, epoch=epoch, why=why, ended=now, cancelling=False, **values)
@@ -91,12 +92,12 @@ def end(
 
 
 def pick(connection: Connection, wish: Wish, rows: int, overbook: float, now: float) -> Moved | None:
-    """Send the next job in fair order that there is room for: `rows` is all that the pool's workers take at once.
+    """Mark the next job in fair order as sent if it fits. `rows`: all that the pool's workers take at once.
 
-    The head of the order waits for its room: nobody passes it, or large jobs would starve. There are three exceptions.
-    Whoever has waited longest for a turn gets one now and then (`bot.passing`). A job whose model is in memory passes
-    one that needs another. And the way in: a user with nothing active may send one job beyond the room, as long as that
-    stays within `overbook` × `rows`; the longest wait may do the same, or newcomers would fill that room for ever.
+    The head of the order waits until it fits: nothing passes it, or large jobs would starve. There are three
+    exceptions. The member who has waited longest for a turn gets one now and then (`bot.passing`). A job whose model is
+    in memory passes one that needs another model. A member with no active job may exceed `rows` by one job, within
+    `overbook` × `rows` more rows. The longest wait may do the same, or newcomers would always fill those rows.
     """
     if rows <= 0:
         return None
@@ -115,19 +116,19 @@ def pick(connection: Connection, wish: Wish, rows: int, overbook: float, now: fl
 
 @dataclass(frozen=True)
 class _Room:
-    """The rows of a pool: how many there are, and how many are taken."""
+    """The rows of a pool: total and taken."""
 
     rows: int
     taken: int
     overbook: float
 
     def has(self, row: RowMapping, *, beyond: bool = False) -> bool:
-        """One that is larger than the whole pool has it to itself."""
+        """Return True if the job fits. A job larger than the pool gets the whole pool."""
         return self.taken + min(row["rows"], self.rows) <= self.rows * (1 + self.overbook if beyond else 1)
 
 
 def _warmer(connection: Connection, wish: Wish, head: RowMapping, now: float) -> RowMapping:
-    """The head of the order, or for a while one whose model need not be fetched first."""
+    """Return the head of the order, or for a limited time a job whose model is in memory."""
     if wish.warm is None or head["model"] in ("", *wish.warm) or not wish.passing.may_pass(head["id"], now):
         return head
     return choose(connection, replace(wish, models=wish.warm)) or head
@@ -143,7 +144,7 @@ def _sent(connection: Connection, wish: Wish, row: RowMapping, now: float, *, la
 
 
 def _send(connection: Connection, row: RowMapping, now: float) -> Moved | None:
-    """Sent and billed; what was billed at an earlier attempt is not billed again."""
+    """Bill and send a job. A cost billed for an earlier attempt is not billed again."""
     serve(connection, row["account"])
     bill(connection, row["account"], max(0.0, row["cost"] - row["billed"]))
     return move(
@@ -161,15 +162,15 @@ def start(
     connection: Connection, job: str, epoch: int, worker: str, step: int, now: float, *,
     seen: int = 0, forgotten: bool = False,
 ) -> Moved | None:  # fmt: skip
-    """A worker claimed it at `step`; after too many attempts without progress it fails instead (see the record).
+    """Record a worker's claim at `step`, or fail the job after too many attempts without progress (see the record).
 
-    `seen`: the furthest step that live frames have shown; getting there was progress too. `forgotten`: the broker lost
-    its store since the last claim, and with it how far the job had come. That is no attempt without progress.
+    `seen`: the furthest step that previews have shown; that was progress too. `forgotten`: the broker lost its store,
+    and the job's snapshots, since the last claim; this does not count as an attempt without progress.
     """
     before = locked(connection, job)
     if before is None or _counted(before, epoch):
         return None
-    again = before["state"] == "running" and before["epoch"] != epoch  # a requeue has counted already
+    again = before["state"] == "running" and before["epoch"] != epoch  # a requeued attempt is counted already
     reached = min(max(step, seen), record(before).steps)
     barren = before["barren"] if forgotten else _barren(before, reached, again)
     if barren >= POISON and before["epoch"] <= epoch:
@@ -185,9 +186,9 @@ def start(
 def requeue(
     connection: Connection, job: str, now: float, *, step: int, why: str, reason: str = "", epoch: int | None = None
 ) -> Moved | None:
-    """Back into the queue as the next attempt, or failed after too many without progress (see the record).
+    """Queue the job again as its next attempt, or fail it after too many without progress (see the record).
 
-    `step`: as far as it is known to have come. `reason`: the sentence for the member if it fails.
+    `step`: the furthest step known. `reason`: the sentence for the member if it fails.
     """
     before = locked(connection, job)
     if before is None or before["state"] not in ACTIVE or (epoch is not None and _counted(before, epoch)):
@@ -206,7 +207,7 @@ def requeue(
 
 
 def wish(connection: Connection, job: str, now: float) -> tuple[Record | None, Moved | None]:
-    """A member wants it cancelled: over at once while it waits, else noted for its worker."""
+    """Request a cancel: a waiting job ends at once, a sent one is flagged for its worker."""
     before = locked(connection, job)
     if before is None:
         return None, None
@@ -220,17 +221,17 @@ def wish(connection: Connection, job: str, now: float) -> tuple[Record | None, M
 
 
 def _counted(before: RowMapping, epoch: int) -> bool:
-    """True of a claim that was queued again already: of what it said, nothing comes for the first time."""
+    """Return True if the job of this claim was requeued already, so all its reports are repeats."""
     return before["epoch"] == epoch and before["state"] in ("queued", "sent")
 
 
 def _barren(before: RowMapping, step: int, again: bool) -> int:
-    """Attempts without progress so far: any progress forgives them all."""
+    """Count the attempts without progress. Any progress resets the count."""
     return 0 if step > before["step"] else before["barren"] + int(again)
 
 
 def _begun(connection: Connection, job: str, epoch: int) -> int:
-    """How many other claims began it so far."""
+    """Count the other claims that have started the job."""
     others = (moves.c.job == job, moves.c.target == "running", moves.c.epoch != epoch)
     return int(connection.execute(select(func.count(moves.c.epoch.distinct())).where(*others)).scalar_one())
 
@@ -246,5 +247,5 @@ def _poisoned(
 
 
 def _share(before: RowMapping, step: int) -> float:
-    """How much of a job is known to have been run."""
+    """Return the fraction of the job that is known to have run."""
     return min(1.0, max(step, before["step"]) / record(before).steps)

@@ -1,7 +1,7 @@
-"""What whoever runs the machine does to jobs from outside the bot's process: find, cancel, queue again.
+"""Job administration for the operator, from outside the bot's process: list, cancel, requeue.
 
-The same transitions as the bot's own (`moves`), each with a line in the audit that says who made it: by that line a
-running bot notices it (`bot.queue.noticing`). Works inside its caller's transaction.
+It makes the bot's transitions (`moves`) and marks their audit lines. A running bot detects changes by these lines
+(`bot.queue.noticing`). Works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bot.store.tables import jobs, moves
 
 CANCELLED = "cancelled at the command line"
 AGAIN = "asked for at the command line"
-OVERLAP = 200  # lines of the audit that are looked at again: another process may commit a smaller number later
+OVERLAP = 200  # audit lines that are read again: another process may commit a smaller number later
 
 
 @dataclass(frozen=True)
 class Sought:
-    """Which jobs are listed; what is empty says nothing. Newest first, or with `oldest` the other way round."""
+    """A job filter; an empty field matches all. Newest first, or oldest first with `oldest`."""
 
     states: Sequence[State] = ()
     guild: str = ""
@@ -34,7 +34,7 @@ class Sought:
 
 
 def listed(connection: Connection, sought: Sought) -> list[Record]:
-    """Jobs as they stand, deleted ones too."""
+    """Return the matching jobs, deleted ones included."""
     asked = select(jobs).order_by(jobs.c.id if sought.oldest else jobs.c.id.desc()).limit(sought.limit)
     if sought.states:
         asked = asked.where(jobs.c.state.in_(sought.states))
@@ -46,13 +46,13 @@ def listed(connection: Connection, sought: Sought) -> list[Record]:
 
 
 def named(connection: Connection, beginning: str, most: int) -> list[str]:
-    """The ids that begin so, the newest first, at most so many."""
+    """Return at most `most` job ids with this prefix, the newest first."""
     asked = select(jobs.c.id).where(jobs.c.id.startswith(beginning, autoescape=True))
     return list(connection.execute(asked.order_by(jobs.c.id.desc()).limit(most)).scalars())
 
 
 def cancel(connection: Connection, job: str, now: float) -> Record | None:
-    """Over at once while it waits, else noted for its worker. The job now; None if there is none."""
+    """End a waiting job, or flag a sent one as cancelling. Return the job now; None if there is none."""
     record, moved = wish(connection, job, now)
     if moved is not None:
         line = (moves.c.job == job, moves.c.target == "cancelled")
@@ -64,9 +64,10 @@ def cancel(connection: Connection, job: str, now: float) -> Record | None:
 
 
 def requeue(connection: Connection, job: str, now: float) -> Moved | None:
-    """Back into the queue as the next attempt, its barren ones forgiven; None if it is not with a worker.
+    """Queue a sent or running job again as its next attempt, and reset its count of attempts without progress.
 
-    A running bot takes its worker's claim away (`bot.queue.noticing`), and it goes on from its newest snapshot.
+    None if no worker has it. A running bot revokes the claim (`bot.queue.noticing`), and the job resumes from its
+    newest snapshot.
     """
     row = connection.execute(select(jobs).where(jobs.c.id == job).with_for_update()).mappings().first()
     if row is None or row["cancelling"]:
@@ -76,12 +77,12 @@ def requeue(connection: Connection, job: str, now: float) -> Moved | None:
 
 
 def newest(connection: Connection) -> int:
-    """The number of the audit's last line."""
+    """Return the number of the last audit line."""
     return int(connection.execute(select(func.coalesce(func.max(moves.c.id), 0))).scalar_one())
 
 
 def since(connection: Connection, number: int) -> tuple[int, dict[int, Entry]]:
-    """The audit's last line now, and what was done from outside after line `number` or shortly before it."""
+    """Return the last audit line, and the outside changes after line `number` or up to `OVERLAP` lines before it."""
     last = newest(connection)
     asked = select(moves).where(moves.c.id > number - OVERLAP, moves.c.id <= last, moves.c.why.in_((CANCELLED, AGAIN)))
     found: dict[int, Entry] = {}

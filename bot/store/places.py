@@ -1,8 +1,8 @@
-"""Where jobs are shown: one row for each place of a job. Each function works inside its caller's transaction.
+"""Destinations of jobs: one row for each message where a job is shown. Works inside its caller's transaction.
 
-The answer is the message of the request itself; a notice is the new message that tells its author of the end; a direct
-one lies in the conversation with the author. A row says whether the last word was shown there, or why it could not be.
-Films are owed to nobody: they are noted so that they go with their job, and each has a role of its own here, numbered.
+Roles: `answer` is the reply to the request, `notice` a new message about the end, `direct` a message in the author's
+DMs. A row says whether the final result was delivered there, or why it could not be. Film messages have numbered roles
+(`film1`, …). They are not owed; they are recorded so that they are deleted with their job.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from bot.store.records import Record
 from bot.store.tables import jobs, places
 from bot.views import Delivery, Place, PlaceKind, Role
 
-SHOWN = 100  # undeliverable jobs of one member that are listed
-FILM = "film"  # in front of a film's number
-# Every end asks these, so they are built once: to build one takes longer than SQLite takes to run it.
+SHOWN = 100  # most undeliverable jobs of one member in a list
+FILM = "film"  # role prefix, before the number
+# Every ended job runs these. They are built once: building takes longer than SQLite takes to run them.
 _HERE = (places.c.job == bindparam("of"), places.c.role == bindparam("as"))
 _ONE = select(places).where(*_HERE)
 _BOOK = select(places).where(places.c.job == bindparam("of"), ~places.c.role.startswith(FILM)).order_by(places.c.role)
@@ -27,7 +27,7 @@ _DELIVERED = update(places).where(*_HERE).values(delivered=bindparam("at"), reas
 
 
 def add(connection: Connection, job: str, role: Role, place: Place) -> bool:
-    """A further place of a job; False, and nothing changes, where it has one of that role."""
+    """Add a destination to a job; False, and nothing changes, if it has one of that role."""
     if connection.execute(_of(select(places.c.job), job, role)).first() is not None:
         return False
     where = dict(place.where)
@@ -37,30 +37,30 @@ def add(connection: Connection, job: str, role: Role, place: Place) -> bool:
 
 
 def place(connection: Connection, job: str, role: Role = "answer") -> Place | None:
-    """One place of a job."""
+    """Return one destination of a job, or None."""
     row = connection.execute(_ONE, {"of": job, "as": role}).mappings().first()
     return None if row is None else _delivery(row).place
 
 
 def deliveries(connection: Connection, job: str) -> dict[Role, Delivery]:
-    """All places of a job but its films, and what became of each."""
+    """Return a job's destinations and their delivery state, without films."""
     return {one.role: one for one in map(_delivery, connection.execute(_BOOK, {"of": job}).mappings())}
 
 
 def all_of(connection: Connection, job: str) -> list[tuple[str, Delivery]]:
-    """Every place of a job, its films among them, by its role as it stands in the table."""
+    """Return every destination of a job, films included, each with its stored role."""
     rows = connection.execute(select(places).where(places.c.job == job).order_by(places.c.role)).mappings()
     return [(row["role"], _delivery(row)) for row in rows]
 
 
 def films(connection: Connection, job: str) -> list[Delivery]:
-    """The messages with a job's film, the oldest first."""
+    """Return the messages with a job's film, the oldest first."""
     rows = connection.execute(select(places).where(places.c.job == job, is_film()).order_by(places.c.delivered))
     return [_delivery(row) for row in rows.mappings()]
 
 
 def add_film(connection: Connection, job: str, place: Place, now: float) -> bool:
-    """A message with a job's film; False, and nothing is noted, where the job was deleted meanwhile."""
+    """Record a message with a job's film; False, and nothing changes, if the job was deleted meanwhile."""
     kept = select(jobs.c.id).where(jobs.c.id == job, jobs.c.deleted.is_(None))
     if connection.execute(kept).first() is None:
         return False
@@ -72,18 +72,19 @@ def add_film(connection: Connection, job: str, place: Place, now: float) -> bool
 
 
 def forget_film(connection: Connection, job: str, message: str) -> None:
-    """That message is gone."""
+    """Drop the row of a deleted film message."""
     connection.execute(places.delete().where(places.c.job == job, places.c.message == message, is_film()))
 
 
 def is_film() -> ColumnElement[bool]:
-    """Of a row of places."""
+    """Return the SQL condition that a row of `places` is a film."""
     return places.c.role.startswith(FILM)
 
 
 def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, Place]]:
-    """Jobs of one kind of place whose last word is still to be shown somewhere, oldest first, with their answer's
-    place; over or not, but none that waits.
+    """Return jobs with an undelivered destination of this kind, oldest first, each with its answer's destination.
+
+    Includes sent, running and ended jobs, but no waiting ones.
     """
     owing = select(places.c.job).where(places.c.kind == kind, places.c.delivered.is_(None))
     theirs = (places.c.role == "answer", jobs.c.id.in_(owing), jobs.c.state != "queued")
@@ -95,7 +96,7 @@ def undelivered(connection: Connection, kind: PlaceKind) -> list[tuple[Record, P
 
 
 def moved(connection: Connection, job: str, where: Mapping[str, str], role: Role = "answer") -> None:
-    """Merge into a place. An answer that was given up and came all the same still needs its last word."""
+    """Merge fields into a destination. An answer that was given up but got a message still needs its final result."""
     row = connection.execute(_ONE, {"of": job, "as": role}).mappings().first()
     if row is not None:
         merged = {**row["where"], **where}
@@ -106,17 +107,17 @@ def moved(connection: Connection, job: str, where: Mapping[str, str], role: Role
 
 
 def delivered(connection: Connection, job: str, now: float, role: Role = "answer", reason: str = "") -> None:
-    """The last word was shown there, or with a `reason` it never can be."""
+    """Mark a destination as delivered, or with a `reason` as undeliverable."""
     connection.execute(_DELIVERED, {"of": job, "as": role, "at": now, "why": reason})
 
 
 def lost(connection: Connection, job: str, reason: str, role: Role = "answer") -> None:
-    """The place is gone, though its job is not over."""
+    """Record why an undelivered destination is lost, while its job may still run."""
     connection.execute(update(places).where(_is(job, role), places.c.delivered.is_(None)).values(reason=reason))
 
 
 def undeliverable(connection: Connection, member: str) -> dict[str, str]:
-    """A member's jobs whose last word could be shown nowhere, the newest first, each with why."""
+    """Return a member's undeliverable jobs with the reasons, the newest first."""
     answer, direct, notice = places.alias("answer"), places.alias("direct"), places.alias("notice")
     asked = (
         select(jobs.c.id, answer.c.reason.label("first"), direct.c.reason.label("then"))
@@ -130,7 +131,7 @@ def undeliverable(connection: Connection, member: str) -> dict[str, str]:
 
 
 def job_at(connection: Connection, message: str) -> str | None:
-    """The job that a message shows."""
+    """Return the job that a message shows, or None."""
     return connection.execute(select(places.c.job).where(places.c.message == message)).scalars().first()
 
 

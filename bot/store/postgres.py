@@ -1,8 +1,7 @@
-"""PostgreSQL: the store's one thread with an event loop of its own, a connection that writes and a few that read.
+"""The PostgreSQL driver: one thread with its own event loop, one connection for writes and a few for reads.
 
-The same plain functions of a connection run here as on SQLite, each as a whole: SQLAlchemy lends them a connection that
-looks synchronous (greenlet) and waits on asyncpg underneath. Whoever calls, from whatever loop, makes one hop a
-transaction.
+It runs the same plain functions of a connection as SQLite: SQLAlchemy gives them a connection that looks synchronous
+(greenlet) and waits on asyncpg underneath. A caller on any event loop makes one hop per transaction.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ T = TypeVar("T")
 READERS = 4
 READING = {"isolation_level": "REPEATABLE READ", "execution_options": {"postgresql_readonly": True}}
 CLOSE_SECONDS = 5.0
-GLANCE_SECONDS = 0.1  # between two tries to learn what became of a commit
+GLANCE_SECONDS = 0.1  # between two tries to learn the outcome of a commit
 
 
 class Postgres:
@@ -53,28 +52,28 @@ class Postgres:
         self._thread.start()
 
     async def write(self, act: Act[T]) -> T:
-        """What `act` returns, once it is committed. Raises what it raises, or `Unavailable`."""
+        """Run `act` and return its result once it is committed. Raises what `act` raises, or `Unavailable`."""
         future = self._waiting.put(act)
         self._loop.call_soon_threadsafe(self._wake)
         return await asyncio.wrap_future(future)
 
     async def read(self, act: Act[T]) -> T:
-        """What `act` returns of one look at the tables; it may run twice. Raises what it raises, or `Unavailable`."""
+        """Run `act` on one snapshot of the tables; it may run twice. Raises what `act` raises, or `Unavailable`."""
         return await self._hop(lambda: self._look(act))
 
     async def upgrade(self, act: Act[None]) -> None:
-        """As `write`, however long it takes and whoever else does the same. Raises `Refused` for a wrong URL."""
+        """Run `act` like `write`, and wait long for it and for other processes. Raises `Refused` for a wrong URL."""
         await self._hop(lambda: self._alter(act))
 
     async def close(self) -> None:
-        """Finish what has begun, then close every connection and end the thread."""
+        """Finish pending transactions, close every connection and end the thread."""
         await self._hop(self._finish)
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.to_thread(self._thread.join)
         self._loop.close()
 
     async def _hop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run on the store's loop. Whoever gives up breaks nothing off that has begun: it would cost a connection."""
+        """Run on the store's loop. Cancelling the caller does not stop running work: it would cost a connection."""
         future: Future[T] = Future()
 
         async def answering() -> None:
@@ -98,7 +97,7 @@ class Postgres:
             self._start(self._write)
 
     async def _write(self) -> None:
-        """Everything that waits, one commit after the other."""
+        """Commit waiting acts, batch after batch, until none is left."""
         try:
             while turns := self._waiting.take():
                 await self._commit(Batch(turns, away))
@@ -125,7 +124,7 @@ class Postgres:
             batch.committed()
 
     async def _happened(self, commit: Commit) -> bool:
-        """What became of a commit whose answer was lost; False as well where the server does not come back in time."""
+        """Return whether a commit with a lost reply happened; False too if the server does not return in time."""
         until = self._loop.time() + self._patience.doubt
         while True:
             try:
@@ -133,7 +132,7 @@ class Postgres:
                     return await connection.run_sync(commits.happened, commit)
             except Exception as error:
                 if self._loop.time() > until or not away(error):
-                    log.error("it is not known whether the last changes were kept: %s", why(error))
+                    log.error("cannot tell whether the last commit happened: %s", why(error))
                     return False
             await asyncio.sleep(GLANCE_SECONDS)
 
@@ -151,7 +150,7 @@ class Postgres:
             async with alone(altering) as connection:
                 await connection.run_sync(act)
                 await connection.commit()
-        except (DBAPIError, Unavailable) as error:  # such as a role that may not make tables
+        except (DBAPIError, Unavailable) as error:  # such as a role without the right to create tables
             raise Unavailable(f"The database cannot be used now: {why(error)}.") from error
         finally:
             await _left(altering)

@@ -1,6 +1,6 @@
-"""What waits and runs at this moment, counted: one look at the tables, for whoever measures the house.
+"""Counts waiting and running jobs, for metrics. Works inside its caller's transaction.
 
-Counts alone: no member, no server and no prompt. Works inside its caller's transaction.
+Exposes counts only: no member, no server and no prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bot.store.tables import jobs
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs of one state, tier and pool: how many, their rows of a batch, and when the oldest was asked for."""
+    """Jobs of one state, tier and pool: their number, their batch rows, and when the oldest was created."""
 
     state: State
     tier: str
@@ -26,7 +26,7 @@ class Group:
 
 
 def groups(connection: Connection) -> list[Group]:
-    """Everything that is not over."""
+    """Return the counts of all jobs that are not over."""
     by = (jobs.c.state, jobs.c.tier, jobs.c.pool)
     asked = select(*by, func.count(), func.sum(jobs.c.rows), func.min(jobs.c.created))
     rows = connection.execute(asked.where(jobs.c.state.in_(OPEN)).group_by(*by)).all()

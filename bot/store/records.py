@@ -1,4 +1,4 @@
-"""What the store gives and takes: frozen rows. Knows the wire contract; does no I/O."""
+"""Frozen dataclasses for the rows that the store reads and writes. Knows the wire contract; does no I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bot.states import State
 from bot.views import Action, Material, Member, Place
 from engine.job import Blame, Enlarge, Job, Recipe, Share, Task, decode, encode, rows
 
-RELAXED = "relaxed"  # the tier whose jobs count against no limit of cost
+RELAXED = "relaxed"  # the tier whose jobs cost no quota
 NOT_BEGUN: Mapping[str, object] = MappingProxyType({
     "billed": 0.0, "attempt": 1, "barren": 0, "step": 0, "epoch": 0, "worker": "", "cancelling": False, "reason": "",
     "blame": "",
@@ -24,9 +24,9 @@ NOT_BEGUN: Mapping[str, object] = MappingProxyType({
 
 @dataclass(frozen=True)
 class Draft:
-    """A job that was not admitted yet. `cost` in device-seconds, `created` and `deadline` in seconds since 1970.
+    """A job that is not admitted yet. `cost` in device-seconds, `created` and `deadline` in seconds since 1970.
 
-    `running_here`, `running_everywhere`: how many of the member may run at once in the guild, and in all of them.
+    `running_here`, `running_everywhere`: the most jobs that the member may run at once in the guild, and in all guilds.
     """
 
     id: str
@@ -51,18 +51,18 @@ class Draft:
 
     @property
     def share(self) -> Share:
-        """Who is charged."""
+        """The key under which the job is charged."""
         return Share(tier=self.member.tier, guild=self.member.guild, user=self.member.id, weight=self.weight)
 
     def job(self) -> Job:
-        """The wire value of its first attempt."""
+        """Return the wire value of the first attempt."""
         return Job(
             id=self.id, task=self.task, share=self.share, cost=self.cost, pool=self.pool, deadline=self.deadline,
             check=self.check,
         )  # fmt: skip
 
     def values(self, key: str | None, ordinal: int) -> dict[str, object]:
-        """The row of the table `jobs` that this becomes."""
+        """Return the new row of the table `jobs`."""
         recipe = self.task if isinstance(self.task, Recipe) else None
         return {
             "id": self.id,
@@ -97,7 +97,7 @@ class Draft:
         }
 
     def brought(self) -> list[dict[str, object]]:
-        """The rows of the table `pictures` that name what it begins with, counted from 0 within each kind."""
+        """Return the rows of the table `pictures` for the inputs, numbered from 0 within each kind."""
         seen: Counter[str] = Counter()
         rows: list[dict[str, object]] = []
         for one in self.material:
@@ -113,7 +113,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Record:
-    """A job's row. The columns are explained in `bot.store.tables`."""
+    """A job's row. `bot.store.tables` explains the columns."""
 
     id: str
     key: str | None
@@ -160,23 +160,23 @@ class Record:
 
     @property
     def steps(self) -> int:
-        """Sampler steps of the whole job; an enlargement counts as one."""
+        """The sampler steps of the whole job; an upscale counts as one."""
         return self.task.steps if isinstance(self.task, Recipe) else 1
 
     @property
     def images(self) -> int:
-        """How many pictures it makes."""
+        """The number of pictures that the job makes."""
         return self.task.count if isinstance(self.task, Recipe) else 1
 
     def missing(self, kept: Iterable[Stored]) -> list[str]:
-        """What it was asked for and is not among `kept`, as `image 0` or `ladder 0`."""
+        """Return the expected results that are not among `kept`, as `image 0` or `ladder 0`."""
         here = {(one.kind, one.image) for one in kept}
         kinds = ["image", "ladder"] if isinstance(self.task, Recipe) and self.job().ladder else ["image"]
         asked = [(kind, image) for kind in kinds for image in range(self.images)]
         return [f"{kind} {image}" for kind, image in asked if (kind, image) not in here]
 
     def job(self) -> Job:
-        """The wire value of this attempt."""
+        """Return the wire value of this attempt."""
         share = Share(tier=self.tier, guild=self.guild, user=self.member, weight=self.weight)
         return Job(
             id=self.id,
@@ -192,7 +192,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Stored:
-    """One picture or ladder of a job, by its content."""
+    """One picture or ladder of a job, named by the SHA-256 of its content."""
 
     job: str
     image: int
@@ -207,7 +207,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the audit: a transition of a job, when it happened, and why."""
+    """One audit line: a transition of a job, with its time and reason."""
 
     job: str
     at: float
@@ -220,14 +220,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Moved:
-    """A transition that happened: the row after it and the state before it."""
+    """A transition that happened: the record after it and the state before it."""
 
     record: Record
     source: State
 
 
 def record(row: RowMapping) -> Record:
-    """A row of the table `jobs` as a value. Raises `Malformed` if its task is not what the contract says."""
+    """Convert a row of the table `jobs`. Raises `Malformed` if its task does not match the wire contract."""
     values: dict[str, Any] = {str(name): value for name, value in row.items()}
     parent, index = values.pop("parent"), values.pop("parent_index")
     values["parent"] = None if parent is None else (cast(str, parent), cast(int, index))

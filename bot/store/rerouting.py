@@ -1,6 +1,6 @@
-"""Jobs that wait in a pool where nobody can run them, and how one moves to another pool, with all that it counts for.
+"""Finds jobs that wait in a pool without a fitting worker, and moves one to another pool, with its billed cost.
 
-Every function works inside a transaction that its caller began.
+Every function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from bot.store.records import Record, record
 from bot.store.tables import accounts, jobs
 from bot.store.transition import locked, note
 
-MOST = 100  # that are looked at at once
+MOST = 100  # jobs per page
 
 
 def pools(connection: Connection) -> list[str]:
-    """Those in which anything waits."""
+    """Return the pools in which any job waits."""
     asked = select(accounts.c.path).where(accounts.c.parent == "", accounts.c.queued > 0)
     return [user(path) for path in connection.execute(asked).scalars()]
 
 
 def waiting(connection: Connection, pool: str, models: Collection[str], after: str = "") -> tuple[list[Record], str]:
-    """A page of the jobs that wait in a pool for one of these models ("": for any), the oldest of those `after` first;
-    and the job after which more may wait, empty on the last page.
+    """Return a page of jobs that wait in a pool for one of these models ("": for any), the oldest first.
+
+    The page begins after job `after`. Also return the last job of the page, empty if it is the last page.
     """
     theirs = (jobs.c.state == "queued", jobs.c.pool == pool, jobs.c.model.in_(models), jobs.c.id > after)
     page = list(connection.execute(select(jobs.c.id).where(*theirs).order_by(jobs.c.id).limit(MOST)).scalars())
@@ -36,7 +37,7 @@ def waiting(connection: Connection, pool: str, models: Collection[str], after: s
 
 
 def reroute(connection: Connection, job: str, pool: str, weights: Mapping[str, float], now: float) -> Record | None:
-    """A waiting job waits in another pool. None if it does not wait any more, or waits there already."""
+    """Move a waiting job to another pool. None if it waits no more, or waits there already."""
     before = locked(connection, job)
     if before is None or before["state"] != "queued" or before["pool"] == pool:
         return None

@@ -1,6 +1,6 @@
-"""What the picture check and the moderators said of a picture, and the note of it for the moderators.
+"""Verdicts of the picture check and decisions of moderators about pictures, with their incidents.
 
-Each works inside its caller's transaction.
+Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SAID = {"flagged": "was flagged by the picture check", "unchecked": "could not b
 
 
 def kept(connection: Connection, job: str) -> tuple[bool, list[Stored]]:
-    """Whether a job's pictures pass the picture check before they are shown, and its pictures and ladders.
+    """Return whether a job's pictures need the picture check before they are shown, and its pictures and ladders.
 
-    Raises `Refused` (404) where they were deleted.
+    Raises `Refused` (404) if they were deleted.
     """
     row = connection.execute(_CHECK, {"job": job}).first()
     if row is not None and row.deleted is not None:
@@ -34,7 +34,7 @@ def kept(connection: Connection, job: str) -> tuple[bool, list[Stored]]:
 
 
 def same(connection: Connection, contents: Sequence[str]) -> list[tuple[bool, Stored]]:
-    """The images of these contents in jobs that were not deleted, each with whether its job's pass the check."""
+    """Return the images of these contents in undeleted jobs, each with whether its job needs the check."""
     asked = select(pictures, jobs.c.check).join(jobs, jobs.c.id == pictures.c.job)
     asked = asked.where(pictures.c.sha256.in_(contents), pictures.c.kind == "image", jobs.c.deleted.is_(None))
     rows = [dict(row) for row in connection.execute(asked).mappings()]
@@ -42,9 +42,9 @@ def same(connection: Connection, contents: Sequence[str]) -> list[tuple[bool, St
 
 
 def note_held(connection: Connection, one: Stored, before: str | None, now: float) -> None:
-    """An incident for a picture that comes in and is held; none where the same was noted `before` it came again.
+    """Write an incident for an incoming picture that is held, unless `before`, its earlier verdict, was the same.
 
-    Only for jobs whose pictures are to pass the check.
+    Call it only for jobs whose pictures need the check.
     """
     if one.kind != "image" or one.verdict == "passed" or one.verdict == before:
         return
@@ -54,7 +54,7 @@ def note_held(connection: Connection, one: Stored, before: str | None, now: floa
 
 
 def waiting(connection: Connection, guild: str, limit: int) -> list[Record]:
-    """The jobs of a guild with pictures that nobody has decided about, the oldest first."""
+    """Return a guild's jobs with pictures that wait for a decision, the oldest first."""
     undecided = exists().where(
         pictures.c.job == jobs.c.id, pictures.c.kind == "image", pictures.c.verdict != "passed",
         pictures.c.reviewed == "",
@@ -64,7 +64,7 @@ def waiting(connection: Connection, guild: str, limit: int) -> list[Record]:
 
 
 def review(connection: Connection, job: str, image: int, decision: str, member: Member, now: float) -> bool:
-    """A moderator's decision about one image, "shown" or "hidden", with its incident. False: nothing changed."""
+    """Record a moderator's decision about one image ("shown" or "hidden"), with an incident. False: nothing changed."""
     same = (pictures.c.job == job, pictures.c.image == image, pictures.c.kind == "image")
     changed = update(pictures).where(*same, pictures.c.reviewed != decision).values(reviewed=decision)
     if not connection.execute(changed).rowcount:

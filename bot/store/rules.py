@@ -1,4 +1,4 @@
-"""Rules and their changes in SQL. Each function works inside its caller's transaction."""
+"""Rules and the log of their changes in SQL. Each function works inside its caller's transaction."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from bot.rules.together import SETTINGS, Together
 from bot.store.tables import changes
 from bot.store.tables import rules as kept
 
-KEPT_CHANGES = 500  # of each guild: older ones can no longer be undone
+KEPT_CHANGES = 500  # per guild; older changes cannot be undone
 Rules = dict[tuple[str, str, str], Value]
 Plan = Callable[[Rules], Sequence[Step]]
-_APPLYING = select(kept).where(kept.c.guild.in_(bindparam("guilds", expanding=True)))  # each admission asks it twice
+_APPLYING = select(kept).where(kept.c.guild.in_(bindparam("guilds", expanding=True)))  # run twice at each admission
 
 
 def applying(connection: Connection, guild: str) -> list[Rule]:
-    """A guild's rules and those that hold everywhere."""
+    """Return a guild's rules, and those that hold everywhere."""
     found = connection.execute(_APPLYING, {"guilds": [guild, EVERYWHERE]})
     return [_rule(row) for row in found.mappings()]
 
 
 def of_guild(connection: Connection, guild: str) -> list[Rule]:
-    """A guild's own rules, in a settled order."""
+    """Return a guild's own rules, in a fixed order."""
     asked = select(kept).where(kept.c.guild == guild).order_by(kept.c.scope, kept.c.subject, kept.c.setting)
     return [_rule(row) for row in connection.execute(asked).mappings()]
 
 
 def together(connection: Connection) -> Together:
-    """How many of all members run at once, in every guild that has a rule about it."""
+    """Return the caps on the running jobs of all members together, for every guild that has such a rule."""
     found = connection.execute(select(kept).where(kept.c.setting.in_(SETTINGS)))
     return Together.of_rules([_rule(row) for row in found.mappings()])
 
@@ -43,7 +43,7 @@ def change(
     connection: Connection, guild: str, what: str, actor: tuple[str, str], plan: Plan, now: float,
     undoes: int | None = None,
 ) -> Change:  # fmt: skip
-    """Read the rules, let `plan` say the steps (it raises `Refused`), write them and their record: all or nothing."""
+    """Apply the steps that `plan` makes of the current rules, and log them as one change. `plan` raises `Refused`."""
     before: Rules = {rule.key: rule.value for rule in of_guild(connection, guild)}
     steps = tuple(plan(before))
     for step in steps:
@@ -71,12 +71,12 @@ def _forget(connection: Connection, guild: str) -> None:
 
 
 def log(connection: Connection, guild: str, limit: int) -> list[Change]:
-    """The newest changes first."""
+    """Return changes, the newest first."""
     return _changes(connection, guild, limit=limit)
 
 
 def one(connection: Connection, guild: str, number: int) -> Change | None:
-    """A change by its number; None if the guild has none of it (any more)."""
+    """Return a change by its number; None if the guild has no such change (any more)."""
     return next(iter(_changes(connection, guild, changes.c.id == number, limit=1)), None)
 
 
@@ -92,9 +92,9 @@ def undo(
     connection: Connection, guild: str, number: int | None, actor: tuple[str, str], permit: Callable[[Change], None],
     now: float,
 ) -> Change:  # fmt: skip
-    """Take a change back as a new one; `permit` raises `Refused`, and so does what was changed again since.
+    """Undo a change by a new change. Raises `Refused` if `permit` does, or if a later change touched the same rules.
 
-    Without a number it is the newest that is no undo, was not undone, and that `permit` lets pass.
+    Without a number, undo the newest change that is no undo, was not undone, and that `permit` accepts.
     """
     found = _newest(connection, guild, permit) if number is None else one(connection, guild, number)
     if found is None:
@@ -114,7 +114,7 @@ def _newest(connection: Connection, guild: str, permit: Callable[[Change], None]
 
 
 def last_of(connection: Connection, guild: str, keys: Sequence[tuple[str, str, str]], after: int) -> int | None:
-    """The newest change after `after` that touched one of these rules."""
+    """Return the newest change after number `after` that touched one of these rules, or None."""
     for found in _changes(connection, guild, changes.c.id > after, limit=KEPT_CHANGES):
         if any(step.key in keys for step in found.steps):
             return found.number

@@ -1,4 +1,4 @@
-"""What one member has: their jobs by filter, their favourites, where each was shown and why not. SQL only."""
+"""Read queries for a member's history: jobs by filter, favourites, and where each job was delivered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Which = Literal["all", "favourites", "waiting", "unshown"]
 
 
 def owned(connection: Connection, member: str, which: Which, limit: int, offset: int) -> tuple[list[Record], int]:
-    """A member's jobs, the newest first, and how many there are in all; favourites may be others' public ones."""
+    """Return a page of a member's jobs, the newest first, and their total. Favourites include others' public jobs."""
     mine = _which(member, which)
     count = int(connection.execute(select(func.count()).select_from(jobs).where(mine)).scalar_one())
     asked = select(jobs).where(mine).order_by(jobs.c.id.desc()).limit(limit).offset(offset)
@@ -41,8 +41,8 @@ def _which(member: str, which: Which) -> ColumnElement[bool]:
 
 
 def near(connection: Connection, member: str, guild: str, channel: str, limit: int) -> list[Record]:
-    """The newest of a member's own jobs and of the public ones of a channel, together. Asked at each keystroke: two
-    short walks, each along an index of its own.
+    """Return the newest of a member's jobs and a channel's public jobs together. Autocomplete calls it at each
+    keystroke, so it makes two short scans, each along its own index.
     """
     public = and_(jobs.c.guild == guild, jobs.c.channel == channel, jobs.c.private.is_(False))
     newest: dict[str, Record] = {}
@@ -53,13 +53,13 @@ def near(connection: Connection, member: str, guild: str, channel: str, limit: i
 
 
 def open_of(connection: Connection, member: str, limit: int) -> list[Record]:
-    """A member's jobs that are not over, the newest first."""
+    """Return a member's open jobs, the newest first."""
     asked = select(jobs).where(jobs.c.member == member, jobs.c.state.in_(OPEN))
     return records(connection, asked.order_by(jobs.c.id.desc()).limit(limit))
 
 
 def whereabouts(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Place | None, str]]:
-    """For each job: the place where it was shown, or would have been, and why it could not be shown anywhere."""
+    """Return for each job where it was delivered, or should have been, and why no delivery succeeded."""
     found: dict[str, list[Any]] = {}
     for row in connection.execute(select(places).where(places.c.job.in_(ids), ~is_film()).order_by(places.c.role)):
         found.setdefault(row.job, []).append(row)
@@ -74,7 +74,7 @@ def _whereabouts(rows: Sequence[Any]) -> tuple[Place | None, str]:
 
 
 def liked(connection: Connection, member: str, ids: Sequence[str]) -> dict[str, list[int]]:
-    """Of these jobs, the images that are a member's favourites."""
+    """Return a member's favourite images among these jobs."""
     asked = select(favourites.c.job, favourites.c.image).where(favourites.c.member == member, favourites.c.job.in_(ids))
     found: dict[str, list[int]] = {}
     for row in connection.execute(asked.order_by(favourites.c.image)):

@@ -1,7 +1,7 @@
-"""Charges that outlive their jobs: whoever has a job removed, or asks to be forgotten, has not spent less by that.
+"""Archived charges: charges that outlive their jobs, so that deleting a job or a member's data restores no quota.
 
-Kept until no window of a limit counts them any more, under hashes with a key of this database in place of the ids of
-member, server and channel. The key goes with the last of them. Each function works inside its caller's transaction.
+Kept until no limit's window counts them. HMACs with a key of this database replace the ids of member, server and
+channel; the key is deleted with the last charge. Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEY = select(veil.c.key)
 
 
 def keep(connection: Connection, ids: Sequence[str], now: float) -> None:
-    """What these jobs were charged, as far as it still counts; call it once, as their rows go."""
+    """Archive these jobs' charges that still count. Call it once, when their rows are deleted."""
     asked = select(jobs.c.member, jobs.c.guild, jobs.c.channel, jobs.c.created, jobs.c.charged)
     counted = asked.where(jobs.c.id.in_(ids), jobs.c.charged > 0, jobs.c.created > now - LONGEST)
     found = connection.execute(counted).all()
@@ -42,7 +42,7 @@ def keep(connection: Connection, ids: Sequence[str], now: float) -> None:
 
 
 def veiled(connection: Connection) -> Veil | None:
-    """How ids are hidden here, by their kind; None where no charge is kept."""
+    """Return the function (kind, id) → hash; None if no charge is archived."""
     key = connection.execute(_KEY).scalar_one_or_none()
     return None if key is None else _veil(bytes(key))
 
@@ -61,7 +61,7 @@ def _veil(key: bytes) -> Veil:
 
 
 def lapse(connection: Connection, now: float) -> None:
-    """Forget the charges that count nowhere any more, and the key with the last of them."""
+    """Delete charges that no limit counts any more, and the key with the last of them."""
     connection.execute(spent.delete().where(spent.c.at <= now - LONGEST))
     if connection.execute(select(spent.c.id).limit(1)).first() is None:
         connection.execute(veil.delete())

@@ -1,7 +1,7 @@
-"""SQLite made durable: one thread with the one connection that writes, and a few that read.
+"""The SQLite driver: one thread with the only connection for writes, and a few reader threads.
 
-WAL with `synchronous=FULL`: what was committed survives a power cut. A transaction that may write begins as such
-(BEGIN IMMEDIATE), so that two processes take turns; SQLite would lock only at the first write, too late to wait.
+WAL with `synchronous=FULL`: a commit survives a power cut. Write transactions start with BEGIN IMMEDIATE, so that two
+processes take turns. By default SQLite would lock at the first write, too late to wait.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ class Sqlite:
         self._reading = ThreadPoolExecutor(READERS, "store-reader")
 
     async def write(self, act: Act[T]) -> T:
-        """What `act` returns, once it is committed. Raises what it raises, or `Unavailable`."""
+        """Run `act` and return its result once it is committed. Raises what `act` raises, or `Unavailable`."""
         future = self._waiting.put(act)
         self._writing.submit(self._together)
         return await asyncio.wrap_future(future)
 
     async def upgrade(self, act: Act[None]) -> None:
-        """A change of the tables is a transaction like any other."""
+        """Run `act` like `write`: a migration is an ordinary transaction here."""
         await self.write(act)
 
     async def read(self, act: Act[T]) -> T:
-        """What `act` returns of one look at the tables."""
+        """Run `act` on one snapshot of the tables."""
         return await asyncio.get_running_loop().run_in_executor(self._reading, self._look, act)
 
     async def close(self) -> None:
-        """Finish what waits, then end the threads and their connections."""
+        """Finish pending acts, then end the threads and close their connections."""
         await asyncio.to_thread(self._writing.shutdown)
         await asyncio.to_thread(self._reading.shutdown)
         self.writer.dispose()
         self.reader.dispose()
 
     def _together(self) -> None:
-        """Everything that waits now; a later call may find nothing left."""
+        """Commit the next batch of waiting acts. A call may find none left."""
         turns = self._waiting.take()
         if not turns:
             return
@@ -80,7 +80,7 @@ class Sqlite:
 
 
 def away(error: BaseException) -> bool:
-    """True where it is the database's fault: locked, full, gone, or no database at all."""
+    """Return True if the database is at fault: locked, full, missing, or not a database."""
     return isinstance(error, OperationalError) or type(error) is DatabaseError
 
 
@@ -89,7 +89,7 @@ def _why(error: BaseException) -> str:
 
 
 def _engine(url: URL, begin: str, connections: int) -> Engine:
-    """An engine whose transactions begin as told."""
+    """Create an engine whose transactions begin with the statement `begin`."""
     options = {"check_same_thread": False, "isolation_level": None}
     engine = create_engine(  # parameters are prompts and tokens: no error and no log shows them
         url, pool_size=connections, max_overflow=0, hide_parameters=True, connect_args=options

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core sees them. `bot/migrations` makes them; a test holds the two together.
+"""The tables, in SQLAlchemy Core. `bot/migrations` creates them; a test compares the two.
 
 Times are seconds since 1970, costs calibrated device-seconds. Portable between SQLite and PostgreSQL.
 """
@@ -25,30 +25,30 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts rows by INTEGER alone, which is as large there
-PATH = String(512).with_variant(String(512, collation="C"), "postgresql")  # in the order of `bot.fair`, by code points
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows by INTEGER only, which is 64-bit there
+PATH = String(512).with_variant(String(512, collation="C"), "postgresql")  # sorted by code points, as in `bot.fair`
 
 jobs = Table(
     "jobs",
     metadata,
     Column("id", String(26), primary_key=True),  # ULIDs sort by time: `id` is the order of arrival
-    Column("key", String(128)),  # idempotency: what the front end calls this request
-    Column("ordinal", Integer, nullable=False),  # one request may make several jobs (permutations)
+    Column("key", String(128)),  # idempotency key, chosen by the front end
+    Column("ordinal", Integer, nullable=False),  # position within its request: permutations make several jobs
     Column("state", String(16), nullable=False),
     Column("action", String(16), nullable=False),
     Column("parent", String(26)),
     Column("parent_index", Integer),
     Column("prompt", Text, nullable=False),
     Column("notes", JSON, nullable=False),
-    Column("task", LargeBinary, nullable=False),  # the Recipe or Enlarge as it goes over the wire
+    Column("task", LargeBinary, nullable=False),  # the Recipe or Enlarge in wire format
     Column("member", String(64), nullable=False),
     Column("member_name", String(128), nullable=False),
     Column("guild", String(64), nullable=False),
-    Column("channel", String(64), nullable=False, server_default=""),  # where it was asked for, or its parent
-    Column("private", Boolean, nullable=False, server_default=false()),  # for its author alone
-    Column("check", Boolean, nullable=False, server_default=false()),  # its pictures pass the picture check first
-    Column("deleted", Float),  # its pictures were taken away by author or moderator
-    Column("running_here", Integer),  # how many of its member may run at once in this guild, as it was admitted
+    Column("channel", String(64), nullable=False, server_default=""),  # channel of the request or of its parent
+    Column("private", Boolean, nullable=False, server_default=false()),  # visible to its author only
+    Column("check", Boolean, nullable=False, server_default=false()),  # its pictures need the picture check
+    Column("deleted", Float),  # when its pictures were deleted
+    Column("running_here", Integer),  # the member's limit of jobs at once in this guild, at admission
     Column("running_everywhere", Integer),  # and in all guilds
     Column("tier", String(64), nullable=False),
     Column("weight", Float, nullable=False),
@@ -57,11 +57,11 @@ jobs = Table(
     Column("account", PATH, nullable=False),  # the user's account in the fair order
     Column("rows", Integer, nullable=False),
     Column("cost", Float, nullable=False),  # reserved at admission
-    Column("charged", Float, nullable=False),  # counts against the limits: reserved, then what was really spent
-    Column("billed", Float, nullable=False),  # what the accounts' virtual time has been advanced by
+    Column("charged", Float, nullable=False),  # counts against quotas: the reserve first, the real cost at the end
+    Column("billed", Float, nullable=False),  # cost by which the accounts' virtual time was advanced
     Column("attempt", Integer, nullable=False),
     Column("barren", Integer, nullable=False),  # attempts without progress since the last progress
-    Column("step", Integer, nullable=False),  # as far as a worker is known to have come
+    Column("step", Integer, nullable=False),  # the furthest step known
     Column("epoch", BigInteger, nullable=False),
     Column("worker", String(64), nullable=False),
     Column("cancelling", Boolean, nullable=False),
@@ -90,16 +90,16 @@ jobs = Table(
     Index("jobs_ended", "ended"),
 )
 
-places = Table(  # one row for each place at which a job is shown
+places = Table(  # one row for each destination of a job
     "places",
     metadata,
     Column("job", String(26), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    Column("role", String(16), primary_key=True),  # answer: of the request; notice: at the end; direct: a DM; film1…
+    Column("role", String(16), primary_key=True),  # answer: reply to the request; notice: end; direct: DM; film1…
     Column("kind", String(16), nullable=False),
     Column("where", JSON, nullable=False),
     Column("message", String(32), nullable=False),  # the message's id, empty until it is known
-    Column("delivered", Float),  # the last word was shown there
-    Column("reason", Text, nullable=False),  # why it could not be
+    Column("delivered", Float),  # when the final result was delivered there
+    Column("reason", Text, nullable=False),  # why it could not be delivered
     Index("places_undelivered", "kind", "delivered"),
     Index("places_message", "message"),
 )
@@ -124,12 +124,12 @@ accounts = Table(  # the fair order: pool → tier → guild → user
     metadata,
     Column("path", PATH, primary_key=True),
     Column("parent", PATH, nullable=False),
-    Column("virtual", Float, nullable=False),  # cost ÷ weight that this account has had, among its siblings
-    Column("floor", Float, nullable=False),  # the virtual time at which its children are served now
+    Column("virtual", Float, nullable=False),  # cost ÷ weight consumed so far, compared among siblings
+    Column("floor", Float, nullable=False),  # virtual time at which its children are being served
     Column("weight", Float, nullable=False),
     Column("queued", Integer, nullable=False),
     Column("active", Integer, nullable=False),
-    Column("since", Float),  # of a user: since when it waits for a turn, however many jobs it has
+    Column("since", Float),  # member level only: since when the member waits for a turn, with any number of jobs
     Index(
         "accounts_order",
         "parent",
@@ -147,18 +147,18 @@ accounts = Table(  # the fair order: pool → tier → guild → user
     ),
 )
 
-terms = Table(  # who may write: a bot that begins makes it larger, and older bots are refused
+terms = Table(  # leader terms: each new leader raises the number, and older leaders' writes are refused
     "terms",
     metadata,
     Column("name", String(16), primary_key=True),
     Column("term", BigInteger, nullable=False),
     Column("holder", String(64), nullable=False, server_default=""),
-    Column("beat", BigInteger, nullable=False, server_default="0"),  # moves while the holder lives
-    Column("over", Boolean, nullable=False, server_default=false()),  # ended in order
-    Column("store", String(26), nullable=False, server_default=""),  # an id, made with the first term
+    Column("beat", BigInteger, nullable=False, server_default="0"),  # heartbeat counter of the holder
+    Column("over", Boolean, nullable=False, server_default=false()),  # True: the holder ended its term at shutdown
+    Column("store", String(26), nullable=False, server_default=""),  # the store's id, created with the first term
 )
 
-commits = Table(  # the last commit of each writer, on PostgreSQL alone: see `bot.store.commits`
+commits = Table(  # the last commit of each writer, PostgreSQL only: see `bot.store.commits`
     "commits",
     metadata,
     Column("writer", String(26), primary_key=True),
@@ -166,7 +166,7 @@ commits = Table(  # the last commit of each writer, on PostgreSQL alone: see `bo
     Column("at", Float, nullable=False),
 )
 
-moves = Table(  # one row for each transition that happened
+moves = Table(  # the audit: one row for each transition
     "moves",
     metadata,
     Column("id", NUMBER, primary_key=True, autoincrement=True),
@@ -180,7 +180,7 @@ moves = Table(  # one row for each transition that happened
     Index("moves_job", "job", "id"),
 )
 
-models = Table(  # the last known profile of every model that a worker ever had ready
+models = Table(  # the last known profile of every model that a worker ever offered
     "models",
     metadata,
     Column("name", String(64), primary_key=True),
@@ -189,7 +189,7 @@ models = Table(  # the last known profile of every model that a worker ever had 
     Column("seen", Float, nullable=False),
 )
 
-rules = Table(  # what admins have set; guild "*" and scope "house" belong to whoever runs the bot
+rules = Table(  # guild "*" and scope "house" hold the operator's rules
     "rules",
     metadata,
     Column("guild", String(64), primary_key=True),
@@ -200,7 +200,7 @@ rules = Table(  # what admins have set; guild "*" and scope "house" belong to wh
     Index("rules_setting", "setting"),
 )
 
-changes = Table(  # every change of the rules, with what it takes to undo it
+changes = Table(  # log of rule changes, with the data to undo them
     "changes",
     metadata,
     Column("id", NUMBER, primary_key=True, autoincrement=True),
@@ -214,7 +214,7 @@ changes = Table(  # every change of the rules, with what it takes to undo it
     Index("changes_guild", "guild", "id"),
 )
 
-incidents = Table(  # what moderators want to know: refused words, blocks, reports, deletions, reviews
+incidents = Table(  # events for moderators: refused words, blocks, reports, deletions, reviews
     "incidents",
     metadata,
     Column("id", NUMBER, primary_key=True, autoincrement=True),

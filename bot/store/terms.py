@@ -1,8 +1,8 @@
-"""Terms: which bot may write. A number in SQL that each bot which begins makes larger; an older one is refused.
+"""Leader terms: a number in SQL that each new leader raises. Writes of an older leader are refused (fencing).
 
-So a bot that slept through the end of its lease, or that only the broker cannot see, changes nothing any more. The row
-also says whose term it is, counts while that one lives, notes whether it ended in order, and names the store itself.
-Knows numbers; nothing of leases and clocks. Where a house was not given a term, none is asked for.
+So a bot that slept through the end of its lease, or that only the broker cannot see, can change nothing. The row also
+has the holder, its heartbeat counter, whether the term ended cleanly, and the store's id. Knows nothing of leases and
+clocks. A store without a term is not fenced.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from bot.store.batch import Unavailable
 from bot.store.tables import terms
 
 BOT = "bot"
-_TERM = select(terms.c.term).where(terms.c.name == BOT).with_for_update(read=True)  # each transaction asks
+_TERM = select(terms.c.term).where(terms.c.name == BOT).with_for_update(read=True)  # run in each write transaction
 
 
 class Deposed(Unavailable):
-    """A later bot writes to this database: stop."""
+    """A later leader writes to this database: this bot must stop."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """The newest one. `beat` moves while its holder lives; `over`: it ended in order. `store`: an id made once."""
+    """A leader term. `beat` grows while its holder lives. `over`: it ended cleanly. `store`: the store's id."""
 
     term: int = 0
     holder: str = ""
@@ -35,7 +35,7 @@ class Term:
 
 
 def begin(connection: Connection, holder: str = "", after: int | None = None) -> Term | None:
-    """The next term, ours from now on. None: the newest is not `after` any more, so look again."""
+    """Begin the next term as ours. None: the newest is not `after` any more, so read it again."""
     before = _last(connection, lock=True)
     if after is not None and before.term != after:
         return None
@@ -48,28 +48,28 @@ def begin(connection: Connection, holder: str = "", after: int | None = None) ->
 
 
 def newest(connection: Connection) -> Term:
-    """Of the bot that may write; before the first, one that is over."""
+    """Return the current leader's term; before the first, one that is over."""
     return _last(connection)
 
 
 def check(connection: Connection, term: int) -> None:
-    """Raises `Deposed` unless `term` is the newest; while this transaction lasts nobody begins another."""
+    """Raise `Deposed` unless `term` is the newest. Nobody can begin another during this transaction."""
     if connection.execute(_TERM).scalar() != term:
         raise Deposed("Another bot has taken over.")
 
 
 def live(connection: Connection, term: int) -> None:
-    """Its holder is there."""
+    """Record a heartbeat of the holder."""
     connection.execute(update(terms).where(terms.c.name == BOT, terms.c.term == term).values(beat=terms.c.beat + 1))
 
 
 def end(connection: Connection, term: int) -> None:
-    """Its holder does nothing any more: whoever is next need not wait."""
+    """End the term, so that the next leader need not wait for the lease to expire."""
     connection.execute(update(terms).where(terms.c.name == BOT, terms.c.term == term).values(over=True))
 
 
 def identity(connection: Connection) -> str:
-    """The store's id, whatever version its tables are of; empty where no bot ever began a term that has one."""
+    """Return the store's id, for tables of any version; empty if no term has one yet."""
     there = inspect(connection)
     if not there.has_table(terms.name) or all(one["name"] != "store" for one in there.get_columns(terms.name)):
         return ""

@@ -1,4 +1,4 @@
-"""The tables of what went, and of what is left of it: beside `tables`, in the same database."""
+"""Tables of removed jobs, pending erasures and archived charges. Same metadata as `tables`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from sqlalchemy import Column, Float, Index, Integer, LargeBinary, String, Table
 
 from bot.store.tables import NUMBER, metadata
 
-gone = Table(  # jobs whose pictures went, or go now: by then the job's own row may be gone too
+gone = Table(  # jobs that are or were removed; the job's own row may not exist any more
     "gone",
     metadata,
     Column("job", String(26), primary_key=True),
     Column("at", Float, nullable=False),
-    Column("why", String(16), nullable=False),  # age, room, forgotten; enlarged: of a forgotten one, its row stays
+    Column("why", String(16), nullable=False),  # age, room, forgotten; enlarged: upscale of a forgotten job
     Index("gone_at", "at"),
     Index("gone_why", "why", "job"),
 )
 
-departures = Table(  # members who asked to be forgotten, as long as it is under way
+departures = Table(  # pending requests of members to be forgotten
     "departures",
     metadata,
     Column("member", String(64), primary_key=True),
     Column("guild", String(64), primary_key=True),  # empty: everywhere
-    Column("asked", Float, nullable=False),  # what is newer than that stays
+    Column("asked", Float, nullable=False),  # newer data stays
 )
 
-spent = Table(  # charges of jobs whose rows are gone, until no limit counts them any more; hashes, no ids
+spent = Table(  # charges of removed jobs, while a limit counts them; hashes instead of ids
     "spent",
     metadata,
     Column("id", NUMBER, primary_key=True, autoincrement=True),
@@ -38,7 +38,7 @@ spent = Table(  # charges of jobs whose rows are gone, until no limit counts the
     Index("spent_at", "at"),
 )
 
-veil = Table(  # the key of these hashes, as long as there are any
+veil = Table(  # the key of these hashes, while there are any
     "veil",
     metadata,
     Column("id", Integer, primary_key=True),

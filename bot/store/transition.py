@@ -1,6 +1,6 @@
-"""One transition of one job: the row, its accounts and the audit together. The only place that writes a job's state.
+"""Applies one transition to one job: row, accounts and audit together. The only code that writes a job's state.
 
-Every function works inside a transaction that its caller began. What `bot.states` does not allow changes nothing.
+Every function works inside its caller's transaction. A transition that `bot.states` does not allow changes nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def change(
     connection: Connection, kind: Move, job: str, now: float, *,
     epoch: int | None = None, why: str = "", **values: object,
 ) -> tuple[RowMapping, State] | None:  # fmt: skip
-    """The row after the move, and the state it left. None: no such job, its state does not allow it, or a newer epoch
-    has it.
+    """Apply the move. Return the new row and the old state. None: no such job, its state does not allow it, or a newer
+    epoch has it.
     """
     rule = TRANSITIONS[kind]
     before = locked(connection, job)
@@ -44,7 +44,7 @@ def change(
 
 @cache
 def _moving(kind: Move, names: tuple[str, ...], fenced: bool) -> ReturningUpdate[Any]:
-    """Built once for each way to be called: to build it takes longer than to run it."""
+    """Build the UPDATE. Cached for each set of arguments: building takes longer than running."""
     rule = TRANSITIONS[kind]
     moving = update(jobs).where(jobs.c.id == bindparam("job"), jobs.c.state.in_(rule.sources))
     if fenced:
@@ -53,12 +53,12 @@ def _moving(kind: Move, names: tuple[str, ...], fenced: bool) -> ReturningUpdate
 
 
 def locked(connection: Connection, job: str) -> RowMapping | None:
-    """The row, which nobody else changes until this transaction ends."""
+    """Return the job's row, locked until this transaction ends."""
     return connection.execute(_LOCKED, {"job": job}).mappings().first()
 
 
 def _tally(connection: Connection, account: str, source: State, target: State) -> None:
-    """Count a move from state to state in the accounts."""
+    """Update the accounts' job counts for a transition."""
 
     def weigh(state: State) -> tuple[int, int]:
         return (int(state == "queued"), int(state in ACTIVE))
@@ -68,7 +68,7 @@ def _tally(connection: Connection, account: str, source: State, target: State) -
 
 
 def note(connection: Connection, row: RowMapping, source: str, now: float, why: str) -> None:
-    """One line of the audit."""
+    """Write one audit line."""
     line = {
         "job": row["id"], "at": now, "source": source, "target": row["state"], "attempt": row["attempt"],
         "epoch": row["epoch"], "why": why,

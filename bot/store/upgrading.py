@@ -1,4 +1,4 @@
-"""The tables brought up to date, by `bot.migrations`, inside a transaction of the store's: all of it or nothing."""
+"""Runs the Alembic migrations of `bot.migrations` inside one transaction of the store: all or none."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ Age = Literal["none", "old", "today's", "unknown"]
 
 
 def upgrade(connection: Connection, to: str = "head") -> None:
-    """To today's tables. Two processes that begin at once do it one after the other: the second finds it done.
+    """Migrate the tables to `to`. Of two processes that start at once, the second waits and finds it done.
 
-    Raises `Refused` for tables of a later version than this.
+    Raises `Refused` for tables of a later version.
     """
     if age(connection) == "unknown":
-        raise Refused("The database is of a later version of Darkroom: install that one, or name another.", 400)
+        raise Refused(
+            "The database is of a later version of Darkroom: install that version, or set another database.", 400
+        )
     command.upgrade(_config(connection), to)
 
 
 def age(connection: Connection) -> Age:
-    """Of the tables that are there; `unknown` are those of a later version than this."""
+    """Return the age of the database's tables; `unknown` is a later version than this."""
     found = MigrationContext.configure(connection).get_current_revision()
     script = ScriptDirectory.from_config(_config(connection))
     if found is None:

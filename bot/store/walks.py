@@ -1,6 +1,6 @@
-"""Which jobs are one walk: those that one request made, with recipes that differ in their place on the way alone.
+"""Finds the jobs of one interpolation: jobs of one request whose recipes differ only in their position on the way.
 
-Each works inside its caller's transaction.
+Each function works inside its caller's transaction.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from engine.job import Recipe, Walk
 
 
 def parts(connection: Connection, job: str) -> list[Record]:
-    """All jobs of the walk that a job belongs to, in their order on the way; none where it is no part of a walk."""
+    """Return all jobs of a job's interpolation, in their order on the way; empty if it belongs to none."""
     found = records(connection, select(jobs).where(jobs.c.id == job))
     return _of(connection, found[0]) if found else []
 
 
 def ended_last(connection: Connection, some: Iterable[Record]) -> set[str]:
-    """Of these jobs, those that were the last to be finished of their walk, all of which is over."""
+    """Return those of these jobs that finished last in an interpolation that is entirely over."""
     found: set[str] = set()
     for one in some:
         whole = _of(connection, one) if over(one.state) else []
@@ -44,7 +44,7 @@ def _of(connection: Connection, one: Record) -> list[Record]:
 
 
 def _cut(together: Iterable[Record]) -> list[list[Record]]:
-    """Jobs of one request, in their order, as walks: asked for twice, the same recipes are there twice."""
+    """Split the ordered jobs of one request into interpolations. A request may ask for the same one twice."""
     walks, before = list[list[Record]](), -1
     for part in together:
         if (way := _way(part)) is None:
@@ -61,7 +61,7 @@ def _way(one: Record) -> Walk | None:
 
 
 def _alike(one: Record, other: Record) -> bool:
-    """One request may make several walks."""
+    """Return True if recipe and interpolation are equal but for the position. A request may make several."""
     first, second = (
         msgspec.structs.replace(each.task, count=1, bucket=None, walk=None)
         for each in (one, other) if isinstance(each.task, Recipe)

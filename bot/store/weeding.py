@@ -1,6 +1,6 @@
-"""Jobs whose rows cannot be read, as after a change of the contract or on a spoilt disk: they end, by hand.
+"""Fails jobs whose rows cannot be read, as after a change of the wire contract or on a corrupt disk.
 
-A transition needs a readable record (`moves`); here the row is changed without ever being one.
+A normal transition needs a readable record (`moves`); this module changes the raw row.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from bot.store.tables import jobs
 from bot.store.transition import change
 from engine.job import Malformed
 
-UNREADABLE = "What was noted of it cannot be read any more; nothing was charged."
+UNREADABLE = "Its database entry cannot be read any more; nothing was charged."
 
 
 def weed(connection: Connection, now: float) -> list[str]:
-    """Fail every job that is not over and cannot be read, our fault; returns their ids. Reads all that is not over."""
+    """Fail every unreadable open job without charge, and return their ids. Reads all open jobs."""
     rows = connection.execute(select(jobs).where(jobs.c.state.in_(OPEN)).order_by(jobs.c.id)).mappings().all()
     spoilt = [row for row in rows if not _readable(row)]
     for row in spoilt:

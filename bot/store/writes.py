@@ -1,4 +1,4 @@
-"""What is written beside the transitions: pictures, profiles, a job that its worker let go. One transaction each."""
+"""Writes other than transitions: pictures, model profiles, jobs that a worker hands back. One transaction each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bot.store.reviews import note_held
 from bot.store.tables import jobs, models, pictures
 from engine.job import Enlarge, Method, Recipe, Task, Warm, decode, encode
 
-# Built once: to build a statement takes longer than SQLite takes to run it.
+# Built once: building a statement takes longer than SQLite takes to run it.
 _OPEN = select(jobs).where(jobs.c.id == bindparam("job"), jobs.c.epoch <= bindparam("epoch"), jobs.c.deleted.is_(None))
 _OPEN = _OPEN.where(jobs.c.state.in_(OPEN)).with_for_update()
 _KNOWN = select(pictures.c.image, pictures.c.kind, pictures.c.verdict).where(pictures.c.job == bindparam("job"))
@@ -26,10 +26,10 @@ _KEPT = pictures.insert()
 def keep(
     connection: Connection, found: Sequence[Stored], epoch: int, now: float, method: Method | None = None
 ) -> RowMapping | None:
-    """Pictures and ladders of one job; its row. None where the job is unknown or over, or a newer epoch has it.
+    """Record pictures and ladders of one job, and return its row. None: it is unknown, over, or a newer epoch has it.
 
-    An enlargement's task becomes what was done of it: a worker without a super-resolver takes Lanczos, and the card
-    must not say otherwise.
+    An upscale's task gets the method really used: a worker without a super-resolver uses Lanczos, and the job's view
+    must say so.
     """
     job = found[0].job
     row = open_row(connection, job, epoch)
@@ -49,7 +49,7 @@ def keep(
 
 
 def open_row(connection: Connection, job: str, epoch: int) -> RowMapping | None:
-    """The row of a job for which pictures may still come in, which nobody else changes until this transaction ends."""
+    """Return the row of a job that still accepts pictures, locked until this transaction ends."""
     return connection.execute(_OPEN, {"job": job, "epoch": epoch}).mappings().first()
 
 
@@ -61,14 +61,15 @@ def _enlarged(connection: Connection, job: str, task: bytes, method: Method) -> 
 
 
 def remember(connection: Connection, warm: Warm, pool: str, now: float) -> None:
-    """A model's profile, in place of an older one."""
+    """Store a model's profile in place of an older one."""
     connection.execute(models.delete().where(models.c.name == warm.name))
     connection.execute(models.insert().values(name=warm.name, warm=encode(warm), pool=pool, seen=now))
 
 
 def let_go(connection: Connection, job: str, epoch: int) -> bool:
-    """Its worker ended in order: the next start counts as no attempt without progress. False: it has let go already,
-    or another has it.
+    """Record that the worker handed the job back: the next start will not count as an attempt without progress.
+
+    False: it did so already, or another worker has the job.
     """
     held = (jobs.c.id == job, jobs.c.epoch == epoch, jobs.c.state == "running", jobs.c.worker != "")
     return connection.execute(update(jobs).where(*held).values(worker="", barren=jobs.c.barren - 1)).rowcount == 1

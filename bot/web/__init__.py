@@ -1,1 +1,1 @@
-"""The chatroom: a page and an HTTP API over the studio. `bot.web.app` opens it; nothing here decides about a job."""
+"""The chatroom: a web page and an HTTP API over the studio. `bot.web.app` builds it. The studio decides about jobs."""

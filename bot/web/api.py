@@ -1,6 +1,6 @@
-"""The HTTP API: ask for pictures, see how they stand, pause, cancel. Every error is one sentence with the right status.
+"""The HTTP API of jobs: submit, read, pause, cancel, vary, upscale. Every error is one sentence with its status.
 
-Knows JSON bodies and addresses; every decision about a job is the studio's. Pictures count from 1, as on the buttons.
+Every decision about a job is the studio's. Pictures count from 1, as on the buttons.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Priority(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /api/jobs`. The options say the same as the prompt's flags, and override them."""
+    """The body of `POST /api/jobs`. The options mean the same as the prompt's flags, and override them."""
 
     prompt: str
     steps: int | None = None
@@ -58,13 +58,12 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: Annotated[list[float], msgspec.Meta(max_length=5)] = []
 
     def options(self) -> dict[str, Any]:
-        """Only what was said of the prompt's flags."""
+        """Return the flags that the request sets."""
         said = msgspec.structs.asdict(self)
         return {name: value for name, value in said.items() if name not in BESIDES and value is not None}
 
 
 def routes() -> list[web.RouteDef]:
-    """The addresses of the API."""
     job = "/api/jobs/{id}"
     return [
         web.get("/healthz", healthz),
@@ -85,28 +84,28 @@ def routes() -> list[web.RouteDef]:
 
 
 async def healthz(request: web.Request) -> web.Response:
-    """Whether the room is open, and how many workers are."""
+    """Return that the server is up, and the number of workers."""
     workers = request.app[STUDIO].workers()
     return web.json_response({"status": "ok", "workers": len(workers), "app": "darkroom"})
 
 
 async def room(request: web.Request) -> web.Response:
-    """Who is at work."""
+    """Return the live workers."""
     return web.json_response(at_work(request.app))
 
 
 async def invite(request: web.Request) -> web.Response:
-    """A one-time address for one more visitor, who comes as a guest."""
+    """Make a one-time address for one more visitor, who comes as a guest."""
     if request.app[DOOR].open:
         raise Refused("This room is for this computer only; there is nobody to invite.", 422)
     if not request[VISITOR].owner:
-        raise Refused("Only whoever runs this room may invite.", 403)
+        raise Refused("Only the owner of this room may invite.", 403)
     token = request.app[GATE].invite()
     return web.json_response({"path": f"/?token={token}"}, status=201)
 
 
 async def jobs(request: web.Request) -> web.Response:
-    """What runs, what waits in its order, and what was made last."""
+    """Return the running jobs, the waiting ones in their order, and the last finished ones."""
     studio, reader = request.app[STUDIO], member_of(request)
     queue, recent = await studio.queue(GUILD), await studio.recent(GUILD)
     waiting = {view.id for view in queue}
@@ -116,7 +115,7 @@ async def jobs(request: web.Request) -> web.Response:
 
 
 async def imagine(request: web.Request) -> web.Response:
-    """A prompt becomes one job, or several where it holds permutations. A form may bring pictures to begin with."""
+    """Submit a prompt: one job, or several where it holds permutations. A form may carry init images."""
     async with form_of(request, Order) as (order, brought):
         tickets = await request.app[STUDIO].imagine(
             order.prompt, member_of(request), place_of(request), key=key_of(request), exact=order.exact,
@@ -127,72 +126,72 @@ async def imagine(request: web.Request) -> web.Response:
 
 
 async def _brought(request: web.Request, order: Order, brought: Brought) -> Bring | None:
-    """What the order begins with, not read yet. Refuses finished pictures that this visitor may not go on from."""
+    """Return the order's init images, not decoded yet. Refuse finished pictures that this visitor may not use."""
     if not (brought.pictures or brought.mask or order.shots):
         return None
     if brought.pictures and order.shots:
-        raise Refused("Either pictures that you bring or finished ones, not both at once.")
+        raise Refused("Use either pictures of your own or finished ones, not both at once.")
     shots = [Finished(*await shot_of(request, named)) for named in order.shots]
     return Bring((*brought.pictures, *shots), brought.mask, tuple(order.weights))
 
 
 async def one(request: web.Request) -> web.Response:
-    """A job as it stands."""
+    """Return one job."""
     return web.json_response(shown.job(await visible(request), member_of(request)))
 
 
 async def cancel(request: web.Request) -> web.Response:
-    """Stops a job of one's own."""
+    """Cancel a job that this visitor may stop."""
     job = await within_reach(request)
     sentence = await request.app[STUDIO].cancel(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def pause(request: web.Request) -> web.Response:
-    """Holds a running job of one's own where it stands, for a quarter of an hour at most."""
+    """Pause a running job at its step, for a quarter of an hour at most."""
     job = await within_reach(request, "pause")
     sentence = await request.app[STUDIO].pause(job, member_of(request))
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def resume(request: web.Request) -> web.Response:
-    """Lets it go on."""
+    """Resume a paused job."""
     job = await within_reach(request, "pause")
     sentence = await request.app[STUDIO].pause(job, member_of(request), on=False)
     return web.json_response({"id": job, "sentence": sentence})
 
 
 async def prioritise(request: web.Request) -> web.Response:
-    """A running job's share of its author's rows, for whoever runs this machine."""
+    """Set a running job's share of its author's rows; only for the room's owner."""
     if not request[VISITOR].owner:
-        raise Refused("Only whoever runs this room may set priorities.", 403)
+        raise Refused("Only the owner of this room may set priorities.", 403)
     job, said = request.match_info["id"], await body_of(request, Priority)
     return web.json_response({"id": job, "sentence": await request.app[STUDIO].prioritise(job, said.weight)})
 
 
 async def vary(request: web.Request) -> web.Response:
-    """V1 to V4: new pictures near this one."""
+    """V1 to V4: make variations of a picture."""
     view, index = await permitted(request, "vary"), index_of(request)
     made = await request.app[STUDIO].vary(view.id, index, member_of(request), place_of(request), key=key_of(request))
     return made_of(made)
 
 
 async def upscale(request: web.Request) -> web.Response:
-    """U1 to U4: this picture, larger."""
+    """U1 to U4: upscale a picture."""
     view, index = await permitted(request, "upscale"), index_of(request)
     made = await request.app[STUDIO].upscale(view.id, index, member_of(request), place_of(request), key=key_of(request))
     return made_of(made)
 
 
 async def reroll(request: web.Request) -> web.Response:
-    """The same prompt with another seed."""
+    """Run the same prompt with another seed."""
     view = await permitted(request, "reroll")
     made = await request.app[STUDIO].reroll(view.id, member_of(request), place_of(request), key=key_of(request))
     return made_of(made)
 
 
 async def walk(request: web.Request) -> web.Response:
-    """From each picture to the next, as several jobs."""
+    """Interpolate from each picture to the next, as several jobs."""
     view, studio = await permitted(request, "walk"), request.app[STUDIO]
     made = await studio.walk_between(view.id, member_of(request), place_of(request), key=key_of(request))
     answer = shown.accepted(made)
@@ -204,7 +203,7 @@ def place_of(request: web.Request) -> Place:
 
 
 def key_of(request: web.Request) -> str | None:
-    """The studio's key for an Idempotency-Key: the same visitor, address and key are the same wish."""
+    """Return the studio's key for an Idempotency-Key: the same visitor, address and key mean the same request."""
     sent = request.headers.get("Idempotency-Key")
     if sent is None:
         return None

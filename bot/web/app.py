@@ -1,7 +1,4 @@
-"""The chatroom as one aiohttp application, and the server that it runs in.
-
-Knows how the parts hang together; each rule lives in its own module. Nothing is opened before `open_chatroom`.
-"""
+"""Builds the chatroom as one aiohttp application, and runs its server. Importing this module opens nothing."""
 
 from __future__ import annotations
 
@@ -25,17 +22,17 @@ from bot.web.told import Texts
 
 HERE = Path(__file__).parent
 MOST_BYTES = 64 * 1024  # of a request's body
-IDLE = 30.0  # seconds that a connection may be held without a request
+IDLE = 30.0  # seconds that a connection may stay open without a request
 TEMPLATES = ("base.html", "room.html", "dialogs.html", "discord.html", "enter.html", "sentence.html")
 
 
 def open_chatroom(
     settings: Settings, desk: Desk, warming: asyncio.Event | None = None, scrape: Scrape | None = None,
 ) -> web.Application:  # fmt: skip
-    """The chatroom over this desk. Creates the room's key in the data folder at the first start.
+    """Return the chatroom over this desk. The first start writes the room's key into the data folder.
 
-    `warming` is set for as long as an engine that was started with the room is on its way. `scrape` makes the page of
-    metrics; without one there is none.
+    `warming` is set while an engine that was started with the room is loading. `scrape` makes the metrics page; without
+    it there is none.
     """
     app = web.Application(middlewares=[door.errors, door.entrance], client_max_size=MOST_BYTES)
     app[live.STUDIO] = desk.studio
@@ -67,7 +64,7 @@ def open_chatroom(
 
 
 def _furnish(app: web.Application) -> None:
-    """Templates, read now: no request waits for the disk."""
+    """Load the templates now: no request waits for the disk."""
     loader = jinja2.FileSystemLoader(HERE / "templates")
     room = aiohttp_jinja2.setup(
         app, loader=loader, autoescape=True, auto_reload=False, undefined=jinja2.StrictUndefined
@@ -81,13 +78,13 @@ async def _close(app: web.Application) -> None:
 
 
 def _named(settings: Settings) -> tuple[str, ...]:
-    """Where the room may be found by other names than this computer's."""
+    """Return the room's addresses under other names than this computer's."""
     hosts = (f"{scheme}://{host}" for host in settings.allowed_hosts for scheme in ("https", "http"))
     return (*filter(None, (settings.public_url.rstrip("/"),)), *hosts)
 
 
 def address(settings: Settings, app: web.Application, port: int) -> str:
-    """The address to print: where to come in; with a one-time token where others than this computer can reach it."""
+    """Return the address to print, with a one-time token where others than this computer can reach the room."""
     base = settings.public_url.rstrip("/") or f"http://{_reachable(settings.host)}:{port}"
     if app[door.DOOR].open:
         return f"{base}/"
@@ -103,7 +100,7 @@ def _reachable(host: str) -> str:
 
 @asynccontextmanager
 async def opened(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
-    """The room open for visitors; yields the port (a free one for 0). Raises OSError where it can't be bound."""
+    """Serve the room; yield the port (a free one for 0). Raise OSError if it cannot be bound."""
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=3, max_line_size=16384, keepalive_timeout=IDLE, lingering_time=3
     )
@@ -120,7 +117,7 @@ async def opened(app: web.Application, host: str, port: int) -> AsyncIterator[in
 
 
 async def serve(app: web.Application, host: str, port: int, opened_at: Callable[[int], None] | None = None) -> None:
-    """Serves until it is cancelled; says the port once the room is open."""
+    """Serve until cancelled; call `opened_at` with the port once the room is open."""
     async with opened(app, host, port) as real:
         if opened_at is not None:
             opened_at(real)

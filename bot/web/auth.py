@@ -1,6 +1,6 @@
-"""Who may come in: Host and Origin rules, one-time tokens, and the signed cookie of a visitor.
+"""Access rules of the chatroom: Host and Origin checks, one-time tokens, signed visitor cookies.
 
-Knows names of hosts, header texts and one secret key; knows nothing of jobs, pages or aiohttp.
+Imports neither aiohttp nor anything about jobs.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from bot.refused import Refused
 COOKIE = "darkroom"
 KEY_BYTES = 32
 PROXIED = "This room is behind a proxy: set PUBLIC_URL, and come in by the one-time address."
-OPEN_INVITATIONS = 20  # older ones lapse
+OPEN_INVITATIONS = 20  # more make the oldest lapse
 FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
-OURS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot have
-FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # what a proxy adds
+OURS = ("X-Darkroom", "Idempotency-Key")  # headers that another site's form cannot send
+FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")  # headers that a proxy adds
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Someone at the page. An owner runs this room and may cancel any job; a guest only their own."""
+    """A person at the page. An owner runs this room and may cancel any job; a guest only their own."""
 
     id: str
     owner: bool
 
 
 def name_of(host: str) -> str:
-    """The bare lower-case name of a Host header or an authority, without its port; empty if it isn't one."""
+    """Return the bare lower-case name of a Host header or an authority, without its port; empty if it is none."""
     try:
         parts = urlsplit(f"//{host}")
         name, _ = parts.hostname or "", parts.port
@@ -52,14 +52,14 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether this name can only mean this computer."""
+    """Return whether this name can only mean this computer."""
     address = _address(name)
     return name == "localhost" or (address is not None and address.is_loopback)
 
 
 @dataclass(frozen=True)
 class Door:
-    """Which hosts and origins this room answers to: what it is bound to, its PUBLIC_URL and its allowed hosts."""
+    """The hosts and origins that this room answers to: its bound address, PUBLIC_URL and allowed hosts."""
 
     bound: str
     public: str = ""
@@ -67,32 +67,32 @@ class Door:
 
     @classmethod
     def of(cls, bound: str, public_url: str, allowed: Iterable[str]) -> Door:
-        """`public_url` as `https://pictures.example`, `allowed` as host names with or without a port."""
+        """Build one. `public_url`: as `https://pictures.example`; `allowed`: host names with or without a port."""
         names = frozenset(filter(None, (name_of(host.strip()) for host in allowed)))
         return cls(bound.strip("[]").lower(), urlsplit(public_url).netloc.lower(), names)
 
     @property
     def open(self) -> bool:
-        """True where only this computer can come: no token is asked for then."""
+        """True where only this computer can connect: no token is needed then."""
         others = [name for name in (name_of(self.public), *self.allowed) if name and not is_loopback(name)]
         return is_loopback(self.bound) and not others
 
     def knows(self, host: str) -> bool:
-        """Whether a Host header names this room. An address is safe from DNS rebinding, which needs a name."""
+        """Return whether a Host header names this room. An address is safe from DNS rebinding, which needs a name."""
         name = name_of(host)
         if is_loopback(name) or name in self.allowed or (name and name == name_of(self.public)):
             return True
         return not is_loopback(self.bound) and _address(name) is not None
 
     def is_ours(self, origin: str, host: str) -> bool:
-        """Whether a page of this origin is one of ours: the host that was asked, or the public address."""
+        """Return whether a page of this origin is ours: of the host that was requested, or of the public address."""
         parts = urlsplit(origin)
         return parts.scheme in {"http", "https"} and parts.netloc.lower() in {host.lower(), self.public} - {""}
 
     def check(self, method: str, headers: Mapping[str, str]) -> None:
-        """Refuses a strange Host or a foreign Origin (403), and what a form of another site could send (400).
+        """Refuse an unknown Host or a foreign Origin (403), and what a form of another site could send (400).
 
-        A room for this computer only takes everybody for its owner: so it takes nobody from a proxy.
+        A room for this computer only treats every visitor as its owner, so it refuses proxied requests.
         """
         if self.open and any(name in headers for name in FORWARDED):
             raise Refused(PROXIED, 403)
@@ -110,18 +110,20 @@ class Door:
 
 
 def _is_visit(method: str, headers: Mapping[str, str]) -> bool:
-    """A link that someone followed, which may come from anywhere."""
+    """Return whether this is a followed link, which may come from anywhere."""
     return method in SAFE and headers.get("Sec-Fetch-Mode") == "navigate"
 
 
 def _is_form(headers: Mapping[str, str]) -> bool:
-    """Whether this could be a form, which any site may send anywhere unasked ("simple" in the Fetch standard)."""
+    """Return whether this could be a form, which any site may send unasked ("simple" in the Fetch standard)."""
     return _kind(headers) in FORMS
 
 
 def _brings(headers: Mapping[str, str]) -> bool:
-    """Whether it is a form with files that no other site's page sent unasked: only scripts can add these headers, and
-    those of another site must ask before, which nobody here allows.
+    """Return whether this is a form with files that no other site's page can send.
+
+    Only scripts can add these headers. A script of another site must ask first (CORS preflight), and nothing here
+    allows it.
     """
     ours = any(name in headers for name in OURS) or headers.get("Authorization", "").startswith("Bearer ")
     return ours and _kind(headers) == "multipart/form-data"
@@ -132,14 +134,15 @@ def _kind(headers: Mapping[str, str]) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    """A header as it came: aiohttp keeps bytes that are not UTF-8 as surrogates."""
+    """Return a header's bytes as they came: aiohttp keeps bytes that are not UTF-8 as surrogates."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def key_of(folder: Path) -> bytes:
-    """The room's secret, 32 bytes in `web.key` (mode 600), made at the first start; cookies outlive restarts by it.
+    """Return the room's secret: 32 bytes in `web.key` (mode 600), made at the first start. Cookies outlive restarts by
+    it.
 
-    An empty file says nothing, and is written anew. Refuses any other that isn't a key.
+    An empty file is written anew. Any other file without a key is refused.
     """
     path = folder / "web.key"
     key = path.read_bytes() if path.exists() else b""
@@ -149,7 +152,7 @@ def key_of(folder: Path) -> bytes:
 
 
 def _new_key(path: Path) -> bytes:
-    """Written beside and moved into place: a crash leaves the whole key, or none."""
+    """Write a new key to a draft and rename it: a crash leaves the whole key, or none."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(secrets.token_bytes(KEY_BYTES))
@@ -160,19 +163,19 @@ def _new_key(path: Path) -> bytes:
 
 
 def terminal_key(folder: Path) -> str:
-    """What `darkroom imagine` sends as `Authorization: Bearer …`: only who can read the data folder has it."""
+    """Return what `darkroom imagine` sends as `Authorization: Bearer …`; it needs access to the data folder."""
     return hmac.new(key_of(folder), b"terminal", "sha256").hexdigest()
 
 
 class Gate:
-    """One-time invitations and signed cookies; the invitations live in memory, the cookies by the key alone."""
+    """One-time invitations and signed cookies. Invitations are kept in memory; cookies need only the key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
         self._invitations: dict[str, bool] = {}
 
     def invite(self, *, owner: bool = False) -> str:
-        """A token that lets one visitor in, once. Too many guests' make their oldest lapse, never an owner's."""
+        """Return a token that lets one visitor in, once. Too many guest tokens drop the oldest, never an owner's."""
         guests = [token for token, owners in self._invitations.items() if not owners]
         if not owner and len(guests) >= OPEN_INVITATIONS:
             del self._invitations[guests[0]]
@@ -181,26 +184,26 @@ class Gate:
         return token
 
     def gains(self, token: str, visitor: Visitor | None) -> bool:
-        """Whether the token would make this visitor more than they are: a stranger a guest, or anyone an owner."""
+        """Return whether the token would raise this visitor: a stranger to guest, or anyone to owner."""
         owner = self._invitations.get(token)
         return owner is not None and (visitor is None or (owner and not visitor.owner))
 
     def redeem(self, token: str) -> Visitor | None:
-        """The visitor that the token stands for; from then on it stands for nobody."""
+        """Use the token up; return its visitor, or None."""
         owner = self._invitations.pop(token, None)
         return None if owner is None else self.greet(owner=owner)
 
     def greet(self, *, owner: bool) -> Visitor:
-        """A visitor who was never here before."""
+        """Return a new visitor."""
         return Visitor(secrets.token_hex(8), owner)
 
     def seal(self, visitor: Visitor) -> str:
-        """The visitor as a cookie that nobody else can write."""
+        """Return the visitor as a signed cookie."""
         text = f"{'owner' if visitor.owner else 'guest'}.{visitor.id}"
         return f"{text}.{self._sign(text)}"
 
     def unseal(self, cookie: str) -> Visitor | None:
-        """The visitor of a cookie, None if this room didn't write it."""
+        """Return the visitor of a cookie, or None if this room did not sign it."""
         text, _, signature = cookie.rpartition(".")
         if not hmac.compare_digest(_bytes(signature), self._sign(text).encode()):
             return None
@@ -208,7 +211,7 @@ class Gate:
         return Visitor(name, role == "owner")
 
     def is_terminal(self, authorization: str) -> bool:
-        """Whether the header carries the key of `terminal_key`."""
+        """Return whether the header carries the key of `terminal_key`."""
         expected = "Bearer " + hmac.new(self._key, b"terminal", "sha256").hexdigest()
         return hmac.compare_digest(_bytes(authorization), expected.encode())
 

@@ -1,7 +1,4 @@
-"""A request's body as one of our structs: JSON, read in bounded time; or a form, with pictures beside it.
-
-Knows JSON and a clock; knows nothing of what is asked for.
-"""
+"""Decodes request bodies into our structs: JSON, or a multipart form with pictures, in bounded time and size."""
 
 from __future__ import annotations
 
@@ -23,24 +20,24 @@ from engine.job import MAX_SOURCES
 T = TypeVar("T", bound=msgspec.Struct)
 
 PATIENCE = 10.0  # seconds that a body may take
-BRINGING = 120.0  # one with pictures
-MOST_WORDS = 64 * 1024  # bytes, as of any body
+BRINGING = 120.0  # seconds that a form with pictures may take
+MOST_WORDS = 64 * 1024  # bytes of the JSON, as of any body
 CHUNK = 64 * 1024
-AT_ONCE = 4  # forms with pictures from their first byte until they are jobs: each may fill a hundred megabytes
+AT_ONCE = 4  # forms with pictures, from first byte to admission: each may take a hundred megabytes
 FORMS = web.AppKey("forms", asyncio.Semaphore)
-LINES = web.AppKey("lines", Lines)  # one form of each visitor is received; the next one waits unread
+LINES = web.AppKey("lines", Lines)  # one form a visitor is received; the next one waits unread
 
 
 @dataclass(frozen=True)
 class Brought:
-    """The files that came with a form."""
+    """The files of a form."""
 
     pictures: tuple[bytes, ...] = ()
     mask: bytes | None = None
 
 
 async def body_of(request: web.Request, shape: type[T]) -> T:
-    """The body as `shape`. Refuses with 400 what can't be read; 408 for one that does not come."""
+    """Return the body as `shape`. Refuse with 400 what cannot be read, with 408 what does not come in time."""
     try:
         async with asyncio.timeout(PATIENCE):
             body = await request.read()
@@ -51,10 +48,11 @@ async def body_of(request: web.Request, shape: type[T]) -> T:
 
 @asynccontextmanager
 async def form_of(request: web.Request, shape: type[T]) -> AsyncIterator[tuple[T, Brought]]:
-    """A form of the part `order` (JSON), up to five of `picture`, one of `mask`; or the same JSON as a plain body.
+    """Yield the JSON part `order` of a form, with up to five files `picture` and one `mask`. A plain JSON body works
+    too.
 
-    A form is in memory while the body runs, and few are at a time. Refuses with 400 what can't be read, with 413 what
-    is too large, with 429 where too many come at once.
+    The form is in memory while the context lasts, so only a few are admitted at once. Refuse with 400 what cannot be
+    read, with 413 what is too large, with 429 where too many come at once.
     """
     if not request.content_type.startswith("multipart/"):
         yield await body_of(request, shape), Brought()
@@ -73,7 +71,7 @@ async def _form(request: web.Request, shape: type[T]) -> tuple[T, Brought]:
             words, pictures, masks = await _parts(await request.multipart())
     except TimeoutError as error:
         raise web.HTTPRequestTimeout from error
-    except (ValueError, AssertionError) as error:  # aiohttp's, of a form that is none
+    except (ValueError, AssertionError) as error:  # aiohttp's errors for a malformed form
         raise Refused("The form can't be read.", 400) from error
     if len(words) != 1 or len(masks) > 1:
         raise Refused("A form has one part `order`, and at most one `mask`.", 400)

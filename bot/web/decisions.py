@@ -1,6 +1,6 @@
-"""What the room's owner does about held pictures: look at one, show it to all, keep it hidden.
+"""The HTTP API of held pictures: the room's owner looks at one, shows it to all, or keeps it hidden.
 
-Knows addresses; who may is the review's own rule.
+`Review` checks the permission.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ REVIEW = web.AppKey("review", Review)
 
 
 def routes() -> list[web.RouteDef]:
-    """The addresses of the decisions, and of a look before one."""
     picture = "/api/jobs/{id}/pictures/{n}"
     return [
         web.get(picture + "/held.png", look),
@@ -28,7 +27,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def look(request: web.Request) -> web.Response:
-    """A held picture as it is."""
+    """Return a held picture as it is."""
     view, index = await visible(request), index_of(request)
     pictures = dict(await request.app[REVIEW].look(view.id, member_of(request)))
     if index not in pictures:
@@ -37,12 +36,12 @@ async def look(request: web.Request) -> web.Response:
 
 
 async def show(request: web.Request) -> web.Response:
-    """From now on everybody sees it; the job as it is then."""
+    """Show the picture to everybody; return the job."""
     return await _decided(request, show=True)
 
 
 async def hide(request: web.Request) -> web.Response:
-    """It stays hidden; the job as it is then."""
+    """Keep the picture hidden; return the job."""
     return await _decided(request, show=False)
 
 

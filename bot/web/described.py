@@ -1,4 +1,4 @@
-"""`POST /api/describe`: words that fit a picture. Knows forms and JSON; every decision is the desk's."""
+"""`POST /api/describe`: suggests prompts for a picture."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ DESCRIBING = web.AppKey("describing", Describing)
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The part `order` of the form, beside one part `picture`. Without a model the usual one is asked."""
+    """The part `order` of the form, beside one part `picture`. Without a model, the default one is used."""
 
     model: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
 
 def routes() -> list[web.RouteDef]:
-    """The one address."""
     return [web.post("/api/describe", describe)]
 
 
 async def describe(request: web.Request) -> web.Response:
-    """Answers when the words are found, which takes seconds."""
+    """Return prompts for the picture, which takes seconds."""
     said, picture = await _asked(request)
     found = await request.app[DESCRIBING].describe(picture, member_of(request), said.model)
     prompts = [asdict(one) for one in found.words]
@@ -39,7 +38,7 @@ async def describe(request: web.Request) -> web.Response:
 
 
 async def _asked(request: web.Request) -> tuple[Question, bytes]:
-    """Others may send forms again while this one is described: it has a line of its own."""
+    """Read the form. Other forms may be sent while this picture is scored: scoring has its own queue."""
     async with form_of(request, Question) as (said, brought):
         if len(brought.pictures) != 1 or brought.mask is not None:
             raise Refused("The form needs one part `picture`, beside `order`.", 400)

@@ -1,6 +1,6 @@
-"""The door of the chatroom: every request passes here first, every answer leaves with its safety headers.
+"""Middleware of the chatroom: checks every request, turns errors into sentences, adds security headers.
 
-Knows requests, cookies and status codes; the rules themselves are in `auth`. Knows nothing of jobs.
+The access rules are in `auth`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 DOOR = web.AppKey("door", Door)
 GATE = web.AppKey("gate", Gate)
 SECURE = web.AppKey("secure", bool)
-SCRAPER = web.AppKey("scraper", str)  # the token of whoever reads the metrics; empty: none has one
+SCRAPER = web.AppKey("scraper", str)  # the token for the metrics; empty: none gives access
 VISITOR = web.RequestKey("visitor", Visitor)
 
 GUILD = "local"
-TERMINAL = "terminal"  # the visitor without a cookie
+TERMINAL = "terminal"  # the id of the visitor without a cookie
 YEAR = 365 * 24 * 3600
 METRICS = "/metrics"
 ENTRANCE = "/api/entrance"  # where a one-time token is exchanged
-FREE = ("/healthz", "/static/")  # no secret behind these: a stranger may see them
+FREE = ("/healthz", "/static/")  # public: nothing secret is behind these
 SENTENCES = {
     404: "There is nothing at this address.",
     408: "The request took too long to arrive. Send it again.",
@@ -55,14 +55,14 @@ Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def dress(request: web.Request, response: web.StreamResponse) -> None:
-    """Before any answer goes out: the safety headers, and no caching unless the answer allows it."""
+    """Add the security headers to every response, and forbid caching unless the response allows it."""
     for name, value in HEADERS.items():
         response.headers[name] = value
     response.headers.setdefault("Cache-Control", "no-cache")
 
 
 def give_cookie(request: web.Request, response: web.StreamResponse, visitor: Visitor) -> None:
-    """Lets the browser come in again: HttpOnly, SameSite=Strict, and Secure where the public address is https."""
+    """Set the visitor's cookie: HttpOnly, SameSite=Strict, and Secure where the public address is https."""
     secure = request.secure or request.app[SECURE]
     value = request.app[GATE].seal(visitor)
     response.set_cookie(COOKIE, value, max_age=YEAR, httponly=True, samesite="Strict", secure=secure)
@@ -70,14 +70,14 @@ def give_cookie(request: web.Request, response: web.StreamResponse, visitor: Vis
 
 @web.middleware
 async def errors(request: web.Request, handler: Next) -> web.StreamResponse:
-    """Every refusal and mistake becomes one sentence with the right status."""
+    """Turn every refusal and error into one sentence with the right status."""
     try:
         return await handler(request)
     except Refused as refused:
         return said(request, refused.status, refused.sentence)
     except web.HTTPMethodNotAllowed as error:
         methods = ", ".join(sorted(error.allowed_methods))
-        answer = said(request, 405, f"{request.method} does not go here, only {methods}.")
+        answer = said(request, 405, f"{request.method} is not allowed here, only {methods}.")
         answer.headers["Allow"] = methods
         return answer
     except web.HTTPException as error:
@@ -85,7 +85,7 @@ async def errors(request: web.Request, handler: Next) -> web.StreamResponse:
             raise
         answer = said(request, error.status, SENTENCES.get(error.status, error.reason))
         if error.status == 408:
-            answer.force_close()  # the rest of it may never come
+            answer.force_close()  # the rest of the request may never come
         return answer
     except Unavailable as error:
         log.warning("a request found no database: %s %s: %s", request.method, request.rel_url.raw_path, error)
@@ -99,7 +99,7 @@ async def errors(request: web.Request, handler: Next) -> web.StreamResponse:
 
 @web.middleware
 async def entrance(request: web.Request, handler: Next) -> web.StreamResponse:
-    """Host and Origin first, then who it is; a newcomer to an open room gets a cookie."""
+    """Check Host and Origin, then identify the visitor. A newcomer to an open room gets a cookie."""
     app = request.app
     app[DOOR].check(request.method, request.headers)
     known = app[GATE].unseal(request.cookies.get(COOKIE, ""))
@@ -115,7 +115,7 @@ async def entrance(request: web.Request, handler: Next) -> web.StreamResponse:
 
 
 def _stranger(request: web.Request) -> Visitor | None:
-    """Who comes without a cookie: the terminal by its key, or anyone where only this computer can come."""
+    """Return the visitor of a request without a cookie: the terminal by its key, or anyone in an open room."""
     gate = request.app[GATE]
     if not request.app[DOOR].open and not gate.is_terminal(request.headers.get("Authorization", "")):
         return None
@@ -128,13 +128,13 @@ def _is_free(request: web.Request) -> bool:
 
 
 def _scrapes(request: web.Request) -> bool:
-    """Whether it comes for the metrics, with their token."""
+    """Return whether the request is for the metrics and carries their token."""
     token, sent = request.app[SCRAPER], request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
     return request.path == METRICS and bool(token) and hmac.compare_digest(sent, f"Bearer {token}".encode())
 
 
 def said(request: web.Request, status: int, sentence: str) -> web.Response:
-    """One sentence: as JSON under `/api`, else as a page."""
+    """Return one sentence: as JSON under `/api`, else as a page."""
     if request.path.startswith("/api/") or request.path in ("/healthz", METRICS):
         return web.json_response({"error": sentence}, status=status)
     context = {"status": status, "sentence": sentence}
@@ -142,7 +142,7 @@ def said(request: web.Request, status: int, sentence: str) -> web.Response:
 
 
 def member_of(request: web.Request) -> Member:
-    """The visitor as the studio's member. Owners are moderators here; guests are only themselves."""
+    """Return the visitor as a member. Owners are moderators here."""
     visitor = request[VISITOR]
     name = "Terminal" if visitor.id == TERMINAL else f"Visitor {visitor.id[:4]}"
     return Member(id=f"{GUILD}:{visitor.id}", name=name, guild=GUILD, moderator=visitor.owner)

@@ -1,6 +1,6 @@
-"""The grids that were asked for last, kept for a while: a page and its visitors ask for the same ones again and again.
+"""A cache of composed grids: a page and its visitors request the same ones again and again.
 
-Knows how many may be composed at once and how much is kept; knows nothing of requests or of where pictures lie.
+It bounds how many are composed at once and how much is kept.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ MOST_BYTES = 64 * 1024 * 1024
 
 
 class Grids:
-    """Composed pictures by what they are made of, which never changes; the ones unasked for longest are dropped."""
+    """An LRU cache of grids. A key names what a grid is made of, so an entry never changes."""
 
     def __init__(self, cell: int) -> None:
         self._cell = cell
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._making: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()  # while anyone waits
+        self._making: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = (
+            WeakValueDictionary()
+        )  # an entry lives while a request waits
         self._kept: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
         self._bytes = 0
 
     async def of(self, key: tuple[str, ...], pictures: Callable[[], Awaitable[Sequence[bytes]]]) -> bytes:
-        """The grid called `key`; composed from `pictures()`, which is only asked when it is not kept."""
+        """Return the grid of `key`; compose it from `pictures()`, which is called only on a miss."""
         if (kept := self._look(key)) is not None:
             return kept
         one_at_a_time = self._making.setdefault(key, asyncio.Lock())
         async with one_at_a_time, self._turns:
-            if (kept := self._look(key)) is not None:  # who came before us made it
+            if (kept := self._look(key)) is not None:  # composed while we waited
                 return kept
             made = await asyncio.to_thread(grid.compose, await pictures(), self._cell)
             self._keep(key, made)

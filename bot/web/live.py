@@ -1,7 +1,7 @@
 """The live streams (server-sent events): one for the whole page, one for a single job.
 
-Knows the studio's feed and how a stream ends; knows nothing of how a job runs. Each client reads at its own pace: the
-feed's subscription coalesces what it has not read yet, so a slow client skips frames and never holds anybody up.
+Each client reads at its own pace. The feed's subscription coalesces what a client has not read, so a slow one skips
+frames and delays nobody.
 """
 
 from __future__ import annotations
@@ -32,28 +32,27 @@ from bot.web.told import Texts, Told
 log = logging.getLogger(__name__)
 
 STUDIO = web.AppKey("studio", Studio)
-WARMING = web.AppKey("warming", asyncio.Event)  # set: an engine of our own was started, and is not there yet
+WARMING = web.AppKey("warming", asyncio.Event)  # set: our own engine was started and is not ready yet
 CLOSING = web.AppKey("closing", asyncio.Event)
 STREAMS = web.AppKey("streams", set)
 TEXTS = web.AppKey("texts", Texts)
 
 MOST_STREAMS = 200
-MOST_EACH = 20  # of one visitor; the terminal is no single visitor
-PACE = 0.03  # seconds after each frame of a stream: about as often as eyes notice
-GLANCE = 1.0  # seconds between two looks at who is at work
+MOST_EACH = 20  # of one visitor; not for the terminal, which is no single visitor
+PACE = 0.03  # seconds after each frame of a stream: about as often as the eye notices
+GLANCE = 1.0  # seconds between two checks of the workers
 RECENT = 30  # jobs that the page starts with
 UNREAD = 64 * 1024  # bytes that may wait in the kernel for a slow client
-STALLED = 30.0  # seconds in which a reader takes nothing
-END = "end"  # the id of a job's last event: a browser that comes back with it is told to stop
+STALLED = 30.0  # seconds without a read, after which a client is cut off
+END = "end"  # the id of a job's last event: a browser that reconnects with it is told to stop
 
 
 def routes() -> list[web.RouteDef]:
-    """The addresses of the streams."""
     return [web.get("/api/events", events), web.get("/api/jobs/{id}/events", job_events)]
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Everything the page shows: `room`, `jobs`, then `job`, `queued`, `loading`, `frame` as things happen."""
+    """Stream all that the page shows: `room`, `jobs`, then `job`, `queued`, `loading`, `frame` as they happen."""
     async with _stream(request) as stream, request.app[STUDIO].feed.subscribe() as moments:
         page = Page(request, stream)
         await first_of(page.follow(moments), page.watch_room(), _gone(request))
@@ -61,13 +60,13 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 def at_work(app: web.Application) -> dict[str, Any]:
-    """Who is at work, or that the house's own engine is on its way."""
+    """Return the live workers, or that our own engine is starting."""
     studio = app[STUDIO]
     return shown.room(studio.workers(), warming=app[WARMING].is_set(), starting=studio.starting())
 
 
 class Page:
-    """One open page: what it was told of the room, and which jobs it may see."""
+    """One open page: its stream, and which jobs it may see."""
 
     def __init__(self, request: web.Request, stream: EventSourceResponse) -> None:
         self._request, self._app = request, request.app
@@ -77,7 +76,7 @@ class Page:
         self._seen: dict[str, bool] = {}  # job → shown here
 
     async def follow(self, moments: Subscription) -> None:
-        """First the jobs as they are, then each moment as it comes."""
+        """Send the jobs as they are, then each event as it comes."""
         queue, recent = await self._studio.queue(GUILD), await self._studio.recent(GUILD, RECENT)
         views = {view.id: view for view in [*recent, *queue] if not view.hidden_from(self._reader.id)}
         self._seen.update(dict.fromkeys(views, True))
@@ -88,7 +87,7 @@ class Page:
                 await asyncio.sleep(PACE)
 
     async def _pass_on(self, moment: Moment) -> bool:
-        """True if a frame was sent: only these come so often that they need a pace."""
+        """Return True if a frame was sent: only frames come so often that they need a pace."""
         if moment.job not in self._seen or isinstance(moment, Settled):
             await self._show(moment.job)
         if isinstance(moment, Settled):
@@ -99,9 +98,9 @@ class Page:
         return False
 
     async def _show(self, job: str) -> None:
-        """The whole job: when it is new to the page, and when it is over. That one was deleted, where that was.
+        """Send the whole job when it is new to the page or over, or send that it was deleted.
 
-        What is another room's, or somebody's private one, is not for this page.
+        Jobs of other servers and private jobs of others are not sent.
         """
         try:
             view = await self._studio.view(job)
@@ -114,7 +113,7 @@ class Page:
             await self._tell("job", shown.job(view, self._reader))
 
     async def watch_room(self) -> None:
-        """Tells who is at work, at once and whenever it changes."""
+        """Send the live workers, at once and whenever they change."""
         told: dict[str, Any] | None = None
         while True:
             room = at_work(self._app)
@@ -128,13 +127,14 @@ class Page:
 
 
 async def job_events(request: web.Request) -> web.StreamResponse:
-    """One job: `queued` first unless it is over, `loading` while its model is on its way, `frame` as it develops, and
-    its end, after which the stream closes.
+    """Stream one job: `queued` unless it is over, `loading` while its model loads, `frame` as it runs, and its end.
+
+    The stream closes after the end.
     """
     studio = request.app[STUDIO]
     view = await visible(request)
     if request.headers.get("Last-Event-ID") == END:
-        return web.Response(status=204)  # an EventSource stops at this
+        return web.Response(status=204)  # this status stops an EventSource
     async with _stream(request) as stream, studio.feed.subscribe(view.id) as moments:
         await first_of(_follow_job(request, stream, moments), _gone(request))
     return stream
@@ -155,8 +155,10 @@ async def _follow_job(request: web.Request, stream: EventSourceResponse, moments
 
 
 async def _tell_moment(request: web.Request, stream: EventSourceResponse, moment: Told) -> None:
-    """As the library's `send`, which looks through each text for line ends: with a hundred pages that took most of the
-    bot's time. A reader who takes nothing for too long is cut off. Raises ConnectionError and TimeoutError.
+    """Send one event as bytes that all pages share.
+
+    The library's `send` searches each text for line ends: with a hundred pages that took most of the bot's time. A
+    client that reads nothing for too long is cut off. Raise ConnectionError and TimeoutError.
     """
     try:
         async with asyncio.timeout(STALLED):
@@ -170,16 +172,16 @@ async def _tell_moment(request: web.Request, stream: EventSourceResponse, moment
 async def _tell_end(request: web.Request, stream: EventSourceResponse) -> None:
     try:
         view = await visible(request)
-    except Refused as refused:  # deleted under our eyes
+    except Refused as refused:  # deleted meanwhile
         gone = {"id": request.match_info["id"], "state": "deleted", "reason": refused.sentence}
         return await stream.send(json.dumps(gone), event="deleted", id=END)
     await stream.send(json.dumps(shown.job(view, member_of(request))), event=view.state, id=END)
 
 
 async def visible(request: web.Request, job: str = "") -> View:
-    """The job that the address names, if this visitor may see it; a guest sees only this room's. Refuses with 404.
+    """Return the job in the address if this visitor may see it; a guest sees only this room's. Refuse with 404.
 
-    A private one is its author's alone: not even whoever runs the room is shown it.
+    Only the author sees a private job: not even the room's owner does.
     """
     view = await request.app[STUDIO].view(job or request.match_info["id"])
     if (view.guild != GUILD and not request[VISITOR].owner) or view.hidden_from(member_of(request).id):
@@ -188,9 +190,9 @@ async def visible(request: web.Request, job: str = "") -> View:
 
 
 async def permitted(request: web.Request, action: Action, job: str = "") -> View:
-    """The job that the address names, if this visitor may do that with it. Refuses with 404, or with 403.
+    """Return the job in the address if this visitor may do `action` with it. Refuse with 404, or with 403.
 
-    Whoever runs the room looks at any server's job, and goes on from those of this room alone.
+    The room's owner sees the jobs of every server, but may continue only those of this room.
     """
     view = await visible(request, job)
     if reason := forbidden(action, member_of(request), subject_of(view)):
@@ -199,7 +201,7 @@ async def permitted(request: web.Request, action: Action, job: str = "") -> View
 
 
 async def within_reach(request: web.Request, action: Action = "cancel") -> str:
-    """The id of a job that this visitor may stop, seen or not: whoever runs the room may also stop private ones."""
+    """Return the id of a job that this visitor may stop, seen or not: the room's owner may also stop private ones."""
     with contextlib.suppress(Refused):
         return (await visible(request)).id
     view = await request.app[STUDIO].view(request.match_info["id"])
@@ -210,7 +212,7 @@ async def within_reach(request: web.Request, action: Action = "cancel") -> str:
 
 @contextlib.asynccontextmanager
 async def _stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
-    """A stream that is counted while it lasts. What breaks it ends it, and the client comes back for another."""
+    """Yield an event stream that counts against the limits. An error ends it, and the client reconnects."""
     streams, visitor = request.app[STREAMS], request[VISITOR].id
     theirs = 0 if visitor == TERMINAL else sum(whose == visitor for whose, _ in streams)
     if len(streams) >= MOST_STREAMS or theirs >= MOST_EACH:
@@ -221,7 +223,7 @@ async def _stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
         async with sse_response(request, send_timeout=STALLED, ping_interval=10) as stream:
             try:
                 yield stream
-            except Unavailable as error:  # a ConnectionError too
+            except Unavailable as error:  # is a ConnectionError too
                 log.warning("a live stream ended: %s", error)
             except (ConnectionError, TimeoutError):
                 log.debug("a reader of a live stream went away")
@@ -232,7 +234,7 @@ async def _stream(request: web.Request) -> AsyncIterator[EventSourceResponse]:
 
 
 def _keep_little(request: web.Request) -> None:
-    """Small buffers, or a slow client would see megabytes of old frames before a new one."""
+    """Set small buffers: otherwise a slow client would see megabytes of old frames before a new one."""
     if request.transport is None:
         return
     request.transport.set_write_buffer_limits(high=UNREAD)  # type: ignore[attr-defined]
@@ -242,7 +244,7 @@ def _keep_little(request: web.Request) -> None:
 
 
 async def _gone(request: web.Request) -> None:
-    """Returns when the client has gone or the house closes."""
+    """Return when the client has gone or the server closes."""
     while request.transport is not None and not request.transport.is_closing():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GLANCE):

@@ -1,6 +1,6 @@
-"""The HTTP API's way on from a picture as such: a part of it anew, beyond its edges, branching off midway.
+"""The HTTP API of edits: inpaint, zoom out, pan and branch from a finished picture.
 
-Knows addresses, forms and JSON bodies; every decision is the studio's. Pictures count from 1, as on the buttons.
+Every decision is the studio's. Pictures count from 1, as on the buttons.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from bot.web.prints import index_of
 
 
 class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The part `order` of `POST /api/jobs/{id}/edit/{n}`, beside the part `mask`. Without a prompt: the old words."""
+    """The part `order` of `POST /api/jobs/{id}/edit/{n}`, beside the part `mask`. Without a prompt: the old one."""
 
     prompt: str | None = None
     strength: Annotated[float, msgspec.Meta(ge=0.05, le=1)] | None = None
 
 
 class Zoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /api/jobs/{id}/zoom/{n}`. `square`: as far as it takes to become one, whatever the factor."""
+    """The body of `POST /api/jobs/{id}/zoom/{n}`. `square`: until the picture is square, whatever the factor."""
 
     factor: float = 2.0
     square: bool = False
@@ -39,7 +39,7 @@ class Pan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /api/jobs/{id}/branch/{n}`. The options say the same as the prompt's flags."""
+    """The body of `POST /api/jobs/{id}/branch/{n}`. The options mean the same as the prompt's flags."""
 
     step: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     prompt: str | None = None
@@ -51,13 +51,12 @@ class Branch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exact: bool = False
 
     def options(self) -> dict[str, Any]:
-        """Only what was said."""
+        """Return the options that the request sets."""
         said = {name: getattr(self, name) for name in ("steps", "seed", "guidance", "count", "negative")}
         return {name: value for name, value in said.items() if value is not None}
 
 
 def routes() -> list[web.RouteDef]:
-    """The addresses."""
     job = "/api/jobs/{id}"
     return [
         web.post(job + "/edit/{n}", edit),
@@ -69,7 +68,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def edit(request: web.Request) -> web.Response:
-    """What is white in the mask is drawn anew."""
+    """Inpaint a picture where the mask is white."""
     view, index = await permitted(request, "edit"), index_of(request)
     async with form_of(request, Edit) as (said, brought):
         if brought.mask is None or brought.pictures:
@@ -82,7 +81,7 @@ async def edit(request: web.Request) -> web.Response:
 
 
 async def zoom(request: web.Request) -> web.Response:
-    """The picture smaller, with what may be around it."""
+    """Zoom out: outpaint around the picture."""
     view, index = await permitted(request, "zoom"), index_of(request)
     said, who = await body_of(request, Zoom), (member_of(request), place_of(request))
     if said.square:
@@ -91,20 +90,20 @@ async def zoom(request: web.Request) -> web.Response:
 
 
 async def pan(request: web.Request) -> web.Response:
-    """What may lie beyond one of its edges."""
+    """Outpaint beyond one edge of the picture."""
     view, index = await permitted(request, "pan"), index_of(request)
     said, who = await body_of(request, Pan), (member_of(request), place_of(request))
     return made_of(await request.app[STUDIO].pan(view.id, index, said.direction, *who, key=key_of(request)))
 
 
 async def steps(request: web.Request) -> web.Response:
-    """From which steps one can branch off."""
+    """Return the steps to branch from."""
     view, index = await permitted(request, "branch"), index_of(request)
     return web.json_response({"steps": list(await request.app[STUDIO].steps(view.id, index, member_of(request)))})
 
 
 async def branch(request: web.Request) -> web.Response:
-    """Another course from one of these steps on."""
+    """Branch from one of these steps."""
     view, index = await permitted(request, "branch"), index_of(request)
     said = await body_of(request, Branch)
     made = await request.app[STUDIO].branch(

@@ -1,7 +1,4 @@
-"""What a visitor prefers, over HTTP: flags of their own, as `/prefer option` has them in Discord.
-
-Knows addresses and bodies; what an option may be is the desk's business.
-"""
+"""`/api/prefer/options`: a visitor's flag aliases, as `/prefer option` has them in Discord."""
 
 from __future__ import annotations
 
@@ -16,24 +13,23 @@ OPTIONS = web.AppKey("options", Options)
 
 
 class Option(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `PUT /api/prefer/options`. Without a value it is deleted."""
+    """The body of `PUT /api/prefer/options`. Without a value the alias is deleted."""
 
     name: str
     value: str = ""
 
 
 def routes() -> list[web.RouteDef]:
-    """The one address."""
     return [web.get("/api/prefer/options", mine), web.put("/api/prefer/options", note)]
 
 
 async def mine(request: web.Request) -> web.Response:
-    """The visitor's own flags, and what they stand for."""
+    """Return the visitor's flag aliases, and what they stand for."""
     return web.json_response({"options": await request.app[OPTIONS].of(member_of(request).id)})
 
 
 async def note(request: web.Request) -> web.Response:
-    """What a flag of theirs stands for from now on, or that there is none of that name any more."""
+    """Set or delete one of the visitor's flag aliases; return them all."""
     said, options, member = await body_of(request, Option), request.app[OPTIONS], member_of(request).id
     await (options.put(member, said.name, said.value) if said.value.strip() else options.drop(member, said.name))
     return await mine(request)

@@ -1,6 +1,6 @@
-"""What was made, as files: single pictures, the grid, films and their rungs. None of it changes once it is shown.
+"""Finished pictures, grids, films and keyframes as files. A file never changes once it is shown.
 
-Knows addresses and content types; the studio has the bytes. Pictures count from 1, rungs from 0.
+The studio has the bytes. Pictures count from 1, keyframes from 0.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from engine.job import MAX_COUNT
 GRIDS = web.AppKey("grids", Grids)
 FOREVER = "private, max-age=31536000, immutable"
 NOT_YET = "no-store"  # while a picture of the job is held: grid and film will change
-CELL = 512  # pixels that the shorter side of a picture in the grid has at least
+CELL = 512  # least pixels of the shorter side of a picture in the grid
 
 
 def routes() -> list[web.RouteDef]:
-    """The addresses of the files."""
     job, kind = "/api/jobs/{id}", f"{{kind:{'|'.join(KINDS)}}}"
     return [
         web.get(job + "/pictures/{n}.png", picture),
@@ -39,13 +38,13 @@ def routes() -> list[web.RouteDef]:
 
 
 async def picture(request: web.Request) -> web.Response:
-    """One finished picture, as it was made."""
+    """Return one finished picture."""
     view, index = await visible(request), index_of(request)
     return _file(await request.app[STUDIO].picture(view.id, index), "image/png", f"{view.id}-{index + 1}.png", view)
 
 
 async def whole_grid(request: web.Request) -> web.Response:
-    """The pictures of a job as one."""
+    """Return the pictures of a job as a grid."""
     view, studio = _finished(await visible(request)), request.app[STUDIO]
 
     async def pictures() -> list[bytes]:
@@ -57,14 +56,17 @@ async def whole_grid(request: web.Request) -> web.Response:
 
 
 async def film(request: web.Request) -> web.Response:
-    """How the pictures came out of noise, as an animation."""
+    """Return the film of a job."""
     view, kind = _finished(await permitted(request, "film")), kind_of(request.match_info["kind"])
     made = await request.app[STUDIO].film(view.id, kind=kind)
     return _file(made, TYPES[kind], f"{view.id}.{kind}", view)
 
 
 async def walk(request: web.Request) -> web.Response:
-    """The pictures of a walk there and back, of all its jobs: another of them may still be decided about."""
+    """Return the film of an interpolation, there and back, of all its jobs.
+
+    It is not cached: a moderator may still decide about a picture of another of its jobs.
+    """
     view, kind = _finished(await permitted(request, "film")), kind_of(request.match_info["kind"])
     made = await request.app[STUDIO].walk(view.id, kind=kind)
     answer = _file(made, TYPES[kind], f"{view.id}-walk.{kind}", view)
@@ -73,21 +75,21 @@ async def walk(request: web.Request) -> web.Response:
 
 
 async def dissolve(request: web.Request) -> web.Response:
-    """One picture on its way into noise."""
+    """Return a film of one picture as noise is added to it."""
     view, index, kind = await permitted(request, "film"), index_of(request), kind_of(request.match_info["kind"])
     made = await request.app[STUDIO].dissolve(view.id, index, kind)
     return _file(made, TYPES[kind], f"{view.id}-{index + 1}-dissolving.{kind}", view)
 
 
 async def there_and_back(request: web.Request) -> web.Response:
-    """One picture on its way into noise, and how it came from there."""
+    """Return a film of one picture as noise is added to it, then as it developed."""
     view, index, kind = await permitted(request, "film"), index_of(request), kind_of(request.match_info["kind"])
     made = await request.app[STUDIO].there_and_back(view.id, index, kind)
     return _file(made, TYPES[kind], f"{view.id}-{index + 1}-there-and-back.{kind}", view)
 
 
 async def rungs(request: web.Request) -> web.Response:
-    """The steps at which the film has an image, and where each lies."""
+    """Return the steps of the film's keyframes, and the address of each."""
     view = _finished(await permitted(request, "film"))
     steps = await request.app[STUDIO].rungs(view.id)
     base = f"{shown.address(view.id)}/rungs"
@@ -95,7 +97,7 @@ async def rungs(request: web.Request) -> web.Response:
 
 
 async def rung(request: web.Request) -> web.Response:
-    """One image of the film; the first is 0."""
+    """Return one keyframe of the film; the first is 0."""
     view, number = _finished(await permitted(request, "film")), _number(request)
     return _file(await request.app[STUDIO].rung(view.id, number), "image/webp", f"{view.id}-{number}.webp", view)
 
@@ -107,7 +109,7 @@ def _finished(view: View) -> View:
 
 
 async def shot_of(request: web.Request, named: str) -> tuple[str, int]:
-    """A finished picture as `JOB/2` names it, if this visitor may go on from it. Refuses with 404, or with 403."""
+    """Return the finished picture that `JOB/2` names, if this visitor may use it. Refuse with 400, 404 or 403."""
     job, _, number = named.partition("/")
     if number not in [str(one) for one in range(1, MAX_COUNT + 1)]:
         raise Refused("A picture is named by its job and its number, as in 01J…/2.", 400)
@@ -122,7 +124,7 @@ def _number(request: web.Request) -> int:
 
 
 def index_of(request: web.Request) -> int:
-    """The picture that the address names, counted from 0 as the studio does."""
+    """Return the index of the picture in the address, counted from 0 as the studio does."""
     number = _number(request)
     if not 1 <= number <= MAX_COUNT:
         raise Refused(f"Pictures are numbered from 1 to {MAX_COUNT}.", 404)

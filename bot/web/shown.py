@@ -1,7 +1,4 @@
-"""What the page and the API show of the studio's values: plain JSON, pictures counted from 1 as on U1 to U4.
-
-Knows the addresses of pictures; knows nothing of requests.
-"""
+"""Serializes the studio's values to JSON for the page and the API. Pictures count from 1, as on U1 to U4."""
 
 from __future__ import annotations
 
@@ -26,12 +23,12 @@ WARMING = "The engine is warming up. Prompts wait here until it is ready."
 
 
 def address(job: str) -> str:
-    """Where a job lies in the API."""
+    """Return a job's address in the API."""
     return f"/api/jobs/{job}"
 
 
 def ticket(one: Ticket) -> dict[str, Any]:
-    """An accepted job, as the answer to whoever asked for it."""
+    """Return an accepted job, as the answer to its request."""
     return {
         "id": one.job,
         "prompt": one.prompt,
@@ -50,14 +47,14 @@ def ticket(one: Ticket) -> dict[str, Any]:
 
 
 def accepted(tickets: Iterable[Ticket]) -> dict[str, Any]:
-    """The first ticket with the ids of all (permutations make several) and every note once."""
+    """Return the first ticket with the ids of all (permutations make several) and every note once."""
     shown = [ticket(one) for one in tickets]
     notes = list(dict.fromkeys(note for one in shown for note in one["notes"]))
     return {**shown[0], "ids": [one["id"] for one in shown], "jobs": shown, "notes": notes}
 
 
 def job(view: View, reader: Member) -> dict[str, Any]:
-    """A job as `reader` sees it."""
+    """Return a job as `reader` sees it."""
     yours = view.member_id == reader.id
     return {
         "id": view.id,
@@ -92,10 +89,10 @@ def job(view: View, reader: Member) -> dict[str, Any]:
 
 
 def _words(prompt: str) -> str:
-    """The prompt without its flags, for whoever goes on from it with other words: a seed must not come along."""
+    """Return the prompt without its flags, as the start of another prompt: an old seed must not come along."""
     try:
         return split(prompt)[0]
-    except Refused:  # of an earlier version's grammar
+    except Refused:  # from an earlier version's grammar
         return prompt
 
 
@@ -137,7 +134,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _start(start: Forward | Branch | None) -> dict[str, Any] | None:
-    """What it began with: so many pictures, or a step of its parent; None for noise."""
+    """Return what it began with: the number of init images, or a step of its parent; None for noise."""
     if isinstance(start, Branch):
         return {"step": start.left, "fresh": start.fresh}
     if isinstance(start, Forward):
@@ -147,7 +144,7 @@ def _start(start: Forward | Branch | None) -> dict[str, Any] | None:
 
 @cache
 def _kinds() -> tuple[Kind, ...]:
-    """The kinds of films that are made here; what is installed does not change while it runs."""
+    """Return the kinds of films that can be made here; installed packages do not change at run time."""
     return available()
 
 
@@ -178,7 +175,7 @@ def _results(view: View) -> dict[str, Any]:
 
 
 def _ways(base: str, number: int, *, shown: bool, ladder: bool) -> dict[str, str | None]:
-    """Addresses that a picture has only while it may be shown."""
+    """Return the addresses that a picture has only while it may be shown."""
     return {
         "dissolve": f"{base}/dissolve/{number}.webp" if shown else None,
         "return": f"{base}/return/{number}.webp" if shown and ladder else None,
@@ -187,10 +184,10 @@ def _ways(base: str, number: int, *, shown: bool, ladder: bool) -> dict[str, str
 
 
 def frame(moment: Developing) -> dict[str, Any]:
-    """Live previews: image number → JPEG in base64, only the images that changed.
+    """Return live previews: image number → JPEG in base64, only the images that changed.
 
-    Inside the event and not behind an address: a frame is a few kilobytes; an address would cost another request each
-    on a browser's six connections, and could arrive after its picture is finished.
+    They are inside the event and not behind an address. A frame is a few kilobytes; an address would cost another
+    request on a browser's six connections, and could arrive after its picture is finished.
     """
     return {
         "id": moment.job,
@@ -203,7 +200,7 @@ def frame(moment: Developing) -> dict[str, Any]:
 
 
 def loading(moment: Readying) -> dict[str, Any]:
-    """A model on its way into memory: percent of it, and the sentence for who waits."""
+    """Return how far a model is loaded: percent, and the sentence for those who wait."""
     percent = sentences.percent(round(moment.done * 1000), 1000)
     said = sentences.loading(moment.model, moment.done, moment.size)
     return {"id": moment.job, "model": moment.model, "percent": percent, "sentence": said}
@@ -222,9 +219,9 @@ def _model(warm: Warm) -> dict[str, Any]:
 
 
 def room(workers: Mapping[str, Presence], *, warming: bool = False, starting: str = "") -> dict[str, Any]:
-    """Who is at work: every live worker with its device and its models. `warming`: one is sure to come soon.
+    """Return every live worker with its device and its models.
 
-    `starting`: the sentence on one that is on its way.
+    `warming`: one is sure to come soon. `starting`: the sentence on one that is starting.
     """
     shown = [
         {

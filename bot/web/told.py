@@ -1,7 +1,4 @@
-"""What open pages are told of a moment: its event, written once however many pages are open.
-
-Knows how a moment is written; nothing of streams or of who may see what.
-"""
+"""A cache of encoded events: each is encoded once, however many pages are open."""
 
 from __future__ import annotations
 
@@ -17,13 +14,13 @@ REMEMBERED = 256  # jobs
 
 
 class Texts:
-    """Of each job the last moment's. The feed gives all pages that keep up the same moment."""
+    """The last encoded event of each job. The feed gives the same object to all pages that keep up."""
 
     def __init__(self) -> None:
         self._last: OrderedDict[str, tuple[Told, bytes]] = OrderedDict()
 
     def of(self, moment: Told) -> bytes:
-        """The event as it goes over the wire (HTML, 9.2.6: the event stream's format). JSON has no line ends."""
+        """Return the event in its wire format (HTML, 9.2.6: the event stream's format). JSON has no line ends."""
         last = self._last.get(moment.job)
         if last is None or last[0] is not moment:
             event, value = spoken(moment)
@@ -35,7 +32,7 @@ class Texts:
 
 
 def spoken(moment: Told) -> tuple[str, dict[str, Any]]:
-    """The event's name and what it says."""
+    """Return the event's name and its value for JSON."""
     if isinstance(moment, Developing):
         return "frame", shown.frame(moment)
     if isinstance(moment, Readying):

@@ -1,6 +1,6 @@
-"""The pages: the chatroom itself, how to put the bot into a server, and the way in by a one-time address.
+"""The HTML pages: the chatroom, how to add the bot to a server, and the entrance by a one-time address.
 
-Knows templates and what they are filled with; the jobs on the page come by the event stream.
+The jobs reach the page by the event stream.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ PERMISSIONS = 1 << 10 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 38
 
 
 def routes() -> list[web.RouteDef]:
-    """The addresses of the pages."""
     return [
         web.get("/", home),
         web.post(ENTRANCE, come_in),
@@ -38,17 +37,17 @@ def routes() -> list[web.RouteDef]:
 
 
 async def home(request: web.Request) -> web.StreamResponse:
-    """The chatroom; with `?token=…` the way in."""
+    """Return the chatroom; with `?token=…` the entrance."""
     if "token" in request.query:
         return threshold(request)
     return _page(request, "room.html", examples=EXAMPLES, example=EXAMPLES[0])
 
 
 def threshold(request: web.Request) -> web.StreamResponse:
-    """The page behind a one-time address. It spends nothing: previews of links, and HEAD, come here as well.
+    """Return the page behind a one-time address. It uses nothing up: link previews and HEAD requests come here too.
 
-    Who is known already goes on to the room; by a page of ours and not by a redirect, along which a browser that
-    followed a link in another site's page would not send a SameSite=Strict cookie.
+    A known visitor goes on to the room by a page of ours and not by a redirect. Along a redirect from another site's
+    link, a browser would not send a SameSite=Strict cookie.
     """
     visitor, token = request.get(VISITOR), request.query["token"]
     gains = request.app[GATE].gains(token, visitor)
@@ -64,9 +63,9 @@ class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def come_in(request: web.Request) -> web.StreamResponse:
-    """Exchanges the one-time token for a cookie. Who would gain nothing by it stays who they are, and spends nothing.
+    """Exchange the one-time token for a cookie. A visitor who gains nothing by it keeps their role and the token.
 
-    A POST from our own page: its visitor's cookie comes along even where a foreign link led to the page.
+    This is a POST from our own page: the visitor's cookie comes along even if a foreign link led to the page.
     """
     token, visitor = (await body_of(request, Invitation)).token, request.get(VISITOR)
     gate = request.app[GATE]
@@ -82,12 +81,12 @@ async def come_in(request: web.Request) -> web.StreamResponse:
 
 
 async def discord(request: web.Request) -> web.StreamResponse:
-    """How to put the bot into a Discord server."""
+    """Return the page on adding the bot to a Discord server."""
     return _page(request, "discord.html", permissions=PERMISSIONS)
 
 
 async def icon(request: web.Request) -> web.StreamResponse:
-    """Browsers ask for this unasked."""
+    """Redirect to the icon; browsers request this address by themselves."""
     raise web.HTTPFound("/static/lamp.svg")
 
 

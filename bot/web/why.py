@@ -1,6 +1,6 @@
-"""`GET /api/jobs/{id}/why`: why a job waits, for `darkroom jobs why` on this machine, and whoever holds its key.
+"""`GET /api/jobs/{id}/why`: why a job waits, for `darkroom jobs why` and other holders of this machine's terminal key.
 
-Of any server, and of private jobs too, since it says nothing of their words. Knows the studio's view of a job.
+It covers every server's jobs and private ones, since it says nothing of their prompts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from bot.web.live import STUDIO
 
 
 def routes() -> list[web.RouteDef]:
-    """The one address."""
     return [web.get("/api/jobs/{id}/why", why)]
 
 
 async def why(request: web.Request) -> web.Response:
-    """What only the running bot knows of it: the live workers, how far it is, and when it will be done."""
+    """Return what only the running bot knows: the reason for the wait, the job's step, and when it will be done."""
     if not request.app[GATE].is_terminal(request.headers.get("Authorization", "")):
         raise Refused("Only the terminal of this machine may ask for that.", 403)
     view = await request.app[STUDIO].view(request.match_info["id"])

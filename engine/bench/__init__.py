@@ -1,1 +1,4 @@
-"""Benchmarks: what we claim, measured side by side in one run. Not tests: a slow machine fails a goal, not a build."""
+"""Benchmarks against diffusers in one run.
+
+They are not tests: a slow machine misses a goal, it does not fail a build.
+"""

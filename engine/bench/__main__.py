@@ -1,4 +1,4 @@
-"""`darkroom bench`: rows of figure and goal on the standard output, progress on the error output."""
+"""The `darkroom bench` command: result rows on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def bench(
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="The README's first claims alone, in some minutes; all takes about twenty."),
+        typer.Option("--quick", help="Only the README's first claims, in a few minutes; all takes about twenty."),
     ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Instead: draw throughput and first preview against users into this PNG."),
+        typer.Option(metavar="FILE", help="Only plot throughput and first preview against users into this PNG."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:
@@ -55,7 +55,7 @@ def _rows(sides: Sides, quick: bool) -> Iterator[Row]:
         _say("a busy server's day, simulated")
         yield from day_rows()
         yield from card_rows(_say)
-    _say("the whole program, from outside")
+    _say("the running program, measured from outside")
     yield from service_rows()
 
 
@@ -69,7 +69,7 @@ def _plot(sides: Sides, path: Path) -> None:
     users.plot(
         found, path, f"embedded model, {load.steps} steps of DDPM, {load.dtype}, {device_name(sides.family.device)}"
     )
-    _say(f"{path}: {len(found)} crowds, both systems in {load.dtype}")
+    _say(f"{path}: {len(found)} numbers of users, both systems in {load.dtype}")
 
 
 def _say(sentence: str) -> None:

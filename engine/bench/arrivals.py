@@ -1,4 +1,4 @@
-"""A day of a busy server, drawn from a seed: who asks for what, when, and who cancels. No engine and no device here."""
+"""Job arrivals of one simulated day on a busy server, drawn from a seed. Imports no engine and no torch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from random import Random
 
 DAY = 86_400.0  # seconds
 MEMBERS, GUILDS = 60, 6
-PEAK = 21 * 3600.0  # most is asked for at nine in the evening
-MEAN_GAP = 30.0  # seconds between two requests over the whole day, bursts aside
-FLOODS = 4  # moments at which one member asks for many jobs
-RUSHES = 3  # moments at which many members ask for one
+PEAK = 21 * 3600.0  # the busiest hour is nine in the evening
+MEAN_GAP = 30.0  # seconds between two requests, averaged over the day, without bursts
+FLOODS = 4  # times at which one member posts many jobs
+RUSHES = 3  # times at which many members post one job each
 CANCELLED = 0.06
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A job: `images` of `size`² pixels in `steps`. Guidance holds from step `first` to before step `end`.
+    """One job: `images` of `size`² pixels in `steps`. Guidance holds in steps `first` ≤ k < `end`.
 
-    `at` is in seconds; `patience` is how long after that it is cancelled, unless it is done.
+    `at` is in seconds. `patience` is the number of seconds after `at` when the member cancels an unfinished job.
     """
 
     job: str
@@ -35,19 +35,19 @@ class Arrival:
     patience: float = math.inf
 
     def rows(self, k: int) -> int:
-        """Network rows of one image at step `k`."""
+        """Return the network rows of one image at step `k`."""
         return 2 if self.first <= k < self.end else 1
 
 
 def day(seed: int) -> list[Arrival]:
-    """The same day for the same seed, in order of time."""
+    """Return the arrivals in order of time; the same seed gives the same day."""
     random = Random(seed)
     asked = [*_ordinary(random), *_floods(random), *_rushes(random)]
     return [_job(random, number, *each) for number, each in enumerate(sorted(asked))]
 
 
 def _ordinary(random: Random) -> Iterator[tuple[float, int]]:
-    """A Poisson process whose rate follows the hour, by thinning (Lewis and Shedler 1979)."""
+    """Yield arrivals of a Poisson process whose rate follows the hour, by thinning (Lewis and Shedler 1979)."""
     at = random.expovariate(2.0 / MEAN_GAP)
     while at < DAY:
         if random.random() < 0.5 * (1.0 + 0.9 * math.cos(2 * math.pi * (at - PEAK) / DAY)):
@@ -56,7 +56,7 @@ def _ordinary(random: Random) -> Iterator[tuple[float, int]]:
 
 
 def _member(random: Random) -> int:
-    """Few ask for much: member n asks 1/(n + 1) as often as the first."""
+    """Draw a member: few post many jobs. Member n posts 1/(n + 1) as often as member 0."""
     return random.choices(range(MEMBERS), [1.0 / (number + 1) for number in range(MEMBERS)])[0]
 
 

@@ -1,4 +1,4 @@
-"""A picture and a mask to begin with, of half the steps, as somebody would bring them. Knows no clocks."""
+"""A synthetic init image and its mask, as a member would upload them, at strength 0.5. Measures no time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STRENGTH = 0.5
 
 
 def start() -> Forward:
-    """What a recipe says of them."""
+    """Return the init image as a recipe names it."""
     picture, mask = blobs()
     return Forward((Source(picture),), STRENGTH, mask)
 
 
 @lru_cache(maxsize=1)
 def blobs() -> Mapping[str, bytes]:
-    """The picture, a gradient, and the mask, whose right half is white; by SHA-256."""
+    """Return the PNGs by SHA-256: a gradient picture and a mask whose right half is white."""
     gradient = Image.linear_gradient("L")
     picture = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
     mask = gradient.rotate(90).point([0] * 128 + [255] * 128)

@@ -1,7 +1,7 @@
-"""The goals that need a card: networks of the sizes people run, with random weights, beside diffusers on the same card.
+"""Throughput goals for a CUDA device: random-weight models of SD 1.5 and SDXL size beside diffusers.
 
-Speed does not depend on what a network has learnt. The words come from MiniLM, so cross-attention reads 384 features
-instead of 768 or 2048. Where there is no card, the rows say so.
+Random weights do not change speed. The text encoder is MiniLM, so cross-attention reads 384 features instead of 768 or
+2048. Without a CUDA device the rows say so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GOALS = (
     ("SD 1.5 size, 512², 8 users: images/s against diffusers compiled", "≥ 1.5"),
     ("SDXL size, 1024², 8 users: images/s against diffusers eager", "≥ 1.3"),
 )
-# As published with the weights, but for the number of features of a word and SDXL's sizes as conditions.
+# The published configurations, except for the text features' width and SDXL's size conditioning.
 SD_15: dict[str, Any] = {"sample_size": 64, "attention_head_dim": 8}
 SDXL: dict[str, Any] = {
     "sample_size": 128, "attention_head_dim": [5, 10, 20], "block_out_channels": (320, 640, 1280),
@@ -38,13 +38,13 @@ SDXL: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
-QUIET: dict[str, Any] = {"steps_offset": 1, "clip_sample": False}  # what the pipeline would put there, with a warning
+QUIET: dict[str, Any] = {"steps_offset": 1, "clip_sample": False}  # the pipeline would set the same, with a warning
 AUTOENCODER: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
-Made = tuple[Family, Any]  # ours, and the rival's pipeline on the same weights
+Made = tuple[Family, Any]  # our family and the diffusers pipeline on the same weights
 
 
 def card_rows(say: Callable[[str], None]) -> list[Row]:
-    """Measured where there is a card, in bfloat16."""
+    """Return the rows, measured in bfloat16; without a CUDA device, rows that have no figure."""
     if not torch.cuda.is_available():
         return [Row(name, None, goal, "×", NO_CARD) for name, goal in GOALS]
     say(f"on {torch.cuda.get_device_name()}")
@@ -52,7 +52,7 @@ def card_rows(say: Callable[[str], None]) -> list[Row]:
 
 
 def measured(first: Callable[[], Made], second: Callable[[], Made], load: Load) -> list[Row]:
-    """The three rows; the second model is made when the first is gone."""
+    """Return the three rows. Builds the second model after freeing the first."""
     (eager, goal), (compiled, compiled_goal), (larger, larger_goal) = GOALS
     family, pipeline = first()
     cast(pipeline, load.dtype)
@@ -66,7 +66,7 @@ def measured(first: Callable[[], Made], second: Callable[[], Made], load: Load) 
 
 
 def made(device: str, network: dict[str, Any], autoencoder: dict[str, Any] = AUTOENCODER) -> Made:
-    """A Stable Diffusion pipeline of these sizes with random weights, for us and for the rival."""
+    """Build a Stable Diffusion pipeline with random weights, as our family and as diffusers' pipeline."""
     torch.manual_seed(0)
     tokenizer, encoder = load_text_encoder()
     levels = len(autoencoder["block_out_channels"])

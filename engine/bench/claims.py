@@ -1,6 +1,6 @@
-"""What `darkroom bench` measures of the engine: the goals, each beside its rival in the same run.
+"""The engine rows of `darkroom bench`: each goal is measured beside diffusers in the same run.
 
-`quick` measures the README's first claims in some minutes; the whole table takes about twenty.
+`quick` measures the README's first claims in a few minutes; all rows take about twenty.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from engine.calibration import Calibration, calibrate
 from engine.families.embedded import assemble, load_embedded
 from engine.families.family import Family
 
-STEPS = 50  # throughput: long enough for a step to dominate, short enough for three rounds
-LONG = 200  # what a step costs beside the network
-WAITED, WAITED_QUICKLY = 1000, 200  # previews: the advantage grows with the jobs that a rival must wait for
+STEPS = 50  # throughput: enough for steps to dominate the time, few enough for three rounds
+LONG = 200  # for the time of a step outside the network
+WAITED, WAITED_QUICKLY = 1000, 200  # previews: our advantage grows with the jobs' length
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Sides:
-    """The embedded model twice: ours, calibrated, and the rival's pipeline in float32, as diffusers loads it."""
+    """The embedded model twice: our calibrated family, and the diffusers pipeline in float32, its default."""
 
     family: Family
     pipeline: Any
@@ -35,7 +35,7 @@ class Sides:
 
     @property
     def load(self) -> Load:
-        """As a worker would run it here."""
+        """Return the load with the number format and batch limit that a worker would use here."""
         return Load(STEPS, self.found.dtype, rows=self.found.rows)
 
 
@@ -45,30 +45,30 @@ def both(data: Path) -> Sides:
 
 
 def quick_rows(sides: Sides, say: Say) -> Iterator[Row]:
-    """The first claims of the README."""
+    """Yield the rows of the README's first claims."""
     family, pipeline, load = sides.family, sides.pipeline, sides.load
     yield from _by_default(sides, say)
-    say("time to the first tenth")
+    say("time to the preview at a tenth")
     yield sooner(pipeline, family, replace(load, steps=WAITED_QUICKLY), "≥ 15")
     say(f"throughput against diffusers in {load.dtype}, and the network alone")
     yield throughput.equal_dtype(pipeline, family, load, "≥ 0.95")
 
 
 def all_rows(sides: Sides, say: Say) -> Iterator[Row]:
-    """Every goal that the embedded model can be measured by, in an order that casts the rival once."""
+    """Yield every row for the embedded model, ordered so that the diffusers pipeline is cast only once."""
     family, pipeline, load = sides.family, sides.pipeline, sides.load
     yield from _by_default(sides, say)
-    say(f"time to the first tenth of {WAITED} steps: the rival takes minutes")
+    say(f"time to the preview at a tenth of {WAITED} steps: diffusers takes minutes")
     yield sooner(pipeline, family, replace(load, steps=WAITED), "≥ 25")
     yield any_preview(family, replace(load, steps=WAITED))
     say(f"throughput against diffusers in {load.dtype}, and the network alone")
     yield throughput.equal_dtype(pipeline, family, load, "≥ 0.95")
     yield throughput.of_four(pipeline, family, load)
-    say("guidance interval, mixed load, pictures to begin with")
+    say("guidance interval, mixed load, init images")
     yield throughput.interval(family, load)
     yield throughput.mixed(family, load)
     yield throughput.begun(family, load)
-    say("what a step costs beside the network")
+    say("time of a step outside the network")
     yield from network.packed_rows(family, load.dtype)
     yield overhead.outside_the_network(family, replace(load, steps=LONG))
     yield overhead.watched(family, load)
@@ -82,7 +82,7 @@ def all_rows(sides: Sides, say: Say) -> Iterator[Row]:
 
 
 def _by_default(sides: Sides, say: Say) -> Iterator[Row]:
-    """While the rival is as diffusers loads it, in float32."""
+    """Yield the rows that need the diffusers pipeline in float32, its default."""
     say(f"embedded model, {USERS} users, ours in {sides.load.dtype}, at most {sides.load.rows} rows a forward")
     yield from parity_rows(sides.pipeline, sides.family)
     say("throughput against diffusers as it runs by default")
@@ -90,7 +90,7 @@ def _by_default(sides: Sides, say: Say) -> Iterator[Row]:
 
 
 def sooner(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
-    """How many times sooner ours shows the preview at a tenth of the steps, at the 95th percentile of the users."""
+    """Compare the p95 time at which users see the preview at a tenth of the steps: diffusers' by ours."""
     theirs, ours = previews.in_turn(pipeline, family, load), previews.together(family, load)
     times = previews.p95(theirs), previews.p95(ours)
     name = f"p95 time to the 10 % preview of {load.steps} steps, sooner than diffusers by default"

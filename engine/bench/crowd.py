@@ -1,7 +1,7 @@
-"""Eight users at once on the embedded model: our engine, and what they would run instead. Only loads and clocks.
+"""The benchmark load, eight users at once on the embedded model, and the runs of both sides under a clock.
 
-The rival is the unmodified `StableDiffusionPipeline` on the same weights and threads, one job after another, decoding
-included: as diffusers runs it by default (float32, eager), in our dtype, or compiled.
+The other side is the unmodified `StableDiffusionPipeline` on the same weights and threads, one job after another,
+decoding included. It runs as diffusers does by default (float32, eager), in our number format, or compiled.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from engine.job import Concept, Dtype, Job, Recipe, Sampler, Share
 
 USERS = 8
 PROMPTS = ("red apple", "blue car", "cat face", "green tree", "pizza", "rocket", "yellow star", "purple octopus")
-DEADLINE = 4e9  # far away: nothing here expires
+DEADLINE = 4e9  # far in the future: no job expires here
 
 
 @dataclass(frozen=True)
 class Load:
-    """One job of each of `users`: `count` pictures in `steps` steps, at the family's default guidance.
+    """One job for each of `users`: `count` pictures in `steps` steps, at the family's default guidance.
 
-    `interval` is where guidance holds. `mixed`: everybody with another sampler, number of steps or guidance, and as
-    many row-steps in all as without. `begun`: everybody begins with a picture and a mask, and runs as many steps.
-    `rows`: of a forward, as calibration caps them.
+    `interval` is the guidance interval. `mixed` gives each user another sampler, number of steps or guidance, with the
+    same row-steps in total. `begun` starts every job from an init image and a mask, with as many steps run. `rows` is
+    the batch limit of a forward.
     """
 
     steps: int
@@ -63,7 +63,7 @@ class Load:
         return Job(id=f"{number:026d}", task=recipe, share=share, cost=1.0, deadline=DEADLINE, ladder=self.ladder)
 
 
-# (sampler, times as many steps, guidance): five samplers, five numbers of steps; their row-steps are eight users' own.
+# (sampler, factor on the steps, guidance): five samplers, five numbers of steps; row-steps in total as without.
 MIXTURE: tuple[tuple[Sampler, float, bool], ...] = (
     ("ddpm", 1.0, True), ("ddim", 0.8, True), ("euler", 1.2, True), ("dpmpp_2m", 0.6, True),
     ("euler_ancestral", 1.4, True), ("ddim", 2.0, False), ("dpmpp_2m", 2.0, False), ("ddpm", 1.0, True),
@@ -71,7 +71,7 @@ MIXTURE: tuple[tuple[Sampler, float, bool], ...] = (
 
 
 def events(family: Family, load: Load, *, watched: bool = False) -> Iterator[Event]:
-    """What our engine says until everybody's picture is developed. Raises RuntimeError where one fails."""
+    """Yield our engine's events until every user's latents are done. Raises RuntimeError if a job fails."""
     engine = Engine({family.name: family}, rows=load.rows)
     for job in load.jobs(family):
         engine.add(job, (), read(job.task, brought.blobs(), family) if isinstance(job.task, Recipe) else None)
@@ -84,7 +84,7 @@ def events(family: Family, load: Load, *, watched: bool = False) -> Iterator[Eve
 
 
 def serve_together(family: Family, load: Load) -> float:
-    """Seconds until our engine has developed and decoded everybody's picture."""
+    """Return the seconds in which our engine finishes and decodes all users' pictures."""
     begun, pictures = time.perf_counter(), 0
     for event in events(family, load):
         if isinstance(event, Developed):
@@ -92,12 +92,12 @@ def serve_together(family: Family, load: Load) -> float:
             pictures += 1
     took = time.perf_counter() - begun
     if not 0 < pictures == load.users * load.count:
-        raise RuntimeError(f"{pictures} pictures were developed, not {load.users * load.count}: there is no figure")
+        raise RuntimeError(f"{pictures} pictures were finished, not {load.users * load.count}: there is no figure")
     return took
 
 
 def serve_in_turn(pipeline: Any, family: Family, load: Load) -> float:
-    """Seconds until the pipeline has done the same, one job after another."""
+    """Return the seconds in which the diffusers pipeline runs the same jobs, one after another."""
     begun = time.perf_counter()
     for job in load.jobs(family):
         call(pipeline, job)
@@ -105,7 +105,7 @@ def serve_in_turn(pipeline: Any, family: Family, load: Load) -> float:
 
 
 def call(pipeline: Any, job: Job, **extra: Any) -> Any:
-    """The unmodified pipeline on one job's recipe; the same seeds as ours."""
+    """Run the unmodified pipeline on one job's recipe, with the same seeds as ours."""
     recipe = job.task
     assert isinstance(recipe, Recipe)
     seeds = range(recipe.seed, recipe.seed + recipe.count)

@@ -1,7 +1,7 @@
-"""A simulated day of a busy server: the real scheduler beside one job after another, on the same arrivals.
+"""A simulated day of a busy server: our scheduler beside one job after another, on the same arrivals.
 
-The device is a table of milliseconds (`engine.bench.simulated`), so the figures say what the order does, not how fast
-anything is. The same seed gives the same figures everywhere.
+The device is a table of milliseconds (`engine.bench.simulated`). The figures compare scheduling orders, not speed, and
+the same seed gives the same figures on every machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HOUR = 3600.0
 
 
 def day_rows(seed: int = SEED) -> list[Row]:
-    """Figures beside their goals; one row that says what is missing where simpy is."""
+    """Return the simulation's rows; without simpy, one row that says so."""
     if find_spec("simpy") is None:
         missing = "simpy is missing: pip install 'darkroom-bot[bench]'"
         return [Row("a simulated day", None, None, "", missing)]
@@ -28,7 +28,7 @@ def day_rows(seed: int = SEED) -> list[Row]:
 
 
 def compared(arrivals: Sequence[Arrival]) -> list[Row]:
-    """Both orders on the same arrivals."""
+    """Run both orders on the same arrivals and return their rows."""
     ours, rival = Together(arrivals).run(), InTurn(arrivals).run()
     both = sorted(ours.finished.keys() & rival.finished.keys())
     times = {job.job: alone(job) for job in arrivals}
@@ -54,7 +54,7 @@ def compared(arrivals: Sequence[Arrival]) -> list[Row]:
 
 
 def fairness() -> list[Row]:
-    """What one user may do to another."""
+    """Return the rows that show how much one user can slow another."""
     return [
         Row("one job of four pictures beside another user's 20 jobs / alone", beside(4), "≤ 2.1", "×"),
         Row("the same for a job of one picture", beside(1), "≤ 2.1", "×"),
@@ -64,7 +64,7 @@ def fairness() -> list[Row]:
 
 
 def beside(images: int) -> float:
-    """How much longer a job takes that comes when another user's twenty jobs are under way."""
+    """Return how many times longer a job takes when another user's twenty jobs are already running."""
     flood = [Arrival(f"flood {number}", 0.0, "flood", "guild") for number in range(20)]
     lone = Arrival("lone", 10.0, "lone", "guild", images=images)
     return Together([*flood, lone]).run().finished["lone"] / alone(lone)
@@ -77,7 +77,7 @@ def _equal(told: str, sizes: Sequence[int]) -> Row:
 
 
 def shares(sizes: Sequence[int]) -> list[float]:
-    """The row-steps, each by its price, of every user who had any; all have more to do than an hour allows."""
+    """Return each user's row-steps weighted by cost; all users have more to do than an hour allows."""
     jobs = [
         Arrival(f"{user}.{number}", float(user), f"user {user}", "guild", sizes[user % len(sizes)], steps=1000)
         for user in range(BACKLOGGED)
@@ -87,19 +87,19 @@ def shares(sizes: Sequence[int]) -> list[float]:
 
 
 def jain(values: Iterable[float]) -> float:
-    """(Σ x)² / (n Σ x²): 1 where all have the same (Jain, Chiu and Hawe 1984). NaN where nobody has anything."""
+    """Return Jain's index (Σ x)² / (n Σ x²): 1 if all values are equal (Jain, Chiu and Hawe 1984), NaN if all are 0."""
     each = [*values]
     return sum(each) ** 2 / (len(each) * sum(value * value for value in each)) if any(each) else math.nan
 
 
 def percentile(values: Iterable[float], share: int) -> float:
-    """The smallest value that is at least as large as `share` % of them; NaN of none."""
+    """Return the smallest value that is at least as large as `share` % of the values; NaN if there are none."""
     ordered = sorted(values)
     return ordered[max(0, -(-share * len(ordered) // 100) - 1)] if ordered else math.nan
 
 
 def filled(seen: Seen) -> float:
-    """Per cent of the rows that forwards had room for, padding not counted; NaN where there were none."""
+    """Return how full the forwards were, in percent of their rows without padding; NaN if there were none."""
     forwards = sum(seen.filled.values())
     rows = sum(rows * count for rows, count in seen.filled.items())
     return 100.0 * rows / (LIMIT * forwards) if forwards else math.nan

@@ -1,4 +1,4 @@
-"""Killed at a random step and gone on from the snapshot, among others too: is it the same picture?"""
+"""Kills jobs at a random step and resumes them from the snapshot: compares the pictures with uninterrupted runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from engine.job import Snapshot as Saved
 
 KILLS = 12
 SEED = 5
-FAR = 120.0  # dB, of equal pictures
+FAR = 120.0  # dB for equal pictures
 
 
 def moving_rows(family: Family, load: Load) -> list[Row]:
-    """Jobs are killed at a random step and go on among others: pinned (`exact`) ones, and those that are not."""
+    """Kill and resume jobs in batches with other jobs: once pinned to a batch layout (`exact`), once not."""
     random, jobs = Random(SEED), load.jobs(family)
     pinned = [msgspec.structs.replace(job, task=msgspec.structs.replace(job.task, bucket=2)) for job in jobs]
     equal, worst = 0, FAR
@@ -54,7 +54,7 @@ def _whole(family: Family, job: Job) -> torch.Tensor:
 
 
 def _killed(family: Family, job: Job, mates: list[Job], k: int) -> torch.Tensor:
-    """`k` steps in one engine, the rest in another among others; between them the snapshot is bytes."""
+    """Run `k` steps in one engine and the rest in another beside `mates`; between them the snapshot is serialised."""
     engine = Engine({family.name: family})
     engine.add(job)
     for _ in range(k):
@@ -75,7 +75,7 @@ def _finish(engine: Engine, job: Job) -> torch.Tensor:
 
 
 def psnr(family: Family, one: torch.Tensor, other: torch.Tensor) -> float:
-    """Between the decoded pictures, in dB."""
+    """Return the PSNR between the decoded pictures in dB."""
     a, b = (np.asarray(family.decode(each), dtype=np.float64) for each in (one, other))
     error = float(((a - b) ** 2).mean())
     return min(FAR, 10 * math.log10(255**2 / error)) if error else FAR

@@ -1,4 +1,4 @@
-"""The bare network, without an engine around it: what a batch gains at the most, and how long a forward takes."""
+"""The network without our engine: the gain from batching, and the time of a forward."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from engine.job import Dtype
 from engine.measurement import probe
 
 ROUNDS = 15
-WARMING = 3  # forwards before the first counts: kernels are built, weights packed
+WARMING = 3  # uncounted forwards: they build kernels and pack weights
 
 
 def gain(family: Family, dtype: Dtype, rounds: int | None = None) -> float:
-    """How much faster the network takes sixteen rows at once than two at a time: the ceiling of any batching.
+    """Return how much faster the network runs sixteen rows at once than two at a time: the most that batching can gain.
 
-    By the network as the pipeline runs it too: plain, whatever our engine does with its weights.
+    Uses the pipeline's plain network, not our engine's forward.
     """
     few, many = (plain(family, rows, dtype) for rows in (2, 2 * USERS))
     times = [(clock(few), clock(many)) for _ in range((rounds or ROUNDS) + WARMING)][WARMING:]
@@ -32,7 +32,7 @@ def gain(family: Family, dtype: Dtype, rounds: int | None = None) -> float:
 
 
 def packed_rows(family: Family, dtype: Dtype) -> list[Row]:
-    """What packed weights are worth: our forward against the network as it is."""
+    """Compare our forward with packed weights against the plain network."""
     found = []
     for rows in (2, 2 * USERS):
         both = plain(family, rows, dtype), ours(family, rows, dtype)
@@ -43,9 +43,9 @@ def packed_rows(family: Family, dtype: Dtype) -> list[Row]:
 
 
 def plain(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
-    """One forward of the unmodified network at the native size."""
+    """Return a function that runs one forward of the unmodified network at the native size."""
     x, t, texts = _inputs(family, rows)
-    assert isinstance(family, Pipelined)  # the bench's families are
+    assert isinstance(family, Pipelined)  # the benchmark's families are
     net = placed(copy.deepcopy(getattr(family.pipeline, family.network)), family.device, dtype)
     kind = TORCH[dtype]
 
@@ -57,7 +57,7 @@ def plain(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
 
 
 def ours(family: Family, rows: int, dtype: Dtype) -> Callable[[], object]:
-    """One forward as our engine has it."""
+    """Return a function that runs one forward of our engine."""
     x, t, texts = _inputs(family, rows)
 
     @torch.inference_mode()
@@ -74,7 +74,7 @@ def _inputs(family: Family, rows: int) -> tuple[torch.Tensor, torch.Tensor, tupl
 
 
 def clock(run: Callable[[], object]) -> float:
-    """Seconds."""
+    """Return the seconds that one call takes."""
     begun = time.perf_counter()
     run()
     return time.perf_counter() - begun

@@ -1,4 +1,4 @@
-"""The unmodified pipeline on one of our recipes, and the job that our engine takes of the same recipe."""
+"""The reference for parity: runs the unmodified pipeline on one of our recipes, and builds the job for our engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.job import Job, Recipe, Share
 from engine.plan import build_scheduler
 
 OWNER = Share("standard", "bench", "bench")
-DEADLINE = 4e9  # far away: nothing here expires
+DEADLINE = 4e9  # far in the future: no job expires here
 
 
 def make_job(recipe: Recipe, number: int = 0) -> Job:
@@ -19,7 +19,7 @@ def make_job(recipe: Recipe, number: int = 0) -> Job:
 
 
 def call_pipeline(pipeline: Any, family: Family, recipe: Recipe, output: str = "latent") -> Any:
-    """What the pipeline itself makes of a recipe, with our seeds and our sampler."""
+    """Run the unmodified pipeline on a recipe, with our seeds and our sampler."""
     pipeline.scheduler = build_scheduler(family.scheduler_config, recipe.sampler)  # pyright: ignore[reportAttributeAccessIssue]
     fields: dict[str, Any] = {"guidance_scale": recipe.guidance, "negative_prompt": recipe.negative or None}
     kind = type(pipeline).__name__

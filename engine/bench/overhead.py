@@ -1,4 +1,4 @@
-"""What a step costs beside the network: our own arithmetic, previews, checkpoints; and how soon rows are free."""
+"""Rows for the time outside the network: our arithmetic, previews and snapshots; and how fast rows become free."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHOWN_EVERY = 0.5  # seconds between two frames of an image: more than Discord's
 
 
 class Timed:
-    """A family whose forwards are timed, and which is otherwise the one it is given."""
+    """Wraps a family and times its forwards."""
 
     def __init__(self, family: Family) -> None:
         self._family, self.seconds = family, 0.0
@@ -50,9 +50,9 @@ class Timed:
 
 
 def outside_the_network(family: Family, load: Load) -> Row:
-    """Milliseconds of a step that are not the network's, eight jobs, nobody watching."""
+    """Measure the milliseconds of a step outside the network, with eight jobs and no watchers."""
     timed, jobs = Timed(family), load.jobs(family)
-    engine = Engine({family.name: timed}, rows=load.rows)  # pyright: ignore[reportArgumentType] # it is whatever it was given
+    engine = Engine({family.name: timed}, rows=load.rows)  # pyright: ignore[reportArgumentType] # it delegates to the family
     _add(engine, jobs)
     steps, warming = load.steps - 1, 4
     for _ in range(warming):
@@ -69,11 +69,11 @@ def outside_the_network(family: Family, load: Load) -> Row:
 
 
 def watched(family: Family, load: Load) -> Row:
-    """How much longer the same load takes when every image is previewed twice a second and saved now and then."""
+    """Measure the slowdown when every image is previewed twice a second and snapshots are taken."""
     ratios = []
     with TemporaryDirectory(ignore_cleanup_errors=True) as data:
         maps = MapFiles(Path(data))
-        maps.write(family.revision, fit(family))  # which is done once, whenever nothing else is to do
+        maps.write(family.revision, fit(family))  # the engine does this once, when idle
         for _ in range(ROUNDS):
             alone = _stepping(family, load, maps, seen=False)
             ratios.append(_stepping(family, load, maps, seen=True) / alone)
@@ -83,7 +83,7 @@ def watched(family: Family, load: Load) -> Row:
 
 
 def _stepping(family: Family, load: Load, maps: MapFiles, seen: bool) -> float:
-    """Seconds of all steps, and of the ladders; decoding of finished pictures is not among them."""
+    """Return the seconds of all steps and ladders, without the decoding of finished pictures."""
     engine, jobs = Engine({family.name: family}, rows=load.rows), replace(load, ladder=seen).jobs(family)
     lane = Lane({family.name: family}, maps=maps)
     _add(engine, jobs)
@@ -118,13 +118,13 @@ def _stepping(family: Family, load: Load, maps: MapFiles, seen: bool) -> float:
 
 
 def _insist(developed: int, wanted: int) -> None:
-    """Raises RuntimeError where pictures failed: what takes no time costs nothing."""
+    """Raise RuntimeError if pictures failed: a failed job takes no time and would look fast."""
     if not 0 < developed == wanted:
-        raise RuntimeError(f"{developed} pictures were developed, not {wanted}: there is no figure")
+        raise RuntimeError(f"{developed} pictures were finished, not {wanted}: there is no figure")
 
 
 def cancelled(family: Family, load: Load) -> Row:
-    """Steps that still run with a job's rows after it was cancelled."""
+    """Count the steps that still run with a job's rows after it was cancelled."""
     engine, jobs = Engine({family.name: family}, rows=load.rows), load.jobs(family)
     _add(engine, jobs)
     begun = any(_steps(event, jobs[0]) for _ in range(load.users) for event in engine.step())
@@ -142,7 +142,7 @@ def _steps(event: object, job: Job) -> bool:
 
 
 def beside_a_flood(family: Family, load: Load, times: Mapping[int, float]) -> Row:
-    """One job beside another user's twenty, against the same job alone; `times` as calibrated."""
+    """Compare one job beside another user's twenty with the same job alone. `times` are the calibrated times."""
     lone, *_ = load.jobs(family)
     flood = [of_another(job, 100 + number) for number, job in enumerate(replace(load, users=20).jobs(family))]
     lasts = partial(_until, family, load, times, lone)
@@ -152,13 +152,13 @@ def beside_a_flood(family: Family, load: Load, times: Mapping[int, float]) -> Ro
 
 
 def of_another(job: Job, number: int) -> Job:
-    """The same of one other user, under another id."""
+    """Return the same job under another id, for one other user."""
     share = msgspec.structs.replace(job.share, user="the other")
     return msgspec.structs.replace(job, id=f"{number:026d}", share=share)
 
 
 def _until(family: Family, load: Load, times: Mapping[int, float], lone: Job, others: Sequence[Job]) -> float:
-    """Seconds until the lone job's steps are done; the others were there before it."""
+    """Return the seconds until the lone job's steps are done; the other jobs run before it arrives."""
     engine = Engine({family.name: family}, rows=load.rows, times={family.name: times})
     _add(engine, others)
     for _ in range(3):

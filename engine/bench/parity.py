@@ -1,4 +1,4 @@
-"""How far our pictures are from those of the unmodified diffusers pipeline: samplers, latents, other batch shapes."""
+"""Parity rows: the difference of our latents and pictures from the unmodified diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 25
 
 
 def parity_rows(pipeline: Any, family: Family) -> list[Row]:
-    """`pipeline` must be in float32: parity is a statement about the arithmetic, not about bf16."""
+    """Return the parity rows. `pipeline` must be in float32: the goals are about the arithmetic, not about bf16."""
     jobs = Load(STEPS, "float32").jobs(family)
     theirs = call(pipeline, jobs[0], output_type="latent")[0]
     alone, together = (_latents(family, some)[jobs[0].id] for some in (jobs[:1], jobs))
@@ -42,4 +42,4 @@ def _latents(family: Family, jobs: list[Job]) -> dict[str, torch.Tensor]:
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:
     error = float(((a - b) ** 2).mean())
-    return 10 * math.log10(255**2 / error) if error else 120.0  # equal to the bit: call it 120
+    return 10 * math.log10(255**2 / error) if error else 120.0  # bit-equal: reported as 120

@@ -1,4 +1,4 @@
-"""How long each of many users waits for a first sight of their picture: ours, and one job after another."""
+"""The time until each of many users sees a first preview: our engine, and one job after another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.families.family import Family
 
 
 def together(family: Family, load: Load, share: float = 0.1) -> list[float]:
-    """Seconds until each user sees the decoded preview at `share` of the steps (0: any), ours; in ascending order."""
+    """Return the seconds until each user sees our decoded preview at `share` of the steps (0: any), ascending."""
     begun, seen = time.perf_counter(), dict[str, float]()
     for event in events(family, load, watched=True):
         if not isinstance(event, Stepped) or event.x0 is None or event.k < load.steps * share or event.job in seen:
@@ -27,7 +27,7 @@ def together(family: Family, load: Load, share: float = 0.1) -> list[float]:
 
 
 def in_turn(pipeline: Any, family: Family, load: Load, share: float = 0.1) -> list[float]:
-    """The same for the pipeline: its step callback decodes there, and whoever comes later waits for whole jobs."""
+    """Return the same for the pipeline: its step callback decodes, and later users wait for whole jobs."""
     begun, seen = time.perf_counter(), list[float]()
 
     def look(_: Any, k: int, __: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def in_turn(pipeline: Any, family: Family, load: Load, share: float = 0.1) -> li
 
 
 def _until(look: Any, seen: list[float], users: int) -> Any:
-    """Nothing is measured after the last one's preview, so the rest of that job is not waited for."""
+    """Wrap the callback to stop the last job after its preview: nothing is measured after that."""
 
     def wrapped(pipeline: Any, k: int, t: Any, state: dict[str, Any]) -> dict[str, Any]:
         state = look(pipeline, k, t, state)
@@ -55,5 +55,5 @@ def _until(look: Any, seen: list[float], users: int) -> Any:
 
 
 def p95(values: list[float]) -> float:
-    """The 95th percentile by linear interpolation, as numpy defines it; NaN of none."""
+    """Return the 95th percentile by linear interpolation, numpy's definition; NaN if there are no values."""
     return float(np.percentile(values, 95)) if values else math.nan

@@ -1,6 +1,6 @@
 """One measured figure beside its goal, as a table for people and as JSON for programs. Knows no benchmark.
 
-Nothing passes over nothing: a row says how many samples its figure is of, and how many it set out to take.
+A figure of no samples never passes: a row says how many samples were taken, and how many were planned.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _AT_MOST = "≤"
 
 @dataclass(frozen=True)
 class Row:
-    """`goal` reads "≥ 3.5", "≤ 200" or "= 1", or is None for a figure that is only told.
+    """One figure. `goal` reads "≥ 3.5", "≤ 200" or "= 1"; None means that the figure has no goal.
 
-    A figure of None could not be measured here, and `note` says why. The figure is of `samples`, and there should have
-    been `of`: fewer miss every goal, and of none there is no figure. A figure that is no number is none, too.
+    A figure of None could not be measured, and `note` says why. `samples` were taken of the `of` planned: fewer miss
+    every goal, and with none the figure becomes None. A figure that is not finite becomes None, too.
     """
 
     name: str
@@ -30,19 +30,19 @@ class Row:
     of: int = 1
 
     def __post_init__(self) -> None:
-        """Takes a figure of nothing away."""
+        """Drop a figure that has no samples or is not finite."""
         if self.figure is not None and (self.samples < 1 or not math.isfinite(self.figure)):
             object.__setattr__(self, "figure", None)
 
     @property
     def remark(self) -> str:
-        """The note, behind what is missing of the samples."""
+        """Return the note, after a sentence about missing samples."""
         if self.samples < 1:
             lacking = f"nothing was measured: 0 of {self.of:,}"
         elif self.samples < self.of:
             lacking = f"only {self.samples:,} of {self.of:,} were measured"
         else:
-            lacking = "no figure came of it" if self.figure is None and not self.note else ""
+            lacking = "no figure could be computed" if self.figure is None and not self.note else ""
         return "; ".join(filter(None, (lacking, self.note)))
 
     @property
@@ -73,7 +73,7 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """One line a row, goal beside figure, a mark where it was missed."""
+    """Return one line a row, with the goal beside the figure and a mark if it was missed."""
     lines: list[str] = []
     for row in rows:
         figure = "not measured" if row.figure is None else f"{row.figure:.4g} {row.unit}".strip()

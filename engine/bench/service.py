@@ -1,4 +1,4 @@
-"""The whole program as its users meet it, measured from outside: `darkroom up`, a watched job, `darkroom imagine`.
+"""Measures the running program from outside: `darkroom up`, a watched job, `darkroom imagine`.
 
 Knows the command line and the HTTP API; imports neither the bot nor the engine.
 """
@@ -21,14 +21,14 @@ from typing import Any
 
 from engine.bench.row import Row
 
-PATIENCE = 90.0  # seconds before a start is called failed
+PATIENCE = 90.0  # seconds after which a start counts as failed
 DARKROOM = (sys.executable, "-m", "bot")
 BUSY = (sys.executable, "-c", "while True: pass")
 PROMPT = "terrier, looking up, cute, white background"
 
 
 def service_rows() -> list[Row]:
-    """Starts and stops a `darkroom up` of its own in a temporary data folder, then draws twice without one."""
+    """Measure a `darkroom up` in a temporary data folder, then draw twice without it."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         with _up(data) as (process, answered, address):
@@ -48,7 +48,7 @@ def service_rows() -> list[Row]:
 
 @contextmanager
 def _up(data: Path) -> Iterator[tuple[subprocess.Popen[bytes], float, str]]:
-    """A running house with a warm worker: (process, seconds to its first /healthz, address)."""
+    """Run `darkroom up` with a ready worker; yield (process, seconds to its first /healthz, address)."""
     begun = time.perf_counter()
     command = [*DARKROOM, "up", "--port", "0", "--data", str(data)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -66,22 +66,22 @@ def _up(data: Path) -> Iterator[tuple[subprocess.Popen[bytes], float, str]]:
 
 
 def _first_frame(address: str) -> float:
-    """Seconds from posting a prompt to an idle house until its watcher has the first frame."""
+    """Return the seconds from posting a prompt to an idle bot until its watcher has the first frame."""
     body = json.dumps({"prompt": PROMPT, "seed": 7}).encode()
     begun = time.perf_counter()
     with _open(f"{address}/api/jobs", body) as answer:
         job = json.load(answer)["id"]
     with _open(f"{address}/api/jobs/{job}/events") as events:
         for line in events:
-            if line.startswith(b"data:") and json.loads(line[5:]).get("frames"):  # a frame event may be a step alone
+            if line.startswith(b"data:") and json.loads(line[5:]).get("frames"):  # a frame event may hold only a step
                 return time.perf_counter() - begun
     raise RuntimeError("the job ended without a frame")
 
 
 def _same_bytes(data: Path) -> tuple[int, int]:
-    """1 where two runs of one seed wrote the same files, the second beside a process that takes every core it gets.
+    """Draw one seed twice, the second time beside processes that use every core.
 
-    With it the number of files.
+    Returns 1 if both runs wrote the same files, else 0, and the number of files.
     """
     quiet = _draw(data)
     loads = [subprocess.Popen(BUSY) for _ in range(os.cpu_count() or 1)]
@@ -103,7 +103,7 @@ def _draw(data: Path) -> list[str]:
 
 
 def _resident(pid: int) -> float:
-    """Resident memory in MB, as the kernel counts it."""
+    """Return the resident memory in MB, as the kernel counts it."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 

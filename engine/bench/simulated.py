@@ -1,7 +1,7 @@
-"""A device in simulated time, driven by the real scheduler, and by its rival: one job after another, first come first.
+"""A device in simulated time, driven by our scheduler, and for comparison by one job after another.
 
-Both see the same arrivals and the same table of milliseconds by rows, in the manner of a calibration. Decoding has its
-own lane and is left out of both. Needs simpy.
+Both get the same arrivals and the same table of milliseconds by rows, in the form of a calibration. Decoding runs in
+its own thread and is left out of both. Needs simpy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.job import Share
 from engine.scheduler import Scheduler
 
 LIMIT = 8  # rows a forward
-# Milliseconds of a forward by rows, made up in the shape of what one GPU does: small pictures gain by batching.
+# Invented milliseconds of a forward by rows, in proportions that a GPU has: small pictures gain by batching.
 FORWARD_MS = {
     512: {1: 60.0, 2: 100.0, 4: 170.0, 8: 310.0},
     768: {1: 130.0, 2: 240.0, 4: 460.0, 8: 900.0},
@@ -26,22 +26,22 @@ FORWARD_MS = {
 
 
 def forward_ms(size: int, rows: int) -> float:
-    """Rows are padded to the next bucket; more than the largest go in several forwards."""
+    """Return the time of these rows: padded to the next bucket; beyond the largest bucket in several forwards."""
     table, largest = FORWARD_MS[size], max(FORWARD_MS[size])
     whole, rest = divmod(rows, largest)
     return whole * table[largest] + (table[min(bucket for bucket in table if bucket >= rest)] if rest else 0.0)
 
 
 def alone(job: Arrival) -> float:
-    """Seconds that the job takes with the device to itself."""
+    """Return the seconds that the job takes with the device to itself."""
     return sum(forward_ms(job.size, job.images * job.rows(k)) for k in range(job.steps)) / 1000.0
 
 
 @dataclass
 class Seen:
-    """What came of the arrivals. By job: seconds from its arrival to its first preview, and to its end if it had one.
+    """A simulation's result. By job: seconds from arrival to its first preview, and to its end if it finished.
 
-    `cost` is what each user had by `until` (of price times rows, in milliseconds); `filled` counts forwards by rows.
+    `cost` sums each user's cost times rows until `until`, in milliseconds; `filled` counts forwards by rows.
     """
 
     until: float = math.inf
@@ -52,7 +52,7 @@ class Seen:
 
 
 class Picture:
-    """One image of an arrival, as the scheduler sees it."""
+    """One image of an arrival, in the form that the scheduler takes."""
 
     def __init__(self, arrival: Arrival) -> None:
         self.arrival, self.job, self.k = arrival, arrival.job, 0
@@ -67,7 +67,7 @@ class Picture:
 
 
 class Together:
-    """The real scheduler on a simulated device."""
+    """Runs our scheduler on a simulated device."""
 
     def __init__(self, arrivals: Sequence[Arrival], until: float = math.inf) -> None:
         import simpy
@@ -134,7 +134,7 @@ class Together:
 
 
 class InTurn:
-    """One job after another, first come first served; all images of a job share its forwards."""
+    """Runs one job after another, first come first served; all images of a job share its forwards."""
 
     def __init__(self, arrivals: Sequence[Arrival]) -> None:
         import simpy

@@ -1,8 +1,8 @@
-"""Builds very small pipelines with random weights, as diffusers would save them: real code paths, no downloads.
+"""Builds very small pipelines with random weights in the diffusers layout: real code paths, no downloads.
 
     python -m engine.bench.small_models sdxl out/small-sdxl
 
-Knows how small each kind can be, and nothing of the engine. The same kind is the same model every time.
+Knows nothing of the engine. A kind is the same model every time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIFFUSION: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_sch
 
 
 def build(kind: str, folder: Path) -> None:
-    """Saves a small pipeline of this kind as safetensors. Raises KeyError where `KINDS` has no such kind."""
+    """Save a small pipeline of this kind as safetensors. Raises KeyError if `KINDS` has no such kind."""
     torch.manual_seed(0)
     KINDS[kind]().save_pretrained(folder, safe_serialization=True)
 
@@ -54,7 +54,7 @@ def sd_lcm() -> Any:
 
 
 def latent_consistency() -> Any:
-    """The same in the pipeline that such models are published with."""
+    """The same in the pipeline class that such models are published with."""
     parts = sd_lcm().components | {"scheduler": scheduler("LCMScheduler", **DIFFUSION)}
     return diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
@@ -124,7 +124,7 @@ def zimage() -> Any:
         n_kv_heads=2, cap_feat_dim=16, axes_dims=[8, 4, 4], axes_lens=[768, 128, 128],
     )  # fmt: skip
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
-        torch.nn.init.normal_(token, std=0.02)  # the class leaves them as the memory was
+        torch.nn.init.normal_(token, std=0.02)  # the class leaves them uninitialised
     text = transformers.Qwen3Config(
         vocab_size=300, num_hidden_layers=3, max_position_embeddings=1024, pad_token_id=0, eos_token_id=0, **DECODER
     )
@@ -155,7 +155,7 @@ def sana() -> Any:
 
 
 def pixart() -> Any:
-    """PixArt-Σ, which no family here knows: T5 with a mask, a learned variance; 256 pixels."""
+    """PixArt-Σ, which has no family here: T5 with a mask, a learned variance; 256 pixels."""
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=32, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4,
         out_channels=8, caption_channels=32, cross_attention_dim=16, use_additional_conditions=False,
@@ -167,7 +167,7 @@ def pixart() -> Any:
 
 
 def lumina2() -> Any:
-    """Lumina Image 2, which no family here knows: Gemma, a time that runs backwards; 64 pixels."""
+    """Lumina Image 2, which has no family here: Gemma, a time that runs backwards; 64 pixels."""
     transformer = diffusers.Lumina2Transformer2DModel(
         sample_size=8, in_channels=4, hidden_size=16, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
         num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(512, 512, 512), cap_feat_dim=16,
@@ -186,7 +186,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 def scheduler(kind: str, **fields: Any) -> Any:
-    """Its tables are values, even where a network is built without any, on the meta device."""
+    """Build a scheduler whose tables are real values, even if a network is built on the meta device."""
     with torch.device("cpu"):
         return getattr(diffusers, kind)(**fields)
 
@@ -227,7 +227,7 @@ def _autoencoder(latents: int, widths: tuple[int, ...], **fields: Any) -> Any:
 
 
 def _modern_autoencoder(latents: int, scale: float, shift: float, widths: tuple[int, ...] = (16, 32, 32)) -> Any:
-    """Without the convolutions around the latents, and with latents that are not centred."""
+    """Build an autoencoder without quant convolutions, with latents that are not centred."""
     fields = {"scaling_factor": scale, "shift_factor": shift, "use_quant_conv": False, "use_post_quant_conv": False}
     return _autoencoder(latents, widths, **fields)
 

@@ -1,4 +1,4 @@
-"""Tokenizers of a few tokens, built without a download: one for each kind of text encoder."""
+"""Builds tokenizers of a few tokens without a download, one for each kind of text encoder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ CHAT = (
 
 
 def clip_tokenizer(tokens: int = 77) -> Any:
-    """A token a letter."""
+    """Build a tokenizer with one token a letter."""
     words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(letter + "</w>" for letter in LETTERS)]
     return transformers.CLIPTokenizer({word: at for at, word in enumerate(words)}, [], model_max_length=tokens)
 
 
 def t5_tokenizer() -> Any:
-    """A token a letter; `</s>` at the end."""
+    """Build a tokenizer with one token a letter and `</s>` at the end."""
     vocabulary = [(word, 0.0) for word in ("<pad>", "</s>", "<unk>")] + [(word, -3.0) for word in "▁" + LETTERS]
     return transformers.T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
 def chat_tokenizer() -> Any:
-    """A token a byte, padded on the right, with a chat template as Qwen's."""
+    """Build a tokenizer with one token a byte, padded on the right, with Qwen's chat template."""
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     vocabulary = {word: at for at, word in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = transformers.Qwen2TokenizerFast(vocabulary, [], model_max_length=1024)
@@ -39,7 +39,7 @@ def chat_tokenizer() -> Any:
 
 
 def gemma_tokenizer() -> Any:
-    """A token a letter; `<bos>` at the start."""
+    """Build a tokenizer with one token a letter and `<bos>` at the start."""
     specials = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
     words = [*specials.values(), "▁", *LETTERS]
     vocabulary = {word: at for at, word in enumerate(words)}

@@ -1,7 +1,7 @@
-"""How far every sampler's table is from diffusers' own scheduler, over a thousand steps of an affine network.
+"""Compares every sampler's plan with diffusers' scheduler, over a thousand steps of an affine network.
 
 In double precision only the arithmetic can differ. In float32 diffusers rounds, too: with flow matching by up to 2e-5
-over so many steps, so that figure is told beside the other and has no goal. Knows schedulers; no weights.
+over so many steps. So the float32 figure has no goal. Knows schedulers, no weights.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def table_rows(scheduler_config: Mapping[str, Any]) -> list[Row]:
 
 
 def tabled(scheduler_config: Mapping[str, Any]) -> list[Case]:
-    """Every sampler that has a table: this model's own, and those of models of flow matching."""
-    distilled = {**scheduler_config, "original_inference_steps": STEPS}  # LCM takes no more than these
-    sigmas = tuple(np.linspace(1.0, 1 / STEPS, STEPS).tolist())  # as the pipelines of Flux and Z-Image say
+    """Return every sampler that has a plan: this model's, and those of flow-matching models."""
+    distilled = {**scheduler_config, "original_inference_steps": STEPS}  # LCM takes no more steps than these
+    sigmas = tuple(np.linspace(1.0, 1 / STEPS, STEPS).tolist())  # as the pipelines of Flux and Z-Image set them
     shifted = FLOW | {"use_dynamic_shifting": True}
     models = [(distilled, Timing(SHIFT)), (FLOW, Timing()), (shifted, Timing(SHIFT, sigmas))]
     return [(each, name, timing) for each, timing in models for name in samplers_for(each) if name in TABLED]
 
 
 def error(scheduler_config: Mapping[str, Any], sampler: Sampler, timing: Timing, dtype: torch.dtype) -> float:
-    """Largest difference of a step's latents, relative to the largest of them."""
+    """Return the largest difference of a step's latents, relative to the largest of them."""
     table = plan(scheduler_config, sampler, STEPS, timing=timing)
     scheduler: Any = build_scheduler(scheduler_config, sampler)
     set_timesteps(scheduler, STEPS, timing)
@@ -67,7 +67,7 @@ def error(scheduler_config: Mapping[str, Any], sampler: Sampler, timing: Timing,
 
 
 def _worst(found: Iterable[float]) -> float:
-    """The largest; what is not a number is the worst of all, and `max` would pass over it."""
+    """Return the largest value; NaN counts as infinite, since `max` would skip it."""
     return max((math.inf if math.isnan(each) else each for each in found), default=math.nan)
 
 
@@ -80,5 +80,5 @@ def _step(
 
 
 def _network(x: torch.Tensor, t: float) -> torch.Tensor:
-    """Affine, so that rounding is all that can differ; contracting, so that a thousand steps stay finite."""
+    """Stand in for a network: affine, so only rounding can differ; contracting, so a thousand steps stay finite."""
     return 0.3 * x + 0.1 * math.sin(t / 100)

@@ -1,6 +1,6 @@
-"""Pictures a second, side by side with diffusers in one run: by default, in our dtype, compiled; mixed loads; guidance.
+"""Pictures a second beside diffusers: default, our number format, compiled; mixed loads; the guidance interval.
 
-Every figure is the median of several rounds, and in each round both sides run one after the other.
+Every figure is the median of several rounds; in each round both sides run one after the other.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ Say = Callable[[str], None]
 
 
 def faster(pipeline: Any, family: Family, load: Load, rounds: int | None = None) -> float:
-    """How many times as many pictures a second ours finishes as the pipeline does."""
+    """Return our pictures a second divided by the pipeline's."""
     _warm(pipeline, family, load)
     return median(_ratio(pipeline, family, load) for _ in range(rounds or ROUNDS))
 
 
 def _ratio(pipeline: Any, family: Family, load: Load) -> float:
-    """One round. The pipeline reads each job's words anew, and so do we."""
+    """Run one round. The pipeline encodes each job's prompt anew, so our cache is emptied."""
     if isinstance(family, Pipelined):
         family.forget_texts()
     return crowd.serve_in_turn(pipeline, family, load) / crowd.serve_together(family, load)
 
 
 def by_default(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
-    """`pipeline` in float32, as diffusers loads it."""
+    """Compare with `pipeline` in float32, as diffusers loads it."""
     name = f"{load.users} users × {load.count} picture: images/s against diffusers by default"
     return Row(name, faster(pipeline, family, load), goal, "×")
 
 
 def equal_dtype(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
-    """Our gain over the pipeline in our dtype, divided by what the bare network gains from sixteen rows at once."""
+    """Divide our gain over the pipeline in our number format by the bare network's gain from sixteen rows at once."""
     crowd.cast(pipeline, load.dtype)
     _warm(pipeline, family, load)
     rounds = [(_ratio(pipeline, family, load), network.gain(family, load.dtype)) for _ in range(ROUNDS)]
@@ -57,14 +57,14 @@ def equal_dtype(pipeline: Any, family: Family, load: Load, goal: str) -> Row:
 
 
 def of_four(pipeline: Any, family: Family, load: Load) -> Row:
-    """Four pictures a job, which the pipeline itself batches; both in our dtype."""
+    """Compare jobs of four pictures, which the pipeline batches itself; both in our number format."""
     crowd.cast(pipeline, load.dtype)
     four = replace(load, count=4)
     return Row(f"{USERS} users × 4 pictures: images/s, equal dtype", faster(pipeline, family, four), "≥ 1.15", "×")
 
 
 def compiled(pipeline: Any, family: Family, load: Load) -> Row:
-    """The pipeline's network compiled by torch, in our dtype; compiling is not counted."""
+    """Compare with the pipeline's network compiled by torch, in our number format. Compile time is not counted."""
     name = f"{USERS} users × 1 picture: images/s against diffusers compiled, equal dtype"
     if not (torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++")):
         return Row(name, None, "≥ 1.5", "×", "there is no C++ compiler here, which torch.compile needs")
@@ -80,17 +80,20 @@ def compiled(pipeline: Any, family: Family, load: Load) -> Row:
 
 
 def _fails(pipeline: Any, family: Family, load: Load) -> str:
-    """What torch's compiler raises when it is first needed, or nothing."""
+    """Return the name of the error that torch's compiler raises on its first use, or nothing."""
     try:
         crowd.serve_in_turn(pipeline, family, replace(load, steps=2, users=1))
-    except RuntimeError as error:  # it fails in many ways, each a RuntimeError
+    except RuntimeError as error:  # all of its failures are RuntimeErrors
         log.warning("torch.compile: %s", error)
         return type(error).__name__
     return ""
 
 
 def interval(family: Family, load: Load) -> Row:
-    """The family's own guidance interval against guidance all along; the evaluation says what it does to pictures."""
+    """Compare guidance in the family's interval with guidance at every step.
+
+    `train evaluate` shows the pictures' side.
+    """
     within = replace(load, interval=family.interval)
     crowd.serve_together(family, replace(within, steps=8))
     ratios = [crowd.serve_together(family, load) / crowd.serve_together(family, within) for _ in range(ROUNDS)]
@@ -100,7 +103,7 @@ def interval(family: Family, load: Load) -> Row:
 
 
 def mixed(family: Family, load: Load) -> Row:
-    """Row-steps a second of five samplers, five numbers of steps, with and without guidance, against one kind."""
+    """Compare row-steps a second of a mix of samplers, steps and guidance with a load of one kind."""
     other = replace(load, mixed=True)
     crowd.serve_together(family, replace(other, steps=8))
     ratios = [crowd.serve_together(family, load) / crowd.serve_together(family, other) for _ in range(ROUNDS)]
@@ -109,7 +112,7 @@ def mixed(family: Family, load: Load) -> Row:
 
 
 def begun(family: Family, load: Load) -> Row:
-    """Pictures that begin with a picture and a mask, in as many steps as others; that they are read counts, too."""
+    """Compare jobs from an init image and a mask with as many steps of others; encoding counts, too."""
     other = replace(load, begun=True)
     crowd.serve_together(family, replace(other, steps=8))
     ratio = median(crowd.serve_together(family, load) / crowd.serve_together(family, other) for _ in range(ROUNDS))
@@ -121,7 +124,7 @@ def _row_steps(family: Family, load: Load) -> int:
 
 
 def _warm(pipeline: Any, family: Family, load: Load) -> None:
-    """Both sides once, briefly: kernels are built and weights packed before the first round."""
+    """Run both sides briefly before the first round, to build kernels and pack weights."""
     brief = replace(load, steps=4, users=load.users)
     crowd.serve_together(family, brief)
     crowd.serve_in_turn(pipeline, family, replace(brief, users=1))

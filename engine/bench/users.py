@@ -1,4 +1,4 @@
-"""First preview and throughput against the number of users, for both systems: the README's plot and its figures."""
+"""Plots first preview and throughput against the number of users, for both systems: the README's figure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GAP = 40
 
 @dataclass(frozen=True)
 class Measured:
-    """Of so many users at once: pictures a second, and seconds until the last of them sees the preview at a tenth."""
+    """One number of users: pictures a second, and seconds until the last of them sees the preview at a tenth."""
 
     users: int
     ours: tuple[float, float]
@@ -31,12 +31,12 @@ class Measured:
 
 
 def measure(family: Family, pipeline: Any, load: Load, say: Callable[[str], None]) -> list[Measured]:
-    """`pipeline` in the dtype that is to be compared."""
+    """Measure both systems; `pipeline` is in the number format to compare."""
     found = []
     for users in CROWDS:
         say(f"{users} at once")
         some = replace(load, users=users)
-        crowd.serve_together(family, replace(some, steps=4))  # kernels are built, weights packed
+        crowd.serve_together(family, replace(some, steps=4))  # builds kernels and packs weights
         ours = _median(lambda some=some: (crowd.serve_together(family, some), previews.together(family, some)[-1]))
         theirs = _median(lambda some=some: _in_turn(family, pipeline, some))
         found.append(Measured(users, (users / ours[0], ours[1]), (users / theirs[0], theirs[1])))
@@ -48,13 +48,13 @@ def _in_turn(family: Family, pipeline: Any, load: Load) -> tuple[float, float]:
 
 
 def _median(run: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """Of three rounds, each figure by itself."""
+    """Return the median of each figure over three rounds."""
     first, second = zip(*(run() for _ in range(ROUNDS)), strict=True)
     return median(first), median(second)
 
 
 def plot(found: list[Measured], path: Path, told: str) -> None:
-    """Two panels as a PNG; `told` stands below them. Raises OSError where it cannot be written."""
+    """Draw two panels as a PNG with `told` as the caption. Raises OSError if it cannot be written."""
     width, height = 2 * PANEL[0] + GAP, PANEL[1] + 44
     image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
@@ -66,7 +66,7 @@ def plot(found: list[Measured], path: Path, told: str) -> None:
 
 
 def _panel(draw: ImageDraw.ImageDraw, left: int, title: str, users: list[int], both: list[list[float]]) -> None:
-    """Axes from zero, a line for each system; users are evenly spaced, since they double."""
+    """Draw axes from zero and a line for each system; users are evenly spaced, since they double."""
     (wide, high), (aside, below) = PANEL, MARGIN
     top = max(max(each) for each in both) * 1.12
     across = [left + aside + (wide - aside - 20) * number / max(1, len(users) - 1) for number in range(len(users))]
@@ -87,12 +87,12 @@ def _panel(draw: ImageDraw.ImageDraw, left: int, title: str, users: list[int], b
         for x, y in points:
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
         x, y = points[-1]
-        beside = 18 if points[-2][1] < y else -18  # where the line does not run through its own name
+        beside = 18 if points[-2][1] < y else -18  # on the side where the line does not cross its name
         draw.text((x - 10, y + beside), name, fill=colour, font=_font(16), anchor="rm")
 
 
 def _marks(top: float) -> list[float]:
-    """About five round numbers from zero."""
+    """Return about five round numbers from zero."""
     step = next(size * 10**power for power in range(-3, 6) for size in (1, 2, 5) if top / (size * 10.0**power) <= 6)
     return [number * step for number in range(int(top / step) + 1)]
 

@@ -1,7 +1,8 @@
-"""The bus: every way in which the bot and the workers speak to each other, over NATS.
+"""The bus: all communication between the bot and the workers over NATS.
 
-Both halves in one, and the names that its users need. Every wait is bounded; a broker that is away raises `Unreachable`
-and comes back by itself; only a process that `hold`s learns when it does not (`Ended`).
+`Bus` joins the bot's and the worker's client. Every wait is bounded. While the broker is away, calls raise
+`Unreachable` and the connection recovers by itself. Only a process that awaits `hold` learns that it will not
+(`Ended`).
 """
 
 from __future__ import annotations
@@ -18,4 +19,4 @@ __all__ = ["Bus", "Claim", "Delivered", "Ended", "Fenced", "Holder", "Kept", "No
 
 
 class Bus(BotSide, WorkerSide):
-    """`bus = await Bus.connect(url, token)`, then `await bus.declare()`. One connection serves a whole process."""
+    """One connection for a whole process: `bus = await Bus.connect(url, token)`, then `await bus.declare()`."""

@@ -1,4 +1,4 @@
-"""A worker's answers to requests. A malformed request gets a sentence and stops nothing. Knows no subjects."""
+"""A worker's replies to requests. A malformed request gets an error sentence and does not stop later requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Decode = Callable[[DecodeRequest], Awaitable[DecodeReply]]
 
 
 async def answer_decode(answer: Decode, msg: Msg) -> None:
-    """As `answer_describe`, for thumbnails."""
+    """Reply with thumbnails, or with the reason why there are none."""
     try:
         reply = await answer(decode(msg.data, DecodeRequest))
     except Malformed as error:
@@ -41,20 +41,20 @@ async def answer_decode(answer: Decode, msg: Msg) -> None:
 
 
 async def answer_describe(describe: Describe, msg: Msg) -> None:
-    """A bad request never stops the ones behind it, and an answer that nobody can be sent is no harm."""
+    """Reply with prediction errors, or with the reason why there are none. A failed send is only logged."""
     try:
         reply = await describe(decode(msg.data, DescribeRequest))
     except Malformed as error:
         reply = DescribeReply(error=f"The request is malformed: {error}"[:500])
     try:
-        with reaching("answer with errors"):
+        with reaching("answer an image-to-prompt request"):
             await msg.respond(encode(reply))
     except Unreachable as error:
         log.warning("%s", error)
 
 
 async def answer_embed(embed: Embed, msg: Msg) -> EmbedReply:
-    """Vectors, or the reason why there are none: a bad request never stops the ones behind it."""
+    """Return the vectors, or the reason why there are none."""
     try:
         texts = decode(msg.data, EmbedRequest).texts
         vectors = await embed(texts)

@@ -1,10 +1,9 @@
-"""Inputs and outputs as blobs: an object bucket, every object named by its SHA-256.
+"""Blob store: input and output bytes in an object bucket, each object named by its SHA-256.
 
-Knows storing and fetching bytes; nothing of what they are. The name is checked against the bytes on the way in and out.
-The bucket is laid out much as the client library's object store, which we do not use: it asks for rights to purge the
-whole stream and to read all of it, and for a stream that everybody who may write to it can purge by a header. A worker
-with a key of its own has none of that. We only write, and read what we can name; each part of a blob has a subject of
-its own, on which the stream keeps the newest message alone.
+The name is checked against the bytes on writing and on reading. The layout resembles that of the client library's
+object store, which we do not use. That one needs the right to purge and to read the whole stream, and a stream that
+every writer can purge by a header. A worker key grants none of this: a worker only writes, and reads what it can name.
+Each chunk has its own subject, on which the stream keeps only the newest message.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from engine.bus import subjects
 
 CHUNK = 1024 * 1024
 SMALL = 128 * 1024  # bytes
-MOST_CHUNKS = 1024  # that are taken out one by one: a gibibyte, and an entry may say anything
+MOST_CHUNKS = 1024  # removed one by one: 1 GiB; an untrusted entry may claim any number
 
 
 class NoBlob(LookupError):
-    """There is no such blob, or it is too large, or its bytes are not what its name says."""
+    """The blob is missing, too large, or its bytes do not match its name."""
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An object as its bucket describes it (NATS ADR-20). `nuid` names the subjects of its chunks."""
+    """An object's metadata as its bucket stores it (NATS ADR-20). `nuid` names the subjects of its chunks."""
 
     name: str
     bucket: str
@@ -44,14 +43,14 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Blobs:
-    """The blob bucket; `max_age` is its time to live in seconds. `scoped`: we may not purge it."""
+    """The blob bucket. `max_age`: time to live in seconds. `scoped`: our key may not purge it."""
 
     def __init__(self, js: JetStreamContext, max_age: float, *, scoped: bool = False) -> None:
         self._js, self._scoped = js, scoped
         self._fresh = timedelta(seconds=max_age / 2)
 
     async def put(self, content: bytes) -> str:
-        """Stores the bytes, unless a young copy is there already; their SHA-256."""
+        """Store the bytes and return their SHA-256; reuse a copy younger than half of `max_age`."""
         sum_ = await _sum(content)
         sha = sum_.hex()
         old = await self._entry(sha)
@@ -74,7 +73,7 @@ class Blobs:
             return False
 
     async def _entry(self, sha: str) -> Entry | None:
-        """What the bucket says of it; None where it has none, or what lies there cannot be read."""
+        """Return the blob's entry; None where there is none or it is unreadable."""
         try:
             msg = await self._js.get_msg(subjects.BLOBS_STREAM, subject=subjects.blob(sha), direct=True)
             entry = msgspec.json.decode(msg.data or b"", type=Entry)
@@ -86,7 +85,7 @@ class Blobs:
         await self._js.publish(subjects.blob(entry.name), msgspec.json.encode(entry))
 
     async def _empty(self, entry: Entry) -> None:
-        """Takes the chunks out of the bucket; who may not purge it leaves empty ones."""
+        """Remove the chunks. A client that may not purge overwrites them with empty ones."""
         if not self._scoped:
             await self._js.purge_stream(subjects.BLOBS_STREAM, subject=subjects.blob_part(entry.nuid, ">"))
             return
@@ -94,7 +93,7 @@ class Blobs:
             await self._js.publish(subjects.blob_part(entry.nuid, number), b"")
 
     async def get(self, sha: str, limit: int) -> bytes:
-        """The bytes. Raises `NoBlob`, also when there are more than `limit` of them."""
+        """Return the bytes. Raises `NoBlob`, also for more than `limit` bytes."""
         entry = await self._entry(sha)
         if entry is None:
             raise NoBlob(f"There is no blob {sha[:12]}.")
@@ -115,7 +114,7 @@ class Blobs:
             return await self._chunks(subjects.blob_parts(entry.nuid), entry.size)
 
     async def _chunks(self, subject: str, size: int) -> bytes:
-        """Chunk after chunk by direct requests: no consumer, and no wait for a chunk that is gone."""
+        """Read chunk after chunk by direct requests: no consumer, and no waiting for a missing chunk."""
         content, position = bytearray(), 1
         while len(content) < size:
             msg = await self._js.get_msg(subjects.BLOBS_STREAM, seq=position, subject=subject, direct=True, next=True)
@@ -126,7 +125,7 @@ class Blobs:
         return bytes(content)
 
     async def drop(self, sha: str) -> None:
-        """Removes a blob that nobody needs any more; one that is gone already is fine."""
+        """Remove a blob that is no longer needed; a missing one is fine."""
         entry = await self._entry(sha)
         if entry is not None:
             await self._write(Entry(sha, subjects.BLOBS, entry.nuid, deleted=True))
@@ -134,12 +133,12 @@ class Blobs:
 
 
 def _is_token(nuid: str) -> bool:
-    """Whether it names one subject: it came from outside."""
+    """Whether `nuid`, which comes from outside, is one subject token."""
     return nuid.isascii() and nuid.isalnum()
 
 
 async def _sum(content: bytes) -> bytes:
-    """SHA-256, of a small one at once: a thread costs more than the sum."""
+    """Return the SHA-256. Small content is hashed on the loop: a thread costs more than the hash."""
     if len(content) <= SMALL:
         return hashlib.sha256(content).digest()
     return await asyncio.to_thread(lambda: hashlib.sha256(content).digest())

@@ -1,7 +1,6 @@
-"""What the bot does on the bus: dispatch work, read results and previews, cancel, know the workers, ask about texts.
+"""The bot's client of the bus: dispatches jobs, reads results and previews, cancels, tracks workers, sends requests.
 
-Knows subjects and delivery; nothing of SQL or Discord. An outage of the broker raises `Unreachable`, except in the
-iterators, which wait it out.
+Uses no SQL and no Discord. While the broker is away, calls raise `Unreachable`; iterators wait instead.
 """
 
 from __future__ import annotations
@@ -47,33 +46,31 @@ from engine.job import (
 
 log = logging.getLogger(__name__)
 
-FULL = 10077  # JetStream's code for "no room", also for a second message on a subject that holds one
+FULL = 10077  # JetStream's code for a full stream, also for a second message on a full subject
 RESULTS_AT_ONCE = 64
-DESCRIBERS_ASKED, DESCRIBERS_PAUSE = 4, 0.5  # workers, and seconds between two
-DESCRIBING_SECONDS, DECODING_SECONDS = 50.0, 12.0  # longer than a worker works on one request
-NOBODY = "503"  # the status by which the server says that nobody hears a request
+DESCRIBERS_ASKED, DESCRIBERS_PAUSE = 4, 0.5  # attempts, and seconds between them
+DESCRIBING_SECONDS, DECODING_SECONDS = 50.0, 12.0  # longer than a worker spends on one request
+NOBODY = "503"  # the server's status for a request without subscribers
 
-Errors = tuple[tuple[float, ...], ...]  # of each text at each draw
+Errors = tuple[tuple[float, ...], ...]  # one row a text, one value a noise draw
 
 
 class NobodyAnswers(RuntimeError):
-    """No worker could answer a request; the text says why."""
+    """No worker could answer a request; the message says why."""
 
 
 class BotSide(Station):
-    """The bot's half of the bus."""
-
     def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
         super().__init__(client, kept, again, scoped)
         self._tombstones = self._bucket(subjects.CANCELLED)
-        self._pools: set[str] = set()  # whose consumers are there
+        self._pools: set[str] = set()  # whose consumers exist
         self._presences = Presences(kept.lease, self.refused)
         self.progress = ProgressBoard(self.refused)
 
     async def dispatch(self, job: Job) -> bool:
-        """Hands a job to the workers of its pool, so that the oldest of them can read it.
+        """Send a job to the workers of its pool, in a form that the oldest of them can read.
 
-        False: this attempt lies there already, which is fine.
+        Returns False when this attempt is already in the queue, which is fine.
         """
         oldest = min((one.v for one in self.workers.values() if job.pool in one.pools), default=job.task.v)
         payload = encode(readable(job, oldest))
@@ -88,24 +85,24 @@ class BotSide(Station):
         return True
 
     async def declare(self, pools: Sequence[str] = ()) -> None:
-        """As every station; and whatever we knew of the store may be gone."""
+        """Make streams and buckets, and forget known consumers: the store may have been lost."""
         self._pools.clear()
         await super().declare(pools)
 
     async def _offer(self, pool: str) -> None:
-        """A worker with a key of its own may pull from its pools' consumers, and not make them."""
+        """Make the pool's consumer. A worker with its own key may pull from it, but not make it."""
         if pool not in self._pools:
             await ensure_consumer(self.js, subjects.WORK, pool_consumer(pool, self.kept.lease))
             self._pools.add(pool)
 
     async def settle(self, job: Job, *, every_attempt: bool = False) -> None:
-        """Takes a job's dispatched message (of this attempt, or of all) out of the queue; none there is fine."""
+        """Remove a job's dispatched message from the queue: this attempt's, or every attempt's. None there is fine."""
         subject = subjects.work_of(job.pool, job.id) if every_attempt else subjects.work(job)
         with reaching("settle"):
             await self.js.purge_stream(subjects.WORK, subject=subject)
 
     async def results(self) -> AsyncIterator[Delivered[Result]]:
-        """Every result, in order, until it is acknowledged; one handed back comes again later, out of order."""
+        """Yield every result in order until acknowledged. One that is handed back comes again later, out of order."""
         kind: type[Result] = Result  # pyright: ignore[reportAssignmentType]
         pull = Pull(self.client, self.js, subjects.RESULTS, settle_consumer(), kind, self.dead, batch=RESULTS_AT_ONCE)
         try:
@@ -116,42 +113,42 @@ class BotSide(Station):
             await pull.close()
 
     def frames(self) -> AsyncIterator[Frame]:
-        """Live previews: the newest of each image, whatever the reader's speed."""
+        """Yield live previews. A slow reader gets only the newest of each image."""
         return self._newest(subjects.FRAMES_ALL, Frame, lambda one: (one.job, one.image))
 
     def loadings(self) -> AsyncIterator[Loading]:
-        """How far models are in memory: the newest of each job, whatever the reader's speed."""
+        """Yield model loading progress. A slow reader gets only the newest of each job."""
         return self._newest(subjects.LOADING_ALL, Loading, lambda one: one.job)
 
     async def reported(self) -> set[str]:
-        """The jobs about which reports wait to be taken in."""
-        with reaching("look at the reports"):
+        """Return the jobs that have unread results."""
+        with reaching("list the unread results"):
             told = await self.js.stream_info(subjects.RESULTS, subjects_filter=f"{subjects.RESULTS}.>")
         return {subjects.speaker(subject)[1] for subject in told.state.subjects or {}}
 
     async def first_epoch(self) -> int:
-        """Claims with an older epoch were made before the broker lost its store."""
-        with reaching("look at the claims"):
+        """Return the least valid epoch. Older claims are from before the broker lost its store."""
+        with reaching("read the first epoch"):
             told = await self.js.stream_info(subjects.kv_stream(subjects.CLAIMS))
         return told.config.first_seq or 0
 
     async def want(self, job: str) -> None:
-        """Somebody watches this job: repeat every 5 s, since a worker believes it for 10 s."""
+        """Ask for a job's previews. Repeat every 5 s while somebody watches: a worker believes it for 10 s."""
         with reaching("ask for previews"):
             await self.client.publish(subjects.want(job))
 
     async def steer(self, steer: Steer) -> None:
-        """Pauses a job, lets it go on or weighs it, for the worker that runs it now: said once, and kept nowhere."""
+        """Pause, resume or reweigh a job at the worker that runs it now. Sent once and not stored."""
         with reaching("steer a job"):
             await self.client.publish(subjects.steer(steer.job), encode(steer))
 
     async def cancel(self, job: str) -> None:
-        """The tombstone that every worker reads at its claim and listens for while it runs."""
+        """Write a tombstone. Workers read it when they claim the job, and listen for it while they run it."""
         with reaching("cancel"):
             await self._tombstones.put(job, b"1")
 
     async def watch_workers(self, on_change: Callable[[], None] = lambda: None) -> None:
-        """Begins to keep `workers` up to date; `on_change` is called when one comes, goes or changes."""
+        """Start to keep `workers` up to date. `on_change` is called when a worker comes, goes or changes."""
         self._presences.on_change = on_change
         with reaching("watch the workers"):
             await self.client.subscribe(subjects.kv_subject(subjects.WORKERS, ">"), cb=self._presences.on_message)
@@ -163,28 +160,28 @@ class BotSide(Station):
 
     async def _note_worker(self, stream: str, subject: str) -> None:
         try:
-            message = await self.js.get_msg(stream, subject=subject)  # direct, it would come with an answer's headers
+            message = await self.js.get_msg(stream, subject=subject)  # a direct reply would carry reply headers itself
         except NotFoundError:
             return
         if answered(b64decode(message.hdrs or "")):
-            self.refused.note(f"what lies at {subject}", "it is an answer of the broker, which is no worker's word")
+            self.refused.note(f"the entry at {subject}", "it is a reply of the broker, not a worker's message")
             return
         self._presences.hear(subject, message.data or b"", message.headers or {})
 
     @property
     def workers(self) -> dict[str, Presence]:
-        """The live workers, by name; empty before `watch_workers`."""
+        """Live workers by name; empty before `watch_workers`."""
         return self._presences.alive()
 
     def starting(self, pool: str | None = None) -> ModelProgress | None:
-        """What a worker does that is not there yet, in one pool or in any; None where none is on its way."""
+        """Return what a worker is doing before it is ready, in one pool or in any; None where no worker is starting."""
         return self.progress.newest(pool, but=self.workers)
 
     def presences(self) -> dict[str, Presence]:
         return self.workers
 
     async def embed(self, texts: Sequence[str], timeout: float = 10.0) -> tuple[tuple[float, ...], ...]:
-        """Unit vectors, one a text (up to 64). Raises `NobodyAnswers` when no worker can."""
+        """Return one unit vector a text (up to 64). Raises `NobodyAnswers`."""
         request = encode(EmbedRequest(texts=tuple(texts)))
         with reaching("embed"):
             try:
@@ -196,9 +193,9 @@ class BotSide(Station):
         return reply.vectors
 
     async def describe(self, request: DescribeRequest, timeout: float = DESCRIBING_SECONDS) -> Errors:
-        """The error of each text at each draw. Raises `NobodyAnswers` when no worker can say.
+        """Return the prediction error of each text at each noise draw. Raises `NobodyAnswers`.
 
-        Whoever is asked may be busy or about to end, so a few are.
+        A worker may be busy or about to stop, so up to four attempts are made.
         """
         reply = await self._describe(request, timeout)
         for _ in range(DESCRIBERS_ASKED - 1):
@@ -222,23 +219,23 @@ class BotSide(Station):
                 said = f"No worker that is online has {request.model} in memory: draw something with it first."
                 raise NobodyAnswers(said) from error
             except (TimeoutError, Malformed) as error:
-                raise NobodyAnswers("The worker that was asked did not answer.") from error
+                raise NobodyAnswers("The worker did not answer in time.") from error
 
     async def decode(self, pool: str, request: DecodeRequest, timeout: float = DECODING_SECONDS) -> tuple[bytes, ...]:
-        """A thumbnail for each of the latents, by a worker of this pool, not yet opened. Raises `NobodyAnswers`."""
+        """Return a thumbnail, not validated, for each of the latents, from this pool. Raises `NobodyAnswers`."""
         with reaching("decode"):
             try:
                 reply = decode(
                     await self._asked(subjects.decode(pool, request.model), encode(request), timeout), DecodeReply
                 )
             except (NoRespondersError, TimeoutError, Malformed) as error:
-                raise NobodyAnswers("No worker decodes this just now.") from error
+                raise NobodyAnswers("No worker can decode this now.") from error
         if len(reply.thumbnails) == len(request.latents):
             return reply.thumbnails
         raise NobodyAnswers(reply.error or "A worker answered with the wrong number of thumbnails.")
 
     async def _asked(self, subject: str, request: bytes, timeout: float) -> bytes:
-        """What one of the workers answers, where those elsewhere can send it, too."""
+        """Send a request and return the reply. Uses a reply subject that remote workers may publish to."""
         answers = subjects.vectors(secrets.token_hex(16))
         subscription = await self.client.subscribe(answers)
         try:
@@ -253,7 +250,7 @@ class BotSide(Station):
 
 
 async def _patient(pull: Pull[Result]) -> Delivered[Result] | None:
-    """The next result; an outage is logged and waited out."""
+    """Return the next result. Log an outage and wait."""
     try:
         return await pull.next(1.0)
     except Unreachable as error:

@@ -1,7 +1,7 @@
-"""The embedded broker: starts `nats-server` from its wheel, waits until it answers, and brings it back when it dies.
+"""The embedded broker: starts `nats-server` from its wheel, waits until it answers, and restarts it when it dies.
 
-Knows the process and its configuration file; nothing of subjects or messages. One folder has one broker: a lock keeps a
-second one out, and a server that a killed parent left behind is ended first, since two on one store would destroy it.
+A lock allows one broker a folder. A server that a killed parent left behind is ended first, since two servers on one
+store would destroy it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0  # a large store takes a while to read
 LONGEST_PAUSE = 5.0
-HEALTHY_SECONDS = 30.0  # having lived this long, the next restart is immediate again
+HEALTHY_SECONDS = 30.0  # after this uptime the next restart is immediate again
 
 
 class Broker:
-    """An async context manager; inside it `url` and `token` stay the same through every restart of the server.
+    """Async context manager; inside it `url` and `token` stay the same through every restart of the server.
 
-    `workers`: the file of the workers' keys. It is read at every start, as is the configuration at every restart, which
-    `engine.bus.enrolment` keeps up to date meanwhile.
+    `workers`: the file of worker keys, read at every start. A restart reads the configuration file again, which
+    `engine.bus.enrolment` keeps up to date.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Broker:
         await self._stop()
 
     def _prepare(self) -> None:
-        """The folder (ours alone), the lock, and the configuration file, which holds the token: mode 600."""
+        """Make the private folder, take the lock, and write the configuration file (mode 600: it holds the token)."""
         self.folder = self.folder.resolve()
         self._server = server_path()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -106,7 +106,7 @@ class Broker:
         keys.replace(self.folder / "nats.conf", text.encode())
 
     async def _end_orphan(self) -> None:
-        """Ends the server of a parent that was killed: we hold the lock, so nobody else can be its parent."""
+        """End the server of a killed parent. We hold the lock, so it has no living parent."""
         pid = await asyncio.to_thread(running, self.folder)
         if pid is None:
             return
@@ -123,7 +123,7 @@ class Broker:
         self._process = await asyncio.create_subprocess_exec(
             str(self._server), "-c", str(self.folder / "nats.conf"), stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches the workers first: they still hand over through the broker
+            start_new_session=True,  # else Ctrl-C would end it before the workers hand back their jobs
         )  # fmt: skip
         try:
             async with asyncio.timeout(READY_SECONDS):
@@ -136,7 +136,7 @@ class Broker:
             raise BrokerError(f"nats-server did not answer in {READY_SECONDS:.0f} s: {words}") from error
 
     async def _answers(self) -> bool:
-        """The server greets with INFO once its store is read."""
+        """Whether the server greets with INFO, which it does once its store is read."""
         try:
             reader, writer = await asyncio.open_connection(self.at.near, self.port)
         except OSError:
@@ -160,7 +160,7 @@ class Broker:
         )
 
     async def _keep(self) -> None:
-        """Brings the server back for as long as the context lives; pauses grow from 0.1 s to 5 s."""
+        """Restart the server while the context lives; pauses grow from 0.1 s to 5 s."""
         pause, loop = 0.1, asyncio.get_running_loop()
         while True:
             assert self._process is not None
@@ -174,7 +174,7 @@ class Broker:
             self.restarts += 1
             try:
                 await self._start()
-            except (BrokerError, OSError) as error:  # OSError: not even the program could be started
+            except (BrokerError, OSError) as error:  # OSError: the program could not be executed
                 log.error("broker: %s", error)
                 await self._end()
 

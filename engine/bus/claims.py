@@ -1,10 +1,10 @@
-"""Claims: which worker runs a job. A key whose entry lives for one lease; its creating revision is the epoch.
+"""Claims: the right of one worker to run a job, as a key-value entry that lives for one lease.
 
-Knows creating, renewing and releasing a claim; nothing of what is done under it. A renewal changes the key's revision,
-while the epoch must stay: so renewals write the creating revision into the value.
+The entry's creating revision is the epoch, a fencing token. A renewal changes the key's revision while the epoch must
+stay, so renewals write the creating revision into the value.
 
-An entry that cannot be read is nobody's. Who had the claim before has lost it, for somebody else may have had it since;
-whoever takes it writes over the entry as it was, so only one does, and under a newer epoch.
+An unreadable entry belongs to nobody. Its former holder has lost the claim, since another worker may have held it
+since. A new holder updates exactly the revision it read, so only one succeeds, with a newer epoch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from nats.js.kv import KeyValue
 
 from engine.job import Epoch, Malformed, Name, decode, encode
 
-TRIES = 3  # a claim is renewed every few seconds: twice between our look and our write is rare, three times unheard of
+TRIES = 3  # renewals are seconds apart: one between our read and write is rare, three never happen
 WRONG_LAST_SEQUENCE = {10071, 10164}  # the two error codes of nats-server's JSStreamWrongLastSequence*
 
 
 class Fenced(Exception):
-    """Somebody with a newer epoch runs the job: stop, and publish nothing."""
+    """A worker with a newer epoch runs the job: stop, and publish nothing."""
 
 
 class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,7 +35,7 @@ class Holder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass
 class Claim:
-    """A held claim; `revision` moves with every renewal, `epoch` never."""
+    """A held claim. `revision` changes with every renewal, `epoch` never."""
 
     job: str
     worker: str
@@ -44,15 +44,13 @@ class Claim:
 
 
 class Claims:
-    """The claims bucket."""
-
     def __init__(self, bucket: KeyValue) -> None:
         self._bucket = bucket
 
     async def take(self, job: str, worker: str) -> Claim | None:
-        """The claim, or None while another one lives (our own earlier one included)."""
+        """Create the claim; None while another one lives, our own earlier one included."""
         value = encode(Holder(worker=worker))
-        with suppress(KeyWrongLastSequenceError, KeyNotFoundError):  # not found: it lapsed between two requests; again
+        with suppress(KeyWrongLastSequenceError, KeyNotFoundError):  # not found: it lapsed between two requests
             try:
                 revision = await self._bucket.create(job, value)
             except KeyWrongLastSequenceError:
@@ -63,7 +61,7 @@ class Claims:
         return None
 
     async def _unreadable(self, job: str) -> int | None:
-        """The revision of an entry that is nobody's; None where there is none."""
+        """Return the revision of an unreadable entry; None where the entry is readable."""
         entry = await self._bucket.get(job)
         try:
             decode(entry.value or b"", Holder)
@@ -72,7 +70,7 @@ class Claims:
         return None
 
     async def holder(self, job: str) -> Holder | None:
-        """Who runs the job, with the epoch filled in; None when nobody does."""
+        """Return who runs the job, with the epoch filled in; None when nobody does."""
         try:
             entry = await self._bucket.get(job)
             value = decode(entry.value or b"", Holder)
@@ -81,7 +79,7 @@ class Claims:
         return Holder(worker=value.worker, epoch=value.epoch or entry.revision or 0)
 
     async def renew(self, claim: Claim) -> bool:
-        """Extends the claim by one lease. False: it is lost, for good."""
+        """Extend the claim by one lease. False: it is lost for good."""
         value = encode(Holder(worker=claim.worker, epoch=claim.epoch))
         for _ in range(2):
             try:
@@ -93,7 +91,7 @@ class Claims:
         return False
 
     async def _still_ours(self, claim: Claim) -> bool:
-        """After a renewal whose answer got lost the revision has moved, yet the epoch in it is ours."""
+        """Whether the entry has our epoch. After a renewal whose reply got lost, only the revision has changed."""
         try:
             entry = await self._bucket.get(claim.job)
             value = decode(entry.value or b"", Holder)
@@ -105,15 +103,15 @@ class Claims:
         return True
 
     async def release(self, claim: Claim) -> None:
-        """Gives the claim back, unless it was lost already."""
+        """Delete the claim, unless it was lost already."""
         for _ in range(TRIES):
-            with suppress(KeyWrongLastSequenceError):  # somebody wrote in between: if it was not us, it is lost
+            with suppress(KeyWrongLastSequenceError):  # changed in between: renew again, or learn of the loss
                 if await self.renew(claim):
                     await self._delete(claim.job, claim.revision)
                 return
 
     async def revoke(self, job: str, epoch: int) -> bool:
-        """Takes the claim of this epoch from whoever has it. False: nobody has it any more, or has another."""
+        """Delete the claim of this epoch. False: there is none, or it has another epoch."""
         for _ in range(TRIES):
             with suppress(KeyWrongLastSequenceError):  # renewed in between
                 try:
@@ -128,7 +126,7 @@ class Claims:
         return False
 
     async def _delete(self, job: str, last: int | None) -> None:
-        """Raises `KeyWrongLastSequenceError` as the bucket's update does, where its delete has a bare `APIError`."""
+        """Raise `KeyWrongLastSequenceError` like the bucket's update; its delete raises a bare `APIError`."""
         try:
             await self._bucket.delete(job, last=last)
         except APIError as error:

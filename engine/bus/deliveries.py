@@ -1,8 +1,7 @@
-"""Messages that must be answered: pulled from a durable consumer, decoded, acknowledged, or laid aside as dead.
+"""Deliveries: messages pulled from a durable consumer, decoded, then acknowledged or dead-lettered.
 
-Knows pulling, acknowledging and dead letters; nothing of what a message means. What does not decode is logged with its
-subject, counted and dead-lettered: a bad message never stops the ones behind it. One of a newer version is good for
-somebody else: it is handed back.
+A message that does not decode is logged with its subject, counted and dead-lettered, so it never blocks later ones. A
+message of a newer version is handed back for an updated process.
 """
 
 from __future__ import annotations
@@ -33,35 +32,35 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 CLOSING_SECONDS = 1.0
-ABSENT_SECONDS = 0.5  # until we ask again for a consumer that others make
-LATER_SECONDS = 30.0  # until a message of a newer version is offered again, to whoever has been updated by then
-LATER_TRIES = 2880  # a day of it
-KEPT_BYTES = 1024 * 1024  # of a dead letter: with headers added, the largest message would be one too large
+ABSENT_SECONDS = 0.5  # between two looks for a consumer that the bot makes
+LATER_SECONDS = 30.0  # until a message of a newer version is delivered again
+LATER_TRIES = 2880  # one day
+KEPT_BYTES = 1024 * 1024  # of a dead letter: the largest message plus headers would exceed the limit
 
 
 def reflected(msg: Msg) -> bool:
-    """Whether it is the broker's answer to a request, sent to a subject that the request named as its inbox.
+    """Whether a message is the broker's reply to a request whose inbox was set to this subject.
 
-    Whoever may ask the broker for what it has stored may have the answer sent anywhere, also where he may not publish.
-    Such an answer says whence it comes.
+    A client that may request stored data can redirect the reply to any subject, even one that it may not publish to.
+    Such a reply carries the header of its origin.
     """
     return ANSWERED in (msg.headers or {})
 
 
 class DeadLetters:
-    """Where messages go that nobody can use; `count` says how many, by the first token of their subject."""
+    """The dead-letter stream. `count`: messages by the first token of their subject."""
 
     def __init__(self, js: JetStreamContext, refused: Refusals) -> None:
         self._js, self._refused = js, refused
         self.count: Counter[str] = Counter()
 
     async def lay_aside(self, msg: Msg, reason: str) -> None:
-        """Keeps the message in the dead-letter stream, then takes it out of its own: never the other way round.
+        """Store the message as a dead letter, then remove it from its stream: never in the other order.
 
-        Of a large one the beginning is kept; its header `Bytes` says how long it was.
+        A large message is truncated; its header `Bytes` holds the full length.
         """
         self.note(msg.subject, reason)
-        with reaching("lay a message aside"):
+        with reaching("dead-letter a message"):
             one_line = reason.replace("\r", " ").replace("\n", " ")[:500]
             headers = {"Reason": one_line, "Bytes": str(len(msg.data))}
             kept = msg.data[:KEPT_BYTES]
@@ -69,14 +68,14 @@ class DeadLetters:
             await msg.term()
 
     def note(self, subject: str, reason: str) -> None:
-        """For messages that no stream keeps (frames): logged and counted."""
+        """Log and count a bad message; used alone for messages that no stream stores (frames)."""
         self.count[subject.split(".", 1)[0]] += 1
         self._refused.note(f"a message on {subject}", reason)
 
 
 @dataclass(frozen=True)
 class Delivered(Generic[T]):
-    """One value and the means to answer for it. Every method raises `Unreachable` when the broker is away."""
+    """One value and the means to answer its message. Every method raises `Unreachable` when the broker is away."""
 
     value: T
     msg: Msg
@@ -89,36 +88,36 @@ class Delivered(Generic[T]):
 
     @property
     def pending(self) -> int:
-        """How many wait at the broker behind this one."""
+        """How many messages wait at the broker behind this one."""
         return self.msg.metadata.num_pending
 
     async def ack(self) -> None:
-        """Done; returns when the broker has written that down (a crash right after a plain ack repeats the message)."""
+        """Acknowledge, and wait until the broker has stored that: after a plain ack, a crash repeats the message."""
         with reaching("acknowledge"):
             await self.msg.ack_sync(timeout=ANSWER_SECONDS)
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Not done: deliver it again, at once or after `delay` seconds."""
+        """Hand the message back for redelivery, at once or after `delay` seconds."""
         with reaching("hand back"):
             await self.msg.nak(delay=delay or None)
 
     async def in_progress(self) -> None:
-        """Still at it: the wait for an answer starts anew."""
-        with reaching("say that work goes on"):
+        """Restart the broker's wait for an acknowledgement."""
+        with reaching("extend a delivery"):
             await self.msg.in_progress()
 
     async def lay_aside(self, reason: str) -> None:
-        """Gives the message up: it goes to the dead letters and does not come back."""
+        """Dead-letter the message; it does not come back."""
         await self.dead.lay_aside(self.msg, reason)
 
 
 class Pull(Generic[T]):
-    """Pulls values of one kind from one durable consumer, which it makes when it is not there.
+    """Pulls values of one type from one durable consumer, and makes the consumer where it is missing.
 
-    `scoped`: it may not, so it asks again now and then until the bot has sent a first job there.
+    `scoped`: our key may not make it, so retry until the bot has sent a first job there.
 
-    Requests are short and repeated, since a broker that restarts forgets them. Each has its own reply subject: the end
-    of an old request is never taken for the end of the present one.
+    Requests are short and repeated, since a restarted broker forgets them. Each has its own reply subject, so the end
+    of an old request is never taken for the end of the current one.
     """
 
     def __init__(
@@ -135,13 +134,13 @@ class Pull(Generic[T]):
         self._ensured, self._scoped = False, scoped
         self._numbers = itertools.count()
         self._reply = ""
-        self._owed = 0  # messages that the present request may still bring
-        self._until = 0.0  # when it lapses, on the loop's clock
+        self._owed = 0  # messages that the current request may still bring
+        self._until = 0.0  # when the request expires, on the loop's clock
 
     async def next(self, timeout: float, *, wait: bool = True) -> Delivered[T] | None:
-        """The next good value, or None after `timeout` seconds. Raises `Unreachable`.
+        """Return the next good value, or None after `timeout` seconds. Raises `Unreachable`.
 
-        Without `wait` only one that lies there because nobody who waits has been given it.
+        With `wait` False, return only a message that no waiting worker has taken.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
@@ -177,7 +176,7 @@ class Pull(Generic[T]):
         await self._queue.put(msg)
 
     async def _received(self, seconds: float) -> Msg | None:
-        """A message of the stream; None when time is up or the request ended."""
+        """Return a message of the stream; None on timeout or when the request has ended."""
         try:
             async with asyncio.timeout(max(seconds, 0.001)):
                 msg = await self._queue.get()
@@ -192,7 +191,7 @@ class Pull(Generic[T]):
         return None
 
     async def _ended(self, status: str) -> None:
-        """A status in place of a message. 404 and 408: nothing there in time. Else the consumer may be gone."""
+        """Handle a status message. 404 and 408: no message in time. For others the consumer may be gone."""
         self._owed = 0
         if status not in {"404", "408"}:
             self._ensured = False
@@ -201,20 +200,20 @@ class Pull(Generic[T]):
     async def _decoded(self, msg: Msg) -> Delivered[T] | None:
         try:
             if reflected(msg):
-                raise Malformed("it is no message of its own, but an answer of the broker that somebody sent here")
+                raise Malformed("it is a reply of the broker that a client redirected to this subject")
             return Delivered(decode(msg.data, self._kind), msg, self._dead)
         except Malformed as error:
             if isinstance(error, Newer) and msg.metadata.num_delivered < LATER_TRIES:
-                log.warning("%s stays where it is: %s", msg.subject, error)
+                log.warning("%s stays in the queue: %s", msg.subject, error)
                 await msg.nak(delay=LATER_SECONDS)
             else:
                 await self._dead.lay_aside(msg, str(error))
             return None
 
     async def close(self) -> None:
-        """Waits for the present request to end, and hands back what it brings.
+        """Wait for the current request to end, and hand back what it brings.
 
-        Leaving at once would lose a message that the server has already decided to send us, until its lease runs out.
+        Closing at once would lose a message that the server has already assigned to us, until its lease expires.
         """
         if self._subscription is None:
             return

@@ -1,7 +1,6 @@
-"""Workers' keys come and go: in their file, and at once in the server that runs on a broker's folder, if one does.
+"""Worker key administration: adds and revokes keys in their file and in the running server's configuration.
 
-Knows the file, the configuration and the server's process; nothing of what a key opens. The server reads the change
-while it runs: nobody else's connection is touched, and one whose key is gone is closed.
+The server reloads while it runs: other connections stay, and the connection of a revoked key is closed.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from engine.bus.keys import BadKey, WorkerKey
 from engine.bus.server import Listening, listens, running, with_workers
 
 TAKEN_SECONDS = 10.0
-READINGS = 2  # the server takes a new account at the first, and what this imports at the second (2.15)
+READINGS = 2  # reloads: the first adds a new account, the second its imports (nats-server 2.15)
 TAKEN, REFUSED = "Reloaded server configuration", "Failed to reload server configuration"  # in the server's log
 
 
 class Enrolment:
-    """The keys of one data folder. Every method blocks, and raises `BadKey` where it cannot do what it says."""
+    """The keys of one data folder. Every method blocks, and raises `BadKey` on failure."""
 
     def __init__(self, file: Path, broker: Path) -> None:
         """`broker`: the folder of the embedded broker, whether it runs or not."""
@@ -32,7 +31,7 @@ class Enrolment:
         return keys.read(self._file)
 
     def listens(self) -> Listening | None:
-        """Where the running server listens; None where none runs."""
+        """Return where the running server listens; None where none runs."""
         folder = self._broker.resolve()
         try:
             return listens((folder / "nats.conf").read_text()) if running(folder) else None
@@ -40,7 +39,7 @@ class Enrolment:
             return None
 
     def enrol(self, name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str, bool]:
-        """A new key, its seed, and whether a running server has taken it."""
+        """Return a new key, its seed, and whether a running server has loaded it."""
         made, seed = keys.make(name, pools, day)
         with keys.locked(self._file):
             known = keys.read(self._file)
@@ -49,11 +48,11 @@ class Enrolment:
             try:
                 return made, seed, self._keep([*known, made], new=True)
             except BadKey:
-                keys.write(self._file, known)  # nobody has seen its seed
+                keys.write(self._file, known)  # undo: its seed was never shown
                 raise
 
     def revoke(self, name: str) -> bool:
-        """Whether a running server has taken it, and closed that worker's connection."""
+        """Return whether a running server has reloaded and closed that worker's connection."""
         with keys.locked(self._file):
             known = keys.read(self._file)
             left = [one for one in known if one.name != name]
@@ -62,10 +61,10 @@ class Enrolment:
             try:
                 return self._keep(left)
             except BadKey as error:
-                raise BadKey(f"It holds from the broker's next start on: {error}") from error
+                raise BadKey(f"The key is revoked from the broker's next start on: {error}") from error
 
     def _keep(self, known: Sequence[WorkerKey], *, new: bool = False) -> bool:
-        """The file first: what is in it holds from the next start on, whatever happens now."""
+        """Write the file first: its keys count from the next start on, even where the reload fails."""
         keys.write(self._file, known)
         folder = self._broker.resolve()
         pid = running(folder)
@@ -81,26 +80,26 @@ class Enrolment:
         except BadKey:
             raise
         except (OSError, ValueError) as error:
-            raise BadKey(f"The running broker could not be told: {error}.") from error
+            raise BadKey(f"The running broker could not be reloaded: {error}.") from error
         return True
 
 
 def _read(pid: int, said: Path) -> None:
-    """Has the server read its configuration anew, and returns when it says that it has."""
+    """Make the server reload its configuration, and wait until it has."""
     before = said.stat().st_size if said.exists() else 0
     os.kill(pid, signal.SIGHUP)
     _taken(said, before)
 
 
 def _taken(said: Path, before: int) -> None:
-    """Waits for the server's word."""
+    """Wait until the server logs the reload."""
     end = time.monotonic() + TAKEN_SECONDS
     while time.monotonic() < end:
         text = said.read_bytes() if said.exists() else b""
-        new = text[before:] if len(text) >= before else text  # it begins a new log when one is full
+        new = text[before:] if len(text) >= before else text  # the server may have rotated its log
         if REFUSED.encode() in new:
             raise BadKey(f"The running broker refused its new configuration: see {said}.")
         if TAKEN.encode() in new:
             return
         time.sleep(0.02)
-    raise BadKey(f"The running broker has not said in {TAKEN_SECONDS:.0f} s that it knows: see {said}.")
+    raise BadKey(f"The running broker did not confirm the change within {TAKEN_SECONDS:.0f} s: see {said}.")

@@ -1,11 +1,10 @@
-"""A client that no message can make deaf: what others wrote reaches whoever reads it, however odd its first lines are.
+"""NATS client hardened against malformed messages: they reach the decoder, which dead-letters them.
 
-For nats-py 2.16.0. Its read loop ends, and the connection still looks well, as soon as something in a message raises:
-a subject or an inbox that is no UTF-8, a block of headers that is cut short. A subject with a vertical tab, which the
-server takes for a letter and the library for a space, ends the connection. The stream keeps such a message and would
-send it again for ever, so it must get as far as the decoder, which lays it aside like any other bad one.
+For nats-py 2.16.0. Its read loop ends silently when a message raises: a subject or inbox that is not UTF-8, or
+truncated headers. A subject with a vertical tab, a letter to the server and a space to the library, ends the
+connection. The stream would send such a message again for ever, so it must reach the decoder.
 
-Knows the library's private methods, which a later version may name otherwise; nothing of what is said.
+Overrides private methods of the library, which a later version may rename.
 """
 
 from __future__ import annotations
@@ -22,29 +21,32 @@ from nats.protocol import parser
 
 log = logging.getLogger(__name__)
 
-ANSWERED = "Nats-Stream"  # the header by which an answer of the broker says whence it comes
+ANSWERED = "Nats-Stream"  # header of a broker reply: the stream that it comes from
 STATUS = ("Status", "Description")
 FLUSH_SECONDS = 10
-PAUSES = (0.02, 0.1)  # seconds, until a request that nobody heard is said again
-SUBJECT_CHARS = 512  # far more than any of ours; the server closes the connection of whoever sends a line of 4 KB
-_SPACES = str.maketrans(dict.fromkeys("\v\f", "\N{REPLACEMENT CHARACTER}"))  # else no subject that may be sent
-_NAME = rb"([^ \t\r\n]+)"  # the server ends a name at these alone
+PAUSES = (0.02, 0.1)  # seconds before a request without responders is sent again
+SUBJECT_CHARS = 512  # far more than any of ours; the server closes a connection that sends a 4 KB line
+_SPACES = str.maketrans(dict.fromkeys("\v\f", "\N{REPLACEMENT CHARACTER}"))  # which no valid subject contains
+_NAME = rb"([^ \t\r\n]+)"  # the server ends a name only at these
 _HEAD = rb"[ \t]+" + _NAME + rb"[ \t]+" + _NAME + rb"[ \t]+(" + _NAME + rb"[ \t]+)?"
 
 
 def answered(block: bytes) -> bool:
-    """Whether this block of headers is an answer's. The broker adds them behind what the message had, as it was: an
-    open line, or an empty one in the middle, could hide them from whoever reads line by line.
+    """Whether this header block belongs to a broker reply.
+
+    The broker appends its headers to the message's own. An open or empty line in these could hide them from a line
+    parser, so the whole block is searched.
     """
     return f"{ANSWERED}:".lower().encode() in block.lower()
 
 
 class Hearing(Client):
-    """As its base, and never deaf."""
+    """A NATS client whose read loop survives malformed messages."""
 
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
-        """Of a block that the library cannot read, the lines that can be read. An answer has no status: the one that
-        stands in it is from whoever wrote the message that was asked for.
+        """Parse headers; keep the readable lines of a malformed block.
+
+        A broker reply has no status: one that stands in it was written by the author of the stored message.
         """
         if not headers:
             return None
@@ -60,7 +62,7 @@ class Hearing(Client):
         return found
 
     async def flush(self, timeout: int = FLUSH_SECONDS) -> None:
-        """As its base, whose ping overtakes what waits to be sent: then the answer would say nothing of that."""
+        """Flush pending bytes first: the base class sends its ping ahead of them, so the pong would not cover them."""
         if self.is_connected and self._transport is not None and self._pending:
             self._transport.writelines(self._pending[:])
             self._pending, self._pending_data_size = [], 0
@@ -70,8 +72,10 @@ class Hearing(Client):
         self, subject: str, payload: bytes = b"", timeout: float = 0.5, old_style: bool = False,
         headers: dict[str, Any] | None = None,
     ) -> Msg:  # fmt: skip
-        """As its base, but asks again where nobody was there to answer: while the server reads its configuration anew,
-        the way from the account of a worker, who has an inbox of its own, to the house's is cut for an instant.
+        """Send a request again where nobody responds and we have our own inbox.
+
+        While the server reloads its configuration, the route from a worker's account to the main account is cut for an
+        instant.
         """
         for pause in PAUSES if self._inbox_prefix.count(b".") else ():
             try:
@@ -83,7 +87,7 @@ class Hearing(Client):
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg:  # fmt: skip
-        """Under a subject that may be sent: a dead letter has it in its own."""
+        """Build a message with a publishable subject: its dead letter's subject contains it."""
         return self.msg_class(
             subject=_readable(subject), reply=_readable(reply), data=data, headers=headers, _client=self, _sid=sid
         )
@@ -94,7 +98,7 @@ def _readable(name: bytes) -> str:
 
 
 def _split_as_the_server_does() -> None:
-    """The parser has its patterns in its module, and there is no other way to give it better ones."""
+    """Replace the parser's module-level patterns: it has no other hook."""
     parser.MSG_RE = re.compile(rb"\AMSG" + _HEAD + rb"(\d+)\r\n")
     parser.HMSG_RE = re.compile(rb"\AHMSG" + _HEAD + rb"(\d+)[ \t]+(\d+)\r\n")
 

@@ -1,7 +1,4 @@
-"""Workers' keys: each an Ed25519 pair (nkeys), of which only the public half stays here, in a file of the data folder.
-
-Knows the file and the keys' form; nothing of the server that reads them, nor of what they open.
-"""
+"""Worker keys: Ed25519 pairs (nkeys). A file in the data folder stores only their public halves."""
 
 from __future__ import annotations
 
@@ -19,16 +16,16 @@ from msgspec import Meta
 
 from engine.job import Name
 
-FILE = "worker-keys.json"  # in the data folder: the broker's own can be thrown away
+FILE = "worker-keys.json"  # in the data folder, not in the broker's, which may be deleted
 SEED = re.compile(r"SU[A-Z2-7]{56}")
 
 
 class BadKey(ValueError):
-    """A key, a name or the file of keys is not as it should be; the text says what is wrong."""
+    """A key, a name or the key file is invalid; the message says how."""
 
 
 class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of a key. `made`: the day."""
+    """A stored key. `made`: the day of its creation."""
 
     name: Name
     public: Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}\Z")]
@@ -37,8 +34,8 @@ class WorkerKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def make(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str]:
-    """A new key, and its seed, which is nowhere else. Raises `BadKey` for a name that the contract does not allow."""
-    import nkeys  # with libsodium, for whoever makes or shows a key
+    """Return a new key and its seed, which is stored nowhere. Raises `BadKey` for an invalid name."""
+    import nkeys  # lazily: it loads libsodium
 
     seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER).decode()
     plain = {"name": name, "public": public(seed), "pools": list(dict.fromkeys(pools)), "made": day}
@@ -52,14 +49,14 @@ def make(name: str, pools: Sequence[str], day: str) -> tuple[WorkerKey, str]:
 
 
 def public(seed: str) -> str:
-    """The public half. Raises `BadKey` where the seed was garbled on its way: it carries a sum of itself."""
+    """Return the public half. Raises `BadKey` where the seed fails its checksum."""
     import nkeys
 
     try:
         prefix, raw = nkeys.decode_seed(seed.encode())
         if not SEED.fullmatch(seed) or nkeys.encode_seed(raw, prefix).decode() != seed:
             raise ValueError("not what its sum says")
-        return bytes(nkeys.from_seed(seed.encode()).public_key).decode()  # the text, whatever its annotation says
+        return bytes(nkeys.from_seed(seed.encode()).public_key).decode()  # bytes at runtime, despite its annotation
     except (nkeys.NkeysError, ValueError) as error:
         raise BadKey(
             "This is no worker's key, or not all of it: a key begins with SU and has 58 letters and digits."
@@ -67,7 +64,7 @@ def public(seed: str) -> str:
 
 
 def read(path: Path) -> list[WorkerKey]:
-    """Every key of the file, none where there is no file. Raises `BadKey` where it cannot be read."""
+    """Return every key of the file; none where there is no file. Raises `BadKey` where it is unreadable."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[WorkerKey])
     except FileNotFoundError:
@@ -77,12 +74,12 @@ def read(path: Path) -> list[WorkerKey]:
 
 
 def write(path: Path, keys: Sequence[WorkerKey]) -> None:
-    """At once and whole, for its owner's eyes only."""
+    """Write the file atomically, mode 600."""
     replace(path, msgspec.json.format(msgspec.json.encode(keys)) + b"\n")
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Puts a file of mode 600 in another's place: whoever reads finds the old one or the new one."""
+    """Replace a file atomically by one of mode 600."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
@@ -93,7 +90,7 @@ def replace(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Nobody else changes the keys, or the configuration made of them, meanwhile."""
+    """Lock the keys, and the configuration made from them, against other processes."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -1,6 +1,6 @@
-"""A queue that keeps only the newest value of each key: whoever is slow skips what is out of date.
+"""A queue that keeps only the newest value of each key, so a slow reader skips outdated values.
 
-Knows keys and values only. A bounded queue of a slow subscriber would lose the newest; this one loses the oldest.
+A bounded queue would drop the newest value of a slow subscriber; this one drops the oldest.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ V = TypeVar("V")
 
 
 class Latest(Generic[K, V]):
-    """`put` never waits; `get` waits for a value and takes the key that has waited longest."""
+    """`put` never waits. `get` waits for a value and takes the key that has waited longest."""
 
     def __init__(self) -> None:
         self._values: dict[K, V] = {}
         self._filled = asyncio.Event()
 
     def put(self, key: K, value: V) -> None:
-        """Replaces an earlier value in place: the key keeps its turn."""
+        """Replace an earlier value in place: the key keeps its turn."""
         self._values[key] = value
         self._filled.set()
 

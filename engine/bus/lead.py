@@ -1,7 +1,4 @@
-"""The claim by which one bot leads, where only bots may write and a worker may yet put something: see `Leads`.
-
-Knows the leaders' bucket; nothing of what a leader does.
-"""
+"""The leader claim, hardened against entries that a worker can make the broker write into the bots' bucket."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from engine.job import Malformed, decode, encode
 
 @dataclass(frozen=True)
 class Found:
-    """What is under the key. `holder` None: nobody's; then `free` says whether it was given back in order."""
+    """The entry at the key. `holder` None: nobody's. `free`: missing or released, not overwritten."""
 
     revision: int = 0
     holder: Holder | None = None
@@ -32,18 +29,20 @@ class Found:
 
 
 class Leads(Claims):
-    """As its base, but a worker's key can put here what the broker answers it, a holder or a tombstone of its choice
-    included. Only as it is stored does such an entry say that it is an answer, so we do not read it "directly".
+    """Claims whose entries may be forged, since a worker key can redirect a broker reply to this bucket.
 
-    It hides who leads, and does not end it. Who leads writes over it at its next renewal, so whoever stands by leaves
-    it alone until for `seconds` nobody did.
+    Such a reply may look like a holder or a tombstone. Only the stored message has the headers of a reply, so entries
+    are not read by direct get.
+
+    A forged entry hides the leader but does not depose it: the leader overwrites it at its next renewal. So a standby
+    waits until nobody has done so for `seconds`.
     """
 
     def __init__(self, js: JetStreamContext, seconds: float) -> None:
         stream, prefix = subjects.kv_stream(subjects.LEADERS), subjects.kv_subject(subjects.LEADERS, "")
         super().__init__(KeyValue(subjects.LEADERS, stream, prefix, js, direct=False))
         self._js, self._stream, self._prefix, self._seconds = js, stream, prefix, seconds
-        self._patient = math.inf  # until then somebody may lead behind what hides it; unknown before we looked
+        self._patient = math.inf  # until then a forged entry may hide a leader; inf before the first look
 
     async def take(self, job: str, worker: str) -> Claim | None:
         for _ in range(TRIES):
@@ -90,5 +89,5 @@ class Leads(Claims):
 
 
 def leases(js: JetStreamContext, seconds: float) -> Leases:
-    """Of the bots on one broker."""
+    """Return the leader lease of the bots on one broker."""
     return Leases(Leads(js, seconds), seconds)

@@ -1,6 +1,6 @@
-"""The lease of which only one bot has it: who stands by asks for it, and gets it when its holder ends or falls silent.
+"""The leader lease: one bot holds it; a standby gets it when the holder releases it or stops renewing.
 
-A claim in a bucket of its own, which lives for less time than a job's. Knows the bucket; nothing of what a leader does.
+It is a claim in a separate bucket, with a shorter life than a job's.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ class Leases:
         self._claims, self.seconds = claims, seconds
 
     async def take(self, name: str) -> Claim | None:
-        """The lease; None while somebody has it."""
-        with reaching("take the lead"):
+        """Acquire the lease; None while another bot holds it."""
+        with reaching("acquire the leader lease"):
             return await self._claims.take(KEY, name)
 
     async def renew(self, claim: Claim) -> bool:
-        """For `seconds` more. False: it is lost."""
-        with reaching("keep the lead"):
+        """Extend the lease by `seconds`. False: it is lost."""
+        with reaching("renew the leader lease"):
             return await self._claims.renew(claim)
 
     async def release(self, claim: Claim) -> None:
-        """Whoever stands by need not wait until it runs out."""
-        with reaching("hand over the lead"):
+        """Release the lease, so that a standby need not wait until it expires."""
+        with reaching("release the leader lease"):
             await self._claims.release(claim)
 
     async def holder(self) -> Holder | None:
-        """Who has it; None where nobody has."""
-        with reaching("ask who leads"):
+        """Return the holder; None where there is none."""
+        with reaching("look up the leader"):
             return await self._claims.holder(KEY)

@@ -1,7 +1,4 @@
-"""One connection to the broker that comes back by itself, and the one error that says it is away.
-
-Knows connecting, by which right, and reconnecting; nothing of what is sent.
-"""
+"""The self-recovering connection to the broker, its credentials, and the error for an unreachable broker."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from engine.bus.keys import BadKey, public
 
 log = logging.getLogger(__name__)
 
-PENDING_BYTES = 32 * 1024 * 1024  # what may wait in memory while the broker is away; the largest message is 8 MB
+PENDING_BYTES = 32 * 1024 * 1024  # buffered while the broker is away; the largest message is 8 MB
 GLANCE_SECONDS = 0.5
 LASTING: dict[str, Any] = {
     "connect_timeout": 5, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.25, "pending_size": PENDING_BYTES,
@@ -37,19 +34,19 @@ REFUSED = "authorization violation"
 
 
 class Unreachable(ConnectionError):
-    """The broker did not answer in time, or refused; the text says what was tried."""
+    """The broker did not answer in time, or refused; the message names the operation."""
 
 
 class Ended(RuntimeError):
-    """The connection is over for good, though we did not close it: the process must end and be started anew."""
+    """The connection has ended for good, though we did not close it: the process must be restarted."""
 
 
 @contextmanager
 def reaching(what: str) -> Iterator[None]:
-    """Every failure of the client library inside becomes `Unreachable("what: why")`.
+    """Turn every failure of the client library inside into `Unreachable("what: why")`, and lose no cancellation.
 
-    And no cancellation is lost: before Python 3.12 `asyncio.wait_for`, which the library uses, swallows one that comes
-    together with the answer (python/cpython#86296), and a loop around it would go on for ever.
+    Before Python 3.12 `asyncio.wait_for`, which the library uses, swallows a cancellation that arrives together with
+    the result (python/cpython#86296); a loop around it would then run for ever.
     """
     before = _cancellings()
     try:
@@ -64,17 +61,17 @@ def reaching(what: str) -> Iterator[None]:
 
 
 def _cancellings() -> int:
-    """How often this task was told to end."""
+    """Return how often this task was cancelled."""
     task = asyncio.current_task()
     return task.cancelling() if task else 0
 
 
 @dataclass(frozen=True)
 class Right:
-    """By which right we connect, and as whom.
+    """Credentials of a connection, and its name.
 
-    `token`: one for all, or `user:password`. `key`: the seed of a worker's own key, in place of a token. `authority`: a
-    file with the certificates that a broker behind `tls://` may have, else those that the system trusts.
+    `token`: shared token, or `user:password`. `key`: the seed of a worker key, in place of a token. `authority`: a file
+    of certificates to trust for a `tls://` broker; None: those of the system.
     """
 
     name: str
@@ -83,7 +80,7 @@ class Right:
     authority: Path | None = None
 
     def options(self, url: str) -> dict[str, Any]:
-        """As the client library takes them. Raises `Unreachable` where the key or the file is not what it should be."""
+        """Return the client library's options. Raises `Unreachable` where the key or the file is invalid."""
         return self._secret() | ({"tls": _trusting(self.authority, url)} if url.startswith("tls://") else {})
 
     def _secret(self) -> dict[str, Any]:
@@ -104,7 +101,7 @@ def _trusting(authority: Path | None, url: str) -> ssl.SSLContext:
         raise Unreachable(f"The certificates in {authority} cannot be read: {error}.") from error
     if authority is not None:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the file may be the broker's own certificate
-        context.check_hostname = not _is_here(url)  # no certificate is made out to this machine's inner address
+        context.check_hostname = not _is_here(url)  # no certificate names the loopback address
     return context
 
 
@@ -116,7 +113,7 @@ def _is_here(url: str) -> bool:
 
 
 async def connect(url: str, right: Right, patience: float, on_return: Callable[[], Awaitable[None]]) -> Client:
-    """A client that reconnects after every loss and then calls `on_return`; see `stays` for the one exception.
+    """Return a client that reconnects after every loss and then calls `on_return`; `stays` describes the one exception.
 
     Raises `Unreachable` when the first connection takes longer than `patience` seconds, or the broker refuses us.
     """
@@ -126,16 +123,16 @@ async def connect(url: str, right: Right, patience: float, on_return: Callable[[
     joined, ending = asyncio.Event(), set[asyncio.Task[None]]()
 
     async def on_error(error: Exception) -> None:
-        if not any("Authorization" in str(known) for known in last):  # what follows a refusal is only its echo
+        if not any("Authorization" in str(known) for known in last):  # errors after a refusal are only its consequences
             last[:] = [error]
         log.log(logging.WARNING if client.is_connected else logging.DEBUG, "broker: %s", error)
-        if REFUSED in str(error).lower():  # the client would ask again for ever, and hear the same
+        if REFUSED in str(error).lower():  # the client would retry for ever, with the same result
             if not joined.is_set():
                 raise error
             ending.add(asyncio.create_task(client.close()))
 
     async def on_loss() -> None:
-        if not client.is_closed:  # we left by ourselves
+        if not client.is_closed:  # else we closed it ourselves
             log.warning("broker: connection lost, reconnecting")
 
     async def on_reconnect() -> None:
@@ -159,17 +156,16 @@ async def connect(url: str, right: Right, patience: float, on_return: Callable[[
 def _said(url: str, right: Right, reason: BaseException) -> str:
     why = str(reason) or type(reason).__name__
     if REFUSED in why.lower():
-        return f"The broker at {url} does not take this {'key' if right.key else 'token'}: {why}."
+        return f"The broker at {url} does not accept this {'key' if right.key else 'token'}: {why}."
     return f"No broker answers at {url}: {why}."
 
 
 async def stays(client: Client, ours: Callable[[], bool]) -> None:
-    """Returns when the client is closed and it was `ours` to close; raises `Ended` when it closed by itself.
+    """Return when the client is closed and `ours` says that we closed it; raise `Ended` when it closed by itself.
 
-    It does so after an error that the server sends (a message beyond its limits, a token or key that it no longer
-    takes), and never reconnects. From then on every call fails as in an outage, yet one without an end; so whoever
-    lives by the connection runs this beside its work. We look instead of being called: the client's `closed_cb` stays
-    silent when the error comes during a reconnection.
+    It closes by itself, without reconnecting, after a server error: a message beyond the limits, or a revoked token or
+    key. From then on every call fails as in an endless outage, so a long-lived process awaits this beside its work. It
+    polls because the client's `closed_cb` stays silent when the error comes during a reconnection.
     """
     while not client.is_closed:
         await asyncio.sleep(GLANCE_SECONDS)

@@ -1,8 +1,8 @@
-"""The workers that are alive, kept in memory: what each last said of itself, until its lease runs out.
+"""Registry of live workers: each worker's latest presence, in memory, until its lease expires.
 
-Knows presences and time; nothing of jobs. It listens to the bucket's own subjects, so a broker that restarts, even with
-an empty store, is repaired by the next round of announcements. A worker says the same to each of its pools, and counts
-in those alone that its subjects name: a key of its own lets it publish there for no other.
+It subscribes to the bucket's subjects, so after a broker restart, even with an empty store, the next announcements
+repair it. A worker announces itself in each of its pools and counts only in the pools that its subjects name: its key
+lets it publish in no others.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from engine.job import VERSION, Malformed, Presence, decode
 
 log = logging.getLogger(__name__)
 
-READ_AGAIN = 64 * 1024  # bytes of a bad presence that are looked into
+READ_AGAIN = 64 * 1024  # bytes: a larger malformed presence is not examined
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a worker said last, to whichever of its pools, and until when it counts in each of them."""
+    """A worker's latest presence, and until when (loop time) it counts in each pool."""
 
     said: Presence
     until: Mapping[str, float]
 
     def shown(self, now: float) -> Presence | None:
-        """In the pools that it has said so to within a lease; None where there is none."""
+        """Return the presence, limited to the pools announced within a lease; None where there are none."""
         pools = tuple(pool for pool in self.said.pools if self.until.get(pool, 0.0) >= now)
         if pools == self.said.pools:
             return self.said
@@ -44,7 +44,7 @@ class Heard:
 
 
 class Presences:
-    """`on_change` is called when a worker comes, goes, or changes what it offers."""
+    """`on_change` is called when a worker comes, goes, or changes its presence."""
 
     def __init__(self, lease: float, refused: Refusals, on_change: Callable[[], None] = lambda: None) -> None:
         self._lease, self._refused = lease, refused
@@ -52,7 +52,7 @@ class Presences:
         self.on_change = on_change
 
     def alive(self) -> dict[str, Presence]:
-        """Every live worker by its name."""
+        """Return every live worker by name; forget the expired."""
         now = asyncio.get_running_loop().time()
         shown = {name: heard.shown(now) for name, heard in self._heard.items()}
         for name in [name for name, presence in shown.items() if presence is None]:
@@ -64,11 +64,9 @@ class Presences:
         self.hear(msg.subject, msg.data, msg.headers or {})
 
     def hear(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
-        """A put or a delete in the bucket."""
+        """Handle a put or a delete in the bucket."""
         if ANSWERED in headers:
-            self._refused.note(
-                f"what was sent to {subject}", "it is an answer of the broker, which is no worker's word"
-            )
+            self._refused.note(f"a message on {subject}", "it is a reply of the broker, not a worker's message")
         elif payload:
             self._note(subject, payload)
         elif KV_OP in headers:
@@ -87,7 +85,7 @@ class Presences:
         self.on_change()
 
     def _note(self, subject: str, payload: bytes) -> None:
-        """One announcement. A worker's own key lets it announce itself in its own pools alone."""
+        """Handle one announcement: worker and pool of its subject must match the payload."""
         worker, pool = subjects.announced(subject)
         try:
             said = decode(payload, Presence)
@@ -97,7 +95,7 @@ class Presences:
         if worker != said.worker or pool not in said.pools:
             self._refused.note(
                 f"on {subject} somebody announces the worker {said.worker} in the pools {','.join(said.pools)}",
-                "it does not count there; before this version a worker named no pool, so update it, and make its key "
+                "it does not count there; workers older than this version name no pool: update it, and make its key "
                 "anew for a broker of your own",
             )  # fmt: skip
             return
@@ -111,7 +109,7 @@ class Presences:
         self._heard[said.worker] = heard
         if said.v < VERSION and (before is None or before.said.v != said.v):
             log.warning(
-                "worker %s is of an older version (%d, not %d): it works on, without what is new; update it",
+                "worker %s has an older version (%d, not %d): it works, without newer features; update it",
                 said.worker, said.v, VERSION,
             )  # fmt: skip
         if before is None or before.shown(now) != heard.shown(now):
@@ -119,7 +117,7 @@ class Presences:
 
 
 def _part(payload: bytes, error: str) -> str:
-    """The part of a presence that an error is about, as `rows 50000`, where it can be told."""
+    """Return the invalid field and its value, as `rows 50000`; `itself` where they are unknown."""
     at = re.search(r"at `\$\.(\w{1,32})`", error)
     if at is None or len(payload) > READ_AGAIN:
         return "itself"

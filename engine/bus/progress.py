@@ -1,7 +1,4 @@
-"""What workers bring into memory just now, and how large models are: what each said last, for as long as it goes on.
-
-Knows messages and time; nothing of jobs. Nothing of it counts as a worker that can take a job.
-"""
+"""Loading progress and sizes of models, as workers last reported them. Such a worker cannot take jobs yet."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from engine.bus import subjects
 from engine.bus.refusals import Refusals
 from engine.job import Malformed, ModelProgress, Name, decode
 
-SILENT = 10.0  # seconds: who said nothing for so long is done, or gone
+SILENT = 10.0  # seconds: a report expires; its worker is done or gone
 K = TypeVar("K")
 V = TypeVar("V")
-MOST = 256  # workers in their pools, and as many models
+MOST = 256  # entries: (worker, pool) pairs, and as many models
 
 
 class ProgressBoard:
-    """Bounded: whoever has the token may say anything."""
+    """Bounded, since any client with the token may send reports."""
 
     def __init__(self, refused: Refusals) -> None:
         self._refused = refused
@@ -31,7 +28,7 @@ class ProgressBoard:
         self._sizes: dict[str, int] = {}
 
     async def on_message(self, msg: Msg) -> None:
-        """What one worker says in one of its pools."""
+        """Store one worker's report in one of its pools."""
         worker, pool = subjects.progressing(msg.subject)
         try:
             msgspec.convert((worker, pool), tuple[Name, Name])
@@ -44,16 +41,16 @@ class ProgressBoard:
             _put(self._sizes, progress.model, progress.size)
 
     def size(self, model: str) -> int:
-        """Bytes that a model takes, as a worker last said; 0: unknown."""
+        """Return a model's size in bytes, as last reported; 0: unknown."""
         return self._sizes.get(model, 0)
 
     def newest(self, pool: str | None, *, but: Collection[str] = ()) -> ModelProgress | None:
-        """What the worker does that spoke last, of one pool or of all; leaves out the workers `but`."""
+        """Return the newest report in one pool or in all, without the workers `but`."""
         found = [one for (worker, at), one in self._now() if worker not in but and pool in (None, at)]
         return found[-1] if found else None
 
     def of(self, worker: str) -> ModelProgress | None:
-        """What one worker brings into memory, or has just brought."""
+        """Return one worker's current or just finished progress."""
         return next((one for (name, _), one in self._now() if name == worker), None)
 
     def _now(self) -> list[tuple[tuple[str, str], ModelProgress]]:
@@ -62,7 +59,7 @@ class ProgressBoard:
 
 
 def _put(into: dict[K, V], key: K, value: V) -> None:
-    """As the newest; the oldest goes where there are too many."""
+    """Insert as the newest; drop the oldest where there are too many."""
     into.pop(key, None)
     into[key] = value
     if len(into) > MOST:

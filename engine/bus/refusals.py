@@ -1,7 +1,7 @@
-"""What this process did not take of what others said, and why: for the log and for `darkroom doctor`.
+"""Log of refused messages and their reasons, also for `darkroom doctor`.
 
-Whoever may write to the broker may write anything, under any name, as often as they like. So each reason of each
-speaker is logged once in a while, a flood of them is summed up, and only the newest of them are kept. Knows no bus.
+Any client of the broker may send anything, under any name, at any rate. So each reason of each sender is logged once in
+a while, a flood is summarised, and only the newest refusals are kept.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from engine.logline import escaped
 
 log = logging.getLogger(__name__)
 
-MOST = 64  # refusals that are kept
+MOST = 64  # refusals kept
 AGAIN = 600.0  # seconds until the same one is logged again
-LINES, WINDOW = 20, 60.0  # of the log, and the seconds in which there are so many at the most
+LINES, WINDOW = 20, 60.0  # at most so many log lines in so many seconds
 WHO_CHARS, WHY_CHARS = 120, 300
-RECENT = 60.0  # seconds: a worker that lives says its word again long before
+RECENT = 60.0  # seconds: a live worker repeats its message long before
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The same word of the same speaker: how often it came, when last, and when it was last logged."""
+    """Equal messages of one sender: how often they came, the last time, and the last time they were logged."""
 
     who: str
     why: str
@@ -38,7 +38,7 @@ class Refusal:
 
 
 class Refusals:
-    """`clock` never goes back."""
+    """`clock` is monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -46,7 +46,7 @@ class Refusals:
         self._began, self._lines, self._unsaid = clock(), 0, 0
 
     def note(self, who: str, why: str) -> None:
-        """`who` said what; `why` it is refused. Both may hold words of a stranger."""
+        """Count a refusal. `who` says what was sent; `why` is the reason. Both may contain untrusted text."""
         key = _short(who, WHO_CHARS), _short(why, WHY_CHARS)
         now, known = self._clock(), self._kept.pop(key, None)
         one = replace(known, count=known.count + 1, at=now) if known else Refusal(*key, count=1, at=now)
@@ -55,11 +55,11 @@ class Refusals:
             self._kept.popitem(last=False)
 
     def recent(self) -> list[Refusal]:
-        """What was refused within the last minute, the newest first."""
+        """Return what was refused within the last minute, newest first."""
         return [one for one in reversed(self._kept.values()) if self._clock() - one.at <= RECENT]
 
     def _logged(self, one: Refusal, now: float) -> Refusal:
-        """The same, and in the log, unless the log has enough of them already."""
+        """Log the refusal and return it with its log time, unless the log has enough lines."""
         if now - self._began >= WINDOW:
             self._began, self._lines = now, 0
         if self._lines >= LINES:
@@ -74,6 +74,6 @@ class Refusals:
 
 
 def _short(text: str, most: int) -> str:
-    """On one line, and no longer than that."""
+    """Return `text` on one line, of at most `most` characters."""
     said = escaped(text[:most])
     return said if len(said) <= most and len(text) <= most else f"{said[: most - 1]}…"

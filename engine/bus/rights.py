@@ -1,12 +1,12 @@
-"""What a worker with a key of its own may do on the broker, as the subjects that the server lets it publish and hear.
+"""Broker permissions of a worker with its own key: the subjects that it may publish and subscribe to.
 
-There are two fences. The server does not ask a user's permissions about the inbox that a request names, and would send
-its answer to `$JS.API.STREAM.DELETE.results` as well as to any other. So each worker has an account of its own, which
-has no streams and takes no subject but these from the house's account: an answer stays with whoever asked. In one
-account for all workers it would still reach whatever any of them may say.
+There are two fences. The server checks permissions on a request's subject, but not on the reply subject it names: the
+reply could go to `$JS.API.STREAM.DELETE.results`. So each worker also has its own account, which has no streams and
+imports only these subjects from the main account: a reply stays inside it. One account for all workers would let a
+reply reach any subject that any of them may publish to.
 
-Knows subjects alone. Claims, snapshots and blobs are named by the job and not by the worker, so no subject can keep one
-worker from another's: there the epochs fence, and the sums of the blobs.
+Claims, snapshots and blobs are named by job, so subjects cannot separate workers there. Epochs fence claims and
+snapshots, checksums protect blobs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from engine.bus import subjects
 
 SAID_TO_ALL = (subjects.kv_subject(subjects.CANCELLED, "*"), subjects.WANT_ALL, subjects.STEER_ALL)
-ANSWERS = {"max": 1, "expires": "1m"}  # to requests that are shared: each one once, at the inbox that it names
+ANSWERS = {"max": 1, "expires": "1m"}  # to shared requests: one reply each, to the inbox that the request names
 SHARED = (subjects.EMBED, subjects.DESCRIBE_ALL)
 API = "$JS.API"
-HOUSE = "darkroom"  # the account with the streams, of the bot and of whoever has the token
-NOTHING = "nothing"  # a subject that nobody hears
+HOUSE = "darkroom"  # the main account, with the streams: for the bot and clients with the token
+NOTHING = "nothing"  # a subject without subscribers
 INFO = f"{API}.INFO"
 
 
 def may_publish(name: str, pools: Sequence[str]) -> list[str]:
-    """Its results and frames; presence and progress in its pools, and their consumers; what it keeps for its jobs."""
+    """Return what a worker may publish: its results, frames, presence, progress, pulls, claims, snapshots and blobs."""
     mine = subjects.token(name)
     claims = subjects.kv_subject(subjects.CLAIMS, "*")
     workers = (subjects.kv_subject(subjects.WORKERS, subjects.presence_key(name, pool)) for pool in pools)
@@ -42,12 +42,12 @@ def may_publish(name: str, pools: Sequence[str]) -> list[str]:
 
 
 def _read(bucket: str, key: str) -> tuple[str]:
-    """The newest value of a key that one knows: no list of keys, no history."""
+    """Allow to read the newest value of a known key: no key list, no history."""
     return (f"{API}.DIRECT.GET.{subjects.kv_stream(bucket)}.{subjects.kv_subject(bucket, key)}",)
 
 
 def _pulls(pool: str) -> tuple[str, ...]:
-    """A pool's consumer, which the bot has made: ask for jobs, answer for them, lay aside what cannot be read."""
+    """Allow the use of a pool's consumer, which the bot has made: pull, acknowledge, dead-letter."""
     consumer = f"{subjects.WORK}.{subjects.pool_consumer(pool)}"
     return (
         f"{API}.CONSUMER.INFO.{consumer}",
@@ -58,9 +58,9 @@ def _pulls(pool: str) -> tuple[str, ...]:
 
 
 def may_hear(name: str, pools: Sequence[str]) -> list[str]:
-    """Its own inbox, what is said to all workers, and requests to embed, describe and decode as one of their groups.
+    """Return what a worker may subscribe to: its inbox, broadcasts, and shared requests through queue groups.
 
-    Latents are a member's picture: only the pool that drew it is asked to decode them.
+    Latents are a member's picture, so only the pool that made it receives decode requests.
     """
     groups = (f"{subjects.EMBED} {subjects.EMBED}", f"{subjects.DESCRIBE_ALL} {subjects.DESCRIBERS}")
     decodes = (f"{one} {subjects.DECODERS}" for one in _decodes(pools))
@@ -68,12 +68,12 @@ def may_hear(name: str, pools: Sequence[str]) -> list[str]:
 
 
 def _decodes(pools: Sequence[str]) -> list[str]:
-    """Requests to decode with any model, in these pools."""
+    """Return the subjects of decode requests for any model in these pools."""
     return [subjects.decode(pool, "*") for pool in pools]
 
 
 def exports() -> list[dict[str, str]]:
-    """What the house's account offers, as its configuration has it: to any worker whatever it may take from there."""
+    """Return the main account's exports for the configuration: everything that any worker may import."""
     any_pool = subjects.pool_consumer("*")
     services = [one.replace(any_pool, "*") for one in may_publish("*", ["*"])]
     offered = [{"service": one} for one in (*services, subjects.VECTORS_ALL, NOTHING)]
@@ -81,9 +81,10 @@ def exports() -> list[dict[str, str]]:
 
 
 def account(public: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str, object]]:
-    """The name of a worker's account, and its entry for `accounts { … }` in the configuration of a NATS server.
+    """Return the name of a worker's account and its entry for `accounts { … }` in a NATS configuration.
 
-    An account that takes nothing of this name is given the server's own `$JS.API.>`, which answers beside the house's.
+    `$JS.API.INFO` is mapped to a dead subject. Otherwise the account gets the server's own `$JS.API.>`, which answers
+    beside the main account's.
     """
     services = (*may_publish(name, pools), subjects.VECTORS_ALL)
     heard = (*SAID_TO_ALL, *SHARED, *_decodes(pools))
@@ -96,7 +97,7 @@ def account(public: str, name: str, pools: Sequence[str]) -> tuple[str, dict[str
 
 
 def user(public: str, name: str, pools: Sequence[str]) -> dict[str, object]:
-    """The entry for the users of its account."""
+    """Return the user entry of a worker's account."""
     return {
         "nkey": public,
         "permissions": {

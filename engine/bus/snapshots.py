@@ -1,7 +1,6 @@
 """Snapshots of running images in a bucket: one key an image, written by compare-and-set on the epoch.
 
-Knows where snapshots lie and who may overwrite one; nothing of what is in them. One too large for a message lies in the
-blob bucket, and its key says where.
+A snapshot too large for a message is stored as a blob, and its key names the blob.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ LARGEST_SNAPSHOT = 1024 * 1024 * 1024
 
 
 class Elsewhere(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """A snapshot too large for a message."""
+    """Names the blob of a snapshot that is too large for a message."""
 
     epoch: Epoch
     sha256: Sha256
 
 
 class Snapshots:
-    """The snapshots bucket. `scoped`: we may not purge a stream, so whatever is dropped leaves a small mark."""
+    """The snapshots bucket. `scoped`: our key may not purge a stream, so a dropped snapshot leaves a delete marker."""
 
     def __init__(self, js: JetStreamContext, bucket: KeyValue, blobs: Blobs, *, scoped: bool = False) -> None:
         self._js, self._bucket, self._blobs, self._scoped = js, bucket, blobs, scoped
         self._seen: dict[str, tuple[int, int, str]] = {}  # key → (epoch, revision, blob) of our last write
 
     async def put(self, snapshot: Snapshot) -> None:
-        """Writes it unless a newer epoch has written that image: then `Fenced`."""
+        """Write the snapshot. Raises `Fenced` if a newer epoch has written that image."""
         key = subjects.snapshot_key(snapshot.job, snapshot.image)
         value, blob = await self._packed(snapshot)
         for _ in range(3):
@@ -67,10 +66,10 @@ class Snapshots:
         return encode(Elsewhere(epoch=snapshot.epoch, sha256=sha)), sha
 
     async def _stored(self, key: str) -> tuple[int, int, str]:
-        """(epoch, revision, blob) of what lies there; an unreadable value may be overwritten by anyone."""
+        """Return (epoch, revision, blob) of the stored value. Anyone may overwrite an unreadable value."""
         try:
             entry = await self._bucket.get(key)
-        except KeyNotFoundError as error:  # a mark that one was dropped has a revision too
+        except KeyNotFoundError as error:  # a delete marker has a revision too
             return 0, (error.entry.revision or 0) if error.entry else 0, ""
         revision = entry.revision or 0
         try:
@@ -81,7 +80,7 @@ class Snapshots:
         return value.epoch, revision, value.sha256 if isinstance(value, Elsewhere) else ""
 
     async def get(self, job: str) -> list[Snapshot]:
-        """What there is of a job, in the order of its images. Unreadable ones are logged and left out."""
+        """Return a job's snapshots in the order of its images. Unreadable ones are logged and left out."""
         found = await asyncio.gather(*(self._get(job, image) for image in range(MAX_COUNT)))
         return [snapshot for snapshot in found if snapshot is not None]
 
@@ -100,7 +99,7 @@ class Snapshots:
         return value if (value.job, value.image) == (job, image) else None
 
     async def drop(self, job: str) -> None:
-        """Forgets a finished job's snapshots; purging leaves no mark behind."""
+        """Delete a finished job's snapshots; a purge leaves no delete marker."""
         blobs = [self._seen.pop(key, (0, 0, ""))[2] for key in self._keys(job)]
         if self._scoped:
             await asyncio.gather(*(self._mark(key) for key in self._keys(job)))
@@ -113,7 +112,7 @@ class Snapshots:
                 await self._blobs.drop(blob)
 
     async def _mark(self, key: str) -> None:
-        """Most images of a short job have none: looking costs less than a mark for nothing."""
+        """Delete a key that exists. Most images of a short job have none: a look costs less than a useless marker."""
         try:
             await self._bucket.get(key)
         except KeyNotFoundError:
@@ -121,7 +120,7 @@ class Snapshots:
         await self._bucket.delete(key)
 
     def forget(self, job: str) -> None:
-        """Drops what we remember of our own writes, and leaves the snapshots to the next owner."""
+        """Forget our own writes, and leave the snapshots to the next owner."""
         for key in self._keys(job):
             self._seen.pop(key, None)
 

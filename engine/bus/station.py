@@ -1,6 +1,6 @@
-"""What both sides of the bus stand on: the connection, the declared streams, and blobs.
+"""Base of the bot's and the worker's client: the connection, the declared streams, and blobs.
 
-Knows the broker; nothing of which side it serves. An iterator over a subject goes on through an outage of the broker.
+Iterators over a subject continue through an outage of the broker.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
 GLANCE_SECONDS = 0.1
-FORBIDDEN = "The broker does not let this key serve {pool}: a key is for one worker's name and its pools ({error})."
+FORBIDDEN = "The broker does not let this key serve {pool}: a key is for one worker name and its pools ({error})."
 Act = Callable[[], Awaitable[None]]
 V = TypeVar("V")
 
 
 class Station:
-    """One connection, shared by everything in a process. Make it by `connect`, then `declare`."""
+    """One connection, shared by a whole process. Make it by `connect`, then call `declare`."""
 
     def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
-        self.client, self.kept, self.scoped = client, kept, scoped  # scoped: by a key that opens a worker's part alone
+        self.client, self.kept, self.scoped = client, kept, scoped  # scoped: connected with a worker key
         self.js = client.jetstream(timeout=ANSWER_SECONDS)
         self.refused = Refusals()
         self.dead = DeadLetters(self.js, self.refused)
@@ -51,9 +51,9 @@ class Station:
         cls, url: str, token: str = "", *, name: str = "darkroom", key: str = "", authority: Path | None = None,
         kept: Kept | None = None, patience: float = 15.0,
     ) -> Self:  # fmt: skip
-        """Raises `Unreachable` when nobody answers at `url` within `patience` seconds, or token or key is wrong.
+        """Connect to `url`. Raises `Unreachable` after `patience` seconds, or where token or key is refused.
 
-        `key` and `authority`: as `engine.bus.link.Right` has them. Who connects with a key is the worker `name`.
+        `key` and `authority` are those of `engine.bus.link.Right`. With a key we are the worker `name`.
         """
         again: list[Act] = []
 
@@ -68,9 +68,9 @@ class Station:
         return cls(client, kept or Kept(), again, bool(key))
 
     async def declare(self, pools: Sequence[str] = ()) -> None:
-        """Makes the streams and buckets that are missing, now and after every reconnection (the store may be new).
+        """Make missing streams and buckets, now and after every reconnection, since the store may be new.
 
-        With a worker's key we may only look: whether the key is for us and for `pools`. The bot makes what is missing.
+        With a worker key, only check that the key is for us and for `pools`: the bot makes what is missing.
         """
         with reaching("declare its streams"):
             await (self._look(pools) if self.scoped else declare(self.js, self.kept))
@@ -78,7 +78,7 @@ class Station:
             self._again.append(partial(self.declare, pools))
 
     async def _look(self, pools: Sequence[str]) -> None:
-        """The broker answers what is forbidden by an error on the connection, not to the request."""
+        """Check access to the pools' consumers: the broker reports a forbidden request as a connection error."""
         before = self.client.last_error
         for pool in pools:
             asked = asyncio.ensure_future(is_there(self.js, subjects.WORK, subjects.pool_consumer(pool)))
@@ -94,7 +94,7 @@ class Station:
                 log.info("no job was ever sent to the pool %s", pool)
 
     def on_return(self, act: Act) -> None:
-        """`act` runs after every reconnection, when the streams are there again: a dispatcher publishes anew."""
+        """Run `act` after every reconnection, once the streams exist again; a dispatcher publishes again there."""
         self._again.append(act)
 
     @property
@@ -102,13 +102,13 @@ class Station:
         return self.client.is_connected
 
     async def hold(self) -> None:
-        """Runs as long as the connection. Raises `Ended` when that is over for good, though nobody called `close`."""
+        """Return when we close the connection. Raises `Ended` when it ends for good by itself."""
         await stays(self.client, lambda: self._left)
 
     async def close(self) -> None:
         self._left = True
         try:
-            with reaching("say goodbye"):
+            with reaching("close the connection"):
                 await asyncio.wait_for(self.client.close(), ANSWER_SECONDS)
         except Unreachable as error:
             log.debug("%s", error)
@@ -118,7 +118,7 @@ class Station:
 
     @asynccontextmanager
     async def _listening(self, subject: str, on: Callable[[Msg], None]) -> AsyncIterator[None]:
-        """Calls `on` with every message on a subject while the context lasts."""
+        """Call `on` with every message on a subject while the context lasts."""
 
         async def receive(msg: Msg) -> None:
             on(msg)
@@ -133,7 +133,7 @@ class Station:
                 await subscription.unsubscribe()
 
     async def _newest(self, subject: str, kind: type[V], key: Callable[[V], Hashable]) -> AsyncIterator[V]:
-        """The values said on a subject: the newest of each key, whatever the reader's speed."""
+        """Yield a subject's values. A slow reader gets only the newest of each key."""
         latest: Latest[Hashable, V] = Latest()
 
         def keep(msg: Msg) -> None:
@@ -149,11 +149,11 @@ class Station:
                 yield await latest.get()
 
     async def put_blob(self, content: bytes) -> str:
-        """Stores bytes; their SHA-256, which names them."""
+        """Store bytes and return their SHA-256, which names them."""
         with reaching("store a blob"):
             return await self.blobs.put(content)
 
     async def get_blob(self, sha256: str, limit: int) -> bytes:
-        """A blob of at most `limit` bytes, checked against its name. Raises `NoBlob`."""
+        """Return a blob of at most `limit` bytes, checked against its name. Raises `NoBlob`."""
         with reaching("fetch a blob"):
             return await self.blobs.get(sha256, limit)

@@ -1,9 +1,8 @@
-"""The streams and buckets that the broker keeps, as configurations, and how they are made.
+"""Configurations of the broker's streams and buckets, and how they are made.
 
-Knows what is kept, how long and how much of it; nothing of what the messages say. Declaring twice is harmless, so both
-sides do it at the start and again after the broker's store was lost.
+Declaring twice is harmless: both sides do it at the start, and again after the broker's store was lost.
 
-No stream takes a header `Nats-Rollup`: whoever may publish one message to a stream could purge all of it by that.
+No stream allows the header `Nats-Rollup`: a client that may publish one message could purge the whole stream by it.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ PAUSES = (0.0, 0.1, 0.3, 1.0)  # seconds
 
 @dataclass(frozen=True)
 class Kept:
-    """How long the broker keeps what, in seconds, and how much, in bytes: together less than its `FILE_BYTES`."""
+    """Retention in seconds and size limits in bytes; the sizes sum to less than the broker's `FILE_BYTES`."""
 
     lease: float = 10.0  # a claim and a worker's presence live this long without renewal; also `ack_wait`
     max_age: float = 7 * DAY  # cancel tombstones, snapshots, dead letters
-    leading: float = 4.0  # the lease of the one bot that is at work: another takes over when it ran out
-    blob_age: float = DAY  # pictures on their way: the bot copies them within seconds
+    leading: float = 4.0  # the leader lease: a standby takes over when it expires
+    blob_age: float = DAY  # pictures in transit: the bot copies them within seconds
     work_bytes: int = 256 * MIB
     result_bytes: int = 1024 * MIB
     snapshot_bytes: int = 512 * MIB
@@ -45,7 +44,7 @@ class Kept:
 
 
 def _bucket(name: str, ttl: float, **extra: object) -> StreamConfig:
-    """A key-value bucket, as the client library reads it."""
+    """Return a key-value bucket's stream, in the client library's layout."""
     config = StreamConfig(
         name=subjects.kv_stream(name), subjects=[subjects.kv_subject(name, ">")], max_msgs_per_subject=1,
         max_age=ttl, duplicate_window=min(ttl, 120.0), allow_direct=True, deny_delete=True, discard=DiscardPolicy.NEW,
@@ -55,10 +54,10 @@ def _bucket(name: str, ttl: float, **extra: object) -> StreamConfig:
 
 
 def streams(kept: Kept, now: float) -> list[StreamConfig]:
-    """All of them. `now` is in seconds since 1970.
+    """Return all stream configurations. `now`: seconds since 1970.
 
-    The claims' revisions are the epochs, and SQL rejects an older epoch; so a new claims stream must start above every
-    epoch that a lost one ever gave out: it starts at the time in milliseconds, which no one renews fast enough to pass.
+    Claim revisions are the epochs, and SQL rejects an older epoch. So a new claims stream must start above every epoch
+    of a lost one. It starts at the time in milliseconds, which renewals are too slow to overtake.
     """
     return [
         StreamConfig(
@@ -78,9 +77,9 @@ def streams(kept: Kept, now: float) -> list[StreamConfig]:
         _bucket(subjects.LEADERS, kept.leading),
         _bucket(subjects.WORKERS, kept.lease, storage=StorageType.MEMORY),
         _bucket(subjects.CANCELLED, kept.max_age),
-        # A full bucket drops its oldest snapshots: that costs steps, while refusing new ones would cost them too.
+        # A full bucket drops its oldest snapshots. That costs steps, but so would refusing new ones.
         _bucket(subjects.SNAPSHOTS, kept.max_age, max_bytes=kept.snapshot_bytes, discard=DiscardPolicy.OLD),
-        # Each part of a blob has its own subject. A full one drops its oldest, which were copied long ago.
+        # Each chunk of a blob has its own subject. A full bucket drops its oldest, which were copied long ago.
         StreamConfig(
             name=subjects.BLOBS_STREAM, subjects=[f"$O.{subjects.BLOBS}.{part}.>" for part in "CM"],
             max_age=kept.blob_age, max_bytes=kept.blob_bytes, discard=DiscardPolicy.OLD, storage=StorageType.FILE,
@@ -90,7 +89,7 @@ def streams(kept: Kept, now: float) -> list[StreamConfig]:
 
 
 def settle_consumer() -> ConsumerConfig:
-    """One durable consumer of results. A bot that is killed gets what it had fetched again after this wait."""
+    """Return the durable consumer of results. A killed bot gets its unacknowledged results again after `ack_wait`."""
     return ConsumerConfig(
         durable_name=subjects.SETTLE,
         ack_policy=AckPolicy.EXPLICIT,
@@ -108,13 +107,13 @@ def pool_consumer(pool: str, lease: float) -> ConsumerConfig:
 
 
 async def declare(js: JetStreamContext, kept: Kept) -> None:
-    """Makes what is not there yet, and mends what an earlier version made. Raises the client library's errors."""
+    """Make missing streams, and fix those of earlier versions. Raises the client library's errors."""
     wanted = streams(kept, time.time())
     await asyncio.gather(*(_ensure(js, config) for config in wanted))
 
 
 async def _ensure(js: JetStreamContext, config: StreamConfig) -> None:
-    """Where several make the same stream at once, each reserves its bytes, and for that there may be no room: again."""
+    """Make a stream, with retries: processes that make it at once each reserve its bytes, which may not fit."""
     assert config.name is not None
     for pause in PAUSES:
         await asyncio.sleep(pause)
@@ -129,7 +128,7 @@ async def _ensure(js: JetStreamContext, config: StreamConfig) -> None:
 
 
 async def _mend(js: JetStreamContext, found: StreamConfig, wanted: StreamConfig) -> None:
-    """Before, a worker's key could purge buckets by a header, and all parts of a blob lay on one subject."""
+    """Fix older streams, where a worker key could purge buckets by a header and a blob's chunks shared one subject."""
     most = found.max_msgs_per_subject
     if most != wanted.max_msgs_per_subject and await _one_each(js, wanted.name or "", subjects.blob_parts("*")):
         most = wanted.max_msgs_per_subject
@@ -139,7 +138,7 @@ async def _mend(js: JetStreamContext, found: StreamConfig, wanted: StreamConfig)
 
 
 async def _one_each(js: JetStreamContext, stream: str, pattern: str) -> bool:
-    """Whether none of these subjects holds several messages, of which a bound would leave the last."""
+    """Whether each of these subjects holds at most one message. Otherwise a limit of one would delete messages."""
     told = await js.stream_info(stream, subjects_filter=pattern)
     return all(count <= 1 for count in (told.state.subjects or {}).values())
 
@@ -157,7 +156,7 @@ async def _made(js: JetStreamContext, config: StreamConfig, *, last: bool) -> bo
 
 
 async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:
-    """Makes a durable consumer; an existing one stays as it is."""
+    """Make a durable consumer; leave an existing one unchanged."""
     assert config.durable_name is not None
     try:
         await js.consumer_info(stream, config.durable_name)
@@ -166,7 +165,7 @@ async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerCon
 
 
 async def is_there(js: JetStreamContext, stream: str, consumer: str) -> bool:
-    """For whoever may look and not make: a worker with a key of its own."""
+    """Whether a consumer exists. For workers with their own key, which may look but not make."""
     try:
         await js.consumer_info(stream, consumer)
     except NotFoundError:

@@ -1,7 +1,7 @@
-"""The names on the wire: subjects, streams, buckets and keys.
+"""Names on the wire: subjects, streams, buckets and keys.
 
-Knows only names; opens nothing. A contract `Name` may hold dots, which NATS reads as a separator of tokens, so a dot
-becomes `=` here: that sign is not in `Name`'s alphabet, so no two names become one token.
+A contract `Name` may contain dots, which separate tokens in NATS. Here a dot becomes `=`, which `Name` does not allow,
+so no two names share a token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WORKERS = "workers"
 BLOBS = "blobs"
 BLOBS_STREAM = f"OBJ_{BLOBS}"
 EMBED = "embed"
-SETTLE = "settle"  # the one durable consumer of results
+SETTLE = "settle"  # the durable consumer of results
 
 FRAMES_ALL = "frames.*"
 LOADING_ALL = "loading.*"
@@ -30,27 +30,27 @@ STEER_ALL = "steer.*"
 PROGRESS_ALL = "progress.*.*"
 VECTORS_ALL = "vectors.*"
 DESCRIBE_ALL = "describe.*"
-DESCRIBERS = "describe"  # the group of workers that share such requests
-DECODERS = "decode"  # the group of workers that share requests to decode
+DESCRIBERS = "describe"  # queue group: workers share these requests
+DECODERS = "decode"  # queue group: workers share decode requests
 
 
 def token(name: str) -> str:
-    """A contract name as one subject token or consumer name."""
+    """Return a contract name as one subject token or consumer name."""
     return name.replace(".", "=")
 
 
 def inbox(worker: str) -> str:
-    """Where answers to a worker with a key of its own go: others cannot listen there."""
+    """Return where replies to a worker with its own key go: no other worker can subscribe there."""
     return f"_INBOX.{token(worker)}"
 
 
 def work(job: Job) -> str:
-    """The attempt is in the name, so that a requeue is never mistaken for a duplicate."""
+    """Return a dispatch subject. It contains the attempt, so a requeue is never taken for a duplicate."""
     return f"{WORK}.{token(job.pool)}.{job.id}.{job.attempt}"
 
 
 def work_of(pool: str, job: str) -> str:
-    """Every attempt at a job."""
+    """Return the pattern for every attempt of a job."""
     return f"{WORK}.{token(pool)}.{job}.*"
 
 
@@ -67,7 +67,7 @@ def result(worker: str, job: str) -> str:
 
 
 def speaker(subject: str) -> tuple[str, str]:
-    """Worker and job that a result's subject names. With a key of its own, a worker cannot name another one there."""
+    """Return worker and job of a result's subject. A worker with its own key cannot publish under another's name."""
     _, _, rest = subject.partition(".")
     worker, _, job = rest.partition(".")
     return worker.replace("=", "."), job
@@ -78,7 +78,7 @@ def frames(job: str) -> str:
 
 
 def loading(job: str) -> str:
-    """Beside the frames and not among them: a bot that does not know it would take it for a broken preview."""
+    """Return the subject of loading progress: not a frame, which an older bot would take for a broken preview."""
     return f"loading.{job}"
 
 
@@ -87,32 +87,32 @@ def want(job: str) -> str:
 
 
 def steer(job: str) -> str:
-    """A pause, its end, or a weight: beside the wants, and like them for whichever worker runs the job."""
+    """Return the subject for pause, resume and weight of a job; the worker that runs it listens."""
     return f"steer.{job}"
 
 
 def vectors(request: str) -> str:
-    """Where the answer to a request of the bot's goes: workers elsewhere reach none of its inboxes."""
+    """Return the subject for a reply to the bot: remote workers cannot reach its inboxes."""
     return f"vectors.{request}"
 
 
 def describe(model: str) -> str:
-    """Requests to hold a picture against texts, for whoever has this model."""
+    """Return the subject of image-to-prompt requests, for workers with this model."""
     return f"describe.{token(model)}"
 
 
 def decode(pool: str, model: str) -> str:
-    """Requests to decode latents, for whoever has this model in the pool that drew the picture."""
+    """Return the subject of decode requests, for workers with this model in the pool that made the picture."""
     return f"decode.{token(pool)}.{token(model)}"
 
 
 def progress(worker: str, pool: str) -> str:
-    """What a worker does before it can draw: like a presence for each of its pools, and like a frame kept nowhere."""
+    """Return the subject of a worker's loading progress: one for each of its pools, stored nowhere."""
     return f"progress.{presence_key(worker, pool)}"
 
 
 def progressing(subject: str) -> tuple[str, str]:
-    """Worker and pool that such a subject names."""
+    """Return worker and pool of a progress subject."""
     _, worker, pool = subject.split(".")
     return worker.replace("=", "."), pool.replace("=", ".")
 
@@ -126,29 +126,29 @@ def snapshot_key(job: str, image: int) -> str:
 
 
 def presence_key(worker: str, pool: str) -> str:
-    """A presence for each pool: which of them a worker may say that it serves, the broker decides by its key."""
+    """Return the key of a presence. There is one for each pool, so the broker can limit a worker key to its pools."""
     return f"{token(worker)}.{token(pool)}"
 
 
 def announced(subject: str) -> tuple[str, str]:
-    """Worker and pool that a presence's subject names; nothing where it does not name both."""
+    """Return worker and pool of a presence's subject; empty where it does not name both."""
     tokens = subject.removeprefix(kv_subject(WORKERS, "")).split(".")
     worker, pool = tokens if len(tokens) == 2 else ("", "")
     return worker.replace("=", "."), pool.replace("=", ".")
 
 
 def blob(sha: str) -> str:
-    """Where a blob is described: under its name in base64, as the client library's object store has it."""
+    """Return the subject of a blob's entry: its name in base64, as in the client library's object store."""
     return f"$O.{BLOBS}.M.{urlsafe_b64encode(sha.encode()).decode()}"
 
 
 def blob_part(nuid: str, part: int | str) -> str:
-    """A part of a blob's bytes, each on a subject of its own: the next message there replaces it."""
+    """Return the subject of one chunk of a blob; a newer message replaces it."""
     return f"{blob_parts(nuid)}.{part}"
 
 
 def blob_parts(nuid: str) -> str:
-    """Where all parts lay in data folders from before."""
+    """Return the subject that older data folders use for all chunks of a blob."""
     return f"$O.{BLOBS}.C.{nuid}"
 
 

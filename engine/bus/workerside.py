@@ -1,6 +1,6 @@
-"""What a worker does on the bus: pull and claim jobs, publish under its claim, keep snapshots, say that it lives.
+"""The worker's client of the bus: pulls and claims jobs, publishes results, stores snapshots, announces the worker.
 
-Knows subjects, delivery and fencing; nothing of torch. An outage of the broker raises `Unreachable`.
+Imports no torch. While the broker is away, calls raise `Unreachable`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 
 class WorkerSide(Station):
-    """A worker's half of the bus."""
-
     def __init__(self, client: Client, kept: Kept, again: list[Act], scoped: bool = False) -> None:
         super().__init__(client, kept, again, scoped)
         self._claims = Claims(self._bucket(subjects.CLAIMS))
@@ -50,16 +48,16 @@ class WorkerSide(Station):
         self._cancelled = self._bucket(subjects.CANCELLED)
         self._announced = self._bucket(subjects.WORKERS)
         self._pulls: dict[str, Pull[Job]] = {}
-        self._there: dict[str, tuple[str, ...]] = {}  # in which pools a worker was announced
+        self._there: dict[str, tuple[str, ...]] = {}  # pools in which a worker was announced
         self._answering: set[asyncio.Task[None]] = set()
-        self._described: dict[str, Subscription] = {}  # by the model that is asked for
-        self._decodes: dict[str, Subscription] = {}  # by their subject
-        self._salt = secrets.token_bytes(16)  # else another could say first what we say, and ours would be the copy
+        self._described: dict[str, Subscription] = {}  # by model
+        self._decodes: dict[str, Subscription] = {}  # by subject
+        self._salt = secrets.token_bytes(16)  # else another client could publish our message id first
 
     async def pull(self, pools: Sequence[str], timeout: float = 1.0, *, wait: bool = True) -> Delivered[Job] | None:
-        """The next job of these pools, in their order of preference; None after `timeout` seconds.
+        """Return the next job of these pools, in order of preference; None after `timeout` seconds.
 
-        Without `wait` only one that no other worker waits for.
+        With `wait` False, return only a job that no other worker waits for.
         """
         for pool in pools:
             if pool not in self._pulls:
@@ -73,18 +71,18 @@ class WorkerSide(Station):
         return None
 
     async def stop_pulling(self) -> None:
-        """Hands back whatever is on its way to us, so that nobody waits for its lease to run out."""
+        """Hand back jobs that are on their way to us, so that nobody waits for their leases to expire."""
         for pull in self._pulls.values():
             await pull.close()
         self._pulls.clear()
 
     async def claim(self, job: str, worker: str) -> Claim | None:
-        """The right to run a job, for one lease; None while somebody else has it. `claim.epoch` fences all we send."""
+        """Claim a job for one lease; None while another worker has it. `claim.epoch` fences all we send."""
         with reaching("claim"):
             return await self._claims.take(job, worker)
 
     async def renew(self, claim: Claim) -> bool:
-        """Extends a claim by one lease. False: it is lost, so stop and publish nothing."""
+        """Extend a claim by one lease. False: it is lost, so stop and publish nothing."""
         with reaching("renew a claim"):
             return await self._claims.renew(claim)
 
@@ -93,13 +91,13 @@ class WorkerSide(Station):
             await self._claims.release(claim)
 
     async def holder(self, job: str) -> Holder | None:
-        """Who holds a job, under which epoch."""
+        """Return who holds a job, and its epoch."""
         with reaching("look up a claim"):
             return await self._claims.holder(job)
 
     async def revoke(self, job: str, epoch: int) -> bool:
-        """Takes a job from its worker, which stops at its next beat. False: it has no claim of this epoch."""
-        with reaching("take a claim back"):
+        """Take a job from its worker, which stops at its next heartbeat. False: there is no claim of this epoch."""
+        with reaching("revoke a claim"):
             return await self._claims.revoke(job, epoch)
 
     async def publish_frame(self, frame: Frame) -> None:
@@ -107,19 +105,21 @@ class WorkerSide(Station):
             await self.client.publish(subjects.frames(frame.job), encode(frame))
 
     async def publish_loading(self, loading: Loading) -> None:
-        """How far the job's model is in memory; as with a preview, nobody need hear it."""
-        with reaching("say how far a model is"):
+        """Publish how much of a job's model is in memory. Not stored, like a preview."""
+        with reaching("report how much of a model is loaded"):
             await self.client.publish(subjects.loading(loading.job), encode(loading))
 
     async def publish_progress(self, worker: str, pools: Sequence[str], progress: ModelProgress) -> None:
-        """What this worker does before it can draw; as with a preview, nobody need hear it."""
+        """Publish what this worker does before it is ready. Not stored, like a preview."""
         payload = encode(progress)
-        with reaching("say how far this worker is"):
+        with reaching("report this worker's progress"):
             for pool in pools:
                 await self.client.publish(subjects.progress(worker, pool), payload)
 
     async def publish_result(self, worker: str, result: Result) -> None:
-        """Returns when the broker has it on disk; said twice (the answer got lost), it is still one message."""
+        """Return when the broker has stored the result. Its id removes the duplicate if a lost reply makes us resend
+        it.
+        """
         payload = encode(result)
         headers = {"Nats-Msg-Id": hashlib.blake2b(payload, digest_size=16, key=self._salt).hexdigest()}
         subject = subjects.result(worker, result.job)
@@ -127,7 +127,7 @@ class WorkerSide(Station):
             await self.js.publish(subject, payload, stream=subjects.RESULTS, headers=headers)
 
     async def put_snapshot(self, snapshot: Snapshot) -> None:
-        """Raises `Fenced` when a newer epoch has written that image."""
+        """Store a snapshot. Raises `Fenced` when a newer epoch has written that image."""
         with reaching("store a snapshot"):
             await self._snapshots.put(snapshot)
 
@@ -148,17 +148,17 @@ class WorkerSide(Station):
             return True
 
     async def watch_cancelled(self) -> AsyncIterator[str]:
-        """Ids of jobs as they are cancelled, from now on; ask `is_cancelled` for what was before, or was missed."""
+        """Yield ids of jobs cancelled from now on; `is_cancelled` tells of earlier or missed ones."""
         async for job in self._ids(subjects.kv_subject(subjects.CANCELLED, "*")):
             yield job
 
     async def wants(self) -> AsyncIterator[str]:
-        """Ids of jobs that somebody watches, again and again while he does."""
+        """Yield ids of watched jobs, again and again while somebody watches."""
         async for job in self._ids(subjects.WANT_ALL):
             yield job
 
     def steers(self) -> AsyncIterator[Steer]:
-        """Pauses, their ends and weights, of all jobs: of each job the newest of either kind."""
+        """Yield pauses, resumes and weights of all jobs: the newest pause or resume and the newest weight of each."""
         return self._newest(subjects.STEER_ALL, Steer, lambda one: (one.job, one.deed == "weigh"))
 
     async def _ids(self, subject: str) -> AsyncIterator[str]:
@@ -173,7 +173,7 @@ class WorkerSide(Station):
                 yield await latest.get()
 
     async def announce(self, presence: Presence) -> None:
-        """To each of its pools: with a key of its own, the broker lets it say so in its own pools alone."""
+        """Announce this worker in each of its pools; its own key allows no others."""
         self._there[presence.worker] = presence.pools
         payload = encode(presence)
         with reaching("announce this worker"):
@@ -181,24 +181,24 @@ class WorkerSide(Station):
                 await self._announced.put(subjects.presence_key(presence.worker, pool), payload)
 
     async def depart(self, worker: str) -> None:
-        """Says goodbye, so that nobody counts on this worker for another lease."""
-        with reaching("say goodbye"):
+        """Remove this worker's presence, so that nobody counts on it for another lease."""
+        with reaching("remove this worker's presence"):
             for pool in self._there.pop(worker, ()):
                 await self._announced.delete(subjects.presence_key(worker, pool))
 
     async def serve_embed(self, embed: Embed) -> None:
-        """Answers `embed` requests from now on, sharing them with the other workers; `embed` runs off the loop."""
+        """Answer `embed` requests from now on, shared among the workers; `embed` runs off the loop."""
 
         async def answer(msg: Msg) -> None:
             await msg.respond(encode(await answer_embed(embed, msg)))
 
-        with reaching("offer to embed"):
+        with reaching("offer embedding"):
             await self.client.subscribe(subjects.EMBED, queue=subjects.EMBED, cb=answer)
 
     async def serve_describe(self, models: Sequence[str], describe: Describe) -> None:
-        """Answers requests to describe with these models, and no others, from now on; workers share them.
+        """Answer image-to-prompt requests for exactly these models from now on, shared among the workers.
 
-        `describe` raises nothing but cancellation; one request does not wait for another.
+        `describe` raises only cancellation. Requests run concurrently.
         """
 
         async def answer(msg: Msg) -> None:
@@ -206,7 +206,7 @@ class WorkerSide(Station):
             self._answering.add(task)
             task.add_done_callback(self._answering.discard)
 
-        with reaching("offer to describe"):
+        with reaching("offer image-to-prompt"):
             for model in set(models) - self._described.keys():
                 heard = await self.client.subscribe(subjects.describe(model), queue=subjects.DESCRIBERS, cb=answer)
                 self._described[model] = heard
@@ -214,9 +214,9 @@ class WorkerSide(Station):
                 await self._described.pop(model).unsubscribe()
 
     async def serve_decode(self, pools: Sequence[str], models: Sequence[str], decode: Decode) -> None:
-        """Answers requests to decode for these models in these pools, and no others, from now on.
+        """Answer decode requests for exactly these models in these pools from now on.
 
-        `decode` raises nothing but cancellation; one request does not wait for another.
+        `decode` raises only cancellation. Requests run concurrently.
         """
 
         async def answer(msg: Msg) -> None:
@@ -225,7 +225,7 @@ class WorkerSide(Station):
             task.add_done_callback(self._answering.discard)
 
         wanted = {subjects.decode(pool, model) for pool in pools for model in models}
-        with reaching("offer to decode"):
+        with reaching("offer decoding"):
             for subject in wanted - self._decodes.keys():
                 heard = await self.client.subscribe(subject, queue=subjects.DECODERS, cb=answer)
                 self._decodes[subject] = heard

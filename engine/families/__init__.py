@@ -1,4 +1,4 @@
-"""Loading a model by name or path. One file a family; nothing else in the engine knows a model by name."""
+"""Loads a model by name or path as its model family, one file a family."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def load(
     name_or_path: str, data: Path, *, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
     told: Told | None = None, large: int | None = None,
 ) -> Family:  # fmt: skip
-    """`embedded`, a folder, a file of safetensors, either's name under `<data>/models`, or a name on the model hub.
+    """Load a model: `embedded`, a folder, a safetensors file, either's name in `<data>/models`, or a hub name.
 
-    `resolver` enlarges what a small model draws. `told` hears how far it is. `large`: as in `Choice`. Raises `Unfit`.
+    `resolver` upscales a small model's pictures. `told` receives the progress. `large`: as in `Choice`. Raises `Unfit`.
     """
     from engine.families.embedded import NAME, load_embedded
     from engine.families.pipelined import Pipelined
@@ -38,7 +38,7 @@ def load(
 def load_folder(
     source: str, name: str, device: torch.device | str = "cpu", resolver: SuperResolver | None = None
 ) -> Family:
-    """From a folder, or a name on the model hub. Raises `Unfit` where that is no model in safetensors."""
+    """Load a folder, or a hub name. Raises `Unfit` where it is no model in safetensors."""
     from engine.families.opening import folder_of
     from engine.families.source import Source
 
@@ -49,7 +49,7 @@ def load_source(
     source: Source, device: torch.device | str = "cpu", resolver: SuperResolver | None = None,
     told: Told | None = None, large: int | None = None,
 ) -> Family:  # fmt: skip
-    """From what was found. Raises `Unfit` where that is no model in safetensors."""
+    """Load a located model. Raises `Unfit` where it is no model in safetensors."""
     import torch
 
     from engine.families.checkpoint import open_file
@@ -84,7 +84,7 @@ def _family(
 
 
 def model_name(name_or_path: str) -> str:
-    """A name as `engine.job.Name` allows it: the last part of a path or hub name, without a file's ending."""
+    """Return a name that `engine.job.Name` allows: the last part of a path or hub name, without a file's suffix."""
     from engine.families.source import model_name
 
     return model_name(name_or_path)

@@ -1,7 +1,7 @@
-"""Copies of a pipeline's networks with LoRAs in them, by diffusers' own loading (PEFT); Hu et al. 2021.
+"""Copies of a pipeline's networks with LoRAs in them, loaded by diffusers (PEFT); Hu et al. 2021.
 
-A copy shares every weight with the network that it was made from, which stays as it is: without LoRAs the same bits
-come out before and after. Knows a pipeline's parts and files; nothing of jobs or batches.
+A copy shares every weight with its original network, which stays unchanged: without LoRAs it gives the same bits before
+and after.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
 
-KEPT = 8  # LoRAs in one copy; with one more the copy is made anew, which costs no memory and little time
+KEPT = 8  # LoRAs in one copy; beyond that it is remade, which costs no memory and little time
 
-_PART = re.compile(r"lora(_B|_up|\.up|_linear_layer\.up)\b.*\.weight$")  # one for each layer that is changed
+_PART = re.compile(r"lora(_B|_up|\.up|_linear_layer\.up)\b.*\.weight$")  # one for each changed layer
 
 
 class Adapted:
-    """A pipeline with LoRAs in its network, which is `net`, and in its text encoders. `pipeline` stays as it is."""
+    """A copy of a pipeline with LoRAs in its network `net` and its text encoders. `pipeline` itself stays unchanged."""
 
     def __init__(self, pipeline: Any, network: str, net: Any) -> None:
         if not available():
-            raise Unfit("LoRAs need the package peft, which this worker has not.", "worker")
+            raise Unfit("LoRAs need the package peft, which this worker lacks.", "worker")
         if not hasattr(pipeline, "load_lora_weights"):
             raise Unfit(f"LoRAs cannot be added to a {type(pipeline).__name__}.", "model")
         self.net, self._source, self._network = net, pipeline, network
         self._begin()
 
     def switched(self, weights: Mapping[Addition, float]) -> Any:
-        """The pipeline with exactly these, each so strong; they add up. Raises `Unfit` where one does not fit."""
+        """Return the pipeline with exactly these LoRAs at these weights, which add up. Raises `Unfit`."""
         if tuple(weights.items()) == self._on:
             return self.pipeline
         if len(self._parts | {one.revision for one in weights}) > KEPT:
@@ -52,22 +52,22 @@ class Adapted:
                 if one.revision not in self._parts:
                     self._load(one)
             strengths: dict[str, float] = {}
-            for one, weight in weights.items():  # the same file under two names counts twice
+            for one, weight in weights.items():  # the same file under two names adds up
                 strengths[_adapter(one)] = strengths.get(_adapter(one), 0.0) + weight
             self.pipeline.set_adapters(list(strengths), list(strengths.values()))
         self._on = tuple(weights.items())
         return self.pipeline
 
     def has(self, some: Iterable[Addition]) -> bool:
-        """Whether none of these would have to be loaded."""
+        """Whether all of these are loaded."""
         return all(one.revision in self._parts for one in some)
 
     def _begin(self) -> None:
-        """Fresh copies without anything in them."""
+        """Make fresh copies without LoRAs."""
         self.pipeline = copy.copy(self._source)
         self._parts: set[str] = set()
         self._on: tuple[tuple[Addition, float], ...] = ()
-        self._modules: list[tuple[Any, Any]] = []  # with what each is a copy of
+        self._modules: list[tuple[Any, Any]] = []  # (copy, original)
         for name in getattr(self._source, "_lora_loadable_modules", ()):
             part = self.net if name == self._network else getattr(self._source, name, None)
             if isinstance(part, torch.nn.Module):
@@ -81,7 +81,7 @@ class Adapted:
                 str(one.path.parent), weight_name=one.path.name, adapter_name=adapter, use_safetensors=True,
                 local_files_only=True,
             )  # fmt: skip
-        except Exception as error:  # files of strangers, read by many conversions: anything may come
+        except Exception as error:  # untrusted files, many conversions: any error is possible
             self._begin()
             if is_out_of_memory(error):
                 raise
@@ -90,30 +90,32 @@ class Adapted:
         taken = sum(adapter in getattr(layer, "lora_A", ()) for layer in layers)
         if taken < max(1, parts):
             self._begin()
-            raise _unfit(one, f"{taken} of its {parts} parts have a place")
+            raise _unfit(one, f"only {taken} of its {parts} layers fit")
         for each, like in self._modules:
             first = next(like.parameters())
-            torch.nn.Module.to(each.eval().requires_grad_(False), first.device, first.dtype)  # what is shared is so
+            torch.nn.Module.to(
+                each.eval().requires_grad_(False), first.device, first.dtype
+            )  # shared tensors are already there
         self._parts.add(one.revision)
 
 
 def available() -> bool:
-    """Whether PEFT is installed, without which diffusers reads no LoRA."""
+    """Whether PEFT is installed: without it diffusers reads no LoRA."""
     return find_spec("peft") is not None
 
 
 def _twin(module: Any) -> Any:
-    """A copy that shares all tensors with the module."""
+    """Copy a module, sharing all its tensors."""
     return copy.deepcopy(module, {id(each): each for each in (*module.parameters(), *module.buffers())})
 
 
 def _adapter(one: Addition) -> str:
-    """PEFT's name for it, which may have no dot."""
+    """Return PEFT's name for it, which may not contain a dot."""
     return f"of_{one.revision}"
 
 
 def count(one: Addition) -> int:
-    """How many layers its file changes. Raises `Unfit` where it cannot be read."""
+    """Return how many layers its file changes. Raises `Unfit` where it is unreadable."""
     try:
         with safe_open(one.path, framework="pt") as file:
             return sum(_PART.search(key) is not None for key in list(file.keys()))
@@ -128,7 +130,7 @@ def _unfit(one: Addition, why: str) -> Unfit:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Parameters that are born in inference mode could not be used outside; the libraries' notes are left out."""
+    """Load outside of inference mode, whose tensors cannot be used elsewhere, and without library warnings."""
     with torch.inference_mode(False), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of a second LoRA in one network
         yield

@@ -1,7 +1,6 @@
-"""The LoRAs of a folder: `NAME.safetensors`, or a folder `NAME` with one such file, as `darkroom train lora` writes it.
+"""LoRA files of a folder: `NAME.safetensors`, or `NAME/` with one such file, as `darkroom train lora` writes it.
 
-Weights are safetensors or nothing: a pickle can run code when it is opened. No name and no link leads out of the
-folder. Knows files and names; nothing of networks.
+Only safetensors: a pickle can run code when it is opened. No name and no link leads out of the folder.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ log = logging.getLogger(__name__)
 
 ENDING = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-USUAL = "pytorch_lora_weights.safetensors"  # of several files in one folder, diffusers' own
+USUAL = "pytorch_lora_weights.safetensors"  # diffusers' name, preferred among several files
 HASHED_WHOLE = 128 * 2**20
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as `engine.job.Name`
 
 
 class Addition(NamedTuple):
-    """One file of weights; `revision` changes with them."""
+    """One LoRA file; `revision` changes with its weights."""
 
     name: str
     path: Path
@@ -34,7 +33,7 @@ class Addition(NamedTuple):
 
 
 def additions(folder: Path | None) -> list[Addition]:
-    """Every one that can be opened, by name; what cannot is named in the log."""
+    """Return every usable LoRA by name; log the others."""
     found: list[Addition] = []
     for name in sorted(_names(folder)) if folder is not None else ():
         try:
@@ -45,7 +44,7 @@ def additions(folder: Path | None) -> list[Addition]:
 
 
 def addition(folder: Path | None, name: str) -> Addition:
-    """The one of this name. Raises `Unfit`."""
+    """Return the LoRA of this name. Raises `Unfit`."""
     try:
         return _addition(folder, name)
     except OSError as error:
@@ -67,12 +66,12 @@ def _addition(folder: Path | None, name: str) -> Addition:
 
 
 def _names(folder: Path) -> set[str]:
-    """Of everything that looks like a LoRA, pickles included: that they are refused shall be said."""
+    """Return names of everything that looks like a LoRA, pickles included, so that their refusal is logged."""
     try:
         found = [path for path in folder.iterdir() if _looks_like(path)] if folder.is_dir() else []
         names = {path.name if path.is_dir() else path.stem for path in found}
     except OSError as error:
-        log.warning("the folder of LoRAs is left out: %s", error)
+        log.warning("the folder of LoRAs cannot be read: %s", error)
         return set()
     return {name for name in names if _NAME.fullmatch(name)}
 
@@ -82,7 +81,7 @@ def _looks_like(path: Path) -> bool:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """The weights of a name; None where there is nothing. Raises `Unfit` where that is a pickle, or several."""
+    """Return the weights of a name; None where there are none. Raises `Unfit` for a pickle, or for several files."""
     if (single := folder / f"{name}{ENDING}").is_file():
         return single
     own = folder / name
@@ -95,13 +94,13 @@ def _file(folder: Path, name: str) -> Path | None:
     pickled = [*inside, *(path for ending in PICKLES if (path := folder / f"{name}{ending}").is_file())]
     if not weights and any(path.suffix in PICKLES for path in pickled):
         why = "only as a pickle, which can run code when it is opened: convert it to safetensors"
-        raise Unfit(f"The LoRA {name} is there {why}.", "worker")
+        raise Unfit(f"The LoRA {name} exists {why}.", "worker")
     return weights[0] if weights else None
 
 
 @functools.lru_cache(maxsize=1024)
 def _revision(path: Path, size: int, changed: int) -> str:
-    """Twelve hex digits over the weights; of files over 128 MiB the two ends only, as of models."""
+    """Return twelve hex digits over the weights; over 128 MiB only the two ends are hashed."""
     digest = hashlib.sha256(f"{size}".encode())
     with path.open("rb") as file:
         if size > HASHED_WHOLE:

@@ -1,7 +1,4 @@
-"""Latents to pixels and back through an autoencoder of diffusers, in the number format that it is held in.
-
-Knows modules; no pipeline, no model.
-"""
+"""Latents to pixels and back through a diffusers autoencoder, in the number format that it is held in."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from engine.families.tiles import decode_within_memory
 
 
 def decode_latents(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Pixels `[1, 3, height, width]` in -1…1, float32, of scaled latents `[channels, height, width]`."""
+    """Return pixels `[1, 3, height, width]` in -1…1, float32, of scaled latents `[channels, height, width]`."""
     scaled = latents[None].to(device, torch.float32) / vae.config.scaling_factor + shift_of(vae.config)
     with precisely(vae):
         return decode_within_memory(vae, scaled.to(vae.dtype))
 
 
 def encode_pixels(vae: Any, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Scaled latents `[channels, height, width]`, float32: the mean of what the encoder says of pixels in -1…1."""
+    """Return scaled latents `[channels, height, width]`, float32: the encoder's mean for pixels in -1…1."""
     with precisely(vae):
         mean = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mean[0].float()
     return (mean - shift_of(vae.config)) * vae.config.scaling_factor
@@ -31,7 +28,7 @@ def encode_pixels(vae: Any, pixels: torch.Tensor, device: torch.device) -> torch
 
 @contextmanager
 def precisely(vae: Any) -> Iterator[None]:
-    """float32 for an autoencoder whose configuration says that float16 overflows; as diffusers has it for SDXL."""
+    """Use float32 for an autoencoder whose configuration says that float16 overflows, as diffusers does for SDXL."""
     overflows = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
     if overflows:
         torch.nn.Module.to(vae, torch.float32)

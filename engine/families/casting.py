@@ -1,6 +1,6 @@
-"""Weights read in another number format than their files have, a slice of a file at a time.
+"""Reads weights in another number format than their files have, one slice of a file at a time.
 
-So no more of a file is in memory at once than a slice, where the libraries map all of it. Knows files; no modules.
+So only one slice is mapped at once, where the libraries map the whole file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-SLICE = 256 * 2**20  # bytes of a file that are mapped at once
+SLICE = 256 * 2**20  # bytes mapped at once
 
 
 def read_as(
@@ -20,11 +20,11 @@ def read_as(
     kept: Collection[str] = (),
     wanted: Callable[[str], bool] = lambda key: True,
 ) -> dict[str, torch.Tensor]:
-    """The `wanted` weights in `dtype`, copied out of their files; those with a name of `kept` in theirs as they are."""
+    """Return the `wanted` weights in `dtype`, copied; weights with a name in `kept` keep their format."""
     read: dict[str, torch.Tensor] = {}
     for path in files:
         for keys in _slices(path, wanted):
-            with safe_open(path, framework="pt") as file:  # opened anew, so that what was mapped is let go of
+            with safe_open(path, framework="pt") as file:  # reopened for each slice, to unmap the last one
                 for key in keys:
                     tensor = file.get_tensor(key)
                     exact = not tensor.is_floating_point() or any(name in key for name in kept)
@@ -34,7 +34,7 @@ def read_as(
 
 
 def _slices(path: Path, wanted: Callable[[str], bool]) -> Iterator[list[str]]:
-    """Names of a file's tensors, about `SLICE` bytes of them at a time."""
+    """Yield names of a file's tensors, about `SLICE` bytes at a time."""
     keys, size = list[str](), 0
     with safe_open(path, framework="pt") as file:
         lengths = {key: 4 * torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys() if wanted(key)}  # noqa: SIM118

@@ -1,7 +1,7 @@
-"""Opens one file of safetensors in the layout of the original programs, by diffusers' own conversion.
+"""Opens one safetensors file in the layout of the original programs, through diffusers' conversion.
 
-Which pipeline it is, and how its parts are built, is read from the folder of configurations beside it, or fetched from
-the hub by what diffusers recognises in the file. Knows how keys are grouped; nothing of sampling.
+The pipeline class and its parts come from the folder of configurations beside the file. Without one they are fetched
+from the hub, by what diffusers recognises in the file.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CONFIGS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
 
 
 def open_file(path: Path, name: str, choice: Choice, told: Told | None = None) -> Opened:
-    """The pipeline of a file. Raises `Unfit` where it is none that can be opened."""
-    _sizes(path, name)  # a file that is none is said so before anything is fetched
+    """Open a file as a pipeline. Raises `Unfit` where it is no model that can be opened."""
+    _sizes(path, name)  # refuse a bad file before anything is fetched
     configs = configurations(path, name)
     index = read_index(configs, name)
     found, pipeline = weighed_file(path, name, index), index["_class_name"]
@@ -76,7 +76,7 @@ def _open(path: Path, name: str, configs: Path, formats: Formats, told: Told | N
 
 
 def configurations(path: Path, name: str) -> Path:
-    """The folder beside the file, or what is fetched from the hub, once for a process. Raises `Unfit`."""
+    """Return the folder beside the file, or the one fetched from the hub, once a process. Raises `Unfit`."""
     if beside := configs_beside(path):
         return beside
     stat = path.stat()
@@ -84,7 +84,7 @@ def configurations(path: Path, name: str) -> Path:
 
 
 def weighed_file(path: Path, name: str, index: Mapping[str, Any] | None = None) -> list[Part]:
-    """How large its network, autoencoder and text encoders are; `index`: that of its configurations. Raises `Unfit`."""
+    """Return the sizes of network, autoencoder and text encoders. `index`: of its configurations. Raises `Unfit`."""
     configs = configs_beside(path)
     known = index or (read_index(configs, name) if configs else {})
     network = next((each for each in NETWORKS if each in known), NETWORKS[0])
@@ -96,11 +96,11 @@ def weighed_file(path: Path, name: str, index: Mapping[str, Any] | None = None) 
 
 
 def _sizes(path: Path, name: str) -> dict[str, Counter[str]]:
-    """How many parameters of each number format every group has. Raises `Unfit`."""
+    """Count the parameters of each number format in every group. Raises `Unfit`."""
     sizes: dict[str, Counter[str]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - it is no mapping
+            for key in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(key)
                 count = sizes.setdefault(_group(key), Counter())
                 count[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()
@@ -117,7 +117,7 @@ def _group(key: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _fetched(path: Path, name: str, size: int, changed: int) -> Path:
-    """The configurations that diffusers takes for such a file, from the hub; kept for this `size` and moment."""
+    """Fetch the configurations that diffusers uses for such a file; cached for this `size` and modification time."""
     try:
         known = single_file_utils.load_single_file_checkpoint(str(path), local_files_only=True)
         repository = single_file_utils.fetch_diffusers_config(known)["pretrained_model_name_or_path"]

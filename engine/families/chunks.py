@@ -1,8 +1,8 @@
-"""A text as encoders of one fixed length read it: token by token with its weight, and in chunks where it is longer.
+"""Prompt chunks for text encoders of a fixed length: tokens with weights, and several chunks for a long text.
 
-As AUTOMATIC1111's web UI does it (its wiki, "Infinite prompt length" and "Attention/emphasis"): 75 tokens a chunk,
-between a start and an end, each chunk read alone, the states one after another; a token's state is multiplied by its
-weight. Unlike there, a chunk may end anywhere, not by preference at a comma. Knows tokenizers and encoders; no model.
+As in AUTOMATIC1111's web UI (its wiki, "Infinite prompt length" and "Attention/emphasis"): 75 tokens a chunk between a
+start and an end token. Each chunk is encoded separately, and the states are concatenated. A token's state is multiplied
+by its weight. Unlike there, a chunk may end anywhere, not preferably at a comma.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 from engine.emphasis import pieces
 
-MOST = 3  # chunks that are read of a text
+MOST = 3  # chunks of a text; the rest is ignored
 
 
 class Chunk(NamedTuple):
-    """As many tokens as the encoder reads, start, end and padding among them; the weight of each; how many are real."""
+    """Token ids of full length (with start, end and padding), their weights, and the unpadded length."""
 
     ids: list[int]
     weights: list[float]
@@ -26,12 +26,12 @@ class Chunk(NamedTuple):
 
 
 def room(tokenizer: Any) -> int:
-    """Tokens of a text that go into one chunk."""
+    """Return how many tokens of a text fit into one chunk."""
     return int(tokenizer.model_max_length) - 2
 
 
 def chunks(text: str, tokenizer: Any, most: int = MOST) -> list[Chunk]:
-    """The text in at most so many chunks, at least one; what is longer is not read."""
+    """Split a text into 1 to `most` chunks; the rest is ignored."""
     ids: list[int] = []
     weights: list[float] = []
     for piece in pieces(text):
@@ -44,12 +44,12 @@ def chunks(text: str, tokenizer: Any, most: int = MOST) -> list[Chunk]:
 
 
 def padded(told: Sequence[Chunk], count: int, tokenizer: Any) -> list[Chunk]:
-    """So many chunks: empty ones after those that there are."""
+    """Return `count` chunks, filled up with empty ones."""
     return [*told, *[_chunk([], [], tokenizer)] * (count - len(told))][:count]
 
 
 def is_plain(told: Sequence[Chunk]) -> bool:
-    """Whether it is read as it always was: one chunk, and nothing in it weighs more or less."""
+    """Whether the text fits one chunk and has no weights, so the pipeline can encode it itself."""
     return len(told) == 1 and all(weight == 1.0 for weight in told[0].weights)
 
 
@@ -62,16 +62,16 @@ def _chunk(ids: list[int], weights: list[float], tokenizer: Any) -> Chunk:
 
 
 class Read(NamedTuple):
-    """Token states `[tokens, features]` of all chunks, float32, and the pooled text of the first, if there is one."""
+    """Token states `[tokens, features]` of all chunks, float32, and the first chunk's pooled text, if there is one."""
 
     states: torch.Tensor
     pooled: torch.Tensor | None
 
 
 def read(told: Sequence[Chunk], encoder: Any, *, penultimate: bool = False, restore: bool = False) -> Read:
-    """Each chunk by itself; `penultimate`: of the layer before the last. `restore` keeps the mean of a chunk's states.
+    """Encode each chunk. `penultimate`: use the layer before the last. `restore`: keep the mean of a chunk's states.
 
-    Restoring is the web UI's "original" emphasis, without it "no norm".
+    Restoring is the web UI's "original" emphasis; without it, "no norm".
     """
     outs = [_forward(chunk, encoder, penultimate) for chunk in told]
     states = [out.hidden_states[-2][0].float() if penultimate else out[0][0].float() for out in outs]
@@ -80,7 +80,7 @@ def read(told: Sequence[Chunk], encoder: Any, *, penultimate: bool = False, rest
 
 
 def _forward(chunk: Chunk, encoder: Any, penultimate: bool) -> Any:
-    """As the pipelines call it."""
+    """Call the encoder as the pipelines do."""
     ids = torch.tensor([chunk.ids], device=encoder.device)
     mask = None
     if getattr(encoder.config, "use_attention_mask", False):
@@ -95,4 +95,4 @@ def _weighed(states: torch.Tensor, weights: Sequence[float], restore: bool) -> t
     if not restore:
         return weighed
     kept = float(states.mean() / weighed.mean())
-    return weighed * min(2.0, max(0.5, kept))  # a mean that is nearly nothing says nothing of how strong the states are
+    return weighed * min(2.0, max(0.5, kept))  # clamped: a mean near zero says nothing of the states' size

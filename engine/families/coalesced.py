@@ -1,6 +1,6 @@
-"""Any pipeline of diffusers that draws from words and has no family of its own: all its pictures go whole through it.
+"""Family for any text-to-image pipeline of diffusers without a family here: all its pictures run as whole pipelines.
 
-Whether it does draw from words is tried when it is loaded, in two steps at its native size. Knows no model by name.
+Loading it checks that it draws from a prompt alone, by two steps at its native size.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from engine.unfit import Unfit
 
 log = logging.getLogger(__name__)
 
-SHOWN = ("AutoencoderKL", "AutoencoderDC")  # whose latents are pictures once they are scaled and shifted back
-PIXELS = 3  # channels: what has three is a picture, never such latents
+SHOWN = ("AutoencoderKL", "AutoencoderDC")  # autoencoders whose latents need only scale and shift
+PIXELS = 3  # channels: three mean pixels, never such latents
 REHEARSED = "a small red house beside a lake"
 
 
 class Coalesced:
-    """A `Family` whose finished latents are the pixels themselves, in 0…1. Raises `Unfit` where it does not draw."""
+    """A `Family` whose finished latents are pixels in 0…1. Raises `Unfit` where it does not draw."""
 
     output_type = "pil"
     no_guidance = 1.0
@@ -62,7 +62,7 @@ class Coalesced:
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
-        """The number formats that are worth timing: of a large network the one that its files have."""
+        """Number formats worth timing: of a large network the format of its files."""
         network = next(part for each in NETWORKS if (part := getattr(self.pipeline, each, None)) is not None)
         stored = next(network.parameters()).dtype
         known: tuple[Dtype, ...] = ("bfloat16", "float16")
@@ -70,26 +70,26 @@ class Coalesced:
         return halves or ("float32", "bfloat16")
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        raise NotTabled(f"{self.name} is of a kind that has no family here, so its own pipeline draws.")
+        raise NotTabled(f"{self.name} has no model family here, so its own pipeline draws.")
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return PIXELS, height, width
 
     @property
     def latent_space(self) -> LatentSpace | None:
-        """Of the latents that a sampler's estimate is; None: it is a picture already."""
+        """The latent space of a sampler's x0; None where x0 is a picture already."""
         if self._vae is None:
             return None
         return space_of(self._vae.config, int(getattr(self.pipeline, "vae_scale_factor", 8)))
 
     def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
-        """Nothing: the pipeline reads the words itself."""
+        """Return nothing: the pipeline encodes the prompt itself."""
         return ()
 
     def denoise(
         self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
-        """One forward with as many rows as `x` has, and zeros: for timing, since no step of ours is ever taken."""
+        """Run one forward with as many rows as `x`, and return zeros. Only for timing: no step of ours uses it."""
         call = self._rehearsal
         self.forward_of("", self._timed, dtype, loras)(*joined([call], max(0, len(x) - call.rows)))
         return torch.zeros_like(x)
@@ -122,7 +122,7 @@ class Coalesced:
             raise Unfit(f"{self.name} takes no LoRA.", "member")
         key = id(net), dtype
         if key not in self._nets:
-            same = next(net.parameters()).dtype == TORCH[dtype]  # a large one is held once, as its files have it
+            same = next(net.parameters()).dtype == TORCH[dtype]  # a large network exists once, in its files' format
             self._nets[key] = net if same else copy.deepcopy(net)
             torch.nn.Module.to(self._nets[key], self.device, TORCH[dtype])
         return Forward(self._nets[key], None if dtype == "float32" else TORCH[dtype])
@@ -140,7 +140,7 @@ class Coalesced:
         return self.encode_image(self.decode(finished))
 
     def _settle(self, pipeline: Any) -> None:
-        """Everything but the networks goes to the device, also of pipelines within."""
+        """Move everything but the networks to the device, pipelines inside included."""
         for name, part in vars(pipeline).items():
             if isinstance(part, DiffusionPipeline):
                 self._settle(part)
@@ -151,10 +151,10 @@ class Coalesced:
 
     @torch.no_grad()
     def _rehearse(self) -> tuple[Call, Any]:
-        """Two steps at the native size: the first call to a network, to be timed, and the pipeline's own network."""
+        """Run two steps at the native size. Return the first network call, for timing, and the pipeline's network."""
         calls: list[Call] = []
         owners: dict[int, Any] = {}
-        dtype = self.dtypes[0]  # any other would be one more copy of a large network
+        dtype = self.dtypes[0]  # another format would copy a large network
 
         def ask(call: Call) -> Any:
             calls.append(call)
@@ -175,12 +175,14 @@ class Coalesced:
         except Exception as error:
             log.info("the pipeline of %s failed at its first picture", self.name, exc_info=True)
             kind = type(self.pipeline).__name__
-            raise Unfit(f"The model {self.name} is a {kind}, which draws nothing from words alone.", "model") from error
+            raise Unfit(
+                f"The model {self.name} is a {kind}, which cannot draw from a prompt alone.", "model"
+            ) from error
         return calls[0], owners[id(calls[0].forward.net)]
 
 
 def _shown(pipeline: Any) -> Any:
-    """The autoencoder whose latents can be looked at, if it has one."""
+    """Return the autoencoder whose latents previews can show; None where there is none."""
     vae = getattr(pipeline, "vae", None)
     config: Mapping[str, Any] = {} if vae is None else vae.config
     known = type(vae).__name__ in SHOWN and not config.get("latents_mean")
@@ -188,5 +190,5 @@ def _shown(pipeline: Any) -> Any:
 
 
 def _pixels(picture: Image.Image) -> torch.Tensor:
-    """`[3, height, width]` in 0…1."""
+    """Return `[3, height, width]` in 0…1."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1).contiguous()

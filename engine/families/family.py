@@ -1,4 +1,4 @@
-"""What the engine asks of a model: the one contract between sampling and networks. Knows no model."""
+"""`Family`, the interface between sampling and models, and its optional extensions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from engine.job import Dtype, Guides, Lora, Recipe, Sampler
 from engine.plan import Plan
 
 TORCH: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SMALL = 128  # pixels of native side: a model no larger is decoded for its previews, and its finals are super-resolved
+SMALL = 128  # native side in pixels; up to it, previews are decoded and final pictures upscaled
 
-# What the network reads beside latents and timesteps, for one text or, stacked, for the rows of a batch: token states
-# first, then whatever the model takes besides (a pooled text, sizes in pixels, a mask). The model decides what and how
-# many; their shapes are part of the batch key.
+# Network inputs beside latents and timesteps, for one text or stacked for a batch's rows. Token states come first, then
+# other inputs of the model (a pooled text, sizes in pixels, a mask). Their shapes are part of the batch key.
 Conditions = tuple[torch.Tensor, ...]
 
 
 class Family(Protocol):
-    """One loaded model. The engine's thread calls everything but what makes or reads pictures, which is the lane's."""
+    """One loaded model. The engine's thread calls all of it, but the decode worker makes and encodes pictures."""
 
     name: str
     revision: str  # changes with the weights: calibrations and recipes are bound to it
@@ -29,50 +28,50 @@ class Family(Protocol):
     samplers: tuple[Sampler, ...]
     size: int  # native side in pixels
     multiple: int  # sides are multiples of this
-    tokens: int  # how many the text encoder reads
+    tokens: int  # the most that the text encoder reads
     guides: Guides
     guidance: float  # default
     interval: tuple[float, float]  # default: the fractions of the steps between which guidance holds
-    enlargement: int  # how many times as wide and high as its recipe a finished picture is; 1: as it says
-    upscaler: str  # the name of what does that; empty where nothing does
+    enlargement: int  # the finished picture's sides are the recipe's times this
+    upscaler: str  # name of the upscaler; empty where there is none
 
     @property
     def max_pixels(self) -> int: ...
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        """The sampler's table for a picture of this size in pixels. Raises ValueError with a sentence."""
+        """Return the sampler's plan for a picture of this size in pixels. Raises ValueError with a sentence."""
         ...
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of a picture of this size in pixels."""
+        """Return (channels, height, width) of the latents of a picture of this size in pixels."""
         ...
 
     def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
-        """One text of a recipe, in one fixed shape, float32 on the device; one at a time, cached."""
+        """Encode one text of a recipe, in one fixed shape, float32 on the device; one at a time, cached."""
         ...
 
     def denoise(
         self, x: torch.Tensor, t: torch.Tensor, texts: Conditions, dtype: Dtype, loras: tuple[Lora, ...] = ()
     ) -> torch.Tensor:
-        """The network's output, float32, for inputs `[rows, …]`, timesteps `[rows]` and conditions `[rows, …]`."""
+        """Return the network's output, float32, for `[rows, …]` latents, `[rows]` timesteps, `[rows, …]` conditions."""
         ...
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
-        """The picture of latents `[channels, height, width]`, one pixel for each of the recipe."""
+        """Decode latents `[channels, height, width]` at the recipe's size."""
         ...
 
     def finish(self, latents: torch.Tensor) -> Image.Image:
-        """The finished picture of latents: decoded, then enlarged where `enlargement` says so and the result fits."""
+        """Decode latents and upscale by `enlargement` where the result is not too large."""
         ...
 
     def encode_image(self, picture: Image.Image) -> torch.Tensor:
-        """Latents `[channels, height, width]` of a picture: the autoencoder's mean."""
+        """Return latents `[channels, height, width]` of a picture: the autoencoder's mean."""
         ...
 
 
 @runtime_checkable
 class Formatted(Protocol):
-    """A family that says in which number formats it is worth timing: a large network is only there in one."""
+    """A family that lists the number formats worth timing: a large network exists in only one."""
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]: ...
@@ -80,77 +79,77 @@ class Formatted(Protocol):
 
 @runtime_checkable
 class HeldOnce(Protocol):
-    """A family that may be in memory in one number format at a time: `held_once` says whether it is."""
+    """A family that may be in memory in one number format at a time; `held_once` says whether it is."""
 
     @property
     def held_once(self) -> bool: ...
 
     def holds(self, dtype: Dtype) -> bool:
-        """Whether it can draw in this one without loading anything."""
+        """Whether it can run in this format without loading."""
         ...
 
     def net(self, dtype: Dtype) -> object:
-        """The network in this one; opens the model anew where it has to."""
+        """Return the network in this format; reload the model if needed."""
         ...
 
 
 def is_here(family: Family) -> bool:
-    """Whether its weights are in memory: those of a large model are not while it is opened in another number format."""
+    """Whether the weights are in memory: while a large model is reloaded in another format they are not."""
     return not (isinstance(family, HeldOnce) and family.held_once) or any(family.holds(dtype) for dtype in TORCH)
 
 
 @runtime_checkable
 class HasNetwork(Protocol):
-    """A family that has its network ready for a number format once it was asked for it."""
+    """A family that can prepare its network for a number format."""
 
     def net(self, dtype: Dtype) -> object: ...
 
 
 @runtime_checkable
 class Rehearsed(Protocol):
-    """A family whose forward for timing is one of its native size, whatever it is given."""
+    """A family whose timing forward always has its native size."""
 
     rehearsed: bool
 
 
 @runtime_checkable
 class Accustomed(Protocol):
-    """A family that may have steps and a sampler of its own, which are then the default."""
+    """A family that may have default steps and a default sampler."""
 
     usual: tuple[int, Sampler] | None
 
 
 @runtime_checkable
 class TakesLoras(Protocol):
-    """A family to whose networks a job may add (Hu et al. 2021)."""
+    """A family whose networks accept LoRAs (Hu et al. 2021)."""
 
     def loras(self) -> tuple[Lora, ...]:
-        """Those that fit, as strong as they were made."""
+        """Return the LoRAs that fit, each at weight 1."""
         ...
 
     def with_loras(self, recipe: Recipe) -> Recipe:
-        """A recipe with LoRAs, each with its revision and ready to be run. Raises `Unfit`."""
+        """Return the recipe with each LoRA's revision, and load the LoRAs. Raises `Unfit`."""
         ...
 
     def for_good(self, recipe: Recipe) -> Any:
-        """A pipeline with a recipe's LoRAs in it, which nobody switches over to others. Raises `Unfit`."""
+        """Return a pipeline with the recipe's LoRAs, which is never switched to others. Raises `Unfit`."""
         ...
 
 
 @runtime_checkable
 class Spells(Protocol):
-    """A family that reads the words for its pipeline's own call: once for all images, weighed, and long texts whole."""
+    """A family that encodes prompts for its pipeline's own call: once for all images, with weights and long texts."""
 
     def spelt(self, recipe: Recipe) -> dict[str, Any]:
-        """Arguments of that call in place of a recipe's words."""
+        """Return that call's arguments for a recipe's prompts."""
         ...
 
 
 class Worded(Family, Protocol):
-    """A family whose only condition is its words' token states, so that one can reckon with them."""
+    """A family whose only condition is token states, so that one can calculate with them."""
 
     scheduler_config: Mapping[str, Any]
 
     def encode(self, text: str) -> torch.Tensor:
-        """Token states `[tokens, features]`, float32 on the device; one text at a time in one fixed shape, cached."""
+        """Return token states `[tokens, features]`, float32 on the device; one text a call, fixed shape, cached."""
         ...

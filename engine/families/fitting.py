@@ -1,7 +1,7 @@
-"""Whether a LoRA fits a pipeline's network, by the names and shapes in its file: no network is changed for it.
+"""Checks whether a LoRA fits a pipeline's network, by names and shapes in its file; changes no network.
 
-diffusers reads the many formats; what remains to be told is whether each matrix has a layer of its size. The parts for
-text encoders, which are few kinds, are tried when a job asks for them. Knows no folder and no job.
+diffusers reads the many formats; here each matrix is checked against a layer of its size. Parts for text encoders are
+tried when a job uses the LoRA, as there are few kinds of encoders.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _MATRIX = re.compile(r"^(.+)\.lora_([AB])\.(?:\w+\.)?weight$")
 
 
 def fits(pipeline: Any, network: str, one: Addition) -> bool:
-    """Says why not in the log."""
+    """Whether the LoRA fits; logs why not."""
     try:
         with loading():
             matrices = _matrices(pipeline, one)
         wrong = _wrong(getattr(pipeline, network), _of(matrices, network))
-    except Exception as error:  # files of strangers, read by many conversions: anything may come
+    except Exception as error:  # untrusted files, many conversions: any error is possible
         wrong = str(error).partition("\n")[0] or type(error).__name__
     if wrong:
         log.warning("left out: the LoRA %s does not fit the model: %s", one.name, wrong)
@@ -35,7 +35,7 @@ def fits(pipeline: Any, network: str, one: Addition) -> bool:
 
 
 def _matrices(pipeline: Any, one: Addition) -> dict[str, torch.Tensor]:
-    """By names as diffusers has them, of the parts that the pipeline has."""
+    """Return the matrices for this pipeline's parts, by diffusers' names."""
     read = pipeline.lora_state_dict(
         str(one.path.parent), weight_name=one.path.name, use_safetensors=True, local_files_only=True,
         **({"unet_config": pipeline.unet.config} if hasattr(pipeline, "unet") else {}),
@@ -54,7 +54,7 @@ def _of(matrices: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]
 
 
 def _wrong(network: Any, matrices: dict[str, torch.Tensor]) -> str:
-    """The first matrix without a layer of its size, or nothing: W [out, in, …] becomes W + B [out, r]·A [r, in, …]."""
+    """Return the first mismatch; empty: none. W [out, in, …] becomes W + B [out, r]·A [r, in, …]."""
     layers = dict(network.named_modules())
     for name, matrix in matrices.items():
         found = _MATRIX.match(name)

@@ -1,7 +1,7 @@
-"""Flux.1: T5's states, CLIP's pooled text, latents packed two by two. Guidance is a number that the network takes.
+"""Flux.1: T5's token states, CLIP's pooled text, latents packed two by two. Guidance is a network input.
 
-Where it takes none (schnell), guidance is rows as elsewhere, and there is none by default. Our latents are not packed:
-what lies between networks is `[channels, height, width]` for every model. Knows nothing of jobs or batches.
+schnell has no such input; there guidance takes rows, and is off by default. Our latents are unpacked: between networks
+they are `[channels, height, width]` for every model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOKENS = 512  # of T5
 
 
 class Flux(Pipelined):
-    """Conditions: T5's states, CLIP's pooled text, and guidance where the network takes it."""
+    """Conditions: T5's states, CLIP's pooled text, and guidance where it is an input."""
 
     unable = ("heun", "dpmpp_3m")
 
@@ -66,7 +66,7 @@ class Flux(Pipelined):
         return self._unpacked(out, width * self.factor, height * self.factor)
 
     def _at(self, height: int, width: int, kind: torch.dtype) -> torch.Tensor:
-        """Where each packed latent lies, one for all rows; made once, since it is made on the host."""
+        """Return the position of each packed latent, one for all rows. Cached, since it is computed on the host."""
         key = height, width, kind
         if key not in self._places:
             self._places[key] = self.pipeline._prepare_latent_image_ids(1, height, width, self.device, kind)

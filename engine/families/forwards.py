@@ -1,7 +1,4 @@
-"""How a network's forward runs: as it is, by a copy with packed weights, or from a recorded graph. Never other bits.
-
-Knows shapes and where the network is; nothing of what goes in.
-"""
+"""Runs a network's forward: directly, on a copy with packed weights, or as a CUDA graph, always with the same bits."""
 
 from __future__ import annotations
 
@@ -19,32 +16,32 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 class Forwards:
-    """Of one model. What is neither packed nor recorded runs as it is."""
+    """The forwards of one model."""
 
     def __init__(self, net: Any, device: torch.device) -> None:
         self._may_record = device.type == "cuda"
         self._packs = Packs() if device.type == "cpu" and can_pack(net) else None
         self._graphs: Graphs | None = None
-        self._told: tuple[Inputs, Inputs] = (), ()  # the last texts, and what they are in their network's dtype
+        self._told: tuple[Inputs, Inputs] = (), ()  # the last conditions, and the same in the network's dtype
 
     def leave_as_it_is(self) -> None:
-        """Nothing is packed or recorded, whatever comes."""
+        """Disable packing and recording."""
         self._packs = self._graphs = None
         self._may_record = False
 
     def record(self) -> None:
-        """From now on a shape that keeps coming is recorded as a CUDA graph; nothing changes on a processor."""
+        """From now on, record recurring shapes as CUDA graphs; no effect on a processor."""
         if self._may_record:
             self._graphs = Graphs()
 
     def forget(self) -> None:
-        """The network goes: nothing of it is held any more."""
+        """Release everything that refers to the network."""
         self._packs, self._told = None, ((), ())
         if self._graphs is not None:
             self._graphs = Graphs()
 
     def tell(self, texts: Inputs, kind: torch.dtype) -> Inputs:
-        """The texts in `kind`: the same tensors as the last time where the same are given, as at the next step."""
+        """Return the conditions in `kind`: the same tensors as last time for the same input, as at the next step."""
         given, told = self._told
         same = len(given) == len(texts) and all(one is other for one, other in zip(given, texts, strict=True))
         if not same or any(each.dtype != kind for each in told):
@@ -55,7 +52,7 @@ class Forwards:
     def run(
         self, net: Any, dtype: Dtype, inputs: Inputs, predict: Callable[[Any, Inputs], torch.Tensor]
     ) -> torch.Tensor:
-        """`predict(net, inputs)`; the inputs are x, t, and texts, which may come again."""
+        """Return `predict(net, inputs)`. The inputs are x, t, and conditions, which may recur."""
         shapes = (dtype, *(each.shape for each in inputs))
         if self._graphs is not None:
             return self._graphs.run(shapes, inputs, lambda given: predict(net, given))

@@ -1,4 +1,4 @@
-"""What may be added to one model (LoRA), and its networks with that in them. Knows no job and no batch."""
+"""LoRAs of one model: which fit, and copies of its networks with LoRAs in them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.families.fitting import fits
 from engine.job import Lora
 from engine.unfit import Unfit
 
-MOST = 256  # that are announced, as many as `engine.job.Warm` takes
-COPIES = 6  # they share the model's weights, and have only the LoRAs to themselves
+MOST = 256  # announced LoRAs, the limit of `engine.job.Warm`
+COPIES = 6  # copies share the model's weights; only the LoRAs take memory
 
 Weights = dict[Addition, float]
 
 
 class Loras:
-    """Those of `folder` (None: there are none) on one pipeline; nothing of PEFT is loaded before there is one."""
+    """The LoRAs in `folder` (None: there are none) for one pipeline. PEFT is imported only when one is used."""
 
     def __init__(self, pipeline: Any, network: str) -> None:
         self.folder: Path | None = None
@@ -30,24 +30,24 @@ class Loras:
         self._weights: dict[tuple[Lora, ...], Weights] = {}
 
     def offered(self) -> tuple[Lora, ...]:
-        """All that fit this model, as strong as they were made. Each file is looked at once."""
+        """Return all that fit this model, at weight 1. Each file is checked once."""
         found = additions(self.folder) if available() and hasattr(self._pipeline, "lora_state_dict") else []
         fitting = [one for one in found if self._judged(one)]
         return tuple(Lora(one.name, 1.0, one.revision) for one in fitting[:MOST])
 
     def _judged(self, one: Addition) -> bool | None:
-        """Whether it fits; None where that cannot be told, as a large network is let go of and comes again."""
+        """Whether it fits; None while that is unknown, as a large network is being reloaded."""
         if one.revision not in self._fits and getattr(self._pipeline, self._network, None) is not None:
             self._fits[one.revision] = fits(self._pipeline, self._network, one)
         return self._fits.get(one.revision)
 
     def known(self, loras: tuple[Lora, ...]) -> tuple[Lora, ...]:
-        """The same with their revisions. Raises `Unfit` where one is not here, or is another than was asked for."""
+        """Return the same with revisions. Raises `Unfit` where one is missing, unfit or of another revision."""
         weights: Weights = {}
         for lora in loras:
             one = addition(self.folder, lora.name)
             if lora.revision and lora.revision != one.revision:
-                raise Unfit(f"This worker has another version of the LoRA {lora.name} than was asked for.", "worker")
+                raise Unfit(f"This worker has another version of the LoRA {lora.name}.", "worker")
             if available() and (not count(one) or self._judged(one) is False):
                 raise Unfit(f"The LoRA {lora.name} does not fit this model.", "model")
             weights[one] = weights.get(one, 0.0) + lora.weight
@@ -56,9 +56,9 @@ class Loras:
         return known
 
     def added(self, loras: tuple[Lora, ...], use: Hashable, net: Any) -> Any:
-        """The pipeline with `loras` in its text encoders and its network, which is `net`. Raises `Unfit`.
+        """Return the pipeline with `loras` in its text encoders and its network `net`. Raises `Unfit`.
 
-        One copy for each `use`; it is switched over only where other LoRAs are asked for than the last time.
+        There is one copy for each `use`, switched only when its LoRAs change.
         """
         if loras not in self._weights:
             loras = self.known(loras)
@@ -71,12 +71,12 @@ class Loras:
         return copy.switched(self._weights[loras])
 
     def spoken(self, loras: tuple[Lora, ...], net: Any) -> Any:
-        """The pipeline with `loras` in its text encoders: of a copy that has them, else of a new one around `net`."""
+        """Return the pipeline with `loras` in its text encoders: a copy that has them, else a new one around `net`."""
         known = self._weights.get(loras, {})
         uses = [use for use, copy in self._copies.items() if isinstance(use, str) and known and copy.has(known)]
         use = uses[-1] if uses else "texts"
         return self.added(loras, use, self._copies[use].net if uses else net)
 
     def forget(self) -> None:
-        """Lets go of all copies, and so of the networks whose weights they share."""
+        """Drop all copies, and so the networks whose weights they share."""
         self._copies.clear()

@@ -1,7 +1,4 @@
-"""A model's network in the number formats that jobs ask for: a copy for each, or, of a large model, one at a time.
-
-Knows modules, number formats and a device; no model.
-"""
+"""A model's network in the number formats that jobs use: a copy for each, or one at a time for a large model."""
 
 from __future__ import annotations
 
@@ -20,21 +17,21 @@ Reopen = Callable[[Dtype], Any]
 
 
 class Nets(Protocol):
-    """`dtypes`: the number formats that are worth timing."""
+    """`dtypes`: the number formats worth timing."""
 
     dtypes: tuple[Dtype, ...]
 
     def holds(self, dtype: Dtype) -> bool:
-        """Whether it can be had without loading anything."""
+        """Whether the network is available in `dtype` without loading."""
         ...
 
     def of(self, dtype: Dtype) -> Any:
-        """The network in this number format, on the device."""
+        """Return the network in this format, on the device."""
         ...
 
 
 class Copies:
-    """Of a float32 network, which stays; on a processor it is its own float32 copy, and bfloat16 has layers of ours."""
+    """Copies of a float32 network, which stays. On a processor it is the float32 copy; bfloat16 gets substitutes."""
 
     def __init__(self, master: Any, device: torch.device) -> None:
         self._master, self._device = master, device
@@ -55,10 +52,10 @@ class Copies:
 
 
 class OneCopy:
-    """Of a large model, in `dtype` as it was opened. Another format is opened anew, in place of the present one.
+    """A large model's network, held in one format at a time. For another format the model is loaded again.
 
-    `forget` is called before: whatever holds on to the present one shall let it go. On a processor the weights stay as
-    they lie in their mapped files: a forward in bfloat16 takes as long, and nothing is copied.
+    `forget` is called first, so that other holders release the current network. On a processor the weights stay in
+    their mapped files: a forward in bfloat16 takes as long, and nothing is copied.
     """
 
     def __init__(
@@ -74,7 +71,7 @@ class OneCopy:
     def of(self, dtype: Dtype) -> Any:
         if not self.holds(dtype):
             self._forget()
-            self._net = None  # before the next one comes: there is no room for two
+            self._net = None  # before loading: there is no room for two
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             with torch.inference_mode(False):
@@ -84,15 +81,15 @@ class OneCopy:
 
 
 def placed(net: Any, device: torch.device, dtype: Dtype) -> Any:
-    """The module itself, moved there."""
-    torch.nn.Module.to(net, device, TORCH[dtype])  # its own `to` warns where nothing is to be feared
+    """Move the module itself to the device."""
+    torch.nn.Module.to(net, device, TORCH[dtype])  # the subclass's `to` gives needless warnings
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def own_copy(module: Any) -> Any:
-    """The module itself, its weights copied out of their mapped file, which is then let go of.
+    """Copy the module's weights out of their mapped file, which is then released.
 
-    An autoencoder of convolutions has them channels last: it decodes sooner, and in less memory.
+    Weights of a convolutional autoencoder become channels-last: it decodes faster, in less memory.
     """
     convolves = isinstance(module, AutoencoderKL)
     for tensor in (*module.parameters(), *module.buffers()):
@@ -102,14 +99,14 @@ def own_copy(module: Any) -> Any:
 
 
 def take_modules(pipeline: Any, other: Any) -> None:
-    """The pipeline runs on the modules of another one."""
+    """Replace the pipeline's modules by those of another one."""
     for part, module in other.components.items():
         if isinstance(module, torch.nn.Module):
             setattr(pipeline, part, module)
 
 
 def drop_modules(pipeline: Any) -> None:
-    """The pipeline keeps what has no weights."""
+    """Drop the pipeline's modules with weights."""
     for part, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module):
             setattr(pipeline, part, None)
@@ -123,5 +120,5 @@ def _moved(net: Any, device: torch.device) -> Any:
 
 
 def _half(device: torch.device) -> Dtype:
-    """bfloat16 where there is hardware for it: float16 overflows in some networks."""
+    """Return bfloat16 where the hardware supports it: float16 overflows in some networks."""
     return "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"

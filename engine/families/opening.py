@@ -1,7 +1,7 @@
-"""Opens a folder of diffusers part by part, as the pipeline that it says it is; runs nothing that the folder brings.
+"""Loads a diffusers folder part by part as its pipeline; runs no code from the folder.
 
-Weights are safetensors or nothing: a pickle can run code when it is opened. The number format of each part is chosen
-before any is loaded. Knows nothing of sampling or training.
+Only safetensors: a pickle can run code when it is opened. The number format of each part is chosen before any is
+loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.families.source import find
 from engine.job import Dtype
 from engine.unfit import Unfit
 
-Told = Callable[[float], None]  # the fraction of the bytes that are in memory; may raise, and so end the loading
+Told = Callable[[float], None]  # takes the loaded fraction; may raise, to stop the loading
 WRONG = (
     OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, ArithmeticError,
     SafetensorError, StrictDataclassError,
@@ -33,13 +33,13 @@ WRONG = (
 
 
 def folder_of(source: str) -> Path:
-    """A folder, or a name on the model hub, which is fetched. Raises `Unfit`."""
+    """Return a folder, or fetch a hub name into one. Raises `Unfit`."""
     return Path(source) if Path(source).is_dir() else find(source, Path()).path
 
 
 @dataclass(frozen=True)
 class Opened:
-    """`held`: the number format of a large model. `reopen` gives its pipeline anew in another one."""
+    """`held`: the number format of a large model. `reopen` loads its pipeline in another one."""
 
     pipeline: Any
     held: Dtype | None
@@ -47,12 +47,12 @@ class Opened:
 
 
 def open_pipeline(folder: Path, name: str) -> Any:
-    """The pipeline of a folder, for training. Raises `Unfit` where that is no such model in safetensors."""
+    """Load a folder's pipeline for training. Raises `Unfit` where it is no such model in safetensors."""
     return _open(folder, name, stored_formats(weighed(folder, name)), None)
 
 
 def open_folder(folder: Path, name: str, choice: Choice, told: Told | None = None) -> Opened:
-    """The pipeline of a folder, for drawing. Raises `Unfit` where that is no such model in safetensors."""
+    """Load a folder's pipeline for generation. Raises `Unfit` where it is no such model in safetensors."""
     found, pipeline = weighed(folder, name), read_index(folder, name)["_class_name"]
     formats = choice.formats(pipeline, found)
 
@@ -77,14 +77,14 @@ def _open(folder: Path, name: str, formats: Formats, told: Told | None) -> Any:
 
 
 def weighed(folder: Path, name: str) -> list[Part]:
-    """The parts of a folder that have weights. Raises `Unfit` where anything about them is not in order."""
+    """Return the parts of a folder that have weights. Raises `Unfit` where anything is wrong with them."""
     index = read_index(folder, name)
     pipeline_class(index, name)
     return parts(folder, classes(index, name))
 
 
 def one_by_one(found: Sequence[Part], load: Callable[[Part], Any], told: Told | None) -> dict[str, Any]:
-    """Every part, by name; how far they are is said before each, and after the last."""
+    """Load every part, by name; report progress before each, and after the last."""
     loaded: dict[str, Any] = {}
     whole, done = max(1, sum(part.parameters for part in found)), 0
     for part in found:
@@ -98,7 +98,7 @@ def one_by_one(found: Sequence[Part], load: Callable[[Part], Any], told: Told | 
 
 
 def unused(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts that no picture of ours needs, as the pipeline's arguments: none."""
+    """Return the parts that we do not use, as the pipeline's arguments: None."""
     without: dict[str, Any] = {part: None for part in UNUSED if part in index}
     return without | {"requires_safety_checker": False} if "safety_checker" in index else without
 
@@ -112,17 +112,17 @@ def _part(folder: Path, part: Part, dtype: torch.dtype, name: str) -> Any:
                 str(folder / part.name), dtype=dtype, variant=part.variant, use_safetensors=True, local_files_only=True
             )
     except WRONG as error:
-        why = f"its {part.name} is spoilt"
+        why = f"its {part.name} is damaged"
         raise Unfit(f"The model {name} is not a model that can be loaded: {why}.", "model") from error
     module.__class__ = part.kind
     return module
 
 
 def careful(kind: Any, wanted: torch.dtype, cast: Sequence[Path] = ()) -> Any:
-    """The class, as one that leaves torch's default number format alone while it is built.
+    """Return the class as a subclass that leaves torch's default dtype alone while it is built.
 
-    Both libraries change that default for the whole process, and another thread may be drawing noise by it. `cast`:
-    files in another format, which are read a slice at a time.
+    Both libraries change that default for the whole process, while another thread may be drawing noise with it. `cast`:
+    files in another format, read a slice at a time.
     """
 
     class OfDiffusers(kind):
@@ -142,7 +142,7 @@ def careful(kind: Any, wanted: torch.dtype, cast: Sequence[Path] = ()) -> Any:
     class OfTransformers(kind):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
-            for parameter in self.parameters():  # without memory yet; weights are loaded as these are
+            for parameter in self.parameters():  # no memory yet; weights take the dtype of these
                 parameter.data = parameter.data.to(wanted)
 
         @classmethod
@@ -160,7 +160,7 @@ def careful(kind: Any, wanted: torch.dtype, cast: Sequence[Path] = ()) -> Any:
 
 
 def _exact(model: Any) -> set[str]:
-    """Parts of names of weights that the library keeps in float32."""
+    """Return name fragments of weights that the library keeps in float32."""
     names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
     return {one for name in names for one in getattr(model, name, None) or ()}
 
@@ -170,16 +170,18 @@ def unloadable(name: str) -> Unfit:
 
 
 def checked(pipeline: Any, name: str) -> Any:
-    """Without progress bars. Raises `Unfit` where it takes more than words."""
+    """Turn off progress bars. Raises `Unfit` where the pipeline needs more than a prompt."""
     _refuse_other_inputs(pipeline, name)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def _refuse_other_inputs(pipeline: Any, name: str) -> None:
-    """An inpainting or depth network also takes a picture and a mask, which no recipe of ours has."""
+    """Refuse inpainting and depth networks: they also take a picture and a mask."""
     if getattr(pipeline, "unet", None) is None or getattr(pipeline, "vae", None) is None:
         return
     network = pipeline.unet.config
     if not network.in_channels == network.out_channels == pipeline.vae.config.latent_channels:
-        raise Unfit(f"The model {name} needs more than words (inpainting, depth …), which is not supported.", "model")
+        raise Unfit(
+            f"The model {name} needs more than a prompt (inpainting, depth …), which is not supported.", "model"
+        )

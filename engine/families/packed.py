@@ -1,10 +1,10 @@
-"""A network's weights laid out once for the input shapes that keep coming; on a processor alone, and equal to the bit.
+"""Packed weights (oneDNN): laid out once for recurring input shapes. Processors only, with the same bits.
 
-oneDNN wants a convolution's and a linear layer's weights in blocks, in an order that depends on the input's shape, and
-reorders them in every forward, where it is asked for bfloat16. Torch's own compiler packs them when it freezes a
-network (`torch._inductor`, `mkldnn_fusion.py`); the operators can be called without it. What does not give the same
-bits is not used (float32 does not): a picture may not depend on how often its shape came before. What a layer makes of
-a text that comes again, as it does at every step, is kept. Knows modules and shapes; no model.
+For bfloat16, oneDNN wants the weights of convolutions and linear layers in blocks whose order depends on the input's
+shape, and reorders them in every forward. Torch's compiler packs them when it freezes a network (`torch._inductor`,
+`mkldnn_fusion.py`); its operators can be called directly. A packed copy with other bits is not used (float32 is never
+equal): a picture must not depend on how often its shape came before. The output of a layer for a recurring text is
+cached.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
-WORTH = 2  # forwards of a shape before it is packed: one that comes once is not worth it
-MOST_BYTES = 512 * 2**20  # of all packed copies of a model together
-LARGEST = 100_000_000  # parameters: of a larger network too few copies would fit
+WORTH = 2  # forwards of a shape before it is packed
+MOST_BYTES = 512 * 2**20  # of all packed copies of a model
+LARGEST = 100_000_000  # parameters: too few copies of a larger network would fit
 
-Predict = Callable[[Any], torch.Tensor]  # one forward of the network that it is given
+Predict = Callable[[Any], torch.Tensor]  # runs one forward of the given network
 _OPERATORS = (
     "_reorder_convolution_weight", "_convolution_pointwise", "_reorder_linear_weight", "_linear_pointwise",
 )  # fmt: skip
 
 
 class Packs:
-    """Copies that share everything but the packed weights, `most` bytes; the least recently used goes first."""
+    """Copies that share all but the packed weights, up to `most` bytes; the least recently used goes first."""
 
     def __init__(self, most: int = MOST_BYTES) -> None:
         self._most = most
@@ -42,9 +42,9 @@ class Packs:
         self._packed: OrderedDict[Hashable, Any] = OrderedDict()
 
     def run(self, net: Any, shapes: Hashable, predict: Predict, texts: Sequence[torch.Tensor] = ()) -> torch.Tensor:
-        """`predict` of the network, or of its packed copy for these shapes: the same bits, sooner.
+        """Run `predict` on the network, or faster on its packed copy for these shapes, with the same bits.
 
-        `texts` are those inputs that may come again; nobody writes into them.
+        `texts` are the inputs that may recur; nobody writes into them.
         """
         if shapes in self._packed:
             self._packed.move_to_end(shapes)
@@ -61,19 +61,19 @@ class Packs:
 
 
 def can_pack(net: Any) -> bool:
-    """Whether this build of torch has the operators, and the network is small enough to have copies."""
+    """Whether this build of torch has the operators, and the network is small enough for copies."""
     here = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
     return here and sum(each.numel() for each in net.parameters()) <= LARGEST
 
 
 def _try(net: Any, predict: Predict, texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
-    """The plain network's output, and what is to be used from now on: the packed copy if it says the same."""
+    """Return the plain network's output, and the network for later calls: the packed copy if its output is equal."""
     with _recording(net, texts) as (shapes, readers):
         out = predict(net)
     try:
         packed = _pack(net, shapes, readers)
         same = torch.equal(predict(packed), out)
-    except RuntimeError as error:  # an operator that this processor has not
+    except RuntimeError as error:  # an operator that this processor lacks
         log.info("the weights are not packed: %s", error)
         return out, net
     return out, packed if same else net
@@ -81,7 +81,7 @@ def _try(net: Any, predict: Predict, texts: Sequence[torch.Tensor]) -> tuple[tor
 
 @contextmanager
 def _recording(net: Any, texts: Sequence[torch.Tensor]) -> Iterator[tuple[dict[str, torch.Size], list[str]]]:
-    """Once a forward has run: each packable layer's input shape by its name, and who read a text and nothing else."""
+    """Record in a forward: each packable layer's input shape by name, and the modules whose only input is a text."""
     shapes: dict[str, torch.Size] = {}
     readers: list[str] = []
 
@@ -102,26 +102,26 @@ def _recording(net: Any, texts: Sequence[torch.Tensor]) -> Iterator[tuple[dict[s
 
 
 def _is_packable(module: nn.Module) -> bool:
-    """Exactly these classes: what derives from them may compute something else."""
+    """Match exactly these classes: a subclass may compute something else."""
     return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros")
 
 
 def _pack(net: Any, shapes: dict[str, torch.Size], readers: Sequence[str] = ()) -> Any:
-    """A copy that shares the parameters, with its packable layers replaced, and the readers of texts."""
+    """Return a copy that shares the parameters, with packable layers and readers of texts replaced."""
     packed = copy.deepcopy(net, {id(each): each for each in (*net.parameters(), *net.buffers())})
     for name, shape in shapes.items():
         parent, _, last = name.rpartition(".")
         module = net.get_submodule(name)
         layer = _Convolution(module, shape) if isinstance(module, nn.Conv2d) else _Linear(module, shape)
         setattr(packed.get_submodule(parent), last, layer)
-    for name in reversed(readers):  # what is within another one first
+    for name in reversed(readers):  # nested modules first
         parent, _, last = name.rpartition(".")
         setattr(packed.get_submodule(parent), last, _Reader(packed.get_submodule(name)))
     return packed
 
 
 class _Reader(nn.Module):
-    """A module that reads a text, and remembers what it made of the last one."""
+    """Caches a module's output for the last text."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _Reader(nn.Module):
         self._last: tuple[torch.Tensor | None, Any] = None, None
 
     def forward(self, text: torch.Tensor) -> Any:
-        known, made = self._last  # in one step, as another thread may run the same copy
+        known, made = self._last  # one read: another thread may run the same copy
         if known is not text:
             made = self._module(text)
             self._last = text, made
@@ -137,7 +137,7 @@ class _Reader(nn.Module):
 
 
 class _Linear(nn.Module):
-    """y = x·Wᵀ + b, with W in oneDNN's blocks for so many rows."""
+    """y = x·Wᵀ + b, with W in oneDNN's blocks for a given number of rows."""
 
     def __init__(self, module: Any, shape: torch.Size) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Linear(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """A two-dimensional convolution with its weights in oneDNN's blocks for this input."""
+    """A 2D convolution with weights in oneDNN's blocks for one input shape."""
 
     def __init__(self, module: Any, shape: torch.Size) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a folder of diffusers says of itself: its parts, their classes, and how large their weights are.
+"""Inspects a diffusers folder: its parts, their classes, and the sizes of their weights.
 
-Reads configurations and the headers of safetensors; loads no weights and runs no code of the folder. Whatever cannot be
-used is refused here, before anything is opened.
+Reads configurations and safetensors headers; loads no weights and runs no code from the folder. Refuses unusable models
+before anything is loaded.
 """
 
 from __future__ import annotations
@@ -25,31 +25,36 @@ from engine.job import Dtype
 from engine.unfit import Unfit
 
 LIBRARIES = ("diffusers", "transformers")
-PICKS = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")  # among what has no weights
+PICKS = (
+    "AutoTokenizer",
+    "AutoProcessor",
+    "AutoImageProcessor",
+    "AutoFeatureExtractor",
+)  # classes without weights that pick another class
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 STORED: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part with weights: of which class, how many parameters, and the number format of most of them."""
+    """A part with weights: its class, parameter count, and the number format of most parameters."""
 
     name: str
     kind: Any  # the class
     parameters: int
     stored: Dtype
-    variant: str | None = None  # what its files are called besides, as in `model.fp16.safetensors`
-    files: tuple[Path, ...] = ()  # of its weights
+    variant: str | None = None  # infix of its file names, as in `model.fp16.safetensors`
+    files: tuple[Path, ...] = ()  # the weights
 
 
 def read_index(folder: Path, name: str) -> dict[str, Any]:
-    """The folder's `model_index.json`. Raises `Unfit`."""
+    """Return the folder's `model_index.json`. Raises `Unfit`."""
     try:
         index = json.loads((folder / "model_index.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise Unfit(f"The model {name} has no model_index.json that can be read.", "model") from error
     if isinstance(index, dict) and isinstance(index.get("_class_name"), list):
-        raise Unfit(f"The model {name} brings code of its own, which is not run.", "model")
+        raise Unfit(f"The model {name} brings its own code, which is not run.", "model")
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise Unfit(f"The model {name} does not say which pipeline it is (model_index.json).", "model")
     refuse_odd_parts(index, name)
@@ -57,7 +62,7 @@ def read_index(folder: Path, name: str) -> dict[str, Any]:
 
 
 def pipeline_class(index: dict[str, Any], name: str) -> Any:
-    """Raises `Unfit` where diffusers has no such pipeline."""
+    """Return the pipeline's class. Raises `Unfit` where diffusers has no such pipeline."""
     kind = _member("diffusers", index["_class_name"])
     if not isinstance(kind, type) or not issubclass(kind, DiffusionPipeline):
         raise Unfit(f"The model {name} is of a kind that diffusers does not know.", "model")
@@ -65,7 +70,7 @@ def pipeline_class(index: dict[str, Any], name: str) -> Any:
 
 
 def classes(index: dict[str, Any], name: str) -> dict[str, Any]:
-    """The class of every part that is used. Raises `Unfit` where one is foreign, or has weights unseen."""
+    """Return the class of every used part. Raises `Unfit` for a foreign class, or one with uninspected weights."""
     found: dict[str, Any] = {}
     for part, of in index.items():
         if part in UNUSED or not isinstance(of, list) or of == [None, None]:
@@ -74,7 +79,9 @@ def classes(index: dict[str, Any], name: str) -> dict[str, Any]:
         known = _member(library, kind) if library in LIBRARIES else None
         if not isinstance(known, type):
             where = f"{library}.{kind}"[:80]
-            raise Unfit(f"The {part} of the model {name} is {where}, which diffusers does not bring.", "model")
+            raise Unfit(
+                f"The {part} of the model {name} is {where}, which is not part of diffusers or transformers.", "model"
+            )
         if not _is_plain(known):
             raise Unfit(f"The {part} of the model {name} is a {kind[:80]}, which cannot be a part here.", "model")
         found[part] = known
@@ -82,13 +89,13 @@ def classes(index: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def parts(folder: Path, kinds: dict[str, Any]) -> list[Part]:
-    """Those with weights. Raises `Unfit` where one has none in safetensors, or not all of them."""
+    """Return the parts with weights. Raises `Unfit` where weights are missing or not in safetensors."""
     found = (_part(folder / name, kind) for name, kind in kinds.items())
     return [part for part in found if part is not None]
 
 
 def refuse_pickles(folder: Path, kinds: Mapping[str, Any]) -> None:
-    """For folders whose weights are opened unseen, if they have any. Raises `Unfit`."""
+    """Refuse pickles in folders whose weights are not inspected. Raises `Unfit`."""
     for name in kinds:
         if any(each for pattern in PICKLES for each in (folder / name).glob(pattern)):
             why = "which can run code when it is opened: take it away, or convert it to safetensors"
@@ -96,11 +103,11 @@ def refuse_pickles(folder: Path, kinds: Mapping[str, Any]) -> None:
 
 
 def counted(files: list[Path]) -> tuple[int, Dtype]:
-    """How many parameters are in these files, and the number format of most. Raises `SafetensorError` or OSError."""
+    """Return the files' parameter count and most common number format. Raises `SafetensorError` or OSError."""
     formats: Counter[str] = Counter()
     for path in files:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - it is no mapping
+            for key in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(key)
                 formats[tensor.get_dtype()] += torch.Size(tensor.get_shape()).numel()
     most = formats.most_common(1)[0][0] if formats else ""
@@ -108,7 +115,7 @@ def counted(files: list[Path]) -> tuple[int, Dtype]:
 
 
 def _is_plain(kind: type) -> bool:
-    """One network, whose weights are looked at, or something without weights: no pipeline, and nothing that picks."""
+    """Whether it is one network, which is inspected, or has no weights: no pipeline, and no auto class but `PICKS`."""
     mixins = (transformers.ProcessorMixin, transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin)
     without = (SchedulerMixin, transformers.PreTrainedTokenizerBase, *mixins)
     return issubclass(kind, (torch.nn.Module, *without)) or kind.__name__ in PICKS
@@ -132,20 +139,20 @@ def _part(folder: Path, kind: Any) -> Part | None:
 
 
 def _refuse_detours(folder: Path) -> None:
-    """transformers would open other weights than those that are looked at here, a pickle even."""
+    """Refuse configurations that make transformers open other weights than the inspected ones, even a pickle."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
-        config = None  # which is said when the part is opened
+        config = None  # reported when the part is loaded
     if (folder / "adapter_config.json").exists() or (isinstance(config, dict) and "transformers_weights" in config):
         raise Unfit(f"The {folder.name} of the model names weights besides its own, which are not opened.", "model")
 
 
 def _files(folder: Path) -> tuple[list[Path], str | None]:
-    """The files of weights: one, or those that an index names; else of the first variant."""
+    """Return the weight files: those of an index, else the one of the first variant."""
     found = sorted(folder.glob("*.safetensors"))
     if indexed := sorted(folder.glob("*.safetensors.index*.json"), key=lambda path: len(path.name)):
-        shards = [_shards(folder, each) for each in indexed]  # all: which one is opened is the library's to choose
+        shards = [_shards(folder, each) for each in indexed]  # check all: the library chooses one
         return shards[0], _variant(indexed[0].name.replace(".safetensors.index", ""))
     if found:
         first = min(found, key=lambda path: path.name.count("."))
@@ -156,7 +163,7 @@ def _files(folder: Path) -> tuple[list[Path], str | None]:
 
 
 def _variant(name: str) -> str | None:
-    """`fp16` of `model.fp16` and of `model.fp16.json`."""
+    """Return `fp16` for `model.fp16` and `model.fp16.json`."""
     return name.removesuffix(".json").partition(".")[2] or None
 
 

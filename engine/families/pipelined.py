@@ -1,7 +1,6 @@
-"""What the families on a pipeline of diffusers have in common: its autoencoder, copies of its network, cached texts.
+"""Base of the families on a diffusers pipeline: its autoencoder, copies of its network, cached texts.
 
-Reuses the pipeline's own parts, and never its `__call__`. Knows nothing of jobs, plans or batches, and of a model only
-which attribute is its network; what differs from model to model is in the subclasses.
+Reuses the pipeline's parts, but never its `__call__`. Subclasses hold what differs between models.
 """
 
 from __future__ import annotations
@@ -36,16 +35,19 @@ TEXTS_KEPT, TEXT_BYTES_KEPT = 256, 256 * 2**20
 
 
 class Pipelined(Wholly, ABC):
-    """A `Family` over an assembled pipeline: small and float32, with a copy of its network for each dtype, or large.
+    """A `Family` over a pipeline: small, in float32 with a copy of its network for each dtype, or large.
 
-    A large one is in memory once, whole, in one dtype (`hold_one`). `guidance` is the default. A subclass sets `size`,
-    `multiple` and `tokens`.
+    A large one is held in one dtype (`hold_one`). `guidance` is the default. A subclass sets `size`, `multiple` and
+    `tokens`.
     """
 
     network: ClassVar[str] = "transformer"  # the pipeline's attribute
-    channels_last: ClassVar[bool] = False  # how a small model's autoencoder lies in memory
-    weighs: ClassVar[bool] = False  # words in brackets (`emphasis`); else they are read without the brackets
-    spellings: ClassVar[tuple[str, ...]] = ("prompt_embeds", "pooled_prompt_embeds")  # conditions in its own call
+    channels_last: ClassVar[bool] = False  # memory format of a small model's autoencoder
+    weighs: ClassVar[bool] = False  # supports emphasis brackets (`emphasis`); else they are removed
+    spellings: ClassVar[tuple[str, ...]] = (
+        "prompt_embeds",
+        "pooled_prompt_embeds",
+    )  # conditions, as arguments of its call
     guides: Guides = "rows"
     interval: tuple[float, float] = (0.0, 1.0)
     size: int
@@ -74,20 +76,20 @@ class Pipelined(Wholly, ABC):
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
-        """The number formats that are worth timing."""
+        """Number formats worth timing."""
         return self._nets.dtypes
 
     def holds(self, dtype: Dtype) -> bool:
-        """Whether the network can be had in this number format without loading anything."""
+        """Whether the network is available in this format without loading."""
         return self._nets.holds(dtype)
 
     @property
     def held_once(self) -> bool:
-        """Whether the model is there in one number format at a time."""
+        """Whether the model is held in one number format at a time."""
         return isinstance(self._nets, OneCopy)
 
     def hold_one(self, dtype: Dtype, reopen: Reopen) -> None:
-        """A large model, all of which is in `dtype`: it is held once. `reopen` gives the pipeline in another one."""
+        """Hold a large model once, in `dtype`; `reopen` loads the pipeline in another format."""
 
         def again(other: Dtype) -> Any:
             take_modules(self.pipeline, reopen(other))
@@ -100,7 +102,7 @@ class Pipelined(Wholly, ABC):
         self._nets = OneCopy(self._master, dtype, self.device, again, self._let_go)
 
     def _settle(self) -> None:
-        """The pipeline's parts go where they run; a network only once a dtype is asked for."""
+        """Move the pipeline's parts to the device; a network moves only when a dtype is used."""
         self._master = getattr(self.pipeline, self.network).eval().requires_grad_(False)
         self._vae: Any = self.pipeline.vae.eval().requires_grad_(False).to(self.device)
         if self.channels_last:
@@ -118,13 +120,13 @@ class Pipelined(Wholly, ABC):
         drop_modules(self.pipeline)
 
     def offload(self) -> None:
-        """From now on the text encoders, of large models the larger half, lie on the host and visit the device."""
+        """From now on, keep the text encoders, the larger half of large models, on the host between their forwards."""
         self._offloads = True
         for encoder in self._encoders():
             visits(encoder, self.device)
 
     def _encoders(self) -> list[Any]:
-        """The text encoders that this pipeline has."""
+        """Return the pipeline's text encoders."""
         parts = self.pipeline.components.items()
         return [module for part, module in parts if part.startswith("text_encoder") and module is not None]
 
@@ -144,12 +146,12 @@ class Pipelined(Wholly, ABC):
         return self.channels, height // self.factor, width // self.factor
 
     def loras(self) -> tuple[Lora, ...]:
-        """What may be added to this model."""
+        """Return the LoRAs that fit this model."""
         return self._loras.offered()
 
     @property
     def lora_folder(self) -> Path | None:
-        """Where they are; None: there are none."""
+        """Folder of the LoRAs; None: there are none."""
         return self._loras.folder
 
     @lora_folder.setter
@@ -158,25 +160,25 @@ class Pipelined(Wholly, ABC):
 
     def with_loras(self, recipe: Recipe) -> Recipe:
         known = self._loras.known(recipe.loras)
-        self.net(recipe.dtype, known)  # whatever is wrong with one is said before the first step
+        self.net(recipe.dtype, known)  # errors appear before the first step
         return msgspec.structs.replace(recipe, loras=known)
 
     def for_good(self, recipe: Recipe) -> Any:
         return self._loras.added(recipe.loras, ("whole", recipe.dtype, recipe.loras), self.net(recipe.dtype))
 
     def told_by(self, loras: tuple[Lora, ...]) -> Any:
-        """The pipeline whose text encoders have these LoRAs in them: this one, where there are none."""
+        """Return the pipeline whose text encoders have these LoRAs; without LoRAs this pipeline."""
         return self._loras.spoken(loras, self._master) if loras else self.pipeline
 
     def condition(self, text: str, recipe: Recipe, *, negative: bool = False) -> Conditions:
         if self.held_once:
-            self.net(recipe.dtype)  # the text encoders, too, are in the recipe's dtype
-        with self.alone:  # tokenizers
+            self.net(recipe.dtype)  # the text encoders are in the recipe's dtype too
+        with self.alone:  # tokenizers are not thread-safe
             wording = Wording(text, negative, self._chunks(recipe), recipe.loras)
         return (*self._told(wording), *self._circumstances(recipe))
 
     def spelt(self, recipe: Recipe) -> dict[str, Any]:
-        """The arguments of the pipeline's own call that stand for a recipe's words."""
+        """Return the arguments of the pipeline's call for a recipe's prompts."""
         first, *rest = texts_of(recipe)
         told = self._spelling(self.condition(first, recipe))
         for negative in rest:
@@ -189,18 +191,18 @@ class Pipelined(Wholly, ABC):
 
     @abstractmethod
     def _words(self, pipeline: Any, wording: Wording) -> Conditions:
-        """What the pipeline's text encoders make of a text."""
+        """Encode a text with the pipeline's text encoders."""
 
     def _chunks(self, recipe: Recipe) -> int:
-        """In how many chunks the longest of a recipe's texts is read."""
+        """Return the number of chunks of the recipe's longest text."""
         return 1
 
     def _circumstances(self, recipe: Recipe) -> Conditions:
-        """What the network reads besides words: nothing, unless the model says otherwise."""
+        """Return the conditions beside the prompt; none by default."""
         return ()
 
     def _told(self, wording: Wording) -> Conditions:
-        """The text's conditions, encoded when they are first asked for."""
+        """Return a text's conditions, encoded at their first use."""
         if wording not in self._texts:
             read = wording if self.weighs else wording._replace(text=plain(wording.text))
             with torch.inference_mode(), self.alone:
@@ -211,7 +213,7 @@ class Pipelined(Wholly, ABC):
         return self._texts[wording]
 
     def forget_texts(self) -> None:
-        """The next time every text is encoded anew."""
+        """Drop the cache of encoded texts."""
         self._texts.clear()
 
     @torch.inference_mode()
@@ -221,7 +223,7 @@ class Pipelined(Wholly, ABC):
         kind = TORCH[dtype]
         inputs = (x.to(kind), t, *self.forwards.tell(texts, kind))
         net = self.net(dtype, loras)
-        if loras:  # its weights are not those that were packed or recorded
+        if loras:  # other weights than those packed or recorded
             return self._predicted(net, inputs).float()
         return self.forwards.run(net, dtype, inputs, self._predicted).float()
 
@@ -231,7 +233,7 @@ class Pipelined(Wholly, ABC):
 
     @abstractmethod
     def _predict(self, net: Any, x: torch.Tensor, t: torch.Tensor, texts: Conditions) -> torch.Tensor:
-        """One forward of the network; everything is in its dtype but the timesteps."""
+        """Run one forward of the network; every input but the timesteps is in its dtype."""
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> Image.Image:
@@ -246,7 +248,7 @@ class Pipelined(Wholly, ABC):
         return encode_pixels(self._vae, self.pipeline.image_processor.preprocess(picture), self.device)
 
     def net(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
-        """The network in this number format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
+        """Return the network in this format, with `loras` in a copy that shares its weights. Raises `Unfit`."""
         if loras:
             return getattr(self._loras.added(loras, dtype, self.net(dtype)), self.network)
         return self._nets.of(dtype)

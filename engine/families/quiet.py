@@ -1,7 +1,6 @@
-"""Loading without the libraries' progress bars and notes on standard error; their settings are put back afterwards.
+"""Silences the libraries' progress bars and notes on standard error while models load.
 
-The settings are the whole process's, and several threads may load at once: the last of them puts back what the first
-one found.
+The settings are process-wide, and several threads may load at once: the last one restores what the first one found.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _lock, _loading, _found = Lock(), list[None](), ExitStack()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Only errors are said while a model loads: that the text encoder's unused pooler is left out is on purpose."""
+    """Report only errors while a model loads: a missing pooler of the text encoder, for example, is intended."""
     with _lock:
         if not _loading:
             _silence()

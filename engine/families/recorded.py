@@ -1,9 +1,8 @@
-"""A network's forward as a CUDA graph, one for each shape that keeps coming: one launch instead of a thousand.
+"""CUDA graphs of a network's forward, one for each recurring shape: one launch instead of a thousand.
 
-A graph replays the very kernels that it recorded, from and into fixed places in memory. It is recorded in a step, never
-at start-up, and used only where its first replay gives the bits of the plain network: a picture may not depend on how
-often its shape came before. A network that cannot be recorded (it looks at numbers on the host) runs as it is. Knows
-shapes and CUDA; no model.
+A graph replays the recorded kernels on fixed memory. It is recorded in a step, never at start-up, and used only where
+its first replay gives the plain network's bits: a picture must not depend on how often its shape came before. A network
+that cannot be recorded (it reads values on the host) runs plainly.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import torch
 log = logging.getLogger(__name__)
 
 WORTH = 3  # forwards of a shape before it is recorded
-MOST = 12  # graphs; each keeps the memory of one forward
+MOST = 12  # graphs; each holds the memory of one forward
 
 Inputs = tuple[torch.Tensor, ...]
 Predict = Callable[[Inputs], torch.Tensor]
 
 
 class Graphs:
-    """Recorded forwards by their shapes; the least recently used goes first."""
+    """Recorded forwards by shape; the least recently used is dropped first."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
@@ -33,7 +32,7 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()
 
     def run(self, shapes: Hashable, inputs: Inputs, predict: Predict) -> torch.Tensor:
-        """`predict(inputs)`, from a graph where these shapes have one. Out of memory, all graphs go first."""
+        """Return `predict(inputs)`, from a graph where these shapes have one. When memory runs out, drop all graphs."""
         try:
             return self._run(shapes, inputs, predict)
         except torch.OutOfMemoryError:
@@ -59,7 +58,7 @@ class _Graph:
     def __init__(self, inputs: Inputs, predict: Predict) -> None:
         self._inputs = tuple(each.clone() for each in inputs)
         self._graph: Any = torch.cuda.CUDAGraph()
-        # Another thread may be loading a model meanwhile; that must not spoil the recording.
+        # Another thread may load a model meanwhile, which must not break the recording.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._out = predict(self._inputs)
 
@@ -75,9 +74,9 @@ def _record(inputs: Inputs, predict: Predict, expected: torch.Tensor) -> _Graph 
         graph = _Graph(inputs, predict)
         got = graph.replay(inputs)
     except RuntimeError as error:
-        log.warning("this network cannot be recorded as a CUDA graph, and runs as it is: %s", error)
+        log.warning("this network cannot be recorded as a CUDA graph, and runs without one: %s", error)
         return None
     if not torch.equal(got, expected):
-        log.warning("a recorded forward has other bits than the plain one, which is used")
+        log.warning("a CUDA graph gives other bits than the plain forward, which is used instead")
         return None
     return graph

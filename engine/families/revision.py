@@ -1,4 +1,4 @@
-"""Fingerprints of models: they change with the weights; calibrations and recipes are bound to them. Opens no model."""
+"""Model fingerprints: they change with the weights, and calibrations and recipes are bound to them. Loads no model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from engine.unfit import Unfit
 
 DECIDE = ("*.json", "*.safetensors", "merges.txt", "vocab.txt", "*.model")  # configurations, weights, tokenizers
 HASHED_WHOLE = 128 * 2**20
-HEADER = 100_000_000  # bytes, the most that the format allows
-EDGE = 4096  # bytes at either end of each weight of a larger file
-PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # what draws: a trained folder also holds its run
-_PART = re.compile(r"[A-Za-z0-9_]+")  # no other name is a folder within the model's own
+HEADER = 100_000_000  # bytes, the format's limit
+EDGE = 4096  # bytes hashed at either end of each weight of a larger file
+PARTS = (
+    "scheduler",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+    "vae",
+)  # hashed folders: a trained model's folder also holds its run
+_PART = re.compile(r"[A-Za-z0-9_]+")  # other names may lead out of the model's folder
 UNUSED = ("feature_extractor", "image_encoder", "safety_checker")
 
 
 def fingerprint(folder: Path) -> str:
-    """Twelve hex digits over configurations, weights and tokenizers; of files over 128 MiB each weight's ends only.
+    """Return twelve hex digits over configurations, weights and tokenizers.
 
-    Raises `Unfit` where its index cannot be read, or leads elsewhere.
+    Of files over 128 MiB only each weight's ends are hashed. Raises `Unfit` where the index is unreadable, or leads out
+    of the folder.
     """
     digest = hashlib.sha256()
     parts = [folder / part for part in _parts(folder)]
@@ -35,14 +42,14 @@ def fingerprint(folder: Path) -> str:
 
 
 def refuse_odd_parts(index: Mapping[str, Any], name: str) -> None:
-    """Raises `Unfit` where the name of a part leads out of the model's folder, or could."""
+    """Raise `Unfit` where a part's name could lead out of the model's folder."""
     for part, of in index.items():
         if isinstance(of, list) and not _PART.fullmatch(part):
             raise Unfit(f"The model {name} has a part called {part[:80]!r}, which is no name of a part.", "model")
 
 
 def fingerprint_of_file(path: Path) -> str:
-    """The same of a single file."""
+    """Return the fingerprint of a single file."""
     digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())
     _read(path, digest)
     return digest.hexdigest()[:12]
@@ -67,7 +74,7 @@ def _read_ends(file: BinaryIO, begin: int, end: int, length: int, digest: hashli
 
 
 def _weights(file: BinaryIO) -> list[tuple[int, int]]:
-    """From where to where each weight of a file of safetensors lies; none where it is no such file."""
+    """Return the (begin, end) of each weight in a safetensors file; empty where it is no such file."""
     try:
         header = _header(file)
         entries = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
@@ -83,7 +90,7 @@ def _header(file: BinaryIO) -> bytes:
 
 
 def _parts(folder: Path) -> list[str]:
-    """The folders of the parts that its index names, beside the usual ones."""
+    """Return the part folders that the index names, and the usual ones."""
     try:
         index = json.loads((folder / "model_index.json").read_bytes())
     except FileNotFoundError:
@@ -97,5 +104,5 @@ def _parts(folder: Path) -> list[str]:
 
 
 def together(*fingerprints: str) -> str:
-    """One fingerprint of what several parts decide together."""
+    """Combine several fingerprints into one."""
     return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:12]

@@ -1,7 +1,6 @@
-"""Sana: Gemma's states behind a mask, linear attention, and an autoencoder that makes 32 pixels one latent.
+"""Sana: Gemma's states with a mask, linear attention, and an autoencoder with 32 pixels a latent.
 
-Sizes are taken as they are asked for; the pipeline's binning to nearby ones is not used. Knows what its network takes;
-nothing of jobs or batches.
+Sizes are used as requested; the pipeline's binning to nearby sizes is not used.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from engine.families.wording import Wording
 
 GUIDANCE = 4.5  # the pipeline's own default
 TOKENS = 300
-MULTIPLE = 32  # the pipeline takes no other sides
+MULTIPLE = 32  # the pipeline accepts no other sides
 
 
 class Sana(Pipelined):
-    """Conditions: the text's states, and a mask of those that are text."""
+    """Conditions: the text's states, and a mask of the tokens that are text."""
 
     spellings = ("prompt_embeds", "prompt_attention_mask")
 
@@ -36,7 +35,7 @@ class Sana(Pipelined):
         self.tokens = TOKENS
         self.size = int(network.sample_size) * self.factor
         self.multiple = math.lcm(MULTIPLE, self.factor * int(network.patch_size))
-        # What Gemma is told to do with the words, as the pipeline says it where nobody says otherwise.
+        # The pipeline's default instruction for Gemma.
         self._instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
 
     def _words(self, pipeline: Any, wording: Wording) -> Conditions:
@@ -52,7 +51,7 @@ class Sana(Pipelined):
             x, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t * net.config.timestep_scale,
             return_dict=False,
         )[0]  # fmt: skip
-        return out[:, : self.channels]  # a network that also learnt the variance says it behind
+        return out[:, : self.channels]  # a network with a learned variance appends it
 
     @torch.inference_mode()
     def encode_image(self, picture: Image.Image) -> torch.Tensor:

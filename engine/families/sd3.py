@@ -1,7 +1,4 @@
-"""Stable Diffusion 3 and 3.5: two CLIPs and T5 beside the image in joint attention, flow matching.
-
-Knows what its network takes; nothing of jobs or batches.
-"""
+"""Stable Diffusion 3 and 3.5: two CLIPs and T5 in joint attention with the image, flow matching."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ from engine.plan import Plan, Timing, plan
 from engine.unfit import Unfit
 
 GUIDANCE = 7.0  # the pipeline's own default
-TOKENS = 256  # of T5, which reads further than the CLIPs' 77
+TOKENS = 256  # of T5; the CLIPs read 77
 
 
 class StableDiffusion3(Pipelined):
-    """Conditions: token states of all three text encoders, one after another, and the CLIPs' pooled texts."""
+    """Conditions: token states of all three text encoders, concatenated, and the CLIPs' pooled texts."""
 
     def __init__(
         self, pipeline: Any, name: str, revision: str, device: torch.device | str = "cpu", guidance: float | None = None
@@ -36,7 +33,7 @@ class StableDiffusion3(Pipelined):
         self._longest = int(network.pos_embed_max_size) * self.multiple
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
-        if max(width, height) > self._longest:  # there are no more positions
+        if max(width, height) > self._longest:  # the network has no more positions
             raise Unfit(f"With {self.name}, a side has at most {self._longest} pixels.", "member")
         mu = shift(self.scheduler_config, width * height // self.multiple**2)
         return plan(self.scheduler_config, sampler, steps, eta, Timing(mu=mu))

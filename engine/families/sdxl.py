@@ -1,6 +1,6 @@
 """Stable Diffusion XL: two CLIPs, a pooled text, and sizes in pixels as conditions.
 
-Pictures get no watermark, whatever is installed. Knows what its network takes; nothing of jobs or batches.
+Pictures get no watermark, whatever packages are installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GUIDANCE = 5.0  # the pipeline's own default
 
 
 class StableDiffusionXL(Pipelined):
-    """Conditions: token states of both CLIPs, the second's pooled text, sizes, and in an LCM the guidance embedded."""
+    """Conditions: token states of both CLIPs, the second's pooled text, sizes, and for an LCM the embedded guidance."""
 
     network, channels_last = "unet", True
     weighs = True
@@ -62,7 +62,7 @@ class StableDiffusionXL(Pipelined):
         return max(len(chunks.chunks(text, each)) for text in texts_of(recipe) for each in tokenizers)
 
     def _circumstances(self, recipe: Recipe) -> Conditions:
-        """Original size, crop and target size, as of a picture that nobody cropped; then what guides, if anything."""
+        """Return original size, crop and target size of an uncropped picture, then guidance where it is an input."""
         size, projected = (recipe.height, recipe.width), self.pipeline.text_encoder_2.config.projection_dim
         sizes = self.pipeline._get_add_time_ids(
             size, (0, 0), size, torch.float32, text_encoder_projection_dim=projected
@@ -86,7 +86,7 @@ class StableDiffusionXL(Pipelined):
         return (latents - centre) / spread
 
     def _ranges(self, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """What the autoencoder's latents lie around, and how far, a channel: some models say more than one factor."""
+        """Return mean and deviation of the latents, a channel: some models have more than one scale factor."""
         config = self._vae.config
         if config.get("latents_mean") is None or config.get("latents_std") is None:
             return 0.0, 1.0

@@ -1,7 +1,7 @@
-"""Where a model's files lie: what a name on the command line means. Opens no weights and runs nothing.
+"""Locates a model's files by its name on the command line. Loads no weights.
 
-A folder of diffusers, a name under `<data>/models`, one file of safetensors in the layout of the original programs, or
-a name on the model hub, which is fetched.
+A name means a diffusers folder, an entry in `<data>/models`, a safetensors file in the layout of the original programs,
+or a model on the hub, which is fetched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.unfit import Unfit
 ENDING = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_PATHLIKE = re.compile(r"^[~./\\]|\\|/.*/|^[A-Za-z]:|/$")  # nothing on the hub is called so
+_PATHLIKE = re.compile(r"^[~./\\]|\\|/.*/|^[A-Za-z]:|/$")  # no hub name looks like this
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Source:
         return self.path.is_file()
 
     def fingerprint(self) -> str:
-        """Twelve hex digits that change with weights and configurations. Reads up to 128 MiB a file."""
+        """Return twelve hex digits that change with weights and configurations. Reads up to 128 MiB a file."""
         if not self.is_file:
             return fingerprint(self.path)
         configs = configs_beside(self.path)
@@ -39,7 +39,7 @@ class Source:
 
 
 def find(name_or_path: str, data: Path) -> Source:
-    """Raises `Unfit` with one sentence where there is nothing of that name, or only a pickle."""
+    """Locate a model. Raises `Unfit` with one sentence where there is none of that name, or only a pickle."""
     own = data / "models"
     places = (own / f"{name_or_path}{ENDING}", own / name_or_path, Path(name_or_path)) if name_or_path else ()
     for path in places:
@@ -54,7 +54,7 @@ def find(name_or_path: str, data: Path) -> Source:
 
 
 def model_name(name_or_path: str) -> str:
-    """A name as `engine.job.Name` allows it: the last part of a path or hub name, without a file's ending."""
+    """Return a name that `engine.job.Name` allows: the last part of a path or hub name, without a file's suffix."""
     last = name_or_path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", last.removesuffix(ENDING)).lstrip("._-")[:64]
     if not name:
@@ -63,7 +63,7 @@ def model_name(name_or_path: str) -> str:
 
 
 def configs_beside(path: Path) -> Path | None:
-    """The folder of configurations that belongs to a single file: beside it, and called as it is without its ending."""
+    """Return a file's folder of configurations: beside it, with its name without suffix; None where there is none."""
     folder = path.with_suffix("")
     return folder if folder.is_dir() else None
 
@@ -71,7 +71,7 @@ def configs_beside(path: Path) -> Path | None:
 def _exists(path: Path) -> bool:
     try:
         return path.is_dir() or path.is_file()
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero in it
+    except (OSError, ValueError):  # an impossible file name: too long, or with a zero byte
         return False
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, the embedded model among them. Knows what they take; nothing of jobs or batches."""
+"""Stable Diffusion 1.x and 2.x, the embedded model included."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from engine.families.wording import Wording, texts_of
 from engine.job import Guides, Recipe
 from engine.super_resolver import MAX_SIDE, SuperResolver
 
-OF_OURS, OF_OTHERS = 4.0, 7.5  # guidance: what a trainer of ours has written knows fewer pictures
+OF_OURS, OF_OTHERS = 4.0, 7.5  # guidance: models trained here have seen fewer pictures
 
 
 class StableDiffusion(Pipelined):
-    """`resolver` enlarges the finals of a small model, and is then part of its revision."""
+    """`resolver` upscales the finished pictures of a small model, and is then part of its revision."""
 
     network, channels_last = "unet", True
     weighs, spellings = True, ("prompt_embeds",)
@@ -34,12 +34,12 @@ class StableDiffusion(Pipelined):
         ours = isinstance(pipeline.text_encoder, BertModel)
         usual = OF_OURS if ours else usual_guidance(pipeline, name, OF_OTHERS)
         super().__init__(pipeline, name, revision, device, usual if guidance is None else guidance)
-        # The embedded model has only ever seen 24 tokens: it would not know what to make of more.
+        # The embedded model was trained with 24 tokens only.
         self._most = 1 if isinstance(pipeline.text_encoder, BertModel) else chunks.MOST
         longest, room = int(pipeline.tokenizer.model_max_length), chunks.room(pipeline.tokenizer)
         self.tokens = longest if self._most == 1 else self._most * room
         self.size = int(pipeline.unet.config.sample_size) * self.factor
-        # Each block but one halves.
+        # Each block but one halves the sides.
         self.multiple = self.factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
         self.guides: Guides = guides_of(pipeline)
         self._resolver = resolver if self.size <= SMALL else None
@@ -48,14 +48,14 @@ class StableDiffusion(Pipelined):
             self.revision = together(revision, self._resolver.fingerprint)
 
     def encode(self, text: str) -> torch.Tensor:
-        """Token states `[tokens, features]`, float32 on the device; one text at a time in one fixed shape, cached."""
+        """Return token states `[tokens, features]`, float32 on the device; one text a call, fixed shape, cached."""
         return self._told(Wording(text))[0]
 
     def _chunks(self, recipe: Recipe) -> int:
         return max(len(chunks.chunks(text, self.pipeline.tokenizer, self._most)) for text in texts_of(recipe))
 
     def _told(self, wording: Wording) -> Conditions:
-        return super()._told(wording._replace(negative=False))  # a negative text is read like any other
+        return super()._told(wording._replace(negative=False))  # a negative text is encoded like any other
 
     def _words(self, pipeline: Any, wording: Wording) -> Conditions:
         told = chunks.chunks(wording.text, pipeline.tokenizer, wording.chunks)
@@ -63,7 +63,7 @@ class StableDiffusion(Pipelined):
         if chunks.is_plain(told):
             states, _ = pipeline.encode_prompt(plain(wording.text), self.device, 1, False)
             return (states[0].float(),)
-        # The mean of BERT's states is nearly nothing, and so says nothing.
+        # The mean of BERT's states is near zero, so it cannot be restored.
         clip = not isinstance(pipeline.text_encoder, BertModel)
         return (chunks.read(told, pipeline.text_encoder, restore=clip).states,)
 

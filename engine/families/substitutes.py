@@ -1,8 +1,7 @@
-"""What a processor computes sooner than diffusers' own layers do in bfloat16, and no less exactly.
+"""Substitute layers: faster than diffusers' own in bfloat16 on a processor, and no less exact.
 
-Torch's kernels for small pictures are slow in that number format: the norm of groups where channels lie last, and
-attention to few keys. Each is computed another way instead, always and whatever the batch, so that the bits depend on
-the recipe alone. Knows modules and shapes; no model.
+Torch's bfloat16 kernels for small pictures are slow for channels-last group norm and for attention to few keys.
+Substitutes are always used, whatever the batch, so that the bits depend only on the recipe.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 from torch.nn import functional
 
-FEW = 64  # keys: of as many or more, bfloat16 is sooner
+FEW = 64  # keys: from as many on, bfloat16 is faster
 
 
 def substitute_layers(net: nn.Module) -> None:
-    """In the network itself; its weights stay what they are."""
+    """Replace layers in the network itself; its weights stay."""
     for each in net.modules():
         if type(each) is nn.GroupNorm:
             each.__class__ = _GroupNorm
@@ -27,14 +26,14 @@ def substitute_layers(net: nn.Module) -> None:
 
 
 def _is_plain(module: Attention) -> bool:
-    """Whether it does nothing but attend: no norms within, no sum with its input."""
+    """Whether it only attends: no norms inside, no residual."""
     norms = module.spatial_norm, module.group_norm, module.norm_q, module.norm_k, module.norm_cross
     within = any(norms) or module.residual_connection or module.rescale_output_factor != 1
     return type(module.processor) is AttnProcessor2_0 and not within
 
 
 class _GroupNorm(nn.GroupNorm):
-    """The same sums, over channels that lie first for as long."""
+    """Computes the same sums, on a channels-first copy."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         last = input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last)
@@ -43,7 +42,7 @@ class _GroupNorm(nn.GroupNorm):
 
 
 class _Attend(AttnProcessor2_0):
-    """In float32 where the keys are few."""
+    """Attends in float32 where the keys are few."""
 
     def __call__(
         self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,

@@ -1,4 +1,4 @@
-"""Which family runs a pipeline, by the name of the pipeline's class. Nothing else in the engine knows these names."""
+"""Registry of families by pipeline class. No other module but `engine.families` contains these class names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.families.sd3 import StableDiffusion3
 from engine.families.sdxl import StableDiffusionXL
 from engine.families.zimage import ZImage
 
-# Opened by themselves: a small one also takes a super-resolver.
+# Loaded separately: a small one also takes a super-resolver.
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 BY_PIPELINE: dict[str, type[Pipelined]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
@@ -21,5 +21,5 @@ BY_PIPELINE: dict[str, type[Pipelined]] = {
 
 
 def has_family(pipeline: str) -> bool:
-    """Whether a family of ours runs the pipelines of this class."""
+    """Whether a family of ours runs pipelines of this class."""
     return pipeline in (*STABLE_DIFFUSION, *BY_PIPELINE)

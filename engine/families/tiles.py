@@ -1,6 +1,6 @@
-"""Decodes latents in overlapping tiles where decoding them whole would take more memory than there is.
+"""Decodes latents in overlapping tiles where a whole decode would exceed the free memory.
 
-Tiles are of one size, and blended linearly: the pixels are a function of the latents alone. Knows modules; no model.
+Tiles have one size and are blended linearly, so the pixels depend only on the latents.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from engine.sizes import said
 log = logging.getLogger(__name__)
 
 TILE, OVERLAP = 512, 128  # pixels along a side
-CHANNELS_LAST, CONTIGUOUS = 6, 8  # the most that a decoder holds at once, in layers of its first block's size; measured
+CHANNELS_LAST, CONTIGUOUS = 6, 8  # a decoder's peak memory in layers of its first block's size; measured
 Decode = Callable[[torch.Tensor], torch.Tensor]
 Span = tuple[int, torch.Tensor]  # a tile's first latent along a side, and its weight at each of its pixels
 
 
 def decode_within_memory(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Pixels `[1, 3, height, width]`, float32, of latents `[1, channels, height, width]` as the decoder takes them."""
+    """Return pixels `[1, 3, height, width]`, float32, of unscaled latents `[1, channels, height, width]`."""
 
     def decode(part: torch.Tensor) -> torch.Tensor:
         return vae.decode(part, return_dict=False)[0].float()
 
     factor = pixels_a_latent(vae)
     if factor * max(latents.shape[-2:]) <= TILE:
-        return decode(latents)  # tiles would take as much
+        return decode(latents)  # a tile would take as much
     size, room = activation_bytes(vae, latents), room_for_pictures(latents.device)
     if size <= room:
         try:
@@ -40,12 +40,12 @@ def decode_within_memory(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-    log.warning("a decode takes about %s, and there is %s: it is decoded in tiles", said(size), said(room))
+    log.warning("a decode needs about %s and %s is free: it is decoded in tiles", said(size), said(room))
     return decode_tiles(decode, latents, factor)
 
 
 def activation_bytes(vae: Any, latents: torch.Tensor) -> int:
-    """Predicts what a whole decode takes besides weights; 0 where the configuration does not say."""
+    """Predict the memory of a whole decode besides weights, in bytes; 0 where the configuration does not say."""
     channels = _channels(vae)
     if not channels:
         return 0
@@ -54,12 +54,12 @@ def activation_bytes(vae: Any, latents: torch.Tensor) -> int:
 
 
 def pixels_a_latent(vae: Any) -> int:
-    """Along a side: each block of the decoder but one doubles."""
+    """Return pixels a latent along a side: each block of the decoder but one doubles it."""
     return 2 ** max(0, len(_channels(vae)) - 1) if _channels(vae) else 8
 
 
 def decode_tiles(decode: Decode, latents: torch.Tensor, factor: int) -> torch.Tensor:
-    """Pixels of latents, decoded in tiles; `factor`: pixels a latent."""
+    """Return the pixels of latents, decoded in tiles; `factor`: pixels a latent."""
     height, width = latents.shape[-2:]
     tile, overlap = max(2, TILE // factor), max(1, OVERLAP // factor)
     pixels = torch.zeros(1, 3, height * factor, width * factor, device=latents.device)
@@ -73,7 +73,7 @@ def decode_tiles(decode: Decode, latents: torch.Tensor, factor: int) -> torch.Te
 
 
 def spans(length: int, tile: int, overlap: int, factor: int) -> list[Span]:
-    """The tiles along a side, equally far apart, all of one size. At every pixel their weights sum to one."""
+    """Return the tiles along a side: equally spaced, of one size. At every pixel their weights sum to one."""
     if length <= tile:
         return [(0, torch.ones(length * factor))]
     count = math.ceil((length - overlap) / (tile - overlap))
@@ -87,12 +87,12 @@ def spans(length: int, tile: int, overlap: int, factor: int) -> list[Span]:
 
 
 def _channels(vae: Any) -> list[int]:
-    """Of the decoder's blocks, from the pixels' end."""
+    """Return the channels of the decoder's blocks, from the pixels' end."""
     return list(vae.config.get("decoder_block_out_channels") or vae.config.get("block_out_channels") or ())
 
 
 def _layers(vae: Any) -> int:
-    """A decoder whose weights lie channels last copies less."""
+    """Return a decoder's peak memory in layers: channels-last weights need fewer copies."""
     wide = [weight for weight in vae.parameters() if weight.dim() == 4 and min(weight.shape) > 1]
     last = wide and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in wide)
     return CHANNELS_LAST if last else CONTIGUOUS

@@ -1,4 +1,4 @@
-"""Traits: what an unknown pipeline says of itself, by its call's signature and its configurations. Pure."""
+"""Traits of an unknown pipeline, from its call's signature and its configurations. Pure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from engine.strands.shell import NETWORKS
 from engine.unfit import Unfit
 
 GUIDANCE, MOST_GUIDANCE = 5.0, 30.0
-SIDE = 512  # pixels, of a pipeline that does not say
+SIDE = 512  # pixels, where the pipeline does not say
 TOKENS = 77
 STEPS = 25
-LEAST = 16  # pixels that sides are multiples of
+LEAST = 16  # pixels; sides are multiples of this
 
 
 @dataclass(frozen=True)
 class Traits:
-    """As `Family` has them."""
+    """Named as in `Family`."""
 
     size: int
     multiple: int
@@ -34,11 +34,11 @@ class Traits:
 
     @classmethod
     def of(cls, pipeline: Any, name: str) -> Traits:
-        """Raises `Unfit` where it takes no words, or has no network that is run step by step."""
+        """Read the traits. Raises `Unfit` where it takes no prompt, or has no network that runs step by step."""
         known = inspect.signature(type(pipeline).__call__).parameters
         network = next((part for each in NETWORKS if (part := getattr(pipeline, each, None)) is not None), None)
         if "prompt" not in known or network is None:
-            raise Unfit(f"The model {name} is a {type(pipeline).__name__}, which draws nothing from words.", "model")
+            raise Unfit(f"The model {name} is a {type(pipeline).__name__}, which cannot draw from a prompt.", "model")
         config, factor = network.config, int(getattr(pipeline, "vae_scale_factor", 8))
         multiple = math.lcm(LEAST, factor * (_number(config, "patch_size") or 1))
         latents = _number(vars(pipeline), "default_sample_size") or _number(config, "sample_size")
@@ -54,7 +54,7 @@ class Traits:
 
 
 def _samplers(pipeline: Any) -> tuple[Sampler, ...]:
-    """Its own; others where that is one of those that are trained by noise, as their pipelines ask the same of all."""
+    """Return the pipeline's own sampler, and others unless it uses flow matching: noise pipelines use all alike."""
     scheduler = getattr(pipeline, "scheduler", None)
     config: Mapping[str, Any] = {} if scheduler is None else scheduler.config
     if not config or is_flow(config):
@@ -63,7 +63,7 @@ def _samplers(pipeline: Any) -> tuple[Sampler, ...]:
 
 
 def _number(config: Mapping[str, Any], name: str) -> int:
-    """A side, which may be given as several; 0 where it does not say."""
+    """Return a side, which may be a list of sides; 0 where the configuration does not say."""
     value = config.get(name)
     value = value[-1] if isinstance(value, list | tuple) and value else value
     return value if isinstance(value, int) else 0

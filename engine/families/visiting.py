@@ -1,4 +1,4 @@
-"""Parts of a model that stay in the host's memory and visit the device for as long as they are used."""
+"""CPU offload: modules that are on the device only during their forward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def visits(module: nn.Module, device: torch.device) -> None:
-    """From now on the module lies on the host, and is on the device only inside its own forward."""
+    """Keep the module on the host, and on the device only inside its forward."""
     module.to("cpu")
 
     def come(here: nn.Module, _: Any) -> None:

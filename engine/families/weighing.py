@@ -1,4 +1,4 @@
-"""How much memory a model takes, by the headers of its files: known before anything is loaded. Loads no weights."""
+"""Memory estimate of a model from its files' headers. Loads no weights."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from engine.job import Dtype
 
 
 def weigh(source: Source, choice: Choice) -> int:
-    """Bytes. Raises `Unfit` where the model's files are not in order."""
+    """Return the bytes of a model. Raises `Unfit` where something is wrong with its files."""
     pipeline, found = _looked_at(source)
     return choice.formats(pipeline, found).size(found)
 
 
 def weigh_in(source: Source, choice: Choice) -> dict[Dtype, int]:
-    """Bytes for each number format that a large model may be opened in; nothing where it is small."""
+    """Return the bytes in each number format that a large model may be loaded in; empty for a small model."""
     return choice.sizes(*_looked_at(source))
 
 
 def weigh_embedded(weights: Path = WEIGHTS) -> int:
-    """Bytes. Raises `Unfit` where its text encoder is missing."""
+    """Return the bytes of the embedded model. Raises `Unfit` where its text encoder is missing."""
     folders = (weights / "unet", weights / "vae", minilm())
     found = [Part(each.name, None, counted(sorted(each.glob("*.safetensors")))[0], "float32") for each in folders]
     return stored_formats(found).size(found)
 
 
 def _looked_at(source: Source) -> tuple[str, list[Part]]:
-    """The class of its pipeline, empty where no configuration says it, and its parts."""
+    """Return the pipeline's class name (empty where no configuration says it) and its parts."""
     configs = configs_beside(source.path) if source.is_file else source.path
     found = (weighed_file if source.is_file else weighed)(source.path, source.name)
     return read_index(configs, source.name)["_class_name"] if configs else "", found

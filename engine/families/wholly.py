@@ -1,6 +1,6 @@
-"""What lets an image of an ordinary family go whole through its own pipeline, where a sampler is no table.
+"""Lets an ordinary family run an image as a whole pipeline, for samplers that have no plan.
 
-The pipeline then gives latents, which the family finishes as it does all others. Knows the family's parts; no jobs.
+The pipeline returns latents, which the family finishes as usual.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from engine.strands.call import Forward
 
 
 class Wholly:
-    """The side of a family that `engine.whole.Source` describes."""
+    """Implements `engine.whole.Source` for a family."""
 
     network: ClassVar[str]
-    no_guidance: ClassVar[float] = 1.0  # what the pipeline calls our guidance of 1
+    no_guidance: ClassVar[float] = 1.0  # the pipeline's value for our guidance of 1
     output_type: ClassVar[str] = "latent"
-    unable: ClassVar[tuple[Sampler, ...]] = ()  # samplers whose schedulers the pipeline cannot run with its own sigmas
+    unable: ClassVar[tuple[Sampler, ...]] = ()  # samplers whose schedulers do not accept the pipeline's sigmas
     scheduler_config: Mapping[str, Any]
 
     @abstractmethod
     def net(self, dtype: Dtype, loras: tuple[Lora, ...] = ()) -> Any:
-        """The network in this number format."""
+        """Return the network in this number format."""
 
     def scheduler(self, sampler: str) -> Any:
         if sampler in self.unable:
@@ -49,5 +49,5 @@ class Wholly:
         return finished
 
     def _unpacked(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
-        """`[1, channels, height, width]`, however the pipeline has them."""
+        """Return latents `[1, channels, height, width]` from the pipeline's layout."""
         return latents

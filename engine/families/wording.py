@@ -1,4 +1,4 @@
-"""One text as a model is to read it, with what of its recipe changes the reading. Knows nothing of encoders."""
+"""Cache key of an encoded text: the text and everything in its recipe that changes its encoding."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Wording(NamedTuple):
     """Equal ones are encoded once."""
 
     text: str
-    negative: bool = False  # it is the empty or negative text of guidance
-    chunks: int = 1  # of the image's longest text, where a model reads in chunks: all of its texts become equally long
+    negative: bool = False  # it is the empty or negative prompt of guidance
+    chunks: int = 1  # chunks of the image's longest text: all its texts get this length
     loras: tuple[Lora, ...] = ()
 
 
 def texts_of(recipe: Recipe) -> list[str]:
-    """Every text that has a row in some step."""
+    """Return every text that has a row in some step."""
     negative = [recipe.negative] if any(unconditional(recipe, held) for held in (True, False)) else []
     return [*(concept.text for concept in recipe.concepts), *negative]
 
 
 def bytes_of(texts: Mapping[Wording, Conditions]) -> int:
-    """How much memory cached texts take."""
+    """Return the memory of cached texts."""
     return sum(part.nbytes for each in texts.values() for part in each)

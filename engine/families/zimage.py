@@ -1,7 +1,6 @@
-"""Z-Image: Qwen's states, text and image in one stream of tokens, every row in its own text length.
+"""Z-Image: Qwen's states, text and image in one token stream; each row has its own text length.
 
-Its pipeline guides by pred = c + g·(c - u); ours is u + G·(c - u), so G = g + 1, and its 0 is our 1: no guidance. Knows
-what its network takes; nothing of jobs or batches.
+Its pipeline guides by pred = c + g·(c - u); ours is u + G·(c - u), so G = g + 1. Its 0 is our 1: no guidance.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from engine.families.wording import Wording
 from engine.job import Sampler
 from engine.plan import Plan, Timing, plan
 
-GUIDANCE = 6.0  # the pipeline's own default of 5, in our counting
+GUIDANCE = 6.0  # the pipeline's default of 5, as our G
 TOKENS = 512
-SIDE = 128  # latents along a native side, which the pipeline has as 1024 pixels
+SIDE = 128  # latents along a native side: the pipeline's 1024 pixels
 PATCH = 2
 
 
 class ZImage(Pipelined):
-    """Conditions: the text's states, padded to one length so that texts share a batch, and how many of them are text.
+    """Conditions: the text's states, padded to one length so that texts share a batch, and the unpadded length.
 
-    The number stays on the CPU: the network takes a list of texts, so the host must know where each ends.
+    The length stays on the CPU: the network takes a list of texts, so the host must know where each ends.
     """
 
     no_guidance = 0.0
@@ -41,7 +40,7 @@ class ZImage(Pipelined):
         self.tokens = TOKENS
         self.size = SIDE * self.factor
         self.multiple = PATCH * self.factor
-        self.forwards.leave_as_it_is()  # texts have other lengths inside, which a packed copy or a graph would keep
+        self.forwards.leave_as_it_is()  # text lengths vary inside, and a packed copy or a graph would fix them
 
     def plan(self, sampler: Sampler, steps: int, eta: float, width: int, height: int) -> Plan:
         mu = shift(self.scheduler_config, width * height // self.multiple**2)

@@ -1,5 +1,5 @@
-"""Experiments with the parts of picture generation: sums of words, walks between prompts, the autoencoder, noise.
+"""Experiments that show how image generation works: word sums, interpolation, the autoencoder, the forward process.
 
-For people who want to see what a latent space is. Reuses the engine's models, plans and noise; adds no sampler of its
-own. One file, one idea; `__main__` is the command line, `lesson` runs everything and writes a page about it.
+They use the engine's models, plans and noise, and add no sampler. `__main__` is the command line; `lesson` runs all
+experiments and writes a page about them.
 """

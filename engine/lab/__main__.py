@@ -1,6 +1,6 @@
-"""`darkroom lab`: the experiments' command line. Opens the model and the pictures, and passes them on.
+"""The `darkroom lab` command line. It opens the model and the pictures and runs one experiment.
 
-Every import that costs time stands inside its command.
+Imports that take time are inside the commands.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from engine.lab.opening import WORDS, asked, room
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
-Sum = Annotated[str, typer.Argument(help='Such as "royalty + woman - 1.5*man"; phrases with + or - in quotes.')]
-Picture = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP or GIF; its middle square is taken.")]
+Sum = Annotated[str, typer.Argument(help='Such as "royalty + woman - 1.5*man"; put phrases with + or - in quotes.')]
+Picture = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP or GIF; the square in its middle is used.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 16, help="The same seed gives the same noise.")]
 Steps = Annotated[int, typer.Option(min=1, max=1000, help="Steps of DDIM.")]
-Guidance = Annotated[float | None, typer.Option(min=1, max=30, help="How closely to follow the words.")]
+Guidance = Annotated[float | None, typer.Option(min=1, max=30, help="How closely to follow the prompt.")]
 Model = Annotated[str, typer.Option(help="Model folder or name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output.")]
 WordList = Annotated[Path, typer.Option("--words", metavar="FILE", help="A JSON list of words to choose from.")]
-Told = Annotated[str, typer.Option("--words", help="What the network is told; nothing by default.")]
+Told = Annotated[str, typer.Option("--words", help="The prompt; empty by default.")]
 OUT, SEED, STEPS, EMBEDDED = Path("out/lab"), 7, 40, "embedded"
 
 
@@ -38,7 +38,7 @@ def lab() -> None:
 def nearest(
     sum_: Sum, words: WordList = WORDS, top: Annotated[int, typer.Option(min=1, max=100)] = 10, as_json: AsJson = False
 ) -> None:
-    """The nearest words of a sum of words."""
+    """List the words nearest to a sum of words."""
     from engine.lab import nearest as search
     from engine.lab.sums import read, written
     from engine.worker.embedding import Embedder
@@ -58,12 +58,12 @@ def nearest(
 @app.command()
 def mix(
     sum_: Sum,
-    count: Annotated[int, typer.Option(min=1, max=8, help="From how many seeds.")] = 3,
+    count: Annotated[int, typer.Option(min=1, max=8, help="Number of seeds.")] = 3,
     stairs: Annotated[bool, typer.Option("--stairs", help="The last term grows from 0 to its weight.")] = False,
     out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """A sum of words as pictures: in embedding space, and as composable rows."""
+    """Draw a sum of words: mixed in embedding space, and as composable rows."""
     from engine.lab import arithmetic, showing
     from engine.lab.sums import read
 
@@ -79,11 +79,11 @@ def walk(
     start: Annotated[str, typer.Argument(metavar="FROM", help="A prompt.")],
     end: Annotated[str, typer.Argument(metavar="TO", help="Another.")],
     frames: Annotated[int, typer.Option(min=2, max=120)] = 12,
-    seeds: Annotated[tuple[int, int] | None, typer.Option(help="Two seeds: the noise walks too.")] = None,
+    seeds: Annotated[tuple[int, int] | None, typer.Option(help="Two seeds: the noise is interpolated, too.")] = None,
     out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """From one prompt to another in equal steps, as a sheet and as a film."""
+    """Interpolate from one prompt to another in equal steps, as a contact sheet and as a film."""
     from engine.lab import showing
     from engine.lab import walk as walking
 
@@ -95,7 +95,7 @@ def walk(
 
 @app.command()
 def roundtrip(picture: Picture, out: Out = OUT, model: Model = EMBEDDED, as_json: AsJson = False) -> None:
-    """A picture through the autoencoder and back."""
+    """Send a picture through the autoencoder and back."""
     from engine.lab import autoencoder, pictures, showing
 
     before = pictures.opened(picture)
@@ -109,13 +109,13 @@ def roundtrip(picture: Picture, out: Out = OUT, model: Model = EMBEDDED, as_json
 def blend(
     a: Picture,
     b: Picture,
-    share: Annotated[float, typer.Option(min=0, max=1, help="How much of the second.")] = 0.5,
-    strength: Annotated[float, typer.Option(min=0, max=1, help="How much noise before the network.")] = 0.4,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the second picture.")] = 0.5,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="How much noise is added before denoising.")] = 0.4,
     words: Told = "",
     out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Two pictures mixed: as pixels, as latents, and through the network."""
+    """Mix two pictures: as pixels, as latents, and through the network."""
     from engine.lab import autoencoder, pictures, showing
 
     first, second = pictures.opened(a), pictures.opened(b)
@@ -131,7 +131,7 @@ def forward(
     words: Told = "",
     out: Out = OUT, seed: Seed = SEED, guidance: Guidance = None, model: Model = EMBEDDED, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """A picture at eight levels of noise, and what the network takes each of them to be."""
+    """Show a picture at eight levels of noise, and the network's estimate of x0 at each."""
     from engine.lab import forward as noising
     from engine.lab import pictures, showing
 
@@ -144,11 +144,14 @@ def forward(
 
 @app.command()
 def lesson(
-    name: Annotated[str, typer.Option(help="NAME.md, and a folder NAME for its pictures.")] = "lesson",
+    name: Annotated[str, typer.Option(help="Writes NAME.md, and its pictures into a folder NAME.")] = "lesson",
     words: WordList = WORDS,
     out: Out = OUT, seed: Seed = SEED, steps: Steps = STEPS, guidance: Guidance = None, model: Model = EMBEDDED,
 ) -> None:  # fmt: skip
-    """All of it with fixed words and pictures, as one page. `--out docs --name lab` makes docs/lab.md anew."""
+    """Run all experiments with fixed prompts and pictures and write one page.
+
+    `--out docs --name lab` renews docs/lab.md.
+    """
     from engine.lab import lesson as course
     from engine.lab.nearest import vocabulary
     from engine.worker.embedding import Embedder
@@ -159,7 +162,7 @@ def lesson(
 
 
 def main(args: list[str] | None = None) -> int:
-    """What `darkroom lab` calls with its arguments. What is the caller's business ends in one sentence and code 2."""
+    """Run a command line and return the exit code. A mistake of the caller's prints one sentence and returns 2."""
     from engine.unfit import Unfit
 
     try:

@@ -1,4 +1,4 @@
-"""The autoencoder alone: a picture's round trip through it, and two pictures mixed as pixels and as latents."""
+"""Experiments with the autoencoder: a picture's round trip, and two pictures mixed as pixels and as latents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AMPLIFIED = 4
 
 
 def roundtrip(room: Room, picture: Image.Image) -> Shown:
-    """The picture, what the autoencoder makes of it, the difference, and the latents themselves."""
+    """Show the picture, the decoded picture, their difference, and the latents."""
     family = room.family
     before = square(picture, family.size)
     latents = family.encode_image(before)
@@ -34,8 +34,8 @@ def roundtrip(room: Room, picture: Image.Image) -> Shown:
     ]
     fewer = numbers["pixels"] / numbers["latents"]
     sentence = (
-        f"{numbers['latents']:,} numbers stand for {numbers['pixels']:,}, {fewer:.3g} times fewer, "
-        f"and give the picture back with a PSNR of {decibels:.1f} dB."
+        f"{numbers['latents']:,} numbers encode {numbers['pixels']:,}, {fewer:.3g} times fewer; "
+        f"the decoded picture has a PSNR of {decibels:.1f} dB."
     )
     figures = {**numbers, "psnr": round(decibels, 2) if math.isfinite(decibels) else None}
     return Shown("roundtrip", sheet("The autoencoder's round trip", [row]), sentence, figures)
@@ -44,9 +44,9 @@ def roundtrip(room: Room, picture: Image.Image) -> Shown:
 def blend(
     room: Room, a: Image.Image, b: Image.Image, *, share: float = 0.5, strength: float = 0.4, words: str = ""
 ) -> Shown:
-    """Pixels averaged, latents on a line and on an arc; and each of them noised and denoised again.
+    """Show averaged pixels, and latents interpolated on a line and on an arc; then each of them noised and denoised.
 
-    `strength` is the share of the plan's steps that are gone back and done again, rounded: 0 changes nothing.
+    `strength` is the share of the plan's steps that are repeated, rounded: 0 changes nothing.
     """
     family = room.family
     first, second = (square(picture, family.size) for picture in (a, b))
@@ -66,15 +66,15 @@ def blend(
         ],
     ]
     sentence = (
-        f"Above, {share:.0%} of the second picture in three ways, which all show two pictures at once; below, the "
-        "network was asked to make one picture of each."
+        f"Above, {share:.0%} of the second picture in three ways, each of which shows two pictures at once; below, the "
+        "network makes one picture of each."
     )
     figures = {"share": share, "strength": strength, "steps": steps, "words": words, "seed": room.seed}
     return Shown("blend", sheet("Two pictures mixed", rows), sentence, figures)
 
 
 def _through(room: Room, starts: list[torch.Tensor], steps: int, words: str) -> list[Image.Image]:
-    """Into the plan, `steps` before its end, with as much noise as belongs there, and from there on as always."""
+    """Add the noise of the step that is `steps` before the plan's end, and run the plan from there."""
     plan = room.plan
     first = plan.steps - steps
     noise, text = room.noise().to(room.family.device), room.family.encode(words)
@@ -84,7 +84,7 @@ def _through(room: Room, starts: list[torch.Tensor], steps: int, words: str) -> 
 
 
 def _together(tiles: list[Image.Image]) -> Image.Image:
-    """Small equal pictures as one, a pixel apart."""
+    """Put small pictures of one size together as one, a pixel apart."""
     across = math.ceil(math.sqrt(len(tiles)))
     width, height = tiles[0].width + 1, tiles[0].height + 1
     page = Image.new("RGB", (across * width - 1, math.ceil(len(tiles) / across) * height - 1), (255, 255, 255))

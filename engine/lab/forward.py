@@ -1,4 +1,4 @@
-"""The forward process: a picture on its way into noise, and what the network makes out of every stage of it."""
+"""The forward process: a picture at growing levels of noise, and the network's estimate of x0 at each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVELS = 8
 
 
 def forward(room: Room, picture: Image.Image, words: str = "") -> Shown:
-    """Eight noise levels; below each the estimate of the finished picture, without words and with them."""
+    """Show eight noise levels; below each the estimate of x0, without a prompt and with it."""
     family = room.family
     clean, noise = family.encode_image(square(picture, family.size)), room.noise().to(room.family.device)
     plan = table(family, LEVELS)
@@ -28,8 +28,8 @@ def forward(room: Room, picture: Image.Image, words: str = "") -> Shown:
             latents = estimate(family, plan, k, asked.told(family.encode(text), noisy))
             row.append(Tile(family.decode(latents), f"told: {text}" if text else "told nothing"))
     sentence = (
-        f"Above, the picture drowns in noise over the {LEVELS} levels; below, what the network takes it to be at each: "
-        "the general shape survives longest, and at the end only the words are left to go by."
+        f"Above, the picture with more noise at each of {LEVELS} levels; below, the network's estimate of it at each: "
+        "the general shape survives longest, and at the end the network has only the prompt."
     )
     levels = [{"t": timestep(plan, k), "alpha": level(plan, k)[0], "sigma": level(plan, k)[1]} for k in range(LEVELS)]
     figures = {"levels": levels[::-1], "words": words, "seed": room.seed}

@@ -1,7 +1,6 @@
-"""The lesson: every experiment with fixed words and pictures, written down as one page with its pictures beside it.
+"""The lesson: runs every experiment with fixed prompts and pictures and writes one page with the results.
 
-`lesson.md` says what each experiment does; what came out is put in from the run, so that the page is true of whatever
-model it was made with.
+`lesson.md` describes the experiments. The results are filled in from the run, so the page is true of its model.
 """
 
 from __future__ import annotations
@@ -30,7 +29,10 @@ QUALITY = 82
 
 
 def lesson(room: Room, embed: Embed, words: Sequence[str], out: Path, name: str = "lesson") -> Path:
-    """`NAME.md` in `out`, its pictures in `out/NAME`. Overwrites both; the same machine writes the same bytes."""
+    """Write `NAME.md` into `out` and its pictures into `out/NAME`.
+
+    Overwrites both; one machine writes the same bytes.
+    """
     pictures = folder(out / name)
     shown = _shown(room)
     with writing(pictures):
@@ -50,7 +52,7 @@ def lesson(room: Room, embed: Embed, words: Sequence[str], out: Path, name: str 
 
 
 def _shown(room: Room) -> list[Shown]:
-    """All experiments that have a picture, in the page's order."""
+    """Run all experiments that have a picture, in the page's order."""
     seeds = (room.seed, room.seed + 1)
     return [
         mix(room, read(SUM)),
@@ -64,7 +66,7 @@ def _shown(room: Room) -> list[Shown]:
 
 
 def _kept(shown: Shown, pictures: Path) -> str:
-    """Its pictures as files, and the lines that show them."""
+    """Write a result's pictures and return the Markdown that shows them."""
     shown.sheet.save(pictures / f"{shown.name}.webp", quality=QUALITY, method=6)
     lines = [f"![{shown.sentence}]({pictures.name}/{shown.name}.webp)"]
     if shown.frames:

@@ -1,4 +1,4 @@
-"""The arithmetic of the lab: mixing, walking, noising. Tensors in, tensors out; knows no model, no files, no words."""
+"""Tensor arithmetic: mixing, interpolation, noising. Knows no model and no files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engine.noise import slerp
 
 
 def mixed(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """e + Σ wᵢ(sᵢ - e): a sum of texts seen from the empty text e.
+    """Return e + Σ wᵢ(sᵢ - e): a sum of texts relative to the empty text e.
 
-    Every text's states share what says "a text begins here, and here there are no more words", and so does e. A bare
-    sum would multiply that by Σ wᵢ, and the network has never seen such a text; counted from e it is always there
-    exactly once, whatever the weights. Where they add up to 1, e cancels out and this is the bare sum; where there is
-    no term at all, it is the empty text.
+    Every text's states share what marks the text's begin and its padding, and so does e. A plain sum would multiply
+    that part by Σ wᵢ, and the network has never seen such a text. Relative to e it is always there exactly once, for
+    any weights. If the weights add up to 1, e cancels out and this is the plain sum; without terms it is the empty
+    text.
     """
     whole = empty.double()
     total = whole.clone()
@@ -26,14 +26,14 @@ def mixed(empty: torch.Tensor, states: Sequence[torch.Tensor], weights: Sequence
 
 
 def positive(weights: Iterable[float]) -> float:
-    """The sum of those above 0."""
+    """Return the sum of the positive weights."""
     return math.fsum(weight for weight in weights if weight > 0)
 
 
 def balanced(weights: Sequence[float], whole: float | None = None) -> tuple[float, ...]:
-    """Weights in shares of `whole`; of their positive part unless it is given: guidance then keeps its strength.
+    """Divide the weights by `whole`, by default by their positive sum: guidance then keeps its strength.
 
-    That is what the bot's `::` does. Raises ValueError where nothing is positive.
+    The bot's `::` does the same. Raises ValueError if no weight is positive.
     """
     whole = positive(weights) if whole is None else whole
     if whole <= 0:
@@ -42,12 +42,12 @@ def balanced(weights: Sequence[float], whole: float | None = None) -> tuple[floa
 
 
 def lerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
-    """The straight line from `a` (share 0) to `b` (1)."""
+    """Interpolate linearly from `a` (share 0) to `b` (1)."""
     return (1 - share) * a + share * b
 
 
 def turned(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
-    """From `a` to `b` on an arc: the direction by `slerp`, the length on a straight line between the two lengths."""
+    """Interpolate on an arc: the direction by `slerp`, the length linearly between the two lengths."""
     lengths = float(a.norm()), float(b.norm())
     if min(lengths) == 0:
         return lerp(a, b, share)
@@ -56,21 +56,21 @@ def turned(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def walked(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
-    """Token states `[tokens, features]` between two texts, each token on its own arc.
+    """Interpolate token states `[tokens, features]` of two texts, each token on its own arc.
 
-    The encoder ends in a layer norm, so a token's states are about equally long (of MiniLM within a tenth); halfway
-    along a straight line they would be shorter, by a sixth where one noun becomes another, and say less. An arc keeps
+    The encoder ends in a layer norm, so a token's states are about equally long (of MiniLM within a tenth). Halfway
+    along a straight line they would be shorter, by a sixth where one noun becomes another, and carry less. An arc keeps
     their length.
     """
     return torch.stack([turned(x, y, share) for x, y in zip(a, b, strict=True)])
 
 
 def noised(x0: torch.Tensor, noise: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
-    """The forward process in one leap: x = alpha·x0 + sigma·noise (Ho et al. 2020, equation 4)."""
+    """Apply the forward process in one step: x = alpha·x0 + sigma·noise (Ho et al. 2020, equation 4)."""
     return alpha * x0 + sigma * noise
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in decibels; infinite where nothing differs."""
+    """Return the peak signal-to-noise ratio in decibels; infinite for equal tensors."""
     error = float((a.double() - b.double()).square().mean())
     return math.inf if error == 0 else 10 * math.log10(peak * peak / error)

@@ -1,4 +1,4 @@
-"""The nearest words of a sum: sentence vectors added, and what of a vocabulary lies closest. Knows no pictures."""
+"""Finds the words of a vocabulary whose sentence vectors are nearest to a weighted sum. Knows no pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Embed = Callable[[Sequence[str]], list[list[float]]]
 
 
 def vocabulary(file: Path) -> tuple[str, ...]:
-    """The words of a JSON list, or of the list under `words`. Raises `Unfit`."""
+    """Read the words of a JSON list, or of the list under `words`. Raises `Unfit`."""
     try:
         if file.stat().st_size > MOST_BYTES:
             raise Unfit(f"{file.name} is too large for a list of words: at most {MOST_BYTES >> 20} MB.", "member")
@@ -44,16 +44,16 @@ class Known:
 
     @classmethod
     def of(cls, embed: Embed, words: Sequence[str]) -> Known:
-        """Takes seconds for thousands of words; texts of like length go together, so that little is padding."""
+        """Embed the words; takes seconds for thousands. Batches texts of similar length to save padding."""
         ordered = sorted(words, key=lambda word: (len(word), word))
         vectors = [vector for at in range(0, len(ordered), BATCH) for vector in embed(ordered[at : at + BATCH])]
         return cls(tuple(ordered), torch.tensor(vectors))
 
 
 def nearest(embed: Embed, terms: Sequence[Term], known: Known, most: int = 10) -> list[tuple[str, float]]:
-    """The `most` words with the largest cosine to Σ wᵢ·vᵢ, the terms themselves left out. Raises `Unfit`.
+    """Return the `most` words with the largest cosine to Σ wᵢ·vᵢ, without the terms themselves. Raises `Unfit`.
 
-    Sentence vectors have unit length, so a term counts by its weight alone and not by how many words it has.
+    Sentence vectors have unit length, so only a term's weight counts, not its number of words.
     """
     weights = torch.tensor([term.weight for term in terms])
     total = weights @ torch.tensor(embed([term.text for term in terms]))

@@ -1,4 +1,4 @@
-"""Opens what an experiment needs: the model, the default list of words, a progress bar on the error output."""
+"""Opens the model for an experiment, with a progress bar on standard error; holds the default list of words."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from engine.lab.room import Room
 
 WORDS = Path(__file__).parent.parent / "weights" / "words.json"
-MAX_CHARACTERS = 2000  # of a prompt, as everywhere
+MAX_CHARACTERS = 2000  # of a prompt, as in the bot
 
 
 @contextmanager
 def room(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[Room]:
-    """A model with its settings; a bar counts the steps. Raises `Unfit`."""
+    """Open a model with its settings; a bar counts the steps. Raises `Unfit`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,7 +35,7 @@ def room(model: str, steps: int, guidance: float | None, seed: int) -> Iterator[
 
 
 def loaded(model: str) -> Worded:
-    """Whatever the engine loads; also a training run's folder, which has our network but no text encoder of its own."""
+    """Load any model that the engine loads, or a training run's folder, which has no text encoder."""
     from engine.config import default_data, upscaler
     from engine.device import best
     from engine.families import load
@@ -54,7 +54,7 @@ def loaded(model: str) -> Worded:
 
 
 def asked(prompt: str) -> str:
-    """A prompt on one line. Raises `Unfit` where it is too long."""
+    """Return a prompt on one line. Raises `Unfit` if it is too long."""
     if len(prompt) > MAX_CHARACTERS:
         raise Unfit(f"A prompt may have {MAX_CHARACTERS} characters; this one has {len(prompt)}.", "member")
     return " ".join("".join(mark if mark.isprintable() else " " for mark in prompt).split())

@@ -1,4 +1,4 @@
-"""Pictures that people bring, opened with care; pictures as numbers. Knows Pillow; knows no model."""
+"""Opens the user's pictures safely and converts between pictures and tensors. Knows Pillow; knows no model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.unfit import Unfit
 
 
 def opened(path: Path) -> Image.Image:
-    """The picture as a trainer would take it, upright and on white; of an animation the first frame. Raises `Unfit`."""
+    """Open a picture as training does, upright and on white; the first frame of an animation. Raises `Unfit`."""
     try:
         return decode(path, first_frame=True).pixels
     except Unusable as error:
@@ -21,21 +21,21 @@ def opened(path: Path) -> Image.Image:
 
 
 def square(picture: Image.Image, side: int) -> Image.Image:
-    """Its largest square around the middle, `side` pixels wide."""
+    """Crop the largest square around the middle and resize it to `side` pixels."""
     return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
 
 
 def pixels(picture: Image.Image) -> torch.Tensor:
-    """float32 `[height, width, 3]`, 0 to 255."""
+    """Return float32 `[height, width, 3]`, 0 to 255."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32).copy())
 
 
 def picture_of(numbers: torch.Tensor) -> Image.Image:
-    """The picture of `[height, width, 3]`, 0 to 255; what lies outside is cut off."""
+    """Return the picture of `[height, width, 3]`, 0 to 255; other values are clamped."""
     return Image.fromarray(numbers.round().clamp(0, 255).to(torch.uint8).numpy())
 
 
 def channels(latents: torch.Tensor) -> list[Image.Image]:
-    """Every channel as a grey picture of its own, black at -3 and white at 3: latents have about unit variance."""
+    """Return each channel as a grey picture, black at -3 and white at 3: latents have about unit variance."""
     grey = ((latents.float().cpu() + 3) / 6 * 255).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(channel.numpy()) for channel in grey]

@@ -1,4 +1,4 @@
-"""What an experiment works with: a model, its plan, a seed; and what it hands back. Knows no files and no terminal."""
+"""What an experiment uses (model, plan, seed) and its result. Knows no files and no terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.unfit import Unfit
 
 @dataclass(frozen=True)
 class Shown:
-    """An experiment's sheet, what is seen on it in one sentence, its figures, and frames where something moves."""
+    """An experiment's result: contact sheet, a sentence about it, figures, and the frames of a film if it has one."""
 
     name: str
     sheet: Image.Image
@@ -27,7 +27,7 @@ class Shown:
 
 
 def table(family: Worded, steps: int) -> Plan:
-    """The DDIM plan of this model's schedule: a step needs only the latents before it, so one can begin anywhere.
+    """Return the DDIM plan of this model: a step needs only the latents before it, so a run can begin at any step.
 
     Raises `Unfit`.
     """
@@ -41,7 +41,7 @@ def table(family: Worded, steps: int) -> Plan:
 
 @dataclass(frozen=True)
 class Room:
-    """`guidance` is how closely texts are followed, `seed` where the noise comes from, `seen` hears of every step."""
+    """A model with the settings of an experiment; `seen` is called after every step."""
 
     family: Worded
     steps: int
@@ -60,9 +60,9 @@ class Room:
         return drawing_of(self.family, text, self.guidance, start)
 
     def develop(self, drawings: Sequence[Drawing], first: int = 0) -> list[Image.Image]:
-        """The finished pictures, as the model's own finals are."""
+        """Return the finished pictures, as the model's family finishes them."""
         return [self.family.finish(latents) for latents in develop(self.family, self.plan, drawings, first, self.seen)]
 
     def unguided(self) -> Room:
-        """The same without guidance: where no words are given, there is nothing to steer by."""
+        """Return the same without guidance, which needs a prompt."""
         return replace(self, guidance=1.0)

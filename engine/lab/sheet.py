@@ -1,4 +1,4 @@
-"""Contact sheets: pictures in rows, a caption under each, a title above. Pillow only; knows no model."""
+"""Contact sheets: pictures in rows, a caption under each, a title above. Uses Pillow only; knows no model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 TILE = 192
 GAP, TEXT, TITLE, LINES = 12, 13, 17, 2
 INK, PAPER, FAINT = (34, 34, 38), (255, 255, 255), (226, 226, 230)
-# What the font that comes with Pillow lacks, written with what it has: a sheet looks the same on every machine.
+# Replacements for characters that Pillow's built-in font lacks. That font makes sheets equal on every machine.
 _SPELLED = str.maketrans({"−": "-", "–": "-", "—": "-", "×": "x", "“": '"', "”": '"', "’": "'", "…": "...", "→": "to"})
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture and its caption. `hard`: pixels are what is shown, so they are enlarged without smoothing."""
+    """One picture and its caption. `hard` enlarges it without smoothing, to show its pixels."""
 
     picture: Image.Image
     caption: str = ""
@@ -26,7 +26,7 @@ class Tile:
 
 
 def sheet(title: str, rows: Sequence[Sequence[Tile | None]], tile: int = TILE) -> Image.Image:
-    """The rows under a title; None leaves a place empty."""
+    """Draw the rows under a title; None leaves a cell empty."""
     font, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
     across = max(len(row) for row in rows)
     lines = [max(len(_wrapped(each.caption, tile, font)) for each in row if each) for row in rows]
@@ -46,7 +46,7 @@ def sheet(title: str, rows: Sequence[Sequence[Tile | None]], tile: int = TILE) -
 
 
 def plain(text: str) -> str:
-    """The text in the letters that the font has."""
+    """Rewrite the text with characters that the font has."""
     apart = unicodedata.normalize("NFKD", text.translate(_SPELLED))
     kept = (mark for mark in apart if not unicodedata.combining(mark))
     return "".join(mark if " " <= mark <= "~" else "?" for mark in kept)
@@ -71,7 +71,7 @@ def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], 
 
 
 def _wrapped(text: str, width: int, font: Font) -> list[str]:
-    """At most `LINES` lines that fit into `width` pixels; what is longer ends in dots."""
+    """Wrap to at most `LINES` lines of `width` pixels; a longer text ends in dots."""
     words, lines = plain(text).split(), [""]
     for word in words:
         longer = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""What an experiment found, on disk and in the terminal: PNG sheets, an animated WebP, a sentence or JSON."""
+"""Writes an experiment's result: PNG sheets, an animated WebP, and a sentence or JSON on the terminal."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FRAME_MS = 120
 
 
 def keep(shown: Shown, out: Path, *, as_json: bool) -> None:
-    """Writes `NAME.png` (and `NAME.webp` where something moves) into `out` and says what is seen on it.
+    """Write `NAME.png`, and `NAME.webp` for a film, into `out`, and print the sentence.
 
-    What is there already stays: then it is `NAME-2.png`, and so on.
+    Existing files stay: the new one becomes `NAME-2.png`, and so on.
     """
     target = _free(folder(out), shown.name)
     files = [target]
@@ -43,13 +43,13 @@ def _free(out: Path, name: str) -> Path:
 
 
 def film(frames: Sequence[Image.Image], target: Path, quality: int = 80) -> None:
-    """The frames as an animation that never ends."""
+    """Write the frames as an endless animation."""
     first, *rest = frames
     first.save(target, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=quality, method=4)
 
 
 def folder(out: Path) -> Path:
-    """The folder, made where it is missing; asked for before minutes of drawing. Raises `Unfit` if it can't be used."""
+    """Make the folder if it is missing and check that it can be written, before minutes of drawing. Raises `Unfit`."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -58,7 +58,7 @@ def folder(out: Path) -> Path:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Raises `Unfit` for whatever the disk says against it."""
+    """Turn an OSError into `Unfit`."""
     try:
         yield
     except OSError as error:

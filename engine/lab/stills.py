@@ -1,11 +1,11 @@
-"""Two pictures of our own to experiment with, drawn from shapes: no model has ever seen them. Pillow only."""
+"""Two sample pictures drawn from shapes; no model was trained on them. Uses Pillow only."""
 
 from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
 SIDE = 256
-_FINER = 4  # drawn larger and shrunk, for smooth edges
+_FINER = 4  # drawn larger and scaled down, for smooth edges
 _DARK = (70, 44, 30)
 
 Box = tuple[float, float, float, float]
@@ -13,7 +13,7 @@ Colour = tuple[int, int, int]
 
 
 def apple() -> Image.Image:
-    """A red apple with a leaf, on white."""
+    """Draw a red apple with a leaf, on white."""
     page = _Page((255, 255, 255))
     page.ellipse((52, 82, 150, 220), (214, 40, 48))
     page.ellipse((106, 82, 204, 220), (214, 40, 48))
@@ -25,7 +25,7 @@ def apple() -> Image.Image:
 
 
 def cat() -> Image.Image:
-    """An orange cat's face, on pale blue."""
+    """Draw an orange cat's face, on pale blue."""
     page = _Page((190, 222, 246))
     for ear, inner in (
         ([(54, 130), (60, 40), (122, 84)], [(68, 110), (70, 64), (104, 86)]),

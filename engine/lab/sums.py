@@ -1,7 +1,7 @@
-"""Sums of words: `royalty + woman - 1.5*man` as weighted terms, and back. Pure text; knows no vectors.
+"""Parses sums of words such as `royalty + woman - 1.5*man` into weighted terms, and formats them. Pure text.
 
-A plus sign stands between terms wherever it is written; a minus sign only after a space or at the beginning, since
-"x-ray" and "t-shirt" have one of their own. A phrase with either in it stands in double quotes.
+A plus sign separates terms anywhere. A minus sign does so only after a space or at the beginning, since "x-ray" and
+"t-shirt" contain one. A phrase that contains a sign stands in double quotes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_TERMS = 8
 MAX_CHARACTERS = 200  # of a term
 MAX_WEIGHT = 10.0
 
-_MINUS = "-−–"  # what a keyboard gives, and what editors make of it
+_MINUS = "-−–"  # what a keyboard types, and what editors turn it into
 _SIGN = rf"\+|(?<![^\s+])[{_MINUS}]"
 _TOKEN = re.compile(rf'"(?P<quoted>[^"]*)"|(?P<sign>{_SIGN})|(?P<words>(?:(?!{_SIGN})[^"])+)|"')
 _AMOUNT = re.compile(r"(?P<weight>[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})\s*[*×]\s*")
@@ -24,14 +24,14 @@ _AMOUNT = re.compile(r"(?P<weight>[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})\s*[*
 
 @dataclass(frozen=True)
 class Term:
-    """Words and how much of them: a negative weight takes them away."""
+    """A phrase and its weight; a negative weight subtracts it."""
 
     text: str
     weight: float = 1.0
 
 
 def read(expression: str) -> tuple[Term, ...]:
-    """The terms of a sum, in order. Raises `Unfit` with one sentence for what is no sum."""
+    """Parse a sum into its terms, in order. Raises `Unfit` with one sentence if it is not a sum."""
     text = expression.replace("“", '"').replace("”", '"')
     if len(text) > MAX_TERMS * (MAX_CHARACTERS + 20):
         raise _wrong(f"The sum is too long: at most {MAX_TERMS} terms of {MAX_CHARACTERS} characters.")
@@ -46,7 +46,7 @@ def read(expression: str) -> tuple[Term, ...]:
 
 
 def written(terms: Sequence[Term]) -> str:
-    """The sum as it could be typed; `read` gives the same terms again."""
+    """Format the sum as it could be typed; `read` returns the same terms again."""
     said = ""
     for number, term in enumerate(terms):
         sign = "-" if term.weight < 0 else "+"
@@ -57,12 +57,12 @@ def written(terms: Sequence[Term]) -> str:
 
 
 def _pieces(text: str) -> list[tuple[str, str]]:
-    """(sign, what stands until the next sign), quotes kept."""
+    """Split into (sign, text until the next sign), quotes kept."""
     pieces: list[tuple[str, str]] = []
     sign, words = "", ""
     for token in _TOKEN.finditer(text):
         if token.group() == '"':
-            raise _wrong("A quotation mark has no partner.")
+            raise _wrong("A quotation mark is not closed.")
         if token["sign"] is None:
             words += token.group()
             continue
@@ -84,7 +84,7 @@ def _term(sign: str, words: str) -> Term:
     rest = words.strip()[weighed.end() :] if weighed else words.strip()
     text = _unquoted(rest)
     if not text:
-        raise _wrong(f"There are no words for the weight {amount:g} to weigh.")
+        raise _wrong(f"There are no words for the weight {amount:g}.")
     if len(text) > MAX_CHARACTERS:
         raise _wrong(f"A term may have {MAX_CHARACTERS} characters; one has {len(text)}.")
     if amount > MAX_WEIGHT:
@@ -93,15 +93,15 @@ def _term(sign: str, words: str) -> Term:
 
 
 def _unquoted(words: str) -> str:
-    """The text of a term, on one line and printable. A quoted phrase stands alone in its term."""
+    """Return a term's text on one line, printable. A quoted phrase must be a term by itself."""
     if '"' in words and not (words.startswith('"') and words.endswith('"') and words.count('"') == 2):
-        raise _wrong("A phrase in quotes is a term of its own: put a + or - sign between it and the next.")
+        raise _wrong("A phrase in quotes must be a whole term: put a + or - sign between it and the next.")
     printable = "".join(mark if mark.isprintable() else " " for mark in words.strip('"'))
     return " ".join(printable.split())
 
 
 def _quoted(text: str) -> str:
-    """Quoted only where it would be read otherwise."""
+    """Quote the text if it would be parsed otherwise."""
     safe = text == _plainly(text)
     return text if safe else f'"{text}"'
 

@@ -1,4 +1,4 @@
-"""A walk through the latent space: from one prompt to another, and with two seeds from one noise to another."""
+"""Interpolation from one prompt to another, and with two seeds from one noise to another."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from engine.sampling import Drawing, initial
 from engine.unfit import Unfit
 
 ACROSS = 6
-SEEDS = 2**32  # as many as the bot knows
+SEEDS = 2**32  # the bot's range of seeds
 
 
 def walk(room: Room, a: str, b: str, frames: int = 12, seeds: tuple[int, int] | None = None) -> Shown:
-    """`frames` pictures in equal steps from `a` to `b`. Raises `Unfit` for seeds that are none."""
+    """Draw `frames` pictures in equal steps from `a` to `b`. Raises `Unfit` for seeds out of range."""
     if any(not 0 <= each < SEEDS for each in seeds or ()):
         raise Unfit(f"A seed is a number from 0 to {SEEDS - 1}.", "member")
     shares = [number / (frames - 1) for number in range(frames)]
@@ -22,9 +22,9 @@ def walk(room: Room, a: str, b: str, frames: int = 12, seeds: tuple[int, int] | 
     tiles = [Tile(picture, f"{share:.0%}") for picture, share in zip(pictures, shares, strict=True)]
     rows = [tiles[at : at + ACROSS] for at in range(0, frames, ACROSS)]
     sentence = (
-        f"The words walk from “{a}” to “{b}” while "
-        + ("the noise walks on an arc from one seed to the other" if seeds else "the noise stays the same")
-        + "; no frame in between has a prompt that anybody could type."
+        f"The conditioning moves from “{a}” to “{b}” while "
+        + ("the noise moves on an arc from one seed to the other" if seeds else "the noise stays the same")
+        + "; the frames in between belong to no prompt that can be typed."
     )
     figures = {"from": a, "to": b, "shares": [round(share, 4) for share in shares], "seeds": list(seeds or [room.seed])}
     return Shown("walk", sheet(f"{a} → {b}", rows, tile=160), sentence, figures, [*pictures, *pictures[-2:0:-1]])

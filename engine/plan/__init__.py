@@ -1,9 +1,8 @@
 """A sampler as a table of coefficients, one row a step.
 
-Every step of the usual samplers is linear in what it is given (`probe.py` says how), so a scheduler of diffusers
-becomes a float64 table, and images with different samplers and step counts share one fused update. What is no such
-table is refused with a sentence: `NotTabled` where an unmodified pipeline can run it, ValueError where nothing can.
-Knows no networks, devices or jobs.
+A step of the usual samplers is linear in its inputs (`probe.py` has the formula). So a diffusers scheduler becomes a
+float64 table, and images with different samplers and step counts share one fused update. A sampler without a table is
+refused with a sentence: `NotTabled` if an unmodified pipeline can run it, ValueError if nothing can.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ __all__ = [
 ]
 
 WHY_WHOLE = {
-    "heun": "Heun's method asks the network twice a step, which cannot be batched by step.",
-    "unipc": "UniPC corrects the step before once it knows better, which cannot be batched by step.",
-    "kdpm2": "KDPM2 asks the network twice a step, which cannot be batched by step.",
+    "heun": "Heun's method runs the network twice a step, which cannot be batched by step.",
+    "unipc": "UniPC corrects its previous step afterwards, which cannot be batched by step.",
+    "kdpm2": "KDPM2 runs the network twice a step, which cannot be batched by step.",
     "dpmpp_3m": "A solver of third order looks back two steps, which cannot be batched by step.",
-    "native": "A model's own scheduler as it comes may be anything, which cannot be batched by step.",
+    "native": "A model's own scheduler may do anything, which cannot be batched by step.",
 }
 _FAILS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -45,9 +44,9 @@ _FAILS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError,
 def plan(
     scheduler_config: Mapping[str, Any], sampler: str, steps: int, eta: float = 0.0, timing: Timing = Timing()
 ) -> Plan:
-    """The table of `sampler` for a model's scheduler configuration; cached. Raises ValueError with a sentence.
+    """Return the table of `sampler` for a model's scheduler configuration; cached. Raises ValueError with a sentence.
 
-    It is `NotTabled` where the sampler fits the model and an unmodified pipeline can run it, but not as a table.
+    Raises `NotTabled` if the sampler fits the model and an unmodified pipeline can run it, but it is no table.
     """
     config = {name: value for name, value in scheduler_config.items() if name != "_use_default_values"}
     return _plan(json.dumps(config, sort_keys=True, default=str), sampler, steps, eta, timing)
@@ -62,13 +61,13 @@ def _plan(scheduler_config: str, sampler: str, steps: int, eta: float, timing: T
     if str(config.get("variance_type")).startswith("learned"):
         raise NotTabled("This model's network predicts the variance, too, which cannot be batched by step.")
     try:
-        # At zero terminal SNR, DDIM with eta 1 takes the root of 1 - a - s², which is 0 ± rounding: where diffusers
-        # itself draws NaN, a hair less noise puts it right.
+        # At zero terminal SNR, DDIM with eta 1 takes the root of 1 - a - s², which is 0 ± rounding: diffusers itself
+        # returns NaN there. Slightly less noise avoids it.
         found = probe(scheduler, steps, eta, timing)
         found = probe(build_scheduler(config, sampler), steps, eta * (1 - 1e-6), timing) if eta and not found else found
     except (NotTabled, Mistimed):
         raise
-    except _FAILS as error:  # whatever diffusers says of too many steps, or of a configuration that it cannot run
+    except _FAILS as error:  # diffusers raises these for too many steps or a bad configuration
         raise ValueError(_too_many(sampler, steps)) from error
     if found is None:
         raise ValueError(_too_many(sampler, steps))

@@ -1,10 +1,9 @@
-"""The coefficients of a scheduler, had by asking it: one step with a basis, at every step. No formula is copied.
+"""Finds a scheduler's coefficients by probing it: one step on a basis, at every step. No formula is copied.
 
     network input = c·x        x0 = P·x + Q·out        x' = A·x + B·out + M·h + N·noise        h' = x0
 
-Whether that is all a step does is tested at every step, at three magnitudes and with other values each time: what
-clips or thresholds fails the first, what remembers more than the x0 of the step before fails the second. Knows
-schedulers; no configurations, no networks.
+It tests at every step that a step does nothing else, at three magnitudes and with other values each time. A clipping or
+thresholding step fails for the magnitudes; one that remembers more than the previous x0 fails for the values.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from engine.plan.timing import Timing, set_timesteps
 
 COLUMNS = ("t", "c", "A", "B", "M", "N", "P", "Q", "alpha", "sigma")
 
-X, OUT, HISTORY, NOISE, AGAIN = range(5)  # rows of the basis: one of each, twice nothing but noise, then the tests
-MAGNITUDES = (0.01, 300.0, 1e6)  # Euler's latents at zero terminal SNR reach 2e4; nothing is a picture beyond
+X, OUT, HISTORY, NOISE, AGAIN = range(5)  # rows of the basis: one of each, noise twice, then the tests
+MAGNITUDES = (0.01, 300.0, 1e6)  # Euler's latents at zero terminal SNR reach 2e4; beyond, no picture results
 _SEED = 7
 _TOLERANCE = 1e-9
-_NOTHING = 1e-13  # what subtracting N·noise leaves where a coefficient is zero
+_NOTHING = 1e-13  # residue of subtracting N·noise if a coefficient is zero
 
 CLIPS = "This model's scheduler clips or thresholds its samples, which cannot be batched by step."
-BENDS = "A step of this sampler is not linear in the step before it alone, which cannot be batched by step."
+BENDS = "This sampler is not linear or remembers more than one step, which cannot be batched by step."
 TWICE = "This sampler takes more than one evaluation of the network a step, which cannot be batched by step."
 
 
@@ -41,7 +40,7 @@ Asking = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Aske
 
 
 class NotTabled(ValueError):
-    """The sampler is no table: the picture has to go through an unmodified pipeline. The text is a sentence."""
+    """The sampler has no table, so the image needs an unmodified pipeline. The text is a sentence."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Plan:
 
     `alpha, sigma` are the noise level at which step `k` predicts: x = alpha·x0 + sigma·eps. `init_sigma` scales the
     first draw. `draws[k]` is how many noise draws come before step `k`'s own, the initial latents being the first;
-    `draws[steps]` is how many there are at all. A draw may count and add nothing (Euler ancestral's last), and a step
-    may draw none (LCM's and DDPM's last).
+    `draws[steps]` is their total. A draw may count but add nothing (Euler ancestral's last), and a step may draw none
+    (LCM's and DDPM's last).
     """
 
     table: np.ndarray
@@ -64,27 +63,27 @@ class Plan:
 
     @property
     def keeps_history(self) -> bool:
-        """True for a multistep sampler: the previous x0 enters the next step."""
+        """Whether it is a multistep sampler: the previous x0 enters the next step."""
         return bool(self.table[:, COLUMNS.index("M")].any())
 
     def draws_noise(self, k: int) -> bool:
         return self.draws[k + 1] > self.draws[k]
 
     def level(self, k: int) -> tuple[float, float]:
-        """(alpha, sigma) before step `k`; after the last step there is no noise."""
+        """Return (alpha, sigma) before step `k`; after the last step there is no noise."""
         if k >= self.steps:
             return 1.0, 0.0
         alpha, sigma = self.table[k, [COLUMNS.index("alpha"), COLUMNS.index("sigma")]]
         return float(alpha), float(sigma)
 
     def begun(self, first: int) -> Plan:
-        """The plan of a picture that begins at step `first` with no step before it; noise is counted from there."""
+        """Return the plan of an image that starts at step `first` without history; it counts noise from there."""
         return self.alone(first).drawn(first, 1) if first else self
 
     def alone(self, first: int) -> Plan:
-        """The same without what a multistep sampler knows of the step before `first`.
+        """Return the plan without the history that a multistep sampler uses at step `first`.
 
-        It takes one step of first order, as if the x0 before had been the same: M·h with h = x0 = P·x + Q·out.
+        That step is of first order, as if the previous x0 had been the same: M·h with h = x0 = P·x + Q·out.
         """
         table = self.table.copy()
         a, b, m, p, q = (COLUMNS.index(name) for name in "ABMPQ")
@@ -95,14 +94,14 @@ class Plan:
         return replace(self, table=table)
 
     def drawn(self, first: int, before: int) -> Plan:
-        """The same with so many draws of noise before step `first`."""
+        """Return the plan with `before` noise draws before step `first`."""
         return replace(self, draws=tuple(before + max(0, count - self.draws[first]) for count in self.draws))
 
 
 def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: Timing = Timing()) -> Plan | None:
-    """The plan, or None where the scheduler divides by zero. `scheduler` is used up.
+    """Return the plan, or None if the scheduler divides by zero. `scheduler` cannot be used afterwards.
 
-    Raises `NotTabled`, `Mistimed`, and whatever diffusers raises.
+    Raises `NotTabled`, `Mistimed`, and any error of diffusers.
     """
     set_timesteps(scheduler, steps, timing)
     if len(scheduler.timesteps) != steps:
@@ -119,13 +118,13 @@ def probe(scheduler: Any, steps: int, eta: float = 0.0, timing: Timing = Timing(
     columns = (times, inputs[:, :OUT], onward, estimates[:, :HISTORY], _flat(answers.levels))
     table = torch.cat(columns, dim=1).numpy()
     if clips and not np.isfinite(table).all():
-        raise NotTabled(CLIPS)  # it would make a finite picture even of this
+        raise NotTabled(CLIPS)  # clipping would hide this and make a finite picture
     table.setflags(write=False)
     return Plan(table, init_sigma, tuple(accumulate(answers.drawn, initial=1))) if np.isfinite(table).all() else None
 
 
 class _Answers(NamedTuple):
-    """What each step made of the basis: the network's input, x', x0, whether it drew noise, its (alpha, sigma)."""
+    """Results of each step on the basis: network input, x', x0, whether it drew noise, and (alpha, sigma)."""
 
     inputs: list[torch.Tensor]
     onward: list[torch.Tensor]
@@ -148,7 +147,7 @@ def _answers(scheduler: Any, bases: torch.Tensor, eta: float) -> _Answers:
 
 
 def _asking(scheduler: Any, eta: float) -> Asking:
-    """One probing step: t, x, out and h to (x', x0 or None, whether noise was drawn)."""
+    """Return a function that probes one step: t, x, out, h → (x', x0 or None, whether noise was drawn)."""
     taken, generator = inspect.signature(scheduler.step).parameters, torch.Generator()
     extra: dict[str, Any] = {"eta": eta} if "eta" in taken else {}
     always = str(scheduler.config.get("algorithm_type")).startswith("sde")
@@ -159,7 +158,7 @@ def _asking(scheduler: Any, eta: float) -> Asking:
 
     def ask(t: torch.Tensor, x: torch.Tensor, out: torch.Tensor, h: torch.Tensor) -> Asked:
         untouched = generator.manual_seed(_SEED).get_state()
-        if hasattr(scheduler, "model_outputs"):  # a multistep scheduler keeps its history to itself
+        if hasattr(scheduler, "model_outputs"):  # a multistep scheduler stores its history
             scheduler.model_outputs[-1] = h
         result = scheduler.step(out, t, x, **extra)
         x0 = result.get("pred_original_sample", result.get("denoised"))
@@ -171,9 +170,9 @@ def _asking(scheduler: Any, eta: float) -> Asking:
 
 
 def _straight(untouched: Any, k: int, t: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """The x0 of a scheduler that says none: where it would go from step `k` straight to its last noise level."""
+    """Return the x0 of a scheduler that reports none: a step from `k` straight to its last noise level."""
     if not isinstance(untouched, FlowMatchEulerDiscreteScheduler):
-        raise NotTabled("This sampler does not say what it takes the finished picture to be.")
+        raise NotTabled("This sampler does not report its x0, the estimate of the finished picture.")
     scheduler: Any = copy.copy(untouched)
     scheduler.sigmas = torch.cat([scheduler.sigmas[: k + 1], scheduler.sigmas[-1:], scheduler.sigmas[k + 2 :]])
     scheduler.set_begin_index(k)
@@ -181,9 +180,9 @@ def _straight(untouched: Any, k: int, t: torch.Tensor, x: torch.Tensor, out: tor
 
 
 def _coefficients(bases: torch.Tensor, results: list[torch.Tensor], drawn: list[bool], otherwise: str) -> torch.Tensor:
-    """(A, B, M, N) of every step, read off the basis, once superposition has shown that there is nothing else.
+    """Return (A, B, M, N) of every step from the basis, after superposition has shown that there is nothing else.
 
-    Raises `NotTabled` with the sentence `otherwise`. What is not finite stays NaN.
+    Raises `NotTabled` with the sentence `otherwise`. Non-finite values stay NaN.
     """
     y = _flat(results)
     finite = y.isfinite().all(dim=1)
@@ -199,7 +198,7 @@ def _coefficients(bases: torch.Tensor, results: list[torch.Tensor], drawn: list[
 
 
 def _flat(results: list[torch.Tensor]) -> torch.Tensor:
-    """`[steps, …]` of what each step gave."""
+    """Return the steps' results as `[steps, …]`."""
     return torch.stack([result.as_subclass(torch.Tensor).flatten().double() for result in results])
 
 
@@ -208,7 +207,7 @@ def _noise(rows: int) -> torch.Tensor:
 
 
 def _level(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
-    """(alpha, sigma) of the forward process at the step that comes next."""
+    """Return (alpha, sigma) of the forward process at the next step."""
     x0, noise = (Wide(column.view(-1, 1)) for column in torch.eye(2, dtype=torch.float64))
     if hasattr(scheduler, "add_noise"):
         return scheduler.add_noise(x0, noise, t.expand(2))
@@ -216,7 +215,7 @@ def _level(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
 
 
 def _bases(steps: int) -> torch.Tensor:
-    """`[steps, rows, 3]`: x, out and h of every row. The tests differ from step to step: no memory fits them."""
+    """Return `[steps, rows, 3]`: x, out and h of each row. The tests differ per step, so no memory can fit them."""
     fixed = torch.eye(AGAIN + 1, HISTORY + 1, dtype=torch.float64).expand(steps, -1, -1)
     some = torch.rand(steps, len(MAGNITUDES), 3, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)
     signs = torch.tensor([[1, 1, -1], [1, -1, 1], [-1, 1, 1]])
@@ -225,9 +224,9 @@ def _bases(steps: int) -> torch.Tensor:
 
 
 class Wide(torch.Tensor):
-    """A float64 tensor that stays one: Euler and DPM++ cast their sample to float32, which would round A by 1e-5.
+    """A float64 tensor that cannot be cast: Euler and DPM++ cast their sample to float32, which would round A by 1e-5.
 
-    The scheduler's own tensors stay float32 on purpose: their rounding (1 - beta loses four digits) is in the parity.
+    The scheduler's own tensors stay float32 on purpose: parity includes their rounding (1 - beta loses four digits).
     """
 
     def to(self, *_args: object, **_kwargs: object) -> Wide:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,7 +1,7 @@
-"""What a sampler's name means for a model: which scheduler of diffusers, and which names there are at all.
+"""Maps sampler names to diffusers schedulers, per model.
 
 A model's scheduler configuration says how it was trained: by noise (betas) or by flow matching (Lipman et al. 2022).
-The same name means another scheduler there, and most names mean nothing. Knows configurations; no steps, no networks.
+The same name means another scheduler for flow matching, where most names are not supported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.job import WHOLE_SAMPLERS, Sampler
 
-Way = tuple[type, dict[str, object]]  # a scheduler and what of its configuration the name fixes
+Way = tuple[type, dict[str, object]]  # a scheduler and the configuration that the name fixes
 
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 TABLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name not in WHOLE_SAMPLERS)
@@ -35,7 +35,7 @@ TABLED: tuple[Sampler, ...] = tuple(name for name in SAMPLERS if name not in WHO
 _EVEN: dict[str, object] = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
 _KARRAS = _EVEN | {"use_karras_sigmas": True}
 _2M: dict[str, object] = {"solver_order": 2, "algorithm_type": "dpmsolver++"}
-# With Karras' or others' noise levels diffusers forgets that a flow's end at 1.
+# With Karras or similar noise levels diffusers ignores that a flow's levels end at 1.
 _FLOW = _EVEN | {"use_karras_sigmas": False, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 BY_NOISE: dict[str, Way] = {
@@ -60,13 +60,13 @@ BY_FLOW: dict[str, Way] = {
     "unipc": (UniPCMultistepScheduler, _FLOW),
     "dpmpp_3m": (DPMSolverMultistepScheduler, _2M | _FLOW | {"solver_order": 3}),
 }
-# What StableDiffusionPipeline writes into its scheduler's configuration; being off by them costs 8e-3 in the latents.
-# So they hold where the configuration does not say; where it says, every pipeline runs it as it is.
+# StableDiffusionPipeline writes these into its scheduler's configuration; without them latents differ by 8e-3. They are
+# defaults: a value in the configuration wins, as in every pipeline.
 AS_THE_PIPELINE = {"steps_offset": 1, "clip_sample": False}
 
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
-    """Whether the model was trained by flow matching: x = (1 - sigma)·x0 + sigma·noise; it predicts the velocity."""
+    """Return whether the model was trained by flow matching: x = (1 - sigma)·x0 + sigma·noise; it predicts velocity."""
     return (
         str(scheduler_config.get("_class_name", "")).startswith("FlowMatch")
         or scheduler_config.get("prediction_type") == "flow_prediction"
@@ -75,21 +75,21 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
 
 
 def samplers_for(scheduler_config: Mapping[str, Any]) -> tuple[Sampler, ...]:
-    """The samplers that make sense for a model: first those that can be tabled, then those by an unmodified pipeline.
+    """Return the samplers that suit a model: those with a table first, then those for an unmodified pipeline.
 
-    By the name alone: where the model's scheduler clips or its network predicts the variance, even those of the first
-    kind are not tabled, and `plan` says so.
+    It decides by the name alone. If the model's scheduler clips, or its network predicts the variance, `plan` still
+    refuses a table.
     """
     return tuple(name for name in SAMPLERS if not _refusal(scheduler_config, name))
 
 
 def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
-    """The scheduler of diffusers that `sampler` means for this model. Raises ValueError with a sentence."""
+    """Return the diffusers scheduler that `sampler` means for this model. Raises ValueError with a sentence."""
     sentence = _refusal(scheduler_config, sampler)
     if sentence:
         raise ValueError(sentence)
     kind, fixed = (_own(scheduler_config), {}) if sampler == "native" else _ways(scheduler_config)[sampler]
-    assert kind is not None  # `_refusal` has looked
+    assert kind is not None  # `_refusal` checked it
     config = {**scheduler_config} if sampler == "native" else {**AS_THE_PIPELINE, **_shifts(scheduler_config), **fixed}
     known = inspect.signature(kind).parameters
     try:
@@ -101,14 +101,14 @@ def build_scheduler(scheduler_config: Mapping[str, Any], sampler: str) -> Any:
 
 
 def _refusal(config: Mapping[str, Any], sampler: str) -> str:
-    """Why a model cannot have a sampler, or nothing."""
+    """Return why a model cannot use a sampler, or an empty text."""
     own = _own(config)
     if sampler not in SAMPLERS:
         return f"There is no sampler called {sampler}."
     if sampler == "native":
-        return "" if own else "This model does not say which scheduler is its own."
+        return "" if own else "This model's files do not name its own scheduler."
     if sampler not in _ways(config):
-        return f"The sampler {sampler} is not for models of flow matching; euler and dpmpp_2m are."
+        return f"The sampler {sampler} does not work with flow-matching models; euler and dpmpp_2m do."
     if is_flow(config):
         return _refusal_of_flow(config, sampler)
     if own and "beta_start" not in inspect.signature(own).parameters:
@@ -133,7 +133,7 @@ def _ways(config: Mapping[str, Any]) -> dict[str, Way]:
 
 
 def _own(config: Mapping[str, Any]) -> type | None:
-    """The class that a configuration names: a scheduler of diffusers or nothing, whatever the file says."""
+    """Return the class that a configuration names, if it is a diffusers scheduler; the file is untrusted."""
     name = config.get("_class_name")
     if not isinstance(name, str) or not name.isidentifier():
         return None
@@ -142,6 +142,6 @@ def _own(config: Mapping[str, Any]) -> type | None:
 
 
 def _shifts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the flow's shift under both of the names that schedulers have for it."""
+    """Return the configuration with the flow's shift under both names that schedulers use for it."""
     shift = config.get("shift", config.get("flow_shift"))
     return {**config, "shift": shift, "flow_shift": shift} if shift is not None else dict(config)

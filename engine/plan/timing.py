@@ -1,4 +1,4 @@
-"""When a scheduler's steps are: how many, at which noise levels, from the first on. Knows schedulers, no samplers."""
+"""The timesteps and noise levels of a scheduler, as a pipeline sets them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Mistimed(ValueError):
 
 @dataclass(frozen=True)
 class Timing:
-    """What a pipeline passes to `set_timesteps` besides the number of steps; hashable.
+    """A pipeline's arguments to `set_timesteps` besides the number of steps; hashable.
 
-    `mu` is how far a noise schedule is shifted for the picture's size, and counts only where the schedule shifts
-    dynamically (as in diffusers). `sigmas` are noise levels of the pipeline's own, one a step; the flow form of DPM++
-    makes its own (the pipelines leave them out there, too).
+    `mu` shifts a noise schedule for the picture's size, and counts only for dynamic shifting (as in diffusers).
+    `sigmas` are the pipeline's own noise levels, one a step. The flow form of DPM++ makes its own and ignores them, as
+    the pipelines do.
     """
 
     mu: float | None = None
@@ -28,34 +28,34 @@ class Timing:
 
 
 def set_timesteps(scheduler: Any, steps: int, timing: Timing = Timing()) -> None:
-    """As pipelines do it. Raises `Mistimed`, or what diffusers raises where it cannot take so many steps."""
+    """Set the timesteps as pipelines do. Raises `Mistimed`, or diffusers' error for too many steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy's, of the schedulers' np.array(tensor)
-        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of divisions by zero: their step is not finite
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, of divisions by zero: that step is not finite
         _pass_on(scheduler, steps, timing)
     if timing.sigmas is not None and len(scheduler.timesteps) != steps:
         raise Mistimed("There must be as many noise levels as steps.")
     if len(scheduler.timesteps) == steps + 1 and scheduler.timesteps[-1] < 0:
         _drop_the_last(scheduler, steps)
-    if hasattr(scheduler, "set_begin_index"):  # else, where two steps share a first timestep, diffusers skips one
+    if hasattr(scheduler, "set_begin_index"):  # otherwise, if two steps share a first timestep, diffusers skips one
         scheduler.set_begin_index(0)
 
 
 def _pass_on(scheduler: Any, steps: int, timing: Timing) -> None:
     shifts = scheduler.config.get("use_dynamic_shifting")
     if shifts and timing.mu is None:
-        raise Mistimed("This model's noise schedule depends on the picture's size, and nobody has said it.")
+        raise Mistimed("This model's noise schedule depends on the picture's size, which is missing.")
     shift = {"mu": timing.mu} if shifts else {}
     if timing.sigmas is None or scheduler.config.get("use_flow_sigmas"):
         scheduler.set_timesteps(steps, **shift)
     elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
         scheduler.set_timesteps(sigmas=list(timing.sigmas), **shift)
     else:
-        raise Mistimed("This sampler makes its own noise levels, and takes none from outside.")
+        raise Mistimed("This sampler makes its own noise levels and accepts no others.")
 
 
 def _drop_the_last(scheduler: Any, steps: int) -> None:
-    """At 62 numbers of steps (61, 103, …) "trailing" spacing counts one too many by rounding, down to timestep -1."""
+    """Drop timestep -1: with 62 numbers of steps (61, 103, …) "trailing" spacing yields one too many by rounding."""
     scheduler.timesteps = scheduler.timesteps[:steps]
     scheduler.num_inference_steps = steps
     if hasattr(scheduler, "sigmas"):

@@ -1,21 +1,22 @@
-"""Who shares the next forward pass: fair queueing over tier → guild → user → job, by calibrated cost. No torch.
+"""Chooses the images of the next forward: fair queueing over tier → guild → user → job, by calibrated cost. No torch.
 
-Two questions, both answered by start-time fair queueing. Which images may share a forward (a *group*: equal keys) and
-has the device now: `turns.py`. Who of that group is in the batch: `group.py`. A newcomer starts level with the
-least served, so it is in the very next batch of its group, and whoever is furthest ahead pauses: nobody waits behind
-somebody's thousand steps, and nobody banks credit while away or paused.
+Start-time fair queueing answers two questions. Images of equal key may share a forward and form a *group*: `turns.py`
+decides which group has the device. `group.py` decides which of its images are in the batch. A new job starts level with
+the least served, so it is in the very next batch of its group. The most served images pause. So nobody waits behind
+someone's thousand steps, and nobody gains credit while away or paused.
 
-Bounds, for siblings f and m at any level, with weights w; W is the cost they had over any interval:
-- In a group, while f has an image that is left out and m's images are at least as wide as f's:
-  W_m/w_m - W_f/w_f ≤ c_f/w_f + c_m/w_m (Goyal et al. 1997, theorem 1; c the dearest image-step), and with new jobs,
-  which go first while their owner is at most a batch ahead, one batch more. Narrower images may win the room that
-  nobody else fits in: no batch leaves any. Deficit round robin (Shreedhar and Varghese 1996, "Efficient fair queuing
-  using deficit round-robin") with a quantum q allows 2 c + q, and lets a newcomer wait for a whole round.
-- Between groups, for users who have all their work in one: the device times T of groups a and b with claims C (users,
-  by weight) differ by |T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b while nobody joins or leaves them, L the cost of a turn.
-- Where times are calibrated, a step of a user with a share s, whose rows alone take t, takes t/s or less on average
+Bounds for siblings f and m at any level, with weights w; W is their cost over any interval:
+
+- In a group, while an image of f is left out and m's images are at least as wide as f's: W_m/w_m - W_f/w_f ≤ c_f/w_f +
+  c_m/w_m (Goyal et al. 1997, theorem 1; c is the largest image-step). New jobs go first while their owner is at most a
+  batch ahead, which adds one batch. Narrower images may use rows that no other image fits in, so that no batch leaves
+  any unused. Deficit round robin (Shreedhar and Varghese 1996, "Efficient fair queuing using deficit round-robin") with
+  a quantum q allows 2 c + q, and lets a new job wait for a whole round.
+- Between groups, for users with all their work in one: the device times T of groups a and b with claims C (users, by
+  weight) differ by |T_a/C_a - T_b/C_b| ≤ L/C_a + L/C_b while nobody joins or leaves; L is the cost of a turn.
+- With calibrated times, take a user with share s whose rows alone take t. A step takes t/s or less on average
   (`patience.py`), as long as a batch of those rows and one more does.
-- A group is left after `hold` steps, or `quantum` of cost, at the earliest, unless nobody is left in it.
+- A group keeps the device for at least `hold` steps or `quantum` of cost, unless its last image leaves.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MOST_WEIGHT = 1000.0
 
 
 class Scheduler(Generic[E]):
-    """A group's turn lasts `hold` steps, or `quantum` of cost (milliseconds, where entries have a price) if less."""
+    """A group's turn lasts `hold` steps or `quantum` of cost (milliseconds, if entries have a price)."""
 
     def __init__(self, hold: int = 8, quantum: float = 1000.0) -> None:
         self._turns: Turns[E] = Turns(hold, quantum)
@@ -42,20 +43,20 @@ class Scheduler(Generic[E]):
         self._paused: dict[int, Seat[E]] = {}
         self._paused_jobs: set[str] = set()
         self._newcomers: set[str] = set()  # jobs that were never served
-        self._weights: dict[str, float] = {}  # of jobs, beside other jobs of their user
-        self._offer: tuple[Group[E], dict[int, float]] | None = None  # what `next` proposed, and its costs
+        self._weights: dict[str, float] = {}  # of jobs, among jobs of the same user
+        self._offer: tuple[Group[E], dict[int, float]] | None = None  # the proposal of `next`, and its costs
         self._changed = False
         self._arrived = 0
         self._step = 0
 
     @property
     def rows(self) -> int:
-        """Rows a step of everything that is here and not paused."""
+        """Rows a step of all entries that are not paused."""
         return sum(seat.entry.rows for seat in self._seats.values())
 
     @property
     def idle(self) -> bool:
-        """Nothing is here, or all of it is paused."""
+        """Whether no entries are here, or all are paused."""
         return not self._seats
 
     def __len__(self) -> int:
@@ -76,7 +77,7 @@ class Scheduler(Generic[E]):
             self._enter(id(entry))
 
     def remove(self, entry: E) -> None:
-        """Raises KeyError where it is not here."""
+        """Remove the entry. Raises KeyError if it is unknown."""
         if id(entry) in self._seats:
             self._exit(id(entry))
         del self._paused[id(entry)]
@@ -86,22 +87,22 @@ class Scheduler(Generic[E]):
             self._weights.pop(entry.job, None)
 
     def pause(self, job: str) -> None:
-        """From the next step on it has no rows and earns no credit, until it is resumed. Unknown jobs are ignored."""
+        """Give the job no rows and no credit from the next step on, until it is resumed. Unknown jobs are ignored."""
         if job in self:
             self._paused_jobs.add(job)
         for number in self._of(job, self._seats):
             self._exit(number)
 
     def resume(self, job: str) -> None:
-        """It goes on as it was: owing what it owed, and owed nothing for its absence."""
+        """Continue the job: its debts remain, and it gains no credit for the pause."""
         self._paused_jobs.discard(job)
         for number in self._of(job, self._paused):
             self._enter(number)
 
     def prioritise(self, job: str, weight: float) -> None:
-        """Of its user's rows the job gets `weight` times as many as one of weight 1; other users lose nothing by it.
+        """Give the job `weight` times the rows of its user's jobs of weight 1; other users lose nothing.
 
-        Raises ValueError where the weight is not above 0 and at most 1000.
+        Raises ValueError if the weight is not above 0 and at most 1000.
         """
         if not 0.0 < weight <= MOST_WEIGHT:
             raise ValueError(f"a job's weight is above 0 and at most {MOST_WEIGHT:g}, not {weight:g}")
@@ -113,9 +114,9 @@ class Scheduler(Generic[E]):
         self._changed = True
 
     def next(self, limit: int, limits: Mapping[Hashable, int] = MappingProxyType({})) -> list[E]:
-        """The next batch, at most `limit` rows (a single wider entry goes alone); changes nothing. [] when idle.
+        """Return the next batch, at most `limit` rows (a single wider entry runs alone). [] when idle. Changes nothing.
 
-        `limits` holds the limits of the keys that have one of their own.
+        `limits`: the batch limits of keys that have their own.
         """
         self._regroup()
         seat = self._turns.next()
@@ -127,9 +128,9 @@ class Scheduler(Generic[E]):
         return [seat.entry for seat in batch]
 
     def charge(self, batch: Sequence[E], cost: float | None = None) -> None:
-        """The batch has run, at the rows and prices that it had when it was proposed, even if it has moved on since.
+        """Charge a batch that has run, at the rows and prices of its proposal, even if it has moved on since.
 
-        `cost`: what the whole forward took, where that is not the sum of its rows (padding); it is the group's charge.
+        `cost`: the forward's cost if it is not the sum of its rows (padding); it is charged to the group.
         """
         if self._offer is None:
             return
@@ -179,7 +180,7 @@ class Scheduler(Generic[E]):
                 self._offer = None
 
     def _regroup(self) -> None:
-        """Keys change from step to step: everyone sits where its next step belongs."""
+        """Move entries whose key has changed to the group of their next step."""
         for seat in self._seats.values():
             key = seat.entry.key
             if key is not seat.key and key != seat.key:

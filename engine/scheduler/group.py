@@ -1,8 +1,7 @@
-"""A group: the seats of one key, which may share a batch, and who of them goes into the next one.
+"""A group: the entries of one key, which may share a batch, and the choice of its next batch.
 
-Within a group the order is start-time fair queueing by cost: every pick is of the least served tier, in it of the least
-served guild, user and job, and a job's images go by their step. Knows nothing of other groups; `claim` tells how much
-of a node's work is here.
+Within a group the order is start-time fair queueing by cost. Each pick takes the least served tier, in it the least
+served guild, user and job; a job's images go by step. `claim` is the part of a node's work that is in this group.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import Generic
 from engine.scheduler.patience import Demand, Patience
 from engine.scheduler.shares import E, Node, Seat
 
-PATIENCE = 8  # steps for which newcomers may keep an image waiting that was passed over
+PATIENCE = 8  # steps for which new jobs may delay an overtaken image
 
 
 class Group(Generic[E]):
-    """`newcomers`: jobs that were never served; whoever is served is taken out.
+    """`newcomers`: jobs that were never served; serving one removes it.
 
-    `rates` is what a device-millisecond of this group adds to the time of each node of the whole tree.
+    `rates`: what a device-millisecond of this group adds to the time of each node of the whole tree.
     """
 
     def __init__(self, key: Hashable, newcomers: set[str]) -> None:
@@ -29,8 +28,8 @@ class Group(Generic[E]):
         self.seats: dict[int, Seat[E]] = {}  # by number
         self.rates: list[tuple[Node[E], float]] = []
         self.nodes: list[Node[E]] = []  # of its tree
-        self.passed: list[Seat[E]] = []  # whom the batch that `fill` proposed overtakes
-        self.fullest = 0.0  # the cost of the dearest batch so far
+        self.passed: list[Seat[E]] = []  # seats that the proposed batch overtakes
+        self.fullest = 0.0  # the cost of the most expensive batch so far
         self._patience = Patience()
 
     def join(self, seat: Seat[E]) -> None:
@@ -43,13 +42,13 @@ class Group(Generic[E]):
         del self.seats[seat.number]
 
     def lay_claims(self, whole: Node[E]) -> None:
-        """After anybody came, went, paused or was given another weight."""
+        """Recompute claims and rates, after an entry joined, left, paused or changed its weight."""
         self.nodes, self.rates = list(self.root.beneath()), []
         self._claim(self.root, whole)
         self._rate(self.root, whole, 1.0)
 
     def _claim(self, node: Node[E], whole: Node[E]) -> float:
-        """The part of the node's share that is in this group: of a job with three of four images here, 3/4."""
+        """Return the part of the node's share in this group: for a job with three of four images here, 3/4."""
         node.weight = whole.weight
         if node.seats:
             node.claim = len(node.seats) / len(whole.seats)
@@ -68,7 +67,7 @@ class Group(Generic[E]):
             self._rate(child, above, share)
 
     def fill(self, limit: int, step: int) -> list[Seat[E]]:
-        """The next batch, in order of arrival; a single wider seat goes alone. Changes no times."""
+        """Return the next batch, in order of arrival; a single wider seat runs alone. Changes no times."""
         self.passed = []
         seats = list(self.seats.values())
         rows = 0
@@ -82,7 +81,7 @@ class Group(Generic[E]):
         return sorted(self._fill(limit, step), key=_number)
 
     def _demands(self, seats: list[Seat[E]]) -> list[Demand]:
-        """What each user asks for now."""
+        """Return the rows that each user has now."""
         rows: dict[tuple[str, ...], int] = {}
         parts: dict[tuple[str, ...], float] = {}
         for seat in seats:
@@ -117,7 +116,7 @@ class Group(Generic[E]):
         return batch
 
     def _pass(self, late: list[Seat[E]]) -> None:
-        """Those too wide for what was left have now been overtaken: the first of each user goes first next time."""
+        """Note that seats too wide for the remaining rows were overtaken; each user's first goes first next time."""
         for seat in late:
             assert seat.here is not None
             assert seat.here.parent is not None
@@ -127,7 +126,9 @@ class Group(Generic[E]):
         late.clear()
 
     def _first(self, step: int) -> list[Seat[E]]:
-        """Who goes before the fair order: newcomers, then those passed over; these before all if it was long ago."""
+        """Return the seats before the fair order: new jobs, then overtaken seats; long overtaken ones come first of
+        all.
+        """
         overdue = sorted((seat for seat in self.seats.values() if seat.since is not None), key=_since)
         old = [seat for seat in overdue if _since(seat) + PATIENCE < step]
         new: dict[tuple[str, ...], Seat[E]] = {}  # one of each user
@@ -138,7 +139,7 @@ class Group(Generic[E]):
         return list(order.values())
 
     def _may_lead(self, seat: Seat[E]) -> bool:
-        """A new job waits for nobody, unless its owner is more than a whole batch ahead: one-step jobs win nothing."""
+        """A new job goes first unless its owner is more than a batch ahead; so many one-step jobs gain nothing."""
         assert seat.here is not None
         owners = [*seat.here.path()][1:]
         return all(
@@ -147,7 +148,7 @@ class Group(Generic[E]):
         )
 
     def charge(self, ran: list[Seat[E]], costs: list[float], step: int) -> None:
-        """The seats were served."""
+        """Charge the served seats."""
         self.fullest = max(self.fullest, sum(costs))
         self._patience.charge(_rows_by_user(ran))
         self.root.taken = 0
@@ -186,7 +187,7 @@ def _take(seat: Seat[E], batch: list[Seat[E]]) -> None:
 
 
 def _queue(node: Node[E]) -> bool:
-    """Line up everything beneath, the least served first. False where nothing is left."""
+    """Sort everything beneath the node, the least served first. Return False if nothing is left."""
     if node.seats:
         node.queue = [seat for seat in node.seats if not seat.chosen]
         if len(node.queue) > 1:
@@ -198,7 +199,7 @@ def _queue(node: Node[E]) -> bool:
 
 
 def _reorder(job: Node[E]) -> None:
-    """The job was at the top of every heap above it; its time, or its queue, has changed."""
+    """Update the heaps above a job that was on top of each: its time or its queue has changed."""
     node, left = job, bool(job.queue)
     while (parent := node.parent) is not None:
         if left:
@@ -209,7 +210,7 @@ def _reorder(job: Node[E]) -> None:
 
 
 def _level(parent: Node[E]) -> None:
-    """Who had all that it asked for is owed nothing: its time is at least that of the least served who waits."""
+    """Raise nodes that got all they asked for to the least served waiting sibling: they are owed nothing."""
     children = parent.children.values()
     waiting = [child.time for child in children if child.taken < child.size]
     now = min(waiting) if waiting else max(child.time for child in children)

@@ -1,9 +1,8 @@
-"""How many rows a batch may have, so that no user's steps take longer than if users took the whole device in turns.
+"""Limits a batch so that no user's steps take longer than if users took turns on the whole device.
 
-A batch takes as long as all of its rows, so one user's many rows would slow another's few. Alone, a user's own rows
-take t; with a share s of the device a step takes t/s on average: that is the user's *allowance*. What a step leaves of
-it is saved for larger batches, which give more rows a second. Users of equal demand never meet the bound. Knows
-calibrated milliseconds by rows; nothing of jobs or steps.
+A batch takes as long as all of its rows, so one user's many rows would slow another's few. Suppose a user's own rows
+take t alone. With a share s of the device, a step takes t/s on average: the user's *allowance*. Time that a step saves
+is kept for larger batches, which give more rows a second. Users of equal demand never meet the limit.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-KEPT = 0.85  # of the rows a second that full batches give
+KEPT = 0.85  # share of a full batch's rows a second that is kept
 
 Times = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class Demand:
-    """The rows of one user in a group, and the share of the group's device time that belongs to that user."""
+    """The rows of one user in a group, and that user's share of the group's device time."""
 
     user: Hashable
     rows: int
@@ -26,16 +25,16 @@ class Demand:
 
 
 class Patience:
-    """Of one group. `bound` proposes and changes nothing; `charge` counts what has run."""
+    """The state of one group. `bound` proposes and changes nothing; `charge` counts what has run."""
 
     def __init__(self) -> None:
-        self._saved: dict[Hashable, float] = {}  # milliseconds; below 0: a debt
+        self._saved: dict[Hashable, float] = {}  # milliseconds; negative: a debt
         self._allowances: dict[Hashable, tuple[int, float]] = {}  # (rows, milliseconds) of the last proposal
         self._times: Times = {}
         self._full = 0.0
 
     def bound(self, demands: Sequence[Demand], limit: int, times: Times) -> int:
-        """The most rows of the next batch, at most `limit`."""
+        """Return the most rows of the next batch, at most `limit`."""
         self._allowances, self._times = {}, times
         if len(demands) < 2 or not times:
             return limit
@@ -57,7 +56,7 @@ class Patience:
         return max((size for size in sizes if forward_ms(times, size) <= room), default=sizes[0])
 
     def charge(self, rows: Mapping[Hashable, int]) -> None:
-        """The rows of each user that have just run, all in one batch."""
+        """Account for the rows of each user that ran in one batch."""
         took = forward_ms(self._times, sum(rows.values())) if self._allowances else 0.0
         saved: dict[Hashable, float] = {}
         for user, (wanted, allowance) in self._allowances.items():
@@ -67,14 +66,14 @@ class Patience:
 
 
 def forward_ms(times: Times, rows: int) -> float:
-    """Milliseconds of so many rows: of the next size that was timed; beyond the largest, of several forwards."""
+    """Return the milliseconds for these rows: of the next timed size; beyond the largest, of several forwards."""
     largest = max(times)
     whole, rest = divmod(rows, largest)
     return whole * times[largest] + (times[min(size for size in times if size >= rest)] if rest else 0.0)
 
 
 def efficient_sizes(times: Times, least: int, full: int) -> list[int]:
-    """From the smallest batch of at least `least` rows to `full`: those that no mixture of two others beats."""
+    """Return the sizes from at least `least` rows to `full` that no mixture of two others beats."""
     sizes = sorted({min(size, full) for size in times if size >= least} | {full})
     hull: list[int] = []
     for size in sizes:
@@ -85,7 +84,7 @@ def efficient_sizes(times: Times, least: int, full: int) -> list[int]:
 
 
 def frugal_ms(times: Times, sizes: Sequence[int]) -> float:
-    """The shortest mean of a mixture of efficient sizes that has `KEPT` of the largest's rows a millisecond."""
+    """Return the shortest mean time of mixed efficient sizes with `KEPT` of the largest's rows a millisecond."""
     wanted = KEPT * sizes[-1] / forward_ms(times, sizes[-1])
     few = sizes[0]
     for many in sizes[1:]:
@@ -99,5 +98,5 @@ def frugal_ms(times: Times, sizes: Sequence[int]) -> float:
 
 
 def _gain(times: Times, few: int, many: int) -> float:
-    """Rows a millisecond that the larger batch adds."""
+    """Return rows a millisecond that the larger batch adds."""
     return (many - few) / max(forward_ms(times, many) - forward_ms(times, few), 1e-9)

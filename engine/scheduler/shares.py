@@ -1,7 +1,7 @@
-"""The tree of those who share: tier → guild → user → job, each with the virtual time of start-time fair queueing.
+"""The fair-queueing tree, tier → guild → user → job; each node has a virtual time of start-time fair queueing.
 
-A node's virtual time is the cost that it had, divided by its weight; among siblings the least goes first (Goyal, Vin
-and Cheng 1997, "Start-time fair queueing", IEEE/ACM Transactions on Networking 5(5)). Knows neither groups nor batches.
+A node's virtual time is its cost so far, divided by its weight. Among siblings the least goes first (Goyal, Vin and
+Cheng 1997, "Start-time fair queueing", IEEE/ACM Transactions on Networking 5(5)).
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Generic, Protocol, TypeVar
 
 from engine.job import Share
 
-MOST_REMEMBERED = 1000  # of a node's children that left
+MOST_REMEMBERED = 1000  # children that left a node
 _serials = count()
 _NO_TIMES: Mapping[int, float] = MappingProxyType({})
 
 
 class Entry(Protocol):
-    """What is scheduled: one image, and what it asks for in its next step. Only entries of equal `key` share a batch.
+    """What is scheduled: one image with the inputs of its next step. Only entries of equal `key` share a batch.
 
-    `rows` and `key` may change from step to step. An entry with a `price` (milliseconds a row-step at its size, by
-    calibration) is charged by it; without one a row-step costs 1. `times`, where it has them, are milliseconds of a
-    forward by rows: see `patience.py`.
+    `rows` and `key` may change from step to step. `price` is milliseconds a row-step at its size, by calibration;
+    without it a row-step costs 1. `times`, if set, are milliseconds of a forward by rows: see `patience.py`.
     """
 
     job: str
@@ -55,13 +54,13 @@ class Node(Generic[E]):
         self.children: dict[str, Node[E]] = {}
         self.seats: list[Seat[E]] = []
         self.size = 0  # images beneath
-        self.weight = 1.0  # beside its siblings
+        self.weight = 1.0  # relative to its siblings
         self.claim = 1.0  # the part of the node's work that is in this tree
-        self.part = 1.0  # of this tree's device time, what belongs to the node
-        self.clock = 0.0  # where a newcomer among its children starts, at the least
-        self.gone: dict[str, float] = {}  # the times of children that left, so that leaving forgives nothing
-        self.last = -1  # the step in which it was last served
-        # What filling a batch writes down:
+        self.part = 1.0  # the node's part of this tree's device time
+        self.clock = 0.0  # the lowest time at which a new child starts
+        self.gone: dict[str, float] = {}  # times of children that left: leaving cancels no debt
+        self.last = -1  # the step that last served it
+        # State while a batch is filled:
         self.taken = 0
         self.ahead = 0.0
         self.overdue = False
@@ -69,7 +68,7 @@ class Node(Generic[E]):
         self.heap: list[tuple[float, int, int, Node[E]]] = []
 
     def join(self, seat: Seat[E], weights: tuple[float, ...] = (1.0,) * 4) -> Node[E]:
-        """A seat beneath this root; its job's node. Who was not here starts level with the least served."""
+        """Add a seat beneath this root; return its job's node. New nodes start level with the least served sibling."""
         node = self
         node.size += 1
         for name, weight in zip(seat.names, weights, strict=True):
@@ -84,13 +83,13 @@ class Node(Generic[E]):
         return child
 
     def now(self) -> float:
-        """The time among its children: that of the least served, and it never runs backwards."""
+        """Return the virtual time among its children: the least served one's; it never decreases."""
         if self.children:
             self.clock = max(self.clock, min(child.time for child in self.children.values()))
         return self.clock
 
     def leave(self, seat: Seat[E]) -> None:
-        """Of a job: the seat goes, and whoever is left with nothing."""
+        """Remove the seat from this job, and every node that becomes empty."""
         self.seats.remove(seat)
         node = self
         while (parent := node.parent) is not None:
@@ -105,20 +104,20 @@ class Node(Generic[E]):
     def _remember(self, child: Node[E]) -> None:
         if child.time > self.clock:
             self.gone[child.name] = child.time
-        if len(self.gone) > MOST_REMEMBERED:  # behind the clock it makes no difference
+        if len(self.gone) > MOST_REMEMBERED:  # times below the clock have no effect
             self.gone = {name: time for name, time in self.gone.items() if time > self.clock}
         while len(self.gone) > MOST_REMEMBERED:
             del self.gone[next(iter(self.gone))]
 
     def path(self) -> Iterator[Node[E]]:
-        """From this node up to the tier."""
+        """Yield this node and its parents up to the tier."""
         node = self
         while node.parent is not None:
             yield node
             node = node.parent
 
     def beneath(self) -> Iterator[Node[E]]:
-        """Every node below this one, parents first."""
+        """Yield every node below this one, parents first."""
         for child in self.children.values():
             yield child
             yield from child.beneath()
@@ -126,7 +125,7 @@ class Node(Generic[E]):
 
 @dataclass(eq=False, slots=True)
 class Seat(Generic[E]):
-    """An entry's place. `job` is its node in the whole tree, `here` the one in its group's, for the key it had then."""
+    """An entry's state. `job` is its node in the whole tree, `here` the one in its group, for the key of that time."""
 
     entry: E
     number: int  # in order of arrival
@@ -134,14 +133,14 @@ class Seat(Generic[E]):
     job: Node[E]
     key: Hashable = None
     here: Node[E] | None = None
-    since: int | None = None  # the step in which it was passed over; it goes first in the next batch
+    since: int | None = None  # the step that overtook it; it goes first in the next batch
     rows: int = 0
     cost: float = 0.0
     times: Mapping[int, float] = field(default_factory=lambda: _NO_TIMES)
     chosen: bool = False
 
     def look(self) -> None:
-        """What it asks for now."""
+        """Read what the entry's next step takes."""
         self.rows = self.entry.rows
         self.cost = self.rows * float(getattr(self.entry, "price", 1.0))
         self.times = getattr(self.entry, "times", _NO_TIMES)

@@ -1,8 +1,8 @@
-"""Which group of equal keys has the device: groups take turns, in proportion to what their users may claim.
+"""Group turns: groups of equal keys take turns on the device, in proportion to their users' claims.
 
-A turn's device time is charged to everyone who has work in that group, by claim and not by rows: who needs few rows
-pulls no group along, and who spreads work over many sizes wins nothing. The next turn is for the least charged tier, in
-it the least charged guild, user, job.
+A turn's device time is charged to all who have work in that group, by claim and not by rows. So a user of few rows does
+not slow the group down, and spreading work over many sizes gains nothing. The next turn goes to the least charged tier,
+in it the least charged guild, user and job.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.scheduler.shares import E, Node, Seat
 
 
 class Turns(Generic[E]):
-    """A turn lasts `hold` steps or `quantum` of cost, whichever is first, unless its group has left."""
+    """A turn lasts `hold` steps or `quantum` of cost, whichever comes first, or until its group is empty."""
 
     def __init__(self, hold: int, quantum: float) -> None:
         self.whole: Node[E] = Node()
@@ -27,7 +27,7 @@ class Turns(Generic[E]):
         return self._steps >= self._hold or self._spent >= self._quantum
 
     def next(self) -> Seat[E] | None:
-        """The seat whose group runs next: of the group that runs now until its turn is over. Changes no times."""
+        """Return a seat of the group that runs next: the current one until its turn is over. Changes no times."""
         if self._group is not None and self._group.seats and not self.over:
             return next(iter(self._group.seats.values()))
         node = self.whole
@@ -36,12 +36,12 @@ class Turns(Generic[E]):
         return min(node.seats, key=_step, default=None)
 
     def forget(self, group: Group[E]) -> None:
-        """It has no seats any more; nothing here may keep what has left from being freed."""
+        """Drop a group without seats, so that its images can be freed."""
         if group is self._group:
             self._group = None
 
     def charge(self, group: Group[E], cost: float, step: int) -> None:
-        """The group has run for one step."""
+        """Charge a group for one step."""
         if group is not self._group or self.over:
             self._group, self._steps, self._spent = group, 0, 0.0
         self._steps += 1

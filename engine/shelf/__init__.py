@@ -1,7 +1,7 @@
-"""Several models within one memory budget: a job's model is loaded when it is asked for, and stays while there is room.
+"""Model cache: several models within one memory budget, loaded on demand and kept while there is room.
 
-Loading runs in a thread of its own, one model at a time, while the engine goes on for the others. Knows who waits and
-for what; nothing of the broker. What is in memory, and who goes first, is the stock's to say.
+Loading runs in a separate thread, one model at a time, while the engine runs other models. `Stock` decides what is
+evicted.
 """
 
 from __future__ import annotations
@@ -30,61 +30,61 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TURN = 20.0  # seconds that a job may wait for others to leave; then those who come for their models wait for it
+TURN = 20.0  # seconds; a job that has waited longer for memory goes before new jobs of loaded models
 LOOK = 1.0
 
 
 @dataclass
 class Model:
-    """One that this worker offers. `size`: bytes. `open` loads it; `renew` says of it what is announced."""
+    """A model that this worker offers. `size`: bytes. `open` loads it; `renew` returns its announcement."""
 
     name: str
     size: int
     warm: Warm
     open: Callable[[Told], Family]
     renew: Callable[[Family], Warm]
-    refine: Callable[[Calibration, Family], None] = lambda found, family: None  # keeps what real work has shown
-    sizes: Mapping[Dtype, int] = field(default_factory=dict[Dtype, int])  # where it is large: in that format
+    refine: Callable[[Calibration, Family], None] = lambda found, family: None  # saves a calibration
+    sizes: Mapping[Dtype, int] = field(default_factory=dict[Dtype, int])  # of a large model: bytes in each format
     wanted: int = 0  # jobs that wait for it
-    done: float = 0.0  # how much of it is in memory, while it is loaded
-    fresh: bool = False  # loaded for somebody, and not used since
+    done: float = 0.0  # loaded fraction, while it is loading
+    fresh: bool = False  # loaded for a waiting job, and not used yet
     opening: asyncio.Task[None] | None = None
 
 
 class Shelf:
-    """All of it belongs to the event loop, but for `families`, which any thread may read, and `refine`."""
+    """Belongs to the event loop, except `families`, which any thread may read, and `refine`."""
 
     def __init__(self, models: list[Model], stock: Stock, loader: Loader | None = None) -> None:
         self._models = {model.name: model for model in models}
         self._stock, self.loader = stock, loader or Loader()
         self.families = stock.families
         self.on_change: Callable[[], None] = lambda: None
-        self.progress: ModelProgress | None = None  # of the model that is loaded, or was loaded last
+        self.progress: ModelProgress | None = None  # of the model that is loading, or was loaded last
         self._lines = ProgressLines(log.info)
         self._one_at_a_time = asyncio.Lock()
         self._change = asyncio.Event()
-        self._waiting: dict[object, float] = {}  # since when (monotonic) somebody waits until others have left
+        self._waiting: dict[object, float] = {}  # start (monotonic) of each wait for memory in use
 
     def warm(self) -> tuple[Warm, ...]:
-        """What is announced of each model."""
+        """Return the announcement of each model."""
         return tuple(_loaded(model.warm, model.name in self.families) for model in self._models.values())
 
     def done(self, name: str) -> float | None:
-        """How much of a model is in memory, from 0 to 1; None for one that there is not."""
+        """Return a model's loaded fraction, 0 to 1; None for an unknown model."""
         model = self._models.get(name)
         return model and model.done
 
     def refine(self, name: str, found: Calibration) -> None:
-        """Real work has shown how fast a model is: announced from now on, and kept. Blocks for a file."""
+        """Announce and save a calibration from real work. Blocks for a file."""
         model, family = self._models.get(name), self.families.get(name)
         if model is not None and family is not None:
             model.warm = found.repriced(model.warm)
             model.refine(found, family)
 
     async def take(self, name: str, dtype: Dtype) -> bool:
-        """Returns once the model is in memory, where it stays until `let_go`. Raises `Unfit` where it cannot be loaded.
+        """Wait until the model is in memory, and keep it there until `let_go`. Raises `Unfit` where loading fails.
 
-        False: there is no such model, and nothing to let go.
+        Returns False for an unknown model, which needs no `let_go`.
         """
         model = self._models.get(name)
         if model is None:
@@ -94,7 +94,7 @@ class Shelf:
             await self._until_ready(model, dtype)
             self._stock.hold(name)
             family = self.families[name]
-            if isinstance(family, HeldOnce) and family.held_once:  # others may want another format
+            if isinstance(family, HeldOnce) and family.held_once:  # other jobs may need another format
                 model.fresh = False
         finally:
             model.wanted -= 1
@@ -102,16 +102,16 @@ class Shelf:
         return True
 
     def crowded(self, me: object = None) -> bool:
-        """Somebody but `me` has waited long enough for those in the engine to leave."""
+        """Whether a waiter other than `me` has waited too long for models in use."""
         return any(time.monotonic() - since > TURN for who, since in self._waiting.items() if who is not me)
 
     def let_go(self, name: str) -> None:
-        """A job has left the engine."""
+        """Release a model after its job has left the engine."""
         self._stock.let_go(name)
         self._changed()
 
     async def close(self) -> None:
-        """Nobody waits any more. A thread that still loads ends with the process."""
+        """End all waiting. A thread that still loads ends with the process."""
         tasks = [model.opening for model in self._models.values() if model.opening is not None]
         for task in tasks:
             task.cancel()
@@ -128,7 +128,7 @@ class Shelf:
                     if model.fresh or not self.crowded(me):
                         return
                     await self._look_again()
-                elif self._stock.users(model.name):  # in another number format
+                elif self._stock.users(model.name):  # by jobs in another number format
                     self._waiting.setdefault(me, time.monotonic())
                     await self._look_again()
                 else:
@@ -144,7 +144,9 @@ class Shelf:
     def _begin(self, model: Model, dtype: Dtype) -> None:
         model.done = 0.0
         model.opening = asyncio.create_task(self._open(model, dtype))
-        model.opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # whoever waited has it
+        model.opening.add_done_callback(
+            lambda task: task.cancelled() or task.exception()
+        )  # retrieved: the waiters raise it
 
     async def _open(self, model: Model, dtype: Dtype) -> None:
         try:
@@ -174,11 +176,11 @@ class Shelf:
         except BaseException:
             self._stock.give_up(model.name)
             raise
-        model.fresh = model.wanted > 0  # whoever left during the last part does not keep it here
+        model.fresh = model.wanted > 0  # not if all waiters left while the last part was loading
         log.info("%s is in memory, %s of %s taken", model.name, said(self._stock.taken), said(self._stock.budget))
 
     def _opened(self, model: Model, beat: Callable[[], None]) -> tuple[Family, Warm]:
-        """In the loader's thread."""
+        """Load the model, in the loader's thread."""
 
         def told(done: float) -> None:
             if not model.wanted:
@@ -192,7 +194,7 @@ class Shelf:
 
     @contextmanager
     def _telling(self, model: Model, size: int) -> Iterator[None]:
-        """That it is loaded; then that it is ready, or nothing where it could not be."""
+        """Report that the model is loading, then that it is ready, or nothing where it failed."""
         loading = ModelProgress(model=model.name, phase="load", size=size)
         self._tell(loading)
         try:
@@ -220,7 +222,7 @@ class Shelf:
             self._waiting.pop(me, None)
 
     def _spared(self) -> frozenset[str]:
-        """Somebody waited for these, and has not come to use them yet."""
+        """Return models that were loaded for a job that has not used them yet."""
         return frozenset(model.name for model in self._models.values() if model.fresh)
 
     def _changed(self) -> None:
@@ -229,7 +231,7 @@ class Shelf:
         self.on_change()
 
     async def _look_again(self) -> None:
-        """After the next change, or a moment later: what is waited for may also be time."""
+        """Wait for the next change, or a second, since the wait may also be for time."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._change.wait(), LOOK)
 

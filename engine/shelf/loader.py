@@ -1,4 +1,4 @@
-"""A thread for what takes long and must not stop the engine: loading a model. Knows threads and errors; no model."""
+"""Runs slow work, such as loading a model, in a thread beside the engine."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Beat = Callable[[], None]
 
 
 class GivenUp(Exception):
-    """Nobody waits for the model any more."""
+    """No job waits for the model any more."""
 
 
 class Loader:
-    """`busy` is called when the thread begins, and again whenever it gets on; `rest` when it is done."""
+    """`busy` is called at the start and at every progress, `rest` at the end."""
 
     def __init__(self, busy: Beat = lambda: None, rest: Beat = lambda: None) -> None:
         self.busy, self.rest = busy, rest
 
     async def run(self, name: str, work: Callable[[Beat], T]) -> T:
-        """`work` in a thread that dies with the process. Raises `Unfit` with one sentence for whatever goes wrong."""
+        """Run `work` in a daemon thread. Turns every failure into an `Unfit` with one sentence."""
         future: Future[T] = Future()
         cores = torch.get_num_threads()
         threading.Thread(target=self._work, args=(future, name, work, cores), name="loader", daemon=True).start()
@@ -57,7 +57,7 @@ class Loader:
 
 
 def free() -> None:
-    """What was dropped is let go of now: the next model needs its room."""
+    """Free dropped models now: the next model needs their memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""What a worker knows of its models before they are loaded: kept in a file, so that a start needs none in memory.
+"""Model catalog file: what a worker knows of its models before they are loaded, so that a start loads only the first.
 
-Bound to weights, device and program as a calibration is; what does not fit any more is measured anew. Opens no model.
+Entries are bound to weights, device and program versions, like calibrations; others are measured again. Opens no model.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from engine.whole_file import write_whole
 log = logging.getLogger(__name__)
 
 FILE = "offered.json"
-MOST_KEPT = 1024  # models in the file, also of other devices or versions
-FORM = 2  # raise it where what is kept would be found otherwise now, as the number format of a large model
+MOST_KEPT = 1024  # models in the file, those of other devices and versions included
+FORM = 2  # raise it when entries would now come out differently, such as a large model's format
 
 
 class Offered(Struct, frozen=True, forbid_unknown_fields=True):
-    """`size`: bytes that the model takes, by its files."""
+    """A catalog entry. `size`: bytes that the model takes, by its files."""
 
     warm: Warm
     found: Calibration
@@ -34,9 +34,9 @@ class Offered(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def identity(name: str, fingerprint: str, device: torch.device, upscaler: str, build: str, loras: str = "") -> str:
-    """`fingerprint` is of the model's files, `upscaler` that of what enlarges its pictures, `loras` that of the LoRAs.
+    """Return the key of an entry. `fingerprint`: of the model's files; `upscaler`, `loras`: fingerprints of those.
 
-    Which of them fit is learnt with the model in memory.
+    LoRAs are part of it, because which of them fit is known only with the model in memory.
     """
     where = f"{device_name(device)}, {torch.get_num_threads()} threads"
     made = f"torch {torch.__version__}, diffusers {diffusers.__version__}, {build}, contract {VERSION}, form {FORM}"
@@ -44,18 +44,18 @@ def identity(name: str, fingerprint: str, device: torch.device, upscaler: str, b
 
 
 def read(data: Path) -> dict[str, Offered]:
-    """Everything that is kept; nothing where the file is missing or spoilt."""
+    """Return all entries; none where the file is missing or damaged."""
     try:
         return msgspec.json.decode((data / FILE).read_bytes(), type=dict[str, Offered])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        log.warning("%s cannot be read, so the models are loaded to see what they are: %s", FILE, error)
+        log.warning("%s cannot be read, so every model is loaded and measured: %s", FILE, error)
         return {}
 
 
 def keep(data: Path, found: dict[str, Offered]) -> None:
-    """These, and the newest of what was kept before."""
+    """Write these entries, and the newest older ones."""
     older = {key: one for key, one in read(data).items() if key not in found}
     kept = dict([*(older | found).items()][-MOST_KEPT:])
     try:

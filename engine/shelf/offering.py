@@ -1,6 +1,6 @@
-"""From the names on the command line to a shelf: finds each model, knows or learns what it is, loads those it must.
+"""Model discovery: from the names on the command line to entries of the model cache. Loads the models it must.
 
-Blocks for seconds to minutes. Knows where models and calibrations lie; nothing of jobs or of the broker.
+Blocks for seconds to minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LORAS = "loras"  # a folder in the data folder
 
 @dataclass(frozen=True)
 class Place:
-    """Where models lie, and what they run on; `graphs` and `offload` as in `engine.config.Settings`."""
+    """Model directory, device and settings; `graphs` and `offload` as in `engine.config.Settings`."""
 
     data: Path
     device: torch.device
@@ -54,7 +54,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """A model that is offered: its files, its size, and what is known of it, if anything is. `sizes` as in `Model`."""
+    """A discovered model: size, catalog key and entry (None: unknown), and how to load it. `sizes` as in `Model`."""
 
     name: str
     size: int
@@ -65,7 +65,7 @@ class Found:
 
 
 def find_all(names: Sequence[str], place: Place) -> list[Found]:
-    """Raises `Unfit` where one is not to be had, or two have one name."""
+    """Find every model. Raises `Unfit` where one is missing, or two have one name."""
     kept, found, loras = offered.read(place.data), list[Found](), _loras(place.data)
     for given in names:
         one = _found(given, place, kept, loras)
@@ -78,9 +78,9 @@ def find_all(names: Sequence[str], place: Place) -> list[Found]:
 def stocked(
     found: Sequence[Found], place: Place, stock: Stock, tell: Tell = lambda _: None
 ) -> list[tuple[Model, Calibration]]:  # fmt: skip
-    """Loads the first, which most jobs ask for, and before it every one that nothing is known of. Raises `Unfit`.
+    """Load the first model, which most jobs use, and before it every model without a catalog entry. Raises `Unfit`.
 
-    `tell` hears of each stage, in this thread.
+    `tell` is called at each stage, in this thread.
     """
     for one in found:
         if one.size > stock.budget:
@@ -100,7 +100,7 @@ def _found(given: str, place: Place, kept: dict[str, Offered], loras: str) -> Fo
     def opened(told: Told | None) -> Family:
         family = _opened(source, place, told)
         if source is not None and source.fingerprint() != revision:
-            raise Unfit(f"The files of the model {name} have changed: start this worker anew.", "worker")
+            raise Unfit(f"The files of the model {name} have changed: restart this worker.", "worker")
         return _settled(family, place)
 
     sizes = weigh_in(source, choice) if source else dict[Dtype, int]()
@@ -108,15 +108,15 @@ def _found(given: str, place: Place, kept: dict[str, Offered], loras: str) -> Fo
 
 
 def _looked_at(source: Source, choice: Choice) -> tuple[str, int, str]:
-    """Its name, size and revision; whatever it needs of the hub is fetched now, and never while jobs run."""
-    size = weigh(source, choice)  # first, since it says in a sentence what is wrong with the files
+    """Return name, size and revision; fetch what the model needs from the hub now, never while jobs run."""
+    size = weigh(source, choice)  # first: its errors say what is wrong with the files
     if source.is_file:
         configurations(source.path, source.name)
     return source.name, size, source.fingerprint()
 
 
 def _opened(source: Source | None, place: Place, told: Told | None) -> Family:
-    """From the files that were found at the start: a name on the hub is not asked for again."""
+    """Load the files found at the start: a hub name is not looked up again."""
     if source is None:
         return families.load(NAME, place.data, device=place.device, resolver=place.resolver)
     family = families.load_source(source, place.device, place.resolver, told)
@@ -126,12 +126,12 @@ def _opened(source: Source | None, place: Place, told: Told | None) -> Family:
 
 
 def _loras(data: Path) -> str:
-    """Changes with the LoRAs that there are, by name and weights."""
+    """Return a fingerprint of all LoRAs by name and weights."""
     return together(*(f"{one.name} {one.revision}" for one in found)) if (found := additions(data / LORAS)) else ""
 
 
 def _settled(family: Family, place: Place) -> Family:
-    """As this worker was told to run its models, where a model can."""
+    """Apply offloading and CUDA graphs where the model supports them."""
     if isinstance(family, Pipelined):
         if place.offload:
             family.offload()
@@ -145,9 +145,9 @@ def _embedded() -> tuple[str, int, str]:
 
 
 def _learnt(one: Found, place: Place, stock: Stock, tell: Tell, *, wanted: bool) -> Offered:
-    """What is known of it; loads it where that is nothing, or where it is `wanted` in memory."""
+    """Return the entry of a model; load it where there is none, or where it is `wanted` in memory."""
     if one.known is not None and not wanted:
-        log.info("%s is loaded when it is asked for", one.name)
+        log.info("%s is loaded when a job needs it", one.name)
         return one.known
     stock.reserve(one.name, one.size)
     free()

@@ -1,6 +1,6 @@
-"""Which models are in memory, and which goes first when another needs room. Pure policy: no clock, no thread, no file.
+"""Eviction policy of the model cache: which models are in memory, and which is dropped for another. Pure.
 
-A model in use is never dropped. Sizes are what the models' files say, so that they are known before anything is loaded.
+A model in use is never dropped. Sizes come from the models' files, so they are known before loading.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from engine.families.family import Family
 
 
 class Stock:
-    """`budget` and all sizes are bytes. `families` is a live view, which other threads may read."""
+    """`budget` and all sizes are bytes. `families` is a live view that other threads may read."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._families: dict[str, Family] = {}
-        self._sizes: OrderedDict[str, int] = OrderedDict()  # the least recently used first; also what is being loaded
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first; includes models being loaded
         self._users: Counter[str] = Counter()
         self.families: Mapping[str, Family] = MappingProxyType(self._families)
 
@@ -27,15 +27,13 @@ class Stock:
         return sum(self._sizes.values())
 
     def users(self, name: str) -> int:
-        """How many jobs use it now."""
+        """Return how many jobs use it now."""
         return self._users[name]
 
     def reserve(self, name: str, size: int, spared: frozenset[str] = frozenset()) -> bool:
-        """Makes room for a model that is to be loaded, or to take another size in place of its present one.
+        """Make room for a model to load, or to change its size. Drop idle models, the least recently used first.
 
-        Of the other idle ones the least recently used goes first.
-
-        False, and nothing is dropped, where even all idle ones but the `spared` would not make enough.
+        Returns False, and drops nothing, where all idle models but the `spared` would not make enough room.
         """
         idle = [other for other in self._families if not self._users[other] and other not in spared | {name}]
         more = size - self._sizes.get(name, 0)
@@ -49,12 +47,12 @@ class Stock:
         return True
 
     def put(self, name: str, family: Family) -> None:
-        """It has been loaded into what was reserved."""
+        """Add a loaded model in its reserved room."""
         self._families[name] = family
         self._sizes.move_to_end(name)
 
     def give_up(self, name: str) -> None:
-        """It will not be loaded after all."""
+        """Free the room of a model that will not be loaded."""
         self._sizes.pop(name, None)
 
     def hold(self, name: str) -> None:

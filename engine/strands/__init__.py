@@ -1,1 +1,1 @@
-"""Unmodified pipelines, each in a thread that is used as a coroutine, whose forwards are gathered into few."""
+"""Runs unmodified pipelines in threads used as coroutines, and batches their forwards."""

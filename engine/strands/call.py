@@ -1,8 +1,8 @@
-"""Call: what somebody gave to a network's forward, read so that calls of others can be put together with it, by rows.
+"""A call to a network's forward, analysed so that calls of several images can be joined by rows.
 
 A leaf of the arguments is *rows* (a tensor, or a list, with one entry for each row of the first argument), *time* (a
-timestep without a dimension of its own, which every network of diffusers also takes a row each) or *one for all*:
-equal in all calls that go together. Knows shapes and names; no network is run here.
+timestep without a dimension, which every diffusers network also accepts per row) or *one for all*: equal in all joined
+calls. Nothing here runs a network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Forward:
-    """A network's forward, computed in `kind` and given back in float32; None: as it is. Timesteps keep their kind."""
+    """A network's forward, computed in `kind` and returned in float32; None: unchanged. Timesteps keep their dtype."""
 
     net: Any
     kind: torch.dtype | None = None
@@ -43,7 +43,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Call:
-    """Only calls of equal `signature` may go together. `rows` is how many of the network's batch it takes."""
+    """Calls may be joined only if their `signature` is equal. `rows`: of the network's batch."""
 
     forward: Forward
     names: tuple[str, ...]  # of the positional arguments
@@ -54,7 +54,7 @@ class Call:
 
 
 class Reader:
-    """Reads the calls of one caller to `forward`; remembers what it saw of tensors that come again unchanged."""
+    """Analyses one caller's calls to `forward`; caches digests of tensors that come again unchanged."""
 
     def __init__(self, forward: Forward) -> None:
         self.forward, self._names = forward, forward.names
@@ -64,17 +64,17 @@ class Reader:
         names = self._names[: len(args)]
         named = {**dict(zip(names, args, strict=False)), **kwargs}
         rows = count(named.get(self._names[0]) if self._names else None)
-        if rows == 0 or len(names) < len(args):  # it cannot be read, so it goes with nothing
+        if rows == 0 or len(names) < len(args):  # it cannot be analysed, so it joins no other
             return Call(self.forward, names, (args, kwargs), max(1, rows), object())
         marks = tuple((name, self._mark(named[name], rows, name)) for name in sorted(named))
         times = tuple(named[name] for name in TIMES if isinstance(named.get(name), int | float | torch.Tensor))
-        network = weakref.ref(self.forward.net)  # whoever remembers signatures shall not keep it in memory
+        network = weakref.ref(self.forward.net)  # weak: a cached signature must not keep it in memory
         return Call(self.forward, names, (args, kwargs), rows, (network, self.forward.kind, marks), times)
 
     def _mark(self, value: Any, rows: int, path: str) -> Hashable:
-        """What must be equal of this part of the arguments."""
+        """Return the part of the signature for this part of the arguments."""
         if is_time(value, path):
-            return "time"  # whole numbers and others go together: every network makes floats of them
+            return "time"  # integers and floats can be joined: every network makes floats of them
         if isinstance(value, torch.Tensor):
             kind = (str(value.dtype), str(value.device))
             if is_rows(value, rows):
@@ -89,11 +89,11 @@ class Reader:
         return (type(value).__name__, value if isinstance(value, Hashable) else id(value))
 
     def _entry(self, value: Any, path: str) -> Hashable:
-        """The same of one entry of a list that has one for each row."""
+        """Return the same for one entry of a list with one entry per row."""
         return (value.shape, str(value.dtype)) if isinstance(value, torch.Tensor) else self._mark(value, -1, path)
 
     def _content(self, tensor: torch.Tensor, path: str) -> str:
-        """A digest of what is one for all (positions, say); waits for the device, so once for each tensor."""
+        """Return a digest of a *one for all* tensor (positions, say). It waits for the device, so it is cached."""
         version = -1 if tensor.is_inference() else tensor._version
         known = self._seen.get(path)
         if version < 0 or known is None or known[0] is not tensor or known[1] != version:
@@ -104,7 +104,7 @@ class Reader:
 
 
 def count(first: Any) -> int:
-    """Rows of a network's first argument, its noisy input; 0 where that is neither a batch nor a list of tensors."""
+    """Return the rows of a network's first argument, its noisy input; 0 if it is no batch or list of tensors."""
     if isinstance(first, torch.Tensor):
         return len(first) if first.dim() else 0
     return len(first) if isinstance(first, list) and all(isinstance(each, torch.Tensor) for each in first) else 0
@@ -123,7 +123,7 @@ def is_rows(value: Any, rows: int) -> bool:
 
 
 def cast(value: Any, kind: torch.dtype) -> Any:
-    """Every floating point tensor of it in another kind."""
+    """Return the value with every floating-point tensor in another dtype."""
     if isinstance(value, torch.Tensor):
         return value.to(kind) if value.is_floating_point() else value
     if isinstance(value, Mapping):
@@ -132,15 +132,15 @@ def cast(value: Any, kind: torch.dtype) -> Any:
 
 
 def times_differ(calls: Sequence[Call]) -> bool:
-    """Whether calls stand at different timesteps. Waits for the device."""
+    """Return whether calls have different timesteps. Waits for the device."""
     first = {tuple(float(torch.as_tensor(t).flatten()[0]) for t in call.times) for call in calls}
     return len(first) > 1
 
 
 def joined(calls: Sequence[Call], padding: int = 0) -> Arguments:
-    """The arguments of calls of equal signature as one, by rows; `padding` repeats the first row so many times.
+    """Return the arguments of calls of equal signature as one call; `padding` repeats the first row that often.
 
-    One call without padding is left as it is.
+    A single call without padding stays unchanged.
     """
     if len(calls) == 1 and not padding:
         return calls[0].arguments
@@ -152,7 +152,7 @@ def joined(calls: Sequence[Call], padding: int = 0) -> Arguments:
 
 
 def _device(arguments: Arguments) -> torch.device | None:
-    """Of the first tensor that is there: networks take timesteps from elsewhere only where there is one for all."""
+    """Return the device of the first tensor with a dimension: a network takes a row of timesteps only from its own."""
     args, kwargs = arguments
     flat = [part for each in (*args, *kwargs.values()) for part in (each if isinstance(each, list) else [each])]
     return next((part.device for part in flat if isinstance(part, torch.Tensor) and part.dim()), None)
@@ -179,21 +179,21 @@ def _join(
 
 
 def _wide(t: Any) -> torch.dtype | None:
-    """As the networks themselves make a tensor of a number."""
+    """Return the dtype that the networks themselves give a number."""
     return torch.float64 if isinstance(t, float) else None
 
 
 def split(output: Any, counts: Sequence[int], whole: int) -> list[Any]:
-    """What each call gets of an output of `whole` rows. Raises ValueError where it is not made of rows."""
+    """Return each call's part of an output of `whole` rows. Raises ValueError if it does not consist of rows."""
     if output is None or isinstance(output, bool | int | float | str):
         return [output] * len(counts)
     if is_rows(output, whole):
         starts = [sum(counts[:n]) for n in range(len(counts))]
         return [output[start : start + n] for start, n in zip(starts, counts, strict=True)]
-    if isinstance(output, Mapping):  # diffusers' outputs are dictionaries, and dataclasses at once
+    if isinstance(output, Mapping):  # diffusers' outputs are both dictionaries and dataclasses
         parts = {key: split(value, counts, whole) for key, value in output.items()}
         return [type(output)(**{key: part[n] for key, part in parts.items()}) for n in range(len(counts))]
     if isinstance(output, list | tuple):
         each = [split(value, counts, whole) for value in output]
         return [type(output)(part[n] for part in each) for n in range(len(counts))]
-    raise ValueError("the network's output is not made of rows")
+    raise ValueError("the network's output does not consist of rows")

@@ -1,8 +1,8 @@
-"""Gathering: many calls to networks become few forwards, each call's own part of the output going back to it.
+"""Batches many network calls into few forwards and splits the outputs.
 
-Whether calls may go together is read off their arguments (`call.py`) and then *tried*: the first time that calls of
-a signature meet, and the first time at different timesteps, each is also run by itself. Where the outcomes differ by
-more than rounding, or the joint forward fails, such calls go one by one from then on. Knows no pipelines and no jobs.
+Whether calls may be joined follows from their arguments (`call.py`) and is then *tried*. The first time that calls of a
+signature meet, and the first time at different timesteps, each also runs alone. If the outputs differ by more than
+rounding, or the joint forward fails, such calls run one by one from then on.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from engine.strands.call import Call, joined, split, times_differ
 
 log = logging.getLogger(__name__)
 
-ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative; rows that were mixed up differ by far more
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative; swapped rows differ by far more
 HALF = 5e-2  # the same for bfloat16 and float16
 MOST_TRIED = 1000
 
 
 class Gathering:
-    """`forwards` and `rows` count what was run, trials and padding included."""
+    """`forwards` and `rows` count what ran, trials and padding included."""
 
     def __init__(self) -> None:
         self.forwards, self.rows = 0, 0
         self._tried: dict[Hashable, bool] = {}
 
     def run(self, calls: Sequence[Call], most: int, bucket: int | None = None) -> list[Any]:
-        """The output of each call, in their order, by forwards of at most `most` rows (one larger call goes alone).
+        """Return the output of each call, in order, from forwards of at most `most` rows (a larger call runs alone).
 
-        With a `bucket`, every forward has exactly so many rows where its calls fit, so that the bits of an output do
-        not depend on who else was there. Raises what the network raises for a call by itself, or out of memory.
+        With a `bucket`, every forward has exactly that many rows if its calls fit. Then an output's bits do not depend
+        on the other calls. Raises what the network raises for a call by itself, or out of memory.
         """
         outputs: list[Any] = [None] * len(calls)
         for group in _groups(calls):
@@ -55,7 +55,7 @@ class Gathering:
         return self._together(calls, padding) if self._tried[meeting] else [self._alone(call) for call in calls]
 
     def _meeting(self, calls: list[Call], padding: int) -> Hashable:
-        """What is tried once. Whether timesteps differ is looked at only until that has been tried."""
+        """Return the key of what is tried once. It compares timesteps only until that has been tried."""
         differing = (calls[0].signature, padding > 0, True)
         if differing in self._tried or (len(calls) > 1 and times_differ(calls)):
             return differing
@@ -71,7 +71,7 @@ class Gathering:
         return split(calls[0].forward(*arguments), counts, sum(counts) + padding)
 
     def _try(self, calls: list[Call], padding: int, meeting: Hashable) -> list[Any]:
-        """Both ways. An outcome that is not finite proves nothing, so the next calls of their like try again."""
+        """Run the calls alone and joined. Non-finite outputs prove nothing, so the next such calls try again."""
         alone = [self._alone(call) for call in calls]
         together = self._tried_together(calls, padding)
         parts = [list(_tensors(each)) for each in alone]
@@ -84,7 +84,7 @@ class Gathering:
             self._tried.clear()
         self._tried[meeting] = same
         if not same:
-            log.warning("calls to %s do not go together by rows: one by one from now on", _name(calls[0]))
+            log.warning("calls to %s cannot be joined by rows: they run one by one from now on", _name(calls[0]))
         return together if same and together is not None else alone
 
     def _tried_together(self, calls: list[Call], padding: int) -> list[Any] | None:
@@ -93,12 +93,12 @@ class Gathering:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            log.info("%s takes no rows of several calls: %r", _name(calls[0]), error)
+            log.info("%s failed on joined calls: %r", _name(calls[0]), error)
             return None
 
 
 def _groups(calls: Sequence[Call]) -> list[list[int]]:
-    """The places of calls of equal signature, in order."""
+    """Return the indices of calls of equal signature, in order."""
     groups: dict[Hashable, list[int]] = {}
     for place, call in enumerate(calls):
         groups.setdefault(call.signature, []).append(place)

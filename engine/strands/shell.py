@@ -1,8 +1,6 @@
-"""Shell: a pipeline of diffusers of one's own, unmodified but for two places that it goes through us.
+"""Clones a diffusers pipeline, unmodified but for two hooks: at each denoising forward and after each sampler step.
 
-It shares all weights with the pipeline it was made from, and has its own schedulers. Where it would run a denoising
-network it asks (`Call`), and after each step of a sampler it tells. The networks it was made from stay as they are.
-Knows the parts of pipelines; nothing of threads or jobs.
+The clone shares all weights with its pipeline, and has its own schedulers. The original networks stay unchanged.
 """
 
 from __future__ import annotations
@@ -18,27 +16,33 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from engine.strands.call import Call, Forward, Reader
 
-NETWORKS = ("unet", "transformer", "transformer_2", "prior", "decoder")  # what a pipeline runs at each step
-ESTIMATES = (  # whose tuple ends with the estimate of the finished sample
+NETWORKS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "prior",
+    "decoder",
+)  # the networks that a pipeline runs at each step
+ESTIMATES = (  # schedulers whose result tuple ends with x0
     "DDIMScheduler", "DDPMScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler", "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
     "LCMScheduler", "LMSDiscreteScheduler",
 )  # fmt: skip
-MULTISTEP = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # those keep it
+MULTISTEP = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")  # schedulers that store x0
 
 Ask = Callable[[Call], Any]
 Tell = Callable[["Moved"], None]
-Real = Callable[[str, Any], Forward]  # a network's attribute and what the pipeline has there → what really runs
+Real = Callable[[str, Any], Forward]  # attribute name and the pipeline's network → the forward to run
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A sampler has done `step` of `of` evaluations; where that led, and its estimate of the finished latents, if any.
+    """A sampler has done `step` of `of` evaluations: its sample, and its x0 if known.
 
-    Samplers such as Heun's need several evaluations for one of their steps.
+    Samplers such as Heun's need several evaluations per step.
     """
 
-    sampler: int  # the identity of its scheduler: a pipeline may have several
+    sampler: int  # its scheduler's identity: a pipeline may have several
     step: int
     of: int
     sample: torch.Tensor
@@ -46,7 +50,7 @@ class Moved:
 
 
 def shell_of(pipeline: Any, ask: Ask, tell: Tell, real: Real, scheduler: Any = None) -> Any:
-    """A shell of `pipeline`; `scheduler` instead of its own, where given. Its progress bar is off."""
+    """Return a clone of `pipeline`, with `scheduler` in place of its own if given. Its progress bar is off."""
     shells = _Shells(ask, tell, real)
     if scheduler is not None:
         shells.known[id(pipeline.scheduler)] = watched(scheduler, tell)
@@ -54,7 +58,7 @@ def shell_of(pipeline: Any, ask: Ask, tell: Tell, real: Real, scheduler: Any = N
 
 
 class _Shells:
-    """A pipeline of pipelines shares its schedulers with them, and so do their shells."""
+    """Clones a pipeline. Nested pipelines share schedulers, and so do their clones."""
 
     def __init__(self, ask: Ask, tell: Tell, real: Real) -> None:
         self._ask, self._tell, self._real = ask, tell, real
@@ -84,13 +88,15 @@ class _Shells:
 
 
 def _is_pipeline(part: Any) -> bool:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # seconds, which a worker without one need not pay
+    from diffusers.pipelines.pipeline_utils import (
+        DiffusionPipeline,
+    )  # takes seconds to import, which a worker without pipelines need not wait
 
     return isinstance(part, DiffusionPipeline)
 
 
 def double(real: Forward, ask: Ask) -> Any:
-    """A network of the same weights whose forward asks. It says that it computes in float32, and is taken so."""
+    """Return a network with the same weights whose forward calls `ask`. It reports float32 as its dtype."""
     twin, reader = copy.copy(real.net), Reader(real)
 
     @wraps(real.net.forward)
@@ -105,7 +111,7 @@ def double(real: Forward, ask: Ask) -> Any:
 
 
 def watched(scheduler: Any, tell: Tell) -> Any:
-    """A copy of a scheduler that tells of each step. A class of its own, so that copies of it are whole, too."""
+    """Return a copy of a scheduler that reports each step. It has its own class, so that copies of it work too."""
     own, kind = copy.deepcopy(scheduler), type(scheduler)
 
     @wraps(kind.step)
@@ -125,7 +131,7 @@ def _sample(result: Any) -> torch.Tensor:
 
 
 def _estimate(scheduler: Any, kind: str, args: tuple[Any, ...], result: Any) -> torch.Tensor | None:
-    """x0 as the scheduler itself has it, or None where it has none that we know of."""
+    """Return the scheduler's own x0, or None if it is not known to have one."""
     if isinstance(result, dict) and result.get("pred_original_sample") is not None:
         return result["pred_original_sample"]
     if kind in ESTIMATES and isinstance(result, tuple) and len(result) > 1:

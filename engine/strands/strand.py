@@ -1,8 +1,7 @@
-"""Strand: a function in a thread of its own, used as a coroutine: it stops where it asks and goes on when answered.
+"""A function in its own thread, used as a coroutine: it stops at each question until the owner answers.
 
-So code that was written to run from its beginning to its end (a pipeline of diffusers) takes turns with others of its
-kind, unmodified. What is long between two questions need not hold its owner up (`go_on_alone`). Knows threads; nothing
-of pipelines, networks or jobs.
+So code that runs from start to end, such as a diffusers pipeline, takes turns with others, unmodified. Long work
+between two questions need not block the owner (`go_on_alone`).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 
 class Ceased(BaseException):
-    """Raised inside a strand that nobody waits for any more. No `Exception`, so that no pipeline takes it for one."""
+    """Raised inside a closed strand. It is no `Exception`, so that no pipeline catches it."""
 
 
 class Asked(NamedTuple, Generic[Q]):
@@ -30,16 +29,16 @@ class Asked(NamedTuple, Generic[Q]):
 
 
 class Ended(NamedTuple, Generic[T]):
-    """What the function returned, or why it did not."""
+    """The function's result, or its error."""
 
     result: T | None
     error: BaseException | None = None
 
 
 class Strand(Generic[Q, A, T]):
-    """`work` runs in the strand's thread and gets the strand, to `ask` by. The thread starts at the first `rest`.
+    """`work` runs in the thread and gets the strand, to call `ask`. The thread starts at the first `rest`.
 
-    One thread owns the strand: it alone may call `rest`, `answer`, `close` and `join`.
+    One thread owns the strand: only it may call `rest`, `answer`, `close` and `join`.
     """
 
     def __init__(self, work: Callable[[Strand[Q, A, T]], T], name: str = "strand") -> None:
@@ -56,7 +55,7 @@ class Strand(Generic[Q, A, T]):
 
     @property
     def thread(self) -> threading.Thread | None:
-        """Once it has ended, it knows nothing of the strand or its work any more."""
+        """The thread. After its end it holds no reference to the strand or its work."""
         return self._thread
 
     @property
@@ -64,9 +63,9 @@ class Strand(Generic[Q, A, T]):
         return self._thread is not None and self._thread.is_alive()
 
     def rest(self, seconds: float | None = None) -> Asked[Q] | Ended[T] | None:
-        """Where it stopped: the question it waits with, or its end. Waits for that, at most `seconds`.
+        """Return its question or its end; wait for that, at most `seconds`.
 
-        None where it has not stopped yet, or says that it goes on alone for a while.
+        Return None if it still runs, or says that it works alone for a while.
         """
         if self._thread is None:
             self._start()
@@ -78,26 +77,26 @@ class Strand(Generic[Q, A, T]):
         return self._rest
 
     def answer(self, answer: A) -> None:
-        """Lets it go on from the question that `rest` told."""
-        assert isinstance(self._rest, Asked), "nothing was asked"
+        """Answer the question from `rest`, so that the thread continues."""
+        assert isinstance(self._rest, Asked), "no question is open"
         self._rest = None
         self._answers.put(Asked(answer))
 
     def close(self) -> None:
-        """It ends at its present or next question, or where it next calls `check`. Returns at once."""
-        if self._thread is None:  # never started: it never will
+        """Make it end at its current or next question, or at its next `check`. Returns at once."""
+        if self._thread is None:  # never started, and never will
             self._rest = Ended(None, Ceased())
         self._ceasing.set()
         self._answers.put(None)
 
     def join(self, seconds: float | None = None) -> bool:
-        """Waits until the thread has ended; False where it still runs after `seconds`."""
+        """Wait until the thread has ended; return False if it still runs after `seconds`."""
         if self._thread is not None:
             self._thread.join(seconds)
         return not self.alive
 
     def ask(self, question: Q) -> A:
-        """In the strand's thread: stop here until the owner answers. Raises `Ceased` where it never will."""
+        """In the thread: wait for the owner's answer. Raises `Ceased` if there will be none."""
         self.check()
         self._rested.put(Asked(question))
         answered = self._answers.get()
@@ -106,11 +105,11 @@ class Strand(Generic[Q, A, T]):
         return answered.question
 
     def go_on_alone(self) -> None:
-        """In the strand's thread: whoever waits now need not; where it stopped is to be asked for later."""
+        """In the thread: release an owner that waits in `rest`; it asks again later."""
         self._rested.put(None)
 
     def check(self) -> None:
-        """In the strand's thread: raises `Ceased` where the strand was closed."""
+        """In the thread: raise `Ceased` if the strand was closed."""
         if self._ceasing.is_set():
             raise Ceased
 
@@ -125,6 +124,6 @@ class Strand(Generic[Q, A, T]):
         take_one_core(cores)
         try:
             ended = Ended(self._work(self))
-        except BaseException as error:  # also `Ceased`, and whatever a pipeline raises: its owner decides
+        except BaseException as error:  # also `Ceased`, and any error of a pipeline: the owner decides
             ended = Ended(None, error)
         self._rested.put(ended)

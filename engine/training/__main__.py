@@ -1,6 +1,6 @@
-"""`darkroom train`: the trainer's command line. What is the caller's business ends in one sentence and exit code 2.
+"""The `darkroom train` command line. A mistake of the caller's ends in one sentence and exit code 2.
 
-One line a command; each is a file of `engine/training/commands/`, and loads torch only when it is called.
+Each command is a file of `engine/training/commands/`; it imports torch only when it runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.training.commands.words import words
 from engine.unfit import Unfit
 
 app = typer.Typer(
-    help="Trains the parts of the embedded model, and models of your own.",
+    help="Train the parts of the embedded model, and models of your own.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,7 +33,7 @@ WRONG, STOPPED = 2, 130
 
 @app.callback()
 def commands() -> None:
-    """Trains the parts of the embedded model, and models of your own."""
+    """Train the parts of the embedded model, and models of your own."""
 
 
 app.command()(autoencoder)
@@ -48,7 +48,7 @@ app.command()(words)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns the exit code. ValueError is the caller's business by contract: one sentence."""
+    """Run a command line and return the exit code. By contract a ValueError is a mistake of the caller's."""
     try:
         given = list(sys.argv[1:] if args is None else args) or ["--help"]
         return int(app(given, prog_name="darkroom train", standalone_mode=False) or 0)

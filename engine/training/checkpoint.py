@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any time, and the export that other programs load.
+"""Checkpoints that survive a kill at any time, and the export in the diffusers layout.
 
-Knows tensors, files and atomic replacement; knows nothing of what is trained. A checkpoint is one safetensors file (no
-pickle: a file from a stranger cannot run code) with the position as JSON in its header.
+Knows tensors, files and atomic replacement; knows nothing of what is trained. A checkpoint is one safetensors file with
+the position as JSON in its header. It is not a pickle, so a stranger's file cannot run code.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SHARD = "40MB"  # no file of the repository is larger than 45 MB
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any], also: Mapping[str, str] = {}) -> None:
-    """Writes beside the target, flushes to the disk, then renames: a reader sees the old file or the new one.
+    """Write beside the target, flush to disk, then rename: a reader sees the old file or the new one.
 
-    The position and `also` go into the file's metadata.
-    Raises OSError, where the disk is full too; then the old file is still there.
+    The position and `also` go into the file's metadata. Raises OSError, also for a full disk; the old file is then
+    still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.fresh")
@@ -48,7 +48,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], position: Mapping[str, Any],
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces a small file: a reader sees the old text or the new one."""
+    """Replace a small file atomically: a reader sees the old text or the new one."""
     fresh = path.with_name(f"{path.name}.fresh")
     fresh.unlink(missing_ok=True)
     fresh.write_text(text, "utf-8")
@@ -57,7 +57,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def readable(folder: Path) -> None:
-    """Weights for whoever may read a new file here: safetensors writes them for their owner alone."""
+    """Give weights the permissions of other new files; safetensors writes them for the owner only."""
     mask = os.umask(0)
     os.umask(mask)
     for file in folder.rglob("*.safetensors"):
@@ -66,7 +66,7 @@ def readable(folder: Path) -> None:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """What safetensors says of a disk that is full or may not be written, as the OSError that it is."""
+    """Turn safetensors' error about a full or read-only disk into an OSError."""
     try:
         yield
     except SafetensorError as error:
@@ -74,7 +74,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and position. Raises FileNotFoundError, or safetensors' error where the file is not a whole one."""
+    """Read tensors and position. Raises FileNotFoundError, or safetensors' error if the file is incomplete."""
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path.name}")
     with safe_open(path, framework="pt") as file:
@@ -83,7 +83,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def position(path: Path) -> dict[str, Any]:
-    """The position alone, without reading a tensor. Raises ValueError where the file is not a whole checkpoint."""
+    """Read only the position, no tensors. Raises ValueError if the file is not a complete checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             said = json.loads(file.metadata()["position"])
@@ -91,17 +91,17 @@ def position(path: Path) -> dict[str, Any]:
             return said
         raise TypeError
     except (SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint: start over with --fresh.") from error
+        raise ValueError(f"{path} is not a complete checkpoint: start over with --fresh.") from error
 
 
 def export(network: UNet2DConditionModel, folder: Path) -> None:
-    """Writes the network in fp16, diffusers layout, sharded: `UNet2DConditionModel.from_pretrained` loads it."""
+    """Write the network in fp16, sharded, for `UNet2DConditionModel.from_pretrained`."""
     half = copy.deepcopy(network)
     torch.nn.Module.half(half)
     half.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
     config = folder / "config.json"
     kept = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
-    config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")  # where it came from is nobody's business
+    config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")  # the original path is private
 
 
 def _flush(path: Path) -> None:

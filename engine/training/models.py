@@ -1,6 +1,6 @@
-"""A whole model to start from, as one pipeline of diffusers, and a whole model written as a folder of its layout.
+"""Opens a complete model as a diffusers pipeline, and writes one as a folder in the diffusers layout.
 
-Knows which parts there are and how they lie in a folder; knows nothing of training.
+Knows which parts a model has and where a folder holds them; knows nothing of training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model: `folder` is where its weights lie, `fingerprint` changes with them; `side` in pixels."""
+    """An open model: `folder` has its weights, `fingerprint` changes with them. `side` is in pixels."""
 
     pipeline: Any
     folder: Path
@@ -43,19 +43,19 @@ class Model:
 
     @torch.inference_mode()
     def states(self, captions: list[str]) -> torch.Tensor:
-        """The pipeline's own token states, fp32 [n, tokens, width]."""
-        with quiet():  # that long captions are cut is said once, by whoever has them all
+        """Return the pipeline's token states, fp32 [n, tokens, width]."""
+        with quiet():  # the caller reports cut captions once, for all of them
             return self.pipeline.encode_prompt(captions, torch.device("cpu"), 1, False)[0].float()
 
     def cut(self, captions: list[str]) -> int:
-        """How many captions are longer than what the text encoder reads."""
+        """Count the captions that are longer than the text encoder's limit."""
         most = int(self.pipeline.tokenizer.model_max_length)
         with quiet():
             return sum(len(tokens) > most for tokens in self.pipeline.tokenizer(captions)["input_ids"])
 
 
 def model_folder(source: str, models: Path | None = None) -> Path:
-    """Where `embedded`, a folder, a name under the data folder's `models`, or of the hub lies. Raises `Unfit`."""
+    """Find the folder of `embedded`, a path, a name in the data folder's `models`, or a hub name. Raises `Unfit`."""
     if source == NAME:
         return WEIGHTS
     own = (models or default_data() / "models") / source
@@ -63,16 +63,16 @@ def model_folder(source: str, models: Path | None = None) -> Path:
 
 
 def open_model(source: str) -> Model:
-    """Raises `Unfit` where that is no Stable Diffusion model in safetensors."""
+    """Open a model. Raises `Unfit` if it is not a Stable Diffusion model in safetensors."""
     folder = model_folder(source)
     if (folder / INDEX).is_file():
         pipeline = open_pipeline(folder, source)
         if not isinstance(pipeline, StableDiffusionPipeline) or guides_of(pipeline) != "rows":
-            raise Unfit(f"{source} is no Stable Diffusion 1.x or 2.x model, which alone can be trained here.", "model")
+            raise Unfit(f"{source} is not a Stable Diffusion 1.x or 2.x model: only these can be trained.", "model")
         return Model(pipeline, folder, fingerprint(folder))
     refuse_incomplete(source, folder)
     try:
-        pipeline = assemble(folder)  # our parts alone, as in `engine/weights`
+        pipeline = assemble(folder)  # only our parts, as in `engine/weights`
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{source} is no model that diffusers can load from safetensors.") from error
     _, pipeline.text_encoder = load_text_encoder(pooler=True)
@@ -80,19 +80,19 @@ def open_model(source: str) -> Model:
 
 
 def refuse_incomplete(source: str, folder: Path) -> None:
-    """Raises ValueError, in words, where a folder lacks one of our own parts or has it as a pickle."""
+    """Raise ValueError if a folder lacks one of our parts or has it only as a pickle."""
     missing = [part for part, config in PARTS.items() if not (folder / part / config).is_file()]
     if missing:
         raise ValueError(f"{source} is no model in the layout of diffusers: it has no {' and no '.join(missing)}.")
     pickled = [part for part in ("unet", "vae") if not any((folder / part).glob("*.safetensors"))]
     if pickled:
         raise ValueError(
-            f"{source} has no safetensors for its {' and its '.join(pickled)}, and nothing else is loaded."
+            f"{source} has no safetensors for its {' and its '.join(pickled)}, and other formats are not loaded."
         )
 
 
 def contents(path: Path) -> str:
-    """Twelve hex digits that change with a file, or with the configurations and weights that lie right in a folder."""
+    """Hash a file, or the configurations and weights directly in a folder, as twelve hex digits."""
     found = [*path.glob("*.json"), *path.glob("*.safetensors")] if path.is_dir() else [path]
     digest = hashlib.sha256()
     for one in sorted(found):
@@ -104,9 +104,10 @@ def contents(path: Path) -> str:
 
 
 def write_model(pipeline: Any, dtypes: dict[str, torch.dtype], folder: Path, scratch: Path) -> None:
-    """Writes a whole folder that `StableDiffusionPipeline.from_pretrained` loads; casts the parts on the way.
+    """Write a complete folder for `StableDiffusionPipeline.from_pretrained`; casts the parts to `dtypes`.
 
-    First beside, then part by part into place, the index last: without it nobody takes the folder for a model.
+    Writes to `scratch`, moves part by part into place, and the index last: without it the folder does not count as a
+    model.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     for part, dtype in dtypes.items():
@@ -127,7 +128,7 @@ def write_model(pipeline: Any, dtypes: dict[str, torch.dtype], folder: Path, scr
 
 
 def stored(folder: Path) -> dict[str, torch.dtype]:
-    """In which precision each part of a folder is stored: the heaviest tensors' own."""
+    """Return the number format of each part of a folder, read from its first tensor."""
     found: dict[str, torch.dtype] = {}
     for part in ("unet", "vae", "text_encoder"):
         for path in sorted((folder / part).glob("*.safetensors"))[:1]:

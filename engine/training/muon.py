@@ -1,7 +1,7 @@
-"""Muon: momentum whose every matrix is made orthogonal before it is applied, so that rare directions learn too.
+"""The Muon optimizer: momentum, made orthogonal matrix by matrix, so that rare directions are learnt too.
 
-A convolution `[out, in, h, w]` is the matrix `[out, in·h·w]`. Knows tensors only; biases, norms and the first and last
-layer belong to AdamW. Jordan 2024 (Muon); the scale that lets it take AdamW's learning rates: Liu 2025 (Moonlight),
+A convolution `[out, in, h, w]` counts as the matrix `[out, in·h·w]`. Knows tensors only; biases, norms and the first
+and last layer belong to AdamW. Jordan 2024 (Muon); the scale that allows AdamW's learning rates: Liu 2025 (Moonlight),
 eq. 4; the polynomials: Amsel 2025 (Polar Express), table 1.
 """
 
@@ -20,13 +20,13 @@ POLYNOMIALS = (
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
 )
-MATCHING = 0.2  # the root mean square of an update of AdamW
-SMALLEST = 64  # of a matrix's sides: below, there is nothing worth making orthogonal
+MATCHING = 0.2  # the root mean square of AdamW's updates
+SMALLEST = 64  # smallest side of a matrix; below, orthogonality gains nothing
 
 
 @torch.no_grad()
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix whose singular values are about 1, of `[rows, columns]`; bf16 inside, fp32 out."""
+    """Return the nearest matrix `[rows, columns]` with singular values of about 1; computes in bf16, returns fp32."""
     tall = matrix.size(0) > matrix.size(1)
     x = (matrix.T if tall else matrix).bfloat16().contiguous()
     x = x / (x.norm() * 1.01 + 1e-7)
@@ -37,13 +37,13 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def suits(name: str, parameter: Tensor) -> bool:
-    """Whether a network's parameter is a matrix inside it, rather than a vector or its first or last layer."""
+    """Tell whether a parameter is an inner matrix of a network: no vector, and not in the first or last layer."""
     outer = name.startswith(("conv_in.", "conv_out."))
     return not outer and parameter.ndim >= 2 and min(parameter.size(0), parameter[0].numel()) >= SMALLEST
 
 
 class Muon(torch.optim.Optimizer):
-    """`lr` and `weight_decay` mean what they mean in AdamW. State: one `momentum` a parameter."""
+    """Muon; `lr` and `weight_decay` mean the same as in AdamW. State: one `momentum` for each parameter."""
 
     def __init__(
         self, params: Iterable[Any], lr: float = 0.0, weight_decay: float = 0.0, momentum: float = 0.95

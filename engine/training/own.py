@@ -1,4 +1,4 @@
-"""One's own pictures as the network is fed with them: latents and token states of every view, computed once.
+"""The training data of the user's own pictures: latents and token states of every view, computed once.
 
 Knows the frozen parts of any pipeline; knows nothing of the network.
 """
@@ -27,19 +27,19 @@ def own_latents(
     folder: Path, reading: Reading, model: Model, *, side: int, seed: int, flip: bool,
     told: Told = lambda done, of: None,
 ) -> Cached:  # fmt: skip
-    """The cache of these pictures under `folder`, for this model's autoencoder and text encoder."""
+    """Open or build the cache of these pictures under `folder`, for this model's autoencoder and text encoder."""
     key = f"{FORMAT}/{seed}/{side}/{flip}/{reading.fingerprint}/{model.fingerprint}"
     target = folder / f"own-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     pairs = numbered(reading.pictures, flip)
     made = _encoded(reading, model, pairs, side, seed, flip)
     cache = opened_or_written(target, made, model.states([""])[0], len(pairs), told)
-    for other in set(folder.glob("own-*")) - {target}:  # of pictures or a seed that the run no longer has
+    for other in set(folder.glob("own-*")) - {target}:  # caches of other pictures or another seed
         shutil.rmtree(other)
     return cache
 
 
 def plain(cache: Cached, reading: Reading, flip: bool) -> Cached:
-    """The first view of up to 256 pictures, evenly chosen: what a run is looked at with."""
+    """Select the first view of up to 256 pictures, evenly spaced, to evaluate a run on."""
     rows = [row for row, (_, number) in enumerate(numbered(reading.pictures, flip)) if number == 0]
     chosen = np.array(rows)[np.linspace(0, len(rows) - 1, min(len(rows), JUDGED)).astype(int)]
     captions = tuple(cache.captions[row] for row in chosen)

@@ -1,6 +1,6 @@
-"""One training run in a folder: `checkpoint.safetensors`, `log.jsonl`, `sheets/`. Killed at any time, it can go on.
+"""One training run in a folder: `checkpoint.safetensors`, `log.jsonl`, `sheets/`. It resumes after a kill at any time.
 
-Knows when to keep and what to show, whatever is trained; the clock comes from outside. Knows nothing of the terminal.
+Decides when to save and evaluate, for any trainer. The caller passes the clock. Knows nothing of the terminal.
 """
 
 from __future__ import annotations
@@ -22,60 +22,60 @@ Losses = Mapping[str, float]  # by name; "loss" is what is minimised
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run ends: after so many samples or steps, at a time of the clock (seconds), or whichever comes first."""
+    """When a run ends: after this many samples or steps, or at a time (seconds), whichever comes first."""
 
     samples: int | None = None
     until: float | None = None
     steps: int | None = None
 
     def share(self, samples: int, started: float, now: float, steps: int = 0) -> float:
-        """How much of the run is behind us, 0 to 1."""
+        """Return the finished share of the run, 0 to 1."""
         by_samples = max(samples / self.samples if self.samples else 0.0, steps / self.steps if self.steps else 0.0)
         by_clock = (now - started) / max(self.until - started, 1e-9) if self.until else 0.0
         return min(max(by_samples, by_clock, 0.0), 1.0)
 
 
 class Trainer(Protocol):
-    """What is trained, at one position. All chance is a function of (seed, step), so the position is all there is."""
+    """A trainer at one position. All randomness is a function of (seed, step), so the position is its whole state."""
 
     settings: Any  # a frozen dataclass of plain values, kept in the checkpoint
     steps: int
 
     @property
     def samples(self) -> int:
-        """Pictures seen."""
+        """Return the number of pictures seen."""
         ...
 
     @property
     def rate(self) -> float:
-        """The learning rate of the last step."""
+        """Return the learning rate of the last step."""
         ...
 
     def step(self, share: float) -> Losses:
-        """One batch at this share of the run. Raises ValueError when the loss is not a number."""
+        """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+        """Return everything that the next step depends on, by name."""
         ...
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Goes back to a kept position: the next step gives what it gave then. Raises KeyError on a missing tensor."""
+        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
         ...
 
 
 class Judge(Protocol):
-    """What a checkpoint is looked at with: things never trained on. The same every time."""
+    """Evaluates a checkpoint on data that is never trained on, always in the same way."""
 
     def figures(self) -> Mapping[str, float]: ...
 
     def sheet(self, path: Path) -> None:
-        """One PNG, replaced atomically (`validate.write_sheet`)."""
+        """Write one PNG, replaced atomically (`validate.write_sheet`)."""
         ...
 
 
 class Board(Protocol):
-    """Where the figures go besides the log: TensorBoard's writer."""
+    """A second destination of the figures besides the log: TensorBoard's writer."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object: ...
 
@@ -84,20 +84,20 @@ class Board(Protocol):
 
 @dataclass
 class Run:
-    """A trainer whose position is kept in `folder`; `started` and `now` are seconds of the same clock."""
+    """A training run that saves its position in `folder`; `started` and `now` are seconds of one clock."""
 
     folder: Path
     trainer: Trainer
     judge: Judge
     budget: Budget
     started: float
-    look_every: int = 4  # looking costs as much as a thousand samples
+    look_every: int = 4  # an evaluation costs as much as a thousand samples
     board: Board | None = None
     kept: int = 0
-    about: Mapping[str, Any] = field(default_factory=dict)  # what the checkpoint also says, in the same one file
+    about: Mapping[str, Any] = field(default_factory=dict)  # more metadata for the checkpoint
 
     def resume(self) -> None:
-        """Goes back to the last checkpoint. Raises FileNotFoundError where there is none."""
+        """Restore the last checkpoint. Raises FileNotFoundError if there is none."""
         tensors, position = checkpoint.load(self.folder / CHECKPOINT)
         self.trainer.restore(tensors, position["steps"])
         self.started, self.kept = position["started"], position["kept"]
@@ -108,7 +108,7 @@ class Run:
     def go(
         self, now: Callable[[], float], stopping: Callable[[], bool], told: Callable[[Losses], None], every: float
     ) -> None:
-        """Trains until the budget is spent or `stopping`; keeps a checkpoint every `every` seconds and at the end."""
+        """Train until the budget is spent or `stopping`; save a checkpoint every `every` seconds and at the end."""
         due, lately = now() + every, Lately()
         while (share := self.share(now())) < 1 and not stopping():
             losses = self.trainer.step(share)
@@ -120,7 +120,7 @@ class Run:
         self.keep(now(), lately.means(), look=True)
 
     def keep(self, now: float, losses: Losses, *, look: bool = False) -> None:
-        """Checkpoint first (it must not be lost); now and then the figures and the pictures."""
+        """Save the checkpoint first, so that it is not lost; then, at times, evaluate and write a sheet."""
         self.kept += 1
         position = {**self.about, "steps": self.trainer.steps, "started": self.started, "kept": self.kept}
         checkpoint.save(
@@ -149,7 +149,7 @@ class Run:
 
 
 class Lately:
-    """The means of the losses since the last checkpoint."""
+    """Averages the losses since the last checkpoint."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
@@ -165,5 +165,5 @@ class Lately:
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """The settings that a run was started with."""
+    """Return the settings that a run was started with."""
     return checkpoint.position(folder / CHECKPOINT)["settings"]

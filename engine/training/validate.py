@@ -1,7 +1,7 @@
-"""How good a network is: v-MSE on variants it never saw, and a sheet of pictures for fixed prompts and seeds.
+"""Evaluates a diffusion network: v-MSE on held-back variants, and a sheet of pictures for fixed prompts and seeds.
 
-Knows sampling and measuring; knows nothing of optimizers. Both are pure functions of the network: the same timesteps,
-noise and seeds every time, so two numbers, or two sheets, may be laid side by side.
+Knows sampling and measuring; knows nothing of optimizers. Both are pure functions of the network, with fixed timesteps,
+noise and seeds, so two results can be compared.
 """
 
 from __future__ import annotations
@@ -33,20 +33,23 @@ PROMPTS = (
 
 
 def noised(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t and v of Salimans & Ho 2022, eq. 11 and appendix D: x_t = a·x + s·ε, v = a·ε − s·x; ᾱ has one value a row."""
+    """Return x_t and v (Salimans & Ho 2022, eq.
+
+    11, appendix D): x_t = a·x + s·ε, v = a·ε − s·x; ᾱ has one value a row.
+    """
     signal = alphas_cumprod.sqrt().view(-1, 1, 1, 1)
     sigma = (1 - alphas_cumprod).sqrt().view(-1, 1, 1, 1)
     return signal * clean + sigma * noise, signal * noise - sigma * clean
 
 
 def rows(cache: Cached, index: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Latents and token states of these variants, fp32."""
+    """Return latents and token states of these variants, fp32."""
     return torch.from_numpy(cache.latents[index]).float(), torch.from_numpy(cache.states[index]).float()
 
 
 @torch.inference_mode()
 def v_mse(network: UNet2DConditionModel, cache: Cached, alphas: Tensor, *, batch: int = 64) -> float:
-    """Mean squared error of v over the whole cache, each variant at one stratified timestep."""
+    """Return the mean squared error of v over the whole cache, each variant at one stratified timestep."""
     total, steps, device = len(cache), len(alphas), next(network.parameters()).device
     order = np.random.default_rng(0).permutation(total)
     times = torch.from_numpy(((order + 0.5) * steps / total).astype(np.int64))
@@ -73,7 +76,7 @@ def sample(
     steps: int = 40,
     guidance: float = 3.5,
 ) -> Tensor:
-    """Latents for each row of token states, by DDIM with classifier-free guidance; row i starts from seed i."""
+    """Sample latents for each row of token states, by DDIM with classifier-free guidance; row i uses seed i."""
     config = network.config
     shape = (config["in_channels"], config["sample_size"], config["sample_size"])
     latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(len(states))])
@@ -90,12 +93,12 @@ def sample(
 
 @torch.inference_mode()
 def develop(autoencoder: AutoencoderKL, latents: Tensor) -> np.ndarray:
-    """uint8 [n, h, w, 3]."""
+    """Decode latents to uint8 [n, h, w, 3]."""
     return as_pictures(autoencoder.decode(latents / autoencoder.config["scaling_factor"], return_dict=False)[0])
 
 
 def write_sheet(path: Path, pictures: Sequence[np.ndarray], *, columns: int = 8, enlarge: int = 2) -> None:
-    """One PNG of all pictures in reading order, at most `columns` in a line, replaced atomically."""
+    """Write one PNG of all pictures in reading order, at most `columns` in a line, replaced atomically."""
     columns = min(columns, len(pictures))
     blank = np.full_like(pictures[0], 255)
     padded = [*pictures, *[blank] * (-len(pictures) % columns)]

@@ -1,7 +1,7 @@
-"""Worker: takes jobs from the queue, runs them in one engine, and answers for each until its result is safe.
+"""Worker: takes jobs from the queue, runs them in one engine, and holds each until its result is stored.
 
-Ties the bus, the engine's thread and the output together; knows no SQL, no Discord and no model. Whatever happens, a
-job is either answered for by its one result or given back: a killed worker's goes on elsewhere from its last snapshot.
+Every job gets exactly one result or is handed back. The jobs of a killed worker continue elsewhere from their last
+snapshots. Imports no SQL and no Discord.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ log = logging.getLogger(__name__)
 
 PAUSE = 0.25
 POLL = 0.05
-FULL_PAUSE = 0.15  # at most, between two looks of a full worker for what no other takes: a newcomer's way in
-IDLE_SECONDS = 1.0  # between two looks whether jobs are here, or are gone
-PULL_SECONDS = 0.3  # short, since a worker that stops waits for its last request to end
+FULL_PAUSE = 0.15  # longest wait of a full worker before it pulls a job that no other takes
+IDLE_SECONDS = 1.0  # between two checks for running jobs
+PULL_SECONDS = 0.3  # short: a stopping worker waits for its last request
 MOST_RUNS = 64
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What this worker says of itself; `rows` is how many it takes at once."""
+    """A worker's presence without its current state. `rows`: rows that it runs at once."""
 
     name: str
     device: str
@@ -111,12 +111,12 @@ class Worker:
         return max(0, self._offer.rows - self.roster.rows)
 
     def drain(self) -> None:
-        """Hand everything over and end; to be called on the loop (a signal's callback)."""
+        """Hand back all jobs and stop. Call it on the loop (a signal's callback)."""
         if not self._stop.done():
             self._stop.set_result(None)
 
     async def run(self) -> None:
-        """Works until drained. Raises `Stuck`, and `Ended` from the bus."""
+        """Work until drained. Raises `Stuck`, and `Ended` from the bus."""
         self._thread.start()
         self._bus.on_return(self._lease.look_again)
         duties: list[Coroutine[object, object, None]] = [
@@ -141,7 +141,7 @@ class Worker:
         await self._end()
 
     async def _end(self) -> None:
-        """In this order: what is given back must not come straight back to us."""
+        """Shut down in this order, so that jobs we hand back do not come back to us."""
         for goodbye in (self._stop_answering, self._bus.stop_pulling, self._keeping.hand_over, self._depart):
             try:
                 await goodbye()
@@ -150,7 +150,7 @@ class Worker:
         await self._thread.stop()
 
     async def _stop_answering(self) -> None:
-        """A request that comes from now on goes to another worker."""
+        """Let new requests go to other workers."""
         await self._bus.serve_describe((), self.describing.answer)
         await self._bus.serve_decode((), (), self._decoding.answer)
 
@@ -170,8 +170,10 @@ class Worker:
                 self.roster.spawn(self._intake.take(delivered))
 
     async def _room(self) -> bool:
-        """True at once where rows are free, or as soon as some are. False after a pause, which is the longer the
-        fuller this worker is: it may take what is left over, for the engine shares the device.
+        """Wait for free rows and return True. Return False when none are free after a wait.
+
+        The wait grows with this worker's load. A full worker may then take a job that no other wants: the engine shares
+        the device.
         """
         end = time.monotonic() + min(FULL_PAUSE, POLL * self.roster.rows / self._offer.rows)
         while len(self.roster) >= MOST_RUNS or (self.free_rows == 0 and time.monotonic() < end):
@@ -188,7 +190,7 @@ class Worker:
                 log.warning("%s", error)
 
     async def _answer(self) -> None:
-        """Describes and decodes with what is in memory: for another model a request would come in vain."""
+        """Answer requests only for models in memory: no model is loaded for a request."""
         while True:
             try:
                 models = self.describing.models
@@ -199,7 +201,7 @@ class Worker:
             await asyncio.sleep(PAUSE)
 
     async def _give_back_memory(self) -> None:
-        """What loading and finished jobs have freed, as soon as there is nothing to do."""
+        """Return freed memory to the system after loading, and each time the worker becomes idle."""
         while True:
             await asyncio.to_thread(give_back_freed)
             while len(self.roster) == 0:
@@ -208,17 +210,17 @@ class Worker:
                 await asyncio.sleep(IDLE_SECONDS)
 
     def _take_more(self, rows: int) -> None:
-        """A model turns out to gain by batches as large as that."""
+        """Raise the announced rows: a model turned out to gain from batches of `rows`."""
         self._offer = dataclasses.replace(self._offer, rows=max(self._offer.rows, rows))
 
     def _presence(self) -> Presence:
-        """With what is in memory now, where there is a shelf."""
+        """Return the presence, with the models that are now in the model cache."""
         said = self._offer.presence(self.free_rows)
         return replace(said, models=self._shelf.warm() or said.models)
 
     async def _admit(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
         def add(engine: Engine) -> None:
-            if not run.ended:  # else a cancel came first, and nobody would take the job out again
+            if not run.ended:  # else a cancel came first, and nothing would remove the job again
                 engine.add(run.job, snapshots, beginning)
                 engine.watch(run.job.id, run.watched)
                 run.steer(engine)
@@ -227,7 +229,7 @@ class Worker:
         beginning = await self._output.begin(run)
         run.watched = self._attention.wanted(run.job.id)
         run.stepped = time.monotonic()
-        await self._thread.call(add, Kind.PICTURE)  # it reads words
+        await self._thread.call(add, Kind.PICTURE)  # it encodes prompts
 
     def _on_events(self, events: list[Event], moment: float) -> None:
         for job, group in groupby(events, key=lambda event: event.job):
@@ -252,7 +254,7 @@ class Worker:
         await self._outcome.failed(run, event.reason, event.blame)
 
     async def _guarded(self, run: Run, work: Coroutine[object, object, None]) -> None:
-        """An error about one job is that job's alone."""
+        """Run `work`; an error fails only this job."""
         with about(run.job.id):
             try:
                 await work

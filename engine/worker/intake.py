@@ -1,8 +1,8 @@
-"""From a delivered message to a run: claim it, look for a tombstone and for snapshots, say that it starts.
+"""Intake: from a delivered message to a run. Claims the job, reads tombstone and snapshots, and announces the start.
 
-Knows the order in which these must happen; nothing of steps or pictures. The workers of a pool may have different
-models, and a message comes to any of them: what is for another goes back unclaimed. The run stands in the worker's
-roster before the tombstone is looked for, so that a cancel is either found here or heard by the watch.
+Workers of a pool may have different models, and any of them may receive a job: a job for another worker goes back
+unclaimed. The run enters the roster before the tombstone is read, so that a cancel is either found here or heard by the
+watch.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from engine.worker.run import Run
 
 log = logging.getLogger(__name__)
 
-CLAIMED_ELSEWHERE = 0.5  # seconds until we look again: the other's lease may just be running out
+CLAIMED_ELSEWHERE = 0.5  # seconds until we try again: the other worker's lease may be expiring
 ODD_PAUSE = 1.0
 TRIES = 3
-PASS_ON_SECONDS = 0.05  # times its deliveries: the next idle worker of the pool is asked at once
-LONGEST_PASS_ON = 1.0  # where nobody has taken it for a while: those who cannot shall not spin
-REMEMBERED = 256  # jobs that were passed on: each is logged once
+PASS_ON_SECONDS = 0.05  # times the number of deliveries: the next idle worker gets it almost at once
+LONGEST_PASS_ON = 1.0  # for a job that nobody takes: workers that cannot run it must not spin
+REMEMBERED = 256  # passed-on jobs: each is logged once
 Admit = Callable[[Run, Sequence[Snapshot]], Awaitable[None]]
 Elsewhere = Callable[[Job], str]
 
 
 class Intake:
-    """`admit` gives a run to the engine, and raises `Unfit` where it cannot be done.
+    """`admit` gives a run to the engine. It raises `Unfit` where the engine cannot run the job.
 
-    `elsewhere` says why a job is for another worker; empty: it may be claimed.
+    `elsewhere` returns why a job is for another worker; empty: it may be claimed.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Intake:
         self._bus, self._worker, self._roster = bus, worker, roster
         self._outcome, self._output, self._admit, self._elsewhere = outcome, output, admit, elsewhere
         self._passed: deque[str] = deque(maxlen=REMEMBERED)
-        self._errors: Counter[str] = Counter()  # that nobody foresaw, by job
+        self._errors: Counter[str] = Counter()  # unexpected ones, by job
 
     async def take(self, delivered: Delivered[Job]) -> None:
-        """Everything up to the first step. Raises nothing but cancellation."""
+        """Do everything up to the first step. Raises only cancellation."""
         job = delivered.value
         if (mine := self._roster.get(job.id)) is not None:
             mine.handles[job.attempt] = delivered  # redelivered to us, or requeued while we still run it
@@ -62,7 +62,7 @@ class Intake:
                 await self._begin(self._entered(delivered, claim))
 
     async def _pass_on(self, delivered: Delivered[Job], why: str) -> None:
-        """Nothing is said of it and nothing counted: another worker of the pool takes it."""
+        """Hand the job to another worker of the pool, without a result and without counting an attempt."""
         job = delivered.value.id
         if job not in self._passed:
             self._passed.append(job)
@@ -99,10 +99,10 @@ class Intake:
         except Unfit as error:
             await self._outcome.failed(run, error.sentence, error.blame)
         except Unreachable as error:
-            log.warning("job %s goes back: %s", run.job.id, error)
+            log.warning("job %s is handed back: %s", run.job.id, error)
             await self._back(run)
         except Exception:
-            log.exception("job %s could not be taken in", run.job.id)
+            log.exception("job %s could not be started", run.job.id)
             await self._odd(run)
         else:
             self._errors.pop(run.job.id, None)
@@ -122,7 +122,7 @@ class Intake:
         step = run.resume(snapshots)
         log.info("job %s begins at step %d (epoch %d)", run.job.id, step, run.claim.epoch)
         both = asyncio.gather(self._announce(run, step), self._admit(run, snapshots), return_exceptions=True)
-        for outcome in await both:  # Started is out before whatever is said of a refusal
+        for outcome in await both:  # Started is published before a failure
             if isinstance(outcome, BaseException):
                 raise outcome
 
@@ -131,9 +131,9 @@ class Intake:
         run.announced.set()
 
     async def _odd(self, run: Run) -> None:
-        """An error that nobody foresaw: three tries, then the message is laid aside and the job failed.
+        """Handle an unexpected error: after three tries, dead-letter the message and fail the job.
 
-        They are counted here, not by the broker: it also counts how often a message was handed back or passed on.
+        Tries are counted here. The broker's count includes deliveries that were handed back or passed on.
         """
         await self._roster.stop(run)
         self._errors[run.job.id] += 1
@@ -145,11 +145,11 @@ class Intake:
             await run.handles.pop(max(run.handles)).lay_aside("three tries, three errors")
         except Unreachable as error:
             log.warning("job %s: %s", run.job.id, error)
-        await self._outcome.failed(run, "The engine failed at it three times.", "us")
+        await self._outcome.failed(run, "The engine failed at this job three times.", "us")
 
     async def _back(self, run: Run, delay: float = 0.0) -> None:
         run.end()
-        await self._roster.stop(run)  # the engine may have taken it in before the broker went away
+        await self._roster.stop(run)  # the engine may have it already
         try:
             await self._outcome.give_back(run, delay)
         except Unreachable as error:

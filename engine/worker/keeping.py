@@ -1,7 +1,4 @@
-"""Keeping a run's progress: snapshots every two seconds, and the orderly hand-over when this worker stops.
-
-Knows when and for whom snapshots are made; nothing of what is in them.
-"""
+"""Saves the progress of runs: snapshots every two seconds, and the hand-over when this worker stops."""
 
 from __future__ import annotations
 
@@ -23,31 +20,31 @@ log = logging.getLogger(__name__)
 EVERY_SECONDS = 2.0
 HAND_OVER_SECONDS = 1.0
 SAVE_SECONDS = 0.7
-AT_ONCE = 4  # snapshots on their way
+AT_ONCE = 4  # concurrent writes
 
 
 class Keeping:
-    """Snapshots of all runs. They are taken between two steps and stored off the engine's thread."""
+    """Snapshots of all runs, taken between two steps and stored off the engine's thread."""
 
     def __init__(self, bus: Bus, roster: Roster, outcome: Outcome, attention: Attention) -> None:
         self._bus, self._roster, self._outcome, self._attention = bus, roster, outcome, attention
         self._line = asyncio.Semaphore(AT_ONCE)
 
     async def keep(self) -> None:
-        """For ever."""
+        """Save new progress regularly, for ever."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             self._attention.lapse()
             await self._save([run for run in self._roster if run.unsaved and not run.ended])
 
     async def _save(self, runs: Sequence[Run]) -> None:
-        """All are taken at once, between two steps: one after another, those of a full worker would be seconds old."""
+        """Take all snapshots between two steps: one after another, those of a full worker would be seconds old."""
         if runs:
             made = await self._taken(runs)
             await asyncio.gather(*(self._store(run, each) for run, each in zip(runs, made, strict=True)))
 
     async def _taken(self, runs: Sequence[Run], *, last: bool = False) -> list[list[Snapshot]]:
-        """The snapshots of each. `last`: and no further step is run of them."""
+        """Return the snapshots of each run. `last`: also pause the runs, so that no further step runs."""
 
         def taken(engine: Engine) -> list[list[Snapshot]]:
             for run in runs if last else ():
@@ -57,7 +54,7 @@ class Keeping:
         return await self._roster.thread.call(taken)
 
     async def _store(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
-        """Returns once nothing more is written. A few of all runs at a time: beats go over the same line."""
+        """Store a run's snapshots. Few writes run at a time, since heartbeats share the connection."""
         puts = await asyncio.gather(*(self._put(run, snapshot) for snapshot in snapshots), return_exceptions=True)
         try:
             for error in puts:
@@ -69,40 +66,40 @@ class Keeping:
             log.warning("job %s: %s", run.job.id, error)
 
     async def _put(self, run: Run, snapshot: Snapshot) -> None:
-        """Whoever slept through its lease must not write where the next owner has already tidied up."""
+        """Store a snapshot unless our lease may have expired: the next owner may have dropped the snapshots."""
         async with self._line:
             if not run.ended and time.monotonic() - max(run.began, run.renewed) < self._bus.kept.lease:
                 await self._bus.put_snapshot(snapshot)
                 run.saved[snapshot.image] = snapshot.k
 
     async def hand_over(self) -> None:
-        """Snapshot, release and give back every run: another worker goes on at once, from the very step."""
+        """Snapshot, release and hand back every run, so that another worker continues from the same step."""
         runs = list(self._roster)
         try:
             async with asyncio.timeout(HAND_OVER_SECONDS):
                 made = await self._last(runs)
                 await asyncio.gather(*(self._hand_over(run, each) for run, each in zip(runs, made, strict=True)))
         except TimeoutError as error:
-            log.warning("not everything could be handed over: %r", error)
+            log.warning("not every job could be handed back in time: %r", error)
 
     async def _last(self, runs: Sequence[Run]) -> list[list[Snapshot]]:
-        """Nothing where a long step is running, or the engine cannot say: then they go on from earlier ones."""
+        """Return last snapshots; none where a long step runs or the engine fails: earlier ones count then."""
         try:
             async with asyncio.timeout(SAVE_SECONDS):
                 return await self._taken(runs, last=True)
         except TimeoutError:
-            log.warning("a long step is running")
+            log.warning("a long step is running, so jobs continue from earlier snapshots")
         except Exception:
-            log.exception("no last snapshots can be taken")
+            log.exception("no last snapshots could be taken")
         return [[] for _ in runs]
 
     async def _hand_over(self, run: Run, snapshots: Sequence[Snapshot]) -> None:
-        """One run; whatever goes wrong with it is not the others'."""
+        """Hand back one run; its errors do not affect the others."""
         try:
             async with asyncio.timeout(SAVE_SECONDS):
                 await self._store(run, snapshots)
         except TimeoutError:
-            log.warning("job %s goes on from an earlier snapshot", run.job.id)
+            log.warning("job %s continues from an earlier snapshot", run.job.id)
         try:
             await self._let_go(run)
         except Unreachable as error:
@@ -112,5 +109,5 @@ class Keeping:
         if run.end():
             self._roster.cease(run)
             await self._outcome.return_(run)
-        elif run.tasks:  # its result is on its way
+        elif run.tasks:  # its result is being published
             await asyncio.wait(run.tasks, timeout=SAVE_SECONDS)

@@ -1,7 +1,6 @@
-"""Leases: every few seconds each run's message and claim are renewed, as long as the work itself gets on.
+"""Heartbeats: every few seconds each run's message and claim are renewed, while the work makes progress.
 
-Knows beats, deadlines and cancels; nothing of pictures. A worker that is stuck must not look alive: its beat raises
-`Stuck`, the process ends, and the jobs go on elsewhere.
+A stuck worker must not look alive: its heartbeat raises `Stuck`, the process ends, and other workers take its jobs.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ PAUSE = 0.25
 
 
 class Stuck(RuntimeError):
-    """The engine or the lane is past its deadline, or it crashed: the process must end and be started anew."""
+    """The engine or the decode worker missed a deadline or crashed: the process must be restarted."""
 
 
 class Lease:
-    """Renewals, and the tombstones that end a run before its time."""
+    """Heartbeats, and the tombstones that cancel a run."""
 
     def __init__(self, bus: Bus, roster: Roster, outcome: Outcome, pulse: Pulse) -> None:
         self._bus, self._roster, self._outcome, self._pulse = bus, roster, outcome, pulse
 
     async def beat(self) -> None:
-        """For ever, until the pulse is late: then `Stuck`."""
+        """Renew for ever. Raises `Stuck` when a deadline was missed."""
         while True:
             if (late := self._pulse.late()) is not None:
                 raise Stuck(late)
@@ -49,12 +48,12 @@ class Lease:
                 run.renewed = asked
             elif run in self._roster:
                 lost = self._roster.lose(run, "its claim has lapsed or gone to another worker")
-                self._roster.spawn(lost)  # it waits for the engine's present step, and the beat must not
+                self._roster.spawn(lost)  # it waits for the engine's current step; the heartbeat must not
         except Unreachable as error:
             log.warning("job %s: %s", run.job.id, error)
 
     async def watch(self) -> None:
-        """Hears of cancelled jobs, for ever."""
+        """Receive cancels, for ever."""
         while True:
             try:
                 async for job in self._bus.watch_cancelled():
@@ -64,7 +63,7 @@ class Lease:
                 await asyncio.sleep(PAUSE)
 
     async def look_again(self) -> None:
-        """After an outage: what was cancelled meanwhile was not heard."""
+        """Check every run for a cancel that was missed during an outage."""
         for run in self._roster:
             if await self._bus.is_cancelled(run.job.id):
                 self._cancel(run.job.id)

@@ -1,7 +1,6 @@
-"""How a run ends: its one result is published under its epoch, and only then is the job let go of.
+"""How a run ends: its one result is published under its epoch, and only then is the job released.
 
-Knows results, acknowledgement and release; nothing of how pictures are made. An outage is waited out while the claim
-holds; a lost claim ends a run in silence.
+Outages are waited out while the claim holds. A lost claim ends a run without a result.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ PATIENCE = 300.0
 
 
 async def insist(act: Callable[[], Awaitable[T]], patience: float = PATIENCE) -> T:
-    """Tries again while the broker is away. Raises `Unreachable` after `patience` seconds."""
+    """Call `act` again while the broker is away. Raises `Unreachable` after `patience` seconds."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -39,7 +38,7 @@ async def insist(act: Callable[[], Awaitable[T]], patience: float = PATIENCE) ->
 
 
 class Outcome:
-    """Ends runs: each leaves the worker's roster here, after its result is safe."""
+    """Ends runs: a run leaves the roster here, after its result is stored."""
 
     def __init__(self, bus: Bus, worker: str, roster: Roster) -> None:
         self._bus, self._worker, self._roster = bus, worker, roster
@@ -49,7 +48,7 @@ class Outcome:
             await insist(lambda: self._bus.publish_result(self._worker, result))
 
     async def picture(self, run: Run, picture: Picture) -> None:
-        """One finished output; its blob is stored already."""
+        """Announce a finished picture, whose blob is already stored."""
         await run.announced.wait()
         await self.say(picture)
 
@@ -64,7 +63,7 @@ class Outcome:
             await self._conclude(run, result)
 
     async def failed(self, run: Run, reason: str, blame: Blame) -> None:
-        """A job that this worker cannot run may still be for another: `retry`."""
+        """Fail the run. `retry` is set where another worker may be able to run the job."""
         if run.end():
             log.warning("job %s failed (%s): %s", run.job.id, blame, reason)
             retry = blame == "worker"
@@ -72,7 +71,7 @@ class Outcome:
             await self._conclude(run, failed)
 
     async def cancelled(self, run: Run, steps: int) -> None:
-        """To be called by the one who has ended the run, which has come up to step `steps`."""
+        """Publish that a run was cancelled at step `steps`. Only the caller that ended the run calls it."""
         cost, ran = run.spent(steps), max(0, steps - run.first)
         await self._conclude(run, Cancelled(job=run.job.id, epoch=run.claim.epoch, steps=ran, cost=cost))
 
@@ -85,40 +84,40 @@ class Outcome:
                 await self._let_go(run, result)
 
     async def _still_ours(self, run: Run) -> bool:
-        """Whether the claim holds. Else, or where nobody can say, message and snapshots may be an heir's.
+        """Whether the claim holds. If not, or if that is unknown, message and snapshots may be the next worker's.
 
-        The bot settles a finished job too, so what we leave behind does not stay.
+        The bot settles a finished job too, so what we leave behind is removed.
         """
         try:
             if await insist(lambda: self._bus.renew(run.claim), self._bus.kept.lease):
                 return True
-            log.warning("job %s: its claim has lapsed, so the rest is its heir's", run.job.id)
+            log.warning("job %s: its claim has expired, so its next worker cleans up", run.job.id)
         except Unreachable as error:
             log.warning("job %s: %s", run.job.id, error)
         return False
 
     async def _let_go(self, run: Run, result: Result) -> None:
-        """The message, the snapshots, and last the claim: from there on another may have the job."""
+        """Acknowledge the message, drop the snapshots, and last release the claim: another worker may then take it."""
         goodbyes: list[Callable[[], Awaitable[None]]] = [handle.ack for handle in run.handles.values()]
-        if not (isinstance(result, Failed) and result.retry):  # else the next worker may go on from them
+        if not (isinstance(result, Failed) and result.retry):  # else the next worker may resume from them
             goodbyes.append(lambda: self._bus.drop_snapshots(run.job.id))
         goodbyes.append(lambda: self._bus.release(run.claim))
         for goodbye in goodbyes:
             try:
                 await goodbye()
-            except Unreachable as error:  # the bot settles the job too, and the claim lapses by itself
+            except Unreachable as error:  # the bot settles the job too, and the claim expires
                 log.warning("job %s: %s", run.job.id, error)
 
     async def return_(self, run: Run) -> None:
-        """Says that we end and the job shall go on elsewhere, then lets go of it."""
+        """Publish that this worker stops and hands the job back, then release it."""
         try:
             await self._bus.publish_result(self._worker, Returned(job=run.job.id, epoch=run.claim.epoch))
-        except Unreachable as error:  # then it counts as lost, which a job may be now and then
+        except Unreachable as error:  # then it counts as lost, which a job may be a few times
             log.warning("job %s: %s", run.job.id, error)
         await self.give_back(run)
 
     async def give_back(self, run: Run, delay: float = 0.0) -> None:
-        """Lets go of a run without a result, for another worker to go on with at once."""
+        """Release a run without a result, so that another worker can resume it."""
         self._roster.leave(run)
         await self._bus.release(run.claim)
         for handle in run.handles.values():

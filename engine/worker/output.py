@@ -1,7 +1,7 @@
-"""What comes out of the engine's steps: previews for whoever watches, pictures and ladders as blobs.
+"""Output of the engine's steps: previews for watchers, pictures and keyframes as blobs.
 
-Knows the decode lane and the bus; nothing of claims or the engine. A blob is stored before the picture that names it is
-published. Previews are pulled: the newest of each image, at a pace that leaves the machine to the pictures.
+A blob is stored before the picture that names it is published. Only the newest preview of each image is rendered, at a
+pace that leaves the processor to the finished pictures.
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ from engine.worker.run import Run
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-REST = 9.0  # after a preview the lane rests this many times what it took: previews get a tenth of one core
+REST = 9.0  # rest after a preview, times its duration: previews get a tenth of one core
 LONGEST_REST = 0.25
 LARGEST_SOURCE = 64 * 1024 * 1024
 
 
 class Output:
-    """One for a worker; the runs come and go."""
-
     def __init__(self, bus: Bus, lane: Lane, upscaler: Upscaler, outcome: Outcome, pulse: Pulse) -> None:
         self._bus, self._lane, self._upscaler = bus, lane, upscaler
         self._outcome, self._pulse = outcome, pulse
@@ -46,7 +44,7 @@ class Output:
         self._enlarging = asyncio.Lock()
 
     async def begin(self, run: Run) -> Beginning | None:
-        """What a job begins with in place of noise, fetched and read. Raises `Unfit`."""
+        """Fetch and encode the job's init image or branch point; None where it starts from noise. Raises `Unfit`."""
         recipe = run.job.task
         if isinstance(recipe, Recipe):
             self._lane.prepare(recipe.model)
@@ -55,8 +53,8 @@ class Output:
         try:
             blobs = {one: await insist(partial(self._bus.get_blob, one, LARGEST_SOURCE)) for one in recipe.sources}
         except NoBlob as error:
-            # The broker makes room now and then; sent again, the job comes with it again.
-            raise Unfit("What the picture begins with was no longer at the broker.", "worker") from error
+            # The broker drops old blobs; when the job is dispatched again, its blobs are too.
+            raise Unfit("The init image was no longer at the broker.", "worker") from error
         return await self._decoded(self._lane.begin(run.job, blobs))
 
     def stepped(self, run: Run, event: Stepped) -> None:
@@ -65,7 +63,7 @@ class Output:
             self._fresh.put(event.job, run)
 
     async def show(self) -> None:
-        """Renders and sends previews, for ever: one image of every job in turn, then the next image of each."""
+        """Render and send previews for ever: one image of every job in turn, then the next image of each."""
         while True:
             run = await self._fresh.get()
             event = run.fresh.pop(next(iter(run.fresh)))
@@ -78,7 +76,7 @@ class Output:
             await asyncio.sleep(min(LONGEST_REST, REST * (time.monotonic() - began)))
 
     async def _show(self, run: Run, event: Stepped) -> None:
-        """A preview that fails is left out: the picture does not depend on it."""
+        """Send one preview. A failed preview is skipped: the picture does not depend on it."""
         try:
             future = self._lane.frame(event, run.job, run.claim.epoch, run.seconds_left)
             frame: Frame = await asyncio.wrap_future(future)
@@ -86,14 +84,14 @@ class Output:
                 await self._bus.publish_frame(frame)
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise  # the worker ends; else the lane has dropped this one for a newer
+                raise  # the worker ends; otherwise a newer preview replaced this one
         except Unreachable as error:
-            log.debug("a preview of job %s is left out: %s", event.job, error)
+            log.debug("a preview of job %s is skipped: %s", event.job, error)
         except Exception:
             log.exception("job %s: a preview failed", event.job)
 
     async def developed(self, run: Run, event: Developed) -> None:
-        """Decodes and publishes one finished image; the last of a job finishes the job."""
+        """Decode and publish one finished image; the last image finishes the job."""
         recipe = run.job.task
         assert isinstance(recipe, Recipe)
         png = await self._decoded(self._lane.picture(event, run.job))
@@ -107,21 +105,21 @@ class Output:
             await self._outcome.finished(run)
 
     async def _decoded(self, future: Future[T]) -> T:
-        """What the lane promised. The deadline runs from one thing that it finishes to the next."""
+        """Wait for the decode worker. Its deadline starts anew with each item that it finishes."""
         if self._waiting == 0:
-            self._pulse.busy("the lane", "decode")
+            self._pulse.busy("the decode worker", "decode")
         self._waiting += 1
         try:
             return await asyncio.wrap_future(future)
         finally:
             self._waiting -= 1
             if self._waiting:
-                self._pulse.busy("the lane", "decode")
+                self._pulse.busy("the decode worker", "decode")
             else:
-                self._pulse.rest("the lane")
+                self._pulse.rest("the decode worker")
 
     async def _verdict(self, run: Run, png: bytes) -> Verdict:
-        """Of the finished picture itself, whatever was said of its estimate."""
+        """Check the finished picture itself, independently of its previews."""
         if not (run.job.check and self._lane.checks):
             return "unchecked"
         return await self._decoded(self._lane.verdict(png, run.job))
@@ -138,7 +136,7 @@ class Output:
         await self._outcome.picture(run, picture)
 
     async def enlarge(self, run: Run) -> None:
-        """The whole of an `Enlarge` job."""
+        """Run an upscale job."""
         task = run.job.task
         assert isinstance(task, Enlarge)
         try:
@@ -146,7 +144,7 @@ class Output:
             async with self._enlarging:
                 made = await self._enlarged(source, task)
         except NoBlob:
-            await self._outcome.failed(run, "The picture to enlarge is no longer stored.", "us")
+            await self._outcome.failed(run, "The picture to upscale is no longer stored.", "us")
         except Unfit as error:
             await self._outcome.failed(run, error.sentence, error.blame)
         else:
@@ -155,12 +153,12 @@ class Output:
             await self._outcome.finished(run)
 
     async def _enlarged(self, source: bytes, task: Enlarge) -> Enlarged:
-        """The deadline runs from one tile to the next: a large picture takes a slow network long."""
+        """Upscale the picture. The deadline is per tile: a large picture takes a slow network long."""
         left = threading.Event()
 
         def beat() -> None:
             if left.is_set():
-                raise Unfit("Nobody waits for this enlargement any more.", "member")
+                raise Unfit("Nobody waits for this upscale any more.", "member")
             self._pulse.busy("the upscaler", "decode")
 
         beat()
@@ -173,6 +171,6 @@ class Output:
 
 
 def _size(png: bytes) -> tuple[int, int]:
-    """Width and height, of the header (PNG specification, 11.2.2 IHDR)."""
+    """Return width and height from the header (PNG specification, 11.2.2 IHDR)."""
     width, height = struct.unpack(">II", png[16:24])
     return int(width), int(height)

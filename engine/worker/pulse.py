@@ -1,7 +1,7 @@
-"""Whether this worker still gets anywhere: what each of its threads is doing, and by when it must have done it.
+"""Watchdog: what each thread of the worker is doing, and the deadline for it.
 
-Knows phases, deadlines and a clock; nothing of jobs, threads or the broker. A worker whose pulse is late stops beating,
-so its jobs go to others, and ends, so that its supervisor starts a fresh one.
+A worker that misses a deadline stops its heartbeats, so its jobs go to others, and ends, so that its supervisor
+restarts it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ STEPS_REMEMBERED = 101
 
 
 class Pulse:
-    """Written by the threads that work, read by the loop that beats: single assignments, no lock.
+    """Written by the working threads, read by the heartbeat loop: single assignments, no lock.
 
-    `slowest` is the calibrated seconds of the slowest step that the loaded models may need: a step of a large model
-    after many of a small one is not late.
+    `slowest`: calibrated seconds of the slowest step of the loaded models, so that a step of a large model after many
+    of a small one is not late.
     """
 
     def __init__(self, slowest: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,7 +35,7 @@ class Pulse:
 
     @contextmanager
     def phase(self, thread: str, phase: Phase) -> Iterator[None]:
-        """What `thread` does inside; the very first step counts as loading, since it may still compile and allocate."""
+        """Time a phase of `thread`. The first step counts as loading, since it may still compile and allocate."""
         began = self._clock()
         self.busy(thread, "load" if phase == "step" and not self._steps else phase)
         try:
@@ -46,25 +46,25 @@ class Pulse:
                 self._steps.append(self._clock() - began)
 
     def busy(self, thread: str, phase: Phase) -> None:
-        """`thread` begins something now."""
+        """Note that `thread` starts `phase` now."""
         self._now[thread] = (phase, self._clock())
 
     def rest(self, thread: str) -> None:
         self._now.pop(thread, None)
 
     def step_seconds(self) -> float:
-        """The median of the last steps; 0 before the first."""
+        """Return the median of the last steps; 0 before the first."""
         return statistics.median(tuple(self._steps)) if self._steps else 0.0
 
     def deadline(self, phase: Phase) -> float:
         if phase == "step":
             return max(STEP_LEAST, STEP_FACTOR * max(self.step_seconds(), self._slowest))
-        if phase == "decode":  # a step may have to end first (`engine.cores`)
+        if phase == "decode":  # a decode may wait for a step (`engine.cores`)
             return DEADLINES[phase] + self.deadline("step")
         return DEADLINES[phase]
 
     def late(self) -> str | None:
-        """What has taken too long, as a sentence; None when all is well."""
+        """Return a sentence about a missed deadline; None when there is none."""
         now = self._clock()
         for thread, (phase, began) in dict(self._now).items():
             if now - began > self.deadline(phase):

@@ -1,6 +1,6 @@
-"""Times of real steps and decodes become prices, row caps and announcements, and are kept for the next start.
+"""Calibration by real work: measured steps and decodes update costs, batch limits and announcements, and are saved.
 
-Knows the engine's thread, the shelf and clocks; how times are weighed is `engine.refinement`.
+`engine.refinement` weighs the measurements.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ EVERY_SECONDS = 5.0
 
 
 class Refining:
-    """`stepped` is the engine's thread's, `decoded` the lane's, `refine` the event loop's."""
+    """`stepped` runs in the engine's thread, `decoded` in the decode worker's, `refine` in the event loop."""
 
     def __init__(
         self, shelf: Shelf, roster: Roster, found: Mapping[str, Calibration], on_rows: Callable[[int], None]
     ) -> None:
         self._shelf, self._roster, self._on_rows = shelf, roster, on_rows
         self._known = {name: Refinement(one) for name, one in found.items()}
-        self._since: list[tuple[Ran, float]] = []  # steps that the device may still be at
+        self._since: list[tuple[Ran, float]] = []  # steps that may still be running on the device
 
     def stepped(self, ran: Ran | None, ms: float) -> None:
-        """A step of the engine, by our clock; what a device does behind our back is known once we waited for it."""
+        """Record a step's time. A device runs asynchronously, so times count only after a synchronisation."""
         if ran is None or (self._since and self._since[0][0].alike != ran.alike):
             self._since.clear()
             return
@@ -41,13 +41,13 @@ class Refining:
             self._note(ran, took)
 
     def decoded(self, recipe: Recipe, ms: float) -> None:
-        """A finished picture."""
+        """Record the time of a finished picture."""
         family, known = self._shelf.families.get(recipe.model), self._known.get(recipe.model)
         if family is not None and known is not None and recipe.width == recipe.height == family.size:
             known.note_decode(ms)
 
     async def refine(self) -> None:
-        """For ever."""
+        """Apply new calibrations regularly, for ever."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             for name, known in self._known.items():

@@ -1,7 +1,4 @@
-"""The runs that this worker holds, and how one is taken out of everything that works on it.
-
-Knows runs, their tasks, the engine's thread and the lane; nothing of the broker.
-"""
+"""The runs of this worker, and how a run is removed from everything that works on it."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Roster:
-    """`changed` is set whenever what the worker has to say of itself is out of date."""
+    """`changed` is set when the worker's presence is out of date."""
 
     def __init__(self, thread: EngineThread, lane: Lane) -> None:
         self.thread, self._lane = thread, lane
@@ -40,7 +37,7 @@ class Roster:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch that all runs take up."""
+        """Rows of the batch that all runs occupy."""
         return sum(run.rows for run in self)
 
     def enter(self, run: Run) -> None:
@@ -55,25 +52,25 @@ class Roster:
             self.changed.set()
 
     def spawn(self, work: Coroutine[object, object, None], run: Run | None = None) -> None:
-        """Starts a task, of a run (it ends with it) or of the worker."""
+        """Start a task of a run, which ends with the run, or of the worker."""
         into = self._errands if run is None else run.tasks
         task = asyncio.create_task(work)
         into.add(task)
         task.add_done_callback(into.discard)
 
     def cease(self, run: Run) -> None:
-        """Ends every task of a run but the present one."""
+        """Cancel every task of a run except the current one."""
         for task in run.tasks - {asyncio.current_task()}:
             task.cancel()
 
     async def stop(self, run: Run) -> int:
-        """Ends a run's tasks and takes it out of the engine; the steps it had done."""
+        """End a run's tasks, remove it from the engine, and return the steps done."""
         self.cease(run)
         steps = await self.thread.call(lambda engine: engine.cancel(run.job.id))
         return max(steps, *run.done.values())
 
     async def lose(self, run: Run, why: str) -> None:
-        """Stops a run in silence: whoever has its claim now speaks for the job. Of several calls the first does it."""
+        """Stop a run without a result: the new holder of its claim reports on the job. Only the first call acts."""
         if run not in self:
             return
         log.warning("job %s is stopped: %s", run.job.id, why)
@@ -82,7 +79,7 @@ class Roster:
         await self.stop(run)
 
     async def close(self) -> None:
-        """Ends the worker's errands; the runs' own tasks are theirs."""
+        """Cancel the worker's tasks; runs end their own."""
         for task in self._errands:
             task.cancel()
         await asyncio.gather(*self._errands, return_exceptions=True)

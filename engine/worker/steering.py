@@ -1,7 +1,7 @@
-"""Paused jobs and weights, as the bot says them: told to the engine, and a pause is ended when it has lasted too long.
+"""Pauses and weights of running jobs: applies the bot's messages to the engine, and limits the length of pauses.
 
-Knows what was said, of which runs, and time; nothing of who may say it. Nothing here is stored: a job that moves to
-another worker runs on there. A paused job keeps its claim, its snapshots and its place; its rows are others' meanwhile.
+Nothing is stored: a job that moves to another worker runs on there. A paused job keeps its claim, its snapshots and its
+place, while other jobs use its rows.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from engine.worker.run import Run
 
 log = logging.getLogger(__name__)
 
-MOST_SECONDS = 900.0  # of all pauses of a job
+MOST_SECONDS = 900.0  # sum of a job's pauses
 AGAIN = 0.25
-LOOK = 0.5  # seconds between two looks whether somebody needs the room of what is paused
+LOOK = 0.5  # seconds between checks whether another model needs the memory of a paused job's
 
 
 class Steering:
-    """What is said of a job that is not here is not for us.
+    """Ignores messages about jobs that are not here.
 
-    `crowded`: whether somebody has waited long enough for the room of models that are in use; then no pause lasts.
+    `crowded`: whether a job has waited long enough for memory that models in use occupy. Then every pause ends.
     """
 
     def __init__(self, bus: Bus, roster: Roster, crowded: Callable[[], bool] = lambda: False) -> None:
         self._bus, self._roster, self._crowded = bus, roster, crowded
 
     async def listen(self) -> None:
-        """Hears what is said, for ever."""
+        """Receive pauses and weights, for ever."""
         self._roster.spawn(self._make_room())
         await self._hear()
 
@@ -67,7 +67,7 @@ class Steering:
         self._roster.spawn(self._tell(run))
 
     def _pause(self, run: Run) -> None:
-        """A second pause has what the first has left."""
+        """Pause a run; all its pauses share one time limit."""
         left = MOST_SECONDS - run.rested
         if run.paused is None and left > 0:
             run.paused = asyncio.get_running_loop().call_later(left, self._lapse, run)
@@ -75,12 +75,12 @@ class Steering:
     def _lapse(self, run: Run) -> None:
         _unpause(run)
         if run in self._roster and not run.ended:
-            log.info("job %s goes on: it was paused for long enough, or others need its model's room", run.job.id)
+            log.info("job %s resumes: its pause was too long, or other models need the memory of its model", run.job.id)
             self._roster.changed.set()
             self._roster.spawn(self._tell(run))
 
     async def _tell(self, run: Run) -> None:
-        """As the run stands when the engine comes to it, so that the order of two tellings is no matter."""
+        """Apply the run's state when the engine gets to it, so the order of two calls does not matter."""
         await self._roster.thread.call(run.steer)
 
 
@@ -90,4 +90,4 @@ def _unpause(run: Run) -> None:
         run.rested = MOST_SECONDS - max(0.0, left)
         run.paused.cancel()
         run.paused = None
-        run.stepped = time.monotonic()  # its pace is that of its steps
+        run.stepped = time.monotonic()  # the pause must not count in its pace

@@ -1,6 +1,6 @@
-"""The engine's own thread: it steps while there is work, and between two steps it does what the loop asks of it.
+"""The engine's thread: steps while there is work, and runs the event loop's calls between two steps.
 
-Knows how to cross between the thread and the event loop; nothing of the broker. Only this thread touches the engine.
+Only this thread touches the engine.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Command = Callable[[], None]
 
 
 class EngineThread:
-    """`on_events` runs on the event loop with what each step brought and the moment (monotonic) it was done.
+    """`on_events` runs on the event loop with the events of a step and the time (monotonic) of its end.
 
-    `on_ran` runs in this thread with the batch of each step, and the milliseconds that the step took.
-    `on_crash` runs on the loop when a step raised: the engine's state is then unknown, and the process should end.
+    `on_ran` runs in this thread with the batch of each step and the step's milliseconds. `on_crash` runs on the loop
+    when a step raised. The engine's state is then unknown, and the process should end.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class EngineThread:
         self._thread.start()
 
     async def call(self, act: Callable[[Engine], T], kind: Kind | None = None) -> T:
-        """Runs `act` between two steps and returns, or raises, what it does.
+        """Run `act` between two steps and return, or raise, its result.
 
-        What computes says of which `kind` it is, and waits for its turn on the cores; all else waits for nobody.
+        An `act` that computes names its `kind` and waits for its turn on the cores; others do not wait.
         """
         future: Future[T] = Future()
 
@@ -75,12 +75,12 @@ class EngineThread:
                 raise
 
     async def stop(self, patience: float = 1.0) -> None:
-        """Asks the thread to end and waits a little; it is a daemon, so a stuck one does not keep the process."""
+        """Ask the thread to end and wait briefly. It is a daemon, so a stuck one does not block the process's exit."""
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join, patience)
 
     def _work(self, cores: int) -> None:
-        torch.set_num_threads(cores)  # not what another thread has just then: other numbers give other last bits
+        torch.set_num_threads(cores)  # not another thread's setting: the number changes the last bits of results
         try:
             while self._obey():
                 if not self._engine.idle:
@@ -91,7 +91,7 @@ class EngineThread:
             self._engine.close()
 
     def _obey(self) -> bool:
-        """Everything that was asked meanwhile; waits for the next request when there is nothing else to do."""
+        """Run all queued calls; wait for one when the engine is idle. Return False to end."""
         wait = self._engine.idle
         while True:
             try:
@@ -104,7 +104,7 @@ class EngineThread:
             wait = False
 
     def _step(self) -> None:
-        if not self._engine.wait_for_work():  # without the cores: whoever is away computes with one of its own
+        if not self._engine.wait_for_work():  # without holding the cores: pipelines in threads compute on one core each
             return
         with self._cores.held(Kind.STEP), self._pulse.phase("the engine", "step"):
             watch = Watch()
@@ -113,7 +113,7 @@ class EngineThread:
         if events:
             self._tell(self._on_events, events, time.monotonic())
         else:
-            time.sleep(0.001)  # nothing came of it: whoever goes on by itself gets a moment
+            time.sleep(0.001)  # no events: give the pipelines' threads a moment
 
     def _tell(self, what: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None

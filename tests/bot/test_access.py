@@ -75,9 +75,9 @@ budget      house       -           -           -       direct
 RELATIONS = ("none", "own", "another's", "private", "elsewhere")
 # Every sentence that a refused member may read.
 SENTENCES = """
-That belongs to a server: ask for it there.
+That works only in a server: use it there.
 That job belongs to another server.
-That job is private: it is its author's alone.
+That job is private: only its author may use it.
 This one is yours: delete it instead.
 Only Ann and moderators (who may manage messages in the whole server) may cancel this job.
 Only Ann and moderators (who may manage messages in the whole server) may pause this job.
@@ -181,7 +181,7 @@ def test_a_private_job_is_looked_at_by_its_author_alone() -> None:
     """Moderators take it away or decide what is held; they cannot use it."""
     for action, who in itertools.product(set(ABOUT_JOBS) - MODERATED, STANDINGS):
         member, subject = a_case("private", who, direct=False)
-        assert forbidden(action, member, subject) == "That job is private: it is its author's alone."
+        assert forbidden(action, member, subject) == "That job is private: only its author may use it."
 
 
 def test_a_higher_standing_may_all_that_a_lower_one_may() -> None:
@@ -251,17 +251,19 @@ def page() -> str:
     lines = [
         "# Who may do what",
         "",
-        "Made from `bot/access.py`, which the bot itself asks before every command, button and reaction.",
-        "Each column names the least standing that may, whoever stands higher may too. From the least:",
+        "This page is for admins and moderators. It is generated from `bot/access.py`, which the bot asks before",
+        "every command, button and reaction. Each column names the lowest role that may act; every higher role may,",
+        "too. From the lowest:",
         ", ".join(shown[who] for who in STANDINGS) + ".",
         "",
-        "What limits how much somebody may ask for, blocks among it, are rules: `/settings`.",
-        "In `/moderation`, `incidents` and `held` are moderators'; `words`, `block`, `unblock`, `reports` and `check`",
-        "change this server's settings. Discord shows moderators all seven.",
+        "Quotas and blocks are rules, not permissions: `/settings`. In `/moderation`, moderators may use `incidents`",
+        "and `held`. `words`, `block`, `unblock`, `reports` and `check` change this server's settings, so admins may",
+        "use them. Discord shows moderators all seven.",
         "",
-        "A right in one channel makes no moderator: roles with *Manage Messages* do. A job of a channel that somebody",
-        "cannot see is a private one to them; a thread counts as its channel. A film is posted for all only in its",
-        "job's own channel, and where the rules of today would take the job; else whoever asked for it sees it alone.",
+        "A permission in one channel makes nobody a moderator; a role with *Manage Messages* does. If a member cannot",
+        "see a channel, its jobs count as private for them. A thread counts as its channel. The bot posts a film for",
+        "everyone only in the job's own channel, and only if today's rules would admit the job. Else only the member",
+        "who asked for the film sees it.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|---|---|---|---|",
@@ -271,7 +273,7 @@ def page() -> str:
         direct = "yes" if permit.direct else "no"
         cells = [permit.deed, cell(permit.own), *(others if permit.jobs else ["", "", ""]), direct]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "## What the others read", "", *(f"- {one}" for one in sorted(told())), ""])
+    return "\n".join([*lines, "", "## Refusals", "", *(f"- {one}" for one in sorted(told())), ""])
 
 
 def told() -> set[str]:

@@ -94,15 +94,16 @@ async def test_of_limits_that_hold_together_the_one_with_least_left_is_explained
     (found,) = await desk.explain("g", BOB, "together_cost_day")
     assert (found.value, found.used, found.frees) == ("2 h", "2 h of 2 h", NOW + DAY)
     assert found.sentence == (
-        "together_cost_day is 2 h: the server's rule decides, as least of it is left; beside it holds channel 7's 1 h."
+        "together_cost_day is 2 h: the server's rule decides, as it has the least left; "
+        "also in force is channel 7's 1 h."
     )
     await desk.set(ANN, "guild", "", "cost_day", "3 h")
     await desk.set(replace(HOUSE, guild=EVERYWHERE), "house", "", "cost_day", "2 h")
     (found,) = await desk.explain("g", replace(BOB, id="discord:0"), "cost_day")
     assert (found.value, found.used) == ("2 h", "59 min 55 s of 2 h")
     assert found.sentence == (
-        "cost_day is 2 h: whoever runs this bot decides, for all servers, as least of it is left; beside it holds the "
-        "server's 3 h."
+        "cost_day is 2 h: whoever runs this bot decides, for all servers, as it has the least left; "
+        "also in force is the server's 3 h."
     )
 
 
@@ -221,7 +222,7 @@ async def test_an_import_is_one_change_and_all_or_nothing(store):
     text = await desk.export("g")
     assert "tea" not in text
     assert "cost_day" not in text
-    assert (await refusal(desk.bring(ANN, text))).sentence == "The rules are so already: nothing to import."
+    assert (await refusal(desk.bring(ANN, text))).sentence == "The rules are the same already: nothing to import."
     await refusal(desk.bring(ANN, "server:\n  running: 3\n  steps: 0"))
     change = await desk.bring(ANN, "server:\n  running: 3\n  steps: 50\n")
     assert {step.setting for step in change.steps} == {"running", "steps", "blocked"}
@@ -239,7 +240,7 @@ async def test_whoever_runs_the_bot_sets_ceilings_and_what_holds_everywhere(stor
     terms = await desk.terms(BOB)
     assert (terms.cost_day, terms.blocked) == (600, True)
     assert (await refusal(desk.set(everywhere, "guild", "", "running", "1"))).status == 422
-    assert (await refusal(desk.budget(HOUSE, "g", cost_day=None))).sentence == "All of that is so already."
+    assert (await refusal(desk.budget(HOUSE, "g", cost_day=None))).sentence == "All of that is set already."
     await desk.budget(HOUSE, "g", together_cost_day="1 h")
     await desk.budget(HOUSE, "g", together_cost_day=None, running="1")
     assert [rule.setting for rule in await desk.rules("g") if rule.scope == "house"] == ["running"]

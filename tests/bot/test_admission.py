@@ -24,7 +24,7 @@ HERA = Member("discord:3", "Hera", "g", house=True)
 BOB = Member("discord:5", "Bob", "g", roles=("9", "8"), channel="7")
 HERE = Place("web", {"room": "1"})
 EVERYBODY = "This server's admins set that for everybody here."
-HINT = "Relaxed jobs (--relax, or /relax) cost nothing of it."
+HINT = "Relaxed jobs (--relax, or /relax) do not count against it."
 
 
 @pytest.fixture(autouse=True)
@@ -414,7 +414,7 @@ async def test_what_waits_on_a_closed_server_is_not_begun(workplace, until):
     apprentice, _ = await workplace.worker()
     await until(lambda: free.job in apprentice.begun)
     await house.dispatcher.round()
-    assert (await house.studio.view(ticket.job)).why == "Nothing is begun on this server at present."
+    assert (await house.studio.view(ticket.job)).why == "This server starts no jobs at present."
     await house.desk.administration.open(OLGA)
     await until(lambda: ticket.job in apprentice.begun)
 

@@ -333,9 +333,9 @@ def test_a_manifest_of_any_kind_ends_in_a_sentence(tmp_path: Path, manifest: byt
 
 SHA = f"pictures/{'a' * 64}"
 HEADERS: dict[str, tuple[str, dict[str, str], str]] = {
-    "less than nothing": ("darkroom.sqlite", {"size": "-5"}, "has less than nothing in it"),
+    "less than nothing": ("darkroom.sqlite", {"size": "-5"}, "has a negative size"),
     "a block less than nothing": ("darkroom.sqlite", {"size": "-2048"}, "cannot be read"),
-    "a picture less than nothing": (SHA, {"size": "-1"}, "has less than nothing in it"),
+    "a picture less than nothing": (SHA, {"size": "-1"}, "has a negative size"),
     "more than a disk": ("darkroom.sqlite", {"size": str(2**62)}, "cannot be read"),
     "more than a number": ("darkroom.sqlite", {"size": str(2**80)}, "cannot be read"),
     "a large picture": (SHA, {"size": str(2**80)}, "too large for a picture"),

@@ -184,7 +184,7 @@ async def test_what_cannot_be_done_is_said_in_a_sentence(intake: Intake) -> None
 
     with pytest.raises(Refused, match="No worker that is online"):
         await describing(nobody, intake).describe(png(), ANN)
-    with pytest.raises(Refused, match="is of no kind that is read"):
+    with pytest.raises(Refused, match="has a format that is not supported"):
         await describing(nobody, intake).describe(b"no picture at all", ANN)
     with pytest.raises(Refused, match="There is no model called sdxl"):
         await describing(nobody, intake).describe(png(), ANN, "sdxl")

@@ -256,7 +256,7 @@ async def test_by_hand_without_a_bot_and_beside_one(tmp_path, capsys, monkeypatc
     assert await store.record(shown), "its message is still there"
     assert files(tmp_path / "pictures") == set()
     await asyncio.to_thread(by_hand.forget, BOB, "", tmp_path)
-    assert f"{BOB}: 0 jobs and all that hung on them are gone" in capsys.readouterr().out
+    assert f"{BOB}: 0 jobs and all their data are deleted" in capsys.readouterr().out
     await store.close()
 
 
@@ -277,7 +277,7 @@ async def test_by_hand_beside_a_bot_that_runs_elsewhere(tmp_path, database, caps
     await store.close()
     after = await Store.open(database)
     await asyncio.to_thread(by_hand.forget, ANN, "", tmp_path)
-    assert "all that hung on them are gone" in capsys.readouterr().out
+    assert "all their data are deleted" in capsys.readouterr().out
     assert await after.record(job) is None
     term = await after.ask(terms.newest)
     assert (term.term, term.over) == (2, True), "under a term of its own, which has ended"

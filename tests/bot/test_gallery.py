@@ -130,7 +130,7 @@ async def test_the_steps_to_branch_at_and_what_they_show(shelves: Shelves) -> No
             assert np.abs(at - np.array([10 * step, 40, 60 * image])).max() < 12
     old = await shelves.job(whole=False)
     assert await shelves.gallery.branchable(old, 0) == ()
-    with pytest.raises(Refused, match="keeps no latents"):
+    with pytest.raises(Refused, match="no keyframes to branch from"):
         await shelves.gallery.sheet(old, 0)
 
 

@@ -223,7 +223,7 @@ async def test_what_is_refused_before_a_pixel_is_decoded(intake: Intake) -> None
 
 async def test_what_is_no_picture(intake: Intake) -> None:
     whole = saved(Image.fromarray(HALVES))
-    kinds = "is of no kind that is read here: PNG, JPEG, WebP, GIF"
+    kinds = "has a format that is not supported here: PNG, JPEG, WebP, GIF"
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n"
     for content in (b"\0", b"hello" * 99, svg, postscript, saved(Image.fromarray(HALVES), "TIFF"), whole[8:]):

@@ -66,7 +66,7 @@ async def test_what_lies_at_discord_is_fetched_read_and_begun_with(
         assert (view.recipe.start.strength, len(view.recipe.start.pictures)) == (0.6, 1)
         (ticket,) = await house.studio.imagine(ATTACHED, ann, here, suffix="at night")
         assert (await house.studio.view(ticket.job)).recipe.guidance == 1, "no words, so no ending of them"
-        for path, said in (("away", "cannot be fetched from Discord"), ("page", "of no kind that is read")):
+        for path, said in (("away", "cannot be fetched from Discord"), ("page", "a format that is not supported")):
             with pytest.raises(Refused, match=said):
                 await house.studio.imagine(f"https://cdn.discordapp.com/{path} a lamp", ann, here)
         with pytest.raises(Refused, match="One to 5 pictures"):

@@ -67,7 +67,7 @@ async def test_a_forbidden_word_is_refused_in_any_field_and_noted(workplace, ann
     assert {(one.kind, one.actor_name, one.job, one.waits) for one in noted} == {("word", "Ann", "", False)}
     assert noted[-1].said == "“gore” in “a g0re scene”"
     assert told(noted[-1]) == (
-        "Ann asked for what a list of words or patterns does not allow: “gore” in “a g0re scene”"
+        "Ann used a forbidden word or pattern: “gore” in “a g0re scene”"
     )  # fmt: skip
 
 
@@ -207,7 +207,7 @@ async def test_deleted_pictures_are_gone_everywhere(workplace, until, ann, here)
     assert [(one.kind, one.actor_name, one.job) for one in noted] == [
         ("deleted", "Ann", job), ("report", "Bob", job),
     ], "one's own is noted where moderators were told of it"  # fmt: skip
-    assert (noted[0].said, noted[1].waits) == ("with 1 enlarged", False)
+    assert (noted[0].said, noted[1].waits) == ("with 1 upscaled", False)
 
 
 async def test_who_may_delete(workplace, ann, here):
@@ -372,7 +372,7 @@ async def test_a_private_job_cannot_be_reported_by_others(workplace, ann, here):
     await house.desk.preferences.prefer(ann.id, "results", "private")
     (ticket,) = await house.studio.imagine("a lamp", ann, here)
     error = await refused(house.desk.moderation.report(ticket.job, BOB, "no"))
-    assert error.sentence == "That job is private: it is its author's alone."
+    assert error.sentence == "That job is private: only its author may use it."
 
 
 async def test_moderators_close_incidents_of_their_own_server(workplace, ann, here):

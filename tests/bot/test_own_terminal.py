@@ -43,7 +43,7 @@ async def test_the_ladder_is_looked_for_as_in_the_house(local: Store, tmp_path: 
         sha = await pictures.put(content)
         assert await local.keep(Stored(job, image, kind, sha, len(content), 64, 64, "passed"), 0, 0.0)
     assert (await _branching(local, settings, Rung(job, 0, 4)))[1] == b"rungs"
-    for rung, why in ((Rung(job, 1, 4), "no ladder to branch from"), (Rung("0" * 26, 0, 4), "There is no job")):
+    for rung, why in ((Rung(job, 1, 4), "no keyframes to branch from"), (Rung("0" * 26, 0, 4), "There is no job")):
         with pytest.raises(Refused, match=why):
             await _branching(local, settings, rung)
 

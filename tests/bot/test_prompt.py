@@ -221,7 +221,7 @@ def test_each_of_theirs_may_stand_last_and_alone(name: str) -> None:
 def test_the_last_of_a_repeated_flag_counts_and_is_noted() -> None:
     parsed = read("fox --seed 1 --seed 2")
     assert parsed.requests[0].seed == 2
-    assert parsed.notes == ("--seed stands more than once: the last one counts.",)
+    assert parsed.notes == ("--seed is given more than once: the last one counts.",)
 
 
 def test_an_option_wins_over_a_flag() -> None:

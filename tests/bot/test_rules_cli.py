@@ -34,7 +34,7 @@ def rules(monkeypatch, tmp_path, capsys):
 def test_set_show_explain_and_undo(rules):
     assert rules("show") == "No rules are set: the bot's defaults hold.\n"
     assert rules("set", "cost_day", "2 h") == (
-        "cost_day for the house's ceiling: no rule → 2 h\nChange 1: `darkroom rules undo 1` takes it back.\n"
+        "cost_day for the operator's ceiling: no rule → 2 h\nChange 1: `darkroom rules undo 1` takes it back.\n"
     )
     rules("set", "cost_day", "1h", "--guild", "g", "--role", "7")
     rules("budget", "together_cost_day=10 h", "running=2", "--guild", "g")
@@ -73,7 +73,7 @@ def test_export_and_import(rules, tmp_path):
     rules("import", str(file), "--guild", "h")
     assert rules("show", "--guild", "h") == rules("show", "--guild", "g")
     file.write_text("server:\n  runing: 3\n")
-    assert "Line 2 of the sheet: There is no setting “runing”" in rules("import", str(file), "--guild", "h", fails=True)
+    assert "Line 2 of the file: There is no setting “runing”" in rules("import", str(file), "--guild", "h", fails=True)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ async def test_who_runs_the_bot_closes_one_server_or_all_from_the_terminal(workp
 
     mine, theirs = [(await house.studio.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
     assert "cancels what is open there within seconds" in await type_it("close", "--guild", "7", "--reason", "abuse")
-    assert "It is closed so already." in await type_it("close", "--guild", "7", "--reason", "abuse")
+    assert "It is closed already." in await type_it("close", "--guild", "7", "--reason", "abuse")
     with pytest.raises(Refused, match=r"closed .*abuse \(closed by whoever runs this bot\)"):
         await house.studio.imagine("a lamp", bob, here)
     with pytest.raises(Refused, match="only they can open it"):

@@ -88,29 +88,29 @@ def test_it_reads_what_an_admin_writes() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("server:\n  runing: 3", "Line 2 of the sheet: There is no setting “runing”; the nearest is running."),
-        ("sever:\n  running: 3", "Line 1 of the sheet: there is no section “sever”; the nearest is server."),
-        ("server:\n  steps: 5000", "Line 2 of the sheet: steps cannot be “5000”: it takes a whole number"),
-        ("server:\n  running: 3\n  running: 4", "Line 3 of the sheet: “running” stands there twice."),
-        ("server:\n  closed: no more", "Line 2 of the sheet: closed cannot be imported: close and open are"),
-        ("users:\n  '7':\n    words: [a]", "Line 3 of the sheet: words cannot be set for a user."),
-        ("server: 3", "Line 1 of the sheet: server must list names and values, as in “running: 3”."),
-        ("- 1", "Line 1 of the sheet: a sheet of rules must list names and values"),
-        ("version: 2", "Line 1 of the sheet: this bot reads version 1, not “2”."),
-        ("server:\n  running: [3]", "Line 2 of the sheet: running takes one value and not a list."),
-        ("server:\n  models: [{a: b}]", "Line 2 of the sheet: models takes a value, or a list of values."),
-        ("server:\n  steps: {a: 1}", "Line 2 of the sheet: steps takes a value"),
-        ("roles:\n  ? [a]\n  : 1", "Line 2 of the sheet: a name must be a text."),
-        ("users:\n  '': {steps: 1}", "Line 2 of the sheet: An id has 1 to 64 printable characters."),
-        ("server: &a {steps: 1}\nroles: {'1': *a}", "Line 1 of the sheet: anchors and aliases (& and *)"),
-        ("server: !!python/object/apply:os.system ['true']", "Line 1 of the sheet: tags (!) are not taken."),
-        ("server: {steps: 1", "Line 1 of the sheet: expected ',' or '}'"),
-        ("server:\n\t- x", "Line 2 of the sheet: found character"),
+        ("server:\n  runing: 3", "Line 2 of the file: There is no setting “runing”; the nearest is running."),
+        ("sever:\n  running: 3", "Line 1 of the file: there is no section “sever”; the nearest is server."),
+        ("server:\n  steps: 5000", "Line 2 of the file: steps cannot be “5000”: it takes a whole number"),
+        ("server:\n  running: 3\n  running: 4", "Line 3 of the file: “running” appears twice."),
+        ("server:\n  closed: no more", "Line 2 of the file: closed cannot be imported: close and open are"),
+        ("users:\n  '7':\n    words: [a]", "Line 3 of the file: words cannot be set for a user."),
+        ("server: 3", "Line 1 of the file: server must list names and values, as in “running: 3”."),
+        ("- 1", "Line 1 of the file: a rules file must list names and values"),
+        ("version: 2", "Line 1 of the file: this bot reads version 1, not “2”."),
+        ("server:\n  running: [3]", "Line 2 of the file: running takes one value and not a list."),
+        ("server:\n  models: [{a: b}]", "Line 2 of the file: models takes a value, or a list of values."),
+        ("server:\n  steps: {a: 1}", "Line 2 of the file: steps takes a value"),
+        ("roles:\n  ? [a]\n  : 1", "Line 2 of the file: a name must be a text."),
+        ("users:\n  '': {steps: 1}", "Line 2 of the file: An id has 1 to 64 printable characters."),
+        ("server: &a {steps: 1}\nroles: {'1': *a}", "Line 1 of the file: anchors and aliases (& and *)"),
+        ("server: !!python/object/apply:os.system ['true']", "Line 1 of the file: tags (!) are not allowed."),
+        ("server: {steps: 1", "Line 1 of the file: expected ',' or '}'"),
+        ("server:\n\t- x", "Line 2 of the file: found character"),
         ("a: 1\n---\nb: 2", "it is more than one document"),
-        ("[" * 5000, "Line 1 of the sheet: it is nested too deep."),
+        ("[" * 5000, "Line 1 of the file: it is nested too deep."),
         ("server: {words: [" + "a," * 25_000 + "]}", "it has more than"),
-        ("\x00", "Line 1 of the sheet: it is not YAML."),
-        ("# " + "x" * BYTES, "A sheet of rules has at most 64 KiB."),
+        ("\x00", "Line 1 of the file: it is not YAML."),
+        ("# " + "x" * BYTES, "A rules file has at most 64 KiB."),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
@@ -122,7 +122,7 @@ def test_each_mistake_is_named_with_its_line(text: str, said: str) -> None:
 
 def test_an_id_is_one() -> None:
     for subject in ('"7\\n8"', '"7\\u202e"'):
-        with pytest.raises(Refused, match=r"Line 2 of the sheet: An id has 1 to 64 printable characters\."):
+        with pytest.raises(Refused, match=r"Line 2 of the file: An id has 1 to 64 printable characters\."):
             sheet.bring(f"users:\n  {subject}: {{steps: 1}}")
     for section, scope in (("users", "user"), ("roles", "role")):
         with pytest.raises(Refused, match=f"“a.b” is no id: on Discord the id of a {scope} is a number"):
@@ -137,7 +137,7 @@ BOMB = "a: &a [x,x,x]\n" + "".join(
 
 
 def test_a_bomb_is_refused_at_its_first_anchor() -> None:
-    with pytest.raises(Refused, match=r"Line 1 of the sheet: anchors and aliases"):
+    with pytest.raises(Refused, match=r"Line 1 of the file: anchors and aliases"):
         sheet.bring(BOMB)
 
 

@@ -21,7 +21,7 @@ COLD = {"model": "sd-1.5", "loaded": False}
         ({"anyone": False, "offered": False, "model": "x", "mine": 9, "mine_most": 1}, "No worker is online for x."),
         ({"offered": False, "model": "x"}, "No worker that is online has x: it waits for one."),
         ({"offered": False}, "No worker that is online has room for it: it waits for one."),
-        ({"guild_most": 0, "mine": 3, "mine_most": 3}, "Nothing is begun on this server at present."),
+        ({"guild_most": 0, "mine": 3, "mine_most": 3}, "This server starts no jobs at present."),
         ({"mine": 2, "mine_most": 2}, "2 of this member's run already: one of them must end first."),
         ({"guild": 4, "guild_most": 4}, "4 of this server's run already: one of them must end first."),
         ({"channel": 1, "channel_most": 1, "ahead": 4}, "1 of this channel's run already: one of them must end first."),

@@ -52,8 +52,8 @@ async def test_what_cannot_be_begun_with_is_said_to_its_asker_alone(open_world: 
             return "\n".join(text(each) for each in (result.response, *result.followups) if each)
 
         assert "🚫" in await refused(image=("a.png", b"no picture"))
-        assert "add that one as image" in await refused(mask=MASK)
-        assert "no picture goes with it" in await refused(image=PICTURE, branch="x:4")
+        assert "add that picture as image" in await refused(mask=MASK)
+        assert "so it takes no image" in await refused(image=PICTURE, branch="x:4")
         assert "names no job" in await refused(branch="whatever")
         assert await world.studio.recent() == []
 
@@ -66,13 +66,13 @@ class Huge:
 
 
 async def test_a_picture_that_is_too_large_is_not_fetched_at_all(open_world: Any) -> None:
-    with pytest.raises(Refused, match=r"huge.png has 16\.0 MiB, and at most 16 are taken"):
+    with pytest.raises(Refused, match=r"huge.png has 16\.0 MiB, and the limit is 16 MiB"):
         brought.remote(Huge())
     named = Huge("https://cdn.discordapp.com/attachments/1/2/bär.png?ex=1&hm=a&", 5)
     assert brought.remote(named).url == "https://cdn.discordapp.com/attachments/1/2/b%C3%A4r.png?ex=1&hm=a&"
     async with open_world(worker=False) as world:
         bring = Bring((brought.remote(Huge("https://cdn.discordapp.com/gone", 5)),))
-        with pytest.raises(Refused, match=r"does not hand huge\.png out just now"):
+        with pytest.raises(Refused, match=r"did not let me download huge\.png"):
             await world.studio.imagine("", Member("discord:1", "Ann", "discord:2"), Place("discord"), bring=bring)
 
 
@@ -97,7 +97,7 @@ async def test_pictures_are_blended_with_weights_and_without_words(open_world: A
     async with open_world() as world:
         asked = await world.alice.slash(world.channel, "blend", image1=PICTURE, image2=OTHER, weights="3, 1")
         card = await world.ended(asked)
-        assert card.content.startswith("**without words** · alice · blended")
+        assert card.content.startswith("**without a prompt** · alice · blended")
         view = await newest(world)
         assert view.action == "blend"
         assert [one.weight for one in view.recipe.start.pictures] == [3, 1]

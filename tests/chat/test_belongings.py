@@ -60,7 +60,7 @@ async def test_everything_of_ones_own_goes_after_a_question(open_world: Any) -> 
         asked = await world.alice.slash(world.channel, "forget-me")
         assert asked.ephemeral
         assert "That is 1 job with their pictures" in said(asked)
-        assert "Blocks, and what moderators decided, stay." in said(asked)
+        assert "Blocks and moderators' decisions stay." in said(asked)
         assert "red apple" in mine.content, "nothing went yet"
         await world.restart()
         await world.alice.click(asked.response, label="Remove everything")

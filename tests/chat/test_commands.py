@@ -148,7 +148,7 @@ def test_a_model_that_lies_on_a_disk_only_is_offered_as_such() -> None:
     cold = msgspec.structs.replace(SHIPPED, name="large", loaded=False)
     choices = offered.models([SHIPPED, cold], "")
     assert [one.value for one in choices] == ["embedded", "large"]
-    assert [one.name for one in choices] == ["embedded", "large (fetched into memory when asked for)"]
+    assert [one.name for one in choices] == ["embedded", "large (loaded on demand)"]
 
 
 @pytest.mark.asyncio

@@ -218,7 +218,7 @@ async def test_a_private_result_that_comes_late_goes_to_a_direct_message(open_wo
         await noted(world)
         (letter,) = letters(world)
         assert pictured(letter)
-        assert "quarter of an hour" in letter.content
+        assert "15 minutes" in letter.content
         assert world.channel.history() == []
 
 

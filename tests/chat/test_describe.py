@@ -30,7 +30,7 @@ def test_a_press_reads_its_prompt_from_the_message() -> None:
     named = told(Described("sdxl", 341, words[:1]), "sdxl")
     assert prompt(a_message(named), 1) == "red fox, blue background --model sdxl"
     for content in ("", told(Described("embedded", 341, words[:1]))):
-        with pytest.raises(Refused, match="ask once more"):
+        with pytest.raises(Refused, match="use /describe again"):
             prompt(a_message(content), 2)
     assert "none of the 341 words" in told(Described("embedded", 341, ())).replace("Under none", "none")
 
@@ -56,7 +56,7 @@ async def test_words_are_found_and_imagined_after_a_restart(open_world: Any) -> 
 async def test_what_cannot_be_described_is_refused(open_world: Any) -> None:
     async with open_world() as world:
         refused = await world.alice.slash(world.channel, "describe", image=("fox.png", b"no picture"))
-        assert "is of no kind that is read here" in said(refused)
+        assert "has a format that is not supported here" in said(refused)
         unknown = await world.alice.slash(world.channel, "describe", image=("fox.png", png(9, 9)), model="sdxl")
         assert "There is no model called sdxl here" in said(unknown)
         await world.painter.bus.serve_describe(["embedded"], Describer())

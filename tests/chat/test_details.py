@@ -79,7 +79,7 @@ def test_every_field_is_as_the_engine_writes_it() -> None:
 
 def test_details_say_who_when_how_and_at_what_cost() -> None:
     said = details(a_view(notes=("The braces make 2 jobs.",)), NOW)
-    for part in ("Alice", "✅ finished", "waited 30 s", "took 13 s", "8.5 ms a step", "counts 12 s", "Seed: 7", JOB):
+    for part in ("Alice", "✅ finished", "waited 30 s", "took 13 s", "8.5 ms a step", "costs 12 s", "Seed: 7", JOB):
         assert part in said
     assert "-# The braces make 2 jobs." in said
 
@@ -105,10 +105,10 @@ def test_parameters_say_that_the_finals_were_enlarged() -> None:
         ({"action": "vary", "parent": (PARENT, 2)}, f"A variation of picture 3 of `{PARENT}`"),
         ({"action": "reroll", "parent": (PARENT, 0)}, f"Another seed of `{PARENT}`"),
         ({"action": "reproduce", "parent": (PARENT, 0)}, f"The same as `{PARENT}`"),
-        ({"action": "remix", "parent": (PARENT, 0)}, f"Other words for picture 1 of `{PARENT}`"),
+        ({"action": "remix", "parent": (PARENT, 0)}, f"Another prompt for picture 1 of `{PARENT}`"),
         (
             {"action": "upscale", "parent": (PARENT, 1), "recipe": Enlarge(source="0" * 64)},
-            f"An enlargement of picture 2 of `{PARENT}`",
+            f"An upscale of picture 2 of `{PARENT}`",
         ),
     ],
 )

@@ -69,7 +69,7 @@ async def test_the_others_of_the_grid_are_shown_and_the_held_one_is_blurred(open
         assert "Picture 1" not in card.content
         (grid,) = pictures(world, card)
         assert [clear(tile) for tile in tiles(grid)] == [True, False, True, True]
-        assert world.labels(card)[-3:] == ["Look at what is held", "Show 2", "Keep 2 hidden"]
+        assert world.labels(card)[-3:] == ["Look at held pictures", "Show 2", "Keep 2 hidden"]
         for label in ("U2", "V2"):
             refused = await world.bob.click(card, label=label)
             assert refused.ephemeral
@@ -81,7 +81,7 @@ async def test_the_others_of_the_grid_are_shown_and_the_held_one_is_blurred(open
 async def test_only_moderators_decide(open_world: Any) -> None:
     async with open_world() as world:
         card = await held(world, {1: "flagged"})
-        for label in ("Look at what is held", "Show 2", "Keep 2 hidden"):
+        for label in ("Look at held pictures", "Show 2", "Keep 2 hidden"):
             for member in (world.alice, world.bob):
                 refused = await member.click(card, label=label)
                 assert refused.ephemeral
@@ -97,7 +97,7 @@ async def test_only_moderators_decide(open_world: Any) -> None:
 async def test_a_moderator_looks_alone_and_shows_it_to_all(open_world: Any) -> None:
     async with open_world() as world:
         card, mo = await held(world, {1: "flagged"}), moderator(world)
-        looked = await mo.click(card, label="Look at what is held")
+        looked = await mo.click(card, label="Look at held pictures")
         assert looked.ephemeral
         assert "Only you see this" in looked.response.content
         assert [one.filename for one in looked.response.attachments] == ["SPOILER_held-2.png"]
@@ -115,14 +115,20 @@ async def test_a_moderator_keeps_it_hidden_and_may_think_again(open_world: Any) 
     async with open_world() as world:
         card, mo = await held(world, {0: "unchecked", 3: "flagged"}), moderator(world)
         assert "Picture 1 could not be checked" in card.content
-        assert world.labels(card)[-5:] == ["Look at what is held", "Show 1", "Keep 1 hidden", "Show 4", "Keep 4 hidden"]
+        assert world.labels(card)[-5:] == [
+            "Look at held pictures",
+            "Show 1",
+            "Keep 1 hidden",
+            "Show 4",
+            "Keep 4 hidden",
+        ]
         film = (await world.bob.click(card, label="Film")).response
         assert film.id in {message.id for message in world.channel.history()}
         await mo.click(card, label="Keep 4 hidden")
         assert film.id not in {message.id for message in world.channel.history()}, "it may have been made before"
         hidden = world.message(card.id)
         assert "Picture 4 stays hidden: a moderator has looked at it." in hidden.content
-        assert world.labels(hidden)[-4:] == ["Look at what is held", "Show 1", "Keep 1 hidden", "Show 4"]
+        assert world.labels(hidden)[-4:] == ["Look at held pictures", "Show 1", "Keep 1 hidden", "Show 4"]
         await world.restart()
         await mo.click(hidden, label="Show 4")
         await mo.click(hidden, label="Show 1")
@@ -133,7 +139,7 @@ async def test_a_single_picture_and_an_enlarged_one_are_hidden_whole(open_world:
     async with open_world() as world:
         card, mo = await held(world, {0: "flagged"}, count=1), moderator(world)
         assert not clear(pictures(world, card)[0])
-        assert world.labels(card)[-3:] == ["Look at what is held", "Show", "Keep hidden"]
+        assert world.labels(card)[-3:] == ["Look at held pictures", "Show", "Keep hidden"]
         await mo.click(card, label="Show")
         assert clear(pictures(world, world.message(card.id))[0])
         enlarged = await world.ended(await world.alice.click(card, label="U1"))

@@ -180,7 +180,7 @@ async def test_mine_filters(open_world: Any) -> None:
         assert "red apple" in written(result)
         assert "★3" in written(result)
         await world.alice.click(result.response, label="Not shown")
-        assert "could be shown" in written(result)
+        assert "were shown where you asked" in written(result)
 
         reason = "Its channel was deleted."
         for role in ("answer", "direct"):
@@ -231,9 +231,9 @@ async def test_info_tells_the_models_in_memory_from_those_on_a_disk(open_world: 
         world.painter.models = (mine, msgspec.structs.replace(mine, name="large", loaded=False))
         await world.until(lambda: len(world.studio.models()) == 2)
         said = text(await world.alice.slash(world.channel, "info"))
-        assert "• Models: embedded\n• Fetched into memory when asked for: large\n" in said
+        assert "• Models: embedded\n• Loaded on demand: large\n" in said
         models = await world.alice.autocomplete(world.channel, "imagine", "model", "")
-        assert [one["name"] for one in models] == ["embedded", "large (fetched into memory when asked for)"]
+        assert [one["name"] for one in models] == ["embedded", "large (loaded on demand)"]
 
 
 async def test_info_of_a_job_has_parameters_to_copy(open_world: Any) -> None:
@@ -319,7 +319,7 @@ async def test_flags_of_ones_own_are_set_listed_used_and_deleted(open_world: Any
     async with open_world() as world:
         none = await world.alice.slash(world.channel, "prefer option list")
         assert none.ephemeral
-        assert "no option of your own yet" in text(none)
+        assert "no flag alias yet" in text(none)
         chosen = await world.alice.slash(
             world.channel, "prefer option set", name="mine", value="pale `one` --seed 5 --count 1"
         )

@@ -89,7 +89,7 @@ def test_a_part_of_a_walk_that_ends_without_pictures_says_where_the_others_film_
     assert isinstance(view.recipe, Recipe)
     part = replace(view, recipe=msgspec.structs.replace(view.recipe, walk=Walk("a cat", 8, 12)))
     for state in ("failed", "cancelled"):
-        assert "`/film kind: a walk` shows them" in presenter.ended(replace(part, state=state)).content
+        assert "`/film kind: interpolation` shows them" in presenter.ended(replace(part, state=state)).content
     assert "/film" not in presenter.ended(view).content
 
 

@@ -124,7 +124,7 @@ async def test_words_are_weighed_and_a_shorter_prompt_is_imagined_after_a_restar
         shown = await world.alice.slash(world.channel, "shorten", prompt=prompt.replace("`", ""))
         assert shown.ephemeral
         assert "**apple**" in text(shown).split(" · ")[0], "the heaviest comes first"
-        assert "No picture was looked at" in text(shown)
+        assert "No picture was made for this" in text(shown)
         assert world.labels(shown.response) == [f"Imagine {number}" for number in range(1, 6)]
         await world.restart()
         await world.ended(await world.alice.click(shown.response, label="Imagine 5"))

@@ -89,7 +89,7 @@ def test_without_anybody_who_reads_texts_it_is_refused() -> None:
 @pytest.mark.parametrize("content", ["", "no block", "```\none word\n```"])
 def test_a_message_that_does_not_show_its_prompt_any_more_is_refused(content: str) -> None:
     message: Any = SimpleNamespace(content=content)
-    with pytest.raises(Refused, match="ask once more"):
+    with pytest.raises(Refused, match="use /shorten again"):
         shortened(message, (0, 5))
-    with pytest.raises(Refused, match="ask once more"):
+    with pytest.raises(Refused, match="use /shorten again"):
         shortened(None, (0,))

@@ -104,7 +104,7 @@ async def test_what_an_outage_of_the_store_hid_is_swept_up(
         monkeypatch.setattr(world.deliveries, "owed", nothing_at_first(world.deliveries.owed))
         await world.restart()
         world.painter.going.set()
-        await world.until(lambda: "was not taken in" in caplog.text)
+        await world.until(lambda: "was not handled" in caplog.text)
         await world.until(lambda: world.painter.done)
         failing[0] = False
         assert has_picture(await world.ended(result))
@@ -225,7 +225,7 @@ async def test_an_outage_costs_one_composition_and_one_warning(
         world.painter.going.set()
         assert has_picture(await world.ended(result))
     assert len(made) == 1
-    assert caplog.text.count("Discord is out of reach") == 1
+    assert caplog.text.count("Discord is unreachable") == 1
 
 
 async def test_what_was_given_up_has_another_chance_without_a_restart(

@@ -271,8 +271,8 @@ def test_a_run_from_an_autoencoder_goes_on_though_it_has_no_named_shape(tmp_path
     [
         (["--shape", "round"], "--shape takes compact, deep, wide, and 'round' is none of them."),
         (["--shape", "deep", "--from", "embedded"], "leave out --from, or --shape"),
-        (["--equivariance", "0.5", "--from", "embedded"], "--equivariance is about latents that change"),
-        (["--variants", "8", "--data", "."], "--variants is about the built-in artwork"),
+        (["--equivariance", "0.5", "--from", "embedded"], "--equivariance needs latents that change"),
+        (["--variants", "8", "--data", "."], "--variants is only for the built-in artwork"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(

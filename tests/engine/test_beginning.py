@@ -168,7 +168,7 @@ def test_a_rung_is_its_latents_and_its_estimate() -> None:
 
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_a_rung_without_latents_is_not_replaced_by_another(step: int) -> None:
-    with pytest.raises(Unfit, match=f"no latents at step {step}; it does at 2, 4") as refused:
+    with pytest.raises(Unfit, match=f"no keyframe at step {step}, only at 2, 4") as refused:
         branched(ladder(), step)
     assert refused.value.blame == "member"
 
@@ -184,7 +184,7 @@ BAD_LADDERS = {
     "long history": (ladder(rungs=(Rung(4, b"", raw(LATENTS), raw(LATENTS) * 2),)), "wrong size"),
     "no numbers": (ladder(rungs=(Rung(4, b"", raw(NAN), raw(LATENTS)),)), "not finite"),
     "an infinite estimate": (ladder(rungs=(Rung(4, b"", raw(LATENTS), raw(LATENTS / 0)),)), "not finite"),
-    "no latents at all": (ladder(rungs=(Rung(4, b""),)), "keeps no latents to branch from"),
+    "no latents at all": (ladder(rungs=(Rung(4, b""),)), "has no keyframe to branch from"),
 }
 
 

@@ -448,7 +448,7 @@ async def test_an_old_worker_in_the_pool_is_asked_for_what_it_can_read(
     await delivered.ack()
     await worker.announce(msgspec.structs.replace(a_presence("old"), v=2))
     await until(lambda: "old" in bot.workers)
-    assert "worker old is of an older version (2, not" in caplog.text
+    assert "worker old has an older version (2, not" in caplog.text
     await bot.dispatch(a_job(OTHER, task=wanted))
     delivered = await worker.pull(["default"], 3.0)
     assert delivered is not None

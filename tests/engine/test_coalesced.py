@@ -406,7 +406,7 @@ def test_out_of_memory_halves_the_batch(
         ({"concepts": (Concept("a"), Concept("b"))}, "one prompt"),
         ({"concepts": (Concept("a", 0.5),)}, "without weights"),
         ({"lineage": (Ancestor(1, 0, 0.5),)}, "variations"),
-        ({"guidance_stop": 0.5}, "first step to the last"),
+        ({"guidance_stop": 0.5}, "guidance at every step"),
     ],
 )
 def test_what_no_unmodified_pipeline_does_is_refused_in_a_sentence(

@@ -124,7 +124,7 @@ async def test_rungs_are_decoded_while_a_picture_is_drawn_and_what_does_not_fit_
         with pytest.raises(NobodyAnswers, match=reason):
             await shop.bot.decode("default", replace(request, **changes))
     for pool, model in (("default", "other"), ("another", "embedded")):
-        with pytest.raises(NobodyAnswers, match="No worker decodes"):
+        with pytest.raises(NobodyAnswers, match="No worker can decode"):
             await shop.bot.decode(pool, replace(request, model=model))
     answer = await shop.bot.client.request("decode.default.embedded", b"garbage", timeout=5)
     assert b"malformed" in answer.data
@@ -186,7 +186,7 @@ async def test_what_a_worker_answers_is_not_believed(shop: Shop) -> None:
     await shop.buses[-1].client.flush()
     latents = estimates(ladder)
     request = DecodeRequest(model="embedded", revision=family.revision, width=64, height=64, latents=latents)
-    with pytest.raises(NobodyAnswers, match="No worker decodes"):  # and the next worker would get every request
+    with pytest.raises(NobodyAnswers, match="No worker can decode"):  # and the next worker would get every request
         await shop.bot.decode("default", request)
     record: Any = type("Record", (), {"task": recipe, "pool": "default"})
     now = [0.0]

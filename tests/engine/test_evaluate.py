@@ -268,7 +268,7 @@ def test_a_judge_is_kept_in_half_precision_and_says_the_same(tmp_path: Path) -> 
     assert again.look(np.repeat(np.repeat(shown, 2, axis=1), 2, axis=2)).scores.shape == (2, len(THINGS))
     listing = json.loads((tmp_path / "labels.json").read_text())
     (tmp_path / "labels.json").write_text(json.dumps({**listing, "labels": listing["labels"][:3]}))
-    with pytest.raises(ValueError, match="not of one judge"):
+    with pytest.raises(ValueError, match="do not belong to one judge"):
         open_judge(tmp_path)
     for broken in ("{", "[]", "{}", json.dumps({**listing, "widths": [8, "16", None]})):
         (tmp_path / "labels.json").write_text(broken)

@@ -139,7 +139,7 @@ def test_a_network_that_also_takes_a_mask_is_refused(small_folder: Path, tmp_pat
     network.from_config(network.load_config(small_folder / "unet") | {"in_channels": 9}).save_pretrained(
         masked / "unet"
     )
-    with pytest.raises(Unfit, match="The model masked needs more than words") as refused:
+    with pytest.raises(Unfit, match="The model masked needs more than a prompt") as refused:
         load(str(masked), tmp_path)
     assert refused.value.blame == "model"
 

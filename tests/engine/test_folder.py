@@ -103,8 +103,8 @@ def test_pictures_that_cannot_be_used_are_left_out_by_name(tmp_path: Path) -> No
     assert said["tiny.png"] == "is 15×400 pixels, and each side needs 16"
     assert all("is animated" in said[name] for name in ("moving.gif", "moving.webp", "moving.png"))
     assert "has 65 MB, and at most 64" in said["heavy.png"]
-    assert "is no format that is read" in said["scan.tiff"]
-    assert said["pipe.png"] == "is no ordinary file"
+    assert "is in a format that is not supported" in said["scan.tiff"]
+    assert said["pipe.png"] == "is not a regular file"
 
 
 def test_captions_that_cannot_be_used_are_named_with_their_picture(tmp_path: Path) -> None:
@@ -153,9 +153,9 @@ def test_lines_of_metadata_that_cannot_be_used_are_named(tmp_path: Path) -> None
     assert said["in/metadata.jsonl line 3"] == said["in/metadata.jsonl line 4"] == "names a path outside of its folder"
     assert "not there" in said["in/metadata.jsonl line 5"]
     assert all("names no picture" in said[f"in/metadata.jsonl line {number}"] for number in (6, 7))
-    assert said["in/two.png"] == "has a caption that is no text"
+    assert said["in/two.png"] == "has a caption that is not text"
     assert "second time" in said["in/metadata.jsonl line 10"]
-    assert all(said[f"in/metadata.jsonl line {number}"] == "is no JSON in UTF-8" for number in (11, 12, 13))
+    assert all(said[f"in/metadata.jsonl line {number}"] == "is not JSON in UTF-8" for number in (11, 12, 13))
     assert "second caption" in said["in/both.txt"]
 
 
@@ -192,7 +192,7 @@ def test_a_name_is_one_printable_line(tmp_path: Path) -> None:
 
 
 def test_where_nothing_is_left_the_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no folder of pictures"):
+    with pytest.raises(ValueError, match="is not a folder of pictures"):
         read_folder(tmp_path / "gone")
     with pytest.raises(ValueError, match="has no pictures"):
         read_folder(tmp_path)

@@ -98,10 +98,10 @@ def test_the_page_says_what_was_measured_and_what_was_not() -> None:
     rows = [Row("a | b", 0.5, "≥ 1", "×", "two\nlines"), Row("c", None, None, "×", gains.NO_CARD)]
     facts = {"device": "a processor", "kind": "cpu", "driver": None}
     page = as_markdown(facts, {"Ways": rows})
-    assert "There is no card here" in page
+    assert "There is no GPU here" in page
     assert "| **miss** | a \\| b | 0.5 × | ≥ 1 | two lines |" in page
     assert "| – | c | not measured |  | not on a processor |" in page
-    assert "There is no card" not in as_markdown({**facts, "kind": "cuda"}, {})
+    assert "There is no GPU" not in as_markdown({**facts, "kind": "cuda"}, {})
     known = json.loads(as_json(facts, {"Ways": rows}))
     assert [row["pass"] for row in known["sections"]["Ways"]] == [False, False]
 
@@ -115,7 +115,7 @@ def test_both_files_are_written_and_named(
     out, said = capsys.readouterr()
     files = [Path(line) for line in out.splitlines()]
     assert [file.name for file in files] == ["darkroom-gpu-report.json", "darkroom-gpu-report.md"]
-    assert "no card here" in said
+    assert "no GPU here" in said
     page = files[1].read_text()
     assert "Parity with the unmodified pipelines" in page
     assert str(tmp_path) not in page + files[0].read_text()

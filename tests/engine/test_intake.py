@@ -153,7 +153,7 @@ def test_what_a_worker_says_of_a_job_that_is_not_for_it() -> None:
     assert elsewhere(a_job().task, mine) == ""
     assert elsewhere(a_job(model="sdxl", revision="7").task, mine) == ""
     assert elsewhere(a_job(model="flux").task, mine) == "This worker has no model called flux."
-    said = "This worker has another version of sdxl than the picture asks for."
+    said = "This worker has another version of sdxl than the recipe names."
     assert elsewhere(a_job(model="sdxl", revision="1").task, mine) == said
     assert elsewhere(a_job(model="flux").task, ()) == "", "nothing is known of its models"
     assert elsewhere(Enlarge(source="0" * 64), mine) == ""

@@ -295,8 +295,7 @@ def test_those_that_fit_are_announced_and_the_others_refused(
         "large": "The LoRA large does not fit this model.",
         "none": "The LoRA none does not fit this model.",
         "spoilt": "The LoRA spoilt cannot be read as safetensors.",
-        "old": "The LoRA old is there only as a pickle, which can run code when it is opened: "
-        "convert it to safetensors.",
+        "old": "The LoRA old exists only as a pickle, which can run code when it is opened: convert it to safetensors.",
         "absent": "This worker has no LoRA called absent.",
     }.items():
         with pytest.raises(Unfit) as refused:

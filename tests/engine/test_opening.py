@@ -174,12 +174,15 @@ def test_a_file_that_is_neither_is_refused(tmp_path: Path) -> None:
     [
         ({"_class_name": "MyPipeline"}, "is of a kind that diffusers does not know"),
         ({"_class_name": "os"}, "is of a kind that diffusers does not know"),
-        ({"_class_name": ["pipeline", "Mine"]}, "brings code of its own, which is not run"),
+        ({"_class_name": ["pipeline", "Mine"]}, "brings its own code, which is not run"),
         ({"_class_name": 7}, "does not say which pipeline it is"),
         ({"unet": ["my_unet", "MyUNet"]}, "The unet of the model model is my_unet.MyUNet, which diffusers"),
-        ({"unet": ["os", "system"]}, "is os.system, which diffusers does not bring"),
-        ({"unet": ["diffusers", "NoSuchNet"]}, "is diffusers.NoSuchNet, which diffusers does not bring"),
-        ({"unet": ["diffusers"]}, "which diffusers does not bring"),
+        ({"unet": ["os", "system"]}, "is os.system, which is not part of diffusers or transformers"),
+        (
+            {"unet": ["diffusers", "NoSuchNet"]},
+            "is diffusers.NoSuchNet, which is not part of diffusers or transformers",
+        ),
+        ({"unet": ["diffusers"]}, "which is not part of diffusers or transformers"),
         ({"extra": ["diffusers", "DiffusionPipeline"]}, "The extra of the model model is a DiffusionPipeline, which"),
         ({"extra": ["transformers", "AutoModel"]}, "The extra of the model model is a AutoModel, which"),
         ({"../up": ["diffusers", "AutoencoderKL"]}, "a part called '../up', which is no name of a part"),
@@ -263,7 +266,7 @@ def test_a_configuration_that_makes_no_network_is_one_sentence(
 ) -> None:
     config = copied / part / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changed))
-    with pytest.raises(Unfit, match=f"that can be loaded: its {part} is spoilt"):
+    with pytest.raises(Unfit, match=f"that can be loaded: its {part} is damaged"):
         load(str(copied), tmp_path)
 
 
@@ -294,7 +297,7 @@ def test_weights_that_are_only_there_as_a_variant(copied: Path, small_folder: Pa
 def test_a_part_with_weights_of_another_shape_is_named(copied: Path, tmp_path: Path) -> None:
     weights = load_file(copied / "vae" / WEIGHTS)
     save_file({key: torch.zeros(1) for key in weights}, copied / "vae" / WEIGHTS)
-    with pytest.raises(Unfit, match="that can be loaded: its vae is spoilt"):
+    with pytest.raises(Unfit, match="that can be loaded: its vae is damaged"):
         load(str(copied), tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(own: Path, whole: Path, capfd:
     assert 0 < done < STEPS
     capfd.readouterr()
     assert main(words(own, out)) == 0
-    assert f"Going on after {done} steps" in capfd.readouterr().err
+    assert f"Resuming after {done} steps" in capfd.readouterr().err
     one, again = kept(whole), kept(out)
     assert any(name.startswith("network:momentum.") for name in one)  # Muon's
     assert one.keys() == again.keys()
@@ -172,7 +172,7 @@ def test_a_finished_run_says_so_and_refuses_what_it_did_not_begin_with(
     assert "was begun with other --flip" in capfd.readouterr().err
     inside = words(own, own / "pictures" / "out")
     assert main(inside) == 2
-    assert "lie in each other" in capfd.readouterr().err
+    assert "inside the other" in capfd.readouterr().err
 
 
 def test_what_cannot_fit_into_memory_is_refused_from_the_headers_alone(own: Path, tmp_path: Path) -> None:

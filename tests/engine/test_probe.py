@@ -29,7 +29,7 @@ pytestmark = [  # diffusers' own
 BETAS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 UNCLIPPED = BETAS | {"clip_sample": False}
 FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-CLIPS, TWICE, BENDS = "clips or thresholds", "more than one evaluation", "not linear in the step before"
+CLIPS, TWICE, BENDS = "clips or thresholds", "more than one evaluation", "not linear or remembers more"
 
 
 @pytest.mark.parametrize("steps", [2, 3, 20])

@@ -133,7 +133,7 @@ async def test_every_way_to_be_refused_has_its_reason(join: Join) -> None:
     assert said[0].startswith("worker easel announces itself")
     assert "worker easel announces v 99" in said[1] or "version 99" in said[1]
     assert "the worker other in the pools default" in said[2]
-    assert "an answer of the broker" in said[3]
+    assert "a reply of the broker" in said[3]
     assert bot.workers == {}
 
 

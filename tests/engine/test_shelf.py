@@ -292,7 +292,7 @@ async def test_files_that_changed_since_the_start_are_refused(opening: Opening, 
     opening.gate.set()
     weights = next((opening.data / "models" / "two" / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(Unfit, match="The files of the model two have changed: start this worker anew"):
+    with pytest.raises(Unfit, match="The files of the model two have changed: restart this worker"):
         await there.take("two", "float32")
 
 

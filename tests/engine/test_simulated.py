@@ -140,7 +140,7 @@ def test_a_picture_goes_into_latents_and_comes_back() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--row-ms", "2"), "--row-ms and --rows are a simulated device's: add --simulated."),
+        (("--row-ms", "2"), "--row-ms and --rows need --simulated."),
         (("--simulated", "--rows", "0"), "--rows: Input should be greater than or equal to 1."),
     ],
 )

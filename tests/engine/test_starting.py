@@ -242,11 +242,11 @@ def test_mixed_conditions_are_the_weighted_mean(affine: Any, recipe: Make, job: 
 @pytest.mark.parametrize(
     ("fields", "why", "blame"),
     [
-        ({"mixed": True, "concepts": (Concept("sea"), Concept("fog", -1.0))}, "must weigh more than 0", "member"),
-        ({"mixed": True, "concepts": (Concept("sea"), Concept("fog", 0.0))}, "must weigh more than 0", "member"),
+        ({"mixed": True, "concepts": (Concept("sea"), Concept("fog", -1.0))}, "needs a weight above 0", "member"),
+        ({"mixed": True, "concepts": (Concept("sea"), Concept("fog", 0.0))}, "needs a weight above 0", "member"),
         ({"start": Branch("a" * 64, 6), "until": 0.5}, "but begin after step", "member"),
         ({"start": Branch("a" * 64, 10)}, "but begin after step", "member"),
-        ({"start": Branch("a" * 64, 5)}, "was not brought to the engine", "us"),
+        ({"start": Branch("a" * 64, 5)}, "did not reach the engine", "us"),
     ],
 )
 def test_what_cannot_begin_is_a_sentence(

@@ -37,8 +37,8 @@ def refusal(capfd: pytest.CaptureFixture[str], *words: str | Path) -> str:
         (["diffusion", "--out", "full", "--steps", "1"], "full is not empty and holds no run"),
         (["diffusion", "--out", "x", "--steps", "1", "--from", "full"], "no unet and no vae and no scheduler"),
         (["diffusion", "--out", "x", "--steps", "1", "--bogus"], "No such option: --bogus"),
-        (["diffusion", "--out", "x", "--steps", "1", "--data", "gone"], "gone is no folder of pictures"),
-        (["diffusion", "--out", "x", "--steps", "1", "--data", "file"], "file is a file and no folder of pictures"),
+        (["diffusion", "--out", "x", "--steps", "1", "--data", "gone"], "gone is not a folder of pictures"),
+        (["diffusion", "--out", "x", "--steps", "1", "--data", "file"], "file is a file and not a folder of pictures"),
         (["diffusion", "--out", "x", "--steps", "1", "--data", "full"], "full has no picture that can be used"),
         (["lora", "--out", "x", "--steps", "1"], "Missing option '--data'"),
         (["lora", "--out", "x", "--steps", "1", "--data", "full", "--rank", "0"], "greater than or equal to 1"),
@@ -78,7 +78,7 @@ def test_a_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_none_is_said_plainly_and_fresh_starts_over(tmp_path: Path) -> None:
     with open_session("x", Course(tmp_path, steps=1)):
         (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="not a whole checkpoint"), open_session("x", Course(tmp_path, steps=1)):
+    with pytest.raises(ValueError, match="not a complete checkpoint"), open_session("x", Course(tmp_path, steps=1)):
         pass
     with open_session("x", Course(tmp_path, steps=1, fresh=True)) as session:
         assert session.position is None
@@ -91,7 +91,7 @@ def test_a_folder_called_run_that_no_training_made_is_left_alone(
     (tmp_path / "run" / "a.png").write_bytes(b"mine")
     assert "holds no run" in refusal(capfd, "diffusion", "--out", tmp_path, "--steps", "1", "--fresh")
     both = ["--out", tmp_path, "--data", tmp_path, "--steps", "1", "--fresh"]
-    assert "lie in each other" in refusal(capfd, "diffusion", *both)
+    assert "inside the other" in refusal(capfd, "diffusion", *both)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["a.png"]
 
 
@@ -102,7 +102,7 @@ def test_fresh_keeps_the_old_run_until_all_else_is_found_right(
     with open_session("diffusion", Course(out, steps=1)):
         kept.write_bytes(b"precious")
     words = ["--out", out, "--steps", "1", "--fresh"]
-    assert "no folder of pictures" in refusal(capfd, "diffusion", *words, "--data", tmp_path / "typo")
+    assert "not a folder of pictures" in refusal(capfd, "diffusion", *words, "--data", tmp_path / "typo")
     assert "no unet" in refusal(capfd, "diffusion", *words, "--from", str(tmp_path))
     other = refusal(capfd, "lora", *words, "--data", tmp_path / "typo")
     assert "holds a run of `darkroom train diffusion`: take another folder" in other
@@ -115,7 +115,7 @@ def test_export_of_what_is_no_diffusion_run_is_refused(tmp_path: Path, capfd: py
     words = ["export", tmp_path, "--to", tmp_path / "to"]
     assert "holds no run of `darkroom train diffusion`" in refusal(capfd, *words)
     path.write_bytes(b"rubbish")
-    assert "not a whole checkpoint" in refusal(capfd, *words)
+    assert "not a complete checkpoint" in refusal(capfd, *words)
 
 
 def test_links_in_somebodys_run_are_not_followed(tmp_path: Path) -> None:

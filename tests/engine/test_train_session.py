@@ -57,7 +57,7 @@ def test_a_signal_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, capfd
     with open_session("counting", course) as session:
         assert session.train(made, made, lambda: written.append(1)) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
-    assert "Stopped after 3 steps; the same command goes on" in capfd.readouterr().err
+    assert "Stopped after 3 steps; the same command resumes it" in capfd.readouterr().err
     assert written == []
     with open_session("counting", course) as session:
         assert session.train(made, made, lambda: written.append(1)) == 0

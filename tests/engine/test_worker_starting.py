@@ -78,14 +78,14 @@ async def test_what_is_not_there_or_no_picture_fails_with_a_sentence(shop: Shop)
     end = (await shop.results())[-1]
     assert isinstance(end, Failed)
     assert (end.blame, end.retry, end.reason) == (
-        "worker", True, "What the picture begins with was no longer at the broker.",
+        "worker", True, "The init image was no longer at the broker.",
     )  # fmt: skip
     start, blobs = forward([b"no picture"], 0.5)
     await put(shop, blobs)
     await shop.bot.dispatch(a_job(OTHER, start=start))
     end = (await shop.results(OTHER))[-1]
     assert isinstance(end, Failed)
-    assert (end.blame, end.retry, end.reason) == ("us", False, "The picture to begin with cannot be read.")
+    assert (end.blame, end.retry, end.reason) == ("us", False, "The init image cannot be read.")
 
 
 @pytest.mark.asyncio

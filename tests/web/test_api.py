@@ -233,11 +233,11 @@ async def test_a_running_job_is_paused_and_goes_on(room: Room) -> None:
     assert (status, said["id"]) == (200, job)
     assert said["sentence"].startswith("Paused: it keeps its place")
     status, said = await room.ask("POST", f"/api/jobs/{job}/priority", {"weight": 2})
-    assert (status, said["sentence"]) == (200, "Beside other jobs of its author it now weighs 2.")
+    assert (status, said["sentence"]) == (200, "Its priority among the author's jobs is now 2.")
     await asyncio.sleep(1.5)  # longer than all of its steps
     assert (await room.ask("GET", f"/api/jobs/{job}"))[1]["state"] == "running"
     status, said = await room.ask("POST", f"/api/jobs/{job}/resume")
-    assert (status, said["sentence"]) == (200, "It goes on.")
+    assert (status, said["sentence"]) == (200, "Resumed.")
     assert (await room.end_of(job))["state"] == "finished"
     heard = [(steer.job, steer.deed, steer.weight) for steer in room.drawers[0].steers]
     assert heard == [(job, "pause", 1.0), (job, "weigh", 2.0), (job, "resume", 1.0)]
@@ -261,7 +261,7 @@ async def test_a_job_that_waits_cannot_be_paused(open_room: OpenRoom) -> None:
     async with open_room(workers=0) as room:
         job = await room.imagine("terrier")
         status, said = await room.ask("POST", f"/api/jobs/{job}/pause")
-        assert (status, said["error"]) == (422, "It has not begun, so it cannot be steered yet.")
+        assert (status, said["error"]) == (422, "It has not begun, so it cannot be paused or prioritised yet.")
 
 
 async def test_what_failed_says_why(room: Room) -> None:

@@ -408,7 +408,7 @@ async def test_a_guest_comes_in_by_a_one_time_address(browser: Browser, open_roo
         await expect(guest.get_by_role("button", name="Invite a guest")).to_have_count(0)
         stranger = await (await browser.new_context()).new_page()
         await stranger.goto(address)
-        await expect(stranger.get_by_role("heading", level=1)).to_have_text("The door is shut")
+        await expect(stranger.get_by_role("heading", level=1)).to_have_text("No access")
         for one in (page, guest, stranger):
             await one.goto("about:blank")
 

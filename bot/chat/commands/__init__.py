@@ -1,1 +1,1 @@
-"""What members type: one file for each command, the menus of a message, and the tree that registers them."""
+"""The slash commands, one file each, the message menus, and the tree that registers them."""

@@ -1,4 +1,4 @@
-"""`/my-data` and `/forget-me`: what is kept of a member, for them to take along, and to have removed for good."""
+"""`/my-data` and `/forget-me`: the export of a member's data, and its deletion."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UPLOAD = 10_000_000  # bytes that Discord takes everywhere
+UPLOAD = 10_000_000  # bytes that Discord accepts everywhere
 FILE = "my-data.zip"
-QUESTION = """Remove everything of yours, in every server? That is {jobs} with their pictures and messages, \
-enlargements of them, your favourites, preferences and own flags. What still runs is cancelled.
-What you used of your limits stays counted until its time is over, but without your name. Blocks, and what \
-moderators decided, stay.
+QUESTION = """Delete all your data, in every server? That is {jobs} with their pictures and messages, \
+upscaled copies of them, your favourites, preferences and flag aliases. Running jobs are cancelled.
+Your usage still counts until its window ends, but without your name. Blocks and moderators' decisions stay.
 **This cannot be undone.** {copy} gives you a copy first."""
-UNDER_WAY = """It is under way: {jobs} with all that belongs to them. Pictures go within minutes, what still runs \
-stops at its next step, and messages in channels go one after another. One that Discord does not let me delete stays, \
-but its buttons do nothing any more."""
+UNDER_WAY = """It is under way: {jobs} with all that belongs to them. Pictures go within minutes, running jobs stop \
+at their next step, and messages in channels go one by one. A message that Discord does not let me delete stays, but \
+its buttons stop working."""
 
 
-@app_commands.command(name="my-data", description="A copy of what is kept of you: your jobs, settings and pictures")
+@app_commands.command(name="my-data", description="A copy of your stored data: jobs, settings and pictures")
 async def my_data(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with refusing(interaction):
         await interaction.response.defer(ephemeral=True, thinking=True)
@@ -49,17 +48,17 @@ async def my_data(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 
 def described(parcel: Parcel) -> str:
-    """What is in the file, and what is not."""
-    said = f"This is what is kept of you: {jobs(parcel.jobs)}, in `jobs.json`"
+    """Return what is in the file, and what is not."""
+    said = f"This is your stored data: {jobs(parcel.jobs)}, in `jobs.json`"
     if parcel.left:
         return (
-            f"{said}. Your {parcel.left} pictures are too large to be sent here; whoever runs this bot can give you "
+            f"{said}. Your {parcel.left} pictures are too large to be sent here; the operator of this bot can give you "
             "all of them (`darkroom export`)."
         )
     return f"{said}, and {parcel.pictures} {'picture' if parcel.pictures == 1 else 'pictures'}."
 
 
-@app_commands.command(name="forget-me", description="Have everything of yours removed for good; asks once more")
+@app_commands.command(name="forget-me", description="Delete all your data for good; asks for confirmation")
 async def forget_me(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with refusing(interaction):
         about = await interaction.client.desk.forgetting.about(member_of(interaction).id)
@@ -71,7 +70,7 @@ async def forget_me(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 
 class Meant(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
-    """Yes. It is always the presser's own that goes."""
+    """The confirmation. It always deletes the presser's own data."""
 
     def __init__(self) -> None:
         style = discord.ButtonStyle.danger
@@ -91,5 +90,5 @@ class Meant(ui.DynamicItem[ui.Button[Any]], template=r"forget:me"):
                 about = await interaction.client.desk.forgetting.ask(member.id)
                 await interaction.edit_original_response(content=UNDER_WAY.format(jobs=jobs(about)), view=None)
         except Exception:
-            log.exception("a wish to be forgotten was not taken")
+            log.exception("a request to be forgotten failed")
             await sorry(interaction)

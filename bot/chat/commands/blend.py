@@ -1,4 +1,4 @@
-"""`/blend`: two to five pictures become one to begin with; words are welcome and not needed."""
+"""`/blend`: blends two to five pictures into one init image; a prompt is optional."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ WEIGHTS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,4})?")
 
 @app_commands.command(description="Blend two to five pictures into new ones")
 @app_commands.describe(
-    image1="The first picture; it gives the shape",
+    image1="The first picture; it sets the aspect ratio",
     image2="The second",
     image3="A third",
     image4="A fourth",
     image5="A fifth",
-    weights="How much each of them counts, like 2 1; equally, if you don't say",
-    prompt="What to show, if it shall be more than the pictures say",
-    strength="How much of the blend is drawn anew",
+    weights="The weight of each picture, like 2 1; equal by default",
+    prompt="What to show besides what the pictures show",
+    strength="How much of the blend is redrawn",
     shape="Width to height, like 3:2",
 )
 async def blend(
@@ -63,7 +63,7 @@ async def blend(
 
 
 def weighing(text: str) -> list[float]:
-    """Numbers, with spaces, commas or colons between them. Raises `Refused`."""
+    """Parse weights with spaces, commas or colons between them. Raises `Refused`."""
     parts = [part for part in re.split(r"[\s,;:/]+", text) if part]
     if not all(WEIGHTS.fullmatch(part) for part in parts):
         raise Refused("Weights are numbers, one for each picture, like 2 1.")

@@ -1,7 +1,7 @@
-"""The tree of commands, counted against what Discord allows: rows of figure and goal. Pure.
+"""The command tree counted against Discord's limits: rows of figure and goal. Pure.
 
-The limits are those of Discord's documentation ("Application Commands"); menus were raised from 5 to 15 of each kind in
-its change log of 3 March 2026, and discord.py 2.7 still refuses a sixth.
+The limits are those of Discord's documentation ("Application Commands"). Its change log of 3 March 2026 raised menus
+from 5 to 15 of each kind; discord.py 2.7 still refuses a sixth.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Part = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One figure beside the most that it may be."""
+    """A figure and its limit."""
 
     name: str
     figure: int
@@ -32,13 +32,13 @@ class Row:
         return self.figure <= self.most
 
     def plain(self) -> dict[str, object]:
-        """As JSON has it, like the rows of `darkroom bench`."""
+        """Return the row as JSON has it, like the rows of `darkroom bench`."""
         goal = f"≤ {self.most}" if self.most else "= 0"
         return {"name": self.name, "figure": self.figure, "goal": goal, "unit": self.unit, "pass": self.passed}
 
 
 def rows(tree: Sequence[Part]) -> list[Row]:
-    """`tree` as it is sent to Discord."""
+    """Return the rows for `tree`, the payload that Discord gets."""
     kinds = Counter(command.get("type", SLASH) for command in tree)
     parts = [part for command in tree for part in _parts(command)]
     named = [part for part in parts if part.get("type") is not None or "options" in part]
@@ -65,7 +65,7 @@ def rows(tree: Sequence[Part]) -> list[Row]:
 
 
 def characters(command: Part) -> int:
-    """What Discord counts of a command: every name, description and value in it, each in its longest language."""
+    """Count a command's characters as Discord does: every name, description and value, in its longest language."""
     return sum(
         _longest(part, "name") + _longest(part, "description") + len(str(part.get("value", "")))
         for part in _parts(command)
@@ -73,7 +73,7 @@ def characters(command: Part) -> int:
 
 
 def _parts(part: Part) -> Iterator[Part]:
-    """A command, its options at every level, and their choices."""
+    """Yield a command, its options at every level, and their choices."""
     yield part
     for option in part.get("options") or ():
         yield from _parts(option)
@@ -81,7 +81,7 @@ def _parts(part: Part) -> Iterator[Part]:
 
 
 def _longest(part: Part, field: str) -> int:
-    """Of a name or description, in whichever language it is longest."""
+    """Return the length of a name or description in its longest language."""
     said = [part.get(field) or "", *(part.get(f"{field}_localizations") or {}).values()]
     return max(map(len, said))
 

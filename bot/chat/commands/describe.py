@@ -1,6 +1,6 @@
-"""`/describe`: words that fit a picture, of those that a model knows, each to be imagined.
+"""`/describe`: suggests prompts for an image, each with a button that imagines it.
 
-Stateless: the prompts stand in the message, and a button says which of them it is.
+Stateless: the message holds the prompts, and a button's id says which one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LINE = re.compile(r"^`([1-4])\.` (.+) · [0-9]+ % less error", re.MULTILINE)
-GONE = "That message does not show its prompts any more. Please ask once more."
+GONE = "That message no longer shows its prompts. Please use /describe again."
 
 
-@app_commands.command(description="Words that fit a picture, of those that a model knows, to imagine")
-@app_commands.describe(image="The picture", model="Which model is asked")
+@app_commands.command(description="Suggest prompts for a picture, each to imagine")
+@app_commands.describe(image="The picture", model="Which model scores the words")
 async def describe(
     interaction: discord.Interaction[DarkroomClient], image: discord.Attachment, model: str | None = None
 ) -> None:
@@ -50,13 +50,14 @@ async def describe(
 
 @describe.autocomplete("model")
 async def models(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    """What the workers have in memory, or on their disks."""
+    """Suggest the models that workers have in memory or on disk."""
     return offered.models(interaction.client.studio.models(), typed)
 
 
 def told(described: Described, model: str | None = None) -> str:
-    """The prompts, the best first, from which a press reads them; and what they are. `model`: the one that was named,
-    which shall draw them, too.
+    """Return the message: the prompts, the best first, from which a press reads them, and the notes.
+
+    `model`: the model that was named; the prompts name it, too, so that it makes the pictures.
     """
     flag = f" --model {described.model}" if model else ""
     lines = [
@@ -67,7 +68,7 @@ def told(described: Described, model: str | None = None) -> str:
 
 
 class Imagined(ui.DynamicItem[ui.Button[Any]], template=r"describe:(?P<number>[1-4])"):
-    """One of the prompts, to be imagined."""
+    """A button that imagines one of the prompts."""
 
     def __init__(self, number: int) -> None:
         super().__init__(ui.Button(label=f"Imagine {number}", custom_id=f"describe:{number}"))
@@ -85,12 +86,12 @@ class Imagined(ui.DynamicItem[ui.Button[Any]], template=r"describe:(?P<number>[1
                 await permit(interaction, "imagine")
                 await typed(interaction, prompt(interaction.message, self.number))
         except Exception:
-            log.exception("a description could not be imagined")
+            log.exception("a suggested prompt could not be imagined")
             await sorry(interaction)
 
 
 def prompt(message: discord.Message | None, number: int) -> str:
-    """The prompt of this number in `message`. Raises `Refused`."""
+    """Return the prompt with this number in `message`. Raises `Refused`."""
     found = {int(line): text for line, text in LINE.findall(message.content if message else "")}
     try:
         return found[number]

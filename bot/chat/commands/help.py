@@ -1,4 +1,4 @@
-"""`/help`: what this bot does, on one screen of a telephone, with every command to be tapped."""
+"""`/help`: what this bot does, on one phone screen, with a clickable mention of every command."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from bot.chat.answer import member_of, say
 if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
-WHAT = """**Darkroom** turns words into pictures while you watch.
-{imagine} with a few words: four pictures develop here. With an image, or a link before the words, it begins with that.
+WHAT = """**Darkroom** turns prompts into pictures while you watch.
+{imagine} with a prompt makes four pictures here. With an image, or a link before the prompt, it starts from that.
 -# Flags: `--ar 3:2` `--steps 40` `--seed 7` `--no fog` `--count 1` `--fast` `--relax` `--guidance 5` `--model …` \
 `--sampler euler`
 -# Also `--interval 0.2-0.8`, `--lora name:0.8`, `(word:1.2)`
--# `red apple:: blue::-0.5` weighs parts, `{{red, green}} apple` makes each of them.
+-# `red apple:: blue::-0.5` weights parts, `{{red, green}} apple` makes both.
 
 **Under a picture**
-**U** enlarges one, **V** varies it, 🔄 rolls again, ✏️ takes other words, 🎞️ shows how it came.
-*More…* zooms out, pans, edits a part, branches off midway. *Walk* is a film from picture to picture.
+**U** upscales one, **V** varies it, 🔄 takes another seed, ✏️ another prompt, 🎞️ shows a film of the steps.
+*More…* zooms out, pans, edits a part, branches off midway. *Walk* interpolates from picture to picture.
 ❤️ makes it a favourite, 🚩 reports it to the moderators, 🗑️ deletes it for good.
 -# React with ✉️ to get it as a direct message, with ❌ to cancel or delete what is yours.
 
 **Yours**
 {mine} · your pictures
 {queue} · who is before you, and why
-{cancel} · take a job back
-{info} · what you may spend, and what is left
-{prefer show} · pings, privacy, speed, flags of your own; short: `/fast` `/relax` `/stealth` `/public`
+{cancel} · cancel a job
+{info} · your limits, and what is left
+{prefer show} · pings, privacy, speed, flag aliases; short: `/fast` `/relax` `/stealth` `/public`
 {reproduce} · the same picture once more
-{film} · how it came out of the noise
+{film} · a film of its steps, from noise to picture
 {blend} · two to five pictures in one
 {mix} · two prompts in one
 {walk} · from one prompt to another, with a film
-{shorten} · which words carry a prompt
-{describe} · words that fit a picture
-{my-data} · a copy of what is kept of you
-{forget-me} · everything of yours is removed
+{shorten} · which words of a prompt matter
+{describe} · prompts for a picture
+{my-data} · a copy of your data
+{forget-me} · delete your data
 
--# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its words."""
-ADMIN = "-# {settings show} · limits, words and reports of this server"
+-# A message's own menu (right click, or hold it, then *Apps*) reproduces its picture or uses its prompt."""
+ADMIN = "-# {settings show} · limits, refused words and reports of this server"
 NAMES = (
     "imagine", "blend", "mix", "walk", "shorten", "describe", "mine", "queue", "cancel", "info", "prefer show",
     "reproduce", "film", "my-data", "forget-me",
@@ -58,6 +58,6 @@ async def show_help(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 
 def told(mention: Callable[[str], str], *, staff: bool) -> str:
-    """The text; `staff`: for those who may look at this server's settings."""
+    """Return the text; `staff`: for those who may see this server's settings."""
     text = WHAT.format(**{name: mention(name) for name in NAMES})
     return f"{text}\n{ADMIN.format(**{'settings show': mention('settings show')})}" if staff else text

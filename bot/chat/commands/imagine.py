@@ -1,6 +1,6 @@
-"""`/imagine`, with a picture or a rung to begin with where there is one, and what is suggested while one types.
+"""`/imagine`, with an init image or a branch, and its autocomplete.
 
-Nothing in here waits for the engine: the studio takes the request, the answer goes out, the courier does the rest.
+Nothing here waits for the engine: the studio admits the request, the response goes out, the courier does the rest.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from bot.views import Member, Place, Ticket
     from engine.job import Warm
 
-STRENGTH = 0.05  # the least of a picture that can be drawn anew
-MASKLESS = "A mask says what of a picture is drawn anew: add that one as image."
-EITHER = "A branch begins with a job, so no picture goes with it."
+STRENGTH = 0.05  # the least strength of an init image
+MASKLESS = "A mask says which part of a picture is redrawn: add that picture as image."
+EITHER = "A branch starts from a job, so it takes no image."
 
 
-@app_commands.command(description="Turn words into pictures while you watch")
+@app_commands.command(description="Turn a prompt into pictures while you watch")
 @app_commands.describe(
     prompt="What to show. Flags like --ar 3:2 work here too",
-    image="A picture to begin with",
-    strength="How much of that picture is drawn anew",
-    mask="A picture of the same shape: what is white in it is drawn anew",
-    branch="Go on from a rung of a job, like JOB/2:400: picture 2, step 400",
+    image="An init image: the picture to start from",
+    strength="How much of that picture is redrawn",
+    mask="A picture of the same shape: its white parts are redrawn",
+    branch="Branch off at a keyframe of a job, like JOB/2:400: picture 2, step 400",
     steps="More steps, finer and slower",
     seed="The same seed gives the same pictures",
-    guidance="How closely to follow the words",
+    guidance="How closely to follow the prompt",
     interval="In which part of the steps guidance holds, like 0.2-0.8",
-    sampler="How noise becomes a picture",
+    sampler="The method that turns noise into a picture",
     model="Which model",
-    lora="An addition to the model, like name or name:0.8; several with commas",
+    lora="A LoRA for the model, like name or name:0.8; several with commas",
     count="How many pictures",
     aspect="Width to height, like 3:2",
     negative="What to steer away from",
@@ -87,14 +87,14 @@ async def imagine(
 
 
 def beginning(image: discord.Attachment | None, mask: discord.Attachment | None) -> Bring | None:
-    """A picture to begin with, not fetched yet; None for none. Raises `Refused` for one that is too large."""
+    """Return the init image, not fetched yet; None for none. Raises `Refused` for one that is too large."""
     return None if image is None else Bring((remote(image),), None if mask is None else remote(mask))
 
 
 async def typed(
     interaction: discord.Interaction[DarkroomClient], prompt: str, bring: Bring | None = None, **options: Any
 ) -> None:
-    """A prompt that a member typed, wherever they did; their suffix goes with it. `bring`: pictures to begin with."""
+    """Submit a prompt that a member typed anywhere, with their suffix. `bring`: init images."""
 
     async def ask(member: Member, place: Place) -> list[Ticket]:
         desk, key = interaction.client.desk, f"imagine:{interaction.id}"
@@ -106,13 +106,13 @@ async def typed(
 
 @imagine.autocomplete("branch")
 async def branches(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    """Jobs that have ladders; a step can be typed behind."""
+    """Suggest jobs with keyframes; a step can be typed behind."""
     return await recent_jobs(lambda view: bool(view.ladders) and view.deleted is None)(interaction, typed)
 
 
 @imagine.autocomplete("prompt")
 async def recent_prompts(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    """The member's own latest prompts."""
+    """Suggest the member's own latest prompts."""
     prompts = await interaction.client.desk.shelf.prompts(member_of(interaction).id)
     short = [each for each in prompts if len(each) <= CHOICE and typed.casefold() in each.casefold()]
     return [Choice(name=each, value=each) for each in short][:OFFERED]
@@ -120,7 +120,7 @@ async def recent_prompts(interaction: discord.Interaction[DarkroomClient], typed
 
 @imagine.autocomplete("model")
 async def models(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    """What the workers have in memory, or on their disks."""
+    """Suggest the models that workers have in memory or on disk."""
     return offered.models(interaction.client.studio.models(), typed)
 
 
@@ -135,5 +135,5 @@ async def loras(interaction: discord.Interaction[DarkroomClient], typed: str) ->
 
 
 def _model(interaction: discord.Interaction[DarkroomClient]) -> Warm | None:
-    """The one that is chosen so far, else the one that is used then."""
+    """Return the model that is chosen so far, else the default."""
     return interaction.client.studio.model(getattr(interaction.namespace, "model", None))

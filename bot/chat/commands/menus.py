@@ -1,4 +1,4 @@
-"""The menus of a message: reproduce what it shows, use its words as a prompt, see all about it, report it."""
+"""Message menus: reproduce the job, use its prompt, show its details, report it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROMPT = 2000  # characters, as /imagine takes them
-FORM, NOBODYS = "prompt", "0" * 26  # a form about no job
+FORM, NOBODYS = "prompt", "0" * 26  # the id of a form about no job
 
 
 @app_commands.context_menu(name="Reproduce")
@@ -44,7 +44,7 @@ async def show_details(interaction: discord.Interaction[DarkroomClient], message
 
 @app_commands.context_menu(name="Use as prompt")
 async def use_as_prompt(interaction: discord.Interaction[DarkroomClient], message: discord.Message) -> None:
-    """Of our own messages the prompt that they show, of any other one its text."""
+    """Open a form with the prompt of our own message, or with the text of any other one."""
     async with refusing(interaction):
         words = await _words(interaction, message)
         modal = form("Use as prompt", named(FORM, NOBODYS))
@@ -72,7 +72,7 @@ async def _words(interaction: Interaction, message: discord.Message) -> str:
 
 
 async def submitted(interaction: Interaction) -> None:
-    """The form with the words, if that is what was sent; it works after a restart too."""
+    """Handle a submitted prompt form, also after a restart; ignore other interactions."""
     sent = filled(interaction)
     if sent is None or sent.form != FORM:
         return

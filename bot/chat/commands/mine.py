@@ -1,6 +1,6 @@
-"""`/mine`: a member's own jobs over all servers, five a page, for their eyes only.
+"""`/mine`: a member's own jobs over all servers, five a page, shown to them only.
 
-Stateless: the page that a button leads to stands in its id, and what it shows is always the presser's own.
+Stateless: a button's id holds the page that it leads to, and shows always the presser's own jobs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CHOICES = [app_commands.Choice(name=app_commands.locale_str(name), value=which) 
 
 
 @app_commands.command(description="Your own pictures and jobs, from every server; only you see them")
-@app_commands.describe(which="All of them, if you don't say", page="Which page, five jobs each; the newest first")
+@app_commands.describe(which="Which jobs; all by default", page="Which page, five jobs each; the newest first")
 @app_commands.choices(which=CHOICES)
 async def mine(
     interaction: discord.Interaction[DarkroomClient],
@@ -52,7 +52,7 @@ async def mine(
 
 
 async def _show(interaction: Interaction, which: Which, number: int) -> None:
-    """Put a page into the answer, which was announced already."""
+    """Put a page into the deferred response."""
     desk, now = interaction.client.desk, time.time()
     page = await desk.shelf.page(member_of(interaction).id, which, number)
     pictures = {kept.view.id: await thumbnail(desk.studio, kept.view) for kept in page.kept}
@@ -65,7 +65,7 @@ async def _show(interaction: Interaction, which: Which, number: int) -> None:
 
 
 def _ways(page: Page, now: float) -> list[list[ui.Item[Any]]]:
-    """The rows below a page: one of its jobs, the other filters, the pages before and after."""
+    """Return the rows below a page: a select of its jobs, the filters, the pages before and after."""
     rows: list[list[ui.Item[Any]]] = [[Chosen([(kept.view.id, label(kept.view, now=now)) for kept in page.kept])]]
     rows.append([Turn(which, 1, "f", here=page.which == which) for which in FILTERS])
     newer = Turn(page.which, max(1, page.number - 1), "n", here=page.number == 1)
@@ -75,7 +75,7 @@ def _ways(page: Page, now: float) -> list[list[ui.Item[Any]]]:
 
 
 class Turn(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]+):(?P<number>\d{1,6}):(?P<way>[fno])"):
-    """To another page, or to another filter."""
+    """A button to another page or filter."""
 
     def __init__(self, which: Which, number: int, way: str, *, here: bool = False) -> None:
         name = {"n": "← Newer", "o": "Older →"}.get(way) or FILTERS[which]
@@ -100,7 +100,7 @@ class Turn(ui.DynamicItem[ui.Button[Any]], template=r"mine:(?P<which>[a-z]+):(?P
 
 
 class Chosen(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
-    """One of the page's jobs, to be shown here with its buttons."""
+    """A select of the page's jobs, to show one here with its buttons."""
 
     def __init__(self, jobs: list[tuple[str, str]]) -> None:
         options = [discord.SelectOption(label=name, value=job) for job, name in jobs]
@@ -123,7 +123,7 @@ class Chosen(ui.DynamicItem[ui.Select[Any]], template=r"mine:show"):
 
 
 async def _show_job(interaction: Interaction, view: View) -> None:
-    """A job's card as its own message would show it, to the member alone."""
+    """Show a job's card to the member only, as its own message would."""
     now, picture = time.time(), None
     if over(view.state):
         card, picture = await delivery.ending(interaction.client.studio, view, interaction.filesize_limit)
@@ -138,7 +138,7 @@ async def _show_job(interaction: Interaction, view: View) -> None:
 
 
 async def _said(interaction: Interaction, act: Callable[[], Awaitable[None]]) -> None:
-    """What goes wrong is told to the member: buttons have no tree that does."""
+    """Run `act` and tell the member what fails: buttons have no command tree that does."""
     try:
         async with refusing(interaction):
             await act()

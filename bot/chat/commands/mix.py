@@ -1,4 +1,4 @@
-"""`/mix`: two prompts become one text between them."""
+"""`/mix`: two prompts become one that lies between them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 LEAST, MOST = 0.05, 0.95
 
 
-@app_commands.command(description="Two prompts in one: pictures of what lies between them")
+@app_commands.command(description="Mix two prompts: pictures of what lies between them")
 @app_commands.describe(
     first="What to show",
     second="And what else",
-    weight="How much of the first, of 1; half, if you don't say",
+    weight="The weight of the first, of 1; half by default",
 )
 async def mix(
     interaction: discord.Interaction[DarkroomClient],
@@ -36,7 +36,10 @@ async def mix(
 
 
 def between(first: str, second: str, weight: float) -> str:
-    """One prompt of both, with the flags of both; `weight` of the first, of 1. Raises `Refused`."""
+    """Return one prompt with the concepts and flags of both; `weight` is the first one's share, of 1.
+
+    Raises `Refused`.
+    """
     parts = [_parted(text) for text in (first, second)]
     words = [f"{said}::{share:.3g}" for (said, _), share in zip(parts, (weight, 1 - weight), strict=True)]
     return " ".join([*words, *(flags for _, flags in parts if flags), "--mix"])
@@ -45,7 +48,7 @@ def between(first: str, second: str, weight: float) -> str:
 def _parted(text: str) -> tuple[str, str]:
     words, flags = parted(text)
     if not words:
-        raise Refused("Each of the two needs words, before any flag.")
+        raise Refused("Each prompt needs words before any flag.")
     if "::" in words:
         raise Refused("Leave out the weights (::) here: the option weight says how much each counts.")
     return words, flags

@@ -1,6 +1,6 @@
-"""What is offered for `/imagine` while one types: samplers with a word of advice, and LoRAs, as the model takes them.
+"""Autocomplete choices of `/imagine`: samplers with advice, LoRAs and models.
 
-Pure but for discord's choices. Knows models by what they say of themselves.
+Pure but for discord's choices. Knows models by what their workers announce.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ADVICE: Mapping[Sampler, tuple[str, str]] = MappingProxyType(  # in English and 
 
 
 def samplers(warm: Warm | None, typed: str, *, german: bool) -> list[Choice[str]]:
-    """Those that the model takes; all of them where nobody knows the model."""
+    """Return the model's samplers; all of them if the model is unknown."""
     wanted, taken = typed.casefold(), warm.samplers if warm else tuple(SAMPLER_TITLES)
     shown = ((name, f"{SAMPLER_TITLES[name]}: {ADVICE[name][german]}") for name in taken)
     found = [Choice(name=text, value=name) for name, text in shown if wanted in f"{name} {text}".casefold()]
@@ -46,7 +46,7 @@ def samplers(warm: Warm | None, typed: str, *, german: bool) -> list[Choice[str]
 
 
 def loras(warm: Warm | None, typed: str) -> list[Choice[str]]:
-    """Those of the model, each at its usual weight, behind what was typed before the last comma."""
+    """Return the model's LoRAs, each at its usual weight, behind what was typed before the last comma."""
     before, comma, wanted = typed.rpartition(",")
     begun = f"{before.strip()}, " if comma else ""
     said = (f"{begun}{lora.name}:{lora.weight:g}" for lora in (warm.loras if warm else ()))
@@ -55,7 +55,7 @@ def loras(warm: Warm | None, typed: str) -> list[Choice[str]]:
 
 
 def models(known: list[Warm], typed: str) -> list[Choice[str]]:
-    """By name; of one that lies on a disk only, that it is fetched first."""
-    notes = {warm.name: "" if warm.loaded else " (fetched into memory when asked for)" for warm in reversed(known)}
+    """Return models by name; one that is only on disk says that it is loaded on demand."""
+    notes = {warm.name: "" if warm.loaded else " (loaded on demand)" for warm in reversed(known)}
     names = [name for name in dict.fromkeys(warm.name for warm in known) if typed.casefold() in name.casefold()]
     return [Choice(name=f"{name}{notes[name]}"[:CHOICE], value=name) for name in names][:OFFERED]

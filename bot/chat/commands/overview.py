@@ -1,4 +1,4 @@
-"""`/info`: what applies to the member, what is used of it, and how the house stands; or all about one job."""
+"""`/info`: a member's limits and usage, the queue and the workers; or the details of one job."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> 
 
 
 async def about(interaction: Interaction, view: View) -> None:
-    """All about one job, for whoever may see it."""
+    """Show all about one job, if the member may see it."""
     await permit(interaction, "details", view)
     await say(interaction, details(view, time.time()))
 
@@ -66,7 +66,7 @@ async def _overview(interaction: Interaction) -> str:
 
 
 def allowed(given: Allowance, now: float) -> list[str]:
-    """What applies to a member where they are, one limit a line: what is used of it, and when some of that frees."""
+    """Return a member's limits here, one a line: the usage, and when some of it frees."""
     terms = given.terms
     lines = [f"• {line.sentence(now)}" for line in given.lines]
     if terms.closed:
@@ -94,7 +94,7 @@ def _now(queue: Sequence[View]) -> list[str]:
 
 
 def _workers(studio: Studio) -> list[str]:
-    """Who works, on what, and the models, as short lines."""
+    """Return the workers, their devices and the models, as short lines."""
     workers = studio.workers()
     if not workers:
         return [f"**Workers**\n• {studio.starting() or sentences.NO_WORKER}"]
@@ -103,11 +103,11 @@ def _workers(studio: Studio) -> list[str]:
     ready = dict.fromkeys(warm.name for warm in known if warm.loaded)
     others = _listed(warm.name for warm in known if warm.name not in ready)
     lines = ["**Workers**", f"• {len(workers)} online: {devices}", f"• Models: {_listed(ready) or 'none in memory'}"]
-    return [*lines, f"• Fetched into memory when asked for: {others}"] if others else lines
+    return [*lines, f"• Loaded on demand: {others}"] if others else lines
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Each once, as many as a few lines hold."""
+    """Join each name once, as many as a few lines hold."""
     once = list(dict.fromkeys(names))
     more = f" and {len(once) - LISTED} more" if len(once) > LISTED else ""
     return ", ".join(quoted(name, 40) for name in once[:LISTED]) + more

@@ -1,4 +1,4 @@
-"""`/prefer option`: flags of a member's own. `--mine` in a prompt of theirs then stands for what they noted."""
+"""`/prefer option`: flag aliases. `--mine` in a member's prompt then stands for the text that they set."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
 SHOWN, ROOM, AROUND = 200, 1700, 50  # characters of a value, of all lines in one message, and of a line without value
-NONE = "You have no option of your own yet. {} makes one: `--mine` then stands for what you say."
+NONE = "You have no flag alias yet. {} makes one: `--mine` then stands for the text that you set."
 
 option = app_commands.Group(
-    name="option", description="Flags of your own, which stand for what you often type", parent=prefer
+    name="option", description="Flag aliases, which stand for what you often type", parent=prefer
 )
 
 
-@option.command(name="set", description="Note what a flag of your own stands for; without a value it is deleted")
+@option.command(name="set", description="Set what a flag alias stands for; without a value it is deleted")
 @app_commands.describe(name="Its name: mine is typed as --mine", value="Words and flags, like soft light --ar 3:2")
 async def set_(
     interaction: discord.Interaction[DarkroomClient],
@@ -44,7 +44,7 @@ async def set_(
         await say(interaction, f"From now on: {line(kept, (await options.of(me)).get(kept, value))}")
 
 
-@option.command(name="list", description="Your own flags, and what they stand for")
+@option.command(name="list", description="Your flag aliases, and what they stand for")
 async def list_(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with refusing(interaction):
         mine = await interaction.client.desk.options.of(member_of(interaction).id)
@@ -53,22 +53,22 @@ async def list_(interaction: discord.Interaction[DarkroomClient]) -> None:
 
 @set_.autocomplete("name")
 async def names(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    """Those that there are, with what they stand for."""
+    """Suggest the aliases that exist, with what they stand for."""
     mine = await interaction.client.desk.options.of(member_of(interaction).id)
     found = {name: value for name, value in mine.items() if typed.strip().lower().removeprefix("--") in name}
     return [Choice(name=f"{name}: {value}"[:CHOICE], value=name) for name, value in found.items()][:OFFERED]
 
 
 def everything(mine: Mapping[str, str], command: str) -> str:
-    """All of a member's options, one a line, and how one is made or deleted: `command` is where."""
+    """Return all aliases of a member, one a line, and how to change them; `command` is the command that does."""
     if not mine:
         return NONE.format(command)
     each = min(SHOWN, ROOM // len(mine) - AROUND)
     lines = (line(name, value, each) for name, value in mine.items())
     how = f"-# {command} makes one, of at most {MOST}; without a value it deletes one."
-    return "\n".join(["**Flags of your own**", *lines, how])
+    return "\n".join(["**Your flag aliases**", *lines, how])
 
 
 def line(name: str, value: str, most: int = SHOWN) -> str:
-    """One option as a member reads it, with at most so many characters of what it stands for."""
+    """Return one alias as a member reads it, with at most `most` characters of what it stands for."""
     return f"`--{name}` stands for **{quoted(value, most)}**"

@@ -1,6 +1,6 @@
-"""`/prefer`: a member's own choices, shown and set. They hold in every server, for this member alone.
+"""`/prefer`: a member's preferences, shown and set. They hold in every server.
 
-`suffix`, `remix`, `auto_dm` and `option` are called as in Midjourney; `set` has all choices but the options.
+`suffix`, `remix`, `auto_dm` and `option` have Midjourney's names; `set` changes every preference but the aliases.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ ABOUT: Mapping[str, str] = MappingProxyType(
     {
         "ping": "a new message tells you when a long job ends",
         "direct": "each finished picture also as a direct message",
-        "remix": "V and 🔄 ask for other words first",
+        "remix": "V and 🔄 ask for another prompt first",
         "speed": "fast, or relaxed: later, but outside your limit",
         "results": "public in the channel, or private to you",
-        "variation": "how far V1–V4 go from their picture",
+        "variation": "how far V1–V4 differ from their picture",
         "suffix": "is added to every prompt that you type",
     }
 )
 NAMED = [Choice(name=f"{name}: {ABOUT[name]}", value=name) for name in NAMES]
 
 
-prefer = app_commands.Group(name="prefer", description="What you prefer: pings, speed, a suffix, flags of your own, …")
+prefer = app_commands.Group(name="prefer", description="Your preferences: pings, speed, a suffix, flag aliases, …")
 
 
-@prefer.command(description="All that you prefer")
+@prefer.command(description="All your preferences")
 async def show(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with refusing(interaction):
         chosen = await interaction.client.desk.preferences.of(member_of(interaction).id)
@@ -60,7 +60,7 @@ async def suffix(interaction: discord.Interaction[DarkroomClient], value: Range[
     await _set(interaction, "suffix", value or "")
 
 
-@prefer.command(description="Whether V and 🔄 ask for other words first: switches it on, or off again")
+@prefer.command(description="Whether V and 🔄 ask for another prompt first: switches it on, or off again")
 async def remix(interaction: discord.Interaction[DarkroomClient]) -> None:
     await _switch(interaction, "remix")
 
@@ -85,7 +85,7 @@ async def _switch(interaction: discord.Interaction[DarkroomClient], name: str) -
 
 @set_.autocomplete("value")
 async def values(interaction: discord.Interaction[DarkroomClient], typed: str) -> list[Choice[str]]:
-    """What the chosen preference can be."""
+    """Suggest values of the chosen preference."""
     name = str(getattr(interaction.namespace, "name", None) or "")
     if name == "suffix" or name not in NAMES:
         now = (await interaction.client.desk.preferences.of(member_of(interaction).id)).suffix
@@ -94,14 +94,14 @@ async def values(interaction: discord.Interaction[DarkroomClient], typed: str) -
 
 
 def everything(chosen: Preference, mention: Callable[[str], str]) -> str:
-    """All of a member's preferences, one a line, and how one is changed: `mention` names a command."""
+    """Return all preferences, one a line, and how to change one: `mention` names a command."""
     how = f"""-# {mention("prefer set")} with a name and a value changes one; without a value it is back to its \
-default. {mention("prefer option list")} has flags of your own."""
-    return "\n".join(["**What you prefer**", *(line(name, chosen) for name in NAMES), how])
+default. {mention("prefer option list")} has your flag aliases."""
+    return "\n".join(["**Your preferences**", *(line(name, chosen) for name in NAMES), how])
 
 
 def line(name: str, chosen: Preference) -> str:
-    """One preference as a member reads it."""
+    """Return one preference as a member reads it."""
     value = getattr(chosen, name)
     said = {True: "on", False: "off", "": "none"}.get(value) or quoted(str(value), 400)
     return f"`{name}` **{said}** · {ABOUT[name]}"

@@ -1,4 +1,4 @@
-"""`/queue` and `/cancel`: what runs and waits, why, and how to take it back."""
+"""`/queue` and `/cancel`: what runs and waits, why, and how to cancel it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 @app_commands.command(description="Who is before you, and why")
 async def queue(interaction: discord.Interaction[DarkroomClient]) -> None:
     async with refusing(interaction):
-        here = guild_of(interaction)  # of this server: prompts are its own business
+        here = guild_of(interaction)  # only this server's jobs: no server sees another's prompts
         views = [covered(view, interaction.user) for view in await interaction.client.studio.queue(here)]
         me = member_of(interaction).id
         mine = any(view.member_id == me for view in views)
-        hint = f"-# {interaction.client.tree.mention('cancel')} takes one of yours back." if mine else ""
+        hint = f"-# {interaction.client.tree.mention('cancel')} cancels one of yours." if mine else ""
         await say(interaction, presenter.queue(views, time.time(), hint, me))
 
 
-@app_commands.command(description="Take back a job of yours, or all of them")
+@app_commands.command(description="Cancel one of your jobs, or all of them")
 @app_commands.describe(job="Choose one, or all; a link, an id or a seed works too")
 async def cancel(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, CHOICE]) -> None:
     async with refusing(interaction):
@@ -57,7 +57,7 @@ async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> 
 
 
 async def _all(interaction: Interaction) -> str:
-    """Every open job of the member, wherever they asked for it."""
+    """Cancel every open job of the member, wherever they asked for it."""
     member, studio = member_of(interaction), interaction.client.studio
     views = await interaction.client.desk.shelf.open_of(member.id)
     if not views:
@@ -66,5 +66,5 @@ async def _all(interaction: Interaction) -> str:
     for view in views:
         await studio.cancel(view.id, member)
         began += view.started is not None
-    tail = f" {began} had begun: only the steps they ran are charged." if began else " They cost you nothing."
+    tail = f" {began} had started: only the steps they ran are charged." if began else " They cost you nothing."
     return f"{sentences.jobs(len(views))} cancelled.{tail}"

@@ -1,4 +1,4 @@
-"""Every command there is, in one tuple: what is registered, counted and translated."""
+"""All commands in one tuple: it is registered, counted and translated."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ ITEMS: tuple[type[ui.DynamicItem[Any]], ...] = (JobButton, Menu, Rungs, Shorter,
 
 
 async def registered() -> list[dict[str, Any]]:
-    """The tree as it is sent to Discord; needs no connection."""
+    """Return the payload that Discord gets; needs no connection."""
     tree = Tree(cast(Any, discord.Client(intents=discord.Intents(guilds=True))))
     await tree.set_translator(Languages())
     for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""`/reproduce`: the same words, seed and settings once more, in exact mode."""
+"""`/reproduce`: the same prompt, seed and settings once more, in exact mode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Interaction = discord.Interaction[DarkroomClient]
 
 
-@app_commands.command(description="Make a picture once more: same words, same seed, same pixels")
+@app_commands.command(description="Make a picture again: same prompt, same seed, same pixels")
 @app_commands.describe(job="Choose one; a link to its message, its id or its seed works too")
 async def reproduce(interaction: discord.Interaction[DarkroomClient], job: Range[str, 1, 300]) -> None:
     async with refusing(interaction):
@@ -33,7 +33,7 @@ async def jobs(interaction: discord.Interaction[DarkroomClient], typed: str) -> 
 
 
 async def again(interaction: Interaction, view: View) -> None:
-    """The same job once more, answered like any other."""
+    """Submit the same job again, with the response of any other."""
     await permit(interaction, "reproduce", view)
 
     async def ask(member: Member, place: Place) -> list[Ticket]:

@@ -1,4 +1,4 @@
-"""How a page of `/mine` looks: a title, a few short lines and a small picture for each job. Sends nothing."""
+"""The layout of a `/mine` page: a title, and a few short lines and a thumbnail for each job. Sends nothing."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ NOTHING: Mapping[Which, str] = MappingProxyType(
         "all": "You have made nothing yet.",
         "favourites": "No picture is a favourite of yours yet.",
         "waiting": "Nothing of yours runs or waits.",
-        "unshown": "All that you made could be shown in its place.",
+        "unshown": "All your pictures were shown where you asked for them.",
     }
 )
 COLOUR = 0x5B6EE1
 
 
 class Sheet(ui.LayoutView):
-    """One page: a title, a section for each job, and the ways to other pages."""
+    """One page: a title, a section for each job, and rows that lead to other pages."""
 
     def __init__(self, page: Page, pictured: Collection[str], ways: Sequence[Sequence[ui.Item[Any]]]) -> None:
         super().__init__(timeout=None)
@@ -64,7 +64,7 @@ def _section(kept: Kept, pictured: bool) -> ui.Item[Any]:
 
 
 def describe(kept: Kept) -> str:
-    """A job in a few short lines: a telephone shows some thirty characters beside the picture."""
+    """Return a job in a few short lines: a phone shows some thirty characters beside the picture."""
     view = kept.view
     state = "" if view.state == "finished" else f" {STATES.get(view.state, view.state)}"
     if view.state in ("running", "sent"):
@@ -84,14 +84,14 @@ def describe(kept: Kept) -> str:
     if view.deleted is not None:
         lines.append("-# Its pictures were deleted.")
     elif kept.reason:
-        lines.append(f"-# Not shown in its place: {quoted(kept.reason, 200)}")
+        lines.append(f"-# Not shown where you asked: {quoted(kept.reason, 200)}")
     elif over(view.state) and view.state != "finished" and view.reason:
         lines.append(f"-# {quoted(view.reason, 160)}")
     return "\n".join(lines)
 
 
 def _link(place: Place | None, private: bool) -> str:
-    """The message's address; a private one in a server was for one moment and one pair of eyes."""
+    """Return the message's address; empty for a private one in a server, which is ephemeral."""
     if place is None or place.kind != "discord" or (private and place.where.get("guild")):
         return ""
     return link(place.where)

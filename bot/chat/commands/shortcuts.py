@@ -1,4 +1,4 @@
-"""`/fast`, `/relax`, `/turbo`, `/stealth`, `/public`: short ways to a member's own speed and who sees their results."""
+"""`/fast`, `/relax`, `/turbo`, `/stealth`, `/public`: shortcuts for the preferences speed and results."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`/shorten`: which words of a prompt carry it, and shorter versions of it to imagine.
+"""`/shorten`: which words of a prompt matter, and shorter versions of it to imagine.
 
-Stateless: the prompt stands in the message, which words a version keeps in its button's id.
+Stateless: the message holds the prompt, and a button's id the words that its version keeps.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ log = logging.getLogger(__name__)
 
 PROMPT, TOP, SHOWN = 700, 8, 100  # characters of a prompt; words that are named; characters of a version
 BLOCK = re.compile(r"```\n(.+?)\n```", re.DOTALL)
-HOW = """-# Measured by the text encoder's embeddings: how far the prompt's moves when a word is left out. No picture \
-was looked at, and the model that draws may read it otherwise."""
-GONE = "That message does not show its prompt any more. Please ask once more."
+HOW = """-# Measured with the text encoder: how far the prompt's embedding moves when a word is left out. No picture \
+was made for this, and another model may weigh the words otherwise."""
+GONE = "That message no longer shows its prompt. Please use /shorten again."
 
 
-@app_commands.command(description="Which words of a prompt carry it, and shorter versions to imagine")
+@app_commands.command(description="Which words of a prompt matter, and shorter versions to imagine")
 @app_commands.describe(prompt="The prompt; its flags stay as they are")
 async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Range[str, 1, PROMPT]) -> None:
     async with refusing(interaction):
         text = await _spelt(interaction, clean(prompt).replace("`", "'"))
         if len(text) > PROMPT:
-            raise Refused(f"At most {PROMPT} characters can be weighed, and these are {len(text)}.")
+            raise Refused(f"At most {PROMPT} characters can be measured, and these are {len(text)}.")
         if len(expand(text)) > 1:
             raise Refused("One prompt at a time: leave out the braces.")
-        words_of(text)  # what is refused is said at once
+        words_of(text)  # refuse before the response is deferred
         await interaction.response.defer(ephemeral=True, thinking=True)
         weighed = await interaction.client.desk.shortening.weigh(text)
         view = ui.View(timeout=None)
@@ -59,16 +59,16 @@ async def shorten(interaction: discord.Interaction[DarkroomClient], prompt: Rang
 
 
 async def _spelt(interaction: discord.Interaction[DarkroomClient], text: str) -> str:
-    """With what the member's own flags stand for."""
+    """Expand the member's flag aliases."""
     return spelt(text, await interaction.client.desk.options.meant(member_of(interaction).id, text))[0]
 
 
 def told(text: str, weighed: Weighed) -> str:
-    """The words by weight, the versions, and the prompt itself, from which a press reads it."""
+    """Return the message: words by weight, versions, and the prompt itself, from which a press reads it."""
     order = sorted(range(len(weighed.words)), key=lambda at: -weighed.shares[at])
     heavy = " · ".join(f"**{quoted(weighed.words[at], 24)}** {weighed.shares[at]:.0%}" for at in order[:TOP])
     light = ", ".join(quoted(weighed.words[at], 24) for at in order[::-1][:5] if at not in order[:TOP])
-    lines = [f"What carries it: {heavy}", *([f"What hardly counts: {light}"] if light else [])]
+    lines = [f"What matters most: {heavy}", *([f"What hardly matters: {light}"] if light else [])]
     lines += [
         f"`{number}.` {quoted(one.version.text, SHOWN)} · {max(0.0, one.alike):.0%} alike"
         for number, one in enumerate(weighed.shorter, 1)
@@ -77,7 +77,7 @@ def told(text: str, weighed: Weighed) -> str:
 
 
 class Shorter(ui.DynamicItem[ui.Button[Any]], template=r"shorten:(?P<number>[1-9]):(?P<kept>[0-9a-f]{1,32})"):
-    """A shorter version, to be imagined: bit i of `kept` says whether word i stays."""
+    """A button that imagines a shorter version: bit i of `kept` says whether word i stays."""
 
     def __init__(self, number: int, which: Sequence[int]) -> None:
         mask = sum(1 << at for at in which)
@@ -102,7 +102,7 @@ class Shorter(ui.DynamicItem[ui.Button[Any]], template=r"shorten:(?P<number>[1-9
 
 
 def shortened(message: discord.Message | None, which: Sequence[int]) -> str:
-    """The version of the prompt in `message` that keeps these words, with its flags. Raises `Refused`."""
+    """Return the version of the prompt in `message` that keeps these words, with its flags. Raises `Refused`."""
     blocks = BLOCK.findall(message.content if message else "")
     try:
         text = blocks[-1]

@@ -1,4 +1,4 @@
-"""A small picture of a job for a list: its pictures side by side, blurred where they are held; made off the loop."""
+"""A job's thumbnail for a list: its pictures side by side, held ones blurred; made off the event loop."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SIDE = 320  # pixels on the longer side: a telephone shows it at less
+SIDE = 320  # pixels on the longer side: a phone shows it smaller
 
 
 async def thumbnail(studio: Studio, view: View) -> bytes | None:
-    """A JPEG, or None where there is nothing to show."""
+    """Return a JPEG, or None if there is nothing to show."""
     if view.state != "finished" or view.deleted is not None:
         return None
     try:

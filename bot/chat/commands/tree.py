@@ -1,7 +1,7 @@
-"""The tree of commands: who may use one, what an error becomes, and that Discord has the tree as we have it.
+"""The command tree: its permission check, its error handler, and its registration with Discord.
 
-Registered only when it changed: at each start that would burn the day's quota in a crash loop. The ids that Discord
-gives are kept beside the tree's hash, so that a message can name a command in a way that opens it.
+It is registered only after a change: once at each start would use up the day's quota in a crash loop. The command ids
+that Discord assigns are stored beside the tree's hash, so that a message can mention a command.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Synced:
 
 
 class Tree(app_commands.CommandTree["DarkroomClient"]):
-    """The commands; an error of ours is logged, and told as such to the member."""
+    """The commands. An unexpected error is logged, and the member is told."""
 
     def __init__(self, client: DarkroomClient) -> None:
-        super().__init__(  # where the bot is a member: its pictures are messages of a channel
+        super().__init__(  # servers only: pictures are messages in channels of the bot
             client,
             allowed_installs=app_commands.AppInstallationType(guild=True, user=False),
             allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=True, private_channel=False),
@@ -48,7 +48,7 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
         self.ids: Mapping[str, int] = {}
 
     async def interaction_check(self, interaction: discord.Interaction[DarkroomClient], /) -> bool:
-        """Whether they may use this command at all; on whose job, the command asks itself."""
+        """Return whether they may use this command at all; the command itself checks the job."""
         action = COMMANDS.get(str((interaction.data or {}).get("name", "")))
         if action is None or interaction.type is discord.InteractionType.autocomplete:
             return True
@@ -56,8 +56,8 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
             async with refusing(interaction):
                 await permit(interaction, action)
                 return True
-        except Exception:  # the library would let the member wait for an answer that never comes
-            log.exception("who may use a command could not be found out")
+        except Exception:  # discord.py would leave the member without a response
+            log.exception("the permission check of a command failed")
             await sorry(interaction)
         return False
 
@@ -70,14 +70,14 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
             await sorry(interaction)
 
     async def payload(self) -> list[dict[str, Any]]:
-        """The tree as it is sent to Discord."""
+        """Return the tree as Discord gets it."""
         translator, commands = self.translator, self.get_commands()
         if translator is None:
             return [dict(command.to_dict(self)) for command in commands]
         return [await command.get_translated_payload(self, translator) for command in commands]
 
     async def register(self, memory: Path) -> None:
-        """Have Discord know the tree; `memory` says what it knows already."""
+        """Register the tree if Discord has another one; `memory` stores what Discord has."""
         told = json.dumps([self.client.application_id, await self.payload()], sort_keys=True)
         mark = hashlib.sha256(told.encode()).hexdigest()
         known = await asyncio.to_thread(_read, memory)
@@ -87,7 +87,7 @@ class Tree(app_commands.CommandTree["DarkroomClient"]):
         self.ids = known.ids
 
     def mention(self, name: str) -> str:
-        """A command's name, to be clicked where its id is known: "queue", "settings show"."""
+        """Return a command's name, clickable if its id is known: "queue", "settings show"."""
         number = self.ids.get(name.partition(" ")[0])
         return f"</{name}:{number}>" if number else f"`/{name}`"
 

@@ -1,4 +1,4 @@
-"""`/walk`: from one prompt to another in several pictures, and a film of them."""
+"""`/walk`: interpolates from one prompt to another in several pictures, with a film of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
 
 
-@app_commands.command(description="From one prompt to another, picture by picture, and a film of it")
+@app_commands.command(description="Interpolate from one prompt to another, picture by picture, with a film")
 @app_commands.rename(start="from", end="to")
 @app_commands.describe(
-    start="Where the walk begins",
-    end="Where it leads",
-    frames="How many pictures; twelve, if you don't say",
+    start="The first prompt",
+    end="The last prompt",
+    frames="How many pictures; twelve by default",
 )
 async def walk(
     interaction: discord.Interaction[DarkroomClient],
@@ -38,7 +38,7 @@ async def walk(
 
 
 def leading(start: str, end: str, frames: int) -> str:
-    """One prompt of both, with the flags of both. Raises `Refused` where one of them has no words."""
+    """Return one prompt with the words and flags of both. Raises `Refused` if one has no words."""
     (words, flags), (others, more) = _parted(start), _parted(end)
     return " ".join(part for part in (words, flags, more, f"--frames {frames} --walk {others}") if part)
 
@@ -46,5 +46,5 @@ def leading(start: str, end: str, frames: int) -> str:
 def _parted(text: str) -> tuple[str, str]:
     words, flags = parted(text)
     if not words:
-        raise Refused("Both ends of a walk need words, before any flag.")
+        raise Refused("Both prompts need words before any flag.")
     return words, flags

@@ -1,1 +1,1 @@
-"""The post: brings what happens to jobs into their messages, within what Discord allows, each last word once."""
+"""Delivery: brings jobs into their messages, within Discord's rate limits, and each final message exactly once."""

@@ -1,4 +1,4 @@
-"""Which jobs have a message in Discord, and what is known of it. Knows the desk and its feed; sends nothing."""
+"""Jobs that have a message in Discord, and what is known of it. Knows the desk and its feed; sends nothing."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ if TYPE_CHECKING:
     from bot.rules import Terms
     from bot.views import Place, Role, View
 
-STRANGERS = 4096  # jobs of other front ends, and ended ones, that we remember not to ask about again
+STRANGERS = 4096  # jobs of other front ends, and ended ones, that are not looked up again
 
 
 @dataclass
 class Case:
-    """A job whose message is kept up to date. `since` is on the courier's clock, `place` that of its answer."""
+    """A job whose message is kept up to date.
+
+    `since` is on the courier's clock, `place` is its response's destination.
+    """
 
     view: View
     place: Place
     since: float
     frames: dict[int, bytes] = field(default_factory=dict)
-    fresh: bool = False  # frames came that were not yet shown
-    pictured: bool = True  # frames are shown, not words alone
-    lost: bool = False  # the answer is gone: no previews, the final goes elsewhere
-    ending: bool = False  # its last word is on the way
-    wishes: Wishes | None = None  # read when its last word is on the way
-    unposted: set[Role] = field(default_factory=set)  # places that this process made, and surely posted nothing to
-    limit: int = 1 << 30  # bytes that Discord turned out to take
+    fresh: bool = False  # frames came that were not shown yet
+    pictured: bool = True  # previews show frames, not only text
+    lost: bool = False  # the response is gone: no previews, the final goes elsewhere
+    ending: bool = False  # its final is on the way
+    wishes: Wishes | None = None  # read when its final is on the way
+    unposted: set[Role] = field(default_factory=set)  # destinations added by this process, surely without a message
+    limit: int = 1 << 30  # bytes that Discord turned out to accept
     troubles: int = 0
-    outages: int = 0  # times in a row that Discord was out of reach
-    limited: int = 0  # times in a row that Discord let it wait
+    outages: int = 0  # times in a row that Discord was unreachable
+    limited: int = 0  # times in a row that Discord rate-limited it
 
 
 class Cases:
@@ -52,7 +55,7 @@ class Cases:
         return self._open[job]
 
     async def find(self, job: str) -> Case | None:
-        """The job's case, opened if there is none; None if another front end shows the job, or it was closed."""
+        """Return the job's case, opened if needed; None if another front end shows the job, or it was closed."""
         if job in self._open or job in self._strangers:
             return self._open.get(job)
         try:
@@ -67,7 +70,7 @@ class Cases:
         return None
 
     async def open(self, view: View, place: Place) -> Case:
-        """From now on the workers are asked for this job's frames."""
+        """Open a case. From now on the workers send this job's frames."""
         if view.id not in self._open:
             pictured = (await self.terms(view)).previews
             self._studio.feed.watch(view.id)
@@ -75,12 +78,12 @@ class Cases:
         return self._open[view.id]
 
     async def terms(self, view: View) -> Terms:
-        """What the rules of a job's room say of how it is shown."""
+        """Return the effective rules of the job's channel, which say how it is shown."""
         author = Member(view.member_id, view.member_name, view.guild, channel=view.channel)
         return await self._administration.terms(author)
 
     def close(self, job: str) -> None:
-        """Its last word was said everywhere: late frames open no new case."""
+        """Close the case after its final was shown everywhere: late frames open no new one."""
         if self._open.pop(job, None):
             self._studio.feed.unwatch(job)
         self._forget(job)

@@ -1,4 +1,4 @@
-"""What became of each request about a message, in one word, for whoever counts them."""
+"""Counts the outcome of each request about a message, as one word."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Edited = Callable[[str, str], None]
 
 
 def silent(_kind: str, _outcome: str) -> None:
-    """Nobody counts."""
+    """Count nothing."""
 
 
 @contextmanager
 def counted(edit: Edit[Any], job: str, case: Case, edited: Edited) -> Iterator[None]:
-    """One request, and whatever is logged of it as its job's. What it raises passes on."""
+    """Count one request, and log in its job's name. Its exceptions pass through."""
     try:
         with about(job):
             yield

@@ -1,7 +1,7 @@
-"""Brings what happens to jobs into their messages: one task for all of them, started before the bot.
+"""The courier: one task that keeps the messages of all jobs up to date. It starts before the bot.
 
-It listens to the feed and asks the policy (`edits`) what to send now; what is sent is the business of `progress`, at
-the end of `finals`. A trouble with one message stays with that message. Knows when; knows nothing of the library.
+It listens to the feed and asks the edit policy (`edits`) what to send now. `progress` sends edits, `finals` the final.
+An error with one message does not affect the others. Knows when to send; knows nothing of discord.py.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_TOKEN = {"token_until": "0"}  # the token is dead
-SWEEP = 60.0  # seconds between two looks for what was missed
+NO_TOKEN = {"token_until": "0"}  # the token has expired
+SWEEP = 60.0  # seconds between two sweeps for missed jobs
 
 
 @dataclass(frozen=True)
 class Last:
-    """The last word about a job, in one of its places."""
+    """The final of a job, in one of its destinations."""
 
     job: str
     role: Role
@@ -51,7 +51,7 @@ Content = Moment | Last
 
 
 class Courier:
-    """`run` until cancelled, or until the feed closes. `public` is the address of the pictures' gallery, if any."""
+    """Call `run`; it ends when cancelled, or when the feed closes. `public`: the web page's address, if any."""
 
     def __init__(
         self, desk: Desk, mail: Mail, edits: Edits[Content] | None = None, *, public: str = "",
@@ -72,11 +72,11 @@ class Courier:
 
     @staticmethod
     def policy() -> Edits[Content]:
-        """A policy of the kind that it asks."""
+        """Return a new edit policy."""
         return Edits()
 
     async def run(self) -> None:
-        """Deliver what ended while nobody was here, then keep up with the feed."""
+        """Deliver what ended while no bot ran, then keep up with the feed."""
         await self._mail.ready()
         async with self._studio.feed.subscribe(previews=False) as moments, asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._send_all(group)), group.create_task(self._sweep_all(group))]
@@ -90,7 +90,7 @@ class Courier:
         return Wishes(chosen.ping, chosen.direct, (await self._cases.terms(view)).long_ping)
 
     async def _sweep_all(self, group: asyncio.TaskGroup) -> None:
-        """Now, and again and again: what an outage of the store made us miss is not lost."""
+        """Sweep now and every `SWEEP` seconds: nothing that an outage of the store made us miss is lost."""
         while True:
             try:
                 owed = await self._deliveries.owed("discord")
@@ -101,44 +101,44 @@ class Courier:
                         if over(view.state):
                             self._end(view.id, case, group)
             except Exception:
-                log.exception("what is undelivered could not be read")
+                log.exception("the undelivered jobs could not be read")
             await asyncio.sleep(SWEEP)
 
     async def _take_in(self, moment: Moment, group: asyncio.TaskGroup) -> None:
         try:
             case = await self._cases.find(moment.job)
         except Exception:
-            log.exception("job %s: a moment of it was not taken in", moment.job)
+            log.exception("job %s: an event of it was not handled", moment.job)
             return
         if case is None:
             return
         if isinstance(moment, Settled):
             self._end(moment.job, case, group)
         elif case.lost and case.place.where.get("message"):
-            return  # it was there, and is gone; one that was given up may still have come
+            return  # the message was deleted; without an id, it may still arrive
         elif isinstance(moment, Developing):
             case.frames |= moment.frames
             case.fresh |= bool(moment.frames)
             self._offer("preview", moment, case, self._clock() + moment.seconds_left)
         elif isinstance(moment, Readying):
-            self._offer("preview", moment, case)  # as often as a preview would be, and out of the same budget
+            self._offer("preview", moment, case)  # as often as a preview, and from the same budget
         else:
             self._offer("place", moment, case)
 
     def _end(self, job: str, case: Case, group: asyncio.TaskGroup) -> None:
-        """The job is over: nothing goes out any more but its last word."""
+        """Stop all edits of a job that is over, except its final."""
         if not case.ending:
             case.ending, case.outages = True, 0
             self.edits.drop(job)
             group.create_task(self._go_on(job, case))
 
     async def _go_on(self, job: str, case: Case) -> None:
-        """Offer the last word in the next of the places that lack it; with none left, the case is closed."""
+        """Offer the final in the next destination that lacks it; with none left, close the case."""
         try:
             found = await self._finals.next(job, case)
         except Exception:
-            log.exception("job %s: where it is to be shown could not be read", job)
-            case.ending = False  # the next sweep begins again
+            log.exception("job %s: its destinations could not be read", job)
+            case.ending = False  # the next sweep tries again
             return
         if found is None:
             self._cases.close(job)
@@ -152,7 +152,7 @@ class Courier:
     def _offer(self, kind: Kind, moment: Moment, case: Case, due: float = math.inf) -> None:
         where, now = case.place.where, self._wall()
         if case.view.private and not lives(where, now):
-            return  # nobody but the token can edit it
+            return  # only the token can edit it
         if self.edits.offer(Edit(moment.job, bucket(where, now), kind, moment, self._clock()), due):
             self._changed.set()
 
@@ -170,7 +170,7 @@ class Courier:
                 continue
 
     async def _send(self, edit: Edit[Content]) -> None:
-        """One request, with whatever may become of it: no trouble with it reaches the other messages."""
+        """Send one request; none of its errors reaches the other messages."""
         job = edit.content.job
         case = self._cases[job]
         try:
@@ -208,13 +208,13 @@ class Courier:
         self._changed.set()
 
     async def _hand_over(self, edit: Edit[Content], case: Case) -> None:
-        """The token died: from now on the message is edited as one of its channel, within the channel's budget."""
+        """After the token expired, edit the message as one of its channel, within the channel's budget."""
         job = edit.content.job
         case.place = Place("discord", {**case.place.where, **NO_TOKEN})
         try:
             await self._deliveries.moved(job, **NO_TOKEN)
         except Exception:
-            log.exception("job %s: that its token is dead was not noted", job)
+            log.exception("job %s: its expired token was not recorded", job)
         if isinstance(edit.content, Last):
             await self._done(edit, case)
             return
@@ -229,7 +229,7 @@ class Courier:
             await self._go_on(edit.content.job, case)
 
     async def _stumble(self, edit: Edit[Content], case: Case, error: Exception) -> None:
-        """An error that nobody foresaw. A final is tried again, at last by a later sweep, or in another place."""
+        """Handle an unexpected error. A final is tried again, at last by a later sweep, or in another destination."""
         job = edit.content.job
         log.exception("job %s: its message was not edited", job)
         if self._setbacks.stumble(edit, case):

@@ -1,7 +1,7 @@
-"""Which message is edited now: one policy for all jobs.
+"""The edit policy: decides which message is edited now, for all jobs.
 
 Pure: the clock is an argument, the content is opaque. It keeps the newest content of each job, sends finals before
-previews, never has two requests under way in one bucket, and never spends more than a bucket's budget. The more jobs
+previews, never has two requests running in one bucket, and never spends more than a bucket's budget. The more jobs
 render, and the busier the machine, the longer the interval between two previews of one: they take turns, in their
 bucket and over all. It knows nothing of Discord, messages or pictures.
 """
@@ -19,13 +19,13 @@ from bot.chat.post.line import Line
 Kind = Literal["place", "preview", "final"]
 T = TypeVar("T")
 
-REMEMBERED = 4096  # ended jobs whose late frames are still ignored
-SWEPT = 256  # buckets, before the idle ones are forgotten: each interaction brings one
+REMEMBERED = 4096  # ended jobs whose late frames are ignored
+SWEPT = 256  # buckets, before the idle ones are dropped: each interaction adds one
 
 
 @dataclass(frozen=True)
 class Edit(Generic[T]):
-    """Content that waits for its turn since `since`, or is under way."""
+    """Content that waits since `since`, or is being sent."""
 
     job: str
     bucket: str
@@ -52,12 +52,12 @@ class Edits(Generic[T]):
         self._requests = Together(self.pace.requests_a_second)
         self._previews = Together(self.pace.previews_a_second)
         self._line = Line()  # of buckets
-        self._making: set[str] = set()  # jobs whose preview is being made
-        self._dirty: set[str] = set()  # buckets whose place in the line may be wrong
+        self._making: set[str] = set()  # jobs whose preview is being rendered
+        self._dirty: set[str] = set()  # buckets whose position in the line may be stale
         self._sweep_at = SWEPT
 
     def offer(self, edit: Edit[T], due: float = math.inf) -> bool:
-        """Take `edit` as the job's newest content; False if the job has ended and this is no final.
+        """Keep `edit` as the job's newest content; return False if the job has ended and this is no final.
 
         `due` is when the job's final is expected, on the same clock as `since`.
         """
@@ -75,7 +75,10 @@ class Edits(Generic[T]):
         return True
 
     def take(self, now: float) -> Edit[T] | None:
-        """What to send now, or None. The bucket is busy until `sent` or `failed` is called with the same edit."""
+        """Return what to send now, or None.
+
+        The bucket is busy until `sent` or `failed` is called with the same edit.
+        """
         self._settle(now)
         for final in (True, False):
             while self._may(final) and self._overall(final) <= now and (name := self._line.head(final)) is not None:
@@ -86,18 +89,18 @@ class Edits(Generic[T]):
         return None
 
     def made(self, edit: Edit[T]) -> None:
-        """A preview goes out, and the next one may be made."""
+        """Note that a preview was rendered, so that the next one may be."""
         self._making.discard(edit.job)
 
     def sent(self, edit: Edit[T], now: float) -> None:
-        """The request ended well."""
+        """Note that the request succeeded."""
         self._ended_one(edit, now)
         self._spend(edit.bucket, now)
         if edit.final and edit.job not in self._waiting:
             self._started.pop(edit.job, None)
 
     def failed(self, edit: Edit[T], now: float, after: float = 0.0) -> None:
-        """The request ended badly: it waits again for `after` seconds, unless something newer has come."""
+        """Note that the request failed: it waits again for `after` seconds, unless something newer has come."""
         self._ended_one(edit, now)
         newer = self._waiting.get(edit.job)
         stale = not edit.final and edit.job in self._ended
@@ -108,31 +111,31 @@ class Edits(Generic[T]):
         self._spend(edit.bucket, now)
 
     def hold(self, bucket: str, until: float) -> None:
-        """Discord said so: nothing in this bucket before `until`."""
+        """Send nothing in this bucket before `until`, as Discord demands."""
         self._bucket(bucket).until = max(self._bucket(bucket).until, until)
 
     def learn(self, bucket: str, limit: int, remaining: int, resets: float) -> None:
-        """What the answer's headers say of the bucket: its size, what is left, and when it is full again."""
+        """Adopt what response headers say of the bucket: its size, what is left, and when it is full again."""
         self._bucket(bucket).limit = max(1, limit)
         self._dirty.add(bucket)
         if remaining <= 0:
             self.hold(bucket, resets)
 
     def drop(self, job: str) -> None:
-        """Nothing of this job is to be sent any more."""
+        """Discard all that this job has to send."""
         self._end(job)
         self._leave(job)
         self._started.pop(job, None)
         self._not_before.pop(job, None)
 
     def wake(self, now: float) -> float:
-        """When `take` may next have something, as far as is known now; infinity when only an event can change that."""
+        """Return when `take` may have something, as far as is known; infinity if only an event can change that."""
         self._settle(now)
         ready = [final for final in (True, False) if self._may(final) and self._line.head(final) is not None]
         return min([self._line.wakes(), *(max(now, self._overall(final)) for final in ready)])
 
     def interval(self, bucket: str) -> float:
-        """Seconds between two previews of one job in this bucket, where nothing else limits them."""
+        """Return the seconds between two previews of one job in this bucket, if nothing else limits them."""
         return max(self.pace.preview, self._bucket(bucket).interval())
 
     def _begin(self, edit: Edit[T], now: float) -> Edit[T]:
@@ -148,11 +151,14 @@ class Edits(Generic[T]):
         return edit
 
     def _may(self, final: bool) -> bool:
-        """Previews take no machine away from finals: while one is made no other is begun, so a busy one shows fewer."""
+        """Return whether a request may start.
+
+        While one preview is rendered no other is, so a busy machine shows fewer, and finals keep the processor.
+        """
         return final or len(self._making) < self.pace.made_at_once
 
     def _settle(self, now: float) -> None:
-        """Bring every bucket that changed, or whose moment has come, to its place in the line."""
+        """Update the line for every bucket that changed, or whose time has come."""
         for name in [*self._dirty, *self._line.woken(now)]:
             self._place(name, now)
         self._dirty.clear()
@@ -167,7 +173,7 @@ class Edits(Generic[T]):
             self._line.leave(name)
 
     def _best(self, name: str, now: float) -> tuple[Edit[T] | None, float]:
-        """The bucket's next edit if it may go now, else when there may be one; not later than that."""
+        """Return the bucket's next edit if it may go now, and the earliest time at which there may be one."""
         bucket = self._buckets.get(name)
         if bucket is None or not bucket.waiting:
             return None, math.inf
@@ -183,7 +189,10 @@ class Edits(Generic[T]):
         return (best if at <= now else None), min([at, *(time for time in times.values() if time > now)])
 
     def _rank(self, edit: Edit[T]) -> float:
-        """The longest waiting final first; of the others, whoever was served longest ago, a newcomer a bit before."""
+        """Return the order: the longest-waiting final first; of previews, the longest since its last edit.
+
+        A job's first preview has a head start.
+        """
         return edit.since if edit.final else self._started.get(edit.job, edit.since - self.pace.newcomer)
 
     def _ready_at(self, edit: Edit[T], bucket: Bucket, now: float) -> float:
@@ -191,12 +200,12 @@ class Edits(Generic[T]):
         return at if edit.final else max(at, self._rested(edit))
 
     def _rested(self, edit: Edit[T]) -> float:
-        """When the job's last edit is long enough ago."""
+        """Return when the job's last edit is long enough ago."""
         last = self._started.get(edit.job, -math.inf)
         return last + (self.pace.place if edit.kind == "place" else self.interval(edit.bucket))
 
     def _overall(self, final: bool) -> float:
-        """When one more request is within what all buckets may have together."""
+        """Return when one more request is within the limits of all buckets together."""
         return self._requests.free_at() if final else max(self._requests.free_at(), self._previews.free_at())
 
     def _ended_one(self, edit: Edit[T], now: float) -> None:
@@ -217,7 +226,7 @@ class Edits(Generic[T]):
             self._dirty.add(edit.bucket)
 
     def _spend(self, name: str, now: float) -> None:
-        """A request ended: whoever waits for this bucket may come now."""
+        """Count a request that ended, so that the bucket's next one may come."""
         self._bucket(name).spend(now)
         self._dirty.add(name)
         if len(self._buckets) > self._sweep_at:
@@ -236,7 +245,7 @@ class Edits(Generic[T]):
         self._dirty.add(bucket)
 
     def _stop_rendering(self, job: str) -> None:
-        """The others' intervals shrink."""
+        """Remove the job from its bucket: the others' intervals shrink."""
         if (bucket := self._where.pop(job, None)) is not None:
             self._bucket(bucket).rendering.pop(job, None)
             self._dirty.add(bucket)

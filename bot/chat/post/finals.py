@@ -1,8 +1,8 @@
-"""The last word about a job, in every place where it belongs, each exactly once.
+"""Finals: the final message about a job, in each of its destinations, exactly once.
 
-What is to be done is read anew from the book of deliveries at every turn (`outcome`), and noted there after it was
-done: a crash in between repeats an edit, which changes nothing, or looks for the message that may have been posted.
-Knows the desk and the mail; knows nothing of budgets or of when.
+Each turn reads from the recorded deliveries what is left to do (`outcome`), does it, and then records it. A crash in
+between repeats an edit, which changes nothing, or searches for the message that may have been posted. Knows the desk
+and the mail; knows nothing of budgets or of when to send.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EPHEMERAL = "A private answer can be changed for a quarter of an hour only."
+EPHEMERAL = "A private answer can only be changed for 15 minutes."
 Known = dict[Role, "Delivery"]
 
 
 class Finals:
-    """Made by the courier. `wishes` says what a job's author and server want; `wall` is the time of day."""
+    """Sends finals for the courier. `wishes` reads what author and server want; `wall` is the time of day."""
 
     def __init__(
         self, desk: Desk, mail: Mail, wishes: Callable[[View], Awaitable[Wishes]], wall: Callable[[], float],
@@ -42,7 +42,7 @@ class Finals:
         self._kept = delivery.Kept()
 
     async def next(self, job: str, case: Case) -> tuple[Role, Where] | None:
-        """The place that must be seen to now; None once the job is settled everywhere, which is then noted."""
+        """Return the next destination to serve; None once the job is settled everywhere, which is then recorded."""
         known = await self._deliveries.of(job)
         if outcome.settled(known):
             self._kept.forget(job)
@@ -59,12 +59,15 @@ class Finals:
             return role, known[role].place.where
         self._kept.forget(job)
         answer = known["answer"]
-        if answer.delivered is None:  # it is gone, and the others have had their word
+        if answer.delivered is None:  # the response is gone, and the other destinations are served
             await self._deliveries.delivered(job, "answer", answer.reason)
         return None
 
     async def show(self, job: str, role: Role, case: Case) -> None:
-        """The last word in one place, or why it cannot be shown there. Raises what `troubles` has, but `Gone`."""
+        """Show the final in one destination, or record why that fails.
+
+        Raises the errors of `troubles` except `Gone`.
+        """
         known = await self._deliveries.of(job)
         try:
             if role == "answer":
@@ -78,16 +81,19 @@ class Finals:
             await self._deliveries.delivered(job, role)
 
     async def gave_up(self, job: str, role: Role) -> bool:
-        """Discord will never take it there, for whatever reason; False where that could not be noted."""
+        """Record that Discord never accepts it there; return False if that could not be recorded."""
         try:
             await self._give_up(job, role, UNKNOWN)
         except Exception:
-            log.exception("job %s: that it cannot be shown was not noted", job)
+            log.exception("job %s: its failed delivery was not recorded", job)
             return False
         return True
 
     async def _give_up(self, job: str, role: Role, sentence: str) -> None:
-        """It cannot be shown there. What follows is `outcome`'s business: another place, or `/mine` with the reason."""
+        """Record why it cannot be shown there.
+
+        `outcome` then chooses another destination, or `/mine` with the reason.
+        """
         if role == "answer":
             await self._deliveries.lost(job, sentence)
         else:
@@ -105,7 +111,7 @@ class Finals:
         await self._mail.edit(where, card, picture, now)
 
     async def _post(self, job: str, role: Role, case: Case, known: Known) -> None:
-        """A new message, unless we posted it already and did not live to note it."""
+        """Post a new message, unless a process that crashed before recording it has posted it already."""
         where = known[role].place.where
         if role == "direct" and not where.get("channel"):
             where["channel"] = str(await self._mail.direct(where["user"]))
@@ -120,12 +126,12 @@ class Finals:
         await self._deliveries.moved(job, role, message=str(message))
 
     def _posting(self) -> dict[str, str]:
-        """Since when the message may lie there."""
+        """Return since when the message may be there."""
         return {"posting": str(self._wall())}
 
     async def _letter(self, job: str, role: Role, case: Case, known: Known) -> Letter:
         card, picture = await self._ending(case, min(case.limit, UPLOAD))
-        answer, nonce = known["answer"], f"{role[0]}{job[-24:]}"  # Discord takes 25 characters
+        answer, nonce = known["answer"], f"{role[0]}{job[-24:]}"  # Discord accepts 25 characters
         if role == "direct":
             return Letter(notices.elsewhere(card, answer.reason), picture, nonce)
         user = case.view.member_id.removeprefix("discord:")

@@ -1,7 +1,7 @@
-"""What Discord's answers say of its limits, told to the edit policy: no rate is hard-coded but as a first guess.
+"""Rate limits from Discord's response headers for the edit policy; the hard-coded rate is only a first guess.
 
-Listens to the client's own requests (discord.py keeps these headers to itself). Only messages are of interest: edits of
-them, and new ones.
+Traces the client's own requests, since discord.py keeps these headers to itself. Only edits of messages and new
+messages matter.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import aiohttp
 from bot.chat.post.edits import Edits
 from bot.chat.post.mail import token_bucket
 
-LONGEST = 3600.0  # seconds of a window that is believed
+LONGEST = 3600.0  # seconds of a window that we believe
 CHANNEL = re.compile(r"/channels/(\d+)/messages/\d+$")
 POSTS = re.compile(r"/channels/(\d+)/messages$")
 TOKEN = re.compile(r"/webhooks/\d+/([^/]+)/messages/[^/]+$")
 
 
 def bucket_of(method: str, path: str) -> str | None:
-    """The policy's name of the bucket that a request is counted in; None for what it does not send."""
+    """Return the policy's name of the bucket that counts a request; None for requests of other kinds."""
     if method == "POST":
         match = POSTS.search(path)
         return f"post:{match[1]}" if match else None
@@ -37,9 +37,9 @@ def bucket_of(method: str, path: str) -> str | None:
 
 
 def limits(headers: Mapping[str, str]) -> tuple[int, int, float] | None:
-    """Requests in a window, those left of it, and seconds until it ends; None where the answer does not say so.
+    """Return requests in a window, those left of it, and seconds until it ends; None if the headers lack them.
 
-    What raises here would fail a request that Discord has taken.
+    Must not raise: that would fail a request that Discord has accepted.
     """
     try:
         limit, left = int(headers["X-RateLimit-Limit"]), int(headers["X-RateLimit-Remaining"])
@@ -50,7 +50,7 @@ def limits(headers: Mapping[str, str]) -> tuple[int, int, float] | None:
 
 
 def trace(edits: Edits[Any], clock: Callable[[], float]) -> aiohttp.TraceConfig:
-    """A trace for `discord.Client(http_trace=…)` that keeps `edits` informed."""
+    """Return a trace for `discord.Client(http_trace=…)` that keeps `edits` informed."""
 
     async def learn(
         _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestEndParams

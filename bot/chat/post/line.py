@@ -1,7 +1,7 @@
-"""Who stands in line: names that sleep until a moment, and names that are ready, in order of their rank.
+"""A queue of names: some sleep until a moment, others are ready in order of their rank.
 
-Pure. Two kinds of ready ones, with a line each; a name is in one place at a time. A change costs the logarithm of their
-number, not their number: a thousand that wait are not looked at when one moves.
+Pure. There are two lines of ready names; a name is in one place at a time. A change costs the logarithm of their
+number: a thousand that wait are not looked at when one moves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Entry = tuple[float, int, str]  # when or rank, number of the move, name
 
 
 class Line:
-    """What moved away stays in its heap until it comes to the top: only the last move of a name counts."""
+    """Stale entries stay in their heap until they reach the top: only the last move of a name counts."""
 
     def __init__(self) -> None:
         self._asleep: list[Entry] = []
@@ -27,30 +27,30 @@ class Line:
         return len(self._last)
 
     def sleep(self, name: str, until: float) -> None:
-        """Nothing of this name before that moment."""
+        """Let the name sleep until that moment."""
         self._move(self._asleep, name, until)
 
     def stand(self, name: str, first: bool, rank: float) -> None:
-        """It is ready, in the `first` line or the other; a lower rank goes before."""
+        """Make the name ready in the `first` line or the other; a lower rank goes first."""
         self._move(self._ready[first], name, rank)
 
     def leave(self, name: str) -> None:
-        """Only an event can bring it back."""
+        """Remove the name: only an event can bring it back."""
         self._last.pop(name, None)
 
     def woken(self, now: float) -> Iterator[str]:
-        """The names whose moment has come; they are in no place any more."""
+        """Remove and yield the names whose moment has come."""
         while self._head(self._asleep) and self._asleep[0][0] <= now:
             name = heapq.heappop(self._asleep)[2]
             self.leave(name)
             yield name
 
     def head(self, first: bool) -> str | None:
-        """The lowest rank of a line."""
+        """Return the name of the lowest rank in a line."""
         return self._head(self._ready[first])
 
     def wakes(self) -> float:
-        """When the first sleeper wakes; infinity for none."""
+        """Return when the first sleeper wakes; infinity for none."""
         return self._asleep[0][0] if self._head(self._asleep) else math.inf
 
     def _move(self, heap: list[Entry], name: str, key: float) -> None:

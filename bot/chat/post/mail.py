@@ -1,8 +1,8 @@
-"""Sends cards to Discord: edits a message, posts one, finds one again. Troubles come out as those of `troubles`.
+"""Discord's message API for cards: edits a message, posts one, finds one again. Raises the errors of `troubles`.
 
-Progress goes over the interaction's token while it lives: each token has a bucket of its own, and Discord takes it also
-where the bot may not see the channel. After that the same message is edited as an ordinary one of its channel. Knows
-cards and places; knows nothing of jobs' states or of when to send.
+Progress uses the interaction's token while it is valid: each token has its own bucket, and works where the bot cannot
+see the channel. Later the same message is edited as an ordinary one of its channel. Knows cards and destinations; knows
+nothing of jobs' states or of when to send.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 Where = Mapping[str, str]
 
-NONCES = 120.0  # seconds that Discord surely remembers a nonce
+NONCES = 120.0  # seconds for which Discord surely remembers a nonce
 ONE = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
 ORIGINAL = "/webhooks/{webhook_id}/{webhook_token}/messages/@original"
-PATIENCE = 90.0  # seconds of one edit: the library would wait for many minutes
-OLD = 3600.0  # seconds: edits of an older message have a limit of their own
+PATIENCE = 90.0  # seconds of one edit: discord.py would wait for many minutes
+OLD = 3600.0  # seconds: edits of an older message have another limit
 UNREAD = "I may not read its channel, and cannot tell whether I wrote there already."
-UNREADABLE_HISTORY = 160002  # Discord's code: to reply one must be allowed to read
+UNREADABLE_HISTORY = 160002  # Discord's code: a reply needs the permission to read
 
 
 @dataclass(frozen=True)
 class Letter:
-    """A new message: `nonce` keeps Discord from taking it twice within minutes, `ping` is the one whom it tells."""
+    """A new message. `nonce` keeps Discord from accepting it twice within minutes, `ping` is the user whom it pings."""
 
     card: Card
     picture: Picture | None
@@ -50,55 +50,55 @@ class Letter:
 
 
 def lives(where: Where, now: float) -> bool:
-    """True while the interaction's token may be used."""
+    """Return whether the interaction's token may still be used."""
     return bool(where.get("token")) and now < float(where.get("token_until") or 0)
 
 
 def bucket(where: Where, now: float) -> str:
-    """What Discord counts an edit of this place with."""
+    """Return the rate-limit bucket of an edit here."""
     return token_bucket(where["token"]) if lives(where, now) else f"channel:{where.get('channel', '')}"
 
 
 def token_bucket(token: str) -> str:
-    """The bucket of an interaction's token, by a name that is no secret."""
+    """Return the bucket of an interaction's token, by a name that is no secret."""
     return f"token:{hashlib.sha256(token.encode()).hexdigest()[:16]}"
 
 
 def post_bucket(where: Where) -> str:
-    """What Discord counts a new message of this place with; the conversation with a user goes by the user."""
+    """Return the rate-limit bucket of a new message here; a direct conversation goes by its user."""
     return f"post:{where['channel']}" if where.get("channel") else f"direct:{where.get('user', '')}"
 
 
 class Mail:
-    """The hands of the courier."""
+    """The courier's access to Discord."""
 
     def __init__(self, client: DarkroomClient) -> None:
         self._client = client
 
     async def ready(self) -> None:
-        """Returns once the client has logged in."""
+        """Return once the client has logged in."""
         await self._client.opened.wait()
 
     def under_way(self, where: Where) -> bool:
-        """True while the first answer to the request of this place is being sent."""
+        """Return whether the first response to this destination's request is being sent."""
         return where.get("token") in self._client.answering
 
     async def edit(
         self, where: Where, card: Card, picture: Picture | None, now: float, *, keep: bool = True,
         within: float = PATIENCE,
     ) -> None:  # fmt: skip
-        """Edit the place's message; without a picture it keeps the one it has, unless `keep` is False.
+        """Edit the destination's message; without a picture it keeps its own, unless `keep` is False.
 
-        One that is not done `within` so many seconds comes out as `Later`. Raises what `troubles` has.
+        Raises `Later` for an edit that takes longer than `within` seconds, and the errors of `troubles`.
         """
         files = [attached(card, picture)] if picture else (discord.utils.MISSING if keep else [])
         with told():
             await self._ended(asyncio.ensure_future(self._edited(where, card, files, now)), within)
 
     async def _ended(self, sending: asyncio.Future[None], within: float) -> None:
-        """Wait so long, and give it up. But not while it waits for the limit of all requests together to end.
+        """Wait for `within` seconds, then cancel; but not while discord.py waits for the global rate limit to end.
 
-        Whoever stops the library there, stops all that it will ever be asked to send.
+        Cancelled there, discord.py would never send any request again.
         """
         try:
             await asyncio.wait({sending}, timeout=within)
@@ -119,7 +119,7 @@ class Mail:
             await self._edit_in_channel(where, card, files, now)
 
     async def post(self, where: Where, letter: Letter) -> int:
-        """A new message in the place's channel; its id. Raises what `troubles` has."""
+        """Post a message in the destination's channel; return its id. Raises the errors of `troubles`."""
         try:
             with told():
                 return await self._post(where, letter, letter.reply_to)
@@ -147,12 +147,12 @@ class Mail:
         return int(sent["id"])
 
     async def direct(self, user: str) -> int:
-        """The channel of the conversation with a user. Raises what `troubles` has."""
+        """Return the channel of the direct conversation with a user. Raises the errors of `troubles`."""
         with told():
             return int((await self._client.http.start_private_message(int(user)))["id"])
 
     async def find_answer(self, where: Where, job: str, asked: float, now: float) -> int | None:
-        """The message that answered the request for `job`, if we sent one and did not live to note its id."""
+        """Return the response to the request for `job`, if it was sent before a crash lost its id."""
         with told():
             if lives(where, now) and (found := await self._original(where, job)):
                 return found
@@ -163,10 +163,10 @@ class Mail:
                 return None
 
     async def find_posted(self, where: Where, job: str, now: float) -> int | None:
-        """The message about `job` that was posted by itself, if we did so and did not live to note its id.
+        """Return the message of its own about `job`, if it was posted before a crash lost its id.
 
-        `where` says since when that may have been. Raises `Gone` where we may not look and Discord may have forgotten
-        the nonce: rather none than two.
+        `where` says since when it may exist. Raises `Gone` if we may not look and Discord may have forgotten the nonce:
+        no message is better than two.
         """
         since = float(where.get("posting") or 0.0)
         with told():
@@ -188,7 +188,7 @@ class Mail:
         message = self._channel(where).get_partial_message(int(where["message"]))
         try:
             await message.edit(content=card.content, view=controls(card), attachments=files, allowed_mentions=QUIET)
-        except discord.RateLimited as error:  # the library's own, without Discord's code
+        except discord.RateLimited as error:  # from discord.py itself, without Discord's code
             if now - message.created_at.timestamp() < OLD:
                 raise
             raise Gone(error, WHY[TOO_OLD]) from error

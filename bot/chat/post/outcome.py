@@ -1,7 +1,7 @@
-"""Where a job that is over must be shown: in its answer, in a new message that tells its author, in a direct one.
+"""Destinations of a job that is over: its response, a notice in a new message, a direct message.
 
-Pure, and a function of what the book of deliveries says: whoever asks again after a crash decides the same. The places
-come in an order that survives any crash: what is new is posted first, the answer then points to it or shows all.
+Pure, and a function of the recorded deliveries: after a crash the decision is the same. The order survives any crash:
+the notice is posted first, then the response links to it or shows everything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Deliveries = Mapping[Role, Delivery]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the author prefers and the server's rule: `long` is the seconds from which on an end is told."""
+    """What the author prefers, and the server's rule: a job of `long` seconds or more ends with a new message."""
 
     ping: bool = True
     direct: bool = False
@@ -26,13 +26,13 @@ class Wishes:
 
 
 def lacking(view: View, known: Deliveries, wishes: Wishes) -> list[Role]:
-    """The further places that this job needs, and does not have yet."""
+    """Return the destinations that this job needs, and does not have yet."""
     wanted = {"notice": _needs_notice(view, known["answer"], wishes), "direct": _needs_direct(view, known, wishes)}
     return [role for role in ORDER if wanted.get(role) and role not in known]
 
 
 def due(known: Deliveries) -> Role | None:
-    """Where the last word is to be shown next; None once it was shown wherever it can be."""
+    """Return where to show the final next; None once it was shown wherever it can be."""
     for role in ORDER:
         one = known.get(role)
         if one and one.delivered is None and not (role == "answer" and one.reason):
@@ -41,19 +41,19 @@ def due(known: Deliveries) -> Role | None:
 
 
 def settled(known: Deliveries) -> bool:
-    """True once nothing is left to show, and nothing further can be lacking."""
+    """Return whether nothing is left to show, and no destination can be lacking."""
     answer = known["answer"]
     return due(known) is None and answer.delivered is not None and not answer.reason
 
 
 def told(known: Deliveries) -> Delivery | None:
-    """The notice that stands, and the answer need only point to."""
+    """Return the delivered notice, to which the response only has to link."""
     one = known.get("notice")
     return one if one and one.delivered is not None and not one.reason else None
 
 
 def gone(answer: Delivery) -> bool:
-    """True where the answer was there, and cannot be edited any more."""
+    """Return whether the response existed, and cannot be edited any more."""
     return bool(answer.reason and answer.message)
 
 
@@ -70,7 +70,7 @@ def _needs_direct(view: View, known: Deliveries, wishes: Wishes) -> bool:
     if answer.reason and (gone(answer) or view.private or (notice is not None and notice.reason)):
         return told(known) is None
     if answer.delivered is not None or not answer.place.where.get("guild"):
-        return False  # over; or it stands in the conversation with its author already
+        return False  # done; or the response is already in the author's direct conversation
     return (wishes.direct and view.state == "finished") or (view.private and wishes.ping and _long(view, wishes))
 
 

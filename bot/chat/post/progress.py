@@ -1,6 +1,6 @@
-"""The answer to a request while its job waits and develops: one edit after another, until the last word.
+"""Progress: edits the response while its job waits and runs, until the final.
 
-Knows the desk and the mail; knows nothing of budgets or of when.
+Knows the desk and the mail; knows nothing of budgets or of when to send.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 6.0  # seconds of one edit: its job's last word waits for it
-GRACE = 6.0  # seconds that an answer may take until its message id is known; then we look for it
-ANSWERED = 900.0  # seconds that Discord lets any answer take
-YOUNG = 60.0  # seconds: an older job's answer is not under way any more
+PATIENCE = 6.0  # seconds of one edit: its job's final waits for it
+GRACE = 6.0  # seconds until a response's message id must be known; then we search for it
+ANSWERED = 900.0  # seconds that Discord allows for any response
+YOUNG = 60.0  # seconds: an older job's response is not being sent any more
 NEVER_CAME = "Its first answer never reached its channel."
 
 
 class Progress:
-    """Made by the courier. `clock` is its clock, `wall` the time of day."""
+    """Edits responses for the courier. `clock` is its clock, `wall` the time of day."""
 
     def __init__(self, desk: Desk, mail: Mail, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._studio, self._deliveries = desk.studio, desk.deliveries
         self._mail, self._clock, self._wall = mail, clock, wall
 
     async def show(self, moment: Queued | Readying | Developing, case: Case, made: Callable[[], None]) -> None:
-        """The newest of it; `made` is called when it goes out.
+        """Show the newest state; `made` is called before it is sent.
 
-        Raises what `troubles` has, but `Gone`: then the case is lost.
+        Raises the errors of `troubles` except `Gone`: then the case is lost.
         """
         card, picture = await self._made(moment, case)
         made()
@@ -47,13 +47,13 @@ class Progress:
             await self._mail.edit(case.place.where, card, picture, self._wall(), within=PATIENCE)
         except TooLarge as large:
             case.pictured = False
-            raise Later(1.0, f"its previews are too large here, words have to do: {large}") from large
+            raise Later(1.0, f"its previews are too large here, text has to do: {large}") from large
         except Gone as gone:
             log.warning("job %s: its message is gone: %s", moment.job, gone)
             await self._lose(moment.job, case, gone.sentence)
 
     async def find(self, job: str, case: Case) -> None:
-        """The message id was not known: the answer is still under way, or the bot died between answer and note."""
+        """Find a response of unknown id: it is still being sent, or the bot died before it recorded the id."""
         age, under_way = self._wall() - case.view.created, self._mail.under_way(case.place.where)
         case.place = await self._deliveries.place_of(job)
         if case.place.where.get("message"):
@@ -71,7 +71,7 @@ class Progress:
         case.place = await self._deliveries.place_of(job)
 
     async def _lose(self, job: str, case: Case, sentence: str) -> None:
-        """What follows at the end is `outcome`'s business."""
+        """Record that the response is lost. `outcome` decides what follows at the end."""
         await self._deliveries.lost(job, sentence)
         case.lost = True
 

@@ -1,6 +1,6 @@
-"""Finds a message of ours again that was sent, while we did not live to note its id.
+"""Search for a message of ours whose id a crash lost between sending and recording.
 
-Knows channels and the ids of our buttons; knows nothing of places or of when one looks.
+Knows channels and the ids of our buttons; knows nothing of destinations or of when to search.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 
 import discord
 
-NEWEST = 50  # of a channel's newest messages looked through first
-THERE = 1000  # and of those since the message may have come
+NEWEST = 50  # of a channel's newest messages, searched first
+THERE = 1000  # messages searched from the earliest time on at which ours may have come
 MARGIN = 300.0  # seconds by which our clock may be ahead of Discord's
 
 
 async def find(
     channel: discord.PartialMessageable, us: discord.ClientUser | None, job: str, since: float, *, posted: bool
 ) -> int | None:
-    """Our message about `job`: one that was `posted` by itself, or an answer; None where there is none.
+    """Return our message about `job`: one `posted` on its own, or a response; None if there is none.
 
-    However many others wrote meanwhile: it is among the first after `since` (0: not known, seconds since 1970). Raises
-    the library's errors.
+    It is among the first messages after `since` (seconds since 1970, 0: unknown), however many others came later.
+    Raises discord.py's errors.
     """
     looks = [channel.history(limit=NEWEST)]
     if since:
@@ -41,7 +41,7 @@ async def find(
 
 
 def jobs(components: Iterable[Any]) -> set[str]:
-    """The jobs that a message's buttons are about."""
+    """Return the jobs that a message's buttons are about."""
     found: set[str] = set()
     for one in components:
         found |= jobs(one.get("components") or ())

@@ -1,6 +1,6 @@
-"""What becomes of a request that failed: it is tried again, later each time.
+"""Retries of failed requests, later each time.
 
-Knows the edit policy and what is known of a job's troubles in a row; knows nothing of Discord or of messages.
+Knows the edit policy and a job's failures in a row; knows nothing of Discord or of messages.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # of an unexpected error with one message
+TRIES = 3  # attempts at one message after unexpected errors
 
 
 class Setbacks:
-    """Made by the courier; `clock` is its clock."""
+    """Retries for the courier; `clock` is its clock."""
 
     def __init__(self, edits: Edits[Any], clock: Callable[[], float]) -> None:
         self._edits, self._clock = edits, clock
-        self._outage = False  # as far as the last requests tell
+        self._outage = False  # according to the last requests
 
     def over(self, case: Case) -> None:
-        """A request of the case ended well."""
+        """Reset the counters after a request of the case succeeded."""
         case.limited = case.outages = 0
         self._outage = False
 
     def postpone(self, edit: Edit[Any], case: Case, later: Later) -> None:
-        """In an outage longer each time; a limit that does not end is its message's own."""
+        """Try again later: in an outage longer each time. A rate limit that does not end holds only its message."""
         case.limited = case.limited + 1 if later.limited else 0
         case.outages = case.outages + 1 if later.outage else 0
         seconds = longer(later.seconds, case.outages)
         if later.outage and not self._outage:
             self._outage = True
-            log.warning("Discord is out of reach, what is owed waits: %s", later)
+            log.warning("Discord is unreachable, deliveries wait: %s", later)
         level = logging.DEBUG if later.outage else logging.INFO
         log.log(level, "job %s: its message waits %.1f s: %s", edit.job, seconds, later)
         self.again(edit, case, seconds)
@@ -48,12 +48,12 @@ class Setbacks:
             self._edits.hold(edit.bucket, self._clock() + seconds)
 
     def again(self, edit: Edit[Any], case: Case, seconds: float) -> None:
-        """The same, unless something newer comes."""
+        """Queue the same edit again, unless something newer comes."""
         case.fresh = bool(case.frames)
         self._edits.failed(edit, self._clock(), seconds)
 
     def stumble(self, edit: Edit[Any], case: Case) -> bool:
-        """After an error that nobody foresaw. A final is tried again, a few times; False when that is over."""
+        """After an unexpected error, try a final again a few times; return False when that is over."""
         if not edit.final or case.troubles >= TRIES - 1:
             return False
         case.troubles += 1

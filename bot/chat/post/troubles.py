@@ -1,6 +1,6 @@
-"""What may go wrong with one message in Discord, as six kinds; and why a place is gone, as a sentence for the member.
+"""Errors of one message in Discord, by what to do about them, and sentences that tell the member why.
 
-Knows the library's errors and Discord's codes; knows nothing of jobs. Whatever is none of the six stays what it is.
+Knows discord.py's errors and Discord's codes; knows nothing of jobs. Any other error passes unchanged.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import aiohttp
 import discord
 
 DEAD_TOKEN = (10015, 50027)  # unknown webhook, invalid webhook token
-TOO_OLD = 30046  # comes as a 429, for a message of more than an hour that was edited too often; waiting helps nobody
+TOO_OLD = 30046  # a 429 for a message older than an hour that was edited too often; waiting does not help
 TOO_LARGE, TOO_MANY_CONVERSATIONS = 40005, 40003
-SLOW_MODE = 20016  # does not hold bots up, so Discord says; if it ever does, waiting helps
+SLOW_MODE = 20016  # does not limit bots, Discord says; if it ever does, waiting helps
 WHY: Mapping[int, str] = MappingProxyType(
     {
         10003: "Its channel was deleted.",
@@ -34,12 +34,12 @@ WHY: Mapping[int, str] = MappingProxyType(
         240000: "Discord did not let a link in it through.",
     }
 )
-FIRST_CODE = 10_000  # what is smaller is no code of Discord's about a thing of its own
+FIRST_CODE = 10_000  # smaller codes are not about an object in Discord
 UNKNOWN = "Discord does not let me show it there any more."
 
 
 class Later(Exception):
-    """It may work after `seconds`: an `outage` or a broken line, or Discord lets the whole bucket wait (`limited`)."""
+    """It may work after `seconds`: an `outage`, a lost connection, or Discord rate-limits the bucket (`limited`)."""
 
     def __init__(self, seconds: float, why: object, *, limited: bool = False, outage: bool = False) -> None:
         super().__init__(str(why))
@@ -49,7 +49,7 @@ class Later(Exception):
 
 
 class Gone(Exception):
-    """This message cannot be edited, or this channel not be written to, and waiting will not change that.
+    """This message cannot be edited, or this channel not be written to, and waiting does not help.
 
     `sentence` says so to the member.
     """
@@ -60,11 +60,11 @@ class Gone(Exception):
 
 
 class Expired(Exception):
-    """The interaction's token is dead: forget it, the message may still be there."""
+    """The interaction's token has expired: do not use it again. The message may still be there."""
 
 
 class Unwanted(Exception):
-    """Discord takes this request as a mistake of ours, with this `code`: the next time it will say the same."""
+    """Discord rejects this request as a mistake of ours, with this `code`; a retry would be rejected, too."""
 
     def __init__(self, why: object, code: int) -> None:
         super().__init__(str(why))
@@ -72,12 +72,12 @@ class Unwanted(Exception):
 
 
 class TooLarge(Exception):
-    """Discord does not take a file of this size here."""
+    """Discord does not accept a file of this size here."""
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """The library's errors as ours."""
+    """Translate discord.py's errors into ours."""
     try:
         yield
     except discord.RateLimited as error:
@@ -105,15 +105,15 @@ def _meant(error: discord.HTTPException) -> Exception:
         return Later(60.0, error)
     if error.code == SLOW_MODE:
         return Later(30.0, error)
-    if error.status == 401:  # our own token: nobody's message is gone for that
+    if error.status == 401:  # our own token: the message is not gone
         return Later(60.0, error)
     if error.code in WHY or (error.status in (403, 404) and error.code >= FIRST_CODE):
         return Gone(str(error), WHY.get(error.code, UNKNOWN))
-    if error.status in (403, 404):  # not about this message: something in between, or Discord itself, has an outage
+    if error.status in (403, 404):  # not about this message: a proxy or Discord has an outage
         return Later(30.0, error, outage=True)
     return Unwanted(error, error.code)
 
 
 def _is_a_page(error: discord.HTTPException) -> bool:
-    """Cloudflare's or a proxy's word, for people: Discord itself answers in JSON."""
+    """Return whether the body is an HTML page from Cloudflare or a proxy: Discord itself answers in JSON."""
     return error.text.lstrip().startswith("<")

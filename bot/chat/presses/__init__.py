@@ -1,1 +1,1 @@
-"""Presses: buttons, forms and reactions on what the bot has shown. Stateless: all that one needs stands in its id."""
+"""Buttons, selects, forms and reactions on the bot's messages. Stateless: a custom id carries all that one needs."""

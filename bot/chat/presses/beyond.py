@@ -1,6 +1,6 @@
-"""Presses that go on from one picture as such: zooming out, panning, changing a part, branching off, comparing.
+"""Presses that act on one picture: zoom out, pan, edit, branch, make square, compare.
 
-Who may was decided before. Knows the studio's names for it; knows nothing of which buttons there are where.
+The permission was checked before. Knows the studio's methods; knows nothing of which buttons are shown where.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DIRECTIONS: Mapping[Press, Literal["left", "right", "up", "down"]] = MappingProx
 
 
 async def go_beyond(interaction: Interaction, button: Button, view: View) -> None:
-    """Make the job that the button means, or ask what more is needed for it. Raises `Refused`."""
+    """Submit the job that the button means, or ask what else it needs. Raises `Refused`."""
     index = button.index or 0
     if button.press == "branch":
         await branching.open_rungs(interaction, view, index)

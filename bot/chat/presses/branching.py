@@ -1,7 +1,7 @@
-"""Branching off: the rungs of a picture to choose from, a form for what shall be other, and `/imagine branch:`.
+"""Branches: a menu of a picture's keyframes, a form for the changes, and `/imagine branch:`.
 
-Stateless: the picture stands in the menu's id, picture and step in the form's. An enlargement has no rungs: those are
-its original's.
+Stateless: the menu's id holds the picture, the form's id picture and step. An upscale has no keyframes: its original
+has them.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
     Interaction = discord.Interaction[DarkroomClient]
 
-OFFERED = 12  # rungs
-# A job by its id or a link of its message, then perhaps a picture and perhaps a step.
+OFFERED = 12  # keyframes
+# A job by its id or a link to its message, then optionally a picture and a step.
 WHERE = re.compile(
     r"(?P<job>[0-9A-Za-z]{26}|\S*/channels/\S+/\d{15,20})(?:/(?P<picture>[1-4]))?(?::(?P<step>\d{1,4}))?\s*"
 )
-QUESTION = "**{}**\nFrom which step on shall picture {} go another way? Whatever was there before that step stays."
+QUESTION = "**{}**\nAt which step shall picture {} branch off? The steps before it stay as they are."
 
 
 async def open_rungs(interaction: Interaction, view: View, index: int) -> None:
-    """The picture's rungs, as pictures and as a menu, for whoever pressed alone. Raises `Refused`."""
+    """Show the picture's keyframes, as pictures and as a menu, to the presser only. Raises `Refused`."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     studio = interaction.client.studio
     view, index = await _original(interaction, view, index)
@@ -62,7 +62,7 @@ async def open_rungs(interaction: Interaction, view: View, index: int) -> None:
 
 
 async def _original(interaction: Interaction, view: View, index: int) -> tuple[View, int]:
-    """The job and the picture that were drawn, where `view` is only their enlargement. Raises `Refused`."""
+    """Return the generated job and picture of which `view` may be only an upscale. Raises `Refused`."""
     while not isinstance(view.recipe, Recipe) and view.parent is not None:
         job, index = view.parent
         view = await interaction.client.studio.view(job)
@@ -71,14 +71,14 @@ async def _original(interaction: Interaction, view: View, index: int) -> tuple[V
 
 
 def spread(steps: Sequence[int], most: int = OFFERED) -> list[int]:
-    """At most so many of them, evenly, the first and the last among them."""
+    """Return at most `most` of the steps, evenly spaced, the first and the last among them."""
     if len(steps) <= most:
         return list(steps)
     return [steps[round(at * (len(steps) - 1) / (most - 1))] for at in range(most)]
 
 
 async def branch(interaction: Interaction, filled: Filled, view: View) -> None:
-    """The form, sent."""
+    """Submit the form."""
     index, step, text = filled.index or 0, filled.step or 1, filled.fields.get("prompt", "")
     said = {name: filled.fields.get(name, "").strip() for name in ("seed", "steps", "guidance")}
     options: dict[str, Any] = {name: value for name, value in said.items() if value}
@@ -92,7 +92,7 @@ async def branch(interaction: Interaction, filled: Filled, view: View) -> None:
 
 
 async def typed(interaction: Interaction, where: str, prompt: str, options: Mapping[str, Any]) -> None:
-    """`/imagine branch:`: the prompt as other words from a rung on."""
+    """Submit `/imagine branch:`: the prompt holds from a keyframe on."""
 
     async def ask(member: Member, place: Place) -> Sequence[Ticket]:
         desk = interaction.client.desk
@@ -105,7 +105,7 @@ async def typed(interaction: Interaction, where: str, prompt: str, options: Mapp
 
 
 async def _meant(interaction: Interaction, where: str) -> tuple[View, int, int]:
-    """The job, the picture and the step that somebody names; without a step, one midway. Raises `Refused`."""
+    """Return the job, picture and step that a member names; without a step, one midway. Raises `Refused`."""
     found, desk = WHERE.fullmatch(where.strip()), interaction.client.desk
     view = await desk.shelf.meant(found["job"] if found else where, member_of(interaction))
     await permit(interaction, "branch", view)

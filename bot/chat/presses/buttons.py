@@ -1,6 +1,6 @@
-"""The buttons under a job: stateless, so that they work after any restart and on any process.
+"""The buttons under a job: stateless, so that they work after any restart and in any process.
 
-All a press needs is in its custom id (`vary:<job>:<index>`); who may press is decided in `interaction_check`.
+A custom id (`vary:<job>:<index>`) carries all that a press needs; `interaction_check` decides who may press.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ ACTIONS: Mapping[Press, Action] = MappingProxyType(
 FORMS: Mapping[str, Action] = MappingProxyType(
     {"remix": "remix", "report": "report", "edit": "edit", "branch": "branch"}
 )
-AGAIN = 10.0  # seconds in which a second press of the same button by the same member is a slip of the finger
+AGAIN = 10.0  # seconds in which a second press of the same button by the same member is a double click
 ID = rf"(?P<press>{'|'.join(PRESSES)}):(?P<job>[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<index>\d{{1,9}}))?"
-LIKED = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite of yours any more."}
+LIKED = {True: "❤️ A favourite of yours now: `/mine favourites` has it.", False: "No favourite any more."}
 
 
 class Presses:
-    """Gives two presses in a row the same idempotency key, so that they make one job."""
+    """Gives a double click one idempotency key, so that it makes one job."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._recent: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
 
     def key(self, custom_id: str, member: str, interaction: str) -> tuple[str, bool]:
-        """The key to ask the studio with, and whether this is the first press of its kind."""
+        """Return the idempotency key, and whether this is the first press."""
         now, pressed = self._clock(), (custom_id, member)
         while self._recent and next(iter(self._recent.values()))[0] <= now - AGAIN:
             self._recent.popitem(last=False)
@@ -75,7 +75,7 @@ class Presses:
         return self._recent[pressed][1], first
 
     def forget(self, custom_id: str, member: str) -> None:
-        """Nothing came of the press: the next one is no slip but another attempt, with a card of its own."""
+        """Forget a press that made no job: the next one is another attempt, with its own card."""
         self._recent.pop((custom_id, member), None)
 
 
@@ -94,14 +94,14 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
         cls, interaction: discord.Interaction[Any], item: ui.Item[Any], match: re.Match[str], /
     ) -> Self:
         index = match["index"]
-        # the template admits nothing but these words
+        # the template matches only these
         press: Press = match["press"]  # pyright: ignore[reportAssignmentType]
         label = getattr(item, "label", None) or ""
         return cls(Button(press, match["job"], label, None if index is None else int(index)))
 
     async def interaction_check(self, interaction: discord.Interaction[Any], /) -> bool:
         try:
-            if self.button.press != "dismiss":  # a report may be about what was deleted since
+            if self.button.press != "dismiss":  # a reported job may have been deleted since
                 self.view_of = await interaction.client.studio.view(self.button.job)
             await permit(interaction, ACTIONS[self.button.press], self.view_of)
         except Refused as refused:
@@ -126,7 +126,7 @@ class JobButton(ui.DynamicItem[ui.Button[ui.View]], template=ID):
 
 
 async def _do(interaction: Interaction, button: Button, view: View) -> None:
-    """What the press asks for. Raises `Refused`."""
+    """Do what the press asks for. Raises `Refused`."""
     match button.press:
         case "cancel":
             said = await interaction.client.studio.cancel(view.id, member_of(interaction))
@@ -160,7 +160,9 @@ async def _do(interaction: Interaction, button: Button, view: View) -> None:
 
 
 async def submitted(interaction: Interaction) -> None:
-    """A form about a job, if that is what was sent: checked like the button that opened it, also after a restart."""
+    """Handle a submitted form about a job, also after a restart, with the check of its button; ignore other
+    interactions.
+    """
     form = filled(interaction)
     if form is None or form.form not in FORMS:
         return
@@ -187,7 +189,7 @@ async def _take(interaction: Interaction, form: Filled, view: View) -> None:
 
 
 def controls(card: Card) -> ui.View | None:
-    """The card's buttons as discord.py wants them; None for none. Must be called on the event loop."""
+    """Return the card's buttons as a discord.py view; None for none. Must be called on the event loop."""
     if not card.rows:
         return None
     view = ui.View(timeout=None)

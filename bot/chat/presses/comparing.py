@@ -1,6 +1,6 @@
-"""A picture beside the one that it was made from, for whoever pressed alone.
+"""A picture beside its source, shown to the presser only.
 
-Who may look at the one was decided before; whether they may look at the other is asked here.
+The permission for the picture was checked before; the one for its source is checked here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN, ALT = 120, 400  # characters of a prompt in the message and in a picture'
 
 
 async def compare(interaction: Interaction, view: View, index: int) -> None:
-    """The two, with their names under them. Raises `Refused`, also where the earlier one is gone or not theirs."""
+    """Show the two with their labels. Raises `Refused`, also if the source is gone or not theirs to see."""
     if view.parent is None:
         raise Refused(NONE, 404)
     await interaction.response.defer(ephemeral=True, thinking=True)
@@ -35,7 +35,7 @@ async def compare(interaction: Interaction, view: View, index: int) -> None:
     before = await studio.view(job)
     await permit(interaction, "details", before)
     if view.action == "remix" and any(shot.index == index for shot in before.pictures):
-        at = index  # from the same noise, picture by picture
+        at = index  # a remix has the same noise, picture by picture
     made = await studio.compared([(job, at), (view.id, index)], [f"before: {at + 1}", f"after: {index + 1}"])
     names = [called(one.prompt) for one in (before, view)]
     said = "Before: **{}**\nAfter: **{}**".format(*(quoted(name, SHOWN) for name in names))

@@ -1,6 +1,6 @@
-"""What moderators do about held pictures: look at them alone, show them to all, keep them hidden.
+"""Moderators' decisions about held pictures: look at them in private, show them to all, keep them hidden.
 
-Who may press was decided before. Knows the desk and the messages that show a job; knows nothing of how a picture is
+The permission was checked before. Knows the desk and the messages that show a job; knows nothing of how a picture is
 checked.
 """
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST = 20  # jobs of a list: each has a button, and a message takes 25
+MOST = 20  # jobs of a list: each has a button, and a message has at most 25
 NONE_WAITS = "No picture waits for a moderator here."
-LATE = "It is decided and noted, but this message could not be brought up to date."
+LATE = "Your decision is saved, but this message could not be updated."
 
 
 async def list_waiting(interaction: Interaction) -> None:
-    """The jobs with held pictures, each with a button for a look; also private ones, whose cards nobody else has."""
+    """List the jobs with held pictures, each with a button to look; also private ones, whose cards no moderator has."""
     try:
         views = await interaction.client.desk.review.waiting(member_of(interaction), MOST)
     except Refused as refused:
@@ -55,7 +55,7 @@ async def list_waiting(interaction: Interaction) -> None:
 
 
 async def look(interaction: Interaction, view: View) -> None:
-    """The held pictures as they are, behind Discord's own cover, for whoever pressed alone; with what can be done."""
+    """Show the held pictures as spoilers to the presser only, with buttons to decide."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     try:
         pictures = await interaction.client.desk.review.look(view.id, member_of(interaction))
@@ -72,7 +72,7 @@ async def look(interaction: Interaction, view: View) -> None:
 
 
 async def decide(interaction: Interaction, button: Button) -> None:
-    """Show a picture or keep it hidden, and bring every message that shows the job up to date."""
+    """Show a picture or keep it hidden, and update every message that shows the job."""
     client, show = interaction.client, button.press == "approve"
     try:
         view = await client.desk.review.decide(button.job, button.index or 0, member_of(interaction), show=show)
@@ -86,13 +86,13 @@ async def decide(interaction: Interaction, button: Button) -> None:
         await _renew(interaction, view)
         if show and view.private:
             await _send_to_author(client, view)
-    except Exception:  # the decision stands; the apology must not touch the message itself
+    except Exception:  # the decision stands; the apology must not replace the message
         log.exception("job %s: its message was not renewed", button.job)
         await interaction.followup.send(LATE, ephemeral=True)
 
 
 async def _send_to_author(client: DarkroomClient, view: View) -> None:
-    """A private answer cannot be edited any more: within a minute the courier brings its author a direct message."""
+    """Add a direct message, which the courier sends within a minute: a private response cannot be edited any more."""
     user = view.member_id.removeprefix("discord:")
     if user.isdecimal():
         await client.desk.deliveries.add(view.id, "direct", Place("discord", {"user": user}))
@@ -118,7 +118,7 @@ async def _renew(interaction: Interaction, view: View) -> None:
 
 
 def _is_card(role: Role, one: Delivery, view: View, shown: dict[Role, Delivery]) -> bool:
-    """Whether a place has a finished card that can be edited: where a notice tells of the end, the answer has none."""
+    """Return whether a destination has a finished card to edit; if there is a notice, the response has none."""
     if one.place.kind != "discord" or not one.message or one.delivered is None or not one.place.where.get("channel"):
         return False
     return role != "answer" or not (view.private or "notice" in shown)
@@ -144,13 +144,13 @@ def _as(role: Role, card: Card, view: View, shown: dict[Role, Delivery]) -> Card
 
 
 def _alone(view: View, missing: str = "") -> Card:
-    """What a moderator reads above the held pictures."""
+    """Return what a moderator reads above the held pictures."""
     said = [_named(view), *(f"🔒 {line}" for line in lines(view)), f"Only you see this.{missing}"]
     return Card("\n".join(said), rows.deciding(view))
 
 
 def _listed(views: Sequence[View]) -> Card:
-    """As many jobs as a message has room for, each with its button."""
+    """Return as many jobs as fit into a message, each with its button."""
     said, buttons = [], []
     for number, view in enumerate(views, 1):
         said.append(f"`{number}.` {_named(view)} · {len(held(view))} held")

@@ -1,4 +1,4 @@
-"""A part of a picture anew: a form with a mask, other words and how much of it may change."""
+"""The inpainting form of a picture: a mask, a prompt and a strength."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from bot.chat.client import DarkroomClient
     from bot.views import Member, Place, Ticket, View
 
-MASK = "A picture of the same shape: white is drawn anew, black stays"
+MASK = "A picture of the same shape: white is redrawn, black stays"
 LEAST = 0.05
 
 
 def edit_form(view: View, index: int) -> ui.Modal:
-    """For one picture, filled in with the words that there are."""
+    """Return the form for one picture, filled in with its prompt."""
     modal = form(f"Edit picture {index + 1}", named("edit", view.id, index=index))
     modal.add_item(upload("mask", "Mask", MASK))
     modal.add_item(line("prompt", "Prompt", "What to show there", value=words_of(view), most=LONGEST, required=False))
@@ -33,13 +33,13 @@ def edit_form(view: View, index: int) -> ui.Modal:
 
 
 async def edit(interaction: discord.Interaction[DarkroomClient], filled: Filled, view: View) -> None:
-    """The form, sent."""
+    """Submit the form."""
     masks, text = filled.files.get("mask", ()), filled.fields.get("prompt", "")
 
     async def ask(member: Member, place: Place) -> Sequence[Ticket]:
         strength = _fraction(filled.fields.get("strength", ""))
         if not masks:
-            raise Refused("Which part? Send a picture whose white parts shall be drawn anew.")
+            raise Refused("Which part? Add a mask, a picture whose white parts are redrawn.")
         made = await interaction.client.studio.edit(
             view.id, filled.index or 0, remote(masks[0]), member, place,
             text=None if unchanged(text, view) else text, strength=strength, key=f"form:{interaction.id}",
@@ -50,7 +50,7 @@ async def edit(interaction: discord.Interaction[DarkroomClient], filled: Filled,
 
 
 def _fraction(text: str) -> float | None:
-    """Raises `Refused`."""
+    """Return the strength; None if it is empty. Raises `Refused`."""
     if not text.strip():
         return None
     try:

@@ -1,6 +1,6 @@
-"""An envelope: the pictures of a finished job in a direct message, each by itself, with what made them.
+"""A direct message with the pictures of a finished job, each as its own file, and their parameters.
 
-Who may have it was decided before. Knows the desk and the client; knows nothing of reactions.
+The permission was checked before. Knows the desk and the client; knows nothing of reactions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 async def send(client: DarkroomClient, view: View, user: int) -> None:
-    """Send what can be shown; nothing where there is none. Raises `discord.Forbidden` where messages are closed."""
+    """Send the pictures that may be shown, if any. Raises `discord.Forbidden` if direct messages are closed."""
     if view.state != "finished" or view.deleted is not None:
         return
     files = await _files(client, view)
@@ -39,7 +39,7 @@ async def send(client: DarkroomClient, view: View, user: int) -> None:
 
 
 async def _files(client: DarkroomClient, view: View) -> list[discord.File]:
-    """Each picture that may be shown, all together within the size that every conversation takes."""
+    """Return each picture that may be shown, together within the upload limit of every conversation."""
     found: list[discord.File] = []
     for shot in view.pictures:
         try:

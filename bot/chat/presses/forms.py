@@ -1,7 +1,7 @@
-"""Forms that outlive a restart: what they ask about stands in their id, and nothing of them is kept here.
+"""Forms that work after a restart: the custom id holds what they ask about, and nothing is kept here.
 
-discord.py would keep every form that somebody opened and dismissed, and forget them all with the process. Knows fields
-and ids; knows nothing of what is done with what was typed.
+discord.py would keep every form that somebody opened and dismissed, and lose them all with the process. Knows fields
+and ids; knows nothing of what is done with the input.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ID = re.compile(
 
 @dataclass(frozen=True)
 class Filled:
-    """A form that was sent: its name, what it was about, what stands in each field, and the files that came along."""
+    """A submitted form: its name, what it is about, the text of each field, and the uploaded files."""
 
     form: str
     job: str
@@ -40,12 +40,12 @@ class Filled:
 
 
 def named(form: str, job: str, how: str = "", index: int | None = None, step: int | None = None) -> str:
-    """The id of a form; one with a `step` has an `index` too."""
+    """Return the id of a form; one with a `step` has an `index` too."""
     return f"{form}-form:{job}:{how}" + "".join(f":{number}" for number in (index, step) if number is not None)
 
 
 def form(title: str, custom_id: str) -> ui.Modal:
-    """An empty one."""
+    """Return an empty form."""
     return ui.Modal(title=title[:TITLE], custom_id=custom_id)
 
 
@@ -53,7 +53,7 @@ def line(
     name: str, label: str, about: str = "", *, value: str = "", most: int = LONGEST, required: bool = True,
     short: bool = False,
 ) -> ui.Label[Any]:  # fmt: skip
-    """A field for text of any number of lines (`short`: of one), filled in already with what fits of `value`."""
+    """Return a text field of any number of lines (`short`: of one), filled in with what fits of `value`."""
     style = discord.TextStyle.short if short else discord.TextStyle.paragraph
     typed = ui.TextInput[Any](
         custom_id=name, style=style, default=value[:most] or None, required=required, max_length=most
@@ -62,18 +62,18 @@ def line(
 
 
 def upload(name: str, label: str, about: str = "") -> ui.Label[Any]:
-    """A field for one file, which must be there."""
+    """Return a required field for one file."""
     return ui.Label(text=label, description=about or None, component=ui.FileUpload[Any](custom_id=name, max_values=1))
 
 
 async def open_form(interaction: discord.Interaction[DarkroomClient], modal: ui.Modal) -> None:
-    """Show it, and forget it: the library's own answer would keep it until it is sent."""
+    """Show the form and stop listening for it: discord.py would keep it until it is submitted."""
     await interaction.response.send_modal(modal)
     modal.stop()
 
 
 def filled(interaction: discord.Interaction[Any]) -> Filled | None:
-    """What was sent, if it is one of these forms."""
+    """Return the submitted form; None if the interaction is something else."""
     data: Any = interaction.data or {}
     if interaction.type is not discord.InteractionType.modal_submit:
         return None
@@ -92,7 +92,7 @@ def _file(said: Mapping[str, Any]) -> Sent:
 
 
 def _fields(nodes: Iterable[Any]) -> Iterator[tuple[str, str, list[str]]]:
-    """Fields with what stands in them, or the ids of their files, however deep they lie."""
+    """Yield each field's name, its text and the ids of its files, at any depth."""
     for node in nodes:
         yield from _fields([*node.get("components", ()), *filter(None, [node.get("component")])])
         if "custom_id" in node:

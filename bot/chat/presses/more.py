@@ -1,6 +1,6 @@
-"""Under a grid, *More…*: for each of its pictures a menu of what goes on from it, for whoever pressed alone.
+"""*More…* under a grid: for each of its pictures a menu of actions, shown to the presser only.
 
-Stateless: which picture stands in the menu's id, and what to do with it in what is chosen.
+Stateless: the menu's id holds the picture, and the chosen value the action.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOTHING = "None of its pictures can be gone on from now."
+NOTHING = "None of its pictures can be used now."
 
 
 async def open_more(interaction: discord.Interaction[DarkroomClient], view: View) -> None:
-    """The menus. Raises `Refused` where every picture is held, or none is there any more."""
+    """Show the menus. Raises `Refused` if every picture is held or deleted."""
     free = [shot.index for shot in view.pictures if not is_held(view.check, shot)]
     if not free:
         raise Refused(NOTHING, 404)
@@ -49,7 +49,7 @@ async def open_more(interaction: discord.Interaction[DarkroomClient], view: View
 class Menu(
     ui.DynamicItem[ui.Select[Any]], template=r"onward:(?P<job>[0-9A-HJKMNP-TV-Z]{26}):(?P<index>[0-3])"
 ):  # fmt: skip
-    """What goes on from one picture."""
+    """The actions on one picture."""
 
     def __init__(self, job: str, index: int, presses: Sequence[Press] = tuple(BEYOND)) -> None:
         options = [discord.SelectOption(label=BEYOND[press], value=press) for press in presses]
@@ -74,5 +74,5 @@ class Menu(
                 await permit(interaction, ACTIONS[press], view)
                 await go_beyond(interaction, Button(press, self.job, "", self.index), view)
         except Exception:
-            log.exception("job %s: a choice of what goes on from it failed", self.job)
+            log.exception("job %s: an action chosen from its menu failed", self.job)
             await sorry(interaction)

@@ -1,4 +1,4 @@
-"""A press that makes a job: two in a row, a slip of the finger, ask with the same key and make one."""
+"""Presses that make a job: a double click uses the same key and makes one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def once(interaction: discord.Interaction[DarkroomClient], pressed: str, make: Make) -> None:
-    """Answer with the job, or the jobs, that `make` asks the studio for. `pressed`: the id of what was pressed."""
+    """Respond with the jobs that `make` submits to the studio. `pressed`: the id of what was pressed."""
     presses, user = interaction.client.presses, str(interaction.user.id)
     made: list[Ticket] = []
     key, first = presses.key(pressed, user, str(interaction.id))

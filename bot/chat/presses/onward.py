@@ -1,6 +1,6 @@
-"""Presses that make a job of a job: U, V, another roll, and other words for any of them in a form.
+"""Presses that make a job of a job: U, V, another seed, and a prompt form for any of them.
 
-A slip of the finger makes one job: two presses in a row ask with the same key. Who may was decided before.
+A double click makes one job: both presses use the same key. The permission was checked before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 How = Literal["same", "subtle", "strong", "roll"]
 
-# What a remix starts from: the noise that was, noise at some distance from one picture's, or other noise.
+# The noise of a remix: the same noise, noise at some distance from one picture's, or new noise.
 DISTANCES: Mapping[str, float | None] = MappingProxyType({"same": None, **STRENGTHS, "roll": 1.0})
 TITLES: Mapping[How, str] = MappingProxyType(
     {"same": "Remix", "subtle": "Vary subtly", "strong": "Vary strongly", "roll": "Roll again"}
@@ -39,7 +39,7 @@ TITLES: Mapping[How, str] = MappingProxyType(
 
 
 async def go_on(interaction: Interaction, button: Button, view: View) -> None:
-    """Make what the button says, or open the form for its words, as the button or the member's preference has it."""
+    """Submit the button's job, or open the prompt form if the button or the member's preference says so."""
     preference = await interaction.client.desk.preferences.of(member_of(interaction).id)
     how = _how(button, preference)
     if button.press == "remix" or (preference.remix and how is not None):
@@ -49,7 +49,7 @@ async def go_on(interaction: Interaction, button: Button, view: View) -> None:
 
 
 async def remix(interaction: Interaction, filled: Filled, view: View) -> None:
-    """The form, sent."""
+    """Submit the form."""
     if filled.how not in DISTANCES:
         raise Refused("This form is of an older version of the bot. Please press the button once more.")
     words, negative = filled.fields.get("prompt", ""), filled.fields.get("negative", "")
@@ -64,7 +64,7 @@ async def remix(interaction: Interaction, filled: Filled, view: View) -> None:
 
 
 def _how(button: Button, preference: Preference) -> How | None:
-    """How far from the parent's noise; None for an enlargement."""
+    """Return how far the noise is from the parent's; None for an upscale."""
     if button.press == "up":
         return None
     if button.press == "reroll":
@@ -75,7 +75,7 @@ def _how(button: Button, preference: Preference) -> How | None:
 
 
 def remix_form(view: View, how: How, index: int | None) -> ui.Modal:
-    """Filled in with the words that there are; flags that were typed are in the recipe already."""
+    """Return the form, filled in with the prompt; typed flags are in the recipe already."""
     negative = view.recipe.negative if isinstance(view.recipe, Recipe) else ""
     which = "" if index is None or how in ("same", "roll") else f" picture {index + 1}"
     modal = form(f"{TITLES[how]}{which}", named("remix", view.id, how, index))

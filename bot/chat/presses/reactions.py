@@ -1,7 +1,7 @@
-"""Reactions, as Midjourney has them: an envelope sends the pictures to whoever reacts, a cross cancels or deletes.
+"""Reactions, as in Midjourney: an envelope sends the pictures to the member who reacts, a cross cancels or deletes.
 
-Only raw events: no message is kept or fetched. What is not ours costs a look at one index, and a hundred reactions of
-one member cost five of them a minute. A reaction that may not is left without an answer: there is nobody to tell alone.
+Only raw events: no message is kept or fetched. A reaction to others' messages costs one index lookup, and only five
+reactions of a member in a minute are looked at. A refused reaction gets no response: there is no ephemeral one.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ log = logging.getLogger(__name__)
 Meaning = Literal["envelope", "cross"]
 
 MEANINGS: dict[str, Meaning] = {"✉": "envelope", "📩": "envelope", "📨": "envelope", "💌": "envelope", "❌": "cross"}
-STYLE = "\ufe0f"  # says that a sign is to be drawn as an emoji
+STYLE = "\ufe0f"  # variation selector: draw the sign as an emoji
 TURNS, WINDOW = 5, 60.0  # reactions of one member that are looked at, in so many seconds
 REMEMBERED = 4096  # members
 
 
 class Turns:
-    """How often each member may; the oldest ones are forgotten."""
+    """Counts each member's recent reactions; the members seen longest ago are forgotten."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._taken: OrderedDict[int, deque[float]] = OrderedDict()
 
     def take(self, user: int) -> bool:
-        """True, and it is counted, unless they had theirs."""
+        """Return whether the member has a turn left, and count it."""
         now, taken = self._clock(), self._taken.setdefault(user, deque(maxlen=TURNS))
         self._taken.move_to_end(user)
         if len(self._taken) > REMEMBERED:
@@ -56,14 +56,14 @@ class Turns:
 
 
 class Reactions:
-    """The client hands it every reaction that was added."""
+    """Handles every added reaction, which the client passes on."""
 
     def __init__(self, client: DarkroomClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client, self._turns = client, Turns(clock)
-        self._closed: OrderedDict[int, None] = OrderedDict()  # members whose direct messages were found closed
+        self._closed: OrderedDict[int, None] = OrderedDict()  # members whose direct messages are closed
 
     async def added(self, payload: discord.RawReactionActionEvent) -> None:
-        """Do what it means, if it means something and they may."""
+        """Do what the reaction means, if it means something and the member may."""
         meaning = None if payload.emoji.id else MEANINGS.get(payload.emoji.name.rstrip(STYLE))
         if meaning is None or not self._concerns(payload) or not self._turns.take(payload.user_id):
             return
@@ -78,7 +78,7 @@ class Reactions:
             log.exception("a reaction to message %s failed", payload.message_id)
 
     def _concerns(self, payload: discord.RawReactionActionEvent) -> bool:
-        """Whether a member reacted, as far as one can tell to a message of ours."""
+        """Return whether a person reacted, as far as one can tell to a message of ours."""
         me = self._client.user
         by_bot = payload.member is not None and payload.member.bot
         if me is None or by_bot or payload.user_id == me.id:
@@ -86,7 +86,7 @@ class Reactions:
         return payload.message_author_id in (None, me.id)
 
     def _member(self, payload: discord.RawReactionActionEvent) -> Member | None:
-        """Who reacted, with what standing there; None while their server is not known."""
+        """Return the member who reacted, with their permissions there; None while their server is not cached."""
         user, house = f"discord:{payload.user_id}", payload.user_id in self._client.keepers
         if payload.guild_id is None:
             known = self._client.get_user(payload.user_id)

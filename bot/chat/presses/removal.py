@@ -1,7 +1,7 @@
-"""Deleting a job's pictures: asked once more, then taken away wherever they are shown.
+"""Deletion of a job's pictures: a confirmation, then removal from every destination.
 
-Who may was decided before, and by the moderation once more. A message that Discord does not let us delete says so to
-whoever deleted; its pictures are gone from our side all the same.
+The permission was checked before, and the moderation checks it again. If Discord does not let us delete a message, the
+presser is told so; the pictures are deleted from our side all the same.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OF_ANSWER = "/webhooks/{webhook_id}/{webhook_token}/messages/{message_id}"
-LEFT = "A message of it could not be taken away: Discord does not let me. Its pictures are gone from here."
+LEFT = "One of its messages stays: Discord does not let me delete it. The pictures are deleted on this side."
 
 
 async def confirm(interaction: Interaction, view: View) -> None:
-    """The question, for whoever pressed alone."""
+    """Ask the presser, in private, to confirm."""
     several = len(view.pictures) > 1
     what = f"the {len(view.pictures)} pictures" if several else "the picture"
     what = "all pictures of the walk" if isinstance(view.recipe, Recipe) and view.recipe.walk else what
     whose = "" if view.member_id == member_of(interaction).id else f" of {quoted(view.member_name, 64)}"
-    said = f"Delete {what} of **{quoted(view.prompt or WORDLESS, 300)}**{whose} for good, with all enlargements? "
+    said = f"Delete {what} of **{quoted(view.prompt or WORDLESS, 300)}**{whose} for good, with all upscaled copies? "
     card = Card(f"{said}This cannot be undone.", rows.erasing(view.id))
     controls = interaction.client.controls(card) or discord.utils.MISSING
     await interaction.response.send_message(card.content, view=controls, ephemeral=True, allowed_mentions=QUIET)
 
 
 async def erase(interaction: Interaction, view: View) -> None:
-    """Meant. The question becomes the answer."""
+    """Delete after the confirmation; the result replaces the question."""
     await interaction.response.defer()
     said = await delete(interaction.client, view.id, member_of(interaction))
     await interaction.edit_original_response(content=said, view=None)
 
 
 async def delete(client: DarkroomClient, job: str, member: Member) -> str:
-    """Delete a job and empty every place where it is shown; says what happened. Raises `Refused`."""
+    """Delete a job and its messages everywhere; return what happened. Raises `Refused`."""
     done = await client.desk.moderation.delete(job, member)
     left = False
     for one, shown in done.shown.items():
@@ -65,12 +65,12 @@ async def delete(client: DarkroomClient, job: str, member: Member) -> str:
 
 
 async def _take_away(client: DarkroomClient, job: str, shown: Mapping[Role, Delivery]) -> bool:
-    """False if a message of it stays."""
+    """Delete the job's messages; return False if one stays."""
     gone: list[bool] = []
     for role, delivery in shown.items():
         if delivery.place.kind != "discord":
             continue
-        if delivery.delivered is None:  # its last word is not owed any more: the courier must not post it anew
+        if delivery.delivered is None:  # its final is not due any more: the courier must not post it again
             await client.desk.deliveries.delivered(job, role)
         if delivery.message:
             gone.append(await _removed(client, job, delivery))
@@ -78,7 +78,7 @@ async def _take_away(client: DarkroomClient, job: str, shown: Mapping[Role, Deli
 
 
 async def films_away(client: DarkroomClient, job: str, films: Iterable[Delivery]) -> bool:
-    """Take these messages with a job's film away; False if one stays."""
+    """Delete these messages with a job's film; return False if one stays."""
     left = False
     for film in films:
         if await _removed(client, job, film):
@@ -104,7 +104,10 @@ async def _removed(client: DarkroomClient, job: str, delivery: Delivery) -> bool
 
 
 def routes(delivery: Delivery) -> Iterable[Route]:
-    """By the interaction's token, which reaches also where we may not look, then as a message of its channel."""
+    """Yield the routes that delete a message: by the interaction's token, then as a message of its channel.
+
+    The token also works where the bot cannot see the channel.
+    """
     where, message = delivery.place.where, delivery.message
     if where.get("token") and time.time() < float(where.get("token_until") or 0):
         yield Route(

@@ -1,4 +1,4 @@
-"""Reports: the form, the thanks, and the card that moderators get in the channel that the server's admins chose."""
+"""Reports: the form, the thanks, and the card for moderators in the channel that the server's admins chose."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 
 
 async def open_report(interaction: Interaction, view: View) -> None:
-    """Ask what is wrong with it."""
+    """Ask what is wrong with the picture."""
     await open_form(interaction, report_form(view.id))
 
 
 def report_form(job: str) -> ui.Modal:
-    """One question."""
+    """Return the form with its one question."""
     modal = form("Report to the moderators", named("report", job))
     modal.add_item(line("reason", "What is wrong with it?", "The moderators of this server read it", most=REASON))
     return modal
 
 
 async def report(interaction: Interaction, filled: Filled, view: View) -> None:
-    """The form, sent."""
+    """Submit the form."""
     reason = filled.fields.get("reason", "")
     await say(interaction, await interaction.client.desk.moderation.report(view.id, member_of(interaction), reason))
 
 
 async def post(client: DarkroomClient, one: Report) -> bool:
-    """Put a report into its channel; False where that is none of the report's own server, whatever a rule says.
+    """Post a report in its channel; return False if that is not of the report's server, whatever a rule says.
 
-    Raises `discord.HTTPException` where Discord does not take it.
+    Raises `discord.HTTPException` if Discord rejects it.
     """
     channel = _channel(client, one)
     if channel is None:
@@ -69,7 +69,7 @@ def _channel(client: DarkroomClient, one: Report) -> discord.abc.Messageable | N
 
 
 async def show(interaction: Interaction, view: View) -> None:
-    """The pictures as everybody may see them, for the moderator alone and behind Discord's own cover."""
+    """Show the public pictures to the moderator only, as spoilers."""
     await interaction.response.defer(ephemeral=True, thinking=True)
     picture = None
     if view.deleted is None and view.state == "finished":
@@ -87,7 +87,7 @@ async def show(interaction: Interaction, view: View) -> None:
 
 
 async def dismiss(interaction: Interaction, number: int) -> None:
-    """Nothing is wrong with it, or it is dealt with: the card says by whom."""
+    """Close the report: nothing is wrong, or it is dealt with. The card says who dismissed it."""
     incident = await interaction.client.desk.moderation.close(number, member_of(interaction))
     assert interaction.message
     text = f"{interaction.message.content}\n-# Dismissed by {quoted(interaction.user.display_name, 64)}."
@@ -96,7 +96,7 @@ async def dismiss(interaction: Interaction, number: int) -> None:
 
 
 def card(one: Report, address: str) -> Card:
-    """A report as moderators see it; `address` is its message, where that is known."""
+    """Return a report as moderators see it; `address` is the reported message's, if known."""
     lines = [
         f"🚩 **{quoted(one.reporter, 64)}** reported a picture of **{quoted(one.author, 64)}**:",
         f"> {quoted(one.reason, 900)}",

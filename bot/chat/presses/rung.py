@@ -1,4 +1,4 @@
-"""The menu of rungs under a contact sheet: choosing one opens the form for what shall be other from there on."""
+"""The menu of keyframes under a contact sheet: choosing one opens the form for what changes from there on."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ONWARD = "It was stopped: left as it is, it goes on to its end"
+ONWARD = "The job stopped here: without changes, the branch finishes it"
 
 
 class Rungs(
     ui.DynamicItem[ui.Select[Any]], template=r"rungs:(?P<job>[0-9A-HJKMNP-TV-Z]{26}):(?P<index>[0-3])"
 ):  # fmt: skip
-    """Steps of one picture's ladder, `of` so many; with `stopped`, the last of them is where it can be gone on with."""
+    """Keyframes of one picture, of a job of `of` steps; with `stopped`, the last one can be continued."""
 
     def __init__(
         self, job: str, index: int, steps: Sequence[int] = (), of: int = 0, stopped: bool = False
@@ -55,7 +55,7 @@ class Rungs(
             async with refusing(interaction):
                 await self._open(interaction)
         except Exception:
-            log.exception("job %s: a rung of it could not be chosen", self.job)
+            log.exception("job %s: a keyframe of it could not be chosen", self.job)
             await sorry(interaction)
 
     async def _open(self, interaction: discord.Interaction[DarkroomClient]) -> None:
@@ -68,13 +68,13 @@ class Rungs(
 
 
 def branch_form(view: View, index: int, step: int) -> ui.Modal:
-    """What shall be other from that step on, filled in with the words that there are."""
+    """Return the form for what changes from that step on, filled in with the prompt."""
     modal = form(f"Branch picture {index + 1} at step {step}", named("branch", view.id, "", index, step))
-    words = "Other words from this step on; left as they are, a seed makes the difference"
+    words = "Another prompt from this step on; if unchanged, a seed makes the difference"
     modal.add_item(line("prompt", "Prompt", words, value=words_of(view), most=LONGEST, required=False))
-    modal.add_item(line("seed", "Seed", "Another one draws the noise anew", most=10, required=False, short=True))
+    modal.add_item(line("seed", "Seed", "Another one draws new noise", most=10, required=False, short=True))
     if isinstance(view.recipe, Recipe):
-        about = f"{view.recipe.steps} in all so far: more or fewer for what is left"
+        about = f"{view.recipe.steps} in all so far; more or fewer change the rest"
         modal.add_item(line("steps", "Steps", about, most=4, required=False, short=True))
     modal.add_item(line("guidance", "Guidance", "1 to 30; empty for the same", most=8, required=False, short=True))
     return modal

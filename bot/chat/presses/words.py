@@ -1,4 +1,4 @@
-"""The words of a job as a form is filled in with them, and whether somebody left them as they were. Pure."""
+"""The prompt of a job as a form is filled in with it, and whether somebody left it unchanged. Pure."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ LONGEST = 2000  # characters, as /imagine takes them
 
 
 def words_of(view: View) -> str:
-    """Without flags: what was typed of these is in the recipe already."""
+    """Return the prompt without flags: typed flags are in the recipe already."""
     try:
         words, _ = split(view.prompt)
-    except Refused:  # taken by an older grammar
+    except Refused:  # admitted by an older grammar
         words = view.prompt
     return literally(words)
 
 
 def unchanged(text: str, view: View) -> bool:
-    """Whether what came back of a form is what it was filled in with, or nothing."""
+    """Return whether a submitted field is empty, or what it was filled in with."""
     said = " ".join(text.split())
     return not said or said == " ".join(words_of(view)[:LONGEST].split())

@@ -1,8 +1,8 @@
-"""How admins set, in Discord, who may spend how much: `/settings`, `/moderation`, and the cards that they open.
+"""`/settings` and `/moderation`: admins set limits and rules in Discord, by commands and by the cards that they open.
 
-`group` and `moderation` are the commands; `presses` finds what a button, a select or a form asks for in `VERBS`;
-the work lies in `looking`, `changing`, `exchange`, `doors`, `moderating` and `incidents`; `cards`, `forms`, `parts`
-and `wording` say how it looks. Nothing is kept between two presses: every card works after any restart.
+`group` and `moderation` are the commands; `presses` routes a button, a select or a form to its entry in `VERBS`. The
+work is in `looking`, `changing`, `exchange`, `doors`, `moderating` and `incidents`; `cards`, `forms`, `parts` and
+`wording` say how it looks. Nothing is kept between two presses: every card works after any restart.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ VERBS: Mapping[str, presses.Verb] = MappingProxyType(
 
 
 async def pressed(interaction: Interaction) -> None:
-    """Does what a press of one of these cards asks for; anything else is left alone."""
+    """Handle a press on one of these cards; ignore other interactions."""
     await presses.dispatch(interaction, VERBS)

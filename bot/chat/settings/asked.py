@@ -1,7 +1,7 @@
-"""One way to answer an admin: the table is asked, the work is done, and what comes of it is shown to them alone.
+"""One way to answer an admin: check the permission, do the work, and show its result to them only.
 
 Every card is stateless: its buttons and selects carry all in their ids and are found by `presses`, so a card is never
-kept in memory. Knows discord and the table of who may do what; knows nothing of rules.
+kept in memory. Knows discord and the permission table; knows nothing of rules.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LATE = "That took too long to open. Please try again."
 
 @dataclass(frozen=True)
 class Shown:
-    """A message for one person: a layout, or a text with buttons; and files. `fresh`: never in place of the card."""
+    """An ephemeral message: a layout, or a text with buttons; and files. `fresh`: never in place of the card."""
 
     content: str | None = None
     view: ui.LayoutView | ui.View | None = None
@@ -45,7 +45,7 @@ Work = Callable[["Member"], Awaitable[Shown | ui.Modal]]
 
 
 async def respond(interaction: Interaction, action: Action, work: Work) -> None:
-    """Do `work` for whoever may `action`, and show what it returns; a refusal as its sentence."""
+    """Do `work` if the member may `action`, and show its result; show a refusal as its sentence."""
     member = member_of(interaction)
     reason = forbidden(action, member, direct=interaction.guild_id is None)
     if reason is not None:
@@ -57,7 +57,7 @@ async def respond(interaction: Interaction, action: Action, work: Work) -> None:
         await tell(interaction, refused.sentence)
         return
     if isinstance(shown, ui.Modal):
-        if interaction.response.is_done():  # a form must be the first answer, and that was "wait"
+        if interaction.response.is_done():  # a form must be the first response, and that was deferred
             await tell(interaction, LATE)
             return
         shown.stop()  # found by its id: there is nothing to listen to
@@ -67,7 +67,7 @@ async def respond(interaction: Interaction, action: Action, work: Work) -> None:
 
 
 async def tell(interaction: Interaction, sentence: str) -> None:
-    """A refusal, to the one who asked."""
+    """Show a refusal to the member only."""
     await _show(interaction, Shown(content=refusal(sentence), fresh=True))
 
 
@@ -94,6 +94,6 @@ async def _show(interaction: Interaction, shown: Shown) -> None:
 
 
 def _sent(shown: Shown) -> dict[str, Any]:
-    """As discord.py wants a new message: what is not there must be left out."""
+    """Return the arguments of a new message; discord.py wants absent ones left out."""
     named = {"content": shown.content, "view": shown.view, "files": list(shown.files) or None}
     return {name: value for name, value in named.items() if value is not None}

@@ -1,6 +1,7 @@
-"""The cards that an admin reads and presses: the overview, and the exceptions for channels, roles and members.
+"""Cards for admins: the overview, and the exceptions for channels, roles and members.
 
-Pure but for discord's components: values in, layouts out. Short lines, for a phone; whatever is common is one tap away.
+Pure but for discord's components: values in, layouts out. Lines are short, for a phone; common actions are one tap
+away.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ EXCEPTIONS: dict[Scope, str] = {"channel": "Channels", "role": "Roles", "user": 
 PAGE = 15  # rules on one page of exceptions
 CHANGES = 5  # on one page of the history
 RED, GREEN, BLUE = 0xED4245, 0x57F287, 0x5865F2
-LEGEND = "-# **Bold** is set on this server, 🔒 by whoever runs this bot; the rest is the bot's default."
-ORDER = "-# Of several rules the nearest holds: member, then role, channel, everyone."
+LEGEND = "-# **Bold** is set on this server, 🔒 by the operator of this bot; the rest is the bot's default."
+ORDER = "-# The most specific rule holds: member, then role, channel, everyone."
 
 
 def overview(terms: Terms, rules: Sequence[Rule], notice: Sequence[ui.Item] = ()) -> ui.LayoutView:
-    """What holds for everyone, how many exceptions there are, and everything that can be changed."""
+    """Return what holds for everyone, how many exceptions there are, and everything that can be changed."""
     items: list[ui.Item] = [*notice, parts.text("## Settings of this server")]
     if terms.closed:
         said = f"🔴 **Closed**: {quoted(terms.closed, 300)}"
@@ -49,7 +50,7 @@ def overview(terms: Terms, rules: Sequence[Rule], notice: Sequence[ui.Item] = ()
 
 
 def exceptions(scope: Scope, rules: Sequence[Rule], page: int, notice: Sequence[ui.Item] = ()) -> ui.LayoutView:
-    """The rules for single channels, roles or members: numbered, since a select can show no mentions."""
+    """Return the rules for single channels, roles or members, numbered, since a select can show no mentions."""
     own = _of(scope, rules)
     pages = max(1, -(-len(own) // PAGE))
     page = max(0, min(page, pages - 1))
@@ -70,7 +71,7 @@ def exceptions(scope: Scope, rules: Sequence[Rule], page: int, notice: Sequence[
 
 
 def explanation(head: str, said: Sequence[Group], user: str) -> ui.LayoutView:
-    """What holds for a member, a group below the other, and a select to set it for them."""
+    """Return what holds for a member, group by group, and a select to set it for them."""
     options = [(f"user/discord:{user}/{name}", wording.title(name), SETTINGS[name].about) for name in wording.EACH]
     room, items = parts.LAYOUT - len(head), list[ui.Item]([parts.text(head)])
     for heading, lines in said:
@@ -87,7 +88,7 @@ def explanation(head: str, said: Sequence[Group], user: str) -> ui.LayoutView:
 def history(
     changes: Sequence[Change], page: int, mine: Collection[int], notice: Sequence[ui.Item] = ()
 ) -> ui.LayoutView:
-    """One page of what was changed, the newest first; those of the numbers `mine` can be undone by whoever looks."""
+    """Return one page of changes, the newest first; the reader may undo those of the numbers `mine`."""
     pages = max(1, -(-len(changes) // CHANGES))
     page = max(0, min(page, pages - 1))
     items: list[ui.Item] = [*notice, parts.text("## What was changed here")]
@@ -102,20 +103,20 @@ def history(
 
 
 def notice(line: str, undo: int | None = None) -> list[ui.Item]:
-    """What has just happened, above a card; `undo`: the number of the change that a button takes back."""
+    """Return what has just happened, for the top of a card; `undo`: the number of the change that a button reverts."""
     if undo is None:
         return [parts.text(line), ui.Separator()]
     return [parts.beside(line, parts.button("Undo", "undo", undo)), ui.Separator()]
 
 
 def question(said: Sequence[str], yes: ui.Button) -> ui.LayoutView:
-    """Shows what would change, and asks."""
+    """Return a card that shows what would change, and asks."""
     shown = wording.fitting(said, parts.LAYOUT)
     return parts.layout(parts.text(*shown), parts.row(yes, parts.button("Cancel", "dismiss")), colour=BLUE)
 
 
 def done(line: str, *, undo: int | None = None, good: bool = True) -> ui.LayoutView:
-    """One sentence, and the way back."""
+    """Return one sentence, with buttons to undo and to go back."""
     row = [parts.button("All settings", "show")]
     if undo is not None:
         row.insert(0, parts.button("Undo", "undo", undo))
@@ -138,7 +139,7 @@ def _line(name: str, terms: Terms, title: str = "") -> str:
 
 
 def _choices(names: Sequence[str], terms: Terms) -> list[tuple[str, str, str]]:
-    """Settings for a select, each with its present value."""
+    """Return settings for a select, each with its present value."""
     return [(name, wording.title(name), _described(name, getattr(terms, name))) for name in names]
 
 
@@ -163,7 +164,7 @@ def _numbered(one: tuple[int, Rule]) -> tuple[str, str, str]:
 
 
 def rule_id(rule: Rule) -> str:
-    """A rule as one word: scope, subject, setting. Subjects may have colons in them."""
+    """Return a rule as one word: scope, subject, setting. Subjects may have colons in them."""
     return f"{rule.scope}/{rule.subject}/{rule.setting}"
 
 

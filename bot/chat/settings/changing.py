@@ -1,4 +1,4 @@
-"""Changing rules: by command, by form, by preset, and taking changes back. What was done stands above the next card."""
+"""Changes of rules: by command, by form, by preset, and undo. The result stands above the next card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRESET = "Choose a preset: it changes some rules for everyone, and leaves those 
 
 
 def target(guild: int | None, channel: int | None, role: int | None, user: int | None) -> tuple[Scope, str]:
-    """Whom a rule is for. Raises `Refused` (422) for more than one."""
+    """Return whom a rule is for. Raises `Refused` (422) for more than one."""
     if role is not None and role == guild:
         role = None  # the role @everyone is everyone
     given: list[tuple[Scope, int | None]] = [("channel", channel), ("role", role), ("user", user)]
@@ -39,7 +39,7 @@ def target(guild: int | None, channel: int | None, role: int | None, user: int |
 
 
 async def written(interaction: Interaction, member: Member, aim: tuple[Scope, str], setting: str, value: str) -> Change:
-    """Set a rule, or remove it where `value` is empty."""
+    """Set a rule, or remove it if `value` is empty."""
     one = reading.setting(setting)
     if one.name in OWN_COMMANDS:
         raise Refused(OWN_COMMANDS[one.name])
@@ -52,7 +52,7 @@ async def written(interaction: Interaction, member: Member, aim: tuple[Scope, st
 
 
 async def set_rule(interaction: Interaction, aim: tuple[Scope, str] | Refused, setting: str, value: str) -> None:
-    """`/settings set` and `unset`: says what changed, and what holds in spite of it."""
+    """`/settings set` and `unset`: say what changed, and what holds in spite of it."""
 
     async def work(member: Member) -> Shown:
         if isinstance(aim, Refused):
@@ -64,7 +64,7 @@ async def set_rule(interaction: Interaction, aim: tuple[Scope, str] | Refused, s
 
 
 async def said(interaction: Interaction, change: Change) -> str:
-    """What a change did, and what keeps it from doing more."""
+    """Return what a change did, and what limits it."""
     lines = [wording.changed(change)]
     if len(change.steps) == 1 and change.steps[0].after is not None:
         rules = await looking.administration(interaction).rules(change.guild)
@@ -74,7 +74,7 @@ async def said(interaction: Interaction, change: Change) -> str:
 
 
 def _unready(interaction: Interaction, step: Step) -> list[str]:
-    """What is missing for a setting to work: a worker that can check, a channel that we may write in."""
+    """Return what a setting still needs to work: a worker that can check, a channel that we may write in."""
     if step.setting == "check" and step.after is True:
         able = any(presence.checks for presence in interaction.client.studio.workers().values())
         return [] if able else [NO_CHECKER]
@@ -88,7 +88,7 @@ def _unready(interaction: Interaction, step: Step) -> list[str]:
 
 
 async def ask(interaction: Interaction, press: Press) -> None:
-    """A select on a card: opens the form for that setting, or for that rule."""
+    """Open the form for the setting, or the rule, that was chosen on a card."""
 
     async def work(member: Member) -> ui.Modal:
         rules = await looking.administration(interaction).rules(member.guild)
@@ -104,7 +104,7 @@ async def ask(interaction: Interaction, press: Press) -> None:
 
 
 async def ask_new(interaction: Interaction, press: Press) -> None:
-    """The button that adds a rule for a channel, a role or a member."""
+    """Open the form that adds a rule for a channel, a role or a member."""
 
     async def work(member: Member) -> ui.Modal:
         return forms.add(press.scope(0))
@@ -113,7 +113,7 @@ async def ask_new(interaction: Interaction, press: Press) -> None:
 
 
 async def save(interaction: Interaction, press: Press) -> None:
-    """A filled form: the setting and whom it is for stand in the id, or in the fields."""
+    """Apply a submitted form: its id or its fields hold the setting and whom it is for."""
 
     async def work(member: Member) -> Shown:
         setting, aim = _filled(interaction, press)
@@ -138,7 +138,7 @@ def _filled(interaction: Interaction, press: Press) -> tuple[str, tuple[Scope, s
 
 
 async def undo(interaction: Interaction, number: int | None) -> None:
-    """Take a change back: this one, or the newest that can be."""
+    """Undo this change, or the newest that can be undone."""
 
     async def work(member: Member) -> Shown:
         change = await looking.administration(interaction).undo(member, number)
@@ -152,7 +152,7 @@ async def undo_pressed(interaction: Interaction, press: Press) -> None:
 
 
 async def undo_listed(interaction: Interaction, press: Press) -> None:
-    """The same from the history, which stays."""
+    """Undo a change from the history, which stays."""
 
     async def work(member: Member) -> Shown:
         change = await looking.administration(interaction).undo(member, press.number(0))
@@ -162,12 +162,12 @@ async def undo_listed(interaction: Interaction, press: Press) -> None:
 
 
 def taken_back(change: Change) -> str:
-    """What an undo did."""
+    """Return what an undo did."""
     return "\n".join([f"↩️ No. {change.undoes} was taken back:", *wording.fitting(wording.steps(change.steps), 700)])
 
 
 async def offer_presets(interaction: Interaction, press: Press) -> None:
-    """The presets, one tap each."""
+    """Show the presets, one tap each."""
 
     async def work(member: Member) -> Shown:
         offered: Sequence[ui.Item] = [
@@ -181,7 +181,7 @@ async def offer_presets(interaction: Interaction, press: Press) -> None:
 
 
 async def preset(interaction: Interaction, name: str) -> None:
-    """What a preset would change, and whether to."""
+    """Show what a preset would change, and ask."""
 
     async def work(member: Member) -> Shown:
         one = presets.preset(name)
@@ -202,7 +202,7 @@ async def preset_pressed(interaction: Interaction, press: Press) -> None:
 
 
 async def apply(interaction: Interaction, press: Press) -> None:
-    """A preset, confirmed."""
+    """Apply a confirmed preset."""
 
     async def work(member: Member) -> Shown:
         change = await looking.administration(interaction).preset(member, press.parts[0])
@@ -212,7 +212,7 @@ async def apply(interaction: Interaction, press: Press) -> None:
 
 
 async def dismiss(interaction: Interaction, press: Press) -> None:
-    """Cancel: nothing was changed, and the card goes back to all settings."""
+    """Cancel: change nothing, and offer all settings."""
 
     async def work(member: Member) -> Shown:
         return Shown(view=cards.done("Nothing was changed.", good=False))
@@ -221,7 +221,7 @@ async def dismiss(interaction: Interaction, press: Press) -> None:
 
 
 async def own(interaction: Interaction, member: Member) -> dict[Key, Value]:
-    """The rules of the admin's server, as plans are made from."""
+    """Return the rules of the admin's server, from which plans are made."""
     rules = await looking.administration(interaction).rules(member.guild)
     return {rule.key: rule.value for rule in rules if rule.guild == member.guild}
 

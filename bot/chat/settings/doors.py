@@ -1,4 +1,4 @@
-"""The kill switch of a server's owner, and the budgets that whoever runs the bot gives to servers."""
+"""The kill switch of a server's owner, and the budgets that the operator gives to servers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ GUILD = re.compile(r"(?:discord:)?([0-9]{1,20})")
 
 
 async def ask_close(interaction: Interaction, reason: str = "") -> None:
-    """Says what closing stops, and asks for the reason."""
+    """Open the form that says what closing stops, and asks for the reason."""
 
     async def work(member: Member) -> ui.Modal:
-        return forms.close(reason)  # at once: nothing is counted, for the queue is longest when this is needed most
+        return forms.close(reason)  # at once: no jobs are counted, for the queue is longest when this is needed most
 
     await respond(interaction, "close", work)
 
@@ -39,7 +39,7 @@ async def close_pressed(interaction: Interaction, press: Press) -> None:
 
 
 async def close(interaction: Interaction, press: Press) -> None:
-    """Closed, confirmed."""
+    """Close the server, after the confirmation."""
 
     async def work(member: Member) -> Shown:
         number = await looking.administration(interaction).close(member, press.one("reason"))
@@ -54,11 +54,11 @@ def _stopped(number: int) -> str:
     if not number:
         return "Nothing was running or waiting."
     were, it = ("was", "it") if number == 1 else ("were", "they")
-    return f"{jobs(number)} {were} cancelled; what {it} did not use is given back."
+    return f"{jobs(number)} {were} cancelled; what {it} did not use is refunded."
 
 
 async def reopen(interaction: Interaction, press: Press | None = None) -> None:
-    """Takes new jobs again."""
+    """Admit new jobs again."""
 
     async def work(member: Member) -> Shown:
         await looking.administration(interaction).open(member)
@@ -68,7 +68,7 @@ async def reopen(interaction: Interaction, press: Press | None = None) -> None:
 
 
 async def budget(interaction: Interaction, guild: str, limits: Mapping[str, str]) -> None:
-    """Ceilings of whoever runs the bot, for one server or (`*`) for each; without any, what they are."""
+    """Set the operator's ceilings for one server or (`*`) for each; without any, show them."""
 
     async def work(member: Member) -> Shown:
         if not guild and interaction.guild_id is None:
@@ -90,7 +90,7 @@ async def budget(interaction: Interaction, guild: str, limits: Mapping[str, str]
 
 
 def server(typed: str) -> str:
-    """The server that was meant, as the rules name it. Raises `Refused` (422)."""
+    """Return the typed server as the rules name it. Raises `Refused` (422)."""
     if typed.strip() == EVERYWHERE:
         return EVERYWHERE
     found = GUILD.fullmatch(typed.strip())
@@ -100,7 +100,7 @@ def server(typed: str) -> str:
 
 
 def servers(interaction: Interaction) -> dict[str, str]:
-    """Every server that the bot is in, for whoever runs it; to nobody else is one named."""
+    """Return every server that the bot is in, for operators; none for anybody else."""
     if interaction.user.id not in interaction.client.keepers:
         return {}
     return {EVERYWHERE: "Every server"} | {

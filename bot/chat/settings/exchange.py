@@ -1,6 +1,6 @@
-"""A server's rules as a file, out and in. An import shows what it would change, and asks; it is all or nothing.
+"""Export and import of a server's rules as a file. An import shows its changes and asks; it is all or nothing.
 
-The file goes along with the question, so that the answer needs no memory: whoever confirms after a restart still can.
+The question's message carries the file, so it can be confirmed after a restart.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GONE = "The file of this import cannot be read any more. Send it again with /set
 
 
 async def export(interaction: Interaction, press: Press | None = None) -> None:
-    """The rules as YAML, to keep, to edit, or to bring to another server."""
+    """Send the rules as YAML, to keep, to edit, or to import into another server."""
 
     async def work(member: Member) -> Shown:
         text = await looking.administration(interaction).export(member.guild)
@@ -43,7 +43,7 @@ async def export(interaction: Interaction, press: Press | None = None) -> None:
 
 
 async def bring(interaction: Interaction, attachment: discord.Attachment) -> None:
-    """What a file would change, and whether to."""
+    """Show what a file would change, and ask."""
 
     async def work(member: Member) -> Shown:
         text = await read(attachment)
@@ -59,7 +59,7 @@ async def bring(interaction: Interaction, attachment: discord.Attachment) -> Non
 
 
 async def brought(interaction: Interaction, press: Press) -> None:
-    """The import, confirmed: the file is read again, from the question."""
+    """Import after the confirmation: the file is read again, from the question's message."""
 
     async def work(member: Member) -> Shown:
         attached = interaction.message.attachments if interaction.message else []
@@ -76,7 +76,7 @@ async def brought(interaction: Interaction, press: Press) -> None:
 
 
 async def _values(interaction: Interaction, member: Member, text: str) -> dict[Key, Value]:
-    """The rules in a file, with no channel of another server among them."""
+    """Return the rules in a file. Raises `Refused` for a channel of another server."""
     values = await asyncio.to_thread(sheet.bring, text, member.guild)
     ours.check_reports(interaction, (value for (_, _, name), value in values.items() if name == ours.REPORTS))
     return values
@@ -92,7 +92,7 @@ async def left(interaction: Interaction, press: Press) -> None:
 
 
 async def read(attachment: discord.Attachment) -> str:
-    """The text of a file; what is too large, or no text, is refused before it is fetched. Raises `Refused`."""
+    """Return the text of a file. Raises `Refused`, before the download if it is too large or no text."""
     if attachment.size > sheet.BYTES:
         raise Refused(
             f"That file is too large: {attachment.size // 1024} KiB of at most {sheet.BYTES // 1024} KiB.", 413
@@ -113,7 +113,7 @@ async def read(attachment: discord.Attachment) -> str:
 
 
 def _textual(kind: str) -> bool:
-    """Discord guesses a type from the name; none at all is as good."""
+    """Return whether the content type may be text: Discord guesses it from the name, and may give none."""
     return not kind or kind.startswith("text/") or kind.endswith(("yaml", "octet-stream"))
 
 

@@ -1,4 +1,4 @@
-"""What holds for a member, as short lines for a phone: what limits them now, what rules decide, and the defaults.
+"""What holds for a member, in short lines for a phone: what limits them now, what rules set, and the defaults.
 
 Pure: explanations in, texts in Discord's markdown out. Knows which settings a card names; knows nothing of rules.
 """
@@ -14,18 +14,18 @@ from bot.sentences import quoted
 
 Group = tuple[str, list[str]]  # a heading, and its lines
 NOW, RULED, DEFAULT = "Now", "Set by rules", "By default"
-SHUT = ("blocked", "closed")  # what stops everything
+SHUT = ("blocked", "closed")  # settings that stop everything
 _MARK = re.compile(r"§(channel|role|user)([0-9]{1,20})§")
 _MENTIONS = {"channel": "<#", "role": "<@&", "user": "<@"}
 
 
 def marked(kind: str, number: str) -> str:
-    """A name of a `channel`, `role` or `user` that outlasts escaping; a mention is made of it in the end."""
+    """Return a placeholder of a `channel`, `role` or `user` that survives escaping; `_mentioned` makes it a mention."""
     return f"§{kind}{number}§"
 
 
 def groups(found: Sequence[Explained]) -> list[Group]:
-    """All settings under their headings, the fullest limit first; a group that would be empty is left out."""
+    """Return all settings under their headings, the fullest limit first; empty groups are left out."""
     now = sorted(filter(_limits, found), key=lambda one: -1.0 if one.setting in SHUT else 1 - (one.taken or 0))
     ruled = [one for one in found if one.rule is not None and one not in now]
     named = (*wording.EACH, "blocked")
@@ -35,14 +35,14 @@ def groups(found: Sequence[Explained]) -> list[Group]:
 
 
 def entry(one: Explained) -> str:
-    """A setting as it holds, and below it why."""
+    """Return a setting's value, and below it why it holds."""
     why = one.sentence.removeprefix(f"{one.setting} is {one.value}: ")
     full = "⛔ " if _shut(one) or (one.taken or 0) >= 1 else ""
     return f"{full}{line(one, '**')}\n-# {_mentioned(why)}"
 
 
 def line(one: Explained, strong: str = "") -> str:
-    """ "Running at once · 1 of 4"; `strong` around the value."""
+    """Return "Running at once · 1 of 4"; `strong` goes around the value."""
     value = one.used or (("yes" if one.value == "on" else "no") if one.setting == "blocked" else one.value)
     soon = f", some frees <t:{round(one.frees)}:R>" if one.frees is not None and one.taken else ""
     return f"{wording.title(one.setting)} · {strong}{quoted(value, 90)}{strong}{soon}"

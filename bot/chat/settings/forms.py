@@ -1,6 +1,6 @@
-"""The forms: a value to change, a rule to add, words to edit, a server to close. Sending one is the confirmation.
+"""The settings forms: change a value, add a rule, edit words, close the server. Submitting one is the confirmation.
 
-Discord's components only; what was filled in comes back as a `Press`. A field that is left empty removes the rule.
+Discord's components only; the input comes back as a `Press`. An empty field removes the rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EMPTY = "Leave it empty to remove the rule."
 
 
 def change(setting: Setting, value: Value | None) -> ui.Modal:
-    """A new value, for everyone or for one channel, role or member."""
+    """Return the form for a new value, for everyone or for one channel, role or member."""
     form = _form(wording.title(setting.name), "save", setting.name)
     form.add_item(ui.TextDisplay(_about(setting)))
     form.add_item(ui.Label(text="New value", description=_hint(setting), component=_field(setting, value)))
@@ -34,7 +34,7 @@ def change(setting: Setting, value: Value | None) -> ui.Modal:
 
 
 def rule(scope: Scope, subject: str, setting: Setting, value: Value | None) -> ui.Modal:
-    """A new value for the subject of one rule."""
+    """Return the form for a new value for the subject of one rule."""
     form = _form(wording.title(setting.name), "save", setting.name, scope, subject.replace(":", "."))
     form.add_item(ui.TextDisplay(f"{_about(setting)}\n-# For {wording.whom(scope, subject)}."))
     form.add_item(ui.Label(text="New value", description=_hint(setting), component=_field(setting, value)))
@@ -42,7 +42,7 @@ def rule(scope: Scope, subject: str, setting: Setting, value: Value | None) -> u
 
 
 def add(scope: Scope) -> ui.Modal:
-    """A rule for a channel, a role or a member that the admin picks."""
+    """Return the form for a rule for a channel, a role or a member that the admin picks."""
     form = _form("Add a rule", "save")
     picker = _channel(required=True) if scope == "channel" else _who(required=True, roles=scope == "role")
     form.add_item(ui.Label(text={"channel": "Channel", "role": "Role"}.get(scope, "Member"), component=picker))
@@ -58,10 +58,13 @@ def add(scope: Scope) -> ui.Modal:
 
 
 def words(now: Sequence[str], patterns: Sequence[str], stamp: str) -> ui.Modal:
-    """All words and all patterns of this server, one a line. `stamp`: which lists it was opened with."""
+    """Return the form with all words and all patterns of this server, one a line.
+
+    `stamp`: the hash of the lists that it was opened with.
+    """
     form = _form("Refused words and patterns", "reword", stamp)
     form.add_item(
-        ui.TextDisplay("A prompt that has one of these is refused. One a line; look-alike letters are seen through.")
+        ui.TextDisplay("A prompt that has one of these is refused. One a line; look-alike letters are recognised.")
     )
     for name, hint, lines in (
         ("words", "Whole words or phrases, one a line", now),
@@ -76,9 +79,9 @@ def words(now: Sequence[str], patterns: Sequence[str], stamp: str) -> ui.Modal:
 
 
 def close(reason: str) -> ui.Modal:
-    """The kill switch: says what it stops, and asks for the reason that members read."""
+    """Return the kill switch's form: it says what closing stops, and asks for the reason that members read."""
     form = _form("Close this server", "closed")
-    stops = "**All running and waiting jobs** of this server are cancelled now; what they did not use is given back."
+    stops = "**All running and waiting jobs** of this server are cancelled now; what they did not use is refunded."
     form.add_item(ui.TextDisplay(f"{stops} Nothing more is made here until `/settings open`."))
     field = ui.TextInput(
         custom_id="reason", default=shortened(reason, 300) or None, max_length=300, placeholder="Back on Monday"
@@ -108,7 +111,7 @@ def _hint(setting: Setting) -> str:
 
 
 def _field(setting: Setting, value: Value | None) -> ui.Item:
-    """A select where there is a choice, else a line of text."""
+    """Return a select if the setting has choices, else a line of text."""
     if setting.kind == "channel":
         return _channel(required=False, field="value")
     if setting.kind in ("choice", "choices", "switch"):

@@ -1,4 +1,4 @@
-"""What `/settings` and `/moderation` say of themselves in German: descriptions of commands and of their options."""
+"""German translations of `/settings` and `/moderation`: descriptions of commands and of their options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 GERMAN: Mapping[str, str] = MappingProxyType(
     {
-        "Who may spend how much on this server": "Wer auf diesem Server wie viel verbrauchen darf",
+        "The limits and rules of this server": "Die Grenzen und Regeln dieses Servers",
         "All settings of this server, and buttons to change them": "Alle Einstellungen dieses Servers, zum Ändern",
         "Set a limit or a switch: for everyone, or for one channel, role or member": (
             "Setzt eine Grenze oder einen Schalter: für alle, einen Kanal, eine Rolle oder ein Mitglied"
@@ -27,7 +27,7 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         "What holds for a member, which rule decides it, and what they have used": (
             "Was für ein Mitglied gilt, welche Regel entscheidet, und was verbraucht ist"
         ),
-        "Whose": "Von wem",
+        "Which member": "Von wem",
         "Only this setting": "Nur diese Einstellung",
         "As it is in this channel": "So wie es in diesem Kanal ist",
         "Many settings at once, for a kind of server; shows first what it would change": (
@@ -51,7 +51,7 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         ),
         "Members read it when they are refused": "Mitglieder lesen ihn, wenn sie abgewiesen werden",
         "Take new jobs again after close": "Nimmt nach close wieder Aufträge an",
-        "For whoever runs this bot: what all members of a server may spend together": (
+        "For the operator of this bot: what all members of a server may use together": (
             "Für den, der diesen Bot betreibt: was alle auf einem Server zusammen verbrauchen dürfen"
         ),
         "Which server; this one by default": "Welcher Server; sonst dieser",
@@ -70,10 +70,10 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         "Words to add, with commas between them": "Neue Wörter, mit Kommas dazwischen",
         "Words to take off the list": "Wörter, die von der Liste gehen",
         "A member may make nothing here any more": "Ein Mitglied darf hier nichts mehr machen",
-        "Whom; also somebody who has left": "Wen; auch jemand, der gegangen ist",
+        "The member; also one who has left": "Wen; auch jemand, der gegangen ist",
         "For the moderators' list": "Für die Liste der Moderatoren",
         "A blocked member may ask for pictures again": "Ein gesperrtes Mitglied darf wieder Bilder machen",
-        "Whom": "Wen",
+        "The member": "Wen",
         "Where members' reports go; without a channel, to the list of incidents alone": (
             "Wohin Meldungen gehen; ohne Kanal nur in die Liste der Vorfälle"
         ),

@@ -1,7 +1,7 @@
-"""The commands of `/settings`: their options, and what is suggested while one types. What they do lies beside them.
+"""The commands of `/settings`: their options and their autocomplete. Other modules do the work.
 
-Discord shows them to those who may manage the server; each still asks the table of who may do what. Budgets work in a
-conversation with the bot too, since whoever runs it need not be a member of a server.
+Discord shows them to those who may manage the server; each still checks the permission table. Budgets also work in a
+direct conversation, since the operator need not be a member of a server.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ASKED_IN = [
     discord.ChannelType.stage_voice,
 ]
 LONG = 4000  # characters of a value: a list may be long
-TOGETHER = ("cost_day", "cost_month", "running", "queued")  # a budget's short names: of all members together
+TOGETHER = ("cost_day", "cost_month", "running", "queued")  # a budget's options: limits of all members together
 
 
 class Where(app_commands.Transformer):
-    """A channel in which pictures can be asked for; its id is all that is needed, so it need not be known to us."""
+    """A channel in which pictures can be asked for. Only its id is needed, so it need not be cached."""
 
     @property
     def type(self) -> discord.AppCommandOptionType:
@@ -51,7 +51,7 @@ class Where(app_commands.Transformer):
 Channel = app_commands.Transform[int, Where]
 settings = app_commands.Group(
     name="settings",
-    description="Who may spend how much on this server",
+    description="The limits and rules of this server",
     default_permissions=discord.Permissions(manage_guild=True),
     allowed_contexts=app_commands.AppCommandContext(guild=True, dm_channel=True, private_channel=False),
     allowed_installs=app_commands.AppInstallationType(guild=True, user=False),
@@ -88,7 +88,7 @@ async def unset(
 
 
 @settings.command(description="What holds for a member, which rule decides it, and what they have used")
-@app_commands.describe(member="Whose", setting="Only this setting", channel="As it is in this channel")
+@app_commands.describe(member="Which member", setting="Only this setting", channel="As it is in this channel")
 async def explain(
     interaction: Interaction, member: discord.User, setting: Range[str, 1, 40] | None = None,
     channel: Channel | None = None,
@@ -139,7 +139,7 @@ async def open_(interaction: Interaction) -> None:
     await doors.reopen(interaction)
 
 
-@settings.command(description="For whoever runs this bot: what all members of a server may spend together")
+@settings.command(description="For the operator of this bot: what all members of a server may use together")
 @app_commands.describe(
     guild="Which server; this one by default", cost_day="Device time in 24 hours, such as 2 h; none to remove",
     cost_month="Device time in 30 days, such as 30 h; none to remove", running="Jobs at once; none to remove",
@@ -161,7 +161,7 @@ async def budget(
 def _aim(
     interaction: Interaction, channel: int | None, role: discord.Role | None, member: discord.User | None
 ) -> tuple[Scope, str] | Refused:
-    """Whom a rule is for, or why that cannot be said: refused only once it is known who asks."""
+    """Return whom a rule is for, or the refusal: it is raised only once the permission is checked."""
     try:
         return target(interaction.guild_id, channel, role and role.id, member and member.id)
     except Refused as refused:

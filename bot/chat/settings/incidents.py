@@ -1,4 +1,4 @@
-"""What moderators are told of: refused words, reports, held pictures, deletions; page by page, closed one by one."""
+"""Incidents for moderators: refused words, reports, held pictures, deletions; page by page, closed one by one."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ WAITING, ALL = "waiting", "all"
 
 
 async def show(interaction: Interaction, which: str = WAITING, page: int = 0) -> None:
-    """Those that wait for somebody, or all."""
+    """Show the incidents that wait for a moderator, or all."""
     await respond(interaction, "settings", lambda member: _listed(interaction, member, which, page))
 
 
 async def turned(interaction: Interaction, press: Press) -> None:
-    """Another page, or the other list."""
+    """Show another page, or the other list."""
     await show(interaction, ALL if press.parts[:1] == (ALL,) else WAITING, press.number())
 
 
 async def close(interaction: Interaction, press: Press) -> None:
-    """It needs nobody any more; the list stays."""
+    """Close an incident; the list stays."""
 
     async def work(member: Member) -> Shown:
         closed = await interaction.client.desk.moderation.close(press.number(0), member)
@@ -57,7 +57,7 @@ async def _listed(
 
 
 async def _link(interaction: Interaction, job: str) -> str:
-    """Where a job is shown; empty if nowhere any more."""
+    """Return where a job is shown; empty if it is shown nowhere any more."""
     try:
         return link((await interaction.client.desk.deliveries.place_of(job)).where)
     except Refused:
@@ -68,7 +68,7 @@ def listed(
     shown: Sequence[Incident], links: Mapping[str, str], which: str, page: int, pages: int,
     notice: Sequence[ui.Item] = (),
 ) -> ui.LayoutView:  # fmt: skip
-    """One page, each with a button to close it where it waits for somebody."""
+    """Return one page; an incident that waits for a moderator has a button to close it."""
     items: list[ui.Item] = [*notice, parts.text("## Waiting for a moderator" if which == WAITING else "## Incidents")]
     if not shown:
         items.append(parts.text("Nothing waits." if which == WAITING else "Nothing yet."))
@@ -83,6 +83,6 @@ def listed(
 
 
 def entry(one: Incident, where: str) -> str:
-    """An incident, when it was, and where the picture is."""
+    """Return an incident, when it was, and where the picture is."""
     seen = f" · {where}" if where else ""
     return f"**{one.number}.** {quoted(told(one), SAID)}\n-# <t:{round(one.at)}:R>{seen}"

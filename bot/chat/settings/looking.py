@@ -1,4 +1,4 @@
-"""Looking at the rules: the overview, the exceptions, what holds for one member and why, and the history."""
+"""Views of the rules: the overview, the exceptions, what holds for one member and why, and the history."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bot.chat.settings.presses import Press
     from bot.desk.administration import Administration
 
-DEEP = 500  # changes that are kept
+DEEP = 500  # changes in the history
 
 
 def administration(interaction: Interaction) -> Administration:
@@ -27,9 +27,9 @@ def administration(interaction: Interaction) -> Administration:
 
 
 async def overview(interaction: Interaction, member: Member, notice: Sequence[ui.Item] = ()) -> Shown:
-    """Everything at a glance, under `notice`."""
+    """Return the overview of all settings, under `notice`."""
     rules = await administration(interaction).rules(member.guild)
-    terms = await administration(interaction).terms(Member("", "", member.guild))  # of somebody without exceptions
+    terms = await administration(interaction).terms(Member("", "", member.guild))  # of a member without exceptions
     return Shown(view=cards.overview(terms, rules, notice))
 
 
@@ -38,7 +38,7 @@ async def show(interaction: Interaction, press: Press | None = None) -> None:
 
 
 async def page(interaction: Interaction, press: Press) -> None:
-    """A page of the rules for single channels, roles or members."""
+    """Show a page of the rules for single channels, roles or members."""
 
     async def work(member: Member) -> Shown:
         rules = await administration(interaction).rules(member.guild)
@@ -48,10 +48,10 @@ async def page(interaction: Interaction, press: Press) -> None:
 
 
 async def explain(interaction: Interaction, who: Asked, setting: str = "") -> None:
-    """What holds for somebody, who decides it, and what they have used; and a way to change it for them."""
+    """Show what holds for a member, which rule decides it, and their usage; with a way to change it for them."""
 
     async def work(member: Member) -> Shown:
-        asked = replace(who, channel=who.channel or member.channel)  # here, where none was named
+        asked = replace(who, channel=who.channel or member.channel)  # this channel, if none was named
         found = await administration(interaction).explain(
             member.guild, asked.member(member.guild), setting or None, names=asked.marks()
         )
@@ -63,7 +63,7 @@ async def explain(interaction: Interaction, who: Asked, setting: str = "") -> No
 
 
 async def explain_chosen(interaction: Interaction, press: Press) -> None:
-    """The same for a member that was picked on the overview."""
+    """Explain the member that was picked on the overview."""
     resolved: Any = (interaction.data or {}).get("resolved") or {}
     there = (resolved.get("members") or {}).get(press.one(), {})
     await explain(interaction, Asked(press.one(), (*there.get("roles", ()), str(interaction.guild_id))))
@@ -81,7 +81,7 @@ class Asked:
         return Member(f"discord:{self.user}", self.user, guild, roles=self.roles, channel=self.channel)
 
     def marks(self) -> dict[str, str]:
-        """How their names are written into an explanation."""
+        """Return the placeholders of their names in an explanation."""
         found = {role: explained.marked("role", role) for role in self.roles}
         found[self.channel] = explained.marked("channel", self.channel)
         return found | {f"discord:{self.user}": explained.marked("user", self.user)}
@@ -92,7 +92,7 @@ async def log(interaction: Interaction, press: Press | None = None) -> None:
 
 
 async def history(interaction: Interaction, member: Member, page: int, notice: Sequence[ui.Item] = ()) -> Shown:
-    """One page of what was changed, the newest first, each with its Undo."""
+    """Return one page of changes, the newest first, each with its Undo."""
     changes = await administration(interaction).changes(member.guild, DEEP)
     mine = {one.number for one in changes if not any(forbidden(action, member) for action in undoing(one))}
     return Shown(view=cards.history(changes, page, mine, notice))

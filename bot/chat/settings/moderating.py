@@ -1,7 +1,7 @@
-"""What keeps a server clean: words and patterns that prompts may not have, blocks, the picture check, reports.
+"""Moderation settings: refused words and patterns, blocks, the picture check, reports.
 
-Words are edited in a form with all of them in it. What does not fit, or is refused, comes back as a file: nothing that
-somebody typed is lost.
+A form holds all words at once. A form that is refused or outdated comes back as a file: nothing that somebody typed is
+lost.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOO_LONG = (
 
 
 async def edit_words(interaction: Interaction, press: Press | None = None) -> None:
-    """The form with all words and patterns."""
+    """Open the form with all words and patterns."""
 
     async def work(member: Member) -> ui.Modal:
         now = await changing.own(interaction, member)
@@ -52,13 +52,13 @@ async def edit_words(interaction: Interaction, press: Press | None = None) -> No
 
 
 async def reword(interaction: Interaction, press: Press) -> None:
-    """The form, sent: what is wrong in one list leaves both as they were."""
+    """Apply the submitted form: an error in one list leaves both as they were."""
 
     async def work(member: Member) -> Shown:
         typed = {name: press.one(name).splitlines() for name in LISTS}
         try:
             if press.parts and press.parts[0] != _stamp(await changing.own(interaction, member)):
-                raise Refused(CHANGED)  # a form has all of the lists in it: it would take away what was added
+                raise Refused(CHANGED)  # a form holds the whole lists: it would remove what was added
             changes = await _reworded(interaction, member, typed)
         except Refused as refused:
             text = "\n".join(line for name in LISTS for line in (f"# {name}", *typed[name]))
@@ -87,7 +87,7 @@ async def _reworded(interaction: Interaction, member: Member, typed: Mapping[str
 
 
 async def change_words(interaction: Interaction, add: str, remove: str) -> None:
-    """Single words, by command: the rest stays."""
+    """Add and remove single words, by command; the rest stays."""
 
     async def work(member: Member) -> Shown:
         now = await changing.own(interaction, member)
@@ -104,7 +104,7 @@ async def change_words(interaction: Interaction, add: str, remove: str) -> None:
 
 
 async def block(interaction: Interaction, user: discord.abc.User, reason: str) -> None:
-    """A member may make nothing here any more; who did it and why stands in the list of incidents."""
+    """Block a member; the list of incidents says who did it and why."""
 
     async def work(member: Member) -> Shown:
         who = f"discord:{user.id}"
@@ -122,7 +122,7 @@ async def block(interaction: Interaction, user: discord.abc.User, reason: str) -
 
 
 async def unblock(interaction: Interaction, user: discord.abc.User) -> None:
-    """A blocked member may ask again, unless a role of theirs is blocked too: then that is said."""
+    """Unblock a member; say so if one of their roles is still blocked."""
 
     async def work(member: Member) -> Shown:
         now, who = await changing.own(interaction, member), f"discord:{user.id}"
@@ -141,17 +141,17 @@ async def unblock(interaction: Interaction, user: discord.abc.User) -> None:
 
 
 async def reports(interaction: Interaction, channel: int | None) -> None:
-    """Where reports go; without a channel they stay in the list of incidents."""
+    """Set where reports go; without a channel they stay in the list of incidents."""
     await changing.set_rule(interaction, ("guild", ""), "reports", "" if channel is None else str(channel))
 
 
 async def check(interaction: Interaction, switch: str) -> None:
-    """The picture check for the whole server."""
+    """Switch the picture check for the whole server."""
     await changing.set_rule(interaction, ("guild", ""), "check", switch)
 
 
 def _stamp(now: Mapping[Key, Value]) -> str:
-    """A mark of the lists as they are: for two forms the same if the lists were."""
+    """Return a hash of the lists: two forms have the same one if their lists were the same."""
     lists = [_list(now.get(("guild", "", name))) for name in LISTS]
     return hashlib.sha256(repr(lists).encode()).hexdigest()[:16]
 

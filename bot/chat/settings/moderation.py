@@ -1,4 +1,4 @@
-"""The commands of `/moderation`: their options. Discord shows them to those who may manage messages; each asks too."""
+"""The commands of `/moderation`. Discord shows them to those who may manage messages; each checks the table, too."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ async def words(
 
 
 @moderation.command(description="A member may make nothing here any more")
-@app_commands.describe(member="Whom; also somebody who has left", reason="For the moderators' list")
+@app_commands.describe(member="The member; also one who has left", reason="For the moderators' list")
 async def block(interaction: Interaction, member: discord.User, reason: Range[str, 1, 200] | None = None) -> None:
     await moderating.block(interaction, member, reason or "")
 
 
 @moderation.command(description="A blocked member may ask for pictures again")
-@app_commands.describe(member="Whom")
+@app_commands.describe(member="The member")
 async def unblock(interaction: Interaction, member: discord.User) -> None:
     await moderating.unblock(interaction, member)
 

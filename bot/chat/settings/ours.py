@@ -1,4 +1,4 @@
-"""Channels that rules name must be of the server that the rules are for: else its admins would speak in another's."""
+"""Checks that channels in rules belong to the rules' own server: else its admins could post in another one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPORTS = "reports"
 
 
 def check_reports(interaction: Interaction, channels: Iterable[Value]) -> None:
-    """Reports may go there. Raises `Refused` (422) for what is no channel or thread that I see on this server."""
+    """Raise `Refused` (422) for what is no channel or thread that the bot sees on this server."""
     for one in map(str, channels):
         known = interaction.guild is not None and one.isdecimal() and interaction.guild.get_channel_or_thread(int(one))
         if not known:

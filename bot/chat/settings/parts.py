@@ -1,4 +1,4 @@
-"""What cards are made of: buttons and selects that carry everything in their ids, and texts that fit.
+"""Building blocks of cards: buttons and selects that carry everything in their ids, and texts that fit.
 
 Knows discord's components and their limits; knows nothing of rules.
 """
@@ -19,17 +19,17 @@ Style = discord.ButtonStyle
 
 
 def named(verb: str, *parts: object) -> str:
-    """The id of a component: `settings:<verb>:<part>:…`."""
+    """Return the id of a component: `settings:<verb>:<part>:…`."""
     return ":".join((PREFIX, verb, *(str(part) for part in parts)))
 
 
 def button(label: str, verb: str, *parts: object, style: Style = Style.secondary, off: bool = False) -> ui.Button:
-    """A button; what it does is in its id."""
+    """Return a button; its id says what it does."""
     return ui.Button(label=label, style=style, custom_id=named(verb, *parts), disabled=off)
 
 
 def select(placeholder: str, options: Iterable[tuple[str, str, str]], verb: str, *parts: object) -> ui.ActionRow:
-    """A select in a row of its own; options are (value, label, description), and the first 25 are offered."""
+    """Return a row with a select; options are (value, label, description), of which the first 25 are offered."""
     offered = [
         discord.SelectOption(value=value, label=label[:LABEL], description=about[:ABOUT] or None)
         for value, label, about in options
@@ -43,7 +43,7 @@ def row(*buttons: ui.Button) -> ui.ActionRow:
 
 
 def layout(*items: ui.Item, colour: int | None = None) -> ui.LayoutView:
-    """A card: one container, so that it reads as one thing."""
+    """Return a card of one container, so that it reads as one thing."""
     view = ui.LayoutView(timeout=None)
     view.add_item(ui.Container(*items, accent_colour=colour))
     return view
@@ -54,17 +54,17 @@ def text(*lines: str) -> ui.TextDisplay:
 
 
 def beside(line: str, control: ui.Button) -> ui.Section:
-    """A text with a button at its right."""
+    """Return a text with a button at its right."""
     return ui.Section(ui.TextDisplay(line), accessory=control)
 
 
 def name(found: str) -> str:
-    """What somebody called a server or themselves, for a card."""
+    """Return the name of a server or a member, escaped and cut for a card."""
     return quoted(found, 80)
 
 
 def pager(verb: str, *parts: object, page: int, pages: int) -> list[ui.ActionRow]:
-    """Back and forth, where there is more than one page; pages count from 0."""
+    """Return buttons back and forth, if there is more than one page; pages count from 0."""
     if pages <= 1:
         return []
     back = button("◀", verb, *parts, page - 1, off=page <= 0)

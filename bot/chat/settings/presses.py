@@ -1,7 +1,7 @@
-"""Presses, choices and filled forms: found by their ids alone, so that they work after any restart.
+"""Routing of presses, choices and submitted forms by their custom ids alone, so that they work after any restart.
 
-discord.py would keep every card and every form that somebody opened and dismissed in memory, and forget them all with
-the process. Here, nothing is kept: the client hands every interaction to `pressed`, which knows its own by the prefix.
+discord.py would keep every card and every form that somebody opened and dismissed in memory, and lose them all with the
+process. Here, nothing is kept: the client hands every interaction to `pressed`, which knows its own by the prefix.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 OLD = "This card is of an older version of the bot. /settings show opens a new one."
 INTERACTIVE = (discord.InteractionType.component, discord.InteractionType.modal_submit)
-CHOSEN = ""  # the name under which a select's choice is filled in
+CHOSEN = ""  # the field name of a select's choice
 
 
 @dataclass(frozen=True)
 class Press:
-    """What was pressed: the parts of its id; `filled`: by field, what a form holds, or under `CHOSEN` a choice;
-    `roles`: which of the chosen ids are roles.
+    """What was pressed: the parts of its id, the input, and which of the chosen ids are `roles`.
+
+    `filled`: by field, what a form holds; or under `CHOSEN` a select's choice.
     """
 
     parts: tuple[str, ...]
@@ -39,21 +40,21 @@ class Press:
     roles: frozenset[str] = frozenset()
 
     def one(self, field: str = CHOSEN) -> str:
-        """The only value of a field; empty if it was left so."""
+        """Return the only value of a field; empty if it has none."""
         return next(iter(self.filled.get(field, ())), "")
 
     def scope(self, place: int) -> Scope:
-        """For whom, as the id says. Raises `Refused`: ids are ours, but of any version."""
+        """Return the scope in the id. Raises `Refused`: the id may be of another version."""
         return as_scope(self.parts[place] if place < len(self.parts) else "")
 
     def number(self, place: int = -1) -> int:
-        """A whole number in the id; 0 where it is none."""
+        """Return a whole number in the id; 0 if it is none."""
         part = self.parts[place] if -len(self.parts) <= place < len(self.parts) else ""
         return int(part) if part.isascii() and part.isdigit() else 0
 
 
 def as_scope(text: str) -> Scope:
-    """One of the scopes of a rule. Raises `Refused`."""
+    """Return the text as the scope of a rule. Raises `Refused`."""
     for scope in SCOPES:
         if scope == text:
             return scope
@@ -64,7 +65,7 @@ Verb = Callable[["Interaction", Press], Awaitable[None]]
 
 
 async def dispatch(interaction: Interaction, verbs: Mapping[str, Verb]) -> None:
-    """Do what a press of one of our cards asks for; anything else is left alone."""
+    """Do what a press on one of our cards asks for; ignore other interactions."""
     data: Any = interaction.data or {}
     prefix, _, rest = str(data.get("custom_id", "")).partition(":")
     if interaction.type not in INTERACTIVE or prefix != PREFIX:
@@ -90,7 +91,7 @@ def _press(parts: Iterable[str], data: Any) -> Press:
 
 
 def _filled(nodes: Iterable[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Fields of a form and what stands in them, however deep they lie."""
+    """Yield the fields of a form with their values, at any depth."""
     for node in nodes:
         yield from _filled([*node.get("components", ()), *filter(None, [node.get("component")])])
         if "custom_id" in node:

@@ -1,6 +1,6 @@
-"""What is suggested while an admin types: settings with what they do, and values that make sense for each.
+"""Autocomplete choices for admins: settings with their descriptions, and useful values of each.
 
-Pure but for discord's choices; names of models, channels and servers are given.
+Pure but for discord's choices; the caller passes the names of models, channels and servers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ USUAL: Mapping[Kind, tuple[str, ...]] = {
 
 
 def settings(typed: str, names: Iterable[str] = tuple(SETTINGS)) -> list[Choice[str]]:
-    """By name, title or what it does."""
+    """Return the settings whose name, title or description contains the typed text."""
     found = [
         Choice(name=shortened(f"{name}: {SETTINGS[name].about}", LENGTH), value=name)
         for name in names
@@ -36,7 +36,7 @@ def settings(typed: str, names: Iterable[str] = tuple(SETTINGS)) -> list[Choice[
 
 
 def values(setting: Setting | None, typed: str, known: Mapping[str, str]) -> list[Choice[str]]:
-    """For one setting. `known`: value → label, of models or channels, which no setting lists itself."""
+    """Return values of one setting. `known`: value → label, of models or channels, which no setting lists itself."""
     if setting is None:
         return []
     if setting.kind in ("choices", "names"):
@@ -46,13 +46,13 @@ def values(setting: Setting | None, typed: str, known: Mapping[str, str]) -> lis
 
 
 def presets(typed: str) -> list[Choice[str]]:
-    """By name, with what each is for."""
+    """Return presets by name, with what each is for."""
     shown = ((one.name, f"{one.name}: {one.about}") for one in PRESETS.values())
     return _choices((name, label) for name, label in shown if typed.casefold() in label.casefold())
 
 
 def named(typed: str, known: Mapping[str, str]) -> list[Choice[str]]:
-    """Of `known` (value → label) those whose label or value has what was typed."""
+    """Return those of `known` (value → label) whose label or value contains the typed text."""
     return _choices(
         (value, label) for value, label in known.items() if typed.casefold() in f"{label} {value}".casefold()
     )
@@ -66,7 +66,7 @@ def _usual(setting: Setting) -> tuple[str, ...]:
 
 
 def _lists(names: tuple[str, ...], typed: str) -> list[Choice[str]]:
-    """Completes the last name of a list: `ddim, eu` → `ddim, euler`."""
+    """Complete the last name of a list: `ddim, eu` → `ddim, euler`."""
     before, _, last = typed.rpartition(",")
     chosen = [part.strip() for part in before.split(",") if part.strip()]
     left = [one for one in names if one not in chosen and last.strip().casefold() in one.casefold()]

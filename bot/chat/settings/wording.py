@@ -1,7 +1,7 @@
-"""Rules and changes in the words of the admins' cards, in Discord's markdown.
+"""Texts about rules and changes for the admins' cards, in Discord's markdown.
 
-Pure: values in, texts out. Roles, channels and members are written as mentions, which every reader's client turns into
-names; nothing that a person wrote reaches a card but through `quoted`.
+Pure: values in, texts out. Roles, channels and members are mentions, which every client shows as names. Text that a
+person wrote always goes through `quoted`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ DID: Mapping[str, str] = MappingProxyType(
         "set": "set",
         "unset": "removed",
         "preset": "applied a preset",
-        "import": "brought a file",
+        "import": "imported a file",
         "close": "closed",
         "open": "opened",
         "budget": "set the budget",
@@ -64,18 +64,18 @@ HOUSE: Scope = "house"
 
 
 def title(setting: str) -> str:
-    """What a setting is called on a card."""
+    """Return a setting's title on a card."""
     return TITLES.get(setting) or setting.replace("_", " ")
 
 
 def alone(setting: str) -> str:
-    """What it is called under the heading "All together"."""
+    """Return its title under the heading "All together"."""
     said = title(setting).removeprefix("All together: ")
     return said[:1].upper() + said[1:]
 
 
 def whom(scope: Scope, subject: str) -> str:
-    """For whom a rule holds."""
+    """Return for whom a rule holds."""
     number = subject.rpartition(":")[2]
     if scope == HOUSE:
         return "the whole server 🔒"
@@ -85,7 +85,7 @@ def whom(scope: Scope, subject: str) -> str:
 
 
 def said(setting: str, value: Value | None) -> str:
-    """A value, as short as it can be said on a phone."""
+    """Return a value, as short as possible for a phone."""
     if value is None:
         return NO_RULE
     one = SETTINGS.get(setting)
@@ -99,20 +99,20 @@ def said(setting: str, value: Value | None) -> str:
 
 
 def plainly(setting: str, value: Value) -> str:
-    """A value where no markdown is read: in a select or a field."""
+    """Return a value without markdown, for a select or a field."""
     one = SETTINGS.get(setting)
     return shortened(str(value) if one is None else written(one, value), LISTED)
 
 
 def stepped(step: Step) -> str:
-    """One line of a change: "Running at once for @crew: 3 → **5**"."""
+    """Return one line of a change: "Running at once for @crew: 3 → **5**"."""
     holds = "" if step.scope in ("guild", HOUSE) else f" for {whom(step.scope, step.subject)}"
     lock = "🔒 " if step.scope == HOUSE else ""
     return f"{lock}{title(step.setting)}{holds}: {said(step.setting, step.before)} → **{_after(step)}**"
 
 
 def _after(step: Step) -> str:
-    """Two lists of as many words look alike by their number."""
+    """Return the new value; of a list also how many were added and removed, since equal counts look alike."""
     if isinstance(step.before, tuple) and isinstance(step.after, tuple) and SETTINGS[step.setting].kind == "texts":
         new, gone = len({*step.after} - {*step.before}), len({*step.before} - {*step.after})
         return f"{said(step.setting, step.after)} (+{new}, −{gone})"
@@ -120,13 +120,13 @@ def _after(step: Step) -> str:
 
 
 def steps(found: Sequence[Step]) -> list[str]:
-    """All lines of a change, in the order of the settings' card."""
+    """Return all lines of a change, in the order of the settings' card."""
     order = {name: place for place, name in enumerate(SETTINGS)}
     return [f"• {stepped(step)}" for step in sorted(found, key=lambda one: order.get(one.setting, len(order)))]
 
 
 def changed(change: Change) -> str:
-    """What has just been done, in one line for one rule and in several for more."""
+    """Return what has just been done: one line for one rule, a count for more."""
     if not change.steps:
         return "Nothing changed: it was so already."
     if len(change.steps) == 1:
@@ -135,18 +135,20 @@ def changed(change: Change) -> str:
 
 
 def besides(step: Step, rules: Sequence[Rule]) -> list[str]:
-    """What holds in spite of a rule that was set: ceilings above it, rules that are nearer to members."""
+    """Return what holds in spite of a new rule: ceilings above it, and more specific rules."""
     same = [rule for rule in rules if rule.setting == step.setting]
     high = [rule for rule in same if rule.scope == HOUSE and step.scope != HOUSE]
     near = sum(SCOPES.index(rule.scope) > SCOPES.index(step.scope) for rule in same)
-    lines = [f"-# 🔒 Whoever runs this bot allows {said(rule.setting, rule.value)}: that still holds." for rule in high]
+    lines = [
+        f"-# 🔒 The operator of this bot allows {said(rule.setting, rule.value)}: that still holds." for rule in high
+    ]
     if near:
-        lines.append(f"-# {near} {'rule nearer to members goes' if near == 1 else 'rules nearer to members go'} first.")
+        lines.append(f"-# {near} {'more specific rule goes' if near == 1 else 'more specific rules go'} first.")
     return lines
 
 
 def entry(change: Change) -> str:
-    """A change in the history: who, what, when, and its first lines."""
+    """Return a change in the history: who, what, when, and its first lines."""
     whose = quoted(change.actor_name, 32)
     undid = f"undid no. {change.undoes}" if change.undoes else DID.get(change.what, change.what)
     head = f"**{change.number}.** {whose} {undid} · <t:{round(change.at)}:R>"
@@ -155,7 +157,7 @@ def entry(change: Change) -> str:
 
 
 def fitting(lines: Sequence[str], limit: int, most: int = 1000) -> list[str]:
-    """The lines that fit into `limit` characters, whole, at most `most` of them, and how many did not."""
+    """Return the whole lines that fit into `limit` characters, at most `most`, and how many did not."""
     kept, used = list[str](), 0
     for number, line in enumerate(lines):
         if number >= most or used + len(line) + 1 > limit - 24:

@@ -1,4 +1,4 @@
-"""First light: jobs, places, pictures, accounts, moves, models."""
+"""First tables: jobs, places, pictures, accounts, moves, models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Discord room: one row for each place of a job, rules and their changes, preferences, favourites, incidents."""
+"""Discord: one row for each destination of a job, rules and their changes, preferences, favourites, incidents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _of_pictures() -> list[sa.Column[Any]]:
 
 
 def _places() -> None:
-    """A job may be shown in several places, so the key becomes job and role; SQLite needs a new table for that."""
+    """Key the table by job and role, since a job may have several destinations. SQLite needs a new table for that."""
     op.create_table(
         "shown",
         sa.Column("job", sa.String(26), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),

@@ -1,4 +1,4 @@
-"""How many of a member run at once is the member's: each job carries it, for the dispatcher."""
+"""Per-member limits of jobs at once: each job carries them for the dispatcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deleting asks what else has a picture, and what was made from a job."""
+"""Indexes for deletion: which jobs have a picture, and which jobs were made from a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of the first room know their messages and channels too: both stood in the place alone."""
+"""Fill message and channel of old jobs, which only had them inside the JSON of their place."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Nothing to take back: the places have kept both."""
+    """Do nothing: the places still have both."""

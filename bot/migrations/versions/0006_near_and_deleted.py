@@ -1,4 +1,4 @@
-"""What somebody typed last, and what is left of deleted jobs, are found by index however many jobs there are."""
+"""Indexes for a member's and a channel's newest jobs, and for leftovers of deleted jobs."""
 
 from __future__ import annotations
 

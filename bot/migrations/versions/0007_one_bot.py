@@ -1,4 +1,4 @@
-"""Which bot may write, and since when each user waits for a turn."""
+"""Leader terms, and since when each member waits for a turn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def upgrade() -> None:
         sa.Column("term", sa.BigInteger, nullable=False),
     )
     op.add_column("accounts", sa.Column("since", sa.Float))
-    op.execute("UPDATE accounts SET since = 0 WHERE queued > 0 AND path LIKE '%/%/%/%'")  # has waited, however long
+    op.execute("UPDATE accounts SET since = 0 WHERE queued > 0 AND path LIKE '%/%/%/%'")  # waits since an unknown time
     waits = sa.text("queued > 0 AND since IS NOT NULL")
     op.create_index("accounts_since", "accounts", ["since", "path"], sqlite_where=waits, postgresql_where=waits)
 

@@ -1,4 +1,4 @@
-"""What is kept for how long: jobs that went, members who asked to be forgotten, and charges without a name."""
+"""Retention: removed jobs, members who asked to be forgotten, and anonymised charges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL: what it has to be told of numbers and order, and the row by which a lost answer is found again."""
+"""PostgreSQL: 64-bit ids, collation of paths, and the commit log that resolves lost replies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def upgrade() -> None:
 
 
 def _numbers(kind: str) -> None:
-    """SQLite's are large enough by themselves."""
+    """Change the type of ids on PostgreSQL; SQLite's are 64-bit already."""
     for table in NUMBERED:
         op.execute(f"ALTER TABLE {table} ALTER COLUMN id TYPE {kind}")
         op.execute(f"ALTER SEQUENCE {table}_id_seq AS {kind}")
@@ -35,7 +35,7 @@ def _numbers(kind: str) -> None:
 
 
 def _paths(order: str) -> None:
-    """All of them, for an index serves none that is compared in another order."""
+    """Change the collation of all path columns: an index does not serve a comparison in another collation."""
     for table, column in PATHS:
         op.execute(f'ALTER TABLE {table} ALTER COLUMN {column} TYPE VARCHAR(512) COLLATE "{order}"')
 

@@ -1,4 +1,4 @@
-"""Whose term it is, whether that one lives, whether it ended in order, and which store this is."""
+"""Leader terms: holder, heartbeat, clean end, and the store's id."""
 
 from __future__ import annotations
 

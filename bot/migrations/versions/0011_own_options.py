@@ -1,4 +1,4 @@
-"""Members' own options: what a flag of theirs stands for."""
+"""Members' flag aliases."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// Another course from a step of the film on: from where the slider stands, or the nearest step before it that kept its
-// latents. Knows one card and its film.
+// The branch form of one card: starts a new job at the film's step under the slider, or at the nearest step before it
+// that kept its latents.
 
 import { ask, look } from "/static/wire.js";
 
@@ -7,7 +7,7 @@ export class Branch {
   constructor(card, film) {
     this.card = card;
     this.job = card.job;
-    this.kept = new Map(); // picture → the steps that one can branch from
+    this.kept = new Map(); // picture → its steps to branch from
     const box = card.part("branch");
     const part = (name) => box.querySelector(`.${name}`);
     [this.button, this.form, this.which, this.from, this.said] = ["fork", "course", "which", "from", "notice"].map(part);
@@ -17,7 +17,7 @@ export class Branch {
     this.n = this.pictures[0].n;
     this.fill();
     this.button.addEventListener("click", () => this.open(this.form.hidden));
-    this.end.hidden = !this.job.stopped; // a picture that was stopped goes on from where it was
+    this.end.hidden = !this.job.stopped; // a stopped picture can go on
     this.end.title = `From step ${this.job.stopped} of ${this.job.steps} on, as it would have gone`;
     this.end.addEventListener("click", () => this.finish());
     part("close").addEventListener("click", () => this.open(false));
@@ -63,7 +63,7 @@ export class Branch {
     if (answer) this.kept.set(n, answer.steps);
   }
 
-  // The step that would be taken: as the server chooses it.
+  // The step that a branch starts from, as the server chooses it.
   get at() {
     const steps = this.kept.get(this.n);
     if (this.step === undefined || !steps?.length) return null;
@@ -107,7 +107,7 @@ export class Branch {
     return order;
   }
 
-  // Each of its pictures, from the last step that was kept to the end.
+  // Run each picture on to the end, from the last step that kept its latents.
   async finish() {
     this.end.disabled = true;
     for (const { n } of this.pictures) {

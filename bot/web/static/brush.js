@@ -1,12 +1,12 @@
-// A brush over a picture: strokes by mouse, pen, finger or keys, taken back one by one, and the mask that they make.
-// Knows a canvas of the picture's size; knows nothing of jobs.
+// A brush over a picture: strokes by mouse, pen, finger or keys, undo, and the resulting mask. The canvas has the
+// picture's size.
 
-const STRIPES = ["#ff4a33", "#fff4ee"]; // of both, some are seen on any picture
-const STRIPE = 1 / 40; // of the longer side
-const NEAR = 0.25; // of the brush: how far an arrow key moves it
+const STRIPES = ["#ff4a33", "#fff4ee"]; // one of the two shows on any picture
+const STRIPE = 1 / 40; // the stripes' width, of the picture's longer side
+const NEAR = 0.25; // the move of an arrow key, of the brush's size
 
 export class Brush {
-  // `changed()` is told after every stroke.
+  // `changed()` is called after every stroke.
   constructor(canvas, ring, changed) {
     Object.assign(this, { canvas, ring, changed, strokes: [], rubbing: false, down: false });
     const on = (kind, hear) => canvas.addEventListener(kind, (event) => hear.call(this, event));
@@ -19,7 +19,7 @@ export class Brush {
     on("blur", () => (this.lift(), (this.ring.hidden = true)));
   }
 
-  // A new picture, with the strokes of an earlier time; the brush stands in the middle.
+  // Show a new picture, with earlier strokes; the brush is in the middle.
   lay(width, height, strokes = []) {
     Object.assign(this.canvas, { width, height });
     this.at = [width / 2, height / 2];
@@ -29,7 +29,7 @@ export class Brush {
     this.repaint();
   }
 
-  // `share`: of the picture's shorter side.
+  // `share`: the brush's size, of the picture's shorter side.
   resize(share) {
     this.size = Math.max(1, share * Math.min(this.canvas.width, this.canvas.height));
     this.aim();
@@ -126,7 +126,7 @@ export class Brush {
     this.changed();
   }
 
-  // White where it was painted, black elsewhere, as PNG.
+  // The mask as PNG: white where it was painted, black elsewhere.
   mask() {
     const { width, height } = this.canvas;
     const sheet = Object.assign(document.createElement("canvas"), { width, height });
@@ -138,7 +138,7 @@ export class Brush {
   }
 }
 
-// Slanting stripes, as a canvas paints with them: tiles of this many pixels that fit each other.
+// A canvas pattern of slanting stripes: tiles of this many pixels whose edges match.
 function striped(context, side) {
   const tile = Object.assign(document.createElement("canvas"), { width: side, height: side });
   const on = tile.getContext("2d");
@@ -158,7 +158,7 @@ function paint(context, { size, rub, points }, colour) {
   context.globalCompositeOperation = rub ? "destination-out" : "source-over";
   Object.assign(context, { lineWidth: size, lineCap: "round", lineJoin: "round", strokeStyle: colour, fillStyle: colour });
   context.beginPath();
-  if (!rest.length) return context.arc(x, y, size / 2, 0, 2 * Math.PI), context.fill(); // not all browsers draw a line of no length
+  if (!rest.length) return context.arc(x, y, size / 2, 0, 2 * Math.PI), context.fill(); // not all browsers draw a line of zero length
   context.moveTo(x, y);
   for (const point of rest) context.lineTo(...point);
   context.stroke();

@@ -1,5 +1,5 @@
-// One job as one message: waiting, developing, and done with its pictures, its film and its buttons.
-// All text that people wrote goes in by textContent.
+// One job as one message: waiting, running, and finished with its pictures, its film and its buttons.
+// Text that people wrote is inserted only by textContent.
 
 import { Branch } from "/static/branch.js";
 import { offer } from "/static/deeds.js";
@@ -12,7 +12,7 @@ const pattern = document.getElementById("card");
 const OVER = new Set(["finished", "failed", "cancelled"]);
 
 export class Card {
-  // `act(method, address)` asks the server for something and resolves to whether it agreed.
+  // `act(method, address)` sends a request and resolves to whether the server accepted it.
   constructor(job, act) {
     this.act = act;
     this.element = pattern.content.firstElementChild.cloneNode(true);
@@ -70,7 +70,7 @@ export class Card {
 
   queued({ place, eta, worker = true, why = "", starting = "" }) {
     if (this.over) return;
-    this.part("tray").classList.toggle("aside", place > 0 || !worker); // small until its turn comes
+    this.part("tray").classList.toggle("aside", place > 0 || !worker); // small while it waits
     this.part("percent").textContent = "";
     const text = place == null ? "Being handed to a worker" : waiting(place, eta, worker, this.job.author.you, starting);
     this.part("left").textContent = [...new Set([text, why])].filter(Boolean).join(" · ");
@@ -78,7 +78,7 @@ export class Card {
     this.label(text);
   }
 
-  // Its worker fetches its model into memory: the bar is the model's until the first picture is seen.
+  // Its worker loads the model: the bar shows that until the first preview.
   loading({ percent, sentence }) {
     if (this.over) return;
     this.element.dataset.state = "loading";
@@ -134,7 +134,7 @@ export class Card {
     offer(this);
   }
 
-  // The film of a walk stands under the pictures that were the last of it.
+  // The film of an interpolation is under the pictures of its last job.
   roam(job) {
     const film = Object.assign(document.createElement("img"), { className: "roaming", src: job.walks.webp });
     film.alt = `A walk there and back: ${job.prompt}`;
@@ -153,21 +153,21 @@ export class Card {
     image.alt = `Picture ${picture.n} of ${job.count}: ${job.prompt}`;
   }
 
-  // What the picture check holds keeps its last, blurred preview, with the reason.
+  // A picture that the picture check holds keeps its last preview, blurred, with the reason.
   hide(print, picture) {
     print.title = picture.held;
     print.firstElementChild.alt = picture.held;
     if (!print.firstElementChild.src) print.classList.remove("dry");
   }
 
-  // The picture that a button is about has a frame while one points at it.
+  // A button's picture has a frame while the pointer is on the button.
   light(n, made) {
     const turn = (on) => () => this.prints[n - 1].classList.toggle("lit", on);
     for (const kind of ["pointerenter", "focus"]) made.addEventListener(kind, turn(true));
     for (const kind of ["pointerleave", "blur"]) made.addEventListener(kind, turn(false));
   }
 
-  // A button that asks the server for something: with a `body`, and `then` once it agreed.
+  // A button that sends a request, with an optional `body`; `then` is called once the server accepted it.
   button(text, label, address, { body, then } = {}) {
     const made = button(text, label);
     made.addEventListener("click", () => this.press(made, "POST", address, then, body));

@@ -1,4 +1,4 @@
-// A picture beside the one that it was made from: under a divider that can be drawn, or both films in step.
+// Compares a picture with the one that it was made from: by a movable divider, or by both films in step.
 
 import { Strip } from "/static/strip.js";
 import { look } from "/static/wire.js";
@@ -63,7 +63,7 @@ function mode(filmed) {
   if (filmed) play();
 }
 
-// Both films at the steps of either; before a branch begins, both are its parent's.
+// Both films at the steps of either. Before a branch's first step, both show the parent's.
 async function play() {
   const [before, after] = strips();
   slider.disabled = true;

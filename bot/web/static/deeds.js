@@ -1,10 +1,10 @@
-// What can be done with a finished job: the rows of buttons beside its pictures.
+// The actions on a finished job: the rows of buttons beside its pictures.
 
 import { compare } from "/static/compare.js";
 import { Ways } from "/static/ways.js";
 import { button, download, group } from "/static/rows.js";
 
-const COMPARED = new Set(["branch", "edit", "vary", "remix", "upscale"]); // with the picture that they were made from
+const COMPARED = new Set(["branch", "edit", "vary", "remix", "upscale"]); // actions whose result can be compared with its source
 
 export function offer(card) {
   const { job } = card;
@@ -58,7 +58,7 @@ function more(card, drawn) {
   return made;
 }
 
-// For the room's owner: a look at a held picture, and what becomes of it.
+// For the room's owner: look at a held picture, show it or keep it hidden.
 function decision(card, picture) {
   const made = group(`Held ${picture.n}`, `What becomes of picture ${picture.n}, which is held`);
   const address = `${card.address}/pictures/${picture.n}`;

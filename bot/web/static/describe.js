@@ -1,10 +1,9 @@
-// Words for the picture that is brought: asked for by a button beside it, and put into the prompt by a press. Knows the
-// pictures at the prompt and the server's answer; nothing of how words are found.
+// Image-to-prompt for the init image: a button beside it asks for prompts, a press puts one into the prompt field.
 
 import { ask } from "/static/wire.js";
 
 export class Describe {
-  // `write(text)` puts a prompt into its place; `complain(sentence)` says why there are no words.
+  // `write(text)` fills the prompt field; `complain(sentence)` shows an error.
   constructor(form, start, write, complain) {
     Object.assign(this, { start, write, complain });
     const at = (name) => form.querySelector(name);
@@ -14,7 +13,7 @@ export class Describe {
     this.reset();
   }
 
-  // Other pictures: what was found is not about them. Only one can be described.
+  // The init images changed, so earlier suggestions no longer apply. Only a single picture can be described.
   reset() {
     this.asked = null;
     this.box.hidden = true;

@@ -1,5 +1,4 @@
-// A picture with a brush over it and the tools for it, as several dialogs have them. Knows its dialog; knows nothing of
-// jobs or of where a picture comes from.
+// The mask editor that several dialogs share: a picture, a brush over it, and the brush's tools.
 
 import { Brush } from "/static/brush.js";
 
@@ -15,7 +14,7 @@ export class Easel {
     this.rub.addEventListener("click", () => this.rubs(!this.brush.rubbing));
   }
 
-  // A picture of this size by its address; `strokes` of an earlier time lie on it.
+  // Show the picture at `address`, of this size, with earlier `strokes`.
   lay(address, width, height, strokes = []) {
     this.image.src = address;
     this.box.style.setProperty("--aspect", `${width} / ${height}`);
@@ -40,7 +39,7 @@ export class Easel {
   }
 }
 
-// How far a slider is drawn as filled.
+// Draw a slider as filled up to its value.
 export function share(slider) {
   slider.style.setProperty("--share", `${(100 * (slider.value - slider.min)) / (slider.max - slider.min)}%`);
 }

@@ -1,4 +1,4 @@
-// The dialog in which a part of a finished picture is painted over, to be drawn anew, with other words if one likes.
+// The inpaint dialog of a finished picture: paint a mask, and change the prompt if you like.
 
 import { Easel, share } from "/static/easel.js";
 import { ask } from "/static/wire.js";

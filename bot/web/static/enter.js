@@ -1,4 +1,4 @@
-// Uses up the one-time address at the press of a button: opening it alone (as previews of links do) spends nothing.
+// Uses up the one-time address at the press of a button: opening it, as link previews do, uses nothing up.
 
 import { ask } from "/static/wire.js";
 

@@ -1,9 +1,9 @@
-// The slider over the film: from pure noise to the finished pictures. Loads nothing before it is wanted. `seen(rung)` is
-// told which image it stands at, nothing for the finished pictures.
+// The slider over the film: from pure noise to the finished pictures. Loads nothing before its first use. `seen(rung)` is
+// called with the keyframe in view, without one for the finished pictures.
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const BEAT = 90; // milliseconds an image
-const RUNGS = 48; // the most that a film has
+const RUNGS = 48; // most keyframes of a film
 
 export class Film {
   constructor(bar, tray, job) {
@@ -18,7 +18,7 @@ export class Film {
     this.sheet.alt = "";
     this.sheet.hidden = true;
     tray.append(this.sheet);
-    this.slider.max = String(Math.min(RUNGS, job.steps)); // until the list is here
+    this.slider.max = String(Math.min(RUNGS, job.steps)); // until the list is loaded
     this.slider.value = this.slider.max;
     this.slider.addEventListener("pointerenter", () => this.load());
     this.slider.addEventListener("focus", () => this.load());

@@ -1,4 +1,4 @@
-// Fills the application's id into the invitation's address. Nothing is sent anywhere.
+// Fills the application's id into the invitation's address. Sends nothing.
 
 const field = document.getElementById("application");
 const link = document.getElementById("invitation");

@@ -1,14 +1,14 @@
-// The dialog in which a part of a picture is painted over before it is asked for: what is painted is drawn anew.
+// The mask dialog of an init image: what is painted is drawn anew.
 
 import { Easel } from "/static/easel.js";
 
 const dialog = document.getElementById("painting");
 const part = (name) => dialog.querySelector(`.${name}`);
 const easel = new Easel(dialog);
-let done = null; // hears what was painted
+let done = null; // called with the result
 
-// `seen`: { address, width, height }. `painted`: what was painted before, or null. Answers with { mask, strokes }, with
-// null where nothing is painted (any more), or with `painted` as it was where the dialog was closed.
+// `seen`: { address, width, height }. `painted`: the earlier result, or null. Resolves to { mask, strokes }, to null if
+// nothing is painted, or to `painted` itself if the dialog was closed.
 export function paint(seen, painted) {
   easel.lay(seen.address, seen.width, seen.height, painted?.strokes);
   dialog.showModal();

@@ -1,24 +1,24 @@
-// The pause of one card. Nobody stores a pause: a page that is opened later shows a job that runs, and so does another
-// visitor's, until the pause is pressed there.
+// The pause button of one card. Pauses are not stored. A page that is opened later, or another visitor's page, shows the
+// job as running until the button is pressed there.
 
-const FLYING = 3_000; // milliseconds in which previews may still come that were made before the pause
+const FLYING = 3_000; // milliseconds in which previews from before the pause may still arrive
 
 export class Pause {
   constructor(card) {
     this.card = card;
     this.on = false;
-    this.step = 0; // the last that was seen
+    this.step = 0; // of the last preview
     this.button = card.part("pause");
     this.button.addEventListener("click", () => this.press());
   }
 
-  // Only what develops can be paused, by whoever may cancel it.
+  // Only a running job can be paused, by visitors who may cancel it.
   offer(running) {
     const { may_cancel, task } = this.card.job;
     this.button.hidden = !(running && may_cancel && task === "develop");
   }
 
-  // A preview of a further step, long after the pause: it runs again.
+  // A preview of a later step, long after the pause, means that it runs again.
   seen(step) {
     this.offer(true);
     if (this.on && step > this.step && Date.now() > this.until) this.show(false);

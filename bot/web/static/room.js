@@ -1,4 +1,4 @@
-// The chatroom: prompts go out by the form, everything that happens comes in by the one event stream.
+// The chatroom: the form sends prompts, the one event stream brings everything that happens.
 
 import { Card } from "/static/card.js";
 import { Describe } from "/static/describe.js";
@@ -8,15 +8,15 @@ import { status as sentence } from "/static/words.js";
 
 const at = (id) => document.getElementById(id);
 const [log, list, prompt, notice, newest] = ["log", "jobs", "prompt", "notice", "newest"].map(at);
-const MOST = 60; // cards; older ones that are over leave the page
+const MOST = 60; // cards on the page; the oldest ended ones are removed
 const cards = new Map();
-const start = new Start(at("ask"), complain); // pictures to begin with
+const start = new Start(at("ask"), complain); // the init images
 new Describe(at("ask"), start, (text) => (write(text), prompt.focus()), complain);
 const past = []; // prompts of this visit, for the up arrow
-let online = true; // whether any worker is
-let stuck = true; // to the newest message
+let online = true; // whether any worker is online
+let stuck = true; // whether the page follows the newest message
 
-// --- what comes in
+// --- events from the server
 
 function show(job) {
   const known = cards.get(job.id);
@@ -74,7 +74,7 @@ function shut(reason) {
   at("status").textContent = reason;
 }
 
-// What ended long before a broken stream came back is not in its list any more.
+// Ask for jobs that a reopened stream no longer lists, because they ended long ago.
 function askAfter(jobs) {
   const told = new Set(jobs.map((job) => job.id));
   for (const card of cards.values()) {
@@ -83,14 +83,14 @@ function askAfter(jobs) {
   }
 }
 
-// --- what goes out
+// --- requests to the server
 
 function complain(text) {
   notice.textContent = text;
   notice.hidden = !text;
 }
 
-// `body`: a value, or what makes it.
+// `body`: a value, or a function that makes it.
 async function act(method, address, body) {
   try {
     await ask(method, address, typeof body === "function" ? await body() : body);
@@ -165,7 +165,7 @@ at("invite")?.addEventListener("click", async () => {
   }
 });
 
-// --- keeping the newest message in sight, unless someone reads further up
+// --- keep the newest message in sight, unless the reader has scrolled up
 
 function stick() {
   stuck = true;
@@ -178,7 +178,7 @@ log.addEventListener("scroll", () => {
   if (stuck) newest.hidden = true;
 });
 newest.addEventListener("click", stick);
-// not while a form in a message is filled in: what is typed would leave the screen
+// not while someone types in a message's form, which would leave the screen
 const keep = () => stuck && !list.querySelector("form:focus-within") && stick();
 new ResizeObserver(keep).observe(list);
 new ResizeObserver(keep).observe(log);

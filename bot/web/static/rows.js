@@ -1,4 +1,4 @@
-// Rows of buttons and links, as cards and dialogs have them. Knows the document; knows nothing of jobs.
+// Rows of buttons and links for cards and dialogs.
 
 export function button(text, label) {
   const made = document.createElement("button");

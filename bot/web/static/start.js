@@ -1,6 +1,5 @@
-// The pictures that a prompt begins with: dropped, pasted, chosen, or finished ones of this room. They go out with the
-// words: one perhaps with a part painted over, several by how much each counts. Knows files and the document; what is a
-// picture and what may be asked the server says.
+// The init images of a prompt: dropped, pasted, chosen, or finished pictures of this room. They are sent with the prompt:
+// one with an optional mask, several with weights. The server decides what is a picture and what is allowed.
 
 import { share } from "/static/easel.js";
 import { paint } from "/static/paint.js";
@@ -10,12 +9,12 @@ import { Refused } from "/static/wire.js";
 const MOST = 5;
 const LARGEST = 16 * 1024 * 1024; // bytes
 const OURS = /\/api\/jobs\/([0-9A-HJKMNP-TV-Z]{26})\/pictures\/([1-4])\.png$/;
-const USUAL = { one: "60", several: "50", painted: "90" }; // percent that are drawn anew
+const USUAL = { one: "60", several: "50", painted: "90" }; // strength in percent
 const TITLES = { one: "How much is drawn anew", painted: "How much of what is painted over is drawn anew" };
 const ALONE = "A part is painted over in one picture alone. With several, the whole of their blend is a start.";
 
 export class Start {
-  // `complain(sentence)` says what was left out.
+  // `complain(sentence)` shows what was left out.
   constructor(form, complain) {
     this.complain = complain;
     this.items = [];
@@ -59,7 +58,7 @@ export class Start {
     });
   }
 
-  // What was dropped: files, or a picture of this page. False where it is an address that belongs into the prompt.
+  // Take dropped files, or a picture of this page. False for an address that belongs in the prompt.
   take(dropped, target) {
     if (dropped.files.length) return this.add(dropped.files), true;
     const url = dropped.getData("text/uri-list").split(/\r?\n/)[0];
@@ -78,7 +77,7 @@ export class Start {
     }
   }
 
-  // A finished picture, by its job and number.
+  // Add a finished picture, by its job and number.
   use({ name, url }) {
     if (!this.items.some((item) => item.shot === name)) this.put({ shot: name, url, name: `picture ${name.split("/")[1]} of a job` });
   }
@@ -90,7 +89,7 @@ export class Start {
     if (this.items.length > 1 && this.items.some(({ painted }) => painted)) this.complain(ALONE);
   }
 
-  // The strength that is usual changes with what is painted.
+  // The default strength depends on whether there is a mask.
   async paint() {
     const [item] = this.items;
     const seen = await whole(item).catch(() => null);
@@ -146,7 +145,7 @@ export class Start {
     share(this.slider);
   }
 
-  // The body of `POST /api/jobs`. Finished pictures beside others go as files, too: the server takes either.
+  // The body of `POST /api/jobs`. Finished pictures beside others are sent as files: the server takes one kind.
   async order(prompt) {
     const order = { prompt };
     if (!this.any) return order;

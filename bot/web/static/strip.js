@@ -1,20 +1,20 @@
-// One picture's part of a job's film, on a canvas. The server's images of a film show all pictures of the job in two
-// columns (four pixels between them); here is the one.
+// One picture's film on a canvas. Each image from the server shows all pictures of the job in two columns, with four
+// pixels between them; this crops one out.
 
 import { look } from "/static/wire.js";
 
 const GAP = 4;
 
 export class Strip {
-  // `of`: on a scale of so many steps.
+  // `of`: the steps of the common scale.
   constructor(canvas, job, n, of = job.steps) {
-    const shown = job.pictures.filter((picture) => !picture.held); // a held one is not in the film
+    const shown = job.pictures.filter((picture) => !picture.held); // a held picture is not in the film
     Object.assign(this, { canvas, address: job.rungs, of, share: of / job.steps, count: shown.length });
     this.place = shown.findIndex((picture) => picture.n === n);
     canvas.setAttribute("aria-label", `How picture ${n} developed: ${job.words}`);
   }
 
-  // Whether it could be had.
+  // Resolves to whether the film could be loaded.
   async load() {
     const answer = await look(this.address);
     if (!answer) return false;
@@ -31,7 +31,7 @@ export class Strip {
     const at = (strip) => strip?.rungs.findLast((one) => one.step <= step);
     const [own, older] = [at(this), at(this.before)];
     if (own || !older) this.draw((own ?? this.rungs[0]).image);
-    else this.draw(older.image, this.before); // until it begins, it is the picture that it branched from
+    else this.draw(older.image, this.before); // before its first step, show the picture that it branched from
   }
 
   draw(image, { count, place } = this) {

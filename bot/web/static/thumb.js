@@ -1,11 +1,10 @@
-// A picture that a prompt begins with, small: what is painted on it, and how much it counts beside the others. Knows the
-// document and pictures; knows nothing of what is asked for.
+// The thumbnail of an init image, with its mask and its weight.
 
 import { share } from "/static/easel.js";
 
-const SIDE = 128; // pixels, twice what is shown
-const LONGEST = 1024; // pixels a side, of a picture to paint on: a mask need not be finer
-export const EVEN = 5; // of 1 to 10: what each counts until somebody says otherwise
+const SIDE = 128; // pixels, twice the displayed size
+const LONGEST = 1024; // most pixels a side of a picture to paint on: a mask needs no more
+export const EVEN = 5; // the default weight, of 1 to 10
 
 // `item`: { name, file, or url of a finished picture, weight, painted }. `heard`: { remove, weighed }.
 export class Thumb {
@@ -32,7 +31,7 @@ export class Thumb {
     return label;
   }
 
-  // `total`: what all count together; 0 where it stands alone.
+  // `total`: the sum of all weights; 0 for a single picture.
   weigh(total) {
     if (!total) return this.weight.remove();
     this.said.value = `${Math.round((100 * this.item.weight) / total)} %`;
@@ -41,7 +40,7 @@ export class Thumb {
     if (!this.weight.isConnected) this.element.append(this.weight);
   }
 
-  // What is painted, as stripes over it; none where `painted` is null.
+  // Show the mask as stripes; none where `painted` is null.
   mark(painted) {
     this.element.querySelector(".stripes")?.remove();
     if (!painted) return;
@@ -60,7 +59,7 @@ export class Thumb {
   }
 }
 
-// The whole picture as the easel shows it: its address, which holds it, and its size. Rejects what this browser can't draw.
+// The whole picture for the mask editor: a data address and its size. Rejects what this browser can't draw.
 export async function whole({ file, url }) {
   if (!file) {
     const image = Object.assign(new Image(), { src: url });
@@ -76,17 +75,17 @@ export async function whole({ file, url }) {
   return { address: canvas.toDataURL("image/jpeg", 0.9), width, height };
 }
 
-// Drawn on a canvas and not by an address of its own: the page shows pictures from the server alone.
+// Drawn on a canvas and not by a blob address: the page shows only pictures from the server.
 function small(file) {
   const canvas = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
   createImageBitmap(file).then(
     (picture) => covered(canvas.getContext("2d"), picture),
-    () => canvas.classList.add("unseen-here"), // what this browser can't draw, the server may read
+    () => canvas.classList.add("unseen-here"), // the server may decode what this browser can't draw
   );
   return canvas;
 }
 
-// The middle of a picture, as large as it fills the square.
+// Draw the largest centred square of a picture.
 function covered(context, picture) {
   const side = Math.min(picture.width, picture.height);
   const [x, y] = [(picture.width - side) / 2, (picture.height - side) / 2];

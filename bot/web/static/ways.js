@@ -1,5 +1,5 @@
-// The ways on from one picture: a part of it anew, what lies around it, a start for another, its way into noise.
-// A row chooses the picture; its ways unfold below.
+// The actions on one picture: inpaint, outpaint, use as init image, watch it turn into noise.
+// A row chooses the picture; its actions unfold below.
 
 import { edit } from "/static/edit.js";
 import { button, download, group } from "/static/rows.js";

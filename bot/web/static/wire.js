@@ -1,8 +1,8 @@
-// Talks to the server: one event stream for the whole page, and requests that answer with a sentence when refused.
+// The connection to the server: one event stream for the page, and requests, which a refusal answers with a sentence.
 
 export class Refused extends Error {}
 
-// `body`: a FormData, which brings its own type, or what becomes JSON.
+// `body`: a FormData, which sets its own content type, or a value to send as JSON.
 export async function ask(method, address, body) {
   const form = body instanceof FormData;
   const headers = { "Idempotency-Key": key(), ...(form ? {} : { "Content-Type": "application/json" }) };
@@ -17,7 +17,7 @@ export async function ask(method, address, body) {
   return said;
 }
 
-// What lies at an address, null if it can't be had.
+// The JSON at an address, or null if it can't be fetched.
 export async function look(address) {
   try {
     const answer = await fetch(address);
@@ -27,14 +27,14 @@ export async function look(address) {
   }
 }
 
-// Not crypto.randomUUID: browsers keep that to secure addresses.
+// Not crypto.randomUUID: browsers offer that only at secure addresses.
 function key() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-const FORGOTTEN = 60_000; // milliseconds in the background, after which nobody needs to send frames here
+const FORGOTTEN = 60_000; // milliseconds in the background, after which the page closes its stream
 
-// Follows /api/events for as long as the page is in sight. `heard[event](value)`; `lost()` and `shut(sentence)` say why not.
+// Follows /api/events while the page is in sight. Calls `heard[event](value)`; `lost()` and `shut(sentence)` report why not.
 export function follow(heard, lost, shut) {
   let stream = null;
   let pause = 500;

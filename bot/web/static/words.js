@@ -1,4 +1,4 @@
-// The sentences of the page. Knows English; knows nothing of the document.
+// The sentences of the page.
 
 export function duration(seconds) {
   const whole = Math.max(1, Math.ceil(seconds));

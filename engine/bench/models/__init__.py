@@ -1,1 +1,1 @@
-"""`darkroom bench models`: models of real sizes with random weights, ours beside the unmodified pipeline."""
+"""The `darkroom bench models` benchmark: models of real sizes with random weights, beside the unmodified pipeline."""

@@ -1,6 +1,6 @@
-"""`darkroom bench models`: Stable Diffusion 1.5, SDXL and a cut Flux beside diffusers, in their real configurations.
+"""The `darkroom bench models` command: SD 1.5, SDXL and a reduced Flux beside diffusers, in real configurations.
 
-Their weights are random and built in a cache folder. All of it takes about 40 minutes of two cores.
+It builds the random weights in a cache folder. All models take about 40 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def bench_models(
     only: Annotated[
-        str, typer.Option(metavar="NAMES", help="Some of sd15, sdxl and flux, as in sd15,flux; else all.")
+        str, typer.Option(metavar="NAMES", help="Some of sd15, sdxl and flux, as in sd15,flux; all by default.")
     ] = "",
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where the models are built and kept; else in the data folder."),
+        typer.Option(metavar="FOLDER", help="Where the models are built and kept; by default in the data folder."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=2, max=100, help="Steps of every job.")] = None,
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="The same rows with tiny models, to see that they work.")
+        bool, typer.Option("--tiny", help="The same rows with tiny models, as a test of the benchmark.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")] = False,
 ) -> None:
-    """Real sizes, side by side with diffusers in one run: first preview and picture, users, step, decode, memory.
+    """Measure models of real size side by side with diffusers: first preview and picture, users, step, decode, memory.
 
     The models have their published configurations and random weights (13 GB in the cache folder). A side that fails
     leaves its rows without a figure; the exit code stays 0. Let nothing else run meanwhile.
@@ -49,7 +49,7 @@ def bench_models(
 
 
 def choose(only: str) -> tuple[str, ...]:
-    """The names in a list with commas; all of none. Raises `typer.BadParameter` for a name that is none."""
+    """Split a list of names at commas; an empty one means all. Raises `typer.BadParameter` for an unknown name."""
     names = tuple(name.strip() for name in only.split(",") if name.strip()) or NAMES
     if unknown := [name for name in names if name not in NAMES]:
         raise typer.BadParameter(f"There is no {unknown[0]} here; there are {', '.join(NAMES)}.")
@@ -75,7 +75,7 @@ def measure_models(names: tuple[str, ...], cache: Path, *, steps: int | None, ti
 
 
 def _measure_one(subject: Subject, folder: Path, on_card: bool) -> Iterator[Row]:
-    """Its folder is built where it is not there; where that fails, its rows say so."""
+    """Build the model's folder if it is missing, and measure it; if building fails, the rows say so."""
     from engine.bench.models.folder import provide_folder
     from engine.bench.models.rows import make_rows
     from engine.bench.models.sides import Figures, measure

@@ -1,4 +1,4 @@
-"""`darkroom up` with one model, as its visitors use it: jobs over HTTP, their first frame and their picture.
+"""Runs `darkroom up` with one model and uses it over HTTP as visitors do: first frame and picture of each job.
 
 Knows the command line and the HTTP API; imports neither the bot nor the engine.
 """
@@ -19,13 +19,16 @@ from typing import Any
 from engine.bench.models.processes import PATIENCE, darkroom, descendants, engine_of, last_line, megabytes, started
 
 GLANCE = 0.1  # seconds between two tries
-SILENCE = 120.0  # seconds; the stream of a job says something every ten
+SILENCE = 120.0  # seconds; a job's event stream sends something every ten
 LOST = ("failed", "cancelled", "deleted")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one visitor saw of a job: when, by `time.perf_counter`. No `frame` where the picture came before one."""
+    """One job's times in a visitor's view (`time.perf_counter`).
+
+    `frame` is None if the picture came before any frame.
+    """
 
     posted: float
     frame: float | None
@@ -34,25 +37,25 @@ class Seen:
 
 @dataclass(frozen=True)
 class Chatroom:
-    """A running `darkroom up`. `begun`: when it was commanded."""
+    """A running `darkroom up`. `begun` is the time at which its command started."""
 
     pid: int
     begun: float
     address: str
 
     def visit(self) -> str:
-        """A new visitor's cookie."""
+        """Open the page as a new visitor and return the cookie."""
         with _open(f"{self.address}/") as answer:
             return str(answer.headers["Set-Cookie"]).partition(";")[0]
 
     def draw_together(self, orders: list[dict[str, Any]]) -> list[Seen]:
-        """Each order is another visitor's; all are posted at once."""
+        """Post all orders at once, each as another visitor."""
         cookies = [self.visit() for _ in orders]
         with ThreadPoolExecutor(len(orders)) as visitors:
             return list(visitors.map(self.draw, orders, cookies))
 
     def draw(self, order: dict[str, Any], cookie: str) -> Seen:
-        """Post an order as soon as it is taken, and watch it to its picture."""
+        """Post an order and follow the job's events until its picture is downloaded."""
         posted, job = self._post(order, cookie)
         frame: float | None = None
         with _open(f"{self.address}/api/jobs/{job}/events", cookie=cookie) as lines:
@@ -70,7 +73,7 @@ class Chatroom:
         return Seen(posted, frame, time.perf_counter())
 
     def _post(self, order: dict[str, Any], cookie: str) -> tuple[float, str]:
-        """Its model may not be known yet: then again."""
+        """Post an order; retries while the server does not know the model yet."""
         end = time.monotonic() + PATIENCE
         while True:
             posted = time.perf_counter()
@@ -80,11 +83,11 @@ class Chatroom:
             except urllib.error.HTTPError as error:
                 sentence = error.read().decode(errors="replace")
                 if time.monotonic() > end:
-                    raise RuntimeError(f"the order was not taken: {sentence[:200]}") from error
+                    raise RuntimeError(f"the job was not accepted: {sentence[:200]}") from error
             time.sleep(GLANCE)
 
     def memory(self) -> dict[str, float]:
-        """MB now and at the most, of the engine and of all processes together. Empty where nobody can say."""
+        """Return MB now and at the peak, of the engine and of all processes; empty if the system does not tell."""
         engine, all_of_it = engine_of(self.pid), descendants(self.pid)
         if engine is None:
             return {}
@@ -97,7 +100,10 @@ class Chatroom:
 
 @contextmanager
 def open_chatroom(folder: Path, data: Path, log: Path) -> Iterator[Chatroom]:
-    """Answers as soon as the page does; the model may be loading still. Raises RuntimeError where it ends before."""
+    """Start `darkroom up` and yield it once the page answers; the model may still be loading.
+
+    Raises RuntimeError if it exits.
+    """
     begun = time.perf_counter()
     command = darkroom("up", "--port", "0", "--data", str(data), "--model", str(folder))
     with started(command, log) as process:
@@ -110,7 +116,7 @@ def open_chatroom(folder: Path, data: Path, log: Path) -> Iterator[Chatroom]:
 
 
 def _events(lines: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Server-sent events, each with its value in one line of JSON."""
+    """Yield server-sent events, each with its value from one line of JSON."""
     event = ""
     for line in lines:
         if line.startswith(b"event:"):

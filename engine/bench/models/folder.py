@@ -1,7 +1,7 @@
-"""Writes a pipeline that lies on the meta device as a folder of diffusers, with random weights in bfloat16.
+"""Writes a pipeline from the meta device as a diffusers folder, with random weights in bfloat16.
 
-Speed and memory do not depend on what a network has learnt. Weights go to the file tensor by tensor, so that a model
-takes no more memory here than its largest tensor.
+Speed and memory do not depend on trained weights. It writes tensor by tensor, so a model takes no more memory than its
+largest tensor.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, BinaryIO
 
 import torch
 
-POOL = 4_194_301  # random values that all tensors take turns in; a prime, so that no two rows of a matrix are equal
+POOL = 4_194_301  # random values that all tensors reuse; a prime number, so no two rows of a matrix are equal
 STAMP = "random-weights.json"
 BYTES = 2  # of a bfloat16
-EMBEDDED = 0.02  # scale of CLIP's words and positions
+EMBEDDED = 0.02  # scale of CLIP's token and position embeddings
 
 
 def provide_folder(folder: Path, build: Callable[[], Any]) -> Path:
-    """Write what `build` makes on the meta device into `folder`, unless the same lies there already, complete."""
+    """Write the pipeline of `build` into `folder`, unless a complete folder of the same pipeline is there."""
     with torch.device("meta"):
         pipeline = build()
     digest = _digest(pipeline)
@@ -42,7 +42,7 @@ def provide_folder(folder: Path, build: Callable[[], Any]) -> Path:
 
 
 def _digest(pipeline: Any) -> str:
-    """Of the configurations of all parts: another version of this module, or of diffusers, builds anew."""
+    """Hash all parts' configurations: a new version of this module or of diffusers rebuilds the folder."""
     parts = {name: _configuration(part) for name, part in sorted(pipeline.components.items())}
     return hashlib.sha256(json.dumps([type(pipeline).__name__, parts]).encode()).hexdigest()
 
@@ -71,7 +71,7 @@ def _write_folder(folder: Path, pipeline: Any) -> None:
 
 
 def _write_network(network: Any, folder: Path) -> None:
-    """Its configuration and one file of weights."""
+    """Write a part's configuration and one file of weights."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(network.config, Mapping):  # a model of diffusers
         network.save_config(folder)
@@ -86,7 +86,7 @@ def _write_network(network: Any, folder: Path) -> None:
 
 
 def _write_weights(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """As safetensors lays them out: the header's length, the header, the values."""
+    """Write a safetensors file: the header's length, the header, the values."""
     header, end = dict[str, Any](__metadata__={"format": "pt"}), 0
     for name, shape in shapes.items():
         begin, end = end, end + BYTES * torch.Size(shape).numel()
@@ -102,7 +102,10 @@ def _write_weights(shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
 
 
 def _write_values(file: BinaryIO, pool: torch.Tensor, offset: int, name: str, shape: tuple[int, ...]) -> int:
-    """Norms are ones, biases zeros, and a matrix keeps the scale of its input. Returns the next offset in the pool."""
+    """Write one tensor: norms are 1, biases 0, matrices keep their input's scale.
+
+    Returns the next offset in the pool.
+    """
     count = torch.Size(shape).numel()
     if len(shape) < 2:
         file.write(_as_bytes(torch.full(shape, float(name.endswith("weight")))))

@@ -1,8 +1,8 @@
-"""Our engine on one job in a process of its own: the time of a step and of the decode, and what the card holds.
+"""Measures our engine on one job in its own process: step time, decode time and memory.
 
     python -m engine.bench.models.ours ORDER.json
 
-Reads the same order as the rival and prints the same facts. Nobody watches the job, as nobody watches the rival's.
+It reads the same order file as `rival` and prints the same facts. No one watches the job, so there are no previews.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(order: dict[str, Any]) -> None:
 
 
 def _run(order: dict[str, Any], family: Family, job: Job) -> None:
-    """One picture, with the ends of its steps and of its decode."""
+    """Draw one picture and print when its steps and its decode ended."""
     engine, lane = Engine({family.name: family}), Lane({family.name: family})
     ends, pictures = list[float](), list[Future[bytes]]()
     begun = time.perf_counter()

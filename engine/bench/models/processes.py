@@ -1,4 +1,4 @@
-"""Programs that the bench starts, from outside: when they say something, what memory they take, how they end."""
+"""The subprocesses that the benchmark starts: their output lines, memory and end."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-PATIENCE = 1800.0  # seconds after which a side is called failed
+PATIENCE = 1800.0  # seconds after which a side counts as failed
 STOPPING = 60.0
-# What would make the bench's processes somebody's real bot.
+# Settings of a real bot on this machine, which the benchmark's processes must not inherit.
 PRIVATE = ("DISCORD_", "DARKROOM_", "DATABASE_URL", "PICTURES_URL", "PUBLIC_URL", "ALLOWED_HOSTS")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of JSON that a program printed, and how many seconds after its command."""
+    """One line of JSON that a program printed, and the seconds since its command started."""
 
     after: float
     value: dict[str, Any]
@@ -33,7 +33,7 @@ def environment() -> dict[str, str]:
 
 
 def collect_facts(command: Sequence[str], log: Path) -> list[Fact]:
-    """Run a program to its end. Raises RuntimeError with its last line where it fails."""
+    """Run a program to its end. Raises RuntimeError with its last line if it fails."""
     begun = time.perf_counter()
     facts = list[Fact]()
     with started(command, log, stdout=subprocess.PIPE) as process:
@@ -48,7 +48,7 @@ def collect_facts(command: Sequence[str], log: Path) -> list[Fact]:
 
 @contextmanager
 def started(command: Sequence[str], log: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that is stopped at the end of the block, or once it takes too long. Its errors go to `log`."""
+    """Run a program that is terminated at the end of the block or after `PATIENCE`. Its errors go to `log`."""
     with log.open("wb") as errors:
         process = subprocess.Popen(command, stdout=stdout or errors, stderr=errors, env=environment())
         guard = Timer(PATIENCE, process.terminate)
@@ -74,7 +74,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "it printed nothing"
 
 
 def darkroom(*args: str) -> list[str]:
@@ -82,12 +82,12 @@ def darkroom(*args: str) -> list[str]:
 
 
 def descendants(pid: int) -> list[int]:
-    """This process and all that it has started, as far as they live. Empty where the system does not tell."""
+    """Return this process and its living descendants; empty if the system has no /proc."""
     parents = dict[int, int]()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
         parents[int(stat.parent.name)] = int(fields[1])
     found = [pid] if pid in parents else []
@@ -97,7 +97,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def engine_of(pid: int) -> int | None:
-    """The engine among the processes of `darkroom up`."""
+    """Return the engine's process id among the descendants of `darkroom up`."""
     return next((one for one in descendants(pid) if b"engine\0serve" in _command_line(one)), None)
 
 
@@ -109,7 +109,7 @@ def _command_line(pid: int) -> bytes:
 
 
 def megabytes(pid: int, name: str) -> float:
-    """`VmRSS` or `VmHWM` of a process; 0 where it has ended."""
+    """Return `VmRSS` or `VmHWM` of a process in MB; 0 if it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -1,8 +1,8 @@
-"""The unmodified pipeline of diffusers as its users run it: load a folder, call it, save the picture.
+"""Measures the unmodified diffusers pipeline as its users run it: load a folder, call it, save the picture.
 
     python rival.py ORDER.json
 
-Imports nothing of this project. Prints one line of JSON for each thing that it has done.
+Imports nothing of this project. Prints one line of JSON for each measured fact.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(order: dict[str, Any]) -> None:
 
 
 class StepClock:
-    """Notes when each step ends."""
+    """Records the end of each step."""
 
     def __init__(self) -> None:
         self._ends: list[float] = []
@@ -57,12 +57,12 @@ class StepClock:
         return values
 
     def seconds(self) -> float | None:
-        """The mean from the first end to the last."""
+        """Return the mean seconds of a step, from the first end to the last."""
         return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) if len(self._ends) > 1 else None
 
 
 def time_decode(pipeline: Any, side: int) -> float:
-    """Seconds from random latents to a PNG."""
+    """Return the seconds from random latents to a PNG."""
     vae, processor = pipeline.vae, pipeline.image_processor
     side //= 2 ** (len(vae.config.block_out_channels) - 1)
     latents = torch.randn(1, vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
@@ -75,7 +75,7 @@ def time_decode(pipeline: Any, side: int) -> float:
 
 
 def memory() -> dict[str, float]:
-    """MB of this process, now and at the most, where the system tells; of the card where there is one."""
+    """Return MB of this process now and at its peak, if the system tells; with CUDA, the device's too."""
     found = dict[str, float]()
     status = Path("/proc/self/status")
     if status.exists():
@@ -95,7 +95,7 @@ def wait_for_card() -> None:
 
 
 def print_fact(**fields: Any) -> None:
-    print(json.dumps(fields), flush=True)  # noqa: T201 - what the bench reads
+    print(json.dumps(fields), flush=True)  # noqa: T201 - the benchmark reads this
 
 
 if __name__ == "__main__":

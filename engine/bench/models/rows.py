@@ -1,4 +1,4 @@
-"""From the figures of both sides to rows of ratio and goal. Runs nothing."""
+"""Turns the figures of both sides into rows of ratio and goal. Runs nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.bench.row import Row
 
 @dataclass(frozen=True)
 class Ratio:
-    """Our figure by the rival's. `rate`: ours is pictures a second, the rival's seconds a picture."""
+    """Our figure divided by diffusers'. With `rate`, ours is pictures a second and diffusers' seconds a picture."""
 
     name: str
     ours: str
@@ -59,12 +59,12 @@ def _row(subject: Subject, found: Figures, ratio: Ratio) -> Row:
 
 
 def _missing(subject: Subject, found: Figures, ratio: Ratio) -> str:
-    """Why there is no figure, and what one side had."""
+    """Say why there is no figure, and the one figure that was measured."""
     if ratio.rate and not any(ratio.ours == f"{users} users" for users in subject.users):
-        return "left out on a processor, so that the whole fits into its time"
+        return "left out on a processor, so that all rows fit into the time"
     sides = {side: found.values.get(f"{side} {key}") for side, key in (("ours", ratio.ours), ("rival", ratio.rival))}
     known = [f"{side} {value:.4g} {ratio.unit}" for side, value in sides.items() if value and not ratio.rate]
-    return "; ".join(found.failures + known) or "nothing here tells it"
+    return "; ".join(found.failures + known) or "this machine does not report it"
 
 
 def _note(subject: Subject, found: Figures, ratio: Ratio, ours: float, rival: float) -> str:

@@ -1,6 +1,6 @@
 """Runs both sides of one model, part after part, and collects their figures. Knows no goals.
 
-A part that fails leaves its figures out and says why; the others go on.
+If a part fails, its figures are missing and the failure is recorded; the other parts go on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.bench.models.processes import Fact, collect_facts, darkroom
 from engine.bench.models.sizes import Subject
 
 PROMPT = "a lighthouse at night"
-DTYPE = "bfloat16"  # of the folder, and so of the rival
+DTYPE = "bfloat16"  # of the folder, and so of diffusers
 Say = Callable[[str], None]
 SETTLE = 2.0  # seconds after a picture until memory is at rest
 READ = 2**24
@@ -28,7 +28,7 @@ READ = 2**24
 
 @dataclass
 class Figures:
-    """By name: seconds, pictures a second or MB. `failures`: what could not be measured, and why."""
+    """Seconds, pictures a second or MB, by name. `failures` says what could not be measured, and why."""
 
     values: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Figures:
 
 
 def measure(subject: Subject, folder: Path, say: Say) -> Figures:
-    """All figures of one model. The sides take turns, so that a slow hour of the machine meets both."""
+    """Measure all figures of one model. The sides alternate, so that a slow hour of the machine affects both."""
     found = Figures()
     with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as scratch:
         sides = _Sides(subject, folder, Path(scratch), found)
@@ -54,7 +54,7 @@ def measure(subject: Subject, folder: Path, say: Say) -> Figures:
 
 
 def _read_through(folder: Path) -> None:
-    """Into the page cache, so that the first side does not pay for the disk alone."""
+    """Read the weights into the page cache, so that the first side does not pay for the disk."""
     for path in sorted(folder.rglob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
             while file.read(READ):
@@ -66,7 +66,7 @@ class _Sides:
         self._subject, self._folder, self._scratch, self._found = subject, folder, scratch, found
 
     def parts(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """In an order that alternates."""
+        """Return the parts by name, the sides alternating."""
         return {
             "diffusers, first start": lambda: self._rival("first", pictures=2, decodes=2),
             "darkroom imagine, first start ever": lambda: self._imagine("first"),
@@ -95,7 +95,10 @@ class _Sides:
         return card | self._seconds("ours", facts)
 
     def _seconds(self, side: str, facts: list[Fact]) -> dict[str, float]:
-        """Of several runs the quickest, which is the one that nothing disturbed; the first picture is no next one."""
+        """Return the minimum over several runs, the least disturbed one.
+
+        The first picture does not count as a next one.
+        """
         pictures = [fact.value["picture"] for fact in facts if "picture" in fact.value]
         steps = [fact.value["step"] for fact in facts if fact.value.get("step")]
         decodes = [fact.value["decode"] for fact in facts if "decode" in fact.value]
@@ -111,12 +114,12 @@ class _Sides:
             "--data", str(self._scratch / "data"), *(("--sampler", subject.sampler) if subject.sampler else ()),
         )  # fmt: skip
         [fact] = collect_facts(command, self._log("imagine"))
-        if fact.value["width"] % subject.side:  # a small model's pictures are enlarged
+        if fact.value["width"] % subject.side:  # a small model's pictures are upscaled
             raise RuntimeError(f"the picture has {fact.value['width']} pixels a side instead of {subject.side}")
         return {f"ours {start}": fact.after}
 
     def _chatroom(self) -> dict[str, float]:
-        """On a data folder of its own, so that this is a first start, too."""
+        """Measure `darkroom up` on a new data folder, so that this is a first start, too."""
         with open_chatroom(self._folder, self._scratch / "chatroom", self._log("up")) as room:
             cookie = room.visit()
             first = room.draw(self._job(10), cookie)
@@ -126,7 +129,7 @@ class _Sides:
             found["ours next"] = min(seen.picture - seen.posted for seen in following)
             time.sleep(SETTLE)
             found |= {f"ours {name}": value for name, value in room.memory().items()}
-            self._found.values |= found  # so that they stay where a crowd fails
+            self._found.values |= found  # kept even if many users at once fail
             for users in self._subject.users:
                 found[f"ours {users} users"] = self._crowd(room, users)
             if (most := room.memory().get("peak")) is not None:
@@ -134,7 +137,7 @@ class _Sides:
         return found
 
     def _crowd(self, room: Chatroom, users: int) -> float:
-        """Pictures a second of so many users at once."""
+        """Return the pictures a second of `users` at once."""
         seen: list[Seen] = room.draw_together([self._job(100 * users + number) for number in range(users)])
         return users / (max(one.picture for one in seen) - min(one.posted for one in seen))
 
@@ -147,7 +150,7 @@ class _Sides:
         }  # fmt: skip
 
     def _job(self, seed: int) -> dict[str, Any]:
-        """The same as the API takes it."""
+        """Return the same job as the HTTP API takes it."""
         subject = self._subject
         order = {
             "prompt": PROMPT, "model": self._folder.name, "steps": subject.steps, "guidance": subject.guidance,

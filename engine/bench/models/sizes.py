@@ -1,6 +1,6 @@
-"""Configurations as they were published: Stable Diffusion 1.5, SDXL base, and Flux cut to three blocks of full width.
+"""The published configurations of Stable Diffusion 1.5 and SDXL base, and Flux cut to three blocks of full width.
 
-Each is built on whatever device torch is set to, so that the meta device costs nothing.
+Each is built on torch's current device; on the meta device it takes no memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ diffusers: Any = import_module("diffusers")  # their lazy modules export nothing
 transformers: Any = import_module("transformers")
 
 DIFFUSION = small_models.DIFFUSION
-WORDS, BEGIN, END = 49408, 49406, 49407  # of CLIP's vocabulary: CLIP pools at the largest token
+WORDS, BEGIN, END = 49408, 49406, 49407  # of CLIP's vocabulary; CLIP pools at the token with the largest id
 T5_WORDS = 32128
 CUT = "Flux cut to one double and two single blocks, and T5 to two layers, all of full width"
 SMALLER = "512² instead of 1024², so that it fits into the time"
@@ -28,9 +28,9 @@ SMALLER = "512² instead of 1024², so that it fits into the time"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure, and the job that both sides run. `sampler` None: the sampler that the model came with.
+    """A model to measure, and the job that both sides run. `sampler` None means the model's own sampler.
 
-    `users`: how many at once, besides one.
+    `users` are the numbers of simultaneous users besides one.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Subject:
 
 
 def real_sizes(on_card: bool) -> tuple[Subject, ...]:
-    """All of them; on a processor in fewer steps and pixels, so that the whole fits into 40 minutes of two cores."""
+    """Return all models; on a processor with fewer steps and pixels, to fit into 40 minutes on two cores."""
     sdxl_side = 1024 if on_card else 512
     return (
         Subject("sd15", sd15, 512, 6, 7.5, "dpmpp_2m"),
@@ -57,7 +57,7 @@ def real_sizes(on_card: bool) -> tuple[Subject, ...]:
 
 
 def tiny_sizes() -> tuple[Subject, ...]:
-    """The same families with tiny widths, for a short run of every row."""
+    """Return the same families with tiny widths, for a short run of every row."""
     return (
         Subject("sd15", small_models.sd, 32, 4, 7.5, "dpmpp_2m"),
         Subject("sdxl", small_models.sdxl, 64, 4, 7.5, "dpmpp_2m"),
@@ -66,7 +66,7 @@ def tiny_sizes() -> tuple[Subject, ...]:
 
 
 def sd15() -> Any:
-    """860 million parameters of network."""
+    """Build SD 1.5; its network has 860 million parameters."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
     )
@@ -81,7 +81,7 @@ def sd15() -> Any:
 
 
 def sdxl(side: int = 1024) -> Any:
-    """2.6 billion parameters of network. `side`: the pixels that it is made for."""
+    """Build SDXL; its network has 2.6 billion parameters. `side` is its native size in pixels."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=side // 8, cross_attention_dim=2048, attention_head_dim=[5, 10, 20],
         block_out_channels=(320, 640, 1280), transformer_layers_per_block=[1, 2, 10], use_linear_projection=True,
@@ -100,7 +100,7 @@ def sdxl(side: int = 1024) -> Any:
 
 
 def flux() -> Any:
-    """A network of 0.8 instead of 12 billion parameters, but each of its blocks is Flux.1-dev's."""
+    """Build a Flux with 0.8 instead of 12 billion parameters; each of its blocks is Flux.1-dev's."""
     transformer = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=2, guidance_embeds=True)
     vae = _autoencoder(
         16, 1024, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
@@ -118,7 +118,7 @@ def flux() -> Any:
 
 
 def _clip(width: int, layers: int, **fields: Any) -> Any:
-    """CLIP's text half: heads of 64, four times as wide between."""
+    """Return a CLIP text configuration: heads of 64, feed-forward four times the width."""
     return transformers.CLIPTextConfig(
         vocab_size=WORDS, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=width // 64, max_position_embeddings=77, bos_token_id=0, eos_token_id=2, pad_token_id=1,
@@ -127,7 +127,7 @@ def _clip(width: int, layers: int, **fields: Any) -> Any:
 
 
 def clip_tokenizer() -> Any:
-    """A token a byte, in a vocabulary of CLIP's size."""
+    """Build a tokenizer with one token a byte, in a vocabulary of CLIP's size."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {word: at for at, word in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
     words |= {"<|startoftext|>": BEGIN, "<|endoftext|>": END}

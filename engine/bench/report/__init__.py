@@ -1,1 +1,1 @@
-"""`darkroom gpu-report`: what a card can do with our engine, as files to attach to an issue."""
+"""The `darkroom gpu-report` benchmark: what this GPU does with our engine, as files to attach to an issue."""

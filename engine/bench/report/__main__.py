@@ -1,4 +1,4 @@
-"""`darkroom gpu-report`: one JSON and one page of Markdown on what this machine's card does with our engine."""
+"""The `darkroom gpu-report` command: one JSON and one Markdown file about this machine's GPU with our engine."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def gpu_report(
         str, typer.Option(metavar="NAMES", help="Real sizes to measure: some of sd15, sdxl and flux, with commas.")
     ] = "",
     cache: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where they are built and kept; else in the data folder.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where they are built and kept; by default the data folder.")
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Real sizes on a processor, too, which takes about 40 minutes.")
     ] = False,
 ) -> None:
-    """Device and driver, parity of every kind of model, batch gain, graphs, compile, offload, and real sizes.
+    """Report device and driver, parity of every kind of model, batch gain, graphs, compile, offload, and real sizes.
 
     Writes darkroom-gpu-report.json and .md, to attach to an issue; they name no person, folder or network address.
-    Without a card it measures the processor and says so, without real sizes, in about two minutes.
+    Without a GPU it measures the processor and says so, without real sizes, in about two minutes.
     """
     from engine.bench.report.page import as_json, as_markdown
     from engine.device import best
 
     names, device = choose(models), best()
     if device.type != "cuda":
-        _say("There is no card here: this measures the processor.")
+        _say("There is no GPU here: this measures the processor.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,7 +74,7 @@ def measure(
 
 
 def _loader(device: torch.device, cache: Path) -> Callable[[], Pipelined]:
-    """The network that is worth timing here: Stable Diffusion 1.5 on a card, the embedded model on a processor."""
+    """Return the loader of the network to time: Stable Diffusion 1.5 on a GPU, the embedded model on a processor."""
 
     def load() -> Pipelined:
         from engine import families

@@ -1,4 +1,4 @@
-"""What there is to compute with: device, driver, versions, number formats, attention. Knows no model."""
+"""Facts about the machine: device, driver, versions, number formats, attention. Knows no model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUNDS = 5
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """Plain values only."""
+    """Return the facts as plain values."""
     facts: dict[str, Any] = {
         "device": device_name(device), "kind": device.type, "system": platform.platform(),
         "python": platform.python_version(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
@@ -53,7 +53,7 @@ def _card(device: torch.device) -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    """As NVIDIA's own program tells it."""
+    """Return the driver's version as `nvidia-smi` reports it."""
     command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -63,7 +63,7 @@ def _driver() -> str | None:
 
 
 def _speed(device: torch.device, kind: torch.dtype) -> float | str:
-    """10^12 operations a second of a large product, or why there is none."""
+    """Return TFLOP/s of a large matrix product, or the error's text."""
     side = SIDE_ON_CARD if device.type == "cuda" else SIDE
     try:
         a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))

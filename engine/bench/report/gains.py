@@ -1,6 +1,6 @@
-"""What the engine's ways of running a network are worth on this device: rows together, graphs, compile, offload.
+"""Measures what batching, CUDA graphs, torch.compile and offload gain on this device.
 
-On a card with Stable Diffusion 1.5's configuration, on a processor with the embedded model.
+On a GPU with Stable Diffusion 1.5's configuration, on a processor with the embedded model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ Load = Callable[[], Pipelined]
 
 
 def gain_rows(load: Load, say: Callable[[str], None]) -> list[Row]:
-    """`load` gives the same model anew each time. A part that fails says so in its rows; the others go on."""
+    """Return the rows.
+
+    `load` loads the same model anew each time. A part that fails says so in its rows; the others go on.
+    """
     rows = list[Row]()
     for title, names, part in (
         ("rows together", tuple(_batch_name(count) for count in BATCHES), _batches),
@@ -42,7 +45,7 @@ def gain_rows(load: Load, say: Callable[[str], None]) -> list[Row]:
         say(title)
         try:
             rows += part(load)
-        except Exception as error:  # whatever a card does to it, the report says it
+        except Exception as error:  # the report must show any failure of a GPU
             note = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             rows += [Row(name, None, None, "×", note) for name in names]
         if torch.cuda.is_available():
@@ -117,7 +120,7 @@ def _dtype(family: Pipelined) -> Dtype:
 
 
 def _forward(family: Pipelined, rows: int, dtype: Dtype) -> Callable[[], torch.Tensor]:
-    """Our forward at the native size, on fixed values."""
+    """Return a function that runs our forward at the native size, on fixed values."""
     shape = family.latent_shape(family.size, family.size)
     x = torch.randn(rows, *shape, generator=torch.Generator().manual_seed(0)).to(family.device)
     texts = tuple(part.expand(rows, *part.shape) for part in family.condition("a cat", probe(family)))
@@ -134,7 +137,7 @@ def _reading(family: Pipelined) -> Callable[[], object]:
 
 
 def _milliseconds(work: Callable[[], object], family: Family, rounds: int = ROUNDS) -> float:
-    """The median, after one that builds what is built once."""
+    """Return the median; an uncounted first call builds kernels."""
     times = list[float]()
     for _ in range(rounds + 1):
         _wait(family)

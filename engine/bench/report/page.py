@@ -1,4 +1,4 @@
-"""One report as JSON for programs and as a page of Markdown for an issue. Measures nothing."""
+"""Formats a report as JSON for programs and as Markdown for an issue. Measures nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def as_json(facts: Mapping[str, Any], sections: Sections) -> str:
 def as_markdown(facts: Mapping[str, Any], sections: Sections) -> str:
     lines = [f"# Darkroom on {facts['device']}", ""]
     if facts["kind"] != "cuda":
-        lines += ["There is no card here: all of this is of the processor.", ""]
+        lines += ["There is no GPU here: all figures are of the processor.", ""]
     lines += ["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items())]
     for title, rows in sections.items():
         lines += ["", f"## {title}", "", "| | what | figure | goal | note |", "|---|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""Every kind of model that can be loaded, small and random, against its unmodified pipeline on the same device."""
+"""Parity of every kind of model, small and random, with its unmodified pipeline on the same device."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from engine.job import Concept, Recipe, Sampler
 
 STEPS, SIDE, GUIDANCE, SEED = 4, 64, 4.0, 3
 PREFERRED: tuple[Sampler, ...] = ("euler", "dpmpp_2m")
-EQUAL = 120.0  # dB of two equal pictures
+EQUAL = 120.0  # dB for two equal pictures
 
 
 def parity_rows(device: torch.device, say: Callable[[str], None], kinds: tuple[str, ...] = ()) -> list[Row]:
-    """Of all kinds, where none is named."""
+    """Return one row for each kind; all kinds if none is named."""
     with tempfile.TemporaryDirectory(prefix="darkroom-report-") as scratch:
         return list(_rows(Path(scratch), device, say, kinds or tuple(KINDS)))
 
@@ -39,7 +39,7 @@ def _rows(scratch: Path, device: torch.device, say: Callable[[str], None], kinds
         say(f"parity of {kind}")
         try:
             yield _row(kind, scratch / kind, device)
-        except Exception as error:  # a kind that fails on this card is what the report is for; the others go on
+        except Exception as error:  # the report is for finding kinds that fail here; the others go on
             note = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             yield Row(f"{kind}: latents against the pipeline", None, "≤ 1e-4", "", note)
 
@@ -50,7 +50,7 @@ def _row(kind: str, folder: Path, device: torch.device) -> Row:
     pipeline = import_module("diffusers").DiffusionPipeline.from_pretrained(folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
     name = type(pipeline).__name__
-    if isinstance(family, Coalesced):  # its pictures come out of the pipeline's own call
+    if isinstance(family, Coalesced):  # the pipeline's own call draws its pictures
         ours, theirs = _finish(family, _recipe(family, "native")), _call_as_it_is(pipeline, family)
         return Row(f"{kind}: picture against {name}", _psnr(ours, theirs), "≥ 60", "dB")
     recipe = _recipe(family, _sampler(family))
@@ -60,7 +60,7 @@ def _row(kind: str, folder: Path, device: torch.device) -> Row:
 
 
 def _sampler(family: Family) -> Sampler:
-    """The model's own where it has one, as latent consistency has."""
+    """Choose the model's own sampler if it has one, as latent consistency does."""
     usual = family.usual if isinstance(family, Accustomed) else None
     wanted = (*((usual[1],) if usual else ()), *PREFERRED, *family.samplers)
     return next(each for each in wanted if each in family.samplers)
@@ -93,7 +93,7 @@ def _finish(family: Family, recipe: Recipe) -> Image.Image:
 
 
 def _call_as_it_is(pipeline: Any, family: Coalesced) -> Image.Image:
-    """By the pipeline's own scheduler; its guidance may count from 0 where ours counts from 1."""
+    """Call the pipeline with its own scheduler. Its guidance may count from 0 where ours counts from 1."""
     takes = inspect.signature(type(pipeline).__call__).parameters
     more = {name: False for name in ("use_resolution_binning", "clean_caption") if name in takes}
     return pipeline(

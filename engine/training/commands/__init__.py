@@ -1,1 +1,1 @@
-"""What can be typed after `darkroom train`: one file a command. Torch and all that is large comes with a call."""
+"""The commands of `darkroom train`, one file each. They import torch and other large libraries only when called."""

@@ -1,4 +1,4 @@
-"""`darkroom train autoencoder`: pictures into latents and back, against a discriminator."""
+"""The `darkroom train autoencoder` command: trains encoder and decoder against a discriminator."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from engine.training.commands.options import Cache, Course, Pictures, with_cours
 
 From = Annotated[
     str,
-    typer.Option("--from", metavar="MODEL", help="embedded, or a folder of diffusers; without it from scratch."),
+    typer.Option("--from", metavar="MODEL", help="embedded, or a diffusers folder; by default from scratch."),
 ]
 KeepLatents = Annotated[
     bool | None,
     typer.Option(
         "--keep-latents/--new-latents",
-        help="Only the decoder learns, so networks trained on these latents stay right: as a rule with --from.",
+        help="Train only the decoder, so networks trained on these latents stay valid; default with --from.",
     ),
 ]
 Shape = Annotated[
@@ -26,19 +26,21 @@ Shape = Annotated[
     ),
 ]
 KlWeight = Annotated[
-    float | None, typer.Option(min=1e-9, max=0.1, help="Weight of the KL term; where it begins, if it is moved.")
+    float | None, typer.Option(min=1e-9, max=0.1, help="Weight of the KL term; its first value if it adapts.")
 ]
 NoiseToSignal = Annotated[
     float | None,
-    typer.Option(min=0, max=10, help="Of the latents: the KL term's weight is moved towards it; 0 leaves it be."),
+    typer.Option(min=0, max=10, help="Wanted in the latents; the KL term's weight adapts to it, 0: it stays."),
 ]
 Equivariance = Annotated[
-    float | None, typer.Option(min=0, max=1, help="How often latents are turned and rescaled, with the picture.")
+    float | None, typer.Option(min=0, max=1, help="Share of batches with rotated, rescaled latents and pictures.")
 ]
 Perceptual = Annotated[
     float | None, typer.Option(min=0, max=100, help="Weight of the difference in the judge's features.")
 ]
-Variants = Annotated[int | None, typer.Option(min=1, max=64, help="Of each drawing of the built-in artwork; else 4.")]
+Variants = Annotated[
+    int | None, typer.Option(min=1, max=64, help="Variants of each drawing of the built-in artwork; by default 4.")
+]
 
 
 @with_course
@@ -55,7 +57,7 @@ def autoencoder(
     data: Pictures = None,
     cache: Cache = None,
 ) -> None:
-    """Trains the autoencoder, on the built-in artwork or on a folder of pictures."""
+    """Train the autoencoder, on the built-in artwork or on a folder of pictures."""
     from engine.training.commands.run_autoencoder import run
     from engine.training.commands.session import open_session
 

@@ -1,4 +1,4 @@
-"""TensorBoard's curves beside the log, where TensorBoard is installed. Knows no trainer."""
+"""Writes a run's figures to TensorBoard, if it is installed. Knows no trainer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from engine.training.run import Board
 
 @contextmanager
 def board(folder: Path, samples: int) -> Iterator[Board | None]:
-    """A writer into `folder`; curves of a run that goes on are cut off at `samples`. None without TensorBoard."""
+    """Yield a TensorBoard writer for `folder`, or None without TensorBoard.
+
+    A resumed run drops curves after `samples`.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the library's own, about its own libraries
+            warnings.simplefilter("ignore")  # TensorBoard warns about its own dependencies
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         say("TensorBoard is not installed (pip install 'darkroom-bot[train]'); the figures are in run/log.jsonl.")

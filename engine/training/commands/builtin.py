@@ -1,4 +1,4 @@
-"""The built-in artwork as a trainer's command sees it: fetched once, encoded once, kept in the cache folder."""
+"""The built-in artwork for the training commands: fetched once, encoded once, kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Encoders = tuple[AutoencoderKL, TextStates]
 
 
 def drawings(cache: Path | None, side: int = artwork.LARGEST_SIDE) -> list[Artwork]:
-    """All artwork, at most `side` px, by npm where it is not there yet. Raises ValueError where it can't be had."""
+    """Load all artwork, at most `side` px, with npm if it is missing. Raises ValueError if it is unavailable."""
     try:
         return artwork.load((cache or default_cache()) / "npm", side=side)
     except (FileNotFoundError, subprocess.SubprocessError) as error:
@@ -37,7 +37,7 @@ def drawings(cache: Path | None, side: int = artwork.LARGEST_SIDE) -> list[Artwo
 
 
 def variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[Cached, Cached]:
-    """Latents and token states to train on, and those that are held back."""
+    """Return latents and token states to train on, and the held-back ones."""
     pictures = drawings(cache)
     chosen = np.random.default_rng(seed).choice(len(pictures), VALIDATED, replace=False)
     wanted = (numbered(pictures), [(int(index), HELD_BACK) for index in np.sort(chosen)])
@@ -53,19 +53,19 @@ def variants(cache: Path | None, encoders: Encoders, seed: int) -> tuple[Cached,
 
 
 def encoders(weights: Path) -> Encoders:
-    """Our autoencoder of a folder in the diffusers layout, and MiniLM."""
+    """Load the autoencoder of a folder in the diffusers layout, and MiniLM."""
     autoencoder = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32, use_safetensors=True)
     autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (diffusers hides its signature)
     return autoencoder.eval(), text_states()
 
 
 def schedule(weights: Path) -> DDIMScheduler:
-    """The noise schedule of a folder in the diffusers layout, as DDIM."""
+    """Load the noise schedule of a folder in the diffusers layout, as DDIM."""
     return cast(DDIMScheduler, DDIMScheduler.from_pretrained(weights / "scheduler"))
 
 
 def weights_of(source: str) -> Path:
-    """`embedded` or a folder with unet, vae and scheduler. Raises ValueError."""
+    """Return the folder of `embedded`, or a folder with unet, vae and scheduler. Raises ValueError."""
     folder = WEIGHTS if source == NAME else Path(source)
     refuse_incomplete(source, folder)
     return folder

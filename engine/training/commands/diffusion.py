@@ -1,4 +1,4 @@
-"""`darkroom train diffusion`: the network that makes latents out of noise and words."""
+"""The `darkroom train diffusion` command: trains the network that denoises latents for a prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def diffusion(
     cache: Cache = None,
     flip: Flip = False,
 ) -> None:
-    """Trains the diffusion network, on the built-in artwork or on a folder of captioned pictures."""
+    """Train the diffusion network, on the built-in artwork or on a folder of captioned pictures."""
     from engine.training.commands import run_diffusion as run
     from engine.training.commands.session import open_session
 

@@ -1,4 +1,4 @@
-"""`darkroom train evaluate`: how good the model is, as rows of figure and goal."""
+"""The `darkroom train evaluate` command: measures a model's quality as rows of figure and goal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.training.commands.progress import say, shown
 if TYPE_CHECKING:
     from engine.training.evaluate.draw import Painter
 
-Model = Annotated[str, typer.Option("--from", metavar="MODEL", help="What to judge: embedded, or a folder.")]
+Model = Annotated[str, typer.Option("--from", metavar="MODEL", help="The model to evaluate: embedded, or a folder.")]
 JudgeFolder = Annotated[
-    Path | None, typer.Option("--judge", metavar="FOLDER", help="Another judge than the one that comes along.")
+    Path | None, typer.Option("--judge", metavar="FOLDER", help="Another judge than the built-in one.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a list of rows as JSON.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Draw a sample: a tenth of the time.")]
@@ -30,7 +30,7 @@ Only = Annotated[
 Sheet = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw 64 prompts into this WebP or PNG instead of measuring.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of labels, renderings and the sheet.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of labels, renderings and the sheet.")]
 
 SHEET_STEPS = 50
 
@@ -46,7 +46,7 @@ def evaluate(
     sheet: Sheet = None,
     seed: Seed = 0,
 ) -> None:
-    """Measures the model, judged by a network that was trained on the real pictures only.
+    """Measure the model with a judge: a classifier that was trained on the real pictures only.
 
     Rows that miss their goal say MISS (JSON: pass false); the exit code stays 0. Timings mean something only while
     nothing else runs.

@@ -1,4 +1,4 @@
-"""`darkroom train judge`: the network that the evaluation asks what a picture shows."""
+"""The `darkroom train judge` command: trains the classifier that the evaluation uses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engine.training.commands.options import Cache, Course, with_course
 if TYPE_CHECKING:
     from engine.training.commands.session import Session
 
-PARAMETERS, KEPT = 5_000_000, 1_000_000  # of the judge, no more; bytes that it keeps for a picture of a batch
+PARAMETERS, KEPT = 5_000_000, 1_000_000  # at most, of the judge; bytes that it keeps for a picture of a batch
 RENDERED_AREA = 64 * 64
 
 
 @with_course
 def judge(course: Course, cache: Cache = None) -> None:
-    """Trains the judge of `darkroom train evaluate` on the built-in artwork. It never sees what a model drew."""
+    """Train the judge of `darkroom train evaluate` on the built-in artwork. It never sees a generated picture."""
     from engine.training.commands.session import open_session
 
     with open_session("judge", course) as session:

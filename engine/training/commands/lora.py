@@ -1,4 +1,4 @@
-"""`darkroom train lora`: a small addition to any Stable Diffusion model, from a folder of captioned pictures."""
+"""The `darkroom train lora` command: trains a LoRA for a Stable Diffusion model on captioned pictures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from engine.training.commands.options import Course, Flip, with_course
 
 Captioned = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Captioned pictures.")]
 Source = Annotated[
-    str, typer.Option("--model", help="embedded, a folder of diffusers, or a name on the model hub, in safetensors.")
+    str, typer.Option("--model", help="embedded, a diffusers folder, or a name on the model hub, in safetensors.")
 ]
-Rank = Annotated[int | None, typer.Option(min=1, max=1024, help="How much the addition can say.  [default: 8]")]
+Rank = Annotated[int | None, typer.Option(min=1, max=1024, help="Rank of the LoRA.  [default: 8]")]
 Alpha = Annotated[
-    float | None, typer.Option(min=1e-3, max=1e4, help="The addition counts alpha/rank times.  [default: the rank]")
+    float | None, typer.Option(min=1e-3, max=1e4, help="The LoRA is scaled by alpha/rank.  [default: the rank]")
 ]
-Size = Annotated[int | None, typer.Option(min=16, max=4096, help="Side of the pictures; else the model's.")]
-Precision = Annotated[Literal["bf16", "fp32"] | None, typer.Option(help="Of the network.  [default: bf16]")]
+Size = Annotated[int | None, typer.Option(min=16, max=4096, help="Side of the pictures; by default the model's.")]
+Precision = Annotated[
+    Literal["bf16", "fp32"] | None, typer.Option(help="Number format of the network.  [default: bf16]")
+]
 Merge = Annotated[
-    Path | None, typer.Option("--merge", metavar="FOLDER", help="Also write the whole model with the addition in it.")
+    Path | None, typer.Option("--merge", metavar="FOLDER", help="Also write the model with the LoRA merged.")
 ]
 
 
@@ -36,7 +38,7 @@ def lora(
     merge: Merge = None,
     flip: Flip = False,
 ) -> None:
-    """Trains a LoRA on a folder of captioned pictures; the model itself stays as it is."""
+    """Train a LoRA on a folder of captioned pictures; the model itself stays as it is."""
     from engine.training.commands import run_lora
     from engine.training.commands.session import open_session
 

@@ -1,4 +1,4 @@
-"""`darkroom train measure` and `export`: judge a network by the figure of the log; take a run's network out of it."""
+"""The `darkroom train measure` and `export` commands: measure a network's v-MSE; export a run's network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.training.commands.options import Cache
 
 Beside = Annotated[
     str,
-    typer.Option("--from", metavar="MODEL", help="Whose other parts it goes with: embedded, or a folder of diffusers."),
+    typer.Option("--from", metavar="MODEL", help="The model of its other parts: embedded, or a diffusers folder."),
 ]
 
 
@@ -23,7 +23,7 @@ def measure(
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the fixed prompts there.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
 ) -> None:
-    """Prints a network's v-MSE on the variants that are never trained on; draws its sheet of the fixed prompts."""
+    """Print a network's v-MSE on the held-back variants; draw its sheet of the fixed prompts."""
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -38,7 +38,7 @@ def measure(
     _, held_back = builtin.variants(cache, (vae, text), seed)
     scheduler = builtin.schedule(weights)
     if not (network / "config.json").is_file():
-        raise ValueError(f"{network} is no network of diffusers: it has no config.json.")
+        raise ValueError(f"{network} is not a diffusers network: it has no config.json.")
     with quiet():
         opened = UNet2DConditionModel.from_pretrained(network, torch_dtype=torch.float32, use_safetensors=True).eval()
     wrong = v_mse(opened, held_back, scheduler.alphas_cumprod)
@@ -54,7 +54,7 @@ def export(
     source: Beside = "embedded",
     raw: Annotated[bool, typer.Option("--raw", help="The network itself instead of its moving average.")] = False,
 ) -> None:
-    """Writes a run's averaged network in fp16, sharded, in the layout of diffusers: also of one that goes on."""
+    """Write a run's averaged network in fp16, sharded, in the diffusers layout; the run may still be going on."""
     from engine.families.quiet import quiet
     from engine.training import checkpoint
     from engine.training.commands import builtin
@@ -66,7 +66,7 @@ def export(
         raise ValueError(f"{run} holds no run: it has no checkpoint.")
     with quiet():
         network = open_network(builtin.weights_of(source) / "unet")
-    checkpoint.position(kept)  # says so where it is no whole one
+    checkpoint.position(kept)  # raises if it is incomplete
     tensors, _ = checkpoint.load(kept)
     prefix = "network." if raw else "network:average."
     try:

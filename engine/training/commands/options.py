@@ -1,6 +1,6 @@
-"""The options that every trainer has, under the same names, and how a command comes to have them.
+"""The options that all training commands share, and the decorator that adds them to a command.
 
-Knows words, defaults and signatures; opens nothing.
+Knows names, defaults and signatures; opens nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the ru
 From = Annotated[
     str,
     typer.Option(
-        "--from", metavar="MODEL", help="What to start from: embedded, a folder of diffusers, or (diffusion) scratch."
+        "--from", metavar="MODEL", help="The starting model: embedded, a diffusers folder, or (diffusion) scratch."
     ),
 ]
 Pictures = Annotated[
@@ -30,7 +30,7 @@ Pictures = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        "--cache", metavar="FOLDER", help="Where the built-in artwork is kept; else ~/.cache/darkroom/training."
+        "--cache", metavar="FOLDER", help="Where the built-in artwork is kept; by default ~/.cache/darkroom/training."
     ),
 ]
 Steps = Annotated[
@@ -38,20 +38,20 @@ Steps = Annotated[
 ]
 Samples = Annotated[int | None, typer.Option(min=1, max=10**12, help="End after so many pictures seen.")]
 Until = Annotated[str, typer.Option(metavar="HH:MM", help="End at this time of the clock.")]
-Minutes = Annotated[float | None, typer.Option(min=0.01, max=1440, help="Between two checkpoints.")]
-Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Of the processor; else one for each core.")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="The same seed trains the same again.")]
-Batch = Annotated[int | None, typer.Option(min=1, max=65536, help="Pictures a step.")]
+Minutes = Annotated[float | None, typer.Option(min=0.01, max=1440, help="Minutes between two checkpoints.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads; by default one for each core.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="The same seed repeats the same training.")]
+Batch = Annotated[int | None, typer.Option(min=1, max=65536, help="Pictures in a step.")]
 Rate = Annotated[float | None, typer.Option(min=1e-9, max=1.0, help="The learning rate's peak.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Show pictures mirrored, too: not where left and right matter.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: what this folder's run has kept is deleted.")]
+Flip = Annotated[bool, typer.Option("--flip", help="Train on mirrored pictures, too; not where left and right matter.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over and delete what this folder's run has saved.")]
 
 
 @dataclass(frozen=True)
 class Course:
-    """What every trainer is told: where a run is kept, when it ends, how often it is kept, and how it learns.
+    """The options of every training command: where the run is kept, when it ends, how often it saves, how it learns.
 
-    None: as the command finds right.
+    None means the command's default.
     """
 
     out: Out
@@ -67,18 +67,21 @@ class Course:
 
     @property
     def given(self) -> dict[str, float | None]:
-        """What belongs to a trainer's settings."""
+        """Return the options that are trainer settings."""
         return {"seed": self.seed, "rate": self.rate, "batch": self.batch}
 
     def ending(self) -> float | None:
-        """The end by the clock in seconds since the epoch. Raises ValueError where no end is given, or no time."""
+        """Return the end by the clock in seconds since the epoch.
+
+        Raises ValueError if no end is given, or no valid time.
+        """
         if not (self.until or self.steps or self.samples):
             raise ValueError("Say when to end: --steps N, --samples N or --until HH:MM.")
         return clock(self.until) if self.until else None
 
 
 def with_course(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with every option of `Course` in its signature, where typer looks, instead of the course itself."""
+    """Replace the parameter `course` in a command's signature by every option of `Course`, for typer to read."""
     shared, own = fields(Course), inspect.signature(command, eval_str=True).parameters
     said = get_type_hints(Course, include_extras=True)
 
@@ -100,9 +103,9 @@ def with_course(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def clock(until: str, now: Callable[[], datetime] = lambda: datetime.now().astimezone()) -> float:
-    """The next time the wall clock shows HH:MM. Raises ValueError."""
+    """Return the next time at which the wall clock shows HH:MM. Raises ValueError."""
     try:
-        wanted = datetime.strptime(until, "%H:%M").time()  # noqa: DTZ007  (the wall clock of whoever typed it)
+        wanted = datetime.strptime(until, "%H:%M").time()  # noqa: DTZ007  (the caller's wall clock)
     except ValueError:
         raise ValueError(f"--until takes a time like 15:25, and {until[:40]!r} is none.") from None
     end = now().replace(hour=wanted.hour, minute=wanted.minute, second=0, microsecond=0)
@@ -110,6 +113,6 @@ def clock(until: str, now: Callable[[], datetime] = lambda: datetime.now().astim
 
 
 def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/darkroom/training`, else `~/.cache/darkroom/training`."""
+    """Return `$XDG_CACHE_HOME/darkroom/training`, or `~/.cache/darkroom/training`."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base else Path.home() / ".cache") / "darkroom" / "training"

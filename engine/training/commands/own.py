@@ -1,4 +1,4 @@
-"""A folder of one's own as a trainer's command sees it: read, told what was left out, encoded once."""
+"""The user's own folder of pictures for the training commands: read, checked, encoded once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engine.training.models import Model
 from engine.training.own import own_latents
 from engine.training.pictures.folder import Reading, read_folder
 
-SAID = 20  # lines on the terminal; all of them are in run/skipped.txt
+SAID = 20  # lines on the terminal; run/skipped.txt has all of them
 SHOWN = 16  # captions on a sample sheet
 
 
 def read(session: Session, folder: Path, *, captions: bool = True) -> Reading:
-    """The pictures of `folder`. Raises ValueError where nothing is left."""
+    """Read the pictures of `folder` and report those left out. Raises ValueError if none is usable."""
     with shown("looking at pictures") as tell:
         reading = read_folder(folder, captions=captions, told=lambda done, of: tell(done / of, ""))
     lines = [str(one) for one in reading.skipped]
@@ -30,10 +30,10 @@ def read(session: Session, folder: Path, *, captions: bool = True) -> Reading:
 
 
 def latents(session: Session, reading: Reading, model: Model, *, side: int, seed: int, flip: bool) -> Cached:
-    """The pictures' latents and their captions' token states, kept in the run's folder."""
+    """Encode the pictures' latents and their captions' token states, kept in the run's folder."""
     if cut := model.cut([one.caption for one in reading.pictures]):
         most = model.pipeline.tokenizer.model_max_length
-        say(f"The text encoder reads {most} tokens: the ends of {counted(cut, 'longer caption')} are not heard.")
+        say(f"The text encoder reads {most} tokens: the ends of {counted(cut, 'longer caption')} are ignored.")
     with shown("encoding pictures") as tell:
         return own_latents(
             session.folder, reading, model, side=side, seed=seed, flip=flip, told=lambda done, of: tell(done / of, "")
@@ -41,6 +41,6 @@ def latents(session: Session, reading: Reading, model: Model, *, side: int, seed
 
 
 def prompts(reading: Reading) -> list[str]:
-    """Captions of the folder for the sample sheet, evenly chosen, each once."""
+    """Choose captions of the folder for the sample sheet, evenly spaced, without repeats."""
     said = list(dict.fromkeys(one.caption for one in reading.pictures))
     return said[:: max(1, len(said) // SHOWN)][:SHOWN]

@@ -1,4 +1,4 @@
-"""What is seen of a run: a bar with the time left in a terminal, else a line now and then. Knows no trainer."""
+"""Progress output: a bar with the remaining time in a terminal, else a line at intervals. Knows no trainer."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-LINE_EVERY = 30.0  # seconds, where no terminal shows a bar
+LINE_EVERY = 30.0  # seconds, without a terminal
 
-Tell = Callable[[float, str], None]  # the share that is done, and a few words
+Tell = Callable[[float, str], None]  # the finished share, and a few words
 
 
 def counted(number: int, thing: str) -> str:
-    """ "1 step", "2 steps"."""
+    """Return a count with its noun: "1 step", "2 steps"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def say(sentence: str) -> None:
-    """One line on the error output: the standard output is for results."""
+    """Print one line to standard error; standard output is for results."""
     typer.echo(sentence, err=True)
 
 
 @contextmanager
 def shown(what: str) -> Iterator[Tell]:
-    """A bar called `what` that is told how far it is."""
+    """Show a bar called `what`; yields the function that updates it."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(what)

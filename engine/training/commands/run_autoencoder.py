@@ -1,4 +1,4 @@
-"""What `darkroom train autoencoder` runs, on the built-in artwork or on pictures of one's own; torch is loaded here."""
+"""Runs `darkroom train autoencoder`, on the built-in artwork or on the user's pictures. Imports torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OF_LATENTS = {"kl", "noise_to_signal", "equivariance"}
 def run(session: Session, source: str, data: Path | None, cache: Path | None, given: dict[str, Any]) -> int:
     settings = session.settings(partial(_settings, bool(source)), **given)
     if settings.keep_latents and not source:
-        raise ValueError("--keep-latents needs an autoencoder whose latents are kept: say --from embedded.")
+        raise ValueError("--keep-latents needs an existing autoencoder: add --from embedded.")
     _refuse_unused(settings, data is not None, given)
     network = opened(source) if source else _fresh(settings)
     weights = contents(folder_of(source)) if source else "none"
@@ -61,28 +61,28 @@ def run(session: Session, source: str, data: Path | None, cache: Path | None, gi
 
 
 def opened(source: str) -> AutoencoderKL:
-    """The autoencoder of a model's folder, or a folder that is one itself, fp32. Raises ValueError."""
+    """Load the autoencoder of a model's folder, or of a folder that is one, fp32. Raises ValueError."""
     try:
         return AutoencoderKL.from_pretrained(folder_of(source), torch_dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source} holds no autoencoder of diffusers in safetensors.") from error
+        raise ValueError(f"{source} holds no diffusers autoencoder in safetensors.") from error
 
 
 def folder_of(source: str) -> Path:
-    """Where the autoencoder of a model lies, or of a folder that is one itself."""
+    """Return the folder of a model's autoencoder; a folder may be one itself."""
     folder = model_folder(source)
     return folder / "vae" if (folder / "vae").is_dir() else folder
 
 
 def split(pictures: tuple[Picture, ...]) -> tuple[list[Picture], list[Picture]]:
-    """Those to learn from and those held out by their names; of very few, the first is held out."""
+    """Split into training and held-out pictures by name; of very few pictures, hold out the first."""
     held = [one for one in pictures if artwork_held_out(one.name)] or list(pictures[:1])
     names = {one.name for one in held}
     return [one for one in pictures if one.name not in names] or list(pictures), held
 
 
 def _settings(started: bool, **given: Any) -> Settings:
-    """Raises ValueError where a shape is none, or is said of an autoencoder that has one."""
+    """Build the settings. Raises ValueError for an unknown shape, or one given for an existing autoencoder."""
     shape = str(given.setdefault("shape", "" if started else "compact"))
     if started and shape:
         raise ValueError("--shape is for an autoencoder from scratch: leave out --from, or --shape.")
@@ -92,12 +92,12 @@ def _settings(started: bool, **given: Any) -> Settings:
 
 
 def _refuse_unused(settings: Settings, own_pictures: bool, given: Mapping[str, Any]) -> None:
-    """Raises ValueError where an option is given that this run has no use for."""
+    """Raise ValueError if an option is given that this run does not use."""
     said = {name for name, value in given.items() if value is not None}
     if own_pictures and "variants" in said:
-        raise ValueError("--variants is about the built-in artwork: leave it out with --data.")
+        raise ValueError("--variants is only for the built-in artwork: leave it out with --data.")
     if settings.keep_latents and (unused := sorted(said & OF_LATENTS)):
-        raise ValueError(f"--{unused[0].replace('_', '-')} is about latents that change: say --new-latents, too.")
+        raise ValueError(f"--{unused[0].replace('_', '-')} needs latents that change: add --new-latents.")
 
 
 def _fresh(settings: Settings) -> AutoencoderKL:
@@ -105,14 +105,14 @@ def _fresh(settings: Settings) -> AutoencoderKL:
 
 
 def open_perception() -> Perception:
-    """What the judge of the embedded model sees before it looks at the picture as a whole."""
+    """Return the perceptual loss on the embedded judge's convolutional features."""
     return Perception(open_judge(WEIGHTS / "judge").network.stages)
 
 
 def _check_memory(network: AutoencoderKL, batch: int, seen: int, held_out: int) -> None:
-    """`seen` and `held_out` in pictures. Raises ValueError where they can't be kept beside what learns from them."""
+    """Raise ValueError if `seen` and `held_out` pictures and the training do not fit into memory."""
     side, count = int(network.config["sample_size"]), sum(one.numel() for one in network.parameters())
-    each = memory.activations(dict(network.config), 1, side) / 2  # its convolutions keep less than a U-Net's attention
+    each = memory.activations(dict(network.config), 1, side) / 2  # convolutions keep less than a U-Net's attention
     area = side * side
     memory.check(
         memory.of_pixels(count, each, batch, seen * area, held_out * area, "a smaller --batch or fewer pictures")
@@ -128,13 +128,13 @@ def _own(reading: Reading, network: AutoencoderKL, settings: Settings) -> tuple[
 
 
 def _write(session: Session, trainer: Trainer, held_out: Pixels, before: Losses) -> None:
-    """The averaged network in fp16, its scale folded into it where the latents are new, and its figures."""
+    """Write the averaged network in fp16 and its figures. New latents get their scale folded into the weights."""
     made = copy.deepcopy(trainer.average)
     if not trainer.settings.keep_latents:
         fold(made, *latent_scale(made, trainer.pixels))
         made.register_to_config(scaling_factor=1.0, shift_factor=None)
     torch.nn.Module.half(made)
-    made.register_to_config(_name_or_path="")  # else a path of this machine
+    made.register_to_config(_name_or_path="")  # otherwise a path of this machine
     made.save_pretrained(session.course.out, safe_serialization=True)
     torch.nn.Module.float(made)
     told = {"held_out": len(held_out), "before": before, "after": figures(made, held_out), "samples": trainer.samples}

@@ -1,4 +1,4 @@
-"""What `darkroom train diffusion` runs, on the built-in artwork or on pictures of one's own; torch is loaded here."""
+"""Runs `darkroom train diffusion`, on the built-in artwork or on the user's pictures. Imports torch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from engine.training.own import plain
 from engine.training.pictures.variants import diet
 from engine.training.validate import PROMPTS
 
-SMALL_BATCH, GENTLE_RATE = 16, 1e-4  # Muon's share of a step is the same for any batch
+SMALL_BATCH, GENTLE_RATE = 16, 1e-4  # Muon's step size does not depend on the batch
 
-POOLED_BY = 64  # heads with which diffusers pools a text into the time embedding
+POOLED_BY = 64  # attention heads with which diffusers pools the text for the time embedding
 
 
 def on_artwork(session: Session, source: str, cache: Path | None, given: dict[str, float | None]) -> int:
@@ -50,7 +50,7 @@ def on_artwork(session: Session, source: str, cache: Path | None, given: dict[st
 def on_own(session: Session, source: str, data: Path, flip: bool, given: dict[str, float | None]) -> int:
     settings = session.settings(Settings if source == SCRATCH else _gently, **given)
     parts = _parts(source)
-    if (folder := model_folder(parts)) and (folder / "unet").is_dir():  # else opening it says what is missing
+    if (folder := model_folder(parts)) and (folder / "unet").is_dir():  # otherwise `open_model` reports what is missing
         memory.check(memory.of_diffusion(folder, settings.batch))
     reading = own.read(session, data)
     model = open_model(parts)
@@ -74,7 +74,7 @@ def _trainer(network: UNet2DConditionModel, train: Cached, scheduler: DDIMSchedu
 
 
 def _parts(source: str) -> str:
-    """Whose autoencoder, words and schedule a run has: from scratch the built-in model's."""
+    """Return the model of the other parts (autoencoder, text encoder, schedule): the embedded one for scratch."""
     return NAME if source == SCRATCH else source
 
 
@@ -85,25 +85,27 @@ def _start(source: str, fingerprint: str) -> str:
 def _network(model: Model, source: str, seed: int) -> UNet2DConditionModel:
     if source == SCRATCH:
         return fresh_network(model.folder / "unet", seed)
-    torch.manual_seed(seed)  # the grafted layers' start
+    torch.manual_seed(seed)  # initial weights of the added layers
     network = model.pipeline.unet
     return graft(network) if network.config.cross_attention_dim % POOLED_BY == 0 else network
 
 
 def _gently(**given: Any) -> Settings:
-    """For few pictures that are seen often: small steps, so that what the network knows is not lost over them."""
+    """Return settings for few pictures, seen often: small steps, so that the network forgets little."""
     return Settings(**{"rate": GENTLE_RATE, "batch": SMALL_BATCH, "warm": 20} | given)
 
 
 def _schedule(model: Model) -> DDIMScheduler:
     config = model.pipeline.scheduler.config
     if config.prediction_type != "v_prediction":
-        raise ValueError("This model does not predict v as ours do: train it with `darkroom train lora`.")
+        raise ValueError(
+            "This model does not predict v, and only such models are trained here: use `darkroom train lora`."
+        )
     return cast(DDIMScheduler, DDIMScheduler.from_config(config))
 
 
 def _write(session: Session, model: Model, trainer: Trainer) -> None:
-    """The averaged network in half precision, with the parts that it was trained with as they were stored."""
+    """Write the averaged network in fp16 with the model's other parts in their stored number formats."""
     model.pipeline.unet = trainer.average
     dtypes = {**stored(model.folder), "unet": torch.float16}
     write_model(model.pipeline, dtypes, session.course.out, session.folder / WHOLE)

@@ -1,7 +1,7 @@
-"""The folder `run/` of one training run: whose it is, its lock, what it began with, and starting over in it.
+"""The folder `run/` of one training run: its owner, its lock, its origin, and how to clear it.
 
-Its lock says that we made it and for which command, so nobody's own `run/` is taken for ours; only what a run itself
-writes is ever deleted. Knows files; knows nothing of what is trained.
+The lock file names our command, so no other folder called `run/` is mistaken for ours. Only files that a run writes are
+ever deleted. Knows files; knows nothing of what is trained.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ FINISHED, MERGED, WHOLE, BOARD = "finished.json", "merged.json", "whole", "tenso
 WRITTEN = (CHECKPOINT, f"{CHECKPOINT}.fresh", LOG, ORIGIN, FINISHED, MERGED, "sheets", BOARD, WHOLE)
 MARK = "darkroom train "
 MARK_BYTES = 64
-BEFORE = (LOCK, "skipped.txt")  # what is there before the first checkpoint is
+BEFORE = (LOCK, "skipped.txt")  # files that exist before the first checkpoint
 
 
 def refuse_foreign(out: Path, kind: str, data: Path | None = None) -> None:
-    """Raises ValueError where `out` can't be the folder of a run of this kind. Changes nothing."""
+    """Raise ValueError if `out` cannot be the folder of a run of this kind. Changes nothing."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out names a folder, and {out} is a file.")
     if data is not None and _in_each_other(out.resolve(), data.resolve()):
-        raise ValueError(f"--out {out} and --data {data} lie in each other: take two folders.")
+        raise ValueError(f"One of --out {out} and --data {data} is inside the other: take two folders.")
     folder = out / RUN
     for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
         if path.is_symlink():
-            raise ValueError(f"{path} is a link, and a run is kept in files of its own: take another folder for --out.")
+            raise ValueError(f"{path} is a link, and runs do not follow links: take another folder for --out.")
     if _unused(out):
         return
     if (whose := kind_of(folder)) is None:
@@ -45,7 +45,7 @@ def refuse_foreign(out: Path, kind: str, data: Path | None = None) -> None:
 
 
 def kind_of(folder: Path) -> str | None:
-    """Which command's run this is, else None: by its lock; those of earlier versions by their origin."""
+    """Return the command of this run, by its lock, or None; runs of earlier versions, by their origin."""
     try:
         with (folder / LOCK).open("rb") as lock:
             mark = lock.read(MARK_BYTES).decode(errors="replace")
@@ -59,7 +59,7 @@ def kind_of(folder: Path) -> str | None:
 
 @contextmanager
 def alone(folder: Path, kind: str) -> Iterator[None]:
-    """A lock that the system takes back when the process is gone, however it went. It follows no link."""
+    """Hold a lock that the system releases when the process ends in any way. Follows no link."""
     number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with os.fdopen(number, "r+b") as lock:
         try:
@@ -73,31 +73,31 @@ def alone(folder: Path, kind: str) -> Iterator[None]:
 
 
 def position_in(folder: Path) -> dict[str, Any] | None:
-    """Where the run stands; None where it has no checkpoint. Raises ValueError where that is none of ours."""
+    """Return the run's position; None without a checkpoint. Raises ValueError if the checkpoint is not one of ours."""
     path = folder / CHECKPOINT
     if not path.exists():
         return None
     position = checkpoint.position(path)
     kinds = {"steps": int, "kept": int, "started": (int, float), "settings": dict}
     if not all(isinstance(position.get(name), kind) for name, kind in kinds.items()):
-        raise ValueError(f"{path} is not a whole checkpoint: start over with --fresh.")
+        raise ValueError(f"{path} is not a complete checkpoint: start over with --fresh.")
     return position
 
 
 def origin_in(folder: Path, position: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run began with: in its checkpoint; of earlier versions, in a file beside it."""
+    """Return the run's starting conditions from its checkpoint; for earlier versions, from a file beside it."""
     origin = position.get("origin")
     return origin if isinstance(origin, dict) else read_object(folder / ORIGIN)
 
 
 def clear(folder: Path) -> None:
-    """Deletes what a run has kept, the checkpoint first: without it nothing else counts."""
+    """Delete a run's files, the checkpoint first: without it the others do not count."""
     for path in (folder / name for name in WRITTEN):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A small JSON object; an empty one where the file is missing, cut short, or something else."""
+    """Read a small JSON object; empty if the file is missing, incomplete, or something else."""
     try:
         said = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -106,7 +106,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def rewind(log: Path, samples: int) -> None:
-    """Drops lines that a kill cut short, and those of steps that are taken again."""
+    """Drop log lines that a kill cut short, and lines of steps that will be repeated."""
     if not log.exists():
         return
     kept: list[str] = []
@@ -120,7 +120,7 @@ def rewind(log: Path, samples: int) -> None:
 
 
 def _unused(out: Path) -> bool:
-    """Nothing in it, or no more than what a command leaves that was refused, or killed, before a run began."""
+    """Tell whether `out` is empty, or has only what a refused or killed command leaves before a run begins."""
     if not out.exists():
         return True
     folder = out / RUN

@@ -1,4 +1,4 @@
-"""What `darkroom train lora` runs: the model opened, its addition trained, written, and merged where that is asked."""
+"""Runs `darkroom train lora`: opens the model, trains the LoRA, writes it, and merges it with --merge."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from engine.training.models import INDEX, Model, model_folder, open_model, store
 from engine.training.own import plain
 from engine.training.pictures.folder import Reading
 
-LARGE, FEW = 128, 4  # pixels of side, above which a sample sheet has few pictures
+LARGE, FEW = 128, 4  # side in pixels above which a sample sheet has few pictures
 
 
 def train(session: Session, source: str, data: Path, merge: Path | None, flip: bool, given: dict[str, Any]) -> int:
-    """Returns the exit code. Raises ValueError or `Unfit` with what is wrong."""
+    """Train and return the exit code. Raises ValueError or `Unfit` with what is wrong."""
     _refuse_merging(session, merge)
     _check_memory(session, model_folder(source), given)
     reading = own.read(session, data)
@@ -49,7 +49,7 @@ def _check_memory(session: Session, folder: Path, given: dict[str, Any]) -> None
         **kept,
         **{name: value for name, value in given.items() if value is not None},
     }
-    if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # else opening it says what is missing
+    if (folder / "unet").is_dir() and (folder / "vae").is_dir():  # otherwise `open_model` reports what is missing
         memory.check(memory.of_lora(folder, asked["batch"], asked["rank"], asked.get("size")))
 
 
@@ -64,7 +64,7 @@ def _opened(session: Session, model: Model, settings: Settings, reading: Reading
 
 
 def _settings(model: Model, said: dict[str, Any]) -> Settings:
-    """The defaults depend on the model and on the rank."""
+    """Build the settings; defaults depend on the model and on the rank."""
     step = int(model.pipeline.vae_scale_factor) * 2 ** (len(model.pipeline.unet.config.block_out_channels) - 1)
     if (size := said.get("size", model.side)) % step:
         raise ValueError(f"--size {size} does not suit this model: it takes multiples of {step}.")
@@ -72,7 +72,7 @@ def _settings(model: Model, said: dict[str, Any]) -> Settings:
 
 
 def write_lora(network: Any, folder: Path) -> None:
-    """`pytorch_lora_weights.safetensors`, by diffusers' own saving: `pipeline.load_lora_weights(folder)` reads it."""
+    """Write `pytorch_lora_weights.safetensors` with diffusers, for `pipeline.load_lora_weights(folder)`."""
     StableDiffusionPipeline.save_lora_weights(
         str(folder),
         unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(network)),
@@ -91,7 +91,7 @@ def _refuse_merging(session: Session, merge: Path | None) -> None:
 def _merge(session: Session, model: Model, trainer: Trainer, merge: Path) -> None:
     now = {"folder": str(merge.resolve()), "steps": trainer.steps}
     if _merged(session) == now and (merge / INDEX).is_file():
-        say(f"{merge} has this model with the addition in it already.")
+        say(f"{merge} already has this model with the LoRA merged.")
         return
     checkpoint.write_whole(session.folder / run_folder.MERGED, json.dumps(now))
     network: Any = torch.nn.Module.to(trainer.network, "cpu")
@@ -100,7 +100,7 @@ def _merge(session: Session, model: Model, trainer: Trainer, merge: Path) -> Non
     with checkpoint.writing(merge):
         write_model(model.pipeline, stored(model.folder), merge, session.folder / run_folder.WHOLE)
     checkpoint.readable(merge)
-    say(f"{merge} is the whole model with the addition in it.")
+    say(f"{merge} is the model with the LoRA merged.")
 
 
 def _merged(session: Session) -> dict[str, Any]:

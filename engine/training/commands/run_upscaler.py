@@ -1,4 +1,4 @@
-"""What `darkroom train upscaler` runs, on the built-in artwork or on pictures of one's own; torch is loaded here."""
+"""Runs `darkroom train upscaler`, on the built-in artwork or on the user's pictures. Imports torch."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from engine.training.pictures.heldout import artwork_held_out
 from engine.training.pictures.picture_file import decode
 
 HELD_OUT = 48
-LOSSES = 6000  # bytes that the losses and the discriminator keep for a pixel of the small picture
+LOSSES = 6000  # bytes that losses and discriminator keep for a pixel of the small picture
 RESULT = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What the run begins with and what it is fed with, as it was typed."""
+    """The command's arguments for starting weights and training data."""
 
     weights: str
     autoencoder: str
@@ -46,7 +46,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Large:
-    """Pictures to learn from, `count` of them held out, and what tells them from others."""
+    """Training pictures and `count` held-out ones, and the fingerprint of both."""
 
     seen: Iterator[np.ndarray]
     held_out: Iterator[np.ndarray]
@@ -55,7 +55,7 @@ class Large:
 
 
 class Files(Sequence[Image.Image]):
-    """Pictures that are decoded when they are asked for: photos of a camera at full size are more than memory holds."""
+    """Decodes pictures on access: a camera's photos in full size do not fit into memory."""
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
         self.pictures = pictures
@@ -98,7 +98,7 @@ def _weights(source: str) -> Path:
 
 def _check_memory(network: nn.Module, settings: Settings, pictures: int) -> None:
     parameters = list(network.parameters())
-    channels = sum(one.numel() for one in parameters if one.ndim == 1)  # of every layer, and of its activation
+    channels = sum(one.numel() for one in parameters if one.ndim == 1)  # of every layer and its activation
     each = (4 * channels + LOSSES) * settings.crop**2
     count, seen = sum(one.numel() for one in parameters), (pictures + HELD_OUT) * SIDE**2
     memory.check(memory.of_pixels(count, each, settings.batch, seen, HELD_OUT * SIDE**2, "fewer --pictures"))
@@ -120,12 +120,12 @@ def _large(session: Session, sources: Sources, seed: int) -> Large:
 
 
 def _made(large: Iterator[np.ndarray], count: int, autoencoder: AutoencoderKL, seed: int, charts: float) -> Pairs:
-    with shown("making small pictures of large ones") as tell:
+    with shown("scaling pictures down") as tell:
         return pairs.pairs(large, count, autoencoder, seed, charts, lambda done, of: tell(done / of, ""))
 
 
 def _write(session: Session, trainer: Trainer, held_out: Pairs, flat: bool) -> None:
-    """The averaged network in fp16, as spandrel reads it, and its figures."""
+    """Write the averaged network in fp16 for spandrel, and its figures."""
     target = session.course.out / RESULT
     export(trainer.average, target, flat=flat)
     found = figures(load(target), held_out)

@@ -1,4 +1,4 @@
-"""`darkroom train upscaler`: the network that makes a picture four times as large, against a discriminator."""
+"""The `darkroom train upscaler` command: trains the network that enlarges pictures four times."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def upscaler(
     course: Course,
     source: Annotated[
         str,
-        typer.Option("--from", metavar="FILE", help="embedded, or a safetensors file; without it from scratch."),
+        typer.Option("--from", metavar="FILE", help="embedded, or a safetensors file; by default from scratch."),
     ] = "",
     autoencoder: Annotated[
         str,
-        typer.Option("--autoencoder", metavar="MODEL", help="Whose blur it learns to mend: embedded, or a folder."),
+        typer.Option("--autoencoder", metavar="MODEL", help="Whose blur it learns to repair: embedded, or a folder."),
     ] = "embedded",
     pictures: Annotated[
-        int, typer.Option("--pictures", min=8, max=20000, help="Made before it begins, 220 kB of memory each.")
+        int, typer.Option("--pictures", min=8, max=20000, help="Prepared before training, 220 kB of memory each.")
     ] = 1600,
     data: Pictures = None,
     cache: Cache = None,
 ) -> None:
-    """Trains the super-resolver, on the built-in artwork or on a folder of pictures."""
+    """Train the super-resolver, on the built-in artwork or on a folder of pictures."""
     from engine.training.commands.run_upscaler import Sources, run
     from engine.training.commands.session import open_session
 

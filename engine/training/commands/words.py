@@ -1,4 +1,4 @@
-"""`darkroom train words`: what the model has heard of, the labels and tags of all artwork it was trained on."""
+"""The `darkroom train words` command: lists the labels and tags of the artwork that the model was trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def words(
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The list, as JSON.")],
     cache: Cache = None,
 ) -> None:
-    """Writes the labels and tags of the built-in artwork as a list, for `darkroom lab nearest`."""
+    """Write the labels and tags of the built-in artwork as a list, for `darkroom lab nearest`."""
     from engine.training.commands import builtin
     from engine.training.pictures.artwork import LABELS
 

@@ -1,1 +1,1 @@
-"""How good the model is, judged by a network that was trained on the real pictures only. Measures are pure."""
+"""The evaluation of a model, by a judge that was trained on the real pictures only. The measures are pure functions."""

@@ -1,7 +1,7 @@
-"""What happens to a picture on its way to the judge in training: shifts, turns, light, blur, noise.
+"""Random augmentation of the judge's training pictures: shifts, rotations, brightness, blur, noise.
 
-So that it forgives what a decoder does to a drawing and still knows the drawing. Knows pixels and chance only; no
-picture has ever been through a network of ours.
+It makes the judge tolerate a decoder's errors and still recognise the drawing. Knows pixels and randomness only; the
+pictures never pass through a network of ours.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SHIFT, TURN, STRETCH = 0.12, 0.15, 0.2  # shares of half a side; radians; share of the size
-SIDES = (44, 32, 24)  # a third of the pictures lose what is finer than this
+SIDES = (44, 32, 24)  # a third of the pictures is blurred, to one of these sides
 
 
 def blemished(pictures: Tensor, chance: torch.Generator) -> Tensor:
-    """fp32 [n, 3, h, w] in -1 … 1; a function of the pictures and the generator's state."""
+    """Augment fp32 [n, 3, h, w] in -1 … 1; a function of the pictures and the generator's state."""
     moved = _moved(pictures, chance)
     lit = _lit(moved, chance)
     parts = list(lit.chunk(3 * len(SIDES)))

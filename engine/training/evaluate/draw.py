@@ -1,4 +1,4 @@
-"""Pictures of the model, many at once, by the engine's own text encoding, plan and autoencoder. Knows no judge."""
+"""Generates many pictures with the engine's own text encoding, plan and autoencoder. Knows no judge."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.job import Dtype, Sampler
 from engine.plan import plan
 from engine.sampling import develop, drawing_of, initial
 
-ROWS = 64  # of a forward: beyond that a larger batch gains nothing on a processor
+ROWS = 64  # of a forward: a larger batch gains nothing on a processor
 
 
 @dataclass(frozen=True)
 class Painter:
-    """`told` hears how many of how many steps are done."""
+    """Generates pictures of one family. `told` is called with the finished and the total number of steps."""
 
     family: Worded
     dtype: Dtype
@@ -31,7 +31,7 @@ class Painter:
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
         interval: tuple[float, float] | None = None,
     ) -> np.ndarray:  # fmt: skip
-        """uint8 [n, h, w, 3], each before it is enlarged: one prompt and one seed a picture; else the model's own."""
+        """Draw uint8 [n, h, w, 3] before upscaling, one prompt and seed a picture; guidance defaults to the model's."""
         latents = self.latents(prompts, seeds, guidance, interval)
         return np.stack([np.asarray(self.family.decode(one).convert("RGB")) for one in latents])
 
@@ -39,7 +39,7 @@ class Painter:
         self, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None = None,
         interval: tuple[float, float] | None = None,
     ) -> Tensor:  # fmt: skip
-        """What each prompt becomes from each seed: [n, channels, h, w]."""
+        """Draw the latents of each prompt and seed: [n, channels, h, w]."""
         family = self.family
         strength = family.guidance if guidance is None else guidance
         held = family.interval if interval is None else interval

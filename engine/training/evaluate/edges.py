@@ -1,7 +1,8 @@
-"""Charts with hard edges between two greys, and how far a super-resolver goes beyond either of them.
+"""Charts with hard edges between two greys, and the overshoot of a super-resolver on them.
 
-Several contrasts; upright, lying and slanting; on the border of a pixel and a quarter, a half and three quarters past
-it; and lines as thin as one pixel. A network that was taught one chart does not know the others by heart.
+The charts vary in contrast and direction (vertical, horizontal, slanting) and in the edge's place: on a pixel border
+and a quarter, a half and three quarters past it. Some have lines as thin as one pixel. A network that was trained on
+one chart does not know the others.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from PIL import Image
 from engine.training.evaluate.measures import overshoot
 
 FINER = 4
-LEVELS = ((64, 192), (96, 160), (112, 144))  # clear of black and white: clipping must not hide what overshoots
+LEVELS = ((64, 192), (96, 160), (112, 144))  # away from black and white, so that clipping does not hide overshoot
 SIDE = 64
 
 Enlarge = Callable[[Image.Image], Image.Image]
 
 
 def charts(side: int = SIDE) -> Iterator[tuple[str, int, int, Image.Image]]:
-    """Name, darker grey, lighter grey, and the chart: grey RGB, `side` px."""
+    """Yield name, darker grey, lighter grey, and the chart: grey RGB, `side` px."""
     down, along = np.mgrid[: side * FINER, : side * FINER]
     middle = side // 2 * FINER
     places = {f"upright, {phase}/{FINER} px on": along >= middle + phase for phase in range(FINER)}
@@ -37,6 +38,6 @@ def charts(side: int = SIDE) -> Iterator[tuple[str, int, int, Image.Image]]:
 
 
 def overshoots(enlarge: Enlarge, every: int = 1) -> dict[str, float]:
-    """By the chart's name, in steps of 255; of all charts, or of one in `every`."""
+    """Return the overshoot by chart in steps of 255, for one chart in `every`."""
     some = islice(charts(), 0, None, every)
     return {name: overshoot(np.asarray(enlarge(chart)), low, high) for name, low, high, chart in some}

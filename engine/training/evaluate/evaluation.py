@@ -1,4 +1,4 @@
-"""All checks in order, each with the rows that it owes: what can't be measured here fails with a sentence."""
+"""All checks of the evaluation in order, with their rows. A check that cannot run fills its rows with the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.unfit import Unfit
 
 @dataclass(frozen=True)
 class Check:
-    """`run` gives the rows of `goals`; a ValueError says in one sentence what it needs and hasn't."""
+    """One check. `run` returns the rows of `goals`; its ValueError says in one sentence what is missing."""
 
     name: str
     goals: tuple[Goal, ...]
@@ -39,7 +39,7 @@ NAMES = tuple(check.name for check in CHECKS)
 
 
 def evaluate(scene: Scene, only: Sequence[str], say: Callable[[str], None]) -> list[Row]:
-    """The rows of the checks named (none: of all). Raises ValueError for a name that is no check."""
+    """Run the named checks (none: all) and return their rows. Raises ValueError for an unknown name."""
     unknown = [name for name in only if name not in NAMES]
     if unknown:
         raise ValueError(f"There is no check called {unknown[0][:40]!r}; there are {', '.join(NAMES)}.")

@@ -1,4 +1,4 @@
-"""Every figure of the evaluation, its goal and its unit: so that a check that can't run still has its rows."""
+"""The name, goal and unit of every figure of the evaluation, so that a check that cannot run still has its rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine.bench.row import Row
 
 @dataclass(frozen=True)
 class Goal:
-    """`goal` as `Row` reads it; None where a figure is only told."""
+    """One figure's description. `goal` has `Row`'s format; None means that the figure has no goal."""
 
     name: str
     goal: str | None
@@ -49,7 +49,7 @@ INTERVALS = ((0.0, 0.5), (0.0, 0.75), (0.1, 0.6), (0.2, 0.7), (0.3, 0.8), (0.5, 
 
 
 def at_strength(guidance: float) -> tuple[Goal, Goal]:
-    """Retrieval at 5 and backgrounds at this guidance."""
+    """Return the goals of retrieval at 5 and backgrounds at this guidance."""
     return (
         Goal(f"guidance {guidance:g}: label retrieval at 5", None, "%"),
         Goal(f"guidance {guidance:g}: backgrounds as named", None, "%"),
@@ -57,7 +57,7 @@ def at_strength(guidance: float) -> tuple[Goal, Goal]:
 
 
 def during(interval: tuple[float, float]) -> tuple[Goal, Goal]:
-    """The same where guidance holds in these fractions of the steps alone."""
+    """Return the same for guidance within this interval of the steps."""
     told = f"guidance from {interval[0]:g} to {interval[1]:g} of the steps"
     return Goal(f"{told}: label retrieval at 5", None, "%"), Goal(f"{told}: backgrounds as named", None, "%")
 

@@ -1,4 +1,4 @@
-"""How guidance moves retrieval and backgrounds, on one set of prompts: by its strength, and by when it holds."""
+"""Measures retrieval and backgrounds over guidance scales and guidance intervals, on one set of prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.training.pictures.variants import BACKGROUNDS
 
 
 def rows(scene: Scene) -> list[Row]:
-    """The same labels, colours and seeds at every strength, then at the usual strength in every interval."""
+    """Return rows for the same labels, colours and seeds at every scale, then at the usual scale in every interval."""
     labels, names = scene.sample(scene.sizes.swept, 5), list(BACKGROUNDS)
     colours = [names[i % len(names)] for i in range(len(labels))]
     prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]

@@ -1,7 +1,7 @@
-"""The judge: a small convolutional network that says what a picture of 64×64 pixels shows.
+"""The judge: a small convolutional classifier that says what a picture of 64×64 pixels shows.
 
-It was trained on the real artwork only, so it cannot have learnt the habits of the model that it judges. Knows pictures
-and labels; knows nothing of the model. In a folder: `judge.safetensors` (fp16) and `labels.json`.
+It was trained on the real artwork only, so it cannot have learnt the habits of the model that it evaluates. Knows
+pictures and labels; knows nothing of the model. A folder has `judge.safetensors` (fp16) and `labels.json`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Residual(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """Pictures in -1 … 1 `[n, 3, 64, 64]` → what they show: label scores, MiniLM's vector, and the features below.
+    """Maps pictures in -1 … 1 `[n, 3, 64, 64]` to label scores, MiniLM's sentence vector, and features.
 
-    The last 4×4 places are not averaged: where a thing is tells what it is, and it is learnt in a third of the time.
+    The last 4×4 positions are not averaged: the position helps to name a thing, and training takes a third of the time.
     """
 
     def __init__(self, labels: int, widths: Sequence[int] = WIDTHS) -> None:
@@ -66,8 +66,8 @@ class JudgeNetwork(nn.Module):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """The convolutions after which the picture has a new size, each with what follows: 1/4, 1/8, 1/16 of a side."""
-        layers = list(self.body)[:-4]  # the last four make one vector of all places
+        """Return the stages: each convolution that reduces the picture, and its successor; 1/4, 1/8, 1/16 of a side."""
+        layers = list(self.body)[:-4]  # the last four make one vector of all positions
         return [nn.Sequential(*layers[start : start + 2]) for start in range(0, len(layers), 2)]
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,20 +77,20 @@ class JudgeNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """What the judge says of n pictures: `scores` [n, labels]; `features` [n, width] and `sentences` of length 1."""
+    """The judge's output for n pictures: `scores` [n, labels]; `features` [n, width] and `sentences` of length 1."""
 
     scores: Tensor
     sentences: Tensor
     features: Tensor
 
     def top(self, count: int) -> Tensor:
-        """Numbers of the best labels, best first: [n, count]."""
+        """Return the numbers of the best labels, best first: [n, count]."""
         return self.scores.topk(min(count, self.scores.size(1)), dim=1).indices
 
 
 @dataclass(frozen=True)
 class LabelJudge:
-    """A trained network and its labels. `own` is what it scored on real pictures when its training ended."""
+    """A trained network and its labels. `own` is its score on real pictures at the end of its training."""
 
     network: JudgeNetwork
     labels: tuple[str, ...]
@@ -98,7 +98,7 @@ class LabelJudge:
 
     @torch.inference_mode()
     def look(self, pictures: np.ndarray) -> Seen:
-        """uint8 [n, h, w, 3], of any side: what isn't 64 px is brought there."""
+        """Judge uint8 [n, h, w, 3] of any side; resizes to 64 px."""
         if pictures.shape[1:3] != (SIDE, SIDE):
             pictures = np.stack([_shrunk(picture) for picture in pictures])
         batches = (as_images(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
@@ -109,7 +109,7 @@ class LabelJudge:
 
 
 def save_judge(judge: LabelJudge, folder: Path) -> None:
-    """Writes the network in fp16 and the labels."""
+    """Write the network in fp16 and the labels."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in judge.network.state_dict().items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
@@ -118,27 +118,27 @@ def save_judge(judge: LabelJudge, folder: Path) -> None:
 
 
 def open_judge(folder: Path) -> LabelJudge:
-    """Raises FileNotFoundError where there is no judge, ValueError where the two files do not fit."""
+    """Load a judge. Raises FileNotFoundError if there is none, ValueError if the two files do not match."""
     listing = _listing(folder)
     network = JudgeNetwork(len(listing["labels"]), listing["widths"])
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, SafetensorError):
-        raise ValueError(f"{WEIGHTS} and {LABELS} in {folder.name} are not of one judge") from None
+        raise ValueError(f"{WEIGHTS} and {LABELS} in {folder.name} do not belong to one judge") from None
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's overloads leave it out)
     return LabelJudge(network.eval(), tuple(listing["labels"]), listing["own"])
 
 
 def labels_in(folder: Path) -> tuple[str, ...]:
-    """The labels of a judge, without its weights. Raises ValueError where there is none."""
+    """Read a judge's labels without its weights. Raises ValueError if there is none."""
     try:
         return tuple(_listing(folder)["labels"])
     except FileNotFoundError:
-        raise ValueError(f"There is no {LABELS} of a judge: `darkroom train judge` makes it.") from None
+        raise ValueError(f"The judge's {LABELS} is missing: `darkroom train judge` writes it.") from None
 
 
 def _listing(folder: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError, or ValueError where that is no list of a judge's labels."""
+    """Read and check the labels file. Raises FileNotFoundError, or ValueError for an invalid file."""
     try:
         listing = json.loads((folder / LABELS).read_text())
         labels, widths, own = (listing[part] for part in ("labels", "widths", "own"))
@@ -151,7 +151,7 @@ def _listing(folder: Path) -> dict[str, Any]:
 
 
 def widths_of(network: JudgeNetwork) -> list[int]:
-    """The widths that a network was made with."""
+    """Return the widths that a network was built with."""
     layers = [layer for layer in network.body if isinstance(layer, Layer)]
     return [layer[0].weight.size(0) for layer in layers]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 

@@ -1,7 +1,7 @@
-"""Trains the judge: on renderings of the real artwork, to name the label and MiniLM's sentence vector of it.
+"""Trains the judge on renderings of the real artwork to predict the label and its MiniLM sentence vector.
 
-Knows one step and what must be kept to repeat the next one exactly. All chance is a function of (seed, step), down to
-which rendering of a drawing comes. Knows nothing of files, clocks or the model that will be judged.
+Knows one step and the state that repeats the next one exactly. All randomness, down to the choice of renderings, is a
+function of (seed, step). Knows nothing of files, clocks or the model that it will evaluate.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from engine.training.run import Losses
 from engine.training.validate import write_sheet
 
 SHOWN = 64
-RENDERED = 8  # of each drawing, kept in memory: half a gigabyte saves a quarter of the time
+RENDERED = 8  # renderings of each drawing in memory: half a gigabyte saves a quarter of the time
 CLIP = 5.0
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """What a run keeps from its first step to its last."""
+    """The settings that stay the same for a whole run."""
 
     rate: float = 3e-3
     batch: int = 128
     warm: int = 50
     decay: float = 0.02
-    smoothing: float = 0.1  # near-twins among the labels: no answer is worth certainty
+    smoothing: float = 0.1  # some labels are nearly equal, so no answer deserves certainty
     seed: int = 0
 
 
 def labels_of(pictures: Sequence[Artwork]) -> tuple[str, ...]:
-    """Every label of the artwork once, sorted."""
+    """Return every label of the artwork once, sorted."""
     return tuple(sorted({art.words.label for art in pictures}))
 
 
 def renderings(pictures: Sequence[Artwork], pairs: Sequence[tuple[int, int]], seed: int) -> np.ndarray:
-    """uint8 [n, 64, 64, 3] of these (picture, number) pairs."""
+    """Render these (picture, number) pairs as uint8 [n, 64, 64, 3]."""
     return np.stack([variant(pictures[index], number, seed).pixels for index, number in pairs])
 
 
 class JudgeTrainer:
-    """A judge at one position. `vectors` are the sentence vectors of `labels`, of length 1: [labels, 384]."""
+    """Trains a judge. `vectors` are the sentence vectors of `labels`, of length 1: [labels, 384]."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class JudgeTrainer:
         return self.learners[0].rate
 
     def step(self, share: float) -> Losses:
-        """One batch at this share of the run. Raises ValueError when the loss is not a number."""
+        """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
         seen, wanted = self.next()
         self.network.train()
         with torch.autocast("cpu", torch.bfloat16):
@@ -106,17 +106,17 @@ class JudgeTrainer:
         return {"loss": float(loss.detach()), "label": float(named.detach()), "sentence": float(meant.detach())}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+        """Return everything that the next step depends on, by name."""
         return {name: tensor for learner in self.learners for name, tensor in learner.tensors().items()}
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Goes back to a kept position: the next step gives what it gave then. Raises KeyError on a missing tensor."""
+        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
         for learner in self.learners:
             learner.restore(tensors)
         self.steps = steps
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """The batch of this step: pictures in -1 … 1 and their labels' numbers."""
+        """Return this step's batch: pictures in -1 … 1 and the numbers of their labels."""
         index = batch_at(self.settings.seed, self.steps, len(self.pictures), self.batch)
         numbers = np.random.default_rng([self.settings.seed, 1, self.steps]).integers(0, RENDERED, self.batch)
         drawn = np.stack([self._rendering(int(one), int(number)) for one, number in zip(index, numbers, strict=True)])
@@ -130,13 +130,13 @@ class JudgeTrainer:
 
 @dataclass(frozen=True)
 class JudgeLook:
-    """How good the judge is by itself: retrieval over renderings that it was never trained on."""
+    """Evaluates the judge: retrieval over renderings that it was never trained on."""
 
     trainer: JudgeTrainer
     pairs: Sequence[tuple[int, int]]
 
     def judge(self) -> LabelJudge:
-        """The judge as it is now, with its own score."""
+        """Return the judge in its current state, with its own score."""
         own = {name: round(figure, 2) for name, figure in self.figures().items()}
         return LabelJudge(self.trainer.network.eval(), self.trainer.labels, own)
 
@@ -147,14 +147,14 @@ class JudgeLook:
         return {f"at_{count}": retrieval(seen.scores, wanted, count) for count in (1, 5)}
 
     def sheet(self, path: Path) -> None:
-        """Pictures as the judge gets them in training."""
+        """Write a sheet of pictures as the judge gets them in training."""
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures, _ = self.trainer.next()
         write_sheet(path, list(as_pictures(pictures[:SHOWN])))
 
 
 def held_back(pictures: Sequence[Artwork], per_label: int, seed: int) -> list[tuple[int, int]]:
-    """(picture, number) pairs never trained on, `per_label` for every label, its drawings taken in turn."""
+    """Return (picture, number) pairs never trained on, `per_label` for every label, its drawings in turn."""
     by_label: dict[str, list[int]] = {}
     for index, art in enumerate(pictures):
         by_label.setdefault(art.words.label, []).append(index)

@@ -1,4 +1,4 @@
-"""Opens what the evaluation looks at, from folders: model, judge, artwork, super-resolver. Knows no measure."""
+"""Loads the objects of the evaluation from folders: model, judge, artwork, super-resolver. Knows no measure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_scene(
     seed: int,
     told: Callable[[int, int], None],
 ) -> Scene:
-    """`weights` and `judge` are folders; nothing is loaded before a check asks for it."""
+    """Create the scene from folders; a check loads what it needs on first use."""
     return Scene(
         weights, lambda: replace(painter(weights), told=told), lambda: _judge(judge), artwork,
         lambda: _resolver(weights), sizes, seed,
@@ -36,7 +36,7 @@ def open_scene(
 
 
 def painter(weights: Path) -> Painter:
-    """The model of a folder as the engine would run it here, in the dtype that is fastest."""
+    """Load a folder's model as the engine would run it here, in the fastest number format."""
     family = load_embedded(weights=weights, resolver=SuperResolver.find(_upscaler(weights)))
     with tempfile.TemporaryDirectory() as fresh, torch.inference_mode():
         return Painter(family, calibrate(family, Path(fresh) / "calibration.json").dtype)
@@ -57,6 +57,6 @@ def _resolver(weights: Path) -> SuperResolver:
 
 
 def _upscaler(weights: Path) -> Path | None:
-    """The model's own; None for the built-in one."""
+    """Return the path of the model's own super-resolver; None for the built-in one."""
     own = weights / UPSCALER
     return own if own.is_file() and weights != WEIGHTS else None

@@ -1,4 +1,4 @@
-"""Real drawings as the prompts ask for them: on white, in the middle, whole. Knows pixels only; it judges nothing."""
+"""Renders real drawings in the pose that prompts ask for: on white, centred, complete. Knows pixels only."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from engine.training.pictures.artwork import Artwork
 from engine.training.pictures.variants import BACKGROUNDS, USUAL_SCALE, compose
 
-OTHERWISE = (0.88, 0.96)  # the scales of "the same drawing, rendered once more"; a shift would allow for far more
+OTHERWISE = (0.88, 0.96)  # two scales for a second rendering of a drawing; shifts would change it far more
 
 
 def posed(art: Artwork, scale: float = USUAL_SCALE) -> np.ndarray:
-    """The drawing on white, in the middle: uint8 [64, 64, 3]."""
-    nothing = np.random.default_rng(0)  # is left to chance: white has one shade, and the middle is the middle
+    """Render the drawing on white, centred: uint8 [64, 64, 3]."""
+    nothing = np.random.default_rng(0)  # unused: white has one shade, and the position is fixed
     return compose(art.pixels, scale, 0.0, BACKGROUNDS["white"], nothing)
 
 
 def posed_again(drawings: Sequence[Artwork]) -> np.ndarray:
-    """Each drawing a little smaller and a little larger than training poses it, so that neither was learnt to the bit.
+    """Render each drawing a little smaller and a little larger than in training, so that neither was seen exactly.
 
-    uint8 [2 · n, 64, 64, 3]: all of them at the one scale, then all at the other.
+    Returns uint8 [2 · n, 64, 64, 3]: all drawings at the one scale, then all at the other.
     """
     return np.stack([posed(one, scale) for scale in OTHERWISE for one in drawings])

@@ -1,4 +1,4 @@
-"""Does the model draw what was asked for: backgrounds, hues on pairs never seen, labels, words never seen."""
+"""Checks of prompt adherence: backgrounds, hues on unseen pairs, labels, and unseen words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAID = 3  # of the worst, in a note
 
 
 def backgrounds(scene: Scene) -> list[Row]:
-    """Every named background on some labels; the colour of the border decides."""
+    """Draw every named background on some labels; the border's colour decides."""
     colours = [colour for colour in BACKGROUNDS for _ in range(scene.sizes.per_colour)]
     labels = scene.sample(len(colours), 2)
     prompts = [f"{label}, {colour} background" for label, colour in zip(labels, colours, strict=True)]
@@ -30,7 +30,7 @@ def backgrounds(scene: Scene) -> list[Row]:
 
 
 def hues(scene: Scene) -> list[Row]:
-    """The colour–object pairs that no caption ever had, from many seeds."""
+    """Draw the colour–object pairs that are in no caption, from many seeds."""
     pairs = [pair for pair in sorted(HELD_OUT_PAIRS) for _ in range(scene.sizes.per_pair)]
     prompts = [f"{hue} {thing}, white background" for hue, thing in pairs]
     seen = [subject_hue(picture) for picture in scene.painter.pictures(prompts, range(len(prompts)))]
@@ -40,7 +40,7 @@ def hues(scene: Scene) -> list[Row]:
 
 
 def labels(scene: Scene) -> list[Row]:
-    """Is what "LABEL, white background" gives among the judge's first one or five labels, of all there are?"""
+    """Draw "LABEL, white background" and rank the judge's labels: is LABEL the first, or among the first five?"""
     drawn, known = scene.drawn(), len(scene.judge.labels)
     at_1, at_5 = (retrieval(drawn.seen.scores, drawn.wanted, count) for count in (1, 5))
     note = f"{len(drawn.labels)} of {known} labels asked for, ranked among all {known}"
@@ -56,7 +56,7 @@ def labels(scene: Scene) -> list[Row]:
 
 
 def _posed(scene: Scene) -> list[Row]:
-    """The judge on what a prompt asks for: drawings that it knows, in a size that it was not taught."""
+    """Score the judge on the drawings posed as prompts ask, in sizes that it was not trained on."""
     note = "two drawings of every label on white, each a little smaller and a little larger than in training"
     try:
         return [goals.POSED_AT_1.row(scene.own_score_posed(1)), goals.POSED_AT_5.row(scene.own_score_posed(5), note)]
@@ -65,7 +65,7 @@ def _posed(scene: Scene) -> list[Row]:
 
 
 def _share_on_white(scene: Scene, at_5: float) -> Row:
-    """Against the judge's score on pictures as easy as those that the model was asked for, and no harder ones."""
+    """Compare with the judge's score on real pictures that are as easy as the model's prompts."""
     try:
         own = scene.own_score_posed(5)
     except ValueError as error:
@@ -76,7 +76,7 @@ def _share_on_white(scene: Scene, at_5: float) -> Row:
 
 
 def held_out_words(scene: Scene) -> list[Row]:
-    """Words that no caption ever had; a hit where the judge's first five hold a label that means the same."""
+    """Draw words that are in no caption; a hit is a label of that meaning among the judge's first five."""
     asked = [(word, form) for word in ACCEPTED for form in TEMPLATES for _ in range(scene.sizes.per_word)]
     prompts = [form.format(word=word) for word, form in asked]
     seen = scene.judge.look(scene.painter.pictures(prompts, range(len(prompts))))
@@ -97,7 +97,7 @@ def _accepted(scene: Scene, words: Sequence[str]) -> list[list[int]]:
 
 
 def _own_words(scene: Scene) -> float:
-    """The same measure on real drawings of what the words may be drawn as, on white; each word counts alike."""
+    """Measure the same on real drawings of each word's meaning, on white; each word counts equally."""
     found: list[float] = []
     for word, accepted in ACCEPTED.items():
         drawings = [art for art in scene.artwork if art.words.label in accepted]
@@ -110,7 +110,7 @@ def _own_words(scene: Scene) -> float:
 
 
 def _relative(figure: float, own: float) -> float:
-    """Percent of the judge's own score."""
+    """Return `figure` in percent of the judge's own score."""
     if own <= 0:
         raise ValueError("The judge recognises nothing, not even real pictures: train it with `darkroom train judge`.")
     return 100 * figure / own

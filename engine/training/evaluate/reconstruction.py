@@ -1,4 +1,4 @@
-"""What the autoencoder leaves of a drawing that it never saw: PSNR inside the subject, SSIM of the whole."""
+"""Measures the autoencoder on held-out drawings: PSNR inside the subject, SSIM of the whole picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Trip = Callable[[np.ndarray], np.ndarray]
 
 
 def rows(scene: Scene) -> list[Row]:
-    """Raises ValueError where the artwork can't be had."""
+    """Return the rows. Raises ValueError if the artwork is unavailable."""
     kept = [art for art in scene.artwork if artwork_held_out(art.key)]
     if not kept:
         raise ValueError("None of the artwork is held out, so there is nothing to measure a reconstruction with.")
@@ -36,7 +36,7 @@ def rows(scene: Scene) -> list[Row]:
 
 
 def covered(art: Artwork, number: int, seed: int) -> np.ndarray:
-    """Where a variant shows its subject, bool [h, w]: what turns from black to white with the drawing's own colour."""
+    """Return a variant's subject, bool [h, w]: the pixels that follow the drawing's colour, black or white."""
     alpha = art.pixels.getchannel("A")
     in_white, in_black = (
         variant(replace(art, pixels=_painted(alpha, shade)), number, seed).pixels[..., 0].astype(int)
@@ -52,7 +52,7 @@ def _painted(alpha: Image.Image, shade: int) -> Image.Image:
 
 
 def _trip(scene: Scene, picture: np.ndarray) -> np.ndarray:
-    """A picture through the autoencoder and back, as the engine does it."""
+    """Send a picture through the autoencoder and back, with the engine's code."""
     family = scene.painter.family
     return np.asarray(family.decode(family.encode_image(Image.fromarray(picture))).convert("RGB"))
 

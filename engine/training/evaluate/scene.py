@@ -1,6 +1,6 @@
-"""What the checks look at, each opened when a check first asks for it: the model, the judge, the artwork.
+"""The inputs of the checks, loaded on first use: the model, the judge, the artwork.
 
-What isn't there is a ValueError with one sentence, every time it is asked for; nothing is tried twice.
+A missing input raises a ValueError with one sentence on every use; no load is tried twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn. `labels`: how many are asked for (None: all); the ranking is always over all of them."""
+    """How many pictures are drawn. `labels` of them (None: all) are drawn; the ranking is always over all labels."""
 
     labels: int | None = None
     per_colour: int = 10
@@ -43,7 +43,7 @@ QUICK = Sizes(labels=160, per_colour=3, per_pair=6, per_word=1, groups=12, swept
 
 
 class Once(Generic[T]):
-    """Calls `make` when first asked, and gives the same afterwards: the value, or a ValueError with one sentence."""
+    """Calls `make` on first use and caches its value, or its error as a ValueError with one sentence."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make, self._made = make, list[T]()
@@ -63,7 +63,7 @@ class Once(Generic[T]):
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture for each of these labels, and what the judge says of them."""
+    """One picture for each of these labels, and the judge's output for it."""
 
     labels: tuple[str, ...]
     wanted: Tensor
@@ -72,7 +72,7 @@ class Drawn:
 
 
 class Scene:
-    """`weights` is the model's folder; `painter`, `judge`, `artwork` and `resolver` are asked for at most once."""
+    """The inputs of all checks. `weights` is the model's folder; each loader is called at most once."""
 
     def __init__(
         self,
@@ -109,11 +109,11 @@ class Scene:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Label → its number."""
+        """Return the number of each label."""
         return {label: place for place, label in enumerate(self.judge.labels)}
 
     def sample(self, count: int, salt: int) -> list[str]:
-        """So many labels, none twice while there are enough, the same every time for one `salt`."""
+        """Choose `count` labels, without repeats while there are enough; the same for one `salt`."""
         labels, rng = self.judge.labels, np.random.default_rng([self.seed, salt])
         return [labels[int(i)] for i in rng.choice(len(labels), count, replace=count > len(labels))]
 
@@ -125,24 +125,24 @@ class Scene:
         return Drawn(tuple(labels), wanted, pictures, self.judge.look(pictures))
 
     def _score(self) -> tuple[Seen, Tensor]:
-        """The judge on two held-back renderings of every label, and which label each one has."""
+        """Judge two held-back renderings of every label; return the judge's output and the true labels."""
         pairs = held_back(self.artwork, 2, self.seed)
         wanted = torch.tensor([self.places[self.artwork[index].words.label] for index, _ in pairs])
         return self.judge.look(renderings(self.artwork, pairs, self.seed)), wanted
 
     def _score_posed(self) -> tuple[Seen, Tensor]:
-        """The judge on the same drawings as the prompts ask for them, and which label each one has."""
+        """Judge the same drawings posed as prompts ask; return the judge's output and the true labels."""
         chosen = [self.artwork[index] for index, _ in held_back(self.artwork, 2, self.seed)]
         wanted = torch.tensor([self.places[one.words.label] for one in chosen])
         return self.judge.look(posed_again(chosen)), wanted.repeat(len(OTHERWISE))
 
     def own_score_posed(self, count: int) -> float:
-        """Percent, on real drawings posed as the prompts ask. Raises ValueError where there is no artwork."""
+        """Return the judge's retrieval in percent on posed real drawings. Raises ValueError without artwork."""
         seen, wanted = self.own_posed()
         return retrieval(seen.scores, wanted, count)
 
     def own_score(self, count: int) -> float:
-        """Percent, on any rendering; as it was when the judge's training ended where the artwork is not at hand."""
+        """Return the judge's retrieval in percent on any rendering; without artwork, its score from training."""
         try:
             seen, wanted = self.own()
         except ValueError:

@@ -1,7 +1,7 @@
-"""The sheet of the model card: 64 prompts, one seed, not chosen by hand, each drawn to its end and captioned.
+"""The contact sheet of the model card: 64 captioned prompts with one seed, not chosen by hand.
 
-The rule: every held-out word once, in the templates' order; then labels drawn evenly from all of them by the seed, half
-with a background other than white, a quarter with a hue (not where the label names a colour), a quarter with a style.
+The rule: every held-out word once, in the templates' order. Then labels drawn evenly by the seed: half of them with a
+background other than white, a quarter with a hue (unless the label names a colour), a quarter with a style.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUALITIES = (90, 80, 70, 60, 50)
 
 
 def prompts(labels: Sequence[str], seed: int, count: int = 64) -> list[str]:
-    """The same for the same labels and seed."""
+    """Choose the prompts; the same for the same labels and seed."""
     rng = np.random.default_rng([seed, 6])
     said = [TEMPLATES[i % len(TEMPLATES)].format(word=word) for i, word in enumerate(ACCEPTED)]
     chosen = rng.choice(labels, max(0, count - len(said)), replace=count > len(labels))
@@ -41,7 +41,7 @@ def _asked(label: str, rng: np.random.Generator) -> str:
 
 
 def sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """All pictures in reading order, eight a line, each above its caption."""
+    """Draw all pictures in reading order, eight a line, each above its caption."""
     lines = -(-len(pictures) // COLUMNS)
     page = Image.new("RGB", (COLUMNS * CELL, lines * (CELL + CAPTION)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(LETTER)
@@ -55,7 +55,10 @@ def sheet(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Ima
 
 
 def write(page: Image.Image, path: Path) -> None:
-    """PNG or WebP by the file's name, of at most 1 MB. Raises ValueError for another name, or where it won't fit."""
+    """Write PNG or WebP by the file's suffix, at most 1 MB.
+
+    Raises ValueError for another suffix or a too large sheet.
+    """
     for content in _encoded(page, path.suffix.lower()):
         if len(content) <= MOST_BYTES:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How long a picture takes on this machine, what the super-resolver does to an edge, and how large the weights are."""
+"""Measures generation time, the super-resolver's time and overshoot, and the size of the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEGA = 1e6
 
 
 def grids(scene: Scene) -> list[Row]:
-    """Four pictures of one prompt, from the recipe to four finished PNGs."""
+    """Time four pictures of one prompt, from the recipe to four finished PNGs."""
     _grid(scene, 2, "dpmpp_2m")  # warm
     family = scene.painter.family
     note = f"in {scene.painter.dtype}; finals {family.size * family.enlargement} px a side"
@@ -31,7 +31,7 @@ def grids(scene: Scene) -> list[Row]:
 
 
 def enlarging(scene: Scene) -> list[Row]:
-    """The super-resolver on a picture of the model's size, by the clock, and on many edges between two greys."""
+    """Time the super-resolver on a picture of the model's size, and measure its overshoot on edge charts."""
     resolver, size = scene.resolver, scene.painter.family.size
     beyond = overshoots(resolver.enlarge)
     worst = max(beyond, key=lambda name: beyond[name])
@@ -47,7 +47,7 @@ def enlarging(scene: Scene) -> list[Row]:
 
 
 def sizes(scene: Scene) -> list[Row]:
-    """Of the model's folder, in millions of bytes: what it is run with, not what a run of ours keeps in it."""
+    """Measure the model's folder in millions of bytes: the weights that it runs with, no files of a training run."""
     files = {path: path.stat().st_size / MEGA for path in scene.weights.rglob("*.safetensors") if _counts(path, scene)}
     if not files:
         raise ValueError("The model's folder has no weights in safetensors.")
@@ -59,13 +59,13 @@ def sizes(scene: Scene) -> list[Row]:
 
 
 def _counts(path: Path, scene: Scene) -> bool:
-    """Not a run's checkpoints, and not the text encoder, which the built-in model takes from a package."""
+    """Exclude a run's checkpoints, and the text encoder, which the embedded model takes from a package."""
     inside = path.relative_to(scene.weights).parts
     return inside[0] not in ("run", "text_encoder") and path.name != CHECKPOINT
 
 
 def _grid(scene: Scene, steps: int, sampler: Sampler) -> float:
-    """Seconds."""
+    """Return the seconds."""
     family, dtype = scene.painter.family, scene.painter.dtype
     recipe = Recipe(
         concepts=(Concept(PROMPT),), model=family.name, sampler=sampler, steps=steps, seed=scene.seed,

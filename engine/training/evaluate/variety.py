@@ -1,4 +1,4 @@
-"""Is it more than a memory: how much seeds differ, and which pictures repeat a drawing of the training data."""
+"""Checks for memorisation: how much seeds differ, and which pictures repeat a training drawing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAID = 3
 
 
 def seeds(scene: Scene) -> list[Row]:
-    """Four seeds of some prompts, as the judge sees them; as far apart as different real drawings would be 1."""
+    """Compare four seeds of some prompts in the judge's features, relative to different real drawings (1)."""
     labels = scene.sample(scene.sizes.groups, 3)
     prompts = [f"{label}, white background" for label in labels for _ in range(SEEDS)]
     pictures = scene.painter.pictures(prompts, range(len(prompts)))
@@ -36,7 +36,7 @@ def seeds(scene: Scene) -> list[Row]:
 
 
 def memories(scene: Scene) -> list[Row]:
-    """A picture nearer to a drawing than that drawing's own other renderings are is called a repetition of it."""
+    """Count pictures as repetitions if they are nearer to a drawing than its own other renderings are."""
     drawn, art = scene.drawn(), scene.artwork
     drawings = np.stack([posed(one) for one in art])
     limit = float(np.median(_rendered_again(art, drawings)))
@@ -53,7 +53,7 @@ def memories(scene: Scene) -> list[Row]:
 
 
 def _rendered_again(art: Sequence[Artwork], drawings: np.ndarray) -> list[float]:
-    """How far each drawing is from its own other renderings (root mean square, steps of 255)."""
+    """Return each drawing's distance from its own other renderings (RMS, in steps of 255)."""
     first = small(drawings)
     found: list[float] = []
     for scale in OTHERWISE:
@@ -63,7 +63,7 @@ def _rendered_again(art: Sequence[Artwork], drawings: np.ndarray) -> list[float]
 
 
 def _by_nature(art: Sequence[Artwork], drawings: np.ndarray, limit: float) -> float:
-    """Percent of labels whose first drawing is nearer than `limit` to one of another label: no memory needed."""
+    """Return the percentage of labels whose drawing is nearer than `limit` to another label's, without any model."""
     numbers = {label: number for number, label in enumerate(sorted({one.words.label for one in art}))}
     label = torch.tensor([numbers[one.words.label] for one in art])
     first = torch.tensor([label.tolist().index(number) for number in range(len(numbers))])
@@ -77,7 +77,7 @@ def _by_nature(art: Sequence[Artwork], drawings: np.ndarray, limit: float) -> fl
 
 
 def _apart(scene: Scene) -> float:
-    """The mean distance between real drawings of different labels, as the judge sees them."""
+    """Return the mean distance between real drawings of different labels, in the judge's features."""
     by_label = {one.words.label: one for one in scene.artwork}
     rng = np.random.default_rng([scene.seed, 4])
     chosen = rng.choice(sorted(by_label), min(256, len(by_label)), replace=False)

@@ -1,4 +1,4 @@
-"""What a held-out word may be drawn as: labels of the artwork that mean the same. Knows words only."""
+"""The labels of the artwork that count as a hit for each held-out word. Knows words only."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Networks that learn pixels against a discriminator: the autoencoder and the super-resolver."""
+"""Training of pixel networks with a discriminator: the autoencoder and the super-resolver."""

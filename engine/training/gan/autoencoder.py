@@ -1,8 +1,8 @@
-"""Trains the autoencoder: L1 on a pyramid, edges, perception, a KL term, a discriminator; or its decoder alone.
+"""Trains the autoencoder, or only its decoder: L1 on a pyramid, edges, a perceptual loss, KL, a discriminator.
 
-Knows one step and what must be kept to repeat the next one exactly; knows nothing of files, clocks or where pictures
-come from. With `keep_latents` encoder and quant_conv stay as they are, so that every network trained on these latents
-stays right. All chance is a function of (seed, step).
+Knows one step and the state that repeats the next one exactly; knows nothing of files, clocks or the source of the
+pictures. With `keep_latents` encoder and quant_conv stay frozen, so every network trained on these latents stays valid.
+All randomness is a function of (seed, step).
 
 Rombach 2022 (latent diffusion); Esser 2021 (adversarial autoencoder).
 """
@@ -35,24 +35,24 @@ LOG_KL = "kl:log_weight"
 
 @dataclass(frozen=True)
 class Settings(Terms):
-    """What a run keeps from its first step to its last."""
+    """The settings that stay the same for a whole run."""
 
-    shape: str = ""  # of `shapes`; none where the run began with an autoencoder
+    shape: str = ""  # of `shapes`; empty if the run began with an autoencoder
     variants: int = 4  # of each drawing of the built-in artwork
     ema: float = 0.999
     keep_latents: bool = True
-    noise: float = 0.6  # at most so much of the posterior's deviation, when only the decoder learns
-    subject: float = 2.0  # what a pixel of the subject weighs more than one of the background
+    noise: float = 0.6  # the most noise, as a share of the posterior's deviation, if only the decoder learns
+    subject: float = 2.0  # added weight of a pixel of the subject
     edges: float = 0.5
-    kl: float = 1e-4  # where its weight begins
-    noise_to_signal: float = 0.1  # of the latents, which the KL term's weight is moved towards; 0: it stays
-    equivariance: float = 0.3  # how often a batch is decoded in another pose
+    kl: float = 1e-4  # its first weight
+    noise_to_signal: float = 0.1  # the latents' ratio to which the KL term's weight adapts; 0: it stays
+    equivariance: float = 0.3  # the share of batches that are decoded in another pose
     perceptual: float = 0.1
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the decoder gets, and the picture that it should make of it; `weight` is what each pixel weighs."""
+    """The decoder's input and target picture; `weight` is the weight of each pixel."""
 
     latents: Tensor
     images: Tensor
@@ -60,7 +60,7 @@ class Task:
 
 
 class Trainer:
-    """An autoencoder and its discriminator at one position. `samples` counts pictures seen."""
+    """Trains an autoencoder with a discriminator. `samples` counts pictures seen."""
 
     def __init__(
         self, network: AutoencoderKL, pixels: Pixels, settings: Settings, perception: Perception | None = None
@@ -90,7 +90,7 @@ class Trainer:
         return self.contest.generator.rate
 
     def step(self, share: float) -> Losses:
-        """One batch at this share of the run. Raises ValueError when the loss is not a number."""
+        """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
         images, subjects = self.pixels.rows(self._batch())
         chance = draws_at(self.settings.seed, self.steps)
         posterior = self._posterior(images)
@@ -108,11 +108,11 @@ class Trainer:
         return {**losses, **self._follow_noise(posterior)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+        """Return everything that the next step depends on, by name."""
         return self.contest.tensors() | {LOG_KL: torch.tensor(self.log_kl, dtype=torch.float64)}
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Goes back to a kept position: the next step gives what it gave then. Raises KeyError on a missing tensor."""
+        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
         self.contest.restore(tensors)
         self.steps, self.log_kl = steps, float(tensors[LOG_KL])
 
@@ -124,10 +124,10 @@ class Trainer:
             return encode_pictures(self.network, images)
 
     def _draw_latents(self, posterior: Posterior, chance: torch.Generator) -> Tensor:
-        """What the decoder gets.
+        """Draw the decoder's input.
 
-        A frozen encoder's noise is drawn at every strength up to `noise`: best near the mean, yet at home with what a
-        diffusion network leaves.
+        With a frozen encoder the noise has any strength up to `noise`: the decoder is best near the mean, and robust to
+        the errors of a diffusion network.
         """
         noise = torch.randn(posterior.mean.shape, generator=chance)
         if self.settings.keep_latents:
@@ -136,7 +136,7 @@ class Trainer:
         return posterior.mean + posterior.deviation * noise
 
     def _choose_pose(self, task: Task, chance: torch.Generator) -> Task:
-        """Now and then latents and picture in another pose; never with latents that stay as they are."""
+        """At random, put latents and picture into another pose; never with frozen latents."""
         chosen = float(torch.rand((), generator=chance)) < self.settings.equivariance
         if self.settings.keep_latents or not chosen:
             return task
@@ -151,11 +151,11 @@ class Trainer:
         return wrong
 
     def _divergence(self, posterior: Posterior) -> Tensor | None:
-        """The KL term, where the encoder learns too."""
+        """Return the weighted KL term; None with a frozen encoder."""
         return None if self.settings.keep_latents else math.exp(self.log_kl) * posterior.divergence
 
     def _follow_noise(self, posterior: Posterior) -> Losses:
-        """Moves the KL term's weight for the next step."""
+        """Adapt the KL term's weight for the next step."""
         if self.settings.keep_latents:
             return {}
         self.log_kl = adapt_log_weight(self.log_kl, posterior.noise_to_signal, self.settings.noise_to_signal)

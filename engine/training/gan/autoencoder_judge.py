@@ -1,6 +1,6 @@
-"""How well an autoencoder keeps drawings that were never trained on, in figures and side by side.
+"""Evaluates an autoencoder on drawings that were never trained on, in figures and side by side.
 
-Knows pictures and a network; knows nothing of optimizers. The same every time.
+Knows pictures and a network; knows nothing of optimizers. Its results repeat exactly.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from engine.training.pictures.pixels import Pixels, as_pictures
 from engine.training.run import Losses
 from engine.training.validate import write_sheet
 
-DISTURBED = 0.3  # of the signal: by so much a diffusion network leaves latents off
+DISTURBED = 0.3  # of the signal: a diffusion network's typical error in latents
 
 
 def figures(autoencoder: AutoencoderKL, held_out: Pixels) -> Losses:
-    """PSNR inside the subject and over all, SSIM and L1: means over the pictures; noise and signal of the latents.
+    """Return the pictures' means (PSNR inside the subject and overall, SSIM, L1), and the latents' noise and signal.
 
-    `disturbed_psnr` is that inside the subject where the latents are off as a diffusion network leaves them.
+    `disturbed_psnr` is the PSNR inside the subject for latents with a diffusion network's error.
     """
     images, subjects = held_out.rows(np.arange(len(held_out)))
     posterior = encode_all(autoencoder, images)
@@ -44,7 +44,7 @@ def figures(autoencoder: AutoencoderKL, held_out: Pixels) -> Losses:
 
 
 def _disturb(posterior: Posterior) -> Tensor:
-    """The means off by a share of each channel's signal, the same every time."""
+    """Return the means with noise of a fixed share of each channel's signal, always the same."""
     deviation = posterior.mean.transpose(0, 1).flatten(1).std(1).view(1, -1, 1, 1)
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
     return posterior.mean + DISTURBED * deviation * noise
@@ -52,7 +52,7 @@ def _disturb(posterior: Posterior) -> Tensor:
 
 @dataclass(frozen=True)
 class Judge:
-    """Drawings never trained on, for the averaged network of `trainer`."""
+    """Evaluates the averaged network of `trainer` on drawings that were never trained on."""
 
     trainer: Trainer
     held_out: Pixels
@@ -62,7 +62,7 @@ class Judge:
         return figures(self.trainer.average, self.held_out)
 
     def sheet(self, path: Path) -> None:
-        """Originals, and under each line of them what came back."""
+        """Write a sheet of originals, with the decoded pictures under each line."""
         path.parent.mkdir(parents=True, exist_ok=True)
         some = np.linspace(0, len(self.held_out) - 1, min(self.shown, len(self.held_out))).astype(int)
         images, _ = self.held_out.rows(some)

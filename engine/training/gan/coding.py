@@ -1,6 +1,6 @@
-"""Pictures into latents and back by an autoencoder: what it says of them, and how much of that is noise.
+"""Encodes pictures into latents and decodes them with an autoencoder; measures the latents' noise.
 
-Knows a network of diffusers and tensors; knows nothing of training.
+Knows a diffusers network and tensors; knows nothing of training.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import FloatTensor, Tensor
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the encoder says of some pictures: the mean of their latents, and how far they may be off."""
+    """The encoder's distribution for some pictures: mean and deviation of their latents."""
 
     mean: Tensor
     deviation: Tensor
 
     @property
     def signal(self) -> float:
-        """How far the means of a channel differ, on average over the channels."""
+        """Return the standard deviation of a channel's means, averaged over the channels."""
         return float(self.mean.detach().transpose(0, 1).flatten(1).std(1).mean())
 
     @property
@@ -35,35 +35,35 @@ class Posterior:
 
     @property
     def divergence(self) -> Tensor:
-        """From the normal distribution, in nats a number."""
+        """Return the KL divergence from the normal distribution, in nats for each number."""
         return (self.mean.square() + self.deviation.square() - 1 - 2 * self.deviation.log()).mean() / 2
 
 
 def encode_pictures(autoencoder: AutoencoderKL, images: Tensor) -> Posterior:
-    """The posterior in fp32."""
+    """Return the posterior in fp32."""
     found = autoencoder.encode(images, return_dict=False)[0]
     return Posterior(found.mean.float(), found.std.float())
 
 
 def decoded(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
-    """The picture of these latents, as the network gives it: [n, 3, h, w], not clamped."""
+    """Decode latents to [n, 3, h, w], not clamped."""
     return autoencoder.decode(cast(FloatTensor, latents), return_dict=False)[0]
 
 
 @torch.inference_mode()
 def round_trip(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> Tensor:
-    """The pictures encoded to the posterior's mean and decoded, fp32."""
+    """Encode the pictures to the posterior's mean and decode it, fp32."""
     return decode_all(autoencoder, encode_all(autoencoder, images, batch).mean, batch)
 
 
 @torch.inference_mode()
 def encode_all(autoencoder: AutoencoderKL, images: Tensor, batch: int = 32) -> Posterior:
-    """The posterior of many pictures, a few at a time."""
+    """Encode many pictures in small batches."""
     found = [encode_pictures(autoencoder, part) for part in images.split(batch)]
     return Posterior(torch.cat([one.mean for one in found]), torch.cat([one.deviation for one in found]))
 
 
 @torch.inference_mode()
 def decode_all(autoencoder: AutoencoderKL, latents: Tensor, batch: int = 32) -> Tensor:
-    """The pictures of many latents, a few at a time, from −1 to 1."""
+    """Decode many latents in small batches, clamped to −1 … 1."""
     return torch.cat([decoded(autoencoder, part).clamp(-1, 1) for part in latents.split(batch)])

@@ -1,7 +1,7 @@
-"""Generator against discriminator: one step of both, and a learning rate that falls to zero.
+"""One adversarial training step of generator and discriminator, with a learning rate that falls to zero.
 
-Knows two learners and a measure of the picture; knows nothing of where pictures come from. The discriminator begins at
-a share of the run: before, there is nothing worth judging.
+Knows two learners and a reconstruction loss; knows nothing of the source of the pictures. The discriminator begins at a
+share of the run: earlier pictures are not worth judging.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from engine.training.gan.discriminator import Discriminator, hinge, picture_grad
 from engine.training.learner import Learner, falling, warming
 from engine.training.run import Losses
 
-HEAD_START = 0.05  # of the run: the discriminator learns alone so long
+HEAD_START = 0.05  # of the run, in which only the discriminator learns
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What both trainers keep from their first step to their last."""
+    """The settings that both trainers share for a whole run."""
 
     rate: float = 5e-4
     batch: int = 16
     warm: int = 40
     ema: float = 0.995
     gan_from: float = 0.6  # share of the run
-    gan_weight: float = 0.1  # length of its gradient against the reconstruction's
+    gan_weight: float = 0.1  # length of its gradient relative to the reconstruction's
     gan_rate: float = 4e-4
     muon: bool = True
     seed: int = 0
 
 
 class Contest:
-    """A generator and its judge at one position."""
+    """Trains a generator and its discriminator."""
 
     def __init__(self, generator: Learner, terms: Terms) -> None:
         self.generator, self.terms = generator, terms
-        torch.manual_seed(terms.seed)  # the discriminator's first weights
+        torch.manual_seed(terms.seed)  # initial weights of the discriminator
         self.judge = Discriminator()
         self.discriminator = Learner("discriminator", self.judge, betas=(0.5, 0.9))
 
@@ -52,10 +52,10 @@ class Contest:
         share: float,
         also: Tensor | None = None,
     ) -> Losses:
-        """One step: `measure` of the made picture and `also` fall. Raises ValueError when a loss is not a number."""
+        """Run one step that reduces `measure` of `made`, and `also`. Raises ValueError if the loss is not a number."""
         judging = self.terms.gan_weight > 0 and share >= self.terms.gan_from
         against = judging and share >= self.terms.gan_from + HEAD_START
-        self.judge.eval()  # the generator's look at it changes nothing
+        self.judge.eval()  # the generator's step must not change it
         gradient, loss = picture_gradient(made, measure, self.judge if against else None, self.terms.gan_weight)
         total = loss + (float(also.detach()) if also is not None else 0.0)
         if not math.isfinite(total):

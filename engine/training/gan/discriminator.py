@@ -1,7 +1,7 @@
-"""The other half of a GAN: judges patches of pictures, and what it thinks becomes a gradient for the generator.
+"""A patch discriminator, and its gradient for the generator.
 
-Knows images; knows nothing of what made them. Isola 2017 (patches); Miyato 2018 (spectral norm); Lim & Ye 2017
-(hinge); Esser 2021 (its weight follows the reconstruction's gradient, here measured at the picture itself).
+Knows images; knows nothing of the generator. Isola 2017 (patches); Miyato 2018 (spectral norm); Lim & Ye 2017 (hinge);
+Esser 2021 (its weight follows the reconstruction's gradient, here measured at the picture itself).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CHANNELS = (32, 64, 128)
 
 
 class Discriminator(nn.Module):
-    """One score for each patch: above 0 it looks real. Three halvings: a patch is 46 pixels wide."""
+    """Returns one score for each patch; above 0 it looks real. Three halvings: a patch is 46 pixels wide."""
 
     def __init__(self, channels: tuple[int, ...] = CHANNELS) -> None:
         super().__init__()
@@ -33,16 +33,18 @@ class Discriminator(nn.Module):
 
 
 def hinge(real: Tensor, made: Tensor) -> Tensor:
-    """What the discriminator minimises: real patches above 1, made ones below −1."""
+    """Return the discriminator's loss: real patches above 1, generated ones below −1."""
     return (F.relu(1 - real).mean() + F.relu(1 + made).mean()) / 2
 
 
 def picture_gradient(
     made: Tensor, measure: Callable[[Tensor], Tensor], judge: Discriminator | None, weight: float
 ) -> tuple[Tensor, float]:
-    """The gradient of `measure` at the picture and the measure itself; with `judge`, what would please it is added.
+    """Return the gradient of `measure` at the picture, and the measure.
 
-    `weight` is the length of the judge's part against the length of the measure's: 0.1 is a tenth, whatever the scales.
+    With `judge`, the discriminator's gradient is added.
+
+    `weight` is the length of that part relative to the measure's: 0.1 is a tenth, at any scale.
     """
     image = made.detach().float().requires_grad_()
     loss = measure(image)

@@ -1,7 +1,7 @@
-"""The scale of the latents built into the weights, so that `scaling_factor` is 1 and every loader is right.
+"""Folds the scale of the latents into the weights, so that `scaling_factor` is 1 and every loader is right.
 
 Knows an autoencoder and pictures; knows nothing of training. The mean and the deviation of each channel move into
-quant_conv and post_quant_conv; pictures stay what they were.
+quant_conv and post_quant_conv; the decoded pictures do not change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.training.pictures.pixels import Pixels
 
 @torch.inference_mode()
 def latent_scale(autoencoder: AutoencoderKL, pixels: Pixels, most: int = 2048) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each latent channel, over at most so many pictures spread evenly."""
+    """Return mean and deviation of each latent channel, over at most `most` pictures, spread evenly."""
     index = np.unique(np.linspace(0, len(pixels) - 1, min(most, len(pixels))).astype(int))
     images, _ = pixels.rows(index)
     means = torch.cat([autoencoder.encode(part, return_dict=False)[0].mean for part in images.split(64)])
@@ -25,7 +25,7 @@ def latent_scale(autoencoder: AutoencoderKL, pixels: Pixels, most: int = 2048) -
 
 @torch.no_grad()
 def fold(autoencoder: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
-    """Latents have mean 0 and deviation 1 from now on. Raises ValueError where there is nothing to fold into."""
+    """Change the weights so that latents have mean 0 and deviation 1. Raises ValueError without these layers."""
     into, out = _convolution(autoencoder.quant_conv), _convolution(autoencoder.post_quant_conv)
     (into_bias, out_bias), count = (_bias(into), _bias(out)), len(mean)
     out_bias.add_(out.weight[:, :, 0, 0] @ mean)

@@ -1,6 +1,6 @@
-"""How far a picture is from another: what the pixel networks minimise, and what they are judged by.
+"""Losses and measures of the pixel networks: the distance of two pictures.
 
-Knows images as fp32 [n, 3, h, w], from −1 to 1; every function is pure. SSIM: Wang 2004, on the luma of BT.601.
+Images are fp32 [n, 3, h, w], from −1 to 1; every function is pure. SSIM: Wang 2004, on the luma of BT.601.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WINDOW, SIGMA = 11, 1.5
 
 
 def pyramid(guess: Tensor, wanted: Tensor, weight: Tensor | None = None, levels: int = 3) -> Tensor:
-    """Mean absolute difference at `levels` sizes, each half of the one before; `weight` [n, 1, h, w] a pixel."""
+    """Return the mean absolute difference at `levels` sizes, each half the last; `weight` [n, 1, h, w] a pixel."""
     difference = guess - wanted
     total = difference.new_zeros(())
     for level in range(levels):
@@ -27,13 +27,13 @@ def pyramid(guess: Tensor, wanted: Tensor, weight: Tensor | None = None, levels:
 
 
 def gradient(guess: Tensor, wanted: Tensor) -> Tensor:
-    """Mean absolute difference of the steps between neighbours: edges where edges belong, flat where it is flat."""
+    """Return the mean absolute difference of neighbouring pixels' steps: edges stay edges, flat areas flat."""
     difference = guess - wanted
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 
 
 def overshoot(guess: Tensor, wanted: Tensor, reach: int = 4) -> Tensor:
-    """How far outside of the target's range within `reach` pixels, on average: ringing costs, softness doesn't."""
+    """Return the mean excess over the target's range within `reach` pixels: ringing costs, softness does not."""
     side = 2 * reach + 1
     highest = F.max_pool2d(wanted, side, 1, reach)
     lowest = -F.max_pool2d(-wanted, side, 1, reach)
@@ -41,7 +41,7 @@ def overshoot(guess: Tensor, wanted: Tensor, reach: int = 4) -> Tensor:
 
 
 def psnr(guess: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Decibels of each picture [n], both clamped to what can be shown; only inside `mask` [n, 1, h, w] where given."""
+    """Return each picture's PSNR in dB [n], values clamped; inside `mask` [n, 1, h, w] if given."""
     wrong = ((guess.clamp(-1, 1) - wanted) / 2).square()
     if mask is None:
         return -10 * wrong.mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
@@ -50,7 +50,7 @@ def psnr(guess: Tensor, wanted: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssim(guess: Tensor, wanted: Tensor) -> Tensor:
-    """Structural similarity of each picture [n], 1 where they are the same."""
+    """Return each picture's structural similarity [n], 1 for equal pictures."""
     one, other = ((image.clamp(-1, 1) + 1) / 2 for image in (guess, wanted))
     luma = torch.tensor(LUMA).view(1, 3, 1, 1)
     one, other = (one * luma).sum(1, keepdim=True), (other * luma).sum(1, keepdim=True)

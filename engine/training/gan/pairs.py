@@ -1,6 +1,6 @@
-"""Large pictures and the small ones that a super-resolver will meet: cleanly reduced, or back from our autoencoder.
+"""Training pairs for the super-resolver: large pictures, and small ones, scaled down or decoded by our autoencoder.
 
-Knows pictures, charts and an autoencoder; knows nothing of the network that learns. Made once, by seed: a step then
+Knows pictures, charts and an autoencoder; knows nothing of the network. The pairs are built once, by seed, so a step
 costs only the network.
 """
 
@@ -23,16 +23,16 @@ from engine.training.pictures.variants import BACKGROUNDS, USUAL_SCALE
 
 SCALE, SIDE = 4, 256
 SMALL = SIDE // SCALE
-CHARTS = 0.2  # so many of the pictures
-DETAILED = 192  # px a drawing must have, else its large picture would be blurred and teach blur
-NOISE = 0.6  # at most so much of the posterior's deviation, as when the decoder learnt
+CHARTS = 0.2  # share of the pictures
+DETAILED = 192  # smallest side of a drawing in px; a smaller one would be blurred and teach blur
+NOISE = 0.6  # the most noise, as a share of the posterior's deviation, as in the decoder's training
 JPEG = 0.2
 REDUCED = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """uint8: `large` [n, 256, 256, 3]; `clean` and `mended` [n, 64, 64, 3] are the same pictures, small."""
+    """uint8 pictures: `large` [n, 256, 256, 3]; `clean` and `mended` [n, 64, 64, 3] are small versions of them."""
 
     large: np.ndarray
     clean: np.ndarray
@@ -43,7 +43,7 @@ class Pairs:
 
 
 def composed(art: Artwork, rng: np.random.Generator) -> np.ndarray:
-    """A drawing on a background of one colour, uint8 [256, 256, 3]; now and then its colours change places."""
+    """Render a drawing on one colour, uint8 [256, 256, 3]; at random, exchange its colour channels."""
     scale = USUAL_SCALE if rng.random() < 0.5 else float(rng.uniform(0.6, 1.0))
     longest = max(art.pixels.size)
     width, height = (max(1, round(side * scale * SIDE / longest)) for side in art.pixels.size)
@@ -61,7 +61,7 @@ def composed(art: Artwork, rng: np.random.Generator) -> np.ndarray:
 
 
 def of_artwork(drawings: Sequence[Artwork], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """`count` large pictures of those drawings that have the detail, in turn. Raises ValueError where none has."""
+    """Render `count` large pictures of the drawings with enough detail, in turn. Raises ValueError if none has it."""
     fine = [art for art in drawings if max(art.pixels.size) >= DETAILED]
     if not fine:
         raise ValueError(f"no drawing has {DETAILED} pixels a side: there is nothing to learn detail from")
@@ -70,7 +70,7 @@ def of_artwork(drawings: Sequence[Artwork], count: int, rng: np.random.Generator
 
 
 def squares(pictures: Sequence[Image.Image], count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """`count` squares of 256 px out of pictures of any size: the whole of them, or a part where there is more."""
+    """Cut `count` squares of 256 px out of pictures of any size: the whole picture or a part of it."""
     for number in range(count):
         picture = pictures[number % len(pictures)].convert("RGB")
         shorter = min(picture.size)
@@ -88,7 +88,7 @@ def pairs(
     charts: float = CHARTS,
     told: Told = lambda done, of: None,
 ) -> Pairs:
-    """The first `count` pictures, `charts` of them charts instead, with their small ones; the same for a seed."""
+    """Build pairs of `count` pictures, a share `charts` of them charts; the same for the same seed."""
     rng = np.random.default_rng([seed, 256])
     drawn = rng.random(count) < charts
     pictures = [chart(rng, SIDE) if one else next(large) for one in drawn]
@@ -103,7 +103,7 @@ def pairs(
 
 
 def _reduced(picture: np.ndarray, rng: np.random.Generator, *, plainly: bool) -> np.ndarray:
-    """`plainly`: by the mean of each area, which alone leaves an edge of a chart as clean as it was."""
+    """Scale down; `plainly` by the mean of each area, the only way that keeps a chart's edges clean."""
     how = REDUCED[0 if plainly else int(rng.integers(len(REDUCED)))]
     return np.asarray(Image.fromarray(picture).resize((SMALL, SMALL), how))
 
@@ -118,7 +118,7 @@ def _jpeg(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @torch.inference_mode()
 def _returned(autoencoder: AutoencoderKL, pictures: np.ndarray, seed: int) -> np.ndarray:
-    """Encoded, disturbed at any strength up to `NOISE`, decoded."""
+    """Encode, add noise of any strength up to `NOISE`, and decode."""
     chance = torch.Generator().manual_seed(seed)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = autoencoder.encode(as_images(pictures), return_dict=False)[0]

@@ -1,7 +1,7 @@
-"""A perceptual loss: how far two pictures are apart in the features of a network that knows what pictures show.
+"""A perceptual loss: the distance of two pictures in the features of a classifier.
 
-Knows the stages of a frozen network; knows nothing of who trained it. Zhang 2018 (LPIPS, without learnt weights).
-Whoever judges the result must be another network: this one is pleased by training.
+Knows the stages of a frozen network; knows nothing of its training. Zhang 2018 (LPIPS, without learnt weights). Another
+network must evaluate the result, since training optimises this one's features.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-JITTER = 4  # pixels: the first layer's stride, else its places would show as a grid
+JITTER = 4  # pixels: the first layer's stride; without jitter its positions would show as a grid
 
 
 class Perception:
-    """`stages` follow each other; what each puts out is compared."""
+    """Compares the outputs of consecutive `stages`."""
 
     def __init__(self, stages: Sequence[nn.Module]) -> None:
         self.stages = [stage.eval().requires_grad_(False) for stage in stages]
 
     def distance(self, guess: Tensor, wanted: Tensor, offset: tuple[int, int] = (0, 0)) -> Tensor:
-        """Mean squared difference of the features, each place's of length 1; `offset` pixels are cut off first."""
+        """Return the mean squared difference of the features, each of length 1; `offset` pixels are cut off first."""
         top, left = offset
         with torch.autocast("cpu", torch.bfloat16):
             seen, real = guess[..., top:, left:], wanted[..., top:, left:]
@@ -35,7 +35,7 @@ class Perception:
 
 
 def draw_offset(chance: torch.Generator) -> tuple[int, int]:
-    """From which pixel on a step looks."""
+    """Draw a step's offset in pixels."""
     top, left = torch.randint(JITTER, (2,), generator=chance).tolist()
     return top, left
 

@@ -1,6 +1,6 @@
-"""Turned and rescaled latents, so that the latents keep the symmetries of pictures and stay learnable.
+"""Rotates and rescales latents, so that they keep the symmetries of pictures and stay learnable.
 
-Knows squares of any depth; knows nothing of networks. What is done to the latents is done to the picture, and the
+Knows squares of any depth; knows nothing of networks. The picture gets the same transform as the latents, and the
 decoder must agree. Kouzelis 2025 (EQ-VAE).
 """
 
@@ -17,7 +17,7 @@ SMALLEST = 0.5  # of a side of the latents
 
 @dataclass(frozen=True)
 class Pose:
-    """`side` of the latents afterwards, `turns` of 90 degrees, and whether they are `mirrored` first."""
+    """The `side` of the latents afterwards, `turns` of 90 degrees, and whether they are `mirrored` first."""
 
     side: int
     turns: int
@@ -25,14 +25,14 @@ class Pose:
 
 
 def draw_pose(side: int, chance: torch.Generator) -> Pose:
-    """One of all poses of latents of this side, each as likely as any other."""
+    """Draw a pose of latents of this side; all are equally likely."""
     lowest = max(1, round(SMALLEST * side))
     size, turns, mirrored = (int(torch.randint(count, (), generator=chance)) for count in (side - lowest + 1, 4, 2))
     return Pose(lowest + size, turns, bool(mirrored))
 
 
 def apply_pose(pose: Pose, squares: Tensor, scale: int = 1) -> Tensor:
-    """[n, c, side, side] in this pose; `scale` is how many pixels one place of the latents is wide."""
+    """Apply a pose to [n, c, side, side]; `scale` is the width of one latent position in pixels."""
     side = pose.side * scale
     if squares.size(-1) != side:
         squares = F.interpolate(squares, size=(side, side), mode="bilinear", antialias=True, align_corners=False)

@@ -1,6 +1,6 @@
-"""The autoencoders that a run can begin with, by name, and one that has learnt nothing.
+"""The named architectures of an autoencoder from scratch, and its construction.
 
-Knows configurations of diffusers' `AutoencoderKL`; all are of 64 pixels.
+They are configurations of diffusers' `AutoencoderKL`, all for 64 pixels.
 """
 
 from __future__ import annotations
@@ -29,6 +29,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def fresh(seed: int, shape: Mapping[str, Any] = SHAPES["compact"]) -> AutoencoderKL:
-    """An autoencoder that has learnt nothing."""
+    """Build an untrained autoencoder."""
     torch.manual_seed(seed)
     return AutoencoderKL(**shape)

@@ -1,9 +1,9 @@
 """Trains the super-resolver ×4, a small network in an architecture that spandrel loads ("RealESRGAN Compact").
 
-Knows one step and what must be kept to repeat the next one exactly; knows nothing of files, clocks or where pictures
-come from. What flat artwork shows at once, ringing, a colour that moved, a pattern on a plain, is in the loss: steps
-between neighbours, means of areas, and whatever is outside of the target's range nearby. All chance is a function of
-(seed, step).
+Knows one step and the state that repeats the next one exactly; knows nothing of files, clocks or the source of the
+pictures. The loss contains the errors that flat artwork shows at once, ringing, shifted colours, patterns on flat
+areas: steps between neighbours, means of areas, and values outside the target's range nearby. All randomness is a
+function of (seed, step).
 
 Shi 2016 (the last layer); Wang 2021 (Real-ESRGAN, whose compact network this is); Ledig 2017 (a GAN that enlarges).
 """
@@ -32,18 +32,18 @@ from engine.training.run import Losses
 
 @dataclass(frozen=True)
 class Settings(Terms):
-    """What a run keeps from its first step to its last."""
+    """The settings that stay the same for a whole run."""
 
     rate: float = 2e-3
     gan_weight: float = 0.05
     crop: int = 32  # pixels a side of the small picture
     edges: float = 0.5
     ringing: float = 2.0
-    mended: float = 0.3  # how often the small picture comes back from the autoencoder
+    mended: float = 0.3  # share of the small pictures that come from the autoencoder
 
 
 def fresh(seed: int, width: int = 48, depth: int = 12) -> nn.Module:
-    """A network that has learnt nothing: it repeats each pixel four times four."""
+    """Build an untrained network: it repeats each pixel four times four."""
     torch.manual_seed(seed)
     network = Compact(num_feat=width, num_conv=depth, upscale=SCALE, act_type="prelu")
     last = network.body[-1]
@@ -53,12 +53,12 @@ def fresh(seed: int, width: int = 48, depth: int = 12) -> nn.Module:
 
 
 def load(path: Path) -> nn.Module:
-    """A network of this architecture out of its file, fp32. Raises ValueError where it is another, or none."""
+    """Load a network of this architecture, fp32. Raises ValueError for another architecture or file."""
     try:
-        if path.suffix.lower() != ".safetensors":  # the loader would take pickles, too
+        if path.suffix.lower() != ".safetensors":  # the loader accepts pickles, too
             raise ValueError(path.suffix)
         found = ModelLoader().load_from_file(path)
-    except Exception as error:  # the loader takes apart what somebody sent us, and fails in any way
+    except Exception as error:  # the loader parses untrusted files and fails in many ways
         raise ValueError(f"{path} is no super-resolver in safetensors that spandrel knows.") from error
     if not isinstance(found.model, Compact) or found.scale != SCALE:
         raise ValueError(f"{path} is no RealESRGAN Compact that enlarges {SCALE} times: only these are trained.")
@@ -66,21 +66,21 @@ def load(path: Path) -> nn.Module:
 
 
 def export(network: nn.Module, path: Path, *, flat: bool = True) -> None:
-    """Writes it in fp16; `spandrel.ModelLoader().load_from_file` reads everything from the names and shapes.
+    """Write the network in fp16; `spandrel.ModelLoader().load_from_file` infers the rest from names and shapes.
 
-    `flat`: it learnt artwork, so whoever enlarges with it keeps its colours in the range nearby.
+    `flat` marks a network trained on artwork: enlarging with it clamps colours to the range nearby.
     """
     half = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
     checkpoint.save(path, half, {}, BOUNDED if flat else {})
 
 
 def inside(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a matrix between two layers of the same width: those are Muon's."""
+    """Tell whether a parameter is a matrix between layers of the same width, which Muon updates."""
     return parameter.ndim == 4 and parameter.size(0) == parameter.size(1)
 
 
 class Trainer:
-    """A network and its discriminator at one position. `samples` counts crops seen."""
+    """Trains a network with a discriminator. `samples` counts crops seen."""
 
     def __init__(self, network: nn.Module, pairs: Pairs, settings: Settings) -> None:
         self.network = network.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
@@ -102,7 +102,7 @@ class Trainer:
         return self.contest.generator.rate
 
     def step(self, share: float) -> Losses:
-        """One batch at this share of the run. Raises ValueError when the loss is not a number."""
+        """Train one batch at this share of the run. Raises ValueError if the loss is not a number."""
         small, large = self._crops()
         with torch.autocast("cpu", torch.bfloat16):
             made = self.network(small / 2 + 0.5) * 2 - 1
@@ -117,16 +117,16 @@ class Trainer:
         return losses
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name."""
+        """Return everything that the next step depends on, by name."""
         return self.contest.tensors()
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Goes back to a kept position: the next step gives what it gave then. Raises KeyError on a missing tensor."""
+        """Restore a saved position: the next step repeats exactly. Raises KeyError for a missing tensor."""
         self.contest.restore(tensors)
         self.steps = steps
 
     def _crops(self) -> tuple[Tensor, Tensor]:
-        """Parts of pictures, turned and mirrored, small and large, from −1 to 1."""
+        """Return random crops, rotated and mirrored, small and large, from −1 to 1."""
         rng = np.random.default_rng([self.settings.seed, self.steps])
         crop, small, large = self.settings.crop, [], []
         for picture in rng.integers(0, len(self.pairs), self.settings.batch):

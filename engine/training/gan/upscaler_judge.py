@@ -1,6 +1,6 @@
-"""How well a super-resolver draws: PSNR and SSIM against Lanczos, what it overshoots, and a sheet side by side.
+"""Evaluates a super-resolver: PSNR and SSIM against Lanczos, its overshoot, and a sheet side by side.
 
-Knows pictures that were never trained on; knows nothing of optimizers. The same every time.
+Knows pictures that were never trained on; knows nothing of optimizers. Its results repeat exactly.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from engine.training.pictures.pixels import as_images
 from engine.training.run import Losses
 from engine.training.validate import write_sheet
 
-STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys: clipping must not hide what overshoots
+STEPS = ((64, 192), (96, 160), (112, 144))  # mid greys, so that clipping does not hide overshoot
 
 
 @torch.inference_mode()
 def enlarged(network: nn.Module, small: np.ndarray) -> np.ndarray:
-    """uint8 [n, h, w, 3] → uint8 [n, 4h, 4w, 3], one after the other."""
+    """Enlarge uint8 [n, h, w, 3] to uint8 [n, 4h, 4w, 3], one after the other."""
     made = [network(as_images(one[None]) / 2 + 0.5)[0] for one in small]
     return torch.stack(made).mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def lanczos(small: np.ndarray) -> np.ndarray:
-    """The same without a network."""
+    """Enlarge by Lanczos, without a network."""
     height, width = (side * SCALE for side in small.shape[1:3])
     return np.stack(
         [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.LANCZOS)) for one in small]
@@ -39,7 +39,7 @@ def lanczos(small: np.ndarray) -> np.ndarray:
 
 
 def ringing(network: nn.Module, side: int = 64, border: int = 16) -> float:
-    """By how much of 255 the worst step of two mid greys is overshot, upright or lying."""
+    """Return the worst overshoot of a step between two mid greys, vertical or horizontal, in steps of 255."""
     charts = np.empty((2 * len(STEPS), side, side, 3), np.uint8)
     for number, (low, high) in enumerate(STEPS):
         charts[2 * number : 2 * number + 2] = low
@@ -53,7 +53,7 @@ def ringing(network: nn.Module, side: int = 64, border: int = 16) -> float:
 
 
 def figures(network: nn.Module, held_out: Pairs) -> Losses:
-    """PSNR and SSIM of what the network makes, clean and mended, less what Lanczos makes; and the overshoot."""
+    """Return PSNR and SSIM on clean and mended pictures, their gain over Lanczos, and the overshoot."""
     found: dict[str, float] = {}
     wanted = as_images(held_out.large)
     for name, small in (("clean", held_out.clean), ("mended", held_out.mended)):
@@ -67,7 +67,7 @@ def figures(network: nn.Module, held_out: Pairs) -> Losses:
 
 @dataclass(frozen=True)
 class Judge:
-    """Drawings never trained on, for the averaged network of `trainer`."""
+    """Evaluates the averaged network of `trainer` on drawings that were never trained on."""
 
     trainer: Trainer
     held_out: Pairs
@@ -77,7 +77,7 @@ class Judge:
         return figures(self.trainer.average, self.held_out)
 
     def sheet(self, path: Path) -> None:
-        """A line a picture: Lanczos and ours of the clean one, the same of the mended one, what was wanted."""
+        """Write a line for each picture: Lanczos and ours of the clean one, the same of the mended one, the target."""
         path.parent.mkdir(parents=True, exist_ok=True)
         some = np.linspace(0, len(self.held_out) - 1, min(self.shown, len(self.held_out))).astype(int)
         clean, mended = self.held_out.clean[some], self.held_out.mended[some]

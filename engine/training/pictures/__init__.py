@@ -1,1 +1,1 @@
-"""What is learnt from: artwork and folders of pictures, each picture with its words. Knows pixels, no networks."""
+"""The training pictures: artwork and folders of pictures, with their captions. Knows pixels, no networks."""

@@ -1,7 +1,7 @@
-"""The artwork we learn from: npm packages by exact version and hash, each picture with its licence and its words.
+"""The built-in artwork: npm packages pinned by version and hash, each picture with its licence and its words.
 
-Knows which packages, how they are laid out and who drew them; knows nothing of networks or training. Left out: flags
-and keycaps (text in disguise) and skin-tone variants (five times the same drawing).
+Knows the packages, their layout and their authors; knows nothing of networks or training. It leaves out flags and
+keycaps (they are text) and skin-tone variants (five copies of the same drawing).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from PIL import Image
 
 from engine.training.pictures.captions import Words, words
 
-MAX_MEMBER_BYTES = 4 << 20  # a picture is under 100 kB; anything larger is not what we pinned
-LARGEST_SIDE = 128  # twice the picture we train on, so that close-ups stay sharp
+MAX_MEMBER_BYTES = 4 << 20  # a picture is under 100 kB; a larger file cannot be one that we pinned
+LARGEST_SIDE = 128  # twice the training size, so that close-ups stay sharp
 
 
 @dataclass(frozen=True)
 class Package:
-    """One npm package: `integrity` is the sha512 of the archive, so the bytes are pinned and not only the name."""
+    """One npm package. `integrity` is the archive's sha512, which pins its bytes and not only its name."""
 
     name: str
     version: str
@@ -39,7 +39,7 @@ class Package:
 
     @property
     def archive(self) -> str:
-        """The file name that `npm pack` gives."""
+        """Return the file name that `npm pack` gives."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -85,7 +85,7 @@ GROUPS_LEFT_OUT = frozenset({None, 2, 9})  # regional letters, skin tones, flags
 
 @dataclass(frozen=True)
 class Artwork:
-    """One drawing: `pixels` is RGBA, as a rule at most 128 px a side; `group` is emojibase's (0 smileys, 8 symbols)."""
+    """One drawing. `pixels` is RGBA, usually at most 128 px a side; `group` is emojibase's (0 smileys, 8 symbols)."""
 
     key: str
     words: Words
@@ -97,12 +97,12 @@ class Artwork:
 
 
 def integrity_of(archive: bytes) -> str:
-    """The archive's sha512, written as Subresource Integrity does."""
+    """Return the archive's sha512 in the notation of Subresource Integrity."""
     return "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The package's archive in `cache`, by `npm pack` when it isn't there. Raises ValueError on other bytes."""
+    """Return the package's archive in `cache`, fetched by `npm pack` if missing. Raises ValueError for other bytes."""
     target = cache / package.archive
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def fetch(package: Package, cache: Path) -> Path:
 
 
 def labels(archive: Path) -> dict[str, tuple[Words, int]]:
-    """Code points (lower case, without variation selectors) → words and group, of everything we draw."""
+    """Map code points (lower case, without variation selectors) to words and group, for all included drawings."""
     with tarfile.open(archive) as tar:
         member = tar.extractfile(LABELS.folder)
         if member is None:
@@ -132,7 +132,7 @@ def labels(archive: Path) -> dict[str, tuple[Words, int]]:
 def load(
     cache: Path, sets: Sequence[Package] = SETS, names: Package = LABELS, side: int = LARGEST_SIDE
 ) -> list[Artwork]:
-    """All artwork in a fixed order (by key), so that a seed means the same on every machine; at most `side` px."""
+    """Load all artwork sorted by key, so that a seed means the same on every machine; at most `side` px."""
     named = labels(fetch(names, cache))
     drawn = [art for package in sets for art in _drawings(package, fetch(package, cache), named, side)]
     return sorted(drawn, key=lambda art: art.key)
@@ -146,7 +146,7 @@ def _drawings(package: Package, archive: Path, named: dict[str, tuple[Words, int
                 continue
             source = tar.extractfile(member)
             if source is None or member.size > MAX_MEMBER_BYTES:
-                raise ValueError(f"{member.name} in {archive.name} is not a picture of ours")
+                raise ValueError(f"{member.name} in {archive.name} is not one of the pinned pictures")
             said, group = named[code]
             key = f"{package.style.replace(' ', '-')}/{code}"
             pixels = _open(source.read(), side)

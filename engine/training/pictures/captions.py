@@ -1,8 +1,8 @@
-"""What a picture is called: many captions of one drawing, so that the network hears words, not labels.
+"""Generates captions of a drawing, many for each, so that the network learns words and not only labels.
 
-Knows words and chance; knows nothing of pixels. A model that only ever saw labels cannot follow "a cute dog, white
-background": so tags, word order, articles and filler words vary, and whatever was done to a picture (hue, size,
-background) is named. Some words never occur: the evaluation asks for them.
+Knows words and randomness; knows nothing of pixels. A model that only saw labels cannot follow "a cute dog, white
+background". So tags, word order, articles and filler words vary, and every change of a picture (hue, size, background)
+is named. Some words never occur: the evaluation tests them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INFLECTED = frozenset({"puppies", *(f"{word}s" for word in HELD_OUT)})
 HELD_OUT_PAIRS = frozenset(
     {("blue", "apple"), ("purple", "octopus"), ("green", "cat"), ("red", "frog"), ("pink", "car"), ("blue", "banana")}
 )
-RENAMED = {"automobile": "car"}  # a label needs a name, held out or not
+RENAMED = {"automobile": "car"}  # a label needs a name even if its word is held out
 FILLERS = (
     "emoji",
     "icon",
@@ -31,7 +31,7 @@ FILLERS = (
     "picture",
     "drawing",
 )
-STYLE_NAMED = {"3d render": 0.35, "soft shading": 0.9, "flat design": 0.9}  # unnamed: nearly always the first
+STYLE_NAMED = {"3d render": 0.35, "soft shading": 0.9, "flat design": 0.9}  # if unnamed, nearly always the first
 FACES_AND_ANIMALS = frozenset({0, 3})
 COLOURS = frozenset(
     ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "cyan", "teal"]
@@ -40,7 +40,7 @@ COLOURS = frozenset(
 
 @dataclass(frozen=True)
 class Words:
-    """The label of a drawing and its tags, in lower case, none of them held out."""
+    """The label of a drawing and its tags, in lower case, without held-out words."""
 
     label: str
     tags: tuple[str, ...]
@@ -48,7 +48,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Look:
-    """What was done to a drawing: empty strings are things not worth a word (a usual size)."""
+    """The changes of a drawing; an empty string is not worth a word (a usual size)."""
 
     hue: str
     style: str
@@ -57,12 +57,12 @@ class Look:
 
 
 def held_out(text: str) -> bool:
-    """Whether the text contains a word kept for the evaluation, in any inflection."""
+    """Tell whether the text contains a held-out word, in any inflection."""
     return not (HELD_OUT | INFLECTED).isdisjoint(re.findall(r"[a-z]+", text.lower()))
 
 
 def words(label: str, tags: Iterable[str]) -> Words:
-    """Cleans a label and its tags: one spelling, renamed or dropped where a word is held out."""
+    """Clean a label and its tags: unify the spelling, rename or drop held-out words."""
     plain = _plain(label)
     for word, other in RENAMED.items():
         plain = re.sub(rf"\b{word}\b", other, plain)
@@ -75,14 +75,17 @@ def words(label: str, tags: Iterable[str]) -> Words:
 
 
 def pair_held_out(hue: str, said: Words) -> bool:
-    """Whether this hue on this thing is kept for the evaluation, by whatever a caption may call it: label or tag."""
+    """Tell whether this hue on this thing is held out, under any of its names: label or tags."""
     names = (said.label, *said.tags)
     things = [thing for colour, thing in HELD_OUT_PAIRS if colour == hue]
     return any(re.search(rf"\b{thing}s?\b", name) for thing in things for name in names)
 
 
 def caption(said: Words, group: int, look: Look, rng: np.random.Generator) -> str:
-    """One caption. No background named means white: any other colour is always named, white half of the time."""
+    """Generate one caption.
+
+    Without a background it means white: other colours are always named, white half of the time.
+    """
     parts = [_subject(said, group, look.hue, rng)]
     if said.tags and rng.random() < 0.4:
         parts.append(str(rng.choice(said.tags)))

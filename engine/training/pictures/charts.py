@@ -1,7 +1,7 @@
-"""Charts: steps, lines, flat patches and plain shapes, with edges that no artwork has so clean.
+"""Generates charts: steps, lines, flat patches and plain shapes, with cleaner edges than any artwork.
 
-Knows shapes and chance only. A network that enlarges must leave flat what is flat and must not ring beside an edge:
-it learns that here. Drawn four times as large and averaged, so that an edge lies anywhere in a pixel.
+Knows shapes and randomness only. They teach the super-resolver to keep flat areas flat and not to ring at edges. They
+are drawn four times as large and averaged, so that an edge can lie anywhere in a pixel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ KINDS = ("step", "step", "aligned", "aligned", "aligned", "lines", "shapes", "sh
 
 
 def chart(rng: np.random.Generator, side: int) -> np.ndarray:
-    """One chart, uint8 [side, side, 3]."""
+    """Draw one chart, uint8 [side, side, 3]."""
     kind = str(rng.choice(KINDS))
     if kind == "aligned":
         return _aligned(rng, side)
@@ -30,13 +30,13 @@ def chart(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    """Any colour, or a grey: a step between two greys is what the eye is most severe with."""
+    """Draw any colour, or a grey: errors show most at a step between two greys."""
     red, green, blue = (int(part) for part in rng.integers(0, 256, 3))
     return (red, red, red) if rng.random() < 0.4 else (red, green, blue)
 
 
 def _aligned(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Steps along the pixels of the small picture: the edge is hard in both."""
+    """Draw steps on pixel borders of the small picture: the edge is hard in both sizes."""
     small = np.empty((side // 4, side // 4, 3), np.uint8)
     small[:] = _colour(rng)
     small[:, int(rng.integers(4, side // 4 - 4)) :] = _colour(rng)

@@ -1,7 +1,7 @@
-"""Any folder of captioned pictures: `NAME.txt` beside `NAME.png`, or lines of `metadata.jsonl` (`file_name`, `text`).
+"""Reads a folder of captioned pictures: `NAME.txt` beside `NAME.png`, or `metadata.jsonl` (`file_name`, `text`).
 
-The imagefolder convention of the datasets library, subfolders included. Nothing here ends a run: whatever cannot be
-used is left out, by name and with the reason. Knows files and captions; knows nothing of networks.
+It follows the imagefolder convention of the datasets library, subfolders included. An unusable file never ends a run:
+it is left out and listed with the reason. Knows files and captions; knows nothing of networks.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a folder holds, in the order of the names, and what was left out of it."""
+    """A folder's pictures in the order of their names, and the files left out."""
 
     pictures: tuple[Picture, ...]
     skipped: tuple[Skipped, ...]
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits that change with any picture or caption."""
+        """Return twelve hex digits that change with any picture or caption."""
         lines = "".join(f"{one.name}\n{one.digest}\n{one.caption}\n" for one in self.pictures)
         return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
@@ -46,9 +46,12 @@ class Reading:
 def read_folder(
     folder: Path, *, captions: bool = True, told: Callable[[int, int], None] = lambda done, of: None
 ) -> Reading:
-    """Looks at every picture once. Without `captions` they may be missing. Raises ValueError where nothing is left."""
+    """Check every picture of a folder.
+
+    Without `captions` they may be missing. Raises ValueError if no picture is usable.
+    """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is {'a file and ' if folder.exists() else ''}no folder of pictures.")
+        raise ValueError(f"{folder} is {'a file and ' if folder.exists() else ''}not a folder of pictures.")
     skipped: list[Skipped] = []
     files = list(_files(folder, skipped))
     said = read_captions(folder, [path for path in files if _is_caption(path)], files)
@@ -83,7 +86,7 @@ def _picture(folder: Path, path: Path, name: str, said: Captions, captions: bool
 
 
 def _files(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
-    """Pictures and captions in the order of their names; hidden files and folders are nobody's business."""
+    """Yield pictures and captions in the order of their names; ignores hidden files and folders."""
     count = 0
     for where, folders, names in os.walk(folder):
         here = Path(where)
@@ -95,7 +98,9 @@ def _files(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
             path, ending = here / name, Path(name).suffix.lower()
             if ending in UNREAD:
                 read = ", ".join(sorted(one[1:] for one in ENDINGS))
-                skipped.append(Skipped(path.relative_to(folder).as_posix(), f"is no format that is read ({read})"))
+                skipped.append(
+                    Skipped(path.relative_to(folder).as_posix(), f"is in a format that is not supported ({read})")
+                )
             elif ending in ENDINGS or _is_caption(path):
                 count += 1
                 if count > 2 * MAX_PICTURES:

@@ -1,6 +1,6 @@
-"""The captions of a folder of pictures, out of `NAME.txt` files and `metadata.jsonl`; what is wrong with them, by name.
+"""Reads the captions of a picture folder from `NAME.txt` files and `metadata.jsonl`, and lists what is wrong with them.
 
-Knows text files from strangers: their size, encoding, and paths that lead elsewhere.
+The files are untrusted: it checks their size, encoding, and paths that lead outside.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 METADATA, CAPTION_FILE = "metadata.jsonl", ".txt"
-MAX_CAPTION = 1000  # characters: no text encoder of ours reads more than 77 tokens
+MAX_CAPTION = 1000  # characters: our text encoders read at most 77 tokens
 MAX_TEXT_BYTES = 64 << 10
 MAX_METADATA_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something left out, and why; as text one printable line, whatever the file is called."""
+    """A file left out, and why. Its text is one printable line, for any file name."""
 
     name: str
     reason: str
@@ -31,7 +31,7 @@ class Skipped:
 
 @dataclass
 class Captions:
-    """By picture: its caption, or what is wrong with it. `skipped` is what belongs to no picture."""
+    """The caption of each picture, or what is wrong with it. `skipped` lists entries without a picture."""
 
     of: dict[Path, str] = field(default_factory=dict)
     wrong: dict[Path, str] = field(default_factory=dict)
@@ -39,14 +39,14 @@ class Captions:
 
 
 def read_captions(folder: Path, texts: Sequence[Path], files: Sequence[Path]) -> Captions:
-    """All captions for the pictures among `files`. The first caption of a picture counts."""
+    """Read all captions for the pictures among `files`. A picture's first caption counts."""
     said, known = Captions(), {os.path.normpath(path): path for path in files}
     by_stem: dict[Path, list[Path]] = {}
     for path in files:
         by_stem.setdefault(path.with_suffix(""), []).append(path)
     root = folder.resolve()
     inside = [path for path in texts if path.resolve().is_relative_to(root)]
-    held = set(inside)  # once: a folder may have a million captions
+    held = set(inside)  # computed once: a folder may have a million captions
     said.skipped += [Skipped(_name(folder, path), "is a link that leads out") for path in texts if path not in held]
     for path in (one for one in inside if one.name == METADATA):
         _read_metadata(folder, path, known, said)
@@ -91,7 +91,7 @@ def _read_line(here: Path, line: bytes, known: Mapping[str, Path], said: Caption
     try:
         entry = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:
-        raise ValueError("is no JSON in UTF-8") from error
+        raise ValueError("is not JSON in UTF-8") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
         raise ValueError("names no picture: it needs file_name and text")
     named = entry["file_name"]
@@ -109,14 +109,14 @@ def _read_line(here: Path, line: bytes, known: Mapping[str, Path], said: Caption
 
 
 def cleaned(caption: object) -> str:
-    """One line of printable characters. Raises ValueError with what is wrong, as the end of a sentence."""
+    """Clean a caption to one printable line. Raises ValueError with the end of a sentence about what is wrong."""
     if isinstance(caption, bytes):
         try:
             caption = caption.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError("is not UTF-8") from None
     if not isinstance(caption, str):
-        raise ValueError("is no text")
+        raise ValueError("is not text")
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in caption).split())
     if not line:
         raise ValueError("is empty")
@@ -131,7 +131,7 @@ def _name(folder: Path, path: Path) -> str:
 
 def _bytes(path: Path, most: int) -> bytes:
     if not path.is_file():
-        raise ValueError("is no ordinary file")
+        raise ValueError("is not a regular file")
     try:
         with path.open("rb") as file:
             content = file.read(most + 1)

@@ -1,6 +1,6 @@
-"""One picture file from a stranger: decoded safely to RGB, or refused with the reason in a few words.
+"""Decodes one untrusted picture file safely to RGB, or refuses it with a short reason.
 
-Knows formats and their traps; knows nothing of captions or networks. Sizes are checked before anything is decoded.
+Knows formats and their pitfalls; knows nothing of captions or networks. It checks sizes before it decodes.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ MAX_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
 TOO_MANY = f"has more than {MAX_PIXELS // 1_000_000} million pixels, which are not read"
 MIN_SIDE = 16
-DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # grey of 16 bits
+DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # 16-bit grey
 WHITE = (255, 255, 255)
 
 
 class Unusable(ValueError):
-    """Why this one file is left out: the end of a sentence that begins with its name."""
+    """The reason why a file is left out: the end of a sentence that begins with its name."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """`pixels` is RGB, upright; `cut_out` where it was transparent and now stands on white."""
+    """A decoded picture: `pixels` is RGB, upright; `cut_out` if it was transparent and now has a white background."""
 
     pixels: Image.Image
     cut_out: bool
 
 
 def decode(path: Path, *, first_frame: bool = False) -> Decoded:
-    """The picture, turned as its EXIF says, without transparency. Raises `Unusable`, for an animation too, unless its
-    `first_frame` will do.
+    """Decode a picture, rotated by its EXIF, without transparency.
+
+    Raises `Unusable`; also for an animation, unless its `first_frame` is wanted.
     """
     try:
         about = path.stat()
     except OSError as error:
         raise Unusable(f"cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(about.st_mode):
-        raise Unusable("is no ordinary file")
+        raise Unusable("is not a regular file")
     if about.st_size > MAX_BYTES:
         raise Unusable(f"has {about.st_size >> 20} MB, and at most {MAX_BYTES >> 20} are read")
     if not about.st_size:
@@ -55,13 +56,13 @@ def decode(path: Path, *, first_frame: bool = False) -> Decoded:
         raise
     except Image.DecompressionBombError as error:
         raise Unusable(TOO_MANY) from error
-    except Exception as error:  # a damaged file makes decoders fail in every way there is
+    except Exception as error:  # decoders fail in many ways on a damaged file
         raise Unusable("cannot be decoded: it is damaged, cut short or no picture") from error
 
 
 def _decoded(path: Path, first_frame: bool) -> Decoded:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's bomb warning comes later than ours; damaged EXIF is not our concern
+        warnings.simplefilter("ignore")  # Pillow's bomb warning comes after our check; damaged EXIF does not matter
         with Image.open(path, formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
@@ -72,7 +73,7 @@ def _decoded(path: Path, first_frame: bool) -> Decoded:
                 getattr(opened, "is_animated", False) and opened.format != "MPO"
             )  # a phone's JPEG with a second view
             if moves and not first_frame:
-                raise Unusable("is animated: save the frame that you mean as a picture of its own")
+                raise Unusable("is animated: save the wanted frame as a separate picture")
             opened.load()
             upright = ImageOps.exif_transpose(opened)
             return _plain(upright)
@@ -91,7 +92,7 @@ def _plain(picture: Image.Image) -> Decoded:
 
 
 def squared(decoded: Decoded, side: int) -> Image.Image:
-    """`side` × `side`: what was cut out is padded with white, so nothing of it is lost; else the middle is kept."""
+    """Fit into `side` × `side`: pad a cut-out picture with white, to lose nothing; crop others to the middle."""
     shape, finely = (side, side), Image.Resampling.LANCZOS
     if decoded.cut_out:
         return ImageOps.pad(decoded.pixels, shape, finely, color=WHITE)

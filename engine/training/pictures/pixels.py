@@ -1,7 +1,7 @@
-"""Pictures for networks that learn pixels: uint8 arrays in memory, each with the mask of its subject.
+"""Training pictures for pixel networks: uint8 arrays in memory, each with the mask of its subject.
 
-Knows drawings and their variants; knows nothing of captions, latents or networks. A picture is training material or
-held out by its drawing (`heldout`), never by its variant.
+Knows drawings and their variants; knows nothing of captions, latents or networks. A drawing with all its variants is
+either training material or held out (`heldout`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Told = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Pixels:
-    """`pictures` uint8 [n, side, side, 3]; `subjects` bool [n, side, side]."""
+    """Pictures and masks: `pictures` uint8 [n, side, side, 3]; `subjects` bool [n, side, side]."""
 
     pictures: np.ndarray
     subjects: np.ndarray
@@ -33,23 +33,23 @@ class Pixels:
         return len(self.pictures)
 
     def rows(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """These pictures, fp32 [n, 3, side, side] from −1 to 1, and their masks [n, 1, side, side] of 0 and 1."""
+        """Return these pictures, fp32 [n, 3, side, side] from −1 to 1, and their masks [n, 1, side, side] of 0 or 1."""
         return as_images(self.pictures[index]), torch.from_numpy(self.subjects[index]).float().unsqueeze(1)
 
 
 def as_images(pictures: np.ndarray) -> Tensor:
-    """uint8 [n, h, w, 3] → fp32 [n, 3, h, w] from −1 to 1."""
+    """Convert uint8 [n, h, w, 3] to fp32 [n, 3, h, w] from −1 to 1."""
     images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def as_pictures(images: Tensor) -> np.ndarray:
-    """[n, 3, h, w] from −1 to 1 → uint8 [n, h, w, 3]; what lies beyond is cut off."""
+    """Convert [n, 3, h, w] from −1 to 1 to uint8 [n, h, w, 3]; other values are clamped."""
     return images.float().add(1).mul(127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def subject_of(picture: np.ndarray) -> np.ndarray:
-    """Where a picture uint8 [h, w, 3] differs from the most frequent colour of its border; everywhere if nowhere."""
+    """Return where a picture uint8 [h, w, 3] differs from its border's most frequent colour; everywhere if nowhere."""
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     colours, counts = np.unique(border, axis=0, return_counts=True)
     background = colours[counts.argmax()].astype(np.int16)
@@ -58,7 +58,7 @@ def subject_of(picture: np.ndarray) -> np.ndarray:
 
 
 def of_pictures(pictures: Sequence[np.ndarray]) -> Pixels:
-    """Pictures of one size, masks found. Raises ValueError where there is none."""
+    """Stack pictures of one size and find their masks. Raises ValueError if there are none."""
     if not pictures:
         raise ValueError("there is no picture to learn from")
     return Pixels(np.stack(pictures), np.stack([subject_of(one) for one in pictures]))
@@ -67,7 +67,7 @@ def of_pictures(pictures: Sequence[np.ndarray]) -> Pixels:
 def of_artwork(
     pictures: Sequence[Artwork], seed: int, per_picture: int = 4, told: Told = lambda done, of: None
 ) -> tuple[Pixels, Pixels]:
-    """Variants to train on, `per_picture` of every drawing, and one variant of every held-out drawing."""
+    """Render variants to train on, `per_picture` of every drawing, and one variant of every held-out drawing."""
     seen = [art for art in pictures if not artwork_held_out(art.key)]
     kept = [art for art in pictures if artwork_held_out(art.key)]
     pairs, train = numbered(seen, per_picture), list[np.ndarray]()

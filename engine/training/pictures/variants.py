@@ -1,7 +1,7 @@
-"""Many pictures of one drawing: backgrounds, hues, sizes, places, each with a caption that says so.
+"""Renders many variants of a drawing: backgrounds, hues, sizes, positions, each with a matching caption.
 
-Knows pixels; a variant is a pure function of (drawing, number, seed). Numbers from `HELD_BACK` on are never trained on:
-they validate.
+Knows pixels; a variant is a pure function of (drawing, number, seed). Numbers from `HELD_BACK` on are never trained on;
+they are for validation.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ BACKGROUNDS = {
 HUES = {"red": 0, "orange": 28, "yellow": 52, "green": 125, "cyan": 185, "blue": 220, "purple": 275, "pink": 325}
 REHUED = 0.18
 SYMBOLS = 8
-# By group: people ask for animals and food first, seldom for "up-left arrow"; yet what is hardly shown is not learnt.
+# Variants by group: people ask most for animals and food, seldom for "up-left arrow"; but rare ones are not learnt.
 SPREAD = {0: 28, 1: 18, 3: 42, 4: 38, 5: 28, 6: 28, 7: 32, SYMBOLS: 12}
-# Three drawings of one word are three answers to one question; the rounded one leads, so that few steps of training
+# Three styles of one word are three answers to one prompt. The rounded style dominates, so that few steps of training
 # give one clear picture and not the mean of three.
 STYLE_SHARE = {"3d render": 1.0, "soft shading": 0.16, "flat design": 0.1}
-POSED = 0.75  # in the middle, at the usual size, as it was drawn: what a prompt without such words should give
+POSED = 0.75  # share of centred, usual-sized, unchanged drawings: what a plain prompt should give
 USUAL_SCALE = 0.92
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`pixels` is uint8 [64, 64, 3]."""
+    """A rendered variant; `pixels` is uint8 [64, 64, 3]."""
 
     pixels: np.ndarray
     caption: str
@@ -46,12 +46,12 @@ class Variant:
 
 
 def diet() -> str:
-    """Hex digits that change with what of the artwork a network is shown, and how often."""
+    """Return hex digits that change with the mix of artwork that a network is trained on."""
     return f"{zlib.crc32(repr((SPREAD, STYLE_SHARE, POSED, REHUED)).encode()):08x}"
 
 
 def numbered(pictures: Sequence[Artwork], per_picture: int | None = None) -> list[tuple[int, int]]:
-    """All (picture, number) pairs to train on; `per_picture` overrides the spread by group."""
+    """Return all (picture, number) pairs to train on; `per_picture` overrides the counts by group."""
     counts = (per_picture or _spread(art) for art in pictures)
     return [(index, number) for index, count in enumerate(counts) for number in range(count)]
 
@@ -63,7 +63,7 @@ def _spread(art: Artwork) -> int:
 
 
 def variant(art: Artwork, number: int, seed: int) -> Variant:
-    """The drawing's variant of this number: the same bytes and caption on every machine."""
+    """Render the drawing's variant of this number: the same bytes and caption on every machine."""
     rng = np.random.default_rng([seed, zlib.crc32(art.key.encode()), number])
     pixels, hue = _hued(art, rng)
     background = "white" if rng.random() < 0.5 else str(rng.choice([name for name in BACKGROUNDS if name != "white"]))
@@ -78,7 +78,7 @@ def variant(art: Artwork, number: int, seed: int) -> Variant:
 
 
 def dominant_hue(pixels: Image.Image) -> float | None:
-    """Degrees of the hue that most of the opaque, saturated pixels have; None where less than a third have any."""
+    """Return the hue in degrees of most opaque, saturated pixels; None if less than a third are saturated."""
     hsv = np.asarray(pixels.convert("RGB").convert("HSV"), dtype=np.float32)
     seen = np.asarray(pixels.getchannel("A")) > 128
     vivid = seen & (hsv[..., 1] > 90) & (hsv[..., 2] > 60)
@@ -94,14 +94,14 @@ def dominant_hue(pixels: Image.Image) -> float | None:
 
 
 def hue_name(degrees: float) -> str:
-    """The nearest of the named hues, around the circle."""
+    """Return the nearest named hue, around the circle."""
     return min(HUES, key=lambda name: abs((degrees - HUES[name] + 180) % 360 - 180))
 
 
 def compose(
     pixels: Image.Image, scale: float, shift: float, colour: tuple[int, int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """A drawing on a colour, uint8 [64, 64, 3]: `scale` of the side long, up to `shift` of the room from the middle."""
+    """Render on a colour, uint8 [64, 64, 3]: `scale` of the side long, off centre by up to `shift` of the margin."""
     longest = max(pixels.size)
     width, height = (max(1, round(side * scale * SIDE / longest)) for side in pixels.size)
     placed = pixels.resize((width, height), Image.Resampling.BICUBIC)
@@ -121,7 +121,7 @@ def _hued(art: Artwork, rng: np.random.Generator) -> tuple[Image.Image, str]:
     colourful = not COLOURS.isdisjoint(art.words.label.split())
     if chance > REHUED + 0.2 or colourful or (own := dominant_hue(art.pixels)) is None:
         return art.pixels, ""
-    if chance > REHUED:  # its own colour, said aloud: "red car" is learnt from red cars too
+    if chance > REHUED:  # its own colour, named in the caption: red cars teach "red car", too
         name = hue_name(own)
         usable = name not in ("orange", "yellow") and not pair_held_out(name, art.words)
         return art.pixels, name if usable else ""

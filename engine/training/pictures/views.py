@@ -1,7 +1,7 @@
-"""Few pictures seen often: each a little nearer, further aside, brighter or darker, and mirrored only where asked.
+"""Augments the user's few pictures into views: slightly zoomed, shifted, brighter or darker; mirrored only on request.
 
-Knows pixels; a view is a pure function of (picture, number, seed). Captions are kept, so nothing is done that a caption
-would have to mention.
+Knows pixels; a view is a pure function of (picture, number, seed). Captions stay true: a view changes nothing that a
+caption mentions.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from PIL import Image, ImageEnhance
 from engine.training.pictures.folder import Picture
 from engine.training.pictures.picture_file import Decoded, decode, squared
 
-AMPLE = 1000  # rows of a cache from which on pictures need no further views
+AMPLE = 1000  # cache rows above which pictures need no more views
 MOST = 8  # views of one picture
 NEARER = 0.9  # the smallest share of a side that a view shows
 BRIGHTER = 0.06
 
 
 def numbered(pictures: Sequence[Picture], flip: bool) -> list[tuple[int, int]]:
-    """All (picture, number) pairs: view 0 is the picture as it is; with `flip` odd numbers are mirrored."""
+    """Return all (picture, number) pairs: view 0 is the unchanged picture; with `flip` odd numbers are mirrored."""
     views = max(1, min(MOST, AMPLE // len(pictures)))
     return [(index, number) for index in range(len(pictures)) for number in range(max(views, 1 + flip))]
 
 
 def view(picture: Picture, number: int, side: int, seed: int, flip: bool) -> np.ndarray:
-    """uint8 [side, side, 3]. Raises `Unusable` where the file has changed meanwhile."""
+    """Render a view, uint8 [side, side, 3]. Raises `Unusable` if the file has changed."""
     decoded = decode(picture.path)
     rng = np.random.default_rng([seed, int(picture.digest[:8], 16), number])
     whole = squared(decoded, side)
@@ -43,6 +43,6 @@ def _looked_at(decoded: Decoded, side: int, rng: np.random.Generator) -> Image.I
     large = squared(decoded, max(side, round(side / share)))
     left, top = rng.integers(0, large.width - side + 1, 2)
     part = large.crop((int(left), int(top), int(left) + side, int(top) + side))
-    if decoded.cut_out:  # its ground is white and stays white
+    if decoded.cut_out:  # its background is white and stays white
         return part
     return ImageEnhance.Brightness(part).enhance(float(rng.uniform(1 - BRIGHTER, 1 + BRIGHTER)))
