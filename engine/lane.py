@@ -40,6 +40,7 @@ from engine.watch import Watch
 log = logging.getLogger(__name__)
 
 PICTURE, FRAME, RUNG, CLOSE, FIT = range(5)
+GLANCE = 0.05  # seconds that a fit waits for the cores, and all else in this thread for the fit
 T = TypeVar("T")
 
 
@@ -196,11 +197,12 @@ class Lane:
         family = self._families.get(model)
         if family is None or self._previewer(model).is_fitted:
             return
-        with self.cores.held(Kind.OTHER):
+        with self.cores.spared(GLANCE) as free:
             if not is_here(family):
                 self._prepared.discard(family)
                 return
-            self._previewer(model).fit_on()
+            if free:
+                self._previewer(model).fit_on()
         self._submit(FIT, lambda: self._fit(model))
 
     def _picture(self, event: Developed, job: Job) -> bytes:

@@ -25,6 +25,7 @@ from engine.engine import Engine
 from engine.job import ModelProgress
 from engine.lane import Lane
 from engine.map_files import MapFiles
+from engine.memory import use_few_arenas
 from engine.picture_check import PictureCheck
 from engine.progress_lines import ProgressLines
 from engine.shelf import Model, Shelf
@@ -159,6 +160,7 @@ def build() -> str:
 
 async def serve(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then hand all jobs back. Raises `Stuck`, `Unreachable` or `Unfit`."""
+    use_few_arenas()
     token, key = settings.nats_token.get_secret_value(), settings.nats_key.get_secret_value()
     bus = await Bus.connect(settings.nats, token, name=settings.name, key=key, authority=settings.nats_ca)
     try:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cores import SHARE, Cores, Kind
+from engine.cores import CALM_SECONDS, SHARE, SPARE_SECONDS, SPARE_SHARE, Cores, Kind
 
 SOON = 10.0
+WAITED_FOR = [Kind.STEP, Kind.PICTURE, Kind.OTHER]
 
 
 class Work:
@@ -71,7 +72,9 @@ def test_finished_pictures_go_before_previews() -> None:
     assert work.run(5.0) == ["picture", "preview"]
 
 
-@given(st.lists(st.tuples(st.sampled_from(Kind), st.floats(0.01, 9.0)), min_size=1, max_size=8), st.floats(0.01, 9.0))
+@given(
+    st.lists(st.tuples(st.sampled_from(WAITED_FOR), st.floats(0.01, 9.0)), min_size=1, max_size=8), st.floats(0.01, 9.0)
+)
 @settings(deadline=None, max_examples=25)
 def test_a_step_waits_for_its_share_of_other_work_and_one_piece(pieces: list[tuple[Kind, float]], step: float) -> None:
     work, lasts = Work(), {str(number): seconds for number, (_, seconds) in enumerate(pieces)}
@@ -104,7 +107,7 @@ def test_only_one_computes_at_a_time() -> None:
                 inside -= 1
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(compute, [*Kind] * 10))
+        list(pool.map(compute, WAITED_FOR * 10))
     assert most == 1
 
 
@@ -116,6 +119,33 @@ def test_who_fails_leaves_the_cores() -> None:
         pass
 
 
+def test_spare_work_goes_before_no_step_nor_right_after_one() -> None:
+    now = 0.0
+    cores = Cores(clock=lambda: now)
+    with cores.spared(SOON) as free:
+        assert free, "nothing has ever run here"
+    with cores.held(Kind.STEP), cores.spared(0.001) as free:
+        assert not free
+    assert cores.waiting == 0
+    with cores.spared(0.001) as free:
+        assert not free, "the next step of the same job is about to come"
+    now += CALM_SECONDS
+    with cores.spared(SOON) as free:
+        assert free
+
+
+def test_where_steps_never_cease_spare_work_has_its_small_share() -> None:
+    now, spare = 0.0, 0.0
+    cores = Cores(clock=lambda: now)
+    for _ in range(2000):
+        with cores.held(Kind.STEP):
+            now += 1.0
+        with cores.spared(0.0) as free:
+            if free:
+                now, spare = now + 0.3, spare + 0.3
+    assert spare == pytest.approx(2000 * SPARE_SHARE - SPARE_SECONDS, abs=0.4)
+
+
 def test_on_a_card_nobody_waits() -> None:
     cores = Cores(shared=False)
     with cores.held(Kind.STEP), cores.held(Kind.PICTURE):
@@ -124,7 +154,7 @@ def test_on_a_card_nobody_waits() -> None:
 
 def test_who_is_interrupted_while_it_waits_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by Ctrl-C in `darkroom imagine`, while the lane decodes: its end waits for the lane."""
-    cores = Cores(clock=iter([0.0, 0.0, 0.0, 9.0]).__next__)
+    cores = Cores(clock=iter([0.0, 0.0, 0.0, 0.0, 9.0]).__next__)
     with cores.held(Kind.STEP):
         pass
     with cores.held(Kind.OTHER):  # more than its share: the next turn is a step's
@@ -135,5 +165,5 @@ def test_who_is_interrupted_while_it_waits_is_waited_for_by_nobody(monkeypatch: 
     assert cores.waiting == 0
 
 
-def _interrupt(condition: object) -> None:
+def _interrupt(condition: object, timeout: float | None) -> None:
     raise KeyboardInterrupt

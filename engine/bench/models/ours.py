@@ -65,7 +65,7 @@ def _job(order: dict[str, Any], warm: Warm, seed: int) -> Job:
     recipe = Recipe(
         concepts=(Concept(order["prompt"]),), model=warm.name, sampler=order["sampler"] or warm.sampler,
         steps=order["steps"], seed=seed, guidance=order["guidance"], width=order["side"], height=order["side"],
-        count=1, dtype=warm.dtype,
+        count=1, dtype=warm.dtype, guides=warm.guides,
     )  # fmt: skip
     return make_job(recipe, seed)
 
