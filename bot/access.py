@@ -121,7 +121,7 @@ SAID: Mapping[Standing, str] = MappingProxyType(
         "moderator": "moderators (who may manage messages in the whole server)",
         "admin": "admins (who may manage this server)",
         "owner": "the server's owner",
-        "house": "whoever runs this bot",
+        "house": "this bot's operator",
     }
 )
 

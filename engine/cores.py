@@ -67,7 +67,7 @@ class Cores:
 
     @contextmanager
     def spared(self, patience: float) -> Iterator[bool]:
-        """Hold the cores for spare work. Yields False, without the cores, if others used them for `patience` seconds."""
+        """Hold the cores for spare work. Yield False, without them, if others had them for `patience` seconds."""
         if not self._shared:
             yield True
             return

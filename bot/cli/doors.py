@@ -13,7 +13,7 @@ import typer
 
 from bot.cli.rules import EVERYWHERE, Data, Guild, member, run, tell
 
-HOUSE = "whoever runs this bot"  # as members read the name
+HOUSE = "this bot's operator"  # as members read the name
 
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; members read it when they are refused.")]
 

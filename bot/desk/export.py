@@ -65,9 +65,7 @@ class Export:
             out = io.BytesIO()
             kept = await self.write(contents, out, pictures=fits)
             if len(out.getbuffer()) > limit:
-                raise Refused(
-                    "Even the list of your jobs is too large to be sent here. Ask whoever runs this bot.", 413
-                )
+                raise Refused("Even the list of your jobs is too large to be sent here. Ask this bot's operator.", 413)
             left = 0 if fits else len(contents.pictures)
             return Parcel(out.getvalue(), len(contents.told["jobs"]), kept, left)
 

@@ -83,7 +83,7 @@ def check_open(terms: Terms) -> None:
     if terms.closed:
         by = terms.because.get("closed")
         what = "This bot" if by is not None and by.guild == EVERYWHERE else "This server"
-        opener = "whoever runs the bot" if by is not None and by.scope == "house" else "the server's owner"
+        opener = "this bot's operator" if by is not None and by.scope == "house" else "the server's owner"
         raise Refused(f"{what} is closed for new pictures: {terms.closed}. It waits for {opener} to open it.", 403)
     if terms.blocked:
         raise Refused(_blocked(terms.because.get("blocked")), 403)
@@ -92,7 +92,7 @@ def check_open(terms: Terms) -> None:
 def _blocked(rule: Rule | None) -> str:
     if rule is not None and (rule.scope == "house" or rule.guild == EVERYWHERE):
         whom = "you" if rule.scope == "user" else "everybody" if rule.guild == EVERYWHERE else "this server"
-        return f"Whoever runs this bot has blocked {whom}: nothing can be made until they take that back."
+        return f"This bot's operator has blocked {whom}: nothing can be made until they take that back."
     whom = "A role of yours is" if rule is not None and rule.scope == "role" else "You are"
     return f"{whom} blocked on this server: you can make nothing here until its admins unblock you."
 

@@ -114,7 +114,7 @@ def sentence(match: Match, rules: Iterable[Rule]) -> str:
     setting = "words" if match.kind == "word" else "patterns"
     listing = [one for one in rules if one.setting == setting and match.entry in _listed(one)]
     ours = all(one.guild == EVERYWHERE or one.scope == "house" for one in listing)
-    whose = "of whoever runs this bot" if ours and listing else "of this server's admins"
+    whose = "of this bot's operator" if ours and listing else "of this server's admins"
     if match.kind == "word":
         return f"“{shortened(match.entry, 60)}” may not be in a prompt here: it is on the word list {whose}."
     return f"This prompt has something that a pattern {whose} does not allow."

@@ -86,7 +86,7 @@ def matched(additions: Iterable[Addition], warm: Warm) -> tuple[Lora, ...]:
 def _missing(name: str, warm: Warm) -> str:
     if not warm.loras:
         return (
-            f"There is no LoRA for {warm.name}: whoever runs this bot can put one, as {ENDING}, "
+            f"There is no LoRA for {warm.name}: this bot's operator can put one, as {ENDING}, "
             "into loras/ in the worker's data folder."
         )
     nearest = process.extractOne(name.lower(), {one.name: one.name.lower() for one in warm.loras}, scorer=fuzz.ratio)

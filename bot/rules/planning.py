@@ -57,7 +57,7 @@ def reopened(before: Rules, *, house: bool) -> tuple[Step, ...]:
     """Return the steps that remove `closed`. Raises `Refused` if it is open (422) or the operator closed it (403)."""
     theirs, own = ("house", "", "closed"), ("guild", "", "closed")
     if theirs in before and not house:
-        raise Refused("Whoever runs this bot closed this server: only they can open it.", 403)
+        raise Refused("This bot's operator closed this server: only they can open it.", 403)
     if theirs not in before and own not in before:
         raise Refused("It is open already.")
     return steps_between(before, {key: value for key, value in before.items() if key not in (theirs, own)})

@@ -15,7 +15,7 @@ from bot.sentences import shortened
 Names = Mapping[str, str]  # a channel's, role's or user's id → how it is shown
 NOBODY: Names = {}
 SET_BY: Mapping[Scope, str] = {
-    "house": "Whoever runs this bot set that for this server.",
+    "house": "This bot's operator set that for this server.",
     "guild": "This server's admins set that for everybody here.",
     "channel": "This server's admins set that for this channel.",
     "role": "This server's admins set that for a role of yours.",
@@ -45,7 +45,7 @@ def set_by(rule: Rule | None) -> str:
     """Return who set it, as a sentence at the end of a refusal; empty for the bot's default."""
     if rule is None:
         return ""
-    return "Whoever runs this bot set that, over all servers." if rule.guild == EVERYWHERE else SET_BY[rule.scope]
+    return "This bot's operator set that, over all servers." if rule.guild == EVERYWHERE else SET_BY[rule.scope]
 
 
 def shown(name: str, value: Value | None) -> str:
@@ -128,7 +128,7 @@ def _joined(
             whose = [subject(one.scope, one.subject, names) for one in roles]
             return roles, f"the rules for {' and '.join(whose)} add up"
     if setting.kind == "texts" and len(rules) > 1:
-        whose = ["this server", *["whoever runs this bot" for rule in rules if _high(rule)][:1]]
+        whose = ["this server", *["this bot's operator" for rule in rules if _high(rule)][:1]]
         return rules, f"the lists of {' and of '.join(whose if own else whose[1:])} add up"
     return (), ""
 
@@ -137,9 +137,9 @@ def _who(rule: Rule | None, setting: Setting, defaults: Limits, names: Names) ->
     if rule is None:
         return "no rule is set, so this bot's default holds" if _default(setting, defaults) else "no rule is set"
     if rule.guild == EVERYWHERE:
-        return "whoever runs this bot decides, for all servers"
+        return "this bot's operator decides, for all servers"
     if rule.scope == "house":
-        return "whoever runs this bot decides, for this server"
+        return "this bot's operator decides, for this server"
     if rule.scope == "guild":
         return "the server's rule decides"
     whom = subject(rule.scope, rule.subject, names)
@@ -161,7 +161,7 @@ def _ceiling(rule: Rule) -> str:
     where = "over all servers" if rule.guild == EVERYWHERE else "here"
     listed = SETTINGS[rule.setting].kind in ("choices", "names", "choice") and rule.value != ALL
     least = "only" if listed else "at most" if SETTINGS[rule.setting].numeric else "at least"
-    return f"whoever runs this bot allows {least} {shown(rule.setting, rule.value)} {where}"
+    return f"this bot's operator allows {least} {shown(rule.setting, rule.value)} {where}"
 
 
 def _ranked(rules: list[Rule]) -> list[Rule]:

@@ -89,7 +89,7 @@ Only moderators (who may manage messages in the whole server) may look at this s
 Only moderators (who may manage messages in the whole server) may see which rule decides.
 Only admins (who may manage this server) may change this server's settings.
 Only the server's owner may close or open this server.
-Only whoever runs this bot may set what a whole server may spend.
+Only this bot's operator may set what a whole server may spend.
 """
 
 
@@ -269,7 +269,7 @@ def page() -> str:
         "|---|---|---|---|---|---|",
     ]
     for permit in TABLE.values():
-        others = [cell(permit.others), cell(permit.private), "whoever runs this bot" if permit.house else "–"]
+        others = [cell(permit.others), cell(permit.private), "this bot's operator" if permit.house else "–"]
         direct = "yes" if permit.direct else "no"
         cells = [permit.deed, cell(permit.own), *(others if permit.jobs else ["", "", ""]), direct]
         lines.append("| " + " | ".join(cells) + " |")

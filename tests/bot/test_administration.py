@@ -64,7 +64,7 @@ async def test_a_rule_is_set_explained_changed_and_taken_away(store):
     (found,) = await desk.explain("g", BOB, "cost day", {"9": "@artists"})
     assert (found.setting, found.value, found.used) == ("cost_day", "1 h", "0 s of 1 h")
     assert found.sentence == (
-        "cost_day is 1 h: the role's rule for @artists decides, over the server's 30 min; whoever runs this bot allows "
+        "cost_day is 1 h: the role's rule for @artists decides, over the server's 30 min; this bot's operator allows "
         "at most 2 h here."
     )
     assert (await desk.terms(BOB)).cost_day == 3600
@@ -102,7 +102,7 @@ async def test_of_limits_that_hold_together_the_one_with_least_left_is_explained
     (found,) = await desk.explain("g", replace(BOB, id="discord:0"), "cost_day")
     assert (found.value, found.used) == ("2 h", "59 min 55 s of 2 h")
     assert found.sentence == (
-        "cost_day is 2 h: whoever runs this bot decides, for all servers, as it has the least left; "
+        "cost_day is 2 h: this bot's operator decides, for all servers, as it has the least left; "
         "also in force is the server's 3 h."
     )
 
@@ -115,7 +115,7 @@ async def test_a_ceiling_for_a_user_stands_in_place_of_the_general_one_where_it_
     await desk.set(ANN, "guild", "", "cost_day", "1 min")
     (found,) = await desk.explain("g", BOB, "cost_day")
     assert found.sentence == (
-        "cost_day is 1 min: the server's rule decides; whoever runs this bot allows at most 2 min over all servers."
+        "cost_day is 1 min: the server's rule decides; this bot's operator allows at most 2 min over all servers."
     )
 
 
@@ -133,7 +133,7 @@ async def test_lists_that_add_up_are_explained_so(store):
     assert samplers.sentence == (
         "samplers is ddpm, euler: the rules for role 1 and role 2 add up, over the server's ddim."
     )
-    assert words.sentence == "words is a1, b1: the lists of this server and of whoever runs this bot add up."
+    assert words.sentence == "words is a1, b1: the lists of this server and of this bot's operator add up."
 
 
 @pytest.mark.asyncio

@@ -66,7 +66,7 @@ CASES = {
     ),
     "pixels": Case(
         [("channel", "7", "pixels", "64x64")],
-        "This would be 80x48, and at most 60x60 is allowed here. Whoever runs this bot set that for this server.",
+        "This would be 80x48, and at most 60x60 is allowed here. This bot's operator set that for this server.",
         "a lamp --ar 5:3", ceilings={"pixels": "60x60"}, status=422,
     ),
     "models": Case(
@@ -90,7 +90,7 @@ CASES = {
         "A role of yours is blocked on this server: you can make nothing here until its admins unblock you.",
     ),
     "blocked server": Case(
-        [], "Whoever runs this bot has blocked this server: nothing can be made until they take that back.",
+        [], "This bot's operator has blocked this server: nothing can be made until they take that back.",
         ceilings={"blocked": "on"},
     ),
     "speeds": Case(
@@ -135,7 +135,7 @@ CASES = {
     "a budget": Case(
         [("guild", "", "together_cost_day", "1 h")],
         "This server's day's limit is reached: 33 s of 40 s device time used in the last 24 hours, and this needs 33 s "
-        f"of device time. Enough frees in about 1 d. Whoever runs this bot set that for this server. {HINT}",
+        f"of device time. Enough frees in about 1 d. This bot's operator set that for this server. {HINT}",
         taken=["a lamp"], ceilings={"together_cost_day": "40"}, status=429,
     ),
 }  # fmt: skip
@@ -193,14 +193,14 @@ async def test_what_whoever_runs_the_bot_closes_or_blocks_is_said_as_such(workpl
         return (await refusal(house.studio.imagine("a lamp", BOB, HERE))).sentence
 
     await desk.set(everywhere, "user", BOB.id, "blocked", "on")
-    assert await said() == "Whoever runs this bot has blocked you: nothing can be made until they take that back."
+    assert await said() == "This bot's operator has blocked you: nothing can be made until they take that back."
     await desk.close(HERA, "abuse")
     assert await said() == (
-        "This server is closed for new pictures: abuse (closed by Hera). It waits for whoever runs the bot to open it."
+        "This server is closed for new pictures: abuse (closed by Hera). It waits for this bot's operator to open it."
     )
     await desk.close(everywhere, "moving")
     assert await said() == (
-        "This bot is closed for new pictures: moving (closed by Hera). It waits for whoever runs the bot to open it."
+        "This bot is closed for new pictures: moving (closed by Hera). It waits for this bot's operator to open it."
     )
 
 
@@ -226,7 +226,7 @@ async def test_the_default_and_ceilings_everywhere_count_in_all_servers(workplac
         await studio.imagine("a lamp", replace(BOB, guild=guild), HERE)
     refused = await refusal(studio.imagine("a lamp", replace(BOB, guild="mine"), HERE))
     assert "1 min 5 s of 1 min 20 s device time used" in refused.sentence
-    assert "Whoever runs this bot set that, over all servers." in refused.sentence
+    assert "This bot's operator set that, over all servers." in refused.sentence
     await desk.budget(replace(HERA, guild=EVERYWHERE), EVERYWHERE, cost_day=None)
     for n in range(8):
         await studio.imagine("a lamp", replace(BOB, guild=f"g{n}"), HERE)

@@ -109,9 +109,9 @@ async def test_the_list_of_whoever_runs_the_bot_holds_everywhere_and_is_named(wo
     await house.desk.administration.set(ADMIN, "guild", "", "words", "lamp")
     for member in (ann, replace(ann, guild="another")):
         said = (await refused(house.studio.imagine("gore", member, here))).sentence
-        assert said == "“gore” may not be in a prompt here: it is on the word list of whoever runs this bot."
+        assert said == "“gore” may not be in a prompt here: it is on the word list of this bot's operator."
         said = (await refused(house.studio.imagine("an xray", member, here))).sentence
-        assert said == "This prompt has something that a pattern of whoever runs this bot does not allow."
+        assert said == "This prompt has something that a pattern of this bot's operator does not allow."
     assert "this server's admins" in (await refused(house.studio.imagine("a lamp", ann, here))).sentence
     await house.studio.imagine("a lamp", replace(ann, guild="another"), here)
 
@@ -163,7 +163,7 @@ async def test_a_blocked_member_makes_nothing_and_it_is_noted(workplace, until, 
     await studio.imagine("a lamp", there, here)
     await house.desk.administration.set(HOUSE, "user", BOB.id, "blocked", "on")
     error = await refused(studio.imagine("a lamp", there, here))
-    assert error.sentence.startswith("Whoever runs this bot has blocked you")
+    assert error.sentence.startswith("This bot's operator has blocked you")
 
 
 # Deleting

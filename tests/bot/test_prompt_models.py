@@ -143,7 +143,7 @@ def test_loras_come_by_flag_by_tag_and_by_option() -> None:
 def test_a_lora_that_is_not_there_is_refused_with_what_is() -> None:
     assert refusal("fox --lora stile") == "There is no LoRA stile for large; the nearest is Style-v2."
     assert refusal("fox <lora:x:1>", PLAIN) == (
-        "There is no LoRA for plain: whoever runs this bot can put one, as .safetensors, into loras/ in the worker's "
+        "There is no LoRA for plain: this bot's operator can put one, as .safetensors, into loras/ in the worker's "
         "data folder."
     )
     many = " ".join(f"--lora l{n}" for n in range(5))

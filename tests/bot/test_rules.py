@@ -150,7 +150,7 @@ def test_the_worked_example() -> None:
     ]
     terms = resolve(found, ANN, DEFAULTS)
     assert because(SETTINGS["cost_day"], terms, found, DEFAULTS, {"artists": "@artists"}) == (
-        "cost_day is 1 h: the role's rule for @artists decides, over the server's 30 min; whoever runs this bot allows "
+        "cost_day is 1 h: the role's rule for @artists decides, over the server's 30 min; this bot's operator allows "
         "at most 2 h here."
     )
     assert terms.because["cost_day"] == found[1]

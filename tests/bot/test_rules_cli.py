@@ -46,9 +46,9 @@ def test_set_show_explain_and_undo(rules):
     (found,) = json.loads(rules("explain", "discord:1", "cost_day", "--guild", "g", "--role", "7", "--json"))
     assert (found["value"], found["used"]) == ("1 h", "0 s of 1 h")
     assert found["sentence"] == (
-        "cost_day is 1 h: the rule for role 7 decides; whoever runs this bot allows at most 2 h over all servers."
+        "cost_day is 1 h: the rule for role 7 decides; this bot's operator allows at most 2 h over all servers."
     )
-    assert "running is 2: whoever runs this bot decides" in rules("explain", "discord:1", "--guild", "g")
+    assert "running is 2: this bot's operator decides" in rules("explain", "discord:1", "--guild", "g")
     assert "budget by terminal: 2 rules" in rules("log", "--guild", "g")
     rules("budget", "running=", "--guild", "g")
     rules("undo", "--guild", "g")
@@ -126,7 +126,7 @@ async def test_who_runs_the_bot_closes_one_server_or_all_from_the_terminal(workp
     mine, theirs = [(await house.studio.imagine("a lamp", one, here))[0].job for one in (bob, eve)]
     assert "cancels what is open there within seconds" in await type_it("close", "--guild", "7", "--reason", "abuse")
     assert "It is closed already." in await type_it("close", "--guild", "7", "--reason", "abuse")
-    with pytest.raises(Refused, match=r"closed .*abuse \(closed by whoever runs this bot\)"):
+    with pytest.raises(Refused, match=r"closed .*abuse \(closed by this bot's operator\)"):
         await house.studio.imagine("a lamp", bob, here)
     with pytest.raises(Refused, match="only they can open it"):
         await house.desk.administration.open(bob)

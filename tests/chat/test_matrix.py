@@ -280,7 +280,7 @@ async def test_what_cannot_be_undone_pressed_by_everybody(open_world: Any) -> No
             kept = {view.id for view in await world.studio.recent()}
             assert (left[0] in kept) == (wanted is not None), actor.name
             left = [job for job in left if job in kept]
-        assert len(left) == 1, "the author and whoever runs the bot in three places each, moderator, admin, owner"
+        assert len(left) == 1, "the author and this bot's operator in three places each, moderator, admin, owner"
 
 
 async def test_every_form_sent_by_somebody_who_may_not(open_world: Any) -> None:

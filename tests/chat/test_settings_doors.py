@@ -1,4 +1,4 @@
-"""The emergency stop, budgets, and files of rules; pressed by owner, admin, whoever runs the bot, and others."""
+"""The emergency stop, budgets, and files of rules; pressed by owner, admin, this bot's operator, and others."""
 
 from __future__ import annotations
 
@@ -155,6 +155,6 @@ async def test_nobody_else_sets_budgets(open_world: Any) -> None:
         staff = await hired(world)
         for who in (staff.owner, staff.admin, staff.member):
             refused = await staff.slash(who, "settings budget", queued="5")
-            assert "Only whoever runs this bot may " in text(refused)
-        assert "Only whoever runs this bot" in text(await staff.member.user.slash("settings budget", queued="5"))
+            assert "Only this bot's operator may " in text(refused)
+        assert "Only this bot's operator" in text(await staff.member.user.slash("settings budget", queued="5"))
         assert "ask for it there" in text(await staff.keeper.user.slash("settings show"))

@@ -114,7 +114,7 @@ async def test_an_undo_takes_what_the_change_took(open_world: Any) -> None:
             found = [each for each in walk_components(shown.response.components) if each.get("label") == "Undo"]
             assert [not each.get("disabled") for each in found].count(True) == may, who.name
         close, budget, _ = await world.house.desk.administration.changes(f"discord:{staff.guild.id}")
-        for change, says in ((close, "Only the server's owner"), (budget, "Only whoever runs this bot")):
+        for change, says in ((close, "Only the server's owner"), (budget, "Only this bot's operator")):
             assert says in text(await staff.slash(staff.admin, "settings undo", number=change.number))
         assert "was taken back" in text(await staff.slash(staff.owner, "settings undo", number=close.number))
 

@@ -138,7 +138,7 @@ async def test_who_hears_of_what_keeps_a_rule_from_doing_more(open_world: Any) -
         wide = text(await staff.slash(staff.admin, "settings set", setting="steps", value="40"))
         assert "1 more specific rule goes first" in wide
         await staff.slash(staff.keeper, "settings budget", setting="steps", value="30")
-        assert "The operator of this bot allows 30" in text(
+        assert "This bot's operator allows 30" in text(
             await staff.slash(staff.admin, "settings set", setting="steps", value="45")
         )
         unseen = {staff.guild.default_role: discord.PermissionOverwrite(view_channel=False)}

@@ -52,7 +52,7 @@ def described(parcel: Parcel) -> str:
     said = f"This is your stored data: {jobs(parcel.jobs)}, in `jobs.json`"
     if parcel.left:
         return (
-            f"{said}. Your {parcel.left} pictures are too large to be sent here; the operator of this bot can give you "
+            f"{said}. Your {parcel.left} pictures are too large to be sent here; this bot's operator can give you "
             "all of them (`darkroom export`)."
         )
     return f"{said}, and {parcel.pictures} {'picture' if parcel.pictures == 1 else 'pictures'}."

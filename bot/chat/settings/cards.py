@@ -21,7 +21,7 @@ EXCEPTIONS: dict[Scope, str] = {"channel": "Channels", "role": "Roles", "user": 
 PAGE = 15  # rules on one page of exceptions
 CHANGES = 5  # on one page of the history
 RED, GREEN, BLUE = 0xED4245, 0x57F287, 0x5865F2
-LEGEND = "-# **Bold** is set on this server, 🔒 by the operator of this bot; the rest is the bot's default."
+LEGEND = "-# **Bold** is set on this server, 🔒 by this bot's operator; the rest is the bot's default."
 ORDER = "-# The most specific rule holds: member, then role, channel, everyone."
 
 

@@ -51,7 +51,7 @@ GERMAN: Mapping[str, str] = MappingProxyType(
         ),
         "Members read it when they are refused": "Mitglieder lesen ihn, wenn sie abgewiesen werden",
         "Take new jobs again after close": "Nimmt nach close wieder Aufträge an",
-        "For the operator of this bot: what all members of a server may use together": (
+        "For this bot's operator: what all members of a server may use together": (
             "Für den, der diesen Bot betreibt: was alle auf einem Server zusammen verbrauchen dürfen"
         ),
         "Which server; this one by default": "Welcher Server; sonst dieser",

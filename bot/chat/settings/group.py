@@ -139,7 +139,7 @@ async def open_(interaction: Interaction) -> None:
     await doors.reopen(interaction)
 
 
-@settings.command(description="For the operator of this bot: what all members of a server may use together")
+@settings.command(description="For this bot's operator: what all members of a server may use together")
 @app_commands.describe(
     guild="Which server; this one by default", cost_day="Device time in 24 hours, such as 2 h; none to remove",
     cost_month="Device time in 30 days, such as 30 h; none to remove", running="Jobs at once; none to remove",

@@ -139,9 +139,7 @@ def besides(step: Step, rules: Sequence[Rule]) -> list[str]:
     same = [rule for rule in rules if rule.setting == step.setting]
     high = [rule for rule in same if rule.scope == HOUSE and step.scope != HOUSE]
     near = sum(SCOPES.index(rule.scope) > SCOPES.index(step.scope) for rule in same)
-    lines = [
-        f"-# 🔒 The operator of this bot allows {said(rule.setting, rule.value)}: that still holds." for rule in high
-    ]
+    lines = [f"-# 🔒 This bot's operator allows {said(rule.setting, rule.value)}: that still holds." for rule in high]
     if near:
         lines.append(f"-# {near} {'more specific rule goes' if near == 1 else 'more specific rules go'} first.")
     return lines
